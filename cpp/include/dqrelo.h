@@ -1,0 +1,69 @@
+// dqrelo.h: serve many fine-tunes of one base model from one llama.cpp model.
+//
+// A delta is what a fine-tune changed over its base (docs/format.md). It is loaded for a model, and bound, with a scale,
+// to sequence ids of a context. Rows of a batch whose sequence has no delta run the base.
+//
+// Thread safety: loading, freeing and querying deltas of one model may happen on any thread, beside decoding.
+// Binding belongs to the thread that calls llama_decode on that context.
+#pragma once
+
+#include "llama.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct dqrelo_delta;  // a loaded delta; owned by the caller, belongs to one model
+
+struct dqrelo_load_params {
+    bool allow_other_base_bytes;  // accept another quantisation of the delta's base (default false: refuse)
+    bool verify;                  // check the digest of every tensor before returning (default false)
+};
+
+LLAMA_API struct dqrelo_load_params dqrelo_load_default_params(void);
+
+// Loads the delta at `path` for `model`. `path_model` is the file that the model was loaded from (the first shard, if it is split): the base's identity is
+// computed from it. Returns NULL on failure, with one line that says what is wrong in `err` (always terminated, at most n_err bytes).
+LLAMA_API struct dqrelo_delta * dqrelo_load(
+        const struct llama_model * model, const char * path_model, const char * path,
+        struct dqrelo_load_params params, char * err, size_t n_err);
+
+// Frees a delta. Returns false, and frees nothing, while it is bound to a sequence of any context.
+LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);
+
+// What a delta is. Strings live as long as the delta; NULL where the file has none.
+LLAMA_API const char * dqrelo_name          (const struct dqrelo_delta * delta);  // general.name
+LLAMA_API const char * dqrelo_path          (const struct dqrelo_delta * delta);
+LLAMA_API const char * dqrelo_content_hash  (const struct dqrelo_delta * delta);  // 64 hex digits
+LLAMA_API const char * dqrelo_chat_template (const struct dqrelo_delta * delta);  // NULL: the base's
+LLAMA_API const char * dqrelo_meta_str      (const struct dqrelo_delta * delta, const char * key);  // any metadata value as text (scalars only)
+LLAMA_API bool         dqrelo_same_base_file(const struct dqrelo_delta * delta);  // false: another quantisation of the base
+LLAMA_API double       dqrelo_ratio         (const struct dqrelo_delta * delta);  // bytes / (2 x elements)
+LLAMA_API size_t       dqrelo_n_bytes       (const struct dqrelo_delta * delta);  // of all tensors
+LLAMA_API int32_t      dqrelo_n_weights     (const struct dqrelo_delta * delta);  // base tensors that it changes
+LLAMA_API int32_t      dqrelo_n_bound       (const struct dqrelo_delta * delta);  // sequences that it is bound to, over all contexts
+// End-of-generation tokens of the fine-tune: writes up to n_max ids, returns how many there are; 0: the base's apply.
+LLAMA_API int32_t      dqrelo_eog_tokens    (const struct dqrelo_delta * delta, llama_token * ids, int32_t n_max);
+
+// Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune). Takes effect with the next llama_decode.
+// What the sequence's memory (KV cache) holds stays as it was computed: clear it if it came from another delta.
+// The first bind of a delta to a context checks that every weight it changes is read by that context's graphs in a supported form.
+// Returns false with one line in `err` when that fails, or when more than LLAMA's maximum of different deltas would be bound.
+LLAMA_API bool dqrelo_bind(struct llama_context * ctx, llama_seq_id seq_id, struct dqrelo_delta * delta, float scale, char * err, size_t n_err);
+
+// The delta bound to a sequence, or NULL.
+LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * ctx, llama_seq_id seq_id);
+
+// Checks `delta` against the graphs of `ctx` without binding it (also done by the first bind). On success *n_applied is the number of weights that the graphs read and
+// *n_inert the number that no graph of this context reads.
+LLAMA_API bool dqrelo_check(struct llama_context * ctx, struct dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err, size_t n_err);
+
+// The name of inert weight i (0 .. n_inert-1) found by dqrelo_check, or NULL.
+LLAMA_API const char * dqrelo_inert_weight(const struct dqrelo_delta * delta, int32_t i);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,69 @@
+// dqrelo-op.h: the ggml operator DQRELO, which adds the deltas of many fine-tunes onto the output of a base op.
+//
+// For every row t of the output, owned by delta slot k = owner(t) with request scale s = scale(t):
+//
+//   MATMUL  dst_t = y_t + s * ( sum_p r_p . (S_p (c . x_t)) + U (V x_t) )       y = W x,  x is the activation
+//   ROWS    dst_t = y_t + s * D_hat[id_t]                                        y = get_rows(W, ids), x is the id tensor
+//   MUL     dst_t = y_t + s * (x_t * dense)                                      y = x * w (norm weights)
+//   ADD     dst_t = y_t + s * dense                                              y = x + b (biases)
+//
+// Rows with slot -1, and rows whose slot has no entry for this weight, are copied unchanged.
+// Paper: arXiv:2604.16940, Eqs. 7-15; notation of docs/format.md, section 1.
+#pragma once
+
+#include "ggml.h"
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DQRELO_MAX_PLANES 4
+
+enum dqrelo_form {
+    DQRELO_FORM_MATMUL = 0,
+    DQRELO_FORM_ROWS   = 1,
+    DQRELO_FORM_MUL    = 2,
+    DQRELO_FORM_ADD    = 3,
+};
+
+// One weight of one delta, as it lies in the delta file (mapped, or copied to a device). All pointers are in the memory of the
+// backend that runs the op. A zeroed entry means: this slot does not change this weight.
+struct dqrelo_entry {
+    const uint8_t * sign [DQRELO_MAX_PLANES]; // (n_out, n_in) bits, row-major, LSB first; a row is n_in/8 bytes
+    const float   * scale[DQRELO_MAX_PLANES]; // [1] or [n_out]
+    const float   * cscale;                   // [n_in] or NULL
+    const void    * u;                        // (n_out, rank), rows of type_u; NULL when rank is 0
+    const void    * v;                        // (rank, n_in),  rows of type_v; NULL when rank is 0
+    const void    * dense;                    // a whole delta in type_dense, or NULL
+    int64_t         n_in;                     // ne[0] of the weight
+    int64_t         n_out;                    // ne[1] of the weight
+    int32_t         n_planes;
+    int32_t         rank;
+    int32_t         type_u, type_v, type_dense; // enum ggml_type: F32, F16, BF16, Q8_0, Q4_0; dense F32, F16
+    int32_t         scale_per_row;            // bit p: plane p has a scale per row
+};
+
+// Builds the op. No data is read.
+//   y      F32 [n_out, ...]    output of the base op
+//   x      F32 [n_in, ...] (MATMUL; ne[1..3] as y), I32 ids (ROWS), F32 as y (MUL, ADD: y itself may be given)
+//   table  I8  [sizeof(dqrelo_entry) * n_slots]   entries of this weight; lives in the backend's memory, may change between runs
+//   owner  F32 [2, n_owner]    {slot or -1, scale} for each position of the token axis
+//   stride the owner of row (i1, i2, i3) of y is i1*stride[0] + i2*stride[1] + i3*stride[2]
+// Returns F32 of y's shape. GGML_ASSERTs on shapes: callers decide support beforehand.
+GGML_API struct ggml_tensor * ggml_dqrelo(
+        struct ggml_context * ctx, enum dqrelo_form form,
+        struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
+
+// As above, but makes an existing node `dst` (same shape and type as y) the op. Consumers of dst then see the delta.
+GGML_API void ggml_dqrelo_set(
+        struct ggml_tensor * dst, enum dqrelo_form form,
+        struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
+
+enum dqrelo_form ggml_dqrelo_form  (const struct ggml_tensor * node);
+const int32_t *  ggml_dqrelo_stride(const struct ggml_tensor * node); // [3]
+
+#ifdef __cplusplus
+}
+#endif
