@@ -1,0 +1,88 @@
+// delta-file.h: bounds-checked reader of a delta file (docs/format.md).
+//
+// A file that opens has passed every check of docs/format.md section 4, items 1-6: its counts, names, shapes, types and offsets can be trusted
+// afterwards. Nothing here aborts or throws on what a file contains.
+#pragma once
+
+#include "dqrelo-op.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dqrelo {
+
+// One weight of a delta: what it changes, and where its tensors lie.
+struct weight_info {
+    std::string name;           // the base tensor's name
+    int64_t     ne[4];          // the base tensor's shape
+    int32_t     rank;           // of U V, 0: none
+    int32_t     n_planes;       // 0: the delta is kept whole (dense)
+    float       error_delta;    // ||D - D_hat||_F / ||D||_F
+    float       error_weight;   // ||W_ft - W_hat||_F / ||W_ft||_F
+    size_t      offset_bytes;   // of the weight's first tensor, from the start of the file; a multiple of the alignment after the data section's start
+    size_t      n_bytes;        // from there to the end of its last tensor, padding in between included
+};
+
+// An opened delta file. Immutable: any number of threads may read it. Pointers and references live as long as the object.
+class delta_file {
+public:
+    // Maps and validates the file at `path`. Returns nullptr with one line in `err` on failure.
+    static std::unique_ptr<delta_file> open(const std::string & path, std::string & err);
+
+    ~delta_file();
+    delta_file(const delta_file &) = delete;
+    delta_file & operator=(const delta_file &) = delete;
+
+    const std::vector<weight_info> & weights() const;
+
+    // Index of the weight with this name, or -1.
+    int64_t find(const std::string & name) const;
+
+    // Entry of weight i for its matrix e (0 <= e < ne[2] * ne[3]; 0 for a 2-D weight or a vector), pointing into the mapping. A vector has n_out 1.
+    dqrelo_entry entry(size_t i, int64_t e = 0) const;
+
+    // The same for a copy of the weight's bytes [offset_bytes, offset_bytes + n_bytes) that lies at `pack`, for instance in a device's memory.
+    // `pack` is only added to, never read.
+    dqrelo_entry entry_at(size_t i, int64_t e, const void * pack) const;
+
+    // The bytes of weight i in the mapping: n_bytes of them, 64-byte aligned.
+    const uint8_t * data(size_t i) const;
+
+    const std::string & path() const;
+    const std::string & name() const;           // general.name
+    const std::string & architecture() const;   // of the base
+    const std::string & content_hash() const;   // 64 hex digits
+    double              ratio() const;          // dqrelo.ratio
+    size_t              n_bytes() const;        // of all tensors, without padding
+
+    const std::string &              base_name() const;
+    const std::string &              base_digest() const;     // 64 hex digits
+    const std::vector<std::string> & sample_tensors() const;  // names of base tensors
+    const std::vector<float> &       samples() const;         // 32 values for each of them
+
+    const std::optional<std::string> & chat_template() const; // empty: the base's
+    const std::vector<int32_t> &       eog_tokens() const;    // the fine-tune's EOS, EOT and EOM ids, each once; empty: the base's
+
+    // A scalar of the metadata as text (bool: true or false; numbers: shortest decimal that reads back), or nothing if absent or an array.
+    std::optional<std::string> meta_str(const std::string & key) const;
+
+    // Keys of all scalars in the metadata, in file order.
+    std::vector<std::string> meta_keys() const;
+
+    // Recomputes every digest of docs/format.md section 5. Returns false with one line in `err` that names the first damaged tensor.
+    bool verify(std::string & err) const;
+
+    // Faults all pages in, so that no page fault falls into a decode step.
+    void prefault() const;
+
+private:
+    struct impl;
+    explicit delta_file(std::unique_ptr<impl> p);
+    std::unique_ptr<impl> p;
+};
+
+} // namespace dqrelo
