@@ -1,0 +1,353 @@
+#include "delta-layout.h"
+
+#include "message.h"
+
+#include <algorithm>
+#include <array>
+#include <cinttypes>
+#include <cmath>
+#include <cstring>
+#include <unordered_set>
+
+namespace dqrelo {
+
+namespace {
+
+using shape = std::array<int64_t, 4>;
+
+std::string quoted_tensor(const std::string & name) {
+    return "tensor '" + printable(name) + "'";
+}
+
+std::string quoted_weight(const std::string & name) {
+    return "weight '" + printable(name) + "'";
+}
+
+bool same_shape(const int64_t a[4], const int64_t b[4]) {
+    return std::equal(a, a + 4, b);
+}
+
+// Dimensions without trailing ones, at least 1.
+int n_dims(const int64_t ne[4]) {
+    int n = 4;
+    while (n > 1 && ne[n - 1] == 1) {
+        --n;
+    }
+    return n;
+}
+
+// Reads a MUST array that has n elements.
+template <typename T>
+bool read_array(const gguf_header & header, const char * key, const char * type, size_t n, std::vector<T> & out, std::string & err) {
+    if (!header.require(key, type, out, err)) {
+        return false;
+    }
+    if (out.size() != n) {
+        err = message("key '%s': has %zu entries, expected %zu", key, out.size(), n);
+        return false;
+    }
+    return true;
+}
+
+// Four u64 of a file as a shape: every number at least 1, the product under 2^63.
+bool read_shape(const uint64_t * ne, const std::string & what, int64_t out[4], std::string & err) {
+    int64_t n_elements = 1;
+    for (int j = 0; j < 4; ++j) {
+        if (ne[j] < 1 || ne[j] > (uint64_t) (INT64_MAX / n_elements)) {
+            err = message("%s: dimension %d is %" PRIu64 ", expected at least 1 and fewer than 2^63 elements in all", what.c_str(), j, ne[j]);
+            return false;
+        }
+        out[j] = (int64_t) ne[j];
+        n_elements *= out[j];
+    }
+    return true;
+}
+
+bool read_tensors(const gguf_header & header, delta_layout & out, std::string & err) {
+    const size_t             n = header.tensors.size();
+    std::vector<std::string> names;
+    std::vector<std::string> types;
+    std::vector<std::string> digests;
+    std::vector<uint64_t>    ne;
+    if (!read_array(header, "dqrelo.tensor.names", "[string]", n, names, err) ||
+        !read_array(header, "dqrelo.tensor.types", "[string]", n, types, err) ||
+        !read_array(header, "dqrelo.tensor.ne", "[u64]", 4 * n, ne, err) ||
+        !read_array(header, "dqrelo.tensor.sha256", "[string]", n, digests, err)) {
+        return false;
+    }
+    for (size_t i = 0; i < n; ++i) {
+        const std::string & name = header.tensors[i].name;
+        if (names[i] != name) {
+            err = message("key 'dqrelo.tensor.names': entry %zu is '%s', expected '%s', the file's tensor", i, printable(names[i]).c_str(),
+                          printable(name).c_str());
+            return false;
+        }
+        if (!is_sha256_text(digests[i])) {
+            err = message("%s: digest is '%s', expected 64 lower-case hex digits", quoted_tensor(name).c_str(), printable(digests[i]).c_str());
+            return false;
+        }
+        declared_tensor tensor;
+        tensor.type   = types[i];
+        tensor.sha256 = digests[i];
+        if (!read_shape(&ne[4 * i], quoted_tensor(name), tensor.ne, err)) {
+            return false;
+        }
+        out.tensors.push_back(tensor);
+    }
+    return true;
+}
+
+bool check_weight(const weight_info & weight, uint32_t rank, uint32_t n_planes, std::string & err) {
+    const std::string what = quoted_weight(weight.name);
+    if (n_planes > DQRELO_MAX_PLANES) {
+        err = message("%s: has %" PRIu32 " planes, expected at most %d", what.c_str(), n_planes, DQRELO_MAX_PLANES);
+        return false;
+    }
+    if (rank > INT32_MAX || (n_planes == 0 && rank != 0)) {
+        err = message("%s: rank is %" PRIu32 ", expected %s", what.c_str(), rank, n_planes == 0 ? "0 for a dense weight" : "less than 2^31");
+        return false;
+    }
+    const int dims = n_dims(weight.ne);
+    if (n_planes > 0 && (dims < 2 || dims > 3 || weight.ne[0] % 8 != 0)) {
+        err = message("%s: shape is %s, expected 2 or 3 dimensions and rows of a multiple of 8 for signs", what.c_str(),
+                      shape_text(weight.ne).c_str());
+        return false;
+    }
+    return true;
+}
+
+bool read_weights(const gguf_header & header, delta_layout & out, std::string & err) {
+    std::vector<std::string> names;
+    if (!header.require("dqrelo.weight.names", "[string]", names, err)) {
+        return false;
+    }
+    const size_t          n = names.size();
+    std::vector<uint64_t> ne;
+    std::vector<uint32_t> rank;
+    std::vector<uint32_t> n_planes;
+    std::vector<float>    error_delta;
+    std::vector<float>    error_weight;
+    if (!read_array(header, "dqrelo.weight.ne", "[u64]", 4 * n, ne, err) || !read_array(header, "dqrelo.weight.rank", "[u32]", n, rank, err) ||
+        !read_array(header, "dqrelo.weight.n_planes", "[u32]", n, n_planes, err) ||
+        !read_array(header, "dqrelo.weight.error_delta", "[f32]", n, error_delta, err) ||
+        !read_array(header, "dqrelo.weight.error_weight", "[f32]", n, error_weight, err)) {
+        return false;
+    }
+    std::unordered_set<std::string> seen;
+    for (size_t i = 0; i < n; ++i) {
+        weight_info weight = {};
+        weight.name        = names[i];
+        if (!seen.insert(weight.name).second) {
+            err = message("%s: is there twice", quoted_weight(weight.name).c_str());
+            return false;
+        }
+        if (!read_shape(&ne[4 * i], quoted_weight(weight.name), weight.ne, err) || !check_weight(weight, rank[i], n_planes[i], err)) {
+            return false;
+        }
+        weight.rank         = (int32_t) rank[i];
+        weight.n_planes     = (int32_t) n_planes[i];
+        weight.error_delta  = error_delta[i];
+        weight.error_weight = error_weight[i];
+        out.weights.push_back(weight);
+    }
+    return true;
+}
+
+// Offsets: multiples of the alignment, in order, without overlap or gap, the last tensor inside the file.
+bool check_offsets(const gguf_header & header, size_t n_file_bytes, std::string & err) {
+    const uint64_t alignment = header.alignment;
+    uint64_t       expected  = 0;
+    for (const gguf_tensor_entry & tensor : header.tensors) {
+        const std::string what = quoted_tensor(tensor.name);
+        if (tensor.offset_bytes % alignment != 0) {
+            err = message("%s: offset is %" PRIu64 ", expected a multiple of %" PRIu64, what.c_str(), tensor.offset_bytes, alignment);
+            return false;
+        }
+        if (tensor.offset_bytes != expected) {
+            err = message("%s: offset is %" PRIu64 ", expected %" PRIu64 ", the end of the tensor before it (%s)", what.c_str(), tensor.offset_bytes,
+                          expected, tensor.offset_bytes < expected ? "overlap" : "gap");
+            return false;
+        }
+        // Both terms are below 2^63, and every tensor before this one was found to lie inside the file.
+        const uint64_t end = header.data_offset_bytes + tensor.offset_bytes;
+        if (end > n_file_bytes || tensor.n_bytes > n_file_bytes - end) {
+            err = message("%s: needs %zu bytes at byte %" PRIu64 ", file has %zu bytes. Truncated download?", what.c_str(), tensor.n_bytes, end,
+                          n_file_bytes);
+            return false;
+        }
+        expected = (tensor.offset_bytes + tensor.n_bytes + alignment - 1) / alignment * alignment;
+    }
+    return true;
+}
+
+// Walks the file's tensors weight by weight: each weight takes the tensors that it must have, in their order.
+class pack_reader {
+public:
+    pack_reader(const gguf_header & header, delta_layout & out, const uint8_t * data) : header(header), out(out), data(data) {}
+
+    std::string err;
+
+    bool read_all() {
+        for (weight_info & weight : out.weights) {
+            pack_layout pack;
+            first           = next;
+            const bool good = weight.n_planes > 0 ? read_signs(weight, pack) && read_factors(weight, pack) : read_dense(weight, pack);
+            if (!good) {
+                return false;
+            }
+            const gguf_tensor_entry & last = header.tensors[next - 1];
+            weight.offset_bytes = header.data_offset_bytes + (size_t) header.tensors[first].offset_bytes;
+            weight.n_bytes      = (size_t) (last.offset_bytes - header.tensors[first].offset_bytes) + last.n_bytes;
+            out.packs.push_back(pack);
+        }
+        if (next < header.tensors.size()) {
+            err = message("%s: belongs to no weight of 'dqrelo.weight.names' at this place, expected no more tensors",
+                          quoted_tensor(header.tensors[next].name).c_str());
+            return false;
+        }
+        return true;
+    }
+
+private:
+    const gguf_header & header;
+    delta_layout &      out;
+    const uint8_t *     data;
+    size_t              first = 0;  // the weight's first tensor
+    size_t              next  = 0;  // the next tensor to take
+
+    bool read_signs(const weight_info & weight, pack_layout & pack) {
+        const int64_t * ne = weight.ne;
+        for (int32_t p = 0; p < weight.n_planes; ++p) {
+            const std::string plane = p == 0 ? "" : std::to_string(p);
+            if (!take(weight, ".dq_sign" + plane, "DQ_SIGN", { GGML_TYPE_I8 }, { { ne[0] / 8, ne[1], ne[2], 1 } }, pack.sign[p]) ||
+                !take(weight, ".dq_scale" + plane, "DQ_SCALE", { GGML_TYPE_F32 }, scale_shapes(ne), pack.scale[p])) {
+                return false;
+            }
+            const bool per_row = ne[1] > 1 && header.tensors[next - 1].ne[0] == ne[1];
+            pack.scale_per_row |= per_row ? 1 << p : 0;
+        }
+        if (has_next(weight, ".dq_cscale")) {
+            const shape cscale = ne[2] > 1 ? shape{ ne[0], ne[2], 1, 1 } : shape{ ne[0], 1, 1, 1 };
+            return take(weight, ".dq_cscale", "DQ_CSCALE", { GGML_TYPE_F32 }, { cscale }, pack.cscale);
+        }
+        return true;
+    }
+
+    static std::vector<shape> scale_shapes(const int64_t ne[4]) {
+        if (ne[2] > 1) {
+            return { { 1, ne[2], 1, 1 }, { ne[1], ne[2], 1, 1 } };
+        }
+        return { { 1, 1, 1, 1 }, { ne[1], 1, 1, 1 } };
+    }
+
+    bool read_factors(const weight_info & weight, pack_layout & pack) {
+        if (weight.rank == 0) {
+            return true;
+        }
+        static const std::vector<ggml_type> types = { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
+        return take(weight, ".dq_u", "DQ_U", types, { { weight.rank, weight.ne[1], weight.ne[2], 1 } }, pack.u) &&
+               take(weight, ".dq_v", "DQ_V", types, { { weight.ne[0], weight.rank, weight.ne[2], 1 } }, pack.v);
+    }
+
+    bool read_dense(const weight_info & weight, pack_layout & pack) {
+        const int64_t * ne = weight.ne;
+        return take(weight, ".dq_dense", "DQ_DENSE", { GGML_TYPE_F32, GGML_TYPE_F16 }, { { ne[0], ne[1], ne[2], ne[3] } }, pack.dense);
+    }
+
+    bool has_next(const weight_info & weight, const std::string & suffix) const {
+        return next < header.tensors.size() && header.tensors[next].name == weight.name + suffix;
+    }
+
+    // The next tensor must be `weight.name + suffix`, of one of `types` and one of `shapes`.
+    bool take(const weight_info & weight, const std::string & suffix, const char * declared, const std::vector<ggml_type> & types,
+              const std::vector<shape> & shapes, part_layout & part) {
+        const std::string what = quoted_tensor(weight.name + suffix);
+        if (!has_next(weight, suffix)) {
+            err = message("%s: is missing, file has '%s' in its place", what.c_str(),
+                          next < header.tensors.size() ? printable(header.tensors[next].name).c_str() : "nothing");
+            return false;
+        }
+        const gguf_tensor_entry & tensor = header.tensors[next];
+        const declared_tensor &   facts  = out.tensors[next];
+        if (facts.type != declared) {
+            err = message("%s: declared type is '%s', expected '%s'", what.c_str(), printable(facts.type).c_str(), declared);
+            return false;
+        }
+        if (!check_type(tensor, types, what) || !check_shape(tensor, shapes, what)) {
+            return false;
+        }
+        const int64_t * logical = strcmp(declared, "DQ_SIGN") == 0 ? weight.ne : tensor.ne;
+        if (!same_shape(facts.ne, logical)) {
+            err = message("%s: declared shape is %s, expected %s", what.c_str(), shape_text(facts.ne).c_str(), shape_text(logical).c_str());
+            return false;
+        }
+        const bool is_scale = strcmp(declared, "DQ_SCALE") == 0 || strcmp(declared, "DQ_CSCALE") == 0;
+        if (is_scale && !check_finite(tensor, what)) {
+            return false;
+        }
+        const int64_t n_matrices = weight.ne[2] * weight.ne[3];
+        part.present             = true;
+        part.type                = tensor.type;
+        part.offset_bytes        = (size_t) (tensor.offset_bytes - header.tensors[first].offset_bytes);
+        part.n_bytes_a_matrix    = tensor.n_bytes / (size_t) n_matrices;
+        ++next;
+        return true;
+    }
+
+    bool check_type(const gguf_tensor_entry & tensor, const std::vector<ggml_type> & types, const std::string & what) {
+        if (std::find(types.begin(), types.end(), tensor.type) != types.end()) {
+            return true;
+        }
+        std::string expected;
+        for (ggml_type type : types) {
+            expected += (expected.empty() ? "" : ", ") + std::string(ggml_type_name(type));
+        }
+        err = message("%s: storage type is %s, expected %s", what.c_str(), ggml_type_name(tensor.type), expected.c_str());
+        return false;
+    }
+
+    bool check_shape(const gguf_tensor_entry & tensor, const std::vector<shape> & shapes, const std::string & what) {
+        std::string expected;
+        for (const shape & ne : shapes) {
+            if (same_shape(tensor.ne, ne.data())) {
+                return true;
+            }
+            expected += (expected.empty() ? "" : " or ") + shape_text(ne.data());
+        }
+        err = message("%s: stored shape is %s, expected %s", what.c_str(), shape_text(tensor.ne).c_str(), expected.c_str());
+        return false;
+    }
+
+    bool check_finite(const gguf_tensor_entry & tensor, const std::string & what) {
+        const uint8_t * p = data + header.data_offset_bytes + tensor.offset_bytes;
+        for (size_t i = 0; i < tensor.n_bytes / sizeof(float); ++i) {
+            float value;
+            memcpy(&value, p + i * sizeof(float), sizeof(float));
+            if (!std::isfinite(value)) {
+                err = message("%s: value %zu is %f, expected a finite number", what.c_str(), i, (double) value);
+                return false;
+            }
+        }
+        return true;
+    }
+};
+
+} // namespace
+
+bool is_sha256_text(const std::string & text) {
+    return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+bool read_delta_layout(const gguf_header & header, const uint8_t * data, size_t n_bytes, delta_layout & out, std::string & err) {
+    if (!read_tensors(header, out, err) || !read_weights(header, out, err) || !check_offsets(header, n_bytes, err)) {
+        return false;
+    }
+    pack_reader packs(header, out, data);
+    if (!packs.read_all()) {
+        err = packs.err;
+        return false;
+    }
+    return true;
+}
+
+} // namespace dqrelo

@@ -1,0 +1,50 @@
+// delta-layout.h: where the tensors of each weight of a delta lie, checked against docs/format.md sections 2 and 4 (items 3-6).
+#pragma once
+
+#include "delta-file.h"
+#include "gguf-header.h"
+
+#include <string>
+#include <vector>
+
+namespace dqrelo {
+
+// Where one tensor lies inside a weight's pack (the bytes from the weight's first tensor to the end of its last).
+struct part_layout {
+    bool      present          = false;
+    ggml_type type             = GGML_TYPE_F32;
+    size_t    offset_bytes     = 0;  // from the start of the pack
+    size_t    n_bytes_a_matrix = 0;  // 3-D tensors: distance from matrix e to e + 1
+};
+
+struct pack_layout {
+    part_layout sign [DQRELO_MAX_PLANES];
+    part_layout scale[DQRELO_MAX_PLANES];
+    part_layout cscale;
+    part_layout u;
+    part_layout v;
+    part_layout dense;
+    int32_t     scale_per_row = 0;  // bit p: plane p has a scale per row
+};
+
+// A tensor's declared facts, in file order (dqrelo.tensor.*).
+struct declared_tensor {
+    std::string type;     // "DQ_SIGN", ...
+    int64_t     ne[4];    // logical shape
+    std::string sha256;
+};
+
+struct delta_layout {
+    std::vector<weight_info>     weights;
+    std::vector<pack_layout>     packs;    // as weights
+    std::vector<declared_tensor> tensors;  // as gguf_header::tensors
+};
+
+// Reads and checks the arrays of the metadata, and every tensor's name, type, shape and place. `data` is the whole file: scales are read.
+// Returns false with one line in `err` (without the file's name).
+bool read_delta_layout(const gguf_header & header, const uint8_t * data, size_t n_bytes, delta_layout & out, std::string & err);
+
+// True for 64 lower-case hex digits.
+bool is_sha256_text(const std::string & text);
+
+} // namespace dqrelo

@@ -1,0 +1,79 @@
+// gguf-header.h: bounds-checked parser of a GGUF header in memory.
+//
+// ggml's own parser reports errors through the global log and refuses nothing that gguf.md allows but a delta may not have; this one says in one line
+// what is wrong, allocates no more than a small multiple of the header's own bytes, and keeps where each value lies.
+#pragma once
+
+#include "ggml.h"
+#include "gguf.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace dqrelo {
+
+// A metadata value. `data` points into the parsed bytes, at no particular alignment; an array of strings is a sequence of {u64 length, bytes}.
+struct gguf_entry {
+    std::string     key;
+    gguf_type       type     = GGUF_TYPE_COUNT;  // of the elements
+    bool            is_array = false;
+    uint64_t        n        = 1;                // elements
+    const uint8_t * data     = nullptr;
+    size_t          n_bytes  = 0;
+};
+
+struct gguf_tensor_entry {
+    std::string name;
+    ggml_type   type         = GGML_TYPE_COUNT;
+    int64_t     ne[4]        = { 1, 1, 1, 1 };
+    uint64_t    offset_bytes = 0;  // from the start of the data section
+    size_t      n_bytes      = 0;  // without padding
+};
+
+struct gguf_header {
+    uint32_t                       version   = 0;
+    uint32_t                       alignment = GGUF_DEFAULT_ALIGNMENT;
+    size_t                         data_offset_bytes = 0;  // of the data section, from the start of the file
+    std::vector<gguf_entry>        entries;
+    std::vector<gguf_tensor_entry> tensors;
+
+    // nullptr if absent
+    const gguf_entry * find(const std::string & key) const;
+
+    // Values by type: false if the key is absent or has another type.
+    bool get(const std::string & key, std::string & out) const;
+    bool get(const std::string & key, uint32_t & out) const;
+    bool get(const std::string & key, uint16_t & out) const;
+    bool get(const std::string & key, double & out) const;
+    bool get(const std::string & key, std::vector<std::string> & out) const;
+    bool get(const std::string & key, std::vector<uint32_t> & out) const;
+    bool get(const std::string & key, std::vector<uint64_t> & out) const;
+    bool get(const std::string & key, std::vector<float> & out) const;
+
+    // As get, for a key that has to be there: a failure leaves one line in `err`. `type` is how docs/format.md writes the key's type.
+    template <typename T> bool require(const std::string & key, const char * type, T & out, std::string & err) const {
+        if (get(key, out)) {
+            return true;
+        }
+        err = "key '" + key + "' " + (find(key) ? "has another type" : "is missing") + ", expected type " + type;
+        return false;
+    }
+
+    std::unordered_map<std::string, size_t> index;  // key -> entries
+};
+
+// Parses the header of a file that is wholly in [data, data + n_bytes). Checks magic, version 2 or 3, that every count and length fits into the file, that keys and
+// tensor names are unique UTF-8, types known, and sizes representable. Tensor offsets are not checked against the file.
+// Returns false with one line in `err` (without the file's name).
+bool parse_gguf_header(const uint8_t * data, size_t n_bytes, gguf_header & out, std::string & err);
+
+// ggml's name of a storage type, in lower case: "f16", "q4_k".
+std::string storage_name(ggml_type type);
+
+// A scalar as text; an empty string for arrays.
+std::string scalar_text(const gguf_entry & entry);
+
+} // namespace dqrelo

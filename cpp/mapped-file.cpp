@@ -1,0 +1,69 @@
+// mapped-file.cpp: POSIX. The Windows form is in mapped-file-win32.cpp; each file is empty on the other's platform.
+#ifndef _WIN32
+
+#include "mapped-file.h"
+
+#include "message.h"
+
+#include <cerrno>
+#include <cstring>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace dqrelo {
+
+std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, access how, std::string & err) {
+    const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        err = message("cannot be opened: %s", strerror(errno));
+        return nullptr;
+    }
+    struct stat st;
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        err = "is not a regular file";
+        close(fd);
+        return nullptr;
+    }
+    if (st.st_size == 0) {
+        err = "is empty";
+        close(fd);
+        return nullptr;
+    }
+    void * data = mmap(nullptr, (size_t) st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    const int map_errno = errno;
+    close(fd);  // the mapping keeps the file
+    if (data == MAP_FAILED) {
+        err = message("cannot be mapped: %s", strerror(map_errno));
+        return nullptr;
+    }
+    madvise(data, (size_t) st.st_size, how == access::random ? MADV_RANDOM : MADV_NORMAL);
+
+    std::unique_ptr<mapped_file> file(new mapped_file());
+    file->data_    = (const uint8_t *) data;
+    file->n_bytes_ = (size_t) st.st_size;
+    return file;
+}
+
+mapped_file::~mapped_file() {
+    munmap((void *) data_, n_bytes_);
+}
+
+void mapped_file::prefault(size_t offset_bytes, size_t n_bytes) const {
+    const size_t page  = (size_t) sysconf(_SC_PAGESIZE);
+    const size_t begin = offset_bytes / page * page;
+    const size_t end   = offset_bytes + n_bytes;
+    // The advice starts reading in large requests; the loop waits for each page, which also enters it into this process's page table.
+    madvise((void *) (data_ + begin), end - begin, MADV_WILLNEED);
+    volatile uint8_t sink = 0;
+    for (size_t at = begin; at < end; at += page) {
+        sink = data_[at];
+    }
+    (void) sink;
+}
+
+} // namespace dqrelo
+
+#endif

@@ -1,0 +1,24 @@
+// message.h: one-line error texts. What comes from a file is made printable first, so that a hostile name cannot forge lines or terminal escapes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace dqrelo {
+
+// printf into a string.
+#if defined(__GNUC__) || defined(__clang__)
+__attribute__((format(printf, 1, 2)))
+#endif
+std::string message(const char * format, ...);
+
+// `text` with control bytes and what is no UTF-8 replaced by '?', cut after 120 bytes.
+std::string printable(const std::string & text);
+
+bool is_utf8(const char * text, size_t n_bytes);
+
+// A shape without trailing ones: "(64, 32)"; at least one number is kept.
+std::string shape_text(const int64_t ne[4]);
+
+} // namespace dqrelo
