@@ -1,0 +1,69 @@
+"""D-QReLO: fine-tunes of one GGUF base as small delta files, several of them served at once.
+
+The names below are imported when they are first used, so that a command's --help does not wait for numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dqrelo_gguf.errors import (
+        BaseMismatchError,
+        DiskFullError,
+        DqreloError,
+        FormatError,
+        InputError,
+        NonFiniteError,
+        OutputExistsError,
+        ShapeError,
+    )
+    from dqrelo_gguf.fingerprint import BaseIdentity, Match, base_identity, compare
+    from dqrelo_gguf.reader import DeltaReader
+    from dqrelo_gguf.signs import pack_signs, unpack_signs
+    from dqrelo_gguf.writer import DeltaMeta, DeltaWriter, WeightData, WeightSpec
+
+__all__ = [
+    "BaseIdentity",
+    "BaseMismatchError",
+    "DeltaMeta",
+    "DeltaReader",
+    "DeltaWriter",
+    "DiskFullError",
+    "DqreloError",
+    "FormatError",
+    "InputError",
+    "Match",
+    "NonFiniteError",
+    "OutputExistsError",
+    "ShapeError",
+    "WeightData",
+    "WeightSpec",
+    "__version__",
+    "base_identity",
+    "compare",
+    "pack_signs",
+    "unpack_signs",
+]
+
+_HOMES = {
+    "errors": [name for name in __all__ if name.endswith("Error")],
+    "fingerprint": ["BaseIdentity", "Match", "base_identity", "compare"],
+    "reader": ["DeltaReader"],
+    "signs": ["pack_signs", "unpack_signs"],
+    "writer": ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+try:
+    __version__ = version("dqrelo-gguf")
+except PackageNotFoundError:  # run from a source tree
+    __version__ = "0+source"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)

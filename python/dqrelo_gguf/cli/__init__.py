@@ -1,0 +1,71 @@
+"""The commands. One file a command; this one holds what they share: how a command ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from types import FrameType
+from typing import Callable, Iterator
+
+from dqrelo_gguf.errors import DqreloError, is_disk_full
+
+EXIT_OK = 0
+EXIT_FAILED = 1  # argparse itself exits with 2 on a usage error
+
+
+def run(main_fn: Callable[[], int | None], prog: str) -> int:
+    """Runs a command and turns what is not our own bug into one line on stderr.
+
+    Args:
+        main_fn: the command; returns an exit code, None for 0.
+        prog: the command's name, first word of the line.
+
+    Returns:
+        The exit code: 0, 1 after an error or an interrupt, or what main_fn returned.
+    """
+    try:
+        with _terminate_like_interrupt():
+            code = main_fn()
+            sys.stdout.flush()
+        return EXIT_OK if code is None else code
+    except DqreloError as e:
+        message = str(e)
+    except KeyboardInterrupt:
+        message = "interrupted, no output was left behind"
+    except BrokenPipeError:
+        # The reader of stdout has gone (`| head`). Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except MemoryError:
+        message = "out of memory"
+    except OSError as e:
+        message = _describe(e)
+    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def _describe(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if is_disk_full(error):
+        return f"{where}the disk is full"
+    return f"{where}{(error.strerror or str(error)).lower()}"
+
+
+@contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    """Lets SIGTERM unwind like Ctrl-C does, so that a half-written output is removed."""
+
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,319 @@
+"""GGUF itself: packs a header, and parses one with every length checked against the file's size.
+
+gguf-py's GGUFReader trusts the file (a bad length ends in an IndexError or in gigabytes of memory) and builds a Python
+object per vocabulary entry; this one refuses a malformed file in one line and decodes an array only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn, Sequence, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf import format as fmt
+from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.errors import FormatError, raise_os_error
+from dqrelo_gguf.layout import n_data_bytes, ne_text, padded_bytes, type_name
+
+ValueType: TypeAlias = gguf.GGUFValueType
+GGUFValue: TypeAlias = gguf.GGUFValue
+
+MAGIC = b"GGUF"
+VERSION = 3
+_MIN_VERSION = 2  # differs from 3 in nothing that we read
+_MAX_DIMS = 4
+_MAX_ELEMENTS = 1 << 62  # twice this still fits ggml's int64_t
+
+_SCALARS = {
+    ValueType.UINT8: "<B",
+    ValueType.INT8: "<b",
+    ValueType.UINT16: "<H",
+    ValueType.INT16: "<h",
+    ValueType.UINT32: "<I",
+    ValueType.INT32: "<i",
+    ValueType.FLOAT32: "<f",
+    ValueType.BOOL: "<?",
+    ValueType.UINT64: "<Q",
+    ValueType.INT64: "<q",
+    ValueType.FLOAT64: "<d",
+}
+
+
+# --- packing ---
+
+
+def pack_string(text: str) -> bytes:
+    raw = text.encode("utf-8")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def pack_value(value: GGUFValue) -> bytes:
+    """A metadata value with its type in front, as it follows its key."""
+    return struct.pack("<I", value.type) + _pack_bare(value.value, value.type, value.sub_type)
+
+
+def _pack_bare(value: Any, value_type: ValueType, sub_type: ValueType | None) -> bytes:
+    if value_type == ValueType.STRING:
+        return pack_string(value)
+    if value_type != ValueType.ARRAY:
+        return struct.pack(_SCALARS[value_type], value)
+    items = list(value)
+    if sub_type is None and not items:
+        raise ValueError("an empty array needs the type of its items")
+    item_type = sub_type if sub_type is not None else ValueType.get_type(items[0])
+    packed = b"".join(_pack_bare(item, item_type, None) for item in items)
+    return struct.pack("<IQ", item_type, len(items)) + packed
+
+
+def pack_header(
+    metadata: Sequence[tuple[str, GGUFValue]], tensors: Sequence[tuple[str, Sequence[int], gguf.GGMLQuantizationType]]
+) -> bytes:
+    """A whole GGUF header, padded: the data section begins where it ends.
+
+    Args:
+        metadata: keys and values in file order; must hold general.alignment = 64.
+        tensors: (name, ne, type) in file order; offsets follow from the sizes.
+    """
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    for key, value in metadata:
+        parts += [pack_string(key), pack_value(value)]
+    offset_bytes = 0
+    for name, ne, t in tensors:
+        parts.append(pack_string(name))
+        parts.append(struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, t, offset_bytes))
+        offset_bytes += padded_bytes(n_data_bytes(t, ne))
+    header = b"".join(parts)
+    return header.ljust(padded_bytes(len(header)), b"\0")
+
+
+# --- parsing ---
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as the header declares it; it lies inside the file."""
+
+    name: str
+    ne: tuple[int, ...]
+    type: gguf.GGMLQuantizationType
+    offset: int  # bytes after the start of the data section
+    n_bytes: int
+
+    @property
+    def n_elements(self) -> int:
+        return int(prod(self.ne))
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A metadata value that is not decoded yet."""
+
+    type: ValueType
+    item_type: ValueType | None  # of an array
+    n_items: int  # of an array
+    offset: int  # byte in the file where the value, or the first item, begins
+
+
+class GGUFFile:
+    """One GGUF file, mapped. Everything in the header is checked when it is opened; the data is not touched.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FormatError: the file is not a sound GGUF file.
+        InputError: it cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.n_file_bytes = 0
+        self._map = self._open()
+        self._at = 0  # parsing position, byte in the file
+        self.version, n_tensors, n_fields = self._parse_start()
+        self._fields = self._parse_fields(n_fields)
+        self.alignment = self._parse_alignment()
+        raw = self._parse_tensor_infos(n_tensors)
+        self.data_start = padded_bytes(self._at, self.alignment)
+        self.tensors: dict[str, TensorInfo] = self._check_tensors(raw)
+
+    def fail(self, message: str) -> NoReturn:
+        """Raises a FormatError about this file."""
+        raise FormatError(f"{self.path.name}: {message}")
+
+    # -- access --
+
+    def keys(self) -> list[str]:
+        return list(self._fields)
+
+    def value_type(self, key: str) -> tuple[ValueType, ValueType | None] | None:
+        """A key's type, and its items' type for an array; None if the key is absent."""
+        field = self._fields.get(key)
+        return None if field is None else (field.type, field.item_type)
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """A key's value, decoded; an array becomes a list."""
+        field = self._fields.get(key)
+        if field is None:
+            return default
+        self._at = field.offset
+        if field.item_type is None:
+            return self._string(key) if field.type == ValueType.STRING else self._scalar(field.type, key)
+        if field.item_type == ValueType.STRING:
+            return [self._string(key) for _ in range(field.n_items)]
+        dtype = np.dtype(_SCALARS[field.item_type])
+        return np.frombuffer(self._map, dtype, field.n_items, field.offset).tolist()
+
+    def raw(self, tensor: TensorInfo, start: int = 0, n_bytes: int | None = None) -> npt.NDArray[np.uint8]:
+        """Bytes of a tensor's data, a view of the map."""
+        n = tensor.n_bytes - start if n_bytes is None else n_bytes
+        if n == 0:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(self._map, np.uint8, n, self.data_start + tensor.offset + start)
+
+    # -- header --
+
+    def _open(self) -> mmap.mmap:
+        try:
+            with open(self.path, "rb") as f:
+                self.n_file_bytes = os.fstat(f.fileno()).st_size
+                head = f.read(4)
+                if head != MAGIC:
+                    self.fail(f"is not a GGUF file, it begins with {head!r}, expected {MAGIC!r}")
+                return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as e:
+            raise_os_error(e, str(self.path))
+
+    def _parse_start(self) -> tuple[int, int, int]:
+        self._at = len(MAGIC)
+        version, n_tensors, n_fields = self._unpack("<IQQ", "the counts")
+        if version & 0xFFFF == 0 and version != 0:
+            self.fail("is a big-endian GGUF file, expected little-endian")
+        if not _MIN_VERSION <= version <= VERSION:
+            self.fail(f"GGUF version {version}, expected {VERSION}")
+        # The smallest entries: a tensor has a name length, a dimension count, a type, an offset; a field a key length, a type, a byte.
+        for what, n, least_bytes in (("tensors", n_tensors, 24), ("metadata keys", n_fields, 13)):
+            if n * least_bytes > self.n_file_bytes:
+                self.fail(f"declares {n} {what}, more than its {self.n_file_bytes} bytes can hold. Truncated download?")
+        return version, n_tensors, n_fields
+
+    def _parse_fields(self, n_fields: int) -> dict[str, _Field]:
+        fields: dict[str, _Field] = {}
+        for i in range(n_fields):
+            key = self._string(f"metadata key {i}")
+            if key in fields:
+                self.fail(f"metadata key '{key}' occurs twice")
+            value_type = self._value_type(key)
+            if value_type == ValueType.ARRAY:
+                item_type = self._value_type(key)
+                (n_items,) = self._unpack("<Q", f"the length of '{key}'")
+                fields[key] = _Field(value_type, item_type, n_items, self._at)
+                self._skip_items(key, item_type, n_items)
+            else:
+                fields[key] = _Field(value_type, None, 0, self._at)
+                self._skip_items(key, value_type, 1)
+        return fields
+
+    def _skip_items(self, key: str, item_type: ValueType, n_items: int) -> None:
+        if item_type == ValueType.ARRAY:
+            self.fail(f"metadata key '{key}' is an array of arrays, which GGUF has no use for")
+        item_bytes = 8 if item_type == ValueType.STRING else struct.calcsize(_SCALARS[item_type])
+        if n_items * item_bytes > self.n_file_bytes - self._at:
+            self.fail(f"metadata key '{key}' has {n_items} items, but only {self.n_file_bytes - self._at} bytes are left. Truncated download?")
+        if item_type != ValueType.STRING:
+            self._at += n_items * item_bytes
+            return
+        unpack, data, n_file_bytes, at = struct.Struct("<Q").unpack_from, self._map, self.n_file_bytes, self._at
+        for _ in range(n_items):  # a vocabulary: kept tight
+            if at + 8 > n_file_bytes:
+                break
+            at += 8 + unpack(data, at)[0]
+        else:
+            if at <= n_file_bytes:
+                self._at = at
+                return
+        self.fail(f"a string of metadata key '{key}' ends behind the file's {n_file_bytes} bytes. Truncated download?")
+
+    def _parse_alignment(self) -> int:
+        field = self._fields.get(fmt.KEY_ALIGNMENT)
+        if field is None:
+            return int(gguf.GGUF_DEFAULT_ALIGNMENT)
+        at = self._at
+        alignment = self.value(fmt.KEY_ALIGNMENT)
+        self._at = at
+        if field.type != ValueType.UINT32 or alignment == 0 or alignment & (alignment - 1):
+            self.fail(f"{fmt.KEY_ALIGNMENT} is {alignment} ({field.type.name}), expected a power of two (UINT32)")
+        return int(alignment)
+
+    def _parse_tensor_infos(self, n_tensors: int) -> list[tuple[str, tuple[int, ...], int, int]]:
+        """(name, ne, type id, offset) of each tensor."""
+        infos = []
+        for i in range(n_tensors):
+            name = self._string(f"the name of tensor {i}")
+            (n_dims,) = self._unpack("<I", f"the shape of '{name}'")
+            if n_dims > _MAX_DIMS:
+                self.fail(f"tensor '{name}' has {n_dims} dimensions, expected at most {_MAX_DIMS}")
+            *ne, type_id, offset = self._unpack(f"<{n_dims}QIQ", f"the shape of '{name}'")
+            infos.append((name, tuple(ne) or (1,), type_id, offset))
+        return infos
+
+    def _check_tensors(self, infos: list[tuple[str, tuple[int, ...], int, int]]) -> dict[str, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
+        for name, ne, type_id, offset in infos:
+            if name in tensors:
+                self.fail(f"tensor '{name}' occurs twice")
+            try:
+                t = gguf.GGMLQuantizationType(type_id)
+            except ValueError:
+                self.fail(f"tensor '{name}' has the unknown type id {type_id}. Made by a newer or a forked llama.cpp?")
+            if min(ne) < 1 or prod(ne) > _MAX_ELEMENTS:
+                self.fail(f"tensor '{name}' has the impossible shape {ne_text(ne)}")
+            block = gguf.GGML_QUANT_SIZES[t][0]
+            if ne[0] % block != 0:
+                self.fail(f"tensor '{name}' has rows of {ne[0]}, expected a multiple of {block} for type {type_name(t)}")
+            if offset % self.alignment != 0:
+                self.fail(f"tensor '{name}' begins at byte {offset} of the data, expected a multiple of {self.alignment}")
+            info = TensorInfo(name, ne, t, offset, n_data_bytes(t, ne))
+            end = self.data_start + offset + info.n_bytes
+            if end > self.n_file_bytes:
+                self.fail(f"tensor '{name}' ends at byte {end}, file has {self.n_file_bytes} bytes. Truncated download?")
+            tensors[name] = info
+        return tensors
+
+    # -- primitives: each checks that what it reads lies inside the file --
+
+    def _unpack(self, layout: str, what: str) -> tuple[Any, ...]:
+        n = struct.calcsize(layout)
+        if self._at + n > self.n_file_bytes:
+            self.fail(f"ends at byte {self.n_file_bytes}, inside {what}. Truncated download?")
+        values = struct.unpack_from(layout, self._map, self._at)
+        self._at += n
+        return values
+
+    def _scalar(self, value_type: ValueType, what: str) -> Any:
+        return self._unpack(_SCALARS[value_type], what)[0]
+
+    def _value_type(self, key: str) -> ValueType:
+        (type_id,) = self._unpack("<I", f"the type of '{key}'")
+        try:
+            return ValueType(type_id)
+        except ValueError:
+            self.fail(f"metadata key '{key}' has the unknown value type {type_id}")
+
+    def _string(self, what: str) -> str:
+        (n,) = self._unpack("<Q", what)
+        if n > self.n_file_bytes - self._at:
+            self.fail(f"{what}: a string of {n} bytes ends behind the file's {self.n_file_bytes} bytes. Truncated download?")
+        raw = self._map[self._at : self._at + n]
+        self._at += n
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            self.fail(f"{what}: is not UTF-8")

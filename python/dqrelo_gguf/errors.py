@@ -1,0 +1,60 @@
+"""What can go wrong with the user's input: one exception class per cause.
+
+Messages have the form `where: what is wrong, got X, expected Y. Hint.`, on one line.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import NoReturn
+
+# The disk is full, the quota is used up, or the file system cannot hold a file of this size.
+_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class DqreloError(Exception):
+    """Base class of every error that is the input's fault, not ours."""
+
+
+class PinError(DqreloError):
+    """The pinned gguf-py or conversion package is missing, or another one was imported first."""
+
+
+class FormatError(DqreloError):
+    """A file is not what docs/format.md (or GGUF) says it must be."""
+
+
+class BaseMismatchError(DqreloError):
+    """The delta was made for another base model."""
+
+
+class ShapeError(DqreloError):
+    """Two shapes that must agree do not."""
+
+
+class InputError(DqreloError):
+    """A file or an option that was given cannot be used."""
+
+
+class OutputExistsError(DqreloError):
+    """The output exists and overwriting was not asked for."""
+
+
+class NonFiniteError(DqreloError):
+    """A tensor holds NaN or infinity, or a value too large for the type it is stored in."""
+
+
+class DiskFullError(DqreloError):
+    """The output does not fit on its disk."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """True if a write failed for want of space."""
+    return error.errno in _FULL_ERRNOS
+
+
+def raise_os_error(error: OSError, where: str) -> NoReturn:
+    """Raises the DqreloError that stands for a failed system call on the file `where`."""
+    if is_disk_full(error):
+        raise DiskFullError(f"{where}: the disk is full. Nothing was written; free some space and run again") from error
+    raise InputError(f"{where}: {(error.strerror or str(error)).lower()}") from error

@@ -1,0 +1,85 @@
+"""Names and numbers of the delta file, docs/format.md. Nothing here is typed a second time elsewhere."""
+
+from __future__ import annotations
+
+from typing import Final
+
+VERSION: Final = 1
+ALIGNMENT: Final = 64  # bytes; a cache line, and what AVX-512 loads without a split
+MAX_PLANES: Final = 4
+MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME is 64 with the terminator
+SUFFIX: Final = ".dq.gguf"  # of a delta file's name
+
+GENERAL_TYPE: Final = "adapter"
+ADAPTER_TYPE: Final = "dqrelo"
+REFERENCE_BASE: Final = "base"
+METHOD_PAPER: Final = "paper"
+
+# --- metadata keys ---
+
+KEY_GENERAL_TYPE: Final = "general.type"
+KEY_ARCHITECTURE: Final = "general.architecture"
+KEY_ALIGNMENT: Final = "general.alignment"
+KEY_NAME: Final = "general.name"
+KEY_LICENSE: Final = "general.license"
+KEY_ADAPTER_TYPE: Final = "adapter.type"
+KEY_VERSION: Final = "dqrelo.version"
+KEY_METHOD: Final = "dqrelo.method"
+KEY_CONVERTER: Final = "dqrelo.converter"
+KEY_OPTIONS: Final = "dqrelo.options"
+KEY_RATIO: Final = "dqrelo.ratio"
+KEY_CONTENT_HASH: Final = "dqrelo.content_hash"
+KEY_REFERENCE: Final = "dqrelo.reference"
+KEY_TENSOR_NAMES: Final = "dqrelo.tensor.names"
+KEY_TENSOR_TYPES: Final = "dqrelo.tensor.types"
+KEY_TENSOR_NE: Final = "dqrelo.tensor.ne"
+KEY_TENSOR_SHA256: Final = "dqrelo.tensor.sha256"
+KEY_WEIGHT_NAMES: Final = "dqrelo.weight.names"
+KEY_WEIGHT_NE: Final = "dqrelo.weight.ne"
+KEY_WEIGHT_RANK: Final = "dqrelo.weight.rank"
+KEY_WEIGHT_N_PLANES: Final = "dqrelo.weight.n_planes"
+KEY_WEIGHT_ERROR_DELTA: Final = "dqrelo.weight.error_delta"
+KEY_WEIGHT_ERROR_WEIGHT: Final = "dqrelo.weight.error_weight"
+KEY_BASE_NAME: Final = "dqrelo.base.name"
+KEY_BASE_DIGEST: Final = "dqrelo.base.digest"
+KEY_BASE_SAMPLE_TENSORS: Final = "dqrelo.base.sample_tensors"
+KEY_BASE_SAMPLES: Final = "dqrelo.base.samples"
+KEY_CHAT_TEMPLATE: Final = "tokenizer.chat_template"
+KEY_ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
+KEY_ADD_EOS: Final = "tokenizer.ggml.add_eos_token"
+TOKEN_ID_KEYS: Final = tuple(
+    f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom", "padding")
+)
+
+# --- declared tensor types, and the suffixes of the tensors that have them ---
+
+DQ_SIGN: Final = "DQ_SIGN"
+DQ_SCALE: Final = "DQ_SCALE"
+DQ_CSCALE: Final = "DQ_CSCALE"
+DQ_U: Final = "DQ_U"
+DQ_V: Final = "DQ_V"
+DQ_DENSE: Final = "DQ_DENSE"
+
+SUFFIX_CSCALE: Final = ".dq_cscale"
+SUFFIX_U: Final = ".dq_u"
+SUFFIX_V: Final = ".dq_v"
+SUFFIX_DENSE: Final = ".dq_dense"
+
+
+def suffix_sign(plane: int) -> str:
+    """`.dq_sign` of plane 0, `.dq_sign1` of plane 1, ..."""
+    return f".dq_sign{plane or ''}"
+
+
+def suffix_scale(plane: int) -> str:
+    """`.dq_scale` of plane 0, `.dq_scale1` of plane 1, ..."""
+    return f".dq_scale{plane or ''}"
+
+
+# --- base identity, section 6 ---
+
+DIGEST_CHUNKS: Final = 8
+DIGEST_CHUNK_BYTES: Final = 64
+SAMPLE_TENSORS: Final = 16
+SAMPLES_PER_TENSOR: Final = 32
+SAME_MODEL_CORRELATION: Final = 0.90

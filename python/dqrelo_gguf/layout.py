@@ -1,0 +1,179 @@
+"""Which tensors a weight has in a delta file, with their types, shapes and sizes (docs/format.md, section 2).
+
+Shapes are ggml's: ne[0] is the row length. A numpy array of the same tensor has the reversed shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Sequence, TypeAlias
+
+from dqrelo_gguf import format as fmt
+from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.errors import FormatError, ShapeError
+
+Type: TypeAlias = gguf.GGMLQuantizationType
+
+FACTOR_TYPES = (Type.F16, Type.BF16, Type.F32, Type.Q8_0, Type.Q4_0)
+DENSE_TYPES = (Type.F32, Type.F16)
+
+
+def type_name(t: Type) -> str:
+    """ggml's name of a type, in lower case: `f16`, `q8_0`, `q4_k`."""
+    return str(t.name).lower()
+
+
+def padded_ne(ne: Sequence[int]) -> tuple[int, int, int, int]:
+    """A shape as four numbers, with ones behind."""
+    n0, n1, n2, n3 = (*ne, 1, 1, 1, 1)[:4]
+    return n0, n1, n2, n3
+
+
+def stripped_ne(ne: Sequence[int]) -> tuple[int, ...]:
+    """A shape without trailing ones, but never empty."""
+    n = len(ne)
+    while n > 1 and ne[n - 1] == 1:
+        n -= 1
+    return tuple(ne[:n])
+
+
+def ne_text(ne: Sequence[int]) -> str:
+    """`4096x4096`: a shape in messages."""
+    return "x".join(str(n) for n in ne)
+
+
+def n_data_bytes(t: Type, ne: Sequence[int]) -> int:
+    """Bytes of a tensor's data, without padding. Rows must be whole blocks."""
+    block, block_bytes = gguf.GGML_QUANT_SIZES[t]
+    return int(prod(ne) // block * block_bytes)
+
+
+def padded_bytes(n_bytes: int, alignment: int = fmt.ALIGNMENT) -> int:
+    """n_bytes up to the next multiple of the alignment."""
+    return -(-n_bytes // alignment) * alignment
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of the file."""
+
+    name: str
+    declared: str  # DQ_SIGN, ...
+    type: Type  # as stored
+    ne: tuple[int, ...]  # as stored
+    logical_ne: tuple[int, int, int, int]  # as declared in dqrelo.tensor.ne
+
+    @property
+    def n_bytes(self) -> int:
+        return n_data_bytes(self.type, self.ne)
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """How a weight's delta is stored. All byte sizes follow from it.
+
+    Args:
+        name: the base tensor's name.
+        ne: its shape in ggml's order, ne[0] the row length.
+        n_planes: sign planes, 1 to 4; 0 for a dense weight.
+        rank: of U V; 0 for none.
+        scale_per_row: a scale per row instead of one per matrix.
+        cscale: a scale per column, too.
+        u_type, v_type: stored types of the factors.
+        dense_type: the whole delta in this type instead of signs and factors.
+    """
+
+    name: str
+    ne: tuple[int, ...]
+    n_planes: int = 1
+    rank: int = 0
+    scale_per_row: bool = False
+    cscale: bool = False
+    u_type: Type = Type.F16
+    v_type: Type = Type.F16
+    dense_type: Type | None = None
+
+    @classmethod
+    def dense(cls, name: str, ne: tuple[int, ...], dense_type: Type = Type.F32) -> WeightSpec:
+        """A weight kept whole."""
+        return cls(name, ne, n_planes=0, dense_type=dense_type)
+
+    @property
+    def n_elements(self) -> int:
+        return int(prod(self.ne))
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the data of all its tensors, without padding: what the ratio counts."""
+        return sum(t.n_bytes for t in self.tensors())
+
+    @property
+    def n_file_bytes(self) -> int:
+        """Bytes that it takes in the file, padding included."""
+        return sum(padded_bytes(t.n_bytes) for t in self.tensors())
+
+    def tensors(self) -> list[TensorSpec]:
+        """Its tensors in file order."""
+        return weight_tensors(self, [self.scale_per_row] * self.n_planes)
+
+    def check(self) -> None:
+        """Raises ShapeError or FormatError if the format cannot store this."""
+        problem = spec_problem(self)
+        if problem is not None:
+            raise problem
+
+
+def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
+    """What rule of the format a spec breaks, or None."""
+    name, ne, rank = spec.name, spec.ne, spec.rank
+    if not 1 <= len(ne) <= 4 or any(n < 1 for n in ne):
+        return ShapeError(f"{name}: shape {ne_text(ne)}, expected 1 to 4 dimensions of at least 1")
+    if prod(ne) >= 1 << 62:
+        return ShapeError(f"{name}: shape {ne_text(ne)} has too many elements")
+    if spec.dense_type is not None:
+        if spec.n_planes != 0 or rank != 0 or spec.cscale:
+            return FormatError(f"{name}: a dense weight has no planes, factors or column scale")
+        return _type_problem(f"{name}{fmt.SUFFIX_DENSE}", spec.dense_type, DENSE_TYPES, ne[0])
+    if not 2 <= len(stripped_ne(ne)) <= 3 or ne[0] % 8 != 0:
+        return ShapeError(f"{name}: shape {ne_text(ne)} cannot have sign bits, expected 2 or 3 dimensions and rows of a multiple of 8. Store it dense")
+    if not 1 <= spec.n_planes <= fmt.MAX_PLANES:
+        return FormatError(f"{name}: {spec.n_planes} sign planes, expected 1 to {fmt.MAX_PLANES}")
+    if rank <= 0:
+        return None if rank == 0 else FormatError(f"{name}: rank {rank}, expected 0 or more")
+    return _type_problem(f"{name}{fmt.SUFFIX_U}", spec.u_type, FACTOR_TYPES, rank) or _type_problem(
+        f"{name}{fmt.SUFFIX_V}", spec.v_type, FACTOR_TYPES, ne[0]
+    )
+
+
+def _type_problem(tensor: str, t: Type, allowed: Sequence[Type], n_row: int) -> FormatError | None:
+    if t not in allowed:
+        return FormatError(f"{tensor}: type {type_name(t)}, expected {', '.join(map(type_name, allowed))}")
+    block = gguf.GGML_QUANT_SIZES[t][0]
+    if n_row % block != 0:
+        return FormatError(f"{tensor}: rows of {n_row}, expected a multiple of {block} for type {type_name(t)}")
+    return None
+
+
+def weight_tensors(spec: WeightSpec, per_row: Sequence[bool]) -> list[TensorSpec]:
+    """The tensors of a weight in file order; per_row[p] says whether plane p has a scale per row."""
+    ne = stripped_ne(spec.ne)
+    if spec.dense_type is not None:
+        return [_stored(spec.name + fmt.SUFFIX_DENSE, fmt.DQ_DENSE, spec.dense_type, ne)]
+    n_in, n_out, *experts = ne  # experts: [] or [ne2]
+    tensors = []
+    for p in range(spec.n_planes):
+        sign_ne = (n_in // 8, n_out, *experts)
+        tensors.append(TensorSpec(spec.name + fmt.suffix_sign(p), fmt.DQ_SIGN, Type.I8, sign_ne, padded_ne(ne)))
+        scale_ne = (n_out if per_row[p] else 1, *experts)
+        tensors.append(_stored(spec.name + fmt.suffix_scale(p), fmt.DQ_SCALE, Type.F32, scale_ne))
+    if spec.cscale:
+        tensors.append(_stored(spec.name + fmt.SUFFIX_CSCALE, fmt.DQ_CSCALE, Type.F32, (n_in, *experts)))
+    if spec.rank > 0:
+        tensors.append(_stored(spec.name + fmt.SUFFIX_U, fmt.DQ_U, spec.u_type, (spec.rank, n_out, *experts)))
+        tensors.append(_stored(spec.name + fmt.SUFFIX_V, fmt.DQ_V, spec.v_type, (n_in, spec.rank, *experts)))
+    return tensors
+
+
+def _stored(name: str, declared: str, t: Type, ne: tuple[int, ...]) -> TensorSpec:
+    return TensorSpec(name, declared, t, ne, padded_ne(ne))
