@@ -171,8 +171,7 @@ std::string delta_file::impl::content_lines() const {
     for (size_t i = 0; i < header.tensors.size(); ++i) {
         const gguf_tensor_entry & tensor = header.tensors[i];
         const declared_tensor &   facts  = layout.tensors[i];
-        text += message("%s %s %s %" PRId64 "x%" PRId64 "x%" PRId64 "x%" PRId64 " %s\n", tensor.name.c_str(), facts.type.c_str(),
-                        storage_name(tensor.type).c_str(), facts.ne[0], facts.ne[1], facts.ne[2], facts.ne[3], facts.sha256.c_str());
+        text += tensor.name + " " + facts.type + " " + storage_name(tensor.type) + " " + full_shape_text(facts.ne) + " " + facts.sha256 + "\n";
     }
     return text;
 }
@@ -181,11 +180,10 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::stri
     std::unique_ptr<impl> p(new impl());
     p->path = path;
     std::string reason;
-    p->file = mapped_file::open(path, mapped_file::access::sequential, reason);
+    p->file = mapped_file::open(path, reason);
 
     const bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) && check_kind(p->header, reason) &&
-                      p->read_metadata(reason) &&
-                      read_delta_layout(p->header, p->file->data(), p->file->n_bytes(), p->layout, reason);
+                      p->read_metadata(reason) && read_delta_layout(p->header, p->file->data(), p->layout, reason);
     if (!good) {
         err = path + ": " + reason;
         return nullptr;

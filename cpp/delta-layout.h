@@ -40,9 +40,10 @@ struct delta_layout {
     std::vector<declared_tensor> tensors;  // as gguf_header::tensors
 };
 
-// Reads and checks the arrays of the metadata, and every tensor's name, type, shape and place. `data` is the whole file: scales are read.
+// Reads and checks the arrays of the metadata, and every tensor's name, type, shape and place. `data` is the whole file, whose header was
+// parsed: scales are read.
 // Returns false with one line in `err` (without the file's name).
-bool read_delta_layout(const gguf_header & header, const uint8_t * data, size_t n_bytes, delta_layout & out, std::string & err);
+bool read_delta_layout(const gguf_header & header, const uint8_t * data, delta_layout & out, std::string & err);
 
 // True for 64 lower-case hex digits.
 bool is_sha256_text(const std::string & text);

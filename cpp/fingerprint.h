@@ -21,7 +21,7 @@ constexpr size_t N_SAMPLES_PER_TENSOR = 32;
 // A base model's file, opened for identification. Immutable after open.
 class base_file {
 public:
-    // Opens `path` and, if it is the first of a split model, all its shards. Returns nullptr with one line in `err` on failure.
+    // Opens `path`, and all other shards if it is one of a split model. Returns nullptr with one line in `err` on failure.
     static std::unique_ptr<base_file> open(const std::string & path, std::string & err);
 
     ~base_file();
@@ -67,7 +67,7 @@ base_comparison compare(const delta_file & delta, const base_file & base);
 bool check_shapes(const delta_file & delta, const base_file & base, std::string & err);
 
 // Pearson correlation of two lists of samples in groups of 32, each group scaled by the inverse root mean square of `of_delta`'s group;
-// groups of zeros are left out. NaN if nothing is left or either list is constant.
+// groups of zeros are left out. 0 where it is undefined.
 double sample_correlation(const std::vector<float> & of_delta, const std::vector<float> & of_base);
 
 } // namespace dqrelo

@@ -34,8 +34,7 @@ struct cursor {
             return nullptr;
         }
         if (n > n_bytes - at) {
-            err = message("header: %s needs %" PRIu64 " bytes at byte %zu, file has %zu bytes. Truncated download?",
-                          what.c_str(), n, at, n_bytes);
+            err = message("ends at byte %zu, inside %s. Truncated download?", n_bytes, what.c_str());
             return nullptr;
         }
         const uint8_t * p = data + at;
@@ -49,10 +48,13 @@ struct cursor {
     }
 
     std::string text(const std::string & what) {
-        const uint64_t  n = number<uint64_t>(what);
+        const uint64_t n = number<uint64_t>(what);
+        if (err.empty() && n > n_bytes - at) {
+            err = message("%s: a string of %" PRIu64 " bytes ends behind the file's %zu bytes. Truncated download?", what.c_str(), n, n_bytes);
+        }
         const uint8_t * p = take(n, what);
         if (p && !is_utf8((const char *) p, (size_t) n)) {
-            err = message("header: %s is not UTF-8", what.c_str());
+            err = message("%s: is not UTF-8", what.c_str());
             return "";
         }
         return p ? std::string((const char *) p, (size_t) n) : "";
@@ -76,17 +78,25 @@ size_t element_bytes(gguf_type type) {
     }
 }
 
-bool read_value(cursor & in, gguf_entry & entry) {
-    const std::string what = "key '" + printable(entry.key) + "'";
-    const size_t      size = element_bytes(entry.type);
-    if (size == 0 && entry.type != GGUF_TYPE_STRING) {
-        in.err = message("header: %s has type %d, expected a GGUF scalar, a string or an array of those", what.c_str(), (int) entry.type);
-        return false;
+// Skips a string of key `what`. Vocabularies may hold pieces of characters, so only strings that stand alone have to be text.
+void skip_string(cursor & in, const gguf_entry & entry, const std::string & what) {
+    const uint64_t n = in.n_bytes - in.at < sizeof(uint64_t) ? UINT64_MAX : load<uint64_t>(in.data + in.at);
+    if (n > in.n_bytes || sizeof(uint64_t) + n > in.n_bytes - in.at) {
+        in.err = message("a string of %s ends behind the file's %zu bytes. Truncated download?", what.c_str(), in.n_bytes);
+        return;
     }
-    const uint64_t least_bytes = size ? size : sizeof(uint64_t);  // of an element
-    if (entry.n > (in.n_bytes - in.at) / least_bytes) {
-        in.err = message("header: %s has %" PRIu64 " elements at byte %zu, file has %zu bytes. Truncated download?",
-                         what.c_str(), entry.n, in.at, in.n_bytes);
+    const uint8_t * p = in.take(sizeof(uint64_t) + n, what) + sizeof(uint64_t);
+    if (!entry.is_array && !is_utf8((const char *) p, (size_t) n)) {
+        in.err = message("%s: is not UTF-8", what.c_str());
+    }
+}
+
+bool read_value(cursor & in, gguf_entry & entry) {
+    const std::string what = "metadata key '" + printable(entry.key) + "'";
+    const size_t      size = element_bytes(entry.type);
+    // A string has at least its length.
+    if (entry.n > (in.n_bytes - in.at) / (size ? size : sizeof(uint64_t))) {
+        in.err = message("%s has %" PRIu64 " items, but only %zu bytes are left. Truncated download?", what.c_str(), entry.n, in.n_bytes - in.at);
         return false;
     }
     entry.data = in.data + in.at;
@@ -94,117 +104,146 @@ bool read_value(cursor & in, gguf_entry & entry) {
         in.take(entry.n * size, what);
     } else {
         for (uint64_t i = 0; i < entry.n && in.err.empty(); ++i) {
-            const uint64_t  n = in.number<uint64_t>(what);
-            const uint8_t * p = in.take(n, what);
-            // Vocabularies may hold byte pieces, so only single strings, and the names that deltas list, have to be text.
-            if (p && !entry.is_array && !is_utf8((const char *) p, (size_t) n)) {
-                in.err = message("header: %s is not UTF-8", what.c_str());
-            }
+            skip_string(in, entry, what);
         }
     }
     entry.n_bytes = (size_t) (in.data + in.at - entry.data);
     return in.err.empty();
 }
 
-bool read_entry(cursor & in, uint64_t i, gguf_entry & entry) {
-    entry.key       = in.text(message("key %" PRIu64, i));
-    const auto type = in.number<uint32_t>("type of key '" + printable(entry.key) + "'");
-    entry.is_array  = type == GGUF_TYPE_ARRAY;
-    uint32_t element = type;
-    if (entry.is_array) {
-        element = in.number<uint32_t>("element type of key '" + printable(entry.key) + "'");
-        entry.n = in.number<uint64_t>("length of key '" + printable(entry.key) + "'");
+// The type of a value or of an array's items. The number is checked before it becomes an enum, which may not hold every number.
+bool read_type(cursor & in, const gguf_entry & entry, gguf_type & out) {
+    const std::string key = "'" + printable(entry.key) + "'";
+    const uint32_t    id  = in.number<uint32_t>("the type of " + key);
+    if (in.err.empty() && id >= GGUF_TYPE_COUNT) {
+        in.err = message("metadata key %s has the unknown value type %" PRIu32, key.c_str(), id);
     }
-    // GGUF_TYPE_COUNT stands for every id that is unknown: an enum may not hold them all.
-    entry.type = element < GGUF_TYPE_COUNT ? (gguf_type) element : GGUF_TYPE_COUNT;
+    if (in.err.empty() && id == GGUF_TYPE_ARRAY && entry.is_array) {
+        in.err = message("metadata key %s is an array of arrays, which GGUF has no use for", key.c_str());
+    }
+    out = in.err.empty() ? (gguf_type) id : GGUF_TYPE_COUNT;
+    return in.err.empty();
+}
+
+bool read_entry(cursor & in, uint64_t i, gguf_entry & entry) {
+    entry.key = in.text(message("metadata key %" PRIu64, i));
+    if (!read_type(in, entry, entry.type)) {
+        return false;
+    }
+    if (entry.type == GGUF_TYPE_ARRAY) {
+        entry.is_array = true;
+        if (!read_type(in, entry, entry.type)) {
+            return false;
+        }
+        entry.n = in.number<uint64_t>("the length of '" + printable(entry.key) + "'");
+    }
     return in.err.empty() && read_value(in, entry);
 }
 
 bool read_shape(cursor & in, gguf_tensor_entry & tensor, const std::string & what) {
-    const uint32_t n_dims = in.number<uint32_t>(what);
+    const std::string place  = "the shape of '" + printable(tensor.name) + "'";
+    const uint32_t    n_dims = in.number<uint32_t>(place);
     if (in.err.empty() && n_dims > GGML_MAX_DIMS) {
-        in.err = message("%s: has %" PRIu32 " dimensions, expected at most %d", what.c_str(), n_dims, GGML_MAX_DIMS);
+        in.err = message("%s has %" PRIu32 " dimensions, expected at most %d", what.c_str(), n_dims, GGML_MAX_DIMS);
     }
-    int64_t n_elements = 1;
+    uint64_t ne[GGML_MAX_DIMS] = { 1, 1, 1, 1 };
     for (uint32_t j = 0; j < n_dims && in.err.empty(); ++j) {
-        const uint64_t n = in.number<uint64_t>(what);
-        if (in.err.empty() && (n < 1 || n > (uint64_t) (INT64_MAX / n_elements))) {
-            in.err = message("%s: dimension %" PRIu32 " is %" PRIu64 ", expected at least 1 and fewer than 2^63 elements in all",
-                             what.c_str(), j, n);
-            break;
-        }
-        if (in.err.empty()) {
-            tensor.ne[j] = (int64_t) n;
-            n_elements *= (int64_t) n;
-        }
+        ne[j] = in.number<uint64_t>(place);
+    }
+    if (in.err.empty() && !shape_from(ne, tensor.ne)) {
+        in.err = message("%s has the impossible shape %" PRIu64 "x%" PRIu64 "x%" PRIu64 "x%" PRIu64, what.c_str(), ne[0], ne[1], ne[2], ne[3]);
     }
     return in.err.empty();
 }
 
 bool read_tensor(cursor & in, uint64_t i, gguf_tensor_entry & tensor) {
-    tensor.name            = in.text(message("name of tensor %" PRIu64, i));
-    const std::string what = "tensor '" + printable(tensor.name) + "'";
-    if (!read_shape(in, tensor, what)) {
+    tensor.name             = in.text(message("the name of tensor %" PRIu64, i));
+    const std::string what  = "tensor '" + printable(tensor.name) + "'";
+    const std::string place = "the shape of '" + printable(tensor.name) + "'";
+    if (!in.err.empty() || !read_shape(in, tensor, what)) {
         return false;
     }
-    const uint32_t type = in.number<uint32_t>(what);
-    tensor.offset_bytes = in.number<uint64_t>(what);
+    const uint32_t type = in.number<uint32_t>(place);
+    tensor.offset_bytes = in.number<uint64_t>(place);
     if (!in.err.empty()) {
         return false;
     }
     // ids of removed types have no block size
     const int64_t n_block = type < GGML_TYPE_COUNT ? ggml_blck_size((ggml_type) type) : 0;
     if (n_block <= 0) {
-        in.err = message("%s: storage type %" PRIu32 " is not known. Made by a newer version?", what.c_str(), type);
+        in.err = message("%s has the unknown type id %" PRIu32 ". Made by a newer or a forked llama.cpp?", what.c_str(), type);
         return false;
     }
     tensor.type = (ggml_type) type;
     if (tensor.ne[0] % n_block != 0) {
-        in.err = message("%s: a row has %" PRId64 " elements, expected a multiple of %" PRId64 " for type %s", what.c_str(),
-                         tensor.ne[0], n_block, ggml_type_name(tensor.type));
+        in.err = message("%s has rows of %" PRId64 ", expected a multiple of %" PRId64 " for type %s", what.c_str(), tensor.ne[0], n_block,
+                         storage_name(tensor.type).c_str());
         return false;
     }
-    const uint64_t n_blocks = (uint64_t) tensor.ne[0] / (uint64_t) n_block * (uint64_t) tensor.ne[1] * (uint64_t) tensor.ne[2] * (uint64_t) tensor.ne[3];
-    if (n_blocks > SIZE_MAX / ggml_type_size(tensor.type)) {
-        in.err = message("%s: shape %s is too large", what.c_str(), shape_text(tensor.ne).c_str());
+    const uint64_t n_blocks = (uint64_t) (tensor.ne[0] / n_block * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]);
+    if (n_blocks > in.n_bytes) {  // every block has at least a byte; this also bounds the product below
+        in.err = message("%s has the shape %s, more than the file's %zu bytes can hold. Truncated download?", what.c_str(),
+                         shape_text(tensor.ne).c_str(), in.n_bytes);
         return false;
     }
     tensor.n_bytes = (size_t) n_blocks * ggml_type_size(tensor.type);
     return true;
 }
 
+// Where the tensors lie: at multiples of the alignment, inside the file.
+bool check_places(const gguf_header & header, size_t n_file_bytes, std::string & err) {
+    for (const gguf_tensor_entry & tensor : header.tensors) {
+        const std::string what = "tensor '" + printable(tensor.name) + "'";
+        if (tensor.offset_bytes % header.alignment != 0) {
+            err = message("%s begins at byte %" PRIu64 " of the data, expected a multiple of %" PRIu32, what.c_str(), tensor.offset_bytes,
+                          header.alignment);
+            return false;
+        }
+        // An offset behind the file would overflow the sum; its end is then named from there.
+        const uint64_t offset = tensor.offset_bytes;
+        const uint64_t begin  = header.data_offset_bytes + (offset < INT64_MAX ? offset : INT64_MAX);
+        if (begin > n_file_bytes || tensor.n_bytes > n_file_bytes - begin) {
+            err = message("%s ends at byte %" PRIu64 ", file has %zu bytes. Truncated download?", what.c_str(), begin + tensor.n_bytes,
+                          n_file_bytes);
+            return false;
+        }
+    }
+    return true;
+}
+
 bool read_counts(cursor & in, gguf_header & out, uint64_t & n_tensors, uint64_t & n_entries) {
     const uint8_t * magic = in.take(4, "magic");
     if (magic == nullptr || memcmp(magic, GGUF_MAGIC, 4) != 0) {
-        in.err = "is not a GGUF file: it does not begin with 'GGUF'";
+        in.err = message("is not a GGUF file, it begins with '%s', expected 'GGUF'",
+                         printable(std::string((const char *) in.data, in.n_bytes < 4 ? in.n_bytes : 4)).c_str());
         return false;
     }
-    out.version = in.number<uint32_t>("version");
-    if (in.err.empty() && out.version != 2 && out.version != 3) {
-        in.err = message("GGUF version is %" PRIu32 ", expected 3", out.version);
+    out.version = in.number<uint32_t>("the counts");
+    n_tensors   = in.number<uint64_t>("the counts");
+    n_entries   = in.number<uint64_t>("the counts");
+    if (!in.err.empty()) {
         return false;
     }
-    n_tensors = in.number<uint64_t>("tensor count");
-    n_entries = in.number<uint64_t>("key count");
-    if (in.err.empty() && n_entries > (in.n_bytes - in.at) / MIN_ENTRY_BYTES) {
-        in.err = message("header: %" PRIu64 " keys cannot fit, file has %zu bytes", n_entries, in.n_bytes);
-    }
-    if (in.err.empty() && n_tensors > (in.n_bytes - in.at) / MIN_TENSOR_BYTES) {
-        in.err = message("header: %" PRIu64 " tensors cannot fit, file has %zu bytes", n_tensors, in.n_bytes);
+    if (out.version != 0 && (out.version & 0xFFFF) == 0) {
+        in.err = "is a big-endian GGUF file, expected little-endian";
+    } else if (out.version != 2 && out.version != 3) {
+        in.err = message("GGUF version %" PRIu32 ", expected 3", out.version);
+    } else if (n_tensors > in.n_bytes / MIN_TENSOR_BYTES) {
+        in.err = message("declares %" PRIu64 " tensors, more than its %zu bytes can hold. Truncated download?", n_tensors, in.n_bytes);
+    } else if (n_entries > in.n_bytes / MIN_ENTRY_BYTES) {
+        in.err = message("declares %" PRIu64 " metadata keys, more than its %zu bytes can hold. Truncated download?", n_entries, in.n_bytes);
     }
     return in.err.empty();
 }
 
 bool read_alignment(const gguf_header & header, uint32_t & alignment, std::string & err) {
-    if (header.find(GGUF_KEY_GENERAL_ALIGNMENT) == nullptr) {
+    const gguf_entry * entry = header.find(GGUF_KEY_GENERAL_ALIGNMENT);
+    if (entry == nullptr) {
         return true;
     }
-    if (!header.get(GGUF_KEY_GENERAL_ALIGNMENT, alignment)) {
-        err = message("key '%s': expected type u32", GGUF_KEY_GENERAL_ALIGNMENT);
-        return false;
-    }
-    if (alignment == 0 || (alignment & (alignment - 1)) != 0) {
-        err = message("key '%s': is %" PRIu32 ", expected a power of 2", GGUF_KEY_GENERAL_ALIGNMENT, alignment);
+    if (!header.get(GGUF_KEY_GENERAL_ALIGNMENT, alignment) || alignment == 0 || (alignment & (alignment - 1)) != 0) {
+        err = message("%s is %s (%s), expected a power of two (u32)", GGUF_KEY_GENERAL_ALIGNMENT, printable(scalar_text(*entry)).c_str(),
+                      entry->is_array ? "array" : gguf_type_name(entry->type));
         return false;
     }
     return true;
@@ -248,7 +287,7 @@ bool parse_gguf_header(const uint8_t * data, size_t n_bytes, gguf_header & out, 
             return false;
         }
         if (!out.index.emplace(entry.key, out.entries.size()).second) {
-            err = message("header: key '%s' is there twice", printable(entry.key).c_str());
+            err = message("metadata key '%s' occurs twice", printable(entry.key).c_str());
             return false;
         }
         out.entries.push_back(std::move(entry));
@@ -264,14 +303,14 @@ bool parse_gguf_header(const uint8_t * data, size_t n_bytes, gguf_header & out, 
             return false;
         }
         if (!names.insert(tensor.name).second) {
-            err = message("tensor '%s': is there twice", printable(tensor.name).c_str());
+            err = message("tensor '%s' occurs twice", printable(tensor.name).c_str());
             return false;
         }
         out.tensors.push_back(std::move(tensor));
     }
     const size_t over     = in.at % out.alignment;
     out.data_offset_bytes = over ? in.at + (out.alignment - over) : in.at;
-    return true;
+    return check_places(out, n_bytes, err);
 }
 
 const gguf_entry * gguf_header::find(const std::string & key) const {
@@ -330,6 +369,20 @@ std::string storage_name(ggml_type type) {
         c = c >= 'A' && c <= 'Z' ? (char) (c - 'A' + 'a') : c;
     }
     return name;
+}
+
+bool shape_from(const uint64_t ne[4], int64_t out[4]) {
+    constexpr uint64_t N_MAX = uint64_t(1) << 62;
+
+    uint64_t n_elements = 1;
+    for (int j = 0; j < 4; ++j) {
+        if (ne[j] < 1 || ne[j] > N_MAX / n_elements) {
+            return false;
+        }
+        n_elements *= ne[j];
+        out[j] = (int64_t) ne[j];
+    }
+    return true;
 }
 
 std::string scalar_text(const gguf_entry & entry) {

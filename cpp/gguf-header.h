@@ -58,7 +58,7 @@ struct gguf_header {
         if (get(key, out)) {
             return true;
         }
-        err = "key '" + key + "' " + (find(key) ? "has another type" : "is missing") + ", expected type " + type;
+        err = "metadata key '" + key + "' " + (find(key) ? "has another type" : "is missing") + ", expected " + type;
         return false;
     }
 
@@ -66,12 +66,15 @@ struct gguf_header {
 };
 
 // Parses the header of a file that is wholly in [data, data + n_bytes). Checks magic, version 2 or 3, that every count and length fits into the file, that keys and
-// tensor names are unique UTF-8, types known, and sizes representable. Tensor offsets are not checked against the file.
+// tensor names are unique UTF-8, types known, and every tensor at a multiple of the alignment inside the file. Order and gaps are not checked.
 // Returns false with one line in `err` (without the file's name).
 bool parse_gguf_header(const uint8_t * data, size_t n_bytes, gguf_header & out, std::string & err);
 
 // ggml's name of a storage type, in lower case: "f16", "q4_k".
 std::string storage_name(ggml_type type);
+
+// Four numbers of a file as a shape. False if one is 0 or the product is over 2^62, which keeps sizes in bytes of all types apart from overflow.
+bool shape_from(const uint64_t ne[4], int64_t out[4]);
 
 // A scalar as text; an empty string for arrays.
 std::string scalar_text(const gguf_entry & entry);

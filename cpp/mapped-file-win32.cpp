@@ -19,9 +19,8 @@ static std::wstring wide(const std::string & utf8) {
     return out;
 }
 
-std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, access how, std::string & err) {
-    const DWORD hint = how == access::random ? FILE_FLAG_RANDOM_ACCESS : FILE_ATTRIBUTE_NORMAL;
-    HANDLE      file = CreateFileW(wide(path).c_str(), GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING, hint, nullptr);
+std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::string & err) {
+    HANDLE file = CreateFileW(wide(path).c_str(), GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
     if (file == INVALID_HANDLE_VALUE) {
         err = message("cannot be opened: system error %lu", GetLastError());
         return nullptr;
@@ -55,6 +54,9 @@ mapped_file::~mapped_file() {
     UnmapViewOfFile(data_);
     CloseHandle((HANDLE) handle_);
 }
+
+// Windows reads no further ahead than a page fault needs.
+void mapped_file::expect_random_access() const {}
 
 void mapped_file::prefault(size_t offset_bytes, size_t n_bytes) const {
     constexpr size_t page = 4096;

@@ -15,7 +15,7 @@
 
 namespace dqrelo {
 
-std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, access how, std::string & err) {
+std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::string & err) {
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         err = message("cannot be opened: %s", strerror(errno));
@@ -39,8 +39,6 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, access 
         err = message("cannot be mapped: %s", strerror(map_errno));
         return nullptr;
     }
-    madvise(data, (size_t) st.st_size, how == access::random ? MADV_RANDOM : MADV_NORMAL);
-
     std::unique_ptr<mapped_file> file(new mapped_file());
     file->data_    = (const uint8_t *) data;
     file->n_bytes_ = (size_t) st.st_size;
@@ -49,6 +47,10 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, access 
 
 mapped_file::~mapped_file() {
     munmap((void *) data_, n_bytes_);
+}
+
+void mapped_file::expect_random_access() const {
+    madvise((void *) data_, n_bytes_, MADV_RANDOM);
 }
 
 void mapped_file::prefault(size_t offset_bytes, size_t n_bytes) const {

@@ -12,10 +12,8 @@ namespace dqrelo {
 // files in use are to be replaced by renaming, not rewritten in place.
 class mapped_file {
 public:
-    enum class access { sequential, random };
-
-    // Returns nullptr with the reason in `err` (without the path). `access` tells the kernel how far to read ahead.
-    static std::unique_ptr<mapped_file> open(const std::string & path, access how, std::string & err);
+    // Returns nullptr with the reason in `err` (without the path).
+    static std::unique_ptr<mapped_file> open(const std::string & path, std::string & err);
 
     ~mapped_file();
     mapped_file(const mapped_file &) = delete;
@@ -23,6 +21,9 @@ public:
 
     const uint8_t * data() const { return data_; }
     size_t n_bytes() const { return n_bytes_; }
+
+    // From here on small parts will be read: stops the system from reading ahead.
+    void expect_random_access() const;
 
     // Reads every page of [offset_bytes, offset_bytes + n_bytes) into memory.
     void prefault(size_t offset_bytes, size_t n_bytes) const;

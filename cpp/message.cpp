@@ -73,16 +73,22 @@ std::string printable(const std::string & text) {
     return out;
 }
 
+static std::string joined(const int64_t * ne, int n_dims) {
+    std::string out;
+    for (int i = 0; i < n_dims; ++i) {
+        out += message("%s%lld", i > 0 ? "x" : "", (long long) ne[i]);
+    }
+    return out;
+}
+
 std::string shape_text(const int64_t ne[4]) {
     int n_dims = 4;
     while (n_dims > 1 && ne[n_dims - 1] == 1) {
         --n_dims;
     }
-    std::string out = "(";
-    for (int i = 0; i < n_dims; ++i) {
-        out += message("%s%lld", i > 0 ? ", " : "", (long long) ne[i]);
-    }
-    return out + ")";
+    return joined(ne, n_dims);
 }
+
+std::string full_shape_text(const int64_t ne[4]) { return joined(ne, 4); }
 
 } // namespace dqrelo
