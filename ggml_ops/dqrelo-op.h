@@ -7,6 +7,9 @@
 //   MUL     dst_t = y_t + s * (x_t * dense)                                      y = x * w (norm weights)
 //   ADD     dst_t = y_t + s * dense                                              y = x + b (biases)
 //
+// D_hat is sign planes plus factors, or one dense array; MATMUL and ROWS take both, MUL and ADD dense only. In MUL and ADD a dense array of
+// n_out rows is broadcast as ggml does: row i1 of y takes dense row i1 % n_out.
+//
 // Rows with slot -1, and rows whose slot has no entry for this weight, are copied unchanged.
 // Paper: arXiv:2604.16940, Eqs. 7-15; notation of docs/format.md, section 1.
 #pragma once
@@ -61,8 +64,8 @@ GGML_API void ggml_dqrelo_set(
         struct ggml_tensor * dst, enum dqrelo_form form,
         struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
 
-enum dqrelo_form ggml_dqrelo_form  (const struct ggml_tensor * node);
-const int32_t *  ggml_dqrelo_stride(const struct ggml_tensor * node); // [3]
+GGML_API enum dqrelo_form ggml_dqrelo_form  (const struct ggml_tensor * node);
+GGML_API const int32_t *  ggml_dqrelo_stride(const struct ggml_tensor * node); // [3]
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,145 @@
+// Binding deltas to the sequences of a context: the part of dqrelo.h that needs one.
+#include "context-state.h"
+#include "delta.h"
+#include "dqrelo.h"
+#include "error-text.h"
+
+#include "ggml-backend.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <exception>
+
+namespace {
+
+dqrelo_context & state_of(llama_context & ctx) {
+    if (!ctx.dqrelo) {
+        ctx.dqrelo = std::make_shared<dqrelo_context>(ctx.get_cparams().n_seq_max);
+    }
+    return *ctx.dqrelo;
+}
+
+// The op exists for the CPU backend: a weight on another device cannot have a delta there.
+bool on_cpu(const ggml_tensor * weight) {
+    if (!weight->buffer) {
+        return true;
+    }
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(weight->buffer));
+    return !dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
+std::string problem_of(const llama_model & model, const dqrelo_context & dctx, const dqrelo::weight_info & w) {
+    const auto used = dctx.usage.find(w.name);
+    if (used != dctx.usage.end() && !used->second.supported) {
+        return used->second.problem;
+    }
+    if (w.ne[2] > 1 || w.ne[3] > 1) {
+        return "is a stack of matrices (experts), which the operator does not support";
+    }
+    const ggml_tensor * t = model.get_tensor(w.name.c_str());
+    if (t && !on_cpu(t)) {
+        return std::string("lies on ") + ggml_backend_buffer_name(t->buffer) + ", where the operator does not exist; run with -ngl 0";
+    }
+    return "";
+}
+
+bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32_t & n_inert, std::string & err) {
+    if (&ctx.get_model() != delta.model) {
+        err = delta.file->path() + ": the delta was loaded for another model than this context's. Load it for this model";
+        return false;
+    }
+    dqrelo_context & dctx = state_of(ctx);
+    if (!dctx.scanned) {
+        dqrelo::scan_usage(ctx, dctx);
+    }
+    std::vector<std::string> inert;
+    for (const auto & w : delta.file->weights()) {
+        const std::string problem = problem_of(*delta.model, dctx, w);
+        if (!problem.empty()) {
+            err = delta.file->path() + ": tensor '" + w.name + "' " + problem + ". Convert the fine-tune without it (--exclude), or merge the delta";
+            return false;
+        }
+        if (dctx.usage.count(w.name) == 0) {
+            inert.push_back(w.name);
+        }
+    }
+    n_inert   = (int32_t) inert.size();
+    n_applied = (int32_t) delta.file->weights().size() - n_inert;
+    if (n_applied == 0) {
+        err = delta.file->path() + ": the graphs of this context read none of the delta's " + std::to_string(n_inert) + " weights, so it would change nothing";
+        return false;
+    }
+    std::lock_guard<std::mutex> lock(delta.mutex);
+    delta.inert = std::move(inert);
+    return true;
+}
+
+bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float scale, std::string & err) {
+    if (seq_id < 0 || (uint32_t) seq_id >= ctx.get_cparams().n_seq_max) {
+        err = "sequence id " + std::to_string(seq_id) + " is not in 0 .. " + std::to_string(ctx.get_cparams().n_seq_max - 1) + " (n_seq_max - 1)";
+        return false;
+    }
+    if (!delta && !ctx.dqrelo) {
+        return true;
+    }
+    dqrelo_context & dctx = state_of(ctx);
+    auto & bound = dctx.seqs[seq_id];
+
+    const dqrelo_delta * previous = bound.slot >= 0 ? dctx.slots[bound.slot].delta : nullptr;
+    if (previous == delta) {
+        bound.scale = scale;
+        return true;
+    }
+    if (delta) {
+        int32_t n_applied, n_inert;
+        if (!check(ctx, *delta, n_applied, n_inert, err)) {
+            return false;
+        }
+    }
+    ctx.synchronize(); // a running graph may still read the tables
+    if (bound.slot >= 0) {
+        dctx.release(bound.slot);
+        bound = {};
+    }
+    if (delta) {
+        // there are as many slots as sequences, and this sequence has none: one is free
+        bound.slot  = dctx.acquire(delta);
+        bound.scale = scale;
+    }
+    return true;
+}
+
+} // namespace
+
+bool dqrelo_check(llama_context * ctx, dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err, size_t n_err) {
+    std::string text;
+    bool ok = false;
+    try {
+        ok = check(*ctx, *delta, *n_applied, *n_inert, text);
+    } catch (const std::exception & e) {
+        text = delta->file->path() + ": " + e.what();
+    }
+    dqrelo::copy_error(text, err, n_err);
+    return ok;
+}
+
+bool dqrelo_bind(llama_context * ctx, llama_seq_id seq_id, dqrelo_delta * delta, float scale, char * err, size_t n_err) {
+    std::string text;
+    bool ok = false;
+    try {
+        ok = bind(*ctx, seq_id, delta, scale, text);
+    } catch (const std::exception & e) {
+        text = e.what();
+    }
+    dqrelo::copy_error(text, err, n_err);
+    return ok;
+}
+
+const dqrelo_delta * dqrelo_bound(const llama_context * ctx, llama_seq_id seq_id) {
+    if (!ctx->dqrelo || seq_id < 0 || seq_id >= (int32_t) ctx->dqrelo->seqs.size()) {
+        return nullptr;
+    }
+    const int32_t slot = ctx->dqrelo->seqs[seq_id].slot;
+    return slot >= 0 ? ctx->dqrelo->slots[slot].delta : nullptr;
+}

@@ -1,0 +1,131 @@
+#include "context-state.h"
+
+#include "delta.h"
+#include "dqrelo-hooks.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpu.h"
+#include "llama-batch.h"
+#include "llama-context.h"
+#include "llama-memory.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+dqrelo_context::dqrelo_context(uint32_t n_seq_max) : slots(n_seq_max), seqs(n_seq_max) {}
+
+dqrelo_context::~dqrelo_context() {
+    for (const slot & s : slots) {
+        if (s.delta) {
+            s.delta->n_bound -= s.n_bound;
+        }
+    }
+}
+
+ggml_tensor * dqrelo_context::find_table(const char * weight) const {
+    const auto it = tables.find(weight);
+    return it == tables.end() ? nullptr : it->second.tensor;
+}
+
+dqrelo_context::table & dqrelo_context::get_table(const std::string & weight) {
+    table & t = tables[weight];
+    if (!t.tensor) {
+        t.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, /*no_alloc =*/ true }));
+        t.tensor = ggml_new_tensor_1d(t.ctx.get(), GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * slots.size()));
+        ggml_format_name(t.tensor, "%s.dq", weight.c_str());
+        t.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(t.ctx.get(), ggml_backend_cpu_buffer_type()));
+        if (!t.buffer) {
+            throw std::runtime_error("out of memory for the delta tables");
+        }
+        // the scheduler keeps an op on the backend of its weights
+        ggml_backend_buffer_set_usage(t.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        ggml_backend_buffer_clear(t.buffer.get(), 0);
+    }
+    return t;
+}
+
+void dqrelo_context::write_entries(int32_t slot, const dqrelo_delta * delta) {
+    const size_t offset = sizeof(dqrelo_entry) * slot;
+    const dqrelo_entry none = {};
+    for (auto & [name, t] : tables) {
+        ggml_backend_tensor_set(t.tensor, &none, offset, sizeof(none));
+    }
+    if (!delta) {
+        return;
+    }
+    const auto & weights = delta->file->weights();
+    for (size_t i = 0; i < weights.size(); i++) {
+        const dqrelo_entry entry = delta->file->entry(i);
+        ggml_backend_tensor_set(get_table(weights[i].name).tensor, &entry, offset, sizeof(entry));
+    }
+}
+
+int32_t dqrelo_context::acquire(dqrelo_delta * delta) {
+    int32_t free_slot = -1;
+    for (int32_t i = 0; i < (int32_t) slots.size(); i++) {
+        if (slots[i].delta == delta) {
+            free_slot = i;
+            break;
+        }
+        if (!slots[i].delta && free_slot < 0) {
+            free_slot = i;
+        }
+    }
+    if (free_slot < 0) {
+        return -1;
+    }
+    slot & s = slots[free_slot];
+    if (!s.delta) {
+        write_entries(free_slot, delta);
+        s.delta = delta;
+    }
+    s.n_bound++;
+    delta->n_bound++;
+    return free_slot;
+}
+
+void dqrelo_context::release(int32_t i) {
+    slot & s = slots[i];
+    s.delta->n_bound--;
+    if (--s.n_bound == 0) {
+        write_entries(i, nullptr);
+        s.delta = nullptr;
+    }
+}
+
+dqrelo_context::binding dqrelo_context::binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const {
+    const auto bound = [this](int32_t seq_id) { return seq_id >= 0 && seq_id < (int32_t) seqs.size() ? seqs[seq_id] : binding(); };
+    const binding first = bound(seq_ids[0]);
+    agree = std::all_of(seq_ids, seq_ids + n_seq_ids, [&](int32_t id) { return bound(id) == first; });
+    return first;
+}
+
+uint64_t dqrelo_graph_key(const dqrelo_context * dctx, const llama_ubatch & ubatch) {
+    if (!dctx) {
+        return 0;
+    }
+    bool any = false;
+    for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
+        bool agree = true;
+        any = dctx->binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree).slot >= 0 || any;
+        if (!agree) {
+            return UINT64_MAX; // never equal to a graph that was built: the pass refuses it
+        }
+    }
+    return any ? dctx->tables.size() : 0;
+}
+
+void dqrelo::scan_usage(llama_context & ctx, dqrelo_context & dctx) {
+    const auto & cparams = ctx.get_cparams();
+    dctx.usage.clear();
+    dctx.scanning = true;
+    for (uint32_t n_tokens : { 1u, std::min(32u, cparams.n_ubatch) }) { // some architectures build other graphs for single tokens
+        llama_memory_context_ptr mctx;
+        if (ctx.get_memory()) {
+            mctx = ctx.get_memory()->init_full();
+        }
+        ctx.graph_reserve(n_tokens, 1, 1, mctx.get(), /*split_only =*/ true);
+    }
+    dctx.scanning = false;
+    dctx.scanned  = true;
+}

@@ -1,0 +1,77 @@
+// context-state.h: which delta each sequence of a context has, and the tables through which the operator finds their weights.
+//
+// A context has a fixed number of slots, each holding one bound delta. Every weight that some delta changes has a table with one dqrelo_entry a slot.
+// The graph refers to tables and slot numbers only, so binding another delta rewrites table entries and never the graph.
+#pragma once
+
+#include "dqrelo-op.h"
+
+#include "ggml-cpp.h"
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct dqrelo_delta;
+struct llama_context;
+struct llama_ubatch;
+
+// How the graphs of a context read a weight.
+struct dqrelo_usage {
+    bool        supported = true;
+    std::string problem; // one line, where not supported
+};
+
+struct dqrelo_context {
+    struct slot {
+        dqrelo_delta * delta = nullptr;
+        int32_t        n_bound = 0;
+    };
+    struct binding {
+        int32_t slot  = -1;
+        float   scale = 1.0f;
+        bool operator==(const binding & other) const { return slot == other.slot && (slot < 0 || scale == other.scale); }
+    };
+    struct table {
+        ggml_tensor *       tensor = nullptr; // I8 [sizeof(dqrelo_entry) * n_slots]
+        ggml_context_ptr    ctx;
+        ggml_backend_buffer_ptr buffer;
+    };
+
+    explicit dqrelo_context(uint32_t n_seq_max);
+    ~dqrelo_context();
+    dqrelo_context(const dqrelo_context &) = delete;
+    dqrelo_context & operator=(const dqrelo_context &) = delete;
+
+    // The slot that holds `delta`, else a free one that now does, else -1.
+    int32_t acquire(dqrelo_delta * delta);
+    void    release(int32_t slot);
+
+    // Of a token with the given sequences; false in `agree` if they have different deltas.
+    binding binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
+
+    // Table of a weight, or nullptr if no delta so far changes it.
+    ggml_tensor * find_table(const char * weight) const;
+
+    std::vector<slot>    slots;
+    std::vector<binding> seqs; // by sequence id
+    std::unordered_map<std::string, table> tables;
+
+    // what the graphs of this context read, collected once by building them; see scan_usage
+    std::map<std::string, dqrelo_usage> usage;
+    bool scanned  = false;
+    bool scanning = false;
+
+private:
+    void write_entries(int32_t slot, const dqrelo_delta * delta);
+    table & get_table(const std::string & weight);
+};
+
+namespace dqrelo {
+
+// Builds the graphs of `ctx` (for one token and for several) with dctx.scanning set, so that the graph pass fills dctx.usage.
+void scan_usage(llama_context & ctx, dqrelo_context & dctx);
+
+} // namespace dqrelo

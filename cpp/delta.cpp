@@ -1,0 +1,135 @@
+// Loading, freeing and querying deltas: the part of dqrelo.h that needs no context.
+#include "delta.h"
+
+#include "dqrelo.h"
+#include "error-text.h"
+#include "fingerprint.h"
+
+#include "llama-model.h"
+
+#include <exception>
+
+namespace {
+
+const ggml_tensor * find_tensor(const llama_model & model, const std::string & name) {
+    for (const auto & [tensor_name, tensor] : model.tensors_by_name) {
+        if (tensor_name == name) {
+            return tensor;
+        }
+    }
+    return nullptr;
+}
+
+// The loaded model must have what the base file has: a loader may have been told to override or to skip tensors.
+bool check_loaded_shapes(const llama_model & model, const dqrelo::delta_file & file, std::string & err) {
+    for (const auto & w : file.weights()) {
+        const ggml_tensor * t = find_tensor(model, w.name);
+        if (!t) {
+            continue; // not loaded for this model (for instance a skipped prediction layer): dqrelo_check lists it as inert
+        }
+        for (int d = 0; d < 4; d++) {
+            if (t->ne[d] != w.ne[d]) {
+                err = file.path() + ": tensor '" + w.name + "': the loaded model has another shape than the delta's base (ne[" + std::to_string(d) + "] is " +
+                      std::to_string(t->ne[d]) + ", expected " + std::to_string(w.ne[d]) + "). Is this the base that the delta was made from?";
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+bool check_base(dqrelo_delta & delta, const char * path_model, bool allow_other_bytes, std::string & err) {
+    const auto base = dqrelo::base_file::open(path_model, err);
+    if (!base) {
+        return false;
+    }
+    const auto cmp = dqrelo::compare(*delta.file, *base);
+    delta.same_base_file = cmp.match == dqrelo::base_match::same_file;
+    if (cmp.match == dqrelo::base_match::other_model || (cmp.match == dqrelo::base_match::same_model && !allow_other_bytes)) {
+        err = cmp.reason;
+        return false;
+    }
+    return dqrelo::check_shapes(*delta.file, *base, err);
+}
+
+std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_model, const char * path, const dqrelo_load_params & params, std::string & err) {
+    auto delta = std::make_unique<dqrelo_delta>();
+    delta->model = &model;
+    delta->file  = dqrelo::delta_file::open(path, err);
+    if (!delta->file) {
+        return nullptr;
+    }
+    if (!check_base(*delta, path_model, params.allow_other_base_bytes, err)) {
+        return nullptr;
+    }
+    if (!check_loaded_shapes(model, *delta->file, err)) {
+        return nullptr;
+    }
+    if (params.verify && !delta->file->verify(err)) {
+        return nullptr;
+    }
+    delta->file->prefault();
+
+    for (const auto & key : delta->file->meta_keys()) {
+        delta->meta[key] = delta->file->meta_str(key).value_or("");
+    }
+    return delta;
+}
+
+} // namespace
+
+dqrelo_load_params dqrelo_load_default_params(void) {
+    return { /*.allow_other_base_bytes =*/ false, /*.verify =*/ false };
+}
+
+dqrelo_delta * dqrelo_load(const llama_model * model, const char * path_model, const char * path, dqrelo_load_params params, char * err, size_t n_err) {
+    std::string text;
+    std::unique_ptr<dqrelo_delta> delta;
+    try {
+        delta = load(*model, path_model, path, params, text);
+    } catch (const std::exception & e) { // out of memory, or an I/O error of the standard library
+        text = std::string(path) + ": " + e.what();
+    }
+    dqrelo::copy_error(text, err, n_err);
+    return delta.release();
+}
+
+bool dqrelo_free(dqrelo_delta * delta) {
+    if (delta && delta->n_bound > 0) {
+        return false;
+    }
+    delete delta;
+    return true;
+}
+
+const char * dqrelo_name        (const dqrelo_delta * delta) { return delta->file->name().c_str(); }
+const char * dqrelo_path        (const dqrelo_delta * delta) { return delta->file->path().c_str(); }
+const char * dqrelo_content_hash(const dqrelo_delta * delta) { return delta->file->content_hash().c_str(); }
+
+const char * dqrelo_chat_template(const dqrelo_delta * delta) {
+    const auto & tmpl = delta->file->chat_template();
+    return tmpl ? tmpl->c_str() : nullptr;
+}
+
+const char * dqrelo_meta_str(const dqrelo_delta * delta, const char * key) {
+    const auto it = delta->meta.find(key);
+    return it == delta->meta.end() ? nullptr : it->second.c_str();
+}
+
+bool    dqrelo_same_base_file(const dqrelo_delta * delta) { return delta->same_base_file; }
+double  dqrelo_ratio         (const dqrelo_delta * delta) { return delta->file->ratio(); }
+size_t  dqrelo_n_bytes       (const dqrelo_delta * delta) { return delta->file->n_bytes(); }
+int32_t dqrelo_n_weights     (const dqrelo_delta * delta) { return (int32_t) delta->file->weights().size(); }
+int32_t dqrelo_n_bound       (const dqrelo_delta * delta) { return delta->n_bound; }
+
+int32_t dqrelo_eog_tokens(const dqrelo_delta * delta, llama_token * ids, int32_t n_max) {
+    const auto & eog = delta->file->eog_tokens();
+    for (int32_t i = 0; i < (int32_t) eog.size() && i < n_max; i++) {
+        ids[i] = eog[i];
+    }
+    return (int32_t) eog.size();
+}
+
+const char * dqrelo_inert_weight(const dqrelo_delta * delta, int32_t i) {
+    return i >= 0 && i < (int32_t) delta->inert.size() ? delta->inert[i].c_str() : nullptr;
+}
