@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from dqrelo_gguf.errors import PinError
 
+__all__ = ["conversion_module", "gguf"]
+
 _VENDOR = Path(__file__).resolve().parent / "_vendor"
 _ENV = "DQRELO_LLAMA_CPP_DIR"
 
@@ -26,7 +28,10 @@ def _roots() -> tuple[Path, Path]:
         return _VENDOR, _VENDOR
     tree = os.environ.get(_ENV)
     if not tree:
-        raise PinError(f"gguf: the pinned package is not bundled with this copy. Install the wheel, or set {_ENV} to a llama.cpp tree")
+        raise PinError(
+            "gguf: the pinned package is not bundled with this copy. "
+            f"Install the wheel, or set {_ENV} to a llama.cpp tree"
+        )
     root = Path(tree).resolve()
     if not (root / "gguf-py" / "gguf").is_dir():
         raise PinError(f"{_ENV}={tree}: has no gguf-py/gguf, expected a llama.cpp source tree")
@@ -41,19 +46,20 @@ def _import_from(root: Path, name: str) -> ModuleType:
     found = Path(module.__file__ or "").resolve()
     if not found.is_relative_to(root):
         raise PinError(
-            f"{name}: already imported from {found.parent}, expected the pinned copy in {root / name}. Import dqrelo_gguf before {name}"
+            f"{name}: already imported from {found.parent}, expected the pinned copy in {root / name}. "
+            f"Import dqrelo_gguf before {name}"
         )
     return module
 
 
 def conversion_module() -> ModuleType:
-    """The pin's `conversion` package (HF checkpoint to GGUF tensors). Imported late: it brings torch and transformers."""
+    """The pin's `conversion` package (HF checkpoint to GGUF tensors). Imported late: it brings torch."""
     gguf_root, conversion_root = _roots()
     _import_from(gguf_root, "gguf")
     return _import_from(conversion_root, "conversion")
 
 
 if TYPE_CHECKING:
-    import gguf as gguf
+    import gguf
 else:
     gguf = _import_from(_roots()[0], "gguf")

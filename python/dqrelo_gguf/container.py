@@ -1,7 +1,7 @@
 """GGUF itself: packs a header, and parses one with every length checked against the file's size.
 
 gguf-py's GGUFReader trusts the file (a bad length ends in an IndexError or in gigabytes of memory) and builds a Python
-object per vocabulary entry; this one refuses a malformed file in one line and decodes an array only when it is asked for.
+object per vocabulary entry; this one refuses a malformed file in one line and decodes an array when it is asked for.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, NoReturn, Sequence, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -198,7 +199,7 @@ class GGUFFile:
             self.fail("is a big-endian GGUF file, expected little-endian")
         if not _MIN_VERSION <= version <= VERSION:
             self.fail(f"GGUF version {version}, expected {VERSION}")
-        # The smallest entries: a tensor has a name length, a dimension count, a type, an offset; a field a key length, a type, a byte.
+        # The smallest entries. A tensor: name length, dimension count, type, offset. A field: key length, type, a byte.
         for what, n, least_bytes in (("tensors", n_tensors, 24), ("metadata keys", n_fields, 13)):
             if n * least_bytes > self.n_file_bytes:
                 self.fail(f"declares {n} {what}, more than its {self.n_file_bytes} bytes can hold. Truncated download?")
@@ -226,7 +227,10 @@ class GGUFFile:
             self.fail(f"metadata key '{key}' is an array of arrays, which GGUF has no use for")
         item_bytes = 8 if item_type == ValueType.STRING else struct.calcsize(_SCALARS[item_type])
         if n_items * item_bytes > self.n_file_bytes - self._at:
-            self.fail(f"metadata key '{key}' has {n_items} items, but only {self.n_file_bytes - self._at} bytes are left. Truncated download?")
+            self.fail(
+                f"metadata key '{key}' has {n_items} items, but only {self.n_file_bytes - self._at} bytes are left. "
+                "Truncated download?"
+            )
         if item_type != ValueType.STRING:
             self._at += n_items * item_bytes
             return
@@ -277,13 +281,19 @@ class GGUFFile:
                 self.fail(f"tensor '{name}' has the impossible shape {ne_text(ne)}")
             block = gguf.GGML_QUANT_SIZES[t][0]
             if ne[0] % block != 0:
-                self.fail(f"tensor '{name}' has rows of {ne[0]}, expected a multiple of {block} for type {type_name(t)}")
+                self.fail(
+                    f"tensor '{name}' has rows of {ne[0]}, expected a multiple of {block} for type {type_name(t)}"
+                )
             if offset % self.alignment != 0:
-                self.fail(f"tensor '{name}' begins at byte {offset} of the data, expected a multiple of {self.alignment}")
+                self.fail(
+                    f"tensor '{name}' begins at byte {offset} of the data, expected a multiple of {self.alignment}"
+                )
             info = TensorInfo(name, ne, t, offset, n_data_bytes(t, ne))
             end = self.data_start + offset + info.n_bytes
             if end > self.n_file_bytes:
-                self.fail(f"tensor '{name}' ends at byte {end}, file has {self.n_file_bytes} bytes. Truncated download?")
+                self.fail(
+                    f"tensor '{name}' ends at byte {end}, file has {self.n_file_bytes} bytes. Truncated download?"
+                )
             tensors[name] = info
         return tensors
 
@@ -310,7 +320,9 @@ class GGUFFile:
     def _string(self, what: str) -> str:
         (n,) = self._unpack("<Q", what)
         if n > self.n_file_bytes - self._at:
-            self.fail(f"{what}: a string of {n} bytes ends behind the file's {self.n_file_bytes} bytes. Truncated download?")
+            self.fail(
+                f"{what}: a string of {n} bytes ends behind the file's {self.n_file_bytes} bytes. Truncated download?"
+            )
         raw = self._map[self._at : self._at + n]
         self._at += n
         try:

@@ -1,7 +1,7 @@
 """Base identity: is this the base that a delta was made for? (docs/format.md, section 6)
 
-Computed from the base file, all shards, in milliseconds: names, shapes, types and a few sampled bytes of each tensor, and a
-few hundred dequantised values that survive another quantisation.
+Computed from the base file, all shards, in milliseconds: names, shapes, types and a few sampled bytes of each tensor,
+and a few hundred dequantised values that survive another quantisation.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from dqrelo_gguf import format as fmt
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.container import GGUFFile, TensorInfo
-from dqrelo_gguf.errors import FormatError, InputError
+from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.layout import Type, ne_text, padded_ne, type_name
 
 _SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<n>\d{5})\.gguf")
@@ -138,8 +139,11 @@ class ModelFile:
         try:
             values: npt.NDArray[np.float32] = gguf.quants.dequantize(blocks, info.type)
         except NotImplementedError:
-            raise InputError(f"{self.path.name}: tensor '{name}' has type {type_name(info.type)}, which gguf cannot dequantise") from None
-        return values.reshape(len(indices), block)[np.arange(len(indices)), indices % block]
+            raise InputError(
+                f"{self.path.name}: tensor '{name}' has type {type_name(info.type)}, which gguf cannot dequantise"
+            ) from None
+        picked: npt.NDArray[np.float32] = values.reshape(len(indices), block)[np.arange(len(indices)), indices % block]
+        return picked
 
     def _check_shard(self, file: GGUFFile, number: int) -> None:
         n, no = file.value("split.count", 1), file.value("split.no", 0)
@@ -164,7 +168,10 @@ def sample_names(model: ModelFile) -> list[str]:
 def samples_for(model: ModelFile, names: Sequence[str]) -> npt.NDArray[np.float32]:
     """32 dequantised values of each named tensor, at flat indices (2 t + 1) n / 64."""
     t = np.arange(fmt.SAMPLES_PER_TENSOR, dtype=np.int64)
-    groups = [model.elements(name, (2 * t + 1) * model.tensors[name].n_elements // (2 * fmt.SAMPLES_PER_TENSOR)) for name in names]
+    groups = [
+        model.elements(name, (2 * t + 1) * model.tensors[name].n_elements // (2 * fmt.SAMPLES_PER_TENSOR))
+        for name in names
+    ]
     return np.concatenate(groups) if groups else np.empty(0, np.float32)
 
 
@@ -180,7 +187,7 @@ def compare(delta: BaseIdentity, base: ModelFile | str | os.PathLike[str]) -> Co
 
 
 def correlation(delta: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -> float:
-    """Pearson correlation of samples, each group of 32 scaled by the delta's root mean square; 0 where it is undefined."""
+    """Pearson correlation of samples, each group of 32 over the delta's root mean square; 0 where undefined."""
     d = delta.astype(np.float64).reshape(-1, fmt.SAMPLES_PER_TENSOR)
     b = base.astype(np.float64).reshape(-1, fmt.SAMPLES_PER_TENSOR)
     rms = np.sqrt(np.mean(d * d, axis=1, keepdims=True))
@@ -201,7 +208,7 @@ def _digest(model: ModelFile) -> str:
     digest = hashlib.sha256()
     for name in _sorted(model.tensors):
         info = model.tensors[name]
-        digest.update(f"{name} {type_name(info.type)} {ne_text(padded_ne(info.ne))}\n".encode("utf-8"))
+        digest.update(f"{name} {type_name(info.type)} {ne_text(padded_ne(info.ne))}\n".encode())
         n, size = info.n_bytes, fmt.DIGEST_CHUNK_BYTES
         if n <= fmt.DIGEST_CHUNKS * size:
             digest.update(model.raw(name).data)

@@ -47,9 +47,7 @@ KEY_BASE_SAMPLES: Final = "dqrelo.base.samples"
 KEY_CHAT_TEMPLATE: Final = "tokenizer.chat_template"
 KEY_ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 KEY_ADD_EOS: Final = "tokenizer.ggml.add_eos_token"
-TOKEN_ID_KEYS: Final = tuple(
-    f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom", "padding")
-)
+TOKEN_ID_KEYS: Final = tuple(f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom", "padding"))
 
 # --- declared tensor types, and the suffixes of the tensors that have them ---
 

@@ -5,9 +5,11 @@ Shapes are ggml's: ne[0] is the row length. A numpy array of the same tensor has
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Sequence, TypeAlias
+from typing import TypeAlias
 
 from dqrelo_gguf import format as fmt
 from dqrelo_gguf._pin import gguf
@@ -136,7 +138,10 @@ def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
             return FormatError(f"{name}: a dense weight has no planes, factors or column scale")
         return _type_problem(f"{name}{fmt.SUFFIX_DENSE}", spec.dense_type, DENSE_TYPES, ne[0])
     if not 2 <= len(stripped_ne(ne)) <= 3 or ne[0] % 8 != 0:
-        return ShapeError(f"{name}: shape {ne_text(ne)} cannot have sign bits, expected 2 or 3 dimensions and rows of a multiple of 8. Store it dense")
+        return ShapeError(
+            f"{name}: shape {ne_text(ne)} cannot have sign bits, expected 2 or 3 dimensions and rows of a multiple of 8. "
+            "Store it dense"
+        )
     if not 1 <= spec.n_planes <= fmt.MAX_PLANES:
         return FormatError(f"{name}: {spec.n_planes} sign planes, expected 1 to {fmt.MAX_PLANES}")
     if rank <= 0:
@@ -173,6 +178,15 @@ def weight_tensors(spec: WeightSpec, per_row: Sequence[bool]) -> list[TensorSpec
         tensors.append(_stored(spec.name + fmt.SUFFIX_U, fmt.DQ_U, spec.u_type, (spec.rank, n_out, *experts)))
         tensors.append(_stored(spec.name + fmt.SUFFIX_V, fmt.DQ_V, spec.v_type, (n_in, spec.rank, *experts)))
     return tensors
+
+
+def content_hash(tensors: Sequence[TensorSpec], sha256: Sequence[str]) -> str:
+    """The delta's identity, docs/format.md section 5."""
+    lines = (
+        f"{t.name} {t.declared} {type_name(t.type)} {ne_text(t.logical_ne)} {digest}\n"
+        for t, digest in zip(tensors, sha256, strict=True)
+    )
+    return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
 
 
 def _stored(name: str, declared: str, t: Type, ne: tuple[int, ...]) -> TensorSpec:

@@ -1,21 +1,23 @@
 """Writes a delta file, one weight at a time.
 
 The header's size does not depend on what is learned while writing (digests, errors), so it is written with placeholders
-first and again at the end; the data in between is streamed. The file grows under a temporary name beside the target and is
-renamed when whole.
+first and again at the end; the data in between is streamed. The file grows under a temporary name beside the target and
+is renamed when whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Mapping, Sequence
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +35,9 @@ from dqrelo_gguf.errors import (
     raise_os_error,
 )
 from dqrelo_gguf.fingerprint import BaseIdentity
-from dqrelo_gguf.layout import TensorSpec, Type, WeightSpec, ne_text, padded_bytes, padded_ne, type_name
+from dqrelo_gguf.layout import TensorSpec, Type, WeightSpec, content_hash, padded_bytes, padded_ne
 
-__all__ = ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec", "content_hash", "delta_ratio"]
+__all__ = ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec", "delta_ratio"]
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -105,15 +107,6 @@ def delta_ratio(specs: Sequence[WeightSpec]) -> float:
     return sum(s.n_bytes for s in specs) / (2 * sum(s.n_elements for s in specs))
 
 
-def content_hash(tensors: Sequence[TensorSpec], sha256: Sequence[str]) -> str:
-    """The delta's identity, docs/format.md section 5."""
-    lines = (
-        f"{t.name} {t.declared} {type_name(t.type)} {ne_text(t.logical_ne)} {digest}\n"
-        for t, digest in zip(tensors, sha256, strict=True)
-    )
-    return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
-
-
 class DeltaWriter:
     """Writes the delta file `path`; a context manager.
 
@@ -135,7 +128,9 @@ class DeltaWriter:
         ...         writer.write(compress(spec))
     """
 
-    def __init__(self, path: str | os.PathLike[str], meta: DeltaMeta, specs: Sequence[WeightSpec], force: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], meta: DeltaMeta, specs: Sequence[WeightSpec], force: bool = False
+    ) -> None:
         self.path = Path(path)
         self._meta = meta
         self._specs = list(specs)
@@ -158,7 +153,7 @@ class DeltaWriter:
     def ratio(self) -> float:
         return delta_ratio(self._specs)
 
-    def __enter__(self) -> DeltaWriter:
+    def __enter__(self) -> Self:
         try:
             self._file = open(self._temp, "xb")
             self._file.write(self._header())
@@ -170,7 +165,9 @@ class DeltaWriter:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._finish()
@@ -238,10 +235,8 @@ class DeltaWriter:
         """Closes and removes the temporary file, if it is still there."""
         if self._file is None:
             return
-        try:
+        with contextlib.suppress(OSError):  # what could not be flushed is thrown away here
             self._file.close()
-        except OSError:
-            pass  # what could not be flushed is thrown away here
         self._file = None
         self._temp.unlink(missing_ok=True)
 
@@ -327,7 +322,9 @@ def _general_fields(meta: DeltaMeta) -> list[tuple[str, GGUFValue]]:
     }
     for key in meta.general:
         if not key.startswith("general.") or key in own:
-            raise FormatError(f"metadata key '{key}' cannot be carried, expected another general.* key than {', '.join(own)}")
+            raise FormatError(
+                f"metadata key '{key}' cannot be carried, expected another general.* key than {', '.join(own)}"
+            )
     return [*own.items(), *sorted(meta.general.items())]
 
 
@@ -363,7 +360,9 @@ def _base_fields(meta: DeltaMeta) -> list[tuple[str, GGUFValue]]:
 def _tokenizer_fields(meta: DeltaMeta) -> list[tuple[str, GGUFValue]]:
     unknown = set(meta.token_ids) - set(fmt.TOKEN_ID_KEYS)
     if unknown:
-        raise FormatError(f"token id key '{min(unknown)}' cannot be carried, expected one of {', '.join(fmt.TOKEN_ID_KEYS)}")
+        raise FormatError(
+            f"token id key '{min(unknown)}' cannot be carried, expected one of {', '.join(fmt.TOKEN_ID_KEYS)}"
+        )
     fields = []
     if meta.chat_template is not None:
         fields.append((fmt.KEY_CHAT_TEMPLATE, _string(meta.chat_template)))
@@ -427,4 +426,6 @@ def _same_but_for_ones(a: Sequence[int], b: Sequence[int]) -> bool:
 def _check_finite(tensor: TensorSpec, values: npt.NDArray[Any]) -> None:
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if n_bad:
-        raise NonFiniteError(f"{tensor.name}: {n_bad} of {values.size} values are NaN, infinite or too large for {values.dtype}")
+        raise NonFiniteError(
+            f"{tensor.name}: {n_bad} of {values.size} values are NaN, infinite or too large for {values.dtype}"
+        )

@@ -6,9 +6,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Callable, Iterator
 
 from dqrelo_gguf.errors import DqreloError, is_disk_full
 

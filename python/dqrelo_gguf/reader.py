@@ -1,0 +1,250 @@
+"""Reads a delta file. Nothing of a file is used before all of it is checked (docs/format.md, section 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf import format as fmt
+from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.container import GGUFFile
+from dqrelo_gguf.errors import BaseMismatchError, ShapeError
+from dqrelo_gguf.fingerprint import BaseIdentity, Comparison, Match, ModelFile, compare
+from dqrelo_gguf.layout import TensorSpec, Type, content_hash, ne_text, stripped_ne
+from dqrelo_gguf.signs import unpack_signs
+from dqrelo_gguf.validate import WeightInfo, check_delta
+
+__all__ = ["DeltaReader", "StoredWeight", "WeightInfo"]
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """The arrays of one weight as they lie in the file: views of the map, shaped as in writer.WeightData.
+
+    F32 and F16 tensors have their numpy type; BF16 and quantised ones are uint8 with rows of blocks.
+    """
+
+    info: WeightInfo
+    planes: tuple[tuple[npt.NDArray[np.uint8], F32], ...]
+    cscale: F32 | None
+    u: npt.NDArray[Any] | None
+    v: npt.NDArray[Any] | None
+    dense: npt.NDArray[Any] | None
+
+
+class DeltaReader:
+    """An open delta file. The file is mapped; arrays are views of it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FormatError: it is no delta file, or a malformed one; the message names the tensor or key.
+        InputError: it cannot be read.
+
+    Example:
+        >>> reader = DeltaReader("ft.dq.gguf")                      # doctest: +SKIP
+        >>> d_hat = reader.reconstruct("blk.0.attn_q.weight")       # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file = GGUFFile(path)
+        self.weights: list[WeightInfo]
+        self.tensors: list[TensorSpec]
+        self.weights, self.tensors = check_delta(self._file)
+        self._by_name = {w.name: w for w in self.weights}
+        self._specs = {t.name: t for t in self.tensors}
+
+    # -- what the file says --
+
+    def meta(self, key: str, default: Any = None) -> Any:
+        """A metadata value, decoded; `default` where the key is absent."""
+        return self._file.value(key, default)
+
+    def keys(self) -> list[str]:
+        """All metadata keys."""
+        return self._file.keys()
+
+    @property
+    def name(self) -> str:
+        return str(self.meta(fmt.KEY_NAME))
+
+    @property
+    def architecture(self) -> str:
+        return str(self.meta(fmt.KEY_ARCHITECTURE))
+
+    @property
+    def base_name(self) -> str:
+        return str(self.meta(fmt.KEY_BASE_NAME))
+
+    @property
+    def ratio(self) -> float:
+        return float(self.meta(fmt.KEY_RATIO))
+
+    @property
+    def content_hash(self) -> str:
+        return str(self.meta(fmt.KEY_CONTENT_HASH))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The converter's options.
+
+        Raises:
+            FormatError: they are not a JSON object.
+        """
+        try:
+            options = json.loads(self.meta(fmt.KEY_OPTIONS))
+        except (json.JSONDecodeError, RecursionError):
+            options = None
+        if not isinstance(options, dict):
+            self._file.fail(f"{fmt.KEY_OPTIONS} is not a JSON object")
+        return options
+
+    @property
+    def base(self) -> BaseIdentity:
+        """The identity of the base that the delta was made for."""
+        samples = np.array(self.meta(fmt.KEY_BASE_SAMPLES), np.float32)
+        return BaseIdentity(self.meta(fmt.KEY_BASE_DIGEST), tuple(self.meta(fmt.KEY_BASE_SAMPLE_TENSORS)), samples)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all tensors' data, without padding."""
+        return sum(w.n_bytes for w in self.weights)
+
+    @property
+    def n_file_bytes(self) -> int:
+        return self._file.n_file_bytes
+
+    # -- data --
+
+    def weight(self, name: str) -> StoredWeight:
+        """The stored arrays of a weight.
+
+        Raises:
+            KeyError: the delta does not change this weight.
+        """
+        info = self._by_name[name]
+        planes = tuple(
+            (self._array(name + fmt.suffix_sign(p)), self._array(name + fmt.suffix_scale(p)))
+            for p in range(info.n_planes)
+        )
+        cscale, u, v, dense = (
+            self._array(name + suffix) if name + suffix in self._file.tensors else None
+            for suffix in (fmt.SUFFIX_CSCALE, fmt.SUFFIX_U, fmt.SUFFIX_V, fmt.SUFFIX_DENSE)
+        )
+        return StoredWeight(info, planes, cscale, u, v, dense)
+
+    def reconstruct(self, name: str) -> F32:
+        """D_hat of a weight (docs/format.md, section 1).
+
+        Returns:
+            f32 in the weight's numpy shape, the reverse of its ne.
+
+        Raises:
+            KeyError: the delta does not change this weight.
+        """
+        stored = self.weight(name)
+        info = stored.info
+        if stored.dense is not None:
+            return stored.dense.astype(np.float32)
+        d_hat = np.zeros(info.shape, np.float32)
+        for bits, scale in stored.planes:
+            # scale: (..., 1) or (..., n_out), against (..., n_out, n_in)
+            d_hat += scale[..., :, None] * unpack_signs(bits, info.ne[0])
+        if stored.cscale is not None:
+            d_hat *= stored.cscale[..., None, :]
+        if stored.u is not None and stored.v is not None and info.u_type is not None and info.v_type is not None:
+            d_hat += _dequantised(stored.u, info.u_type) @ _dequantised(stored.v, info.v_type)
+        return d_hat
+
+    def _array(self, tensor: str) -> npt.NDArray[Any]:
+        info = self._file.tensors[tensor]
+        raw = self._file.raw(info)
+        shape = tuple(reversed(self._specs[tensor].ne))
+        dtype = {Type.F32: "<f4", Type.F16: "<f2"}.get(info.type)
+        return raw.view(dtype).reshape(shape) if dtype is not None else raw.reshape(*shape[:-1], -1)
+
+    # -- checks on request --
+
+    def damaged(self) -> list[str]:
+        """The tensors whose data does not have the digest that the file declares."""
+        sha256 = self.meta(fmt.KEY_TENSOR_SHA256)
+        return [
+            spec.name
+            for spec, expected in zip(self.tensors, sha256, strict=True)
+            if hashlib.sha256(self._file.raw(self._file.tensors[spec.name]).data).hexdigest() != expected
+        ]
+
+    def verify(self) -> None:
+        """Checks the digest of every tensor and the content hash.
+
+        Raises:
+            FormatError: names the damaged tensors.
+        """
+        damaged = self.damaged()
+        if damaged:
+            more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+            names = ", ".join(f"'{name}'" for name in damaged[:3])
+            self._file.fail(f"damaged: the data of {names}{more} does not have its declared SHA-256. Download it again")
+        expected = content_hash(self.tensors, self.meta(fmt.KEY_TENSOR_SHA256))
+        if expected != self.content_hash:
+            self._file.fail(f"damaged: {fmt.KEY_CONTENT_HASH} is {self.content_hash}, its tensors have {expected}")
+
+    def check_base(self, base: ModelFile | str | os.PathLike[str], allow_other_bytes: bool = True) -> Comparison:
+        """Checks the delta against a base file.
+
+        Args:
+            base: the base, or the path of its file or of any of its shards.
+            allow_other_bytes: accept another quantisation of the delta's base.
+
+        Returns:
+            How well they match; never OTHER_MODEL.
+
+        Raises:
+            BaseMismatchError: it is another model; both are named.
+            ShapeError: a weight has another shape there.
+        """
+        model = base if isinstance(base, ModelFile) else ModelFile(base)
+        both = (
+            f"{self.path.name} is a delta of '{self.base_name}' ({self.architecture}), "
+            f"{model.path.name} is '{model.name}' ({model.architecture})"
+        )
+        if model.architecture != self.architecture:
+            raise BaseMismatchError(f"{both}: another architecture")
+        for w in self.weights:
+            info = model.tensors.get(w.name)
+            if info is None:
+                raise BaseMismatchError(f"{both}: it has no tensor '{w.name}'")
+            if stripped_ne(info.ne) != w.ne:
+                raise ShapeError(
+                    f"{both}: '{w.name}' is {ne_text(stripped_ne(info.ne))} there, expected {ne_text(w.ne)}"
+                )
+        found = compare(self.base, model)
+        if found.match is Match.OTHER_MODEL:
+            raise BaseMismatchError(
+                f"{both}: another model (correlation {found.correlation:.3f}, "
+                f"expected at least {fmt.SAME_MODEL_CORRELATION})"
+            )
+        if found.match is Match.SAME_MODEL and not allow_other_bytes:
+            raise BaseMismatchError(
+                f"{both}: the same model in other bytes (correlation {found.correlation:.3f}), expected the same file"
+            )
+        return found
+
+
+def _dequantised(stored: npt.NDArray[Any], t: Type) -> F32:
+    """A factor as f32, from the form that StoredWeight has it in."""
+    if t in (Type.F32, Type.F16):
+        return stored.astype(np.float32)
+    values: F32 = gguf.quants.dequantize(stored, t)
+    return values

@@ -1,0 +1,306 @@
+"""What a reader must check before it touches data: docs/format.md, section 4, points 2 to 6."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import NoReturn
+
+import numpy as np
+
+from dqrelo_gguf import format as fmt
+from dqrelo_gguf.container import VERSION, GGUFFile, TensorInfo, ValueType
+from dqrelo_gguf.layout import (
+    TensorSpec,
+    Type,
+    WeightSpec,
+    ne_text,
+    padded_bytes,
+    padded_ne,
+    spec_problem,
+    stripped_ne,
+    type_name,
+    weight_tensors,
+)
+
+_STRING = (ValueType.STRING, None)
+_STRINGS = (ValueType.ARRAY, ValueType.STRING)
+_U32S = (ValueType.ARRAY, ValueType.UINT32)
+_U64S = (ValueType.ARRAY, ValueType.UINT64)
+_F32S = (ValueType.ARRAY, ValueType.FLOAT32)
+
+_REQUIRED: dict[str, tuple[ValueType, ValueType | None]] = {
+    fmt.KEY_ARCHITECTURE: _STRING,
+    fmt.KEY_ALIGNMENT: (ValueType.UINT32, None),
+    fmt.KEY_NAME: _STRING,
+    fmt.KEY_METHOD: _STRING,
+    fmt.KEY_CONVERTER: _STRING,
+    fmt.KEY_OPTIONS: _STRING,
+    fmt.KEY_RATIO: (ValueType.FLOAT64, None),
+    fmt.KEY_CONTENT_HASH: _STRING,
+    fmt.KEY_REFERENCE: _STRING,
+    fmt.KEY_TENSOR_NAMES: _STRINGS,
+    fmt.KEY_TENSOR_TYPES: _STRINGS,
+    fmt.KEY_TENSOR_NE: _U64S,
+    fmt.KEY_TENSOR_SHA256: _STRINGS,
+    fmt.KEY_WEIGHT_NAMES: _STRINGS,
+    fmt.KEY_WEIGHT_NE: _U64S,
+    fmt.KEY_WEIGHT_RANK: _U32S,
+    fmt.KEY_WEIGHT_N_PLANES: _U32S,
+    fmt.KEY_WEIGHT_ERROR_DELTA: _F32S,
+    fmt.KEY_WEIGHT_ERROR_WEIGHT: _F32S,
+    fmt.KEY_BASE_NAME: _STRING,
+    fmt.KEY_BASE_DIGEST: _STRING,
+    fmt.KEY_BASE_SAMPLE_TENSORS: _STRINGS,
+    fmt.KEY_BASE_SAMPLES: _F32S,
+}
+
+_OPTIONAL: dict[str, tuple[ValueType, ValueType | None]] = {
+    fmt.KEY_CHAT_TEMPLATE: _STRING,
+    fmt.KEY_ADD_BOS: (ValueType.BOOL, None),
+    fmt.KEY_ADD_EOS: (ValueType.BOOL, None),
+    **dict.fromkeys(fmt.TOKEN_ID_KEYS, (ValueType.UINT32, None)),
+}
+
+
+@dataclass(frozen=True)
+class WeightInfo:
+    """One changed weight, as the file's header describes it.
+
+    Args:
+        name: the base tensor's name.
+        ne: its shape in ggml's order, without trailing ones.
+        n_planes: sign planes; 0 where the weight is dense.
+        rank: of U V; 0 where there is none.
+        scale_per_row: per plane, whether it has a scale per row.
+        cscale: whether it has a scale per column.
+        u_type, v_type: of the factors, None where rank is 0.
+        dense_type: None where the weight has signs.
+        n_bytes: of all its tensors' data, without padding.
+        error_delta: ||D - D_hat|| / ||D||.
+        error_weight: ||W_ft - W_hat|| / ||W_ft||.
+    """
+
+    name: str
+    ne: tuple[int, ...]
+    n_planes: int
+    rank: int
+    scale_per_row: tuple[bool, ...]
+    cscale: bool
+    u_type: Type | None
+    v_type: Type | None
+    dense_type: Type | None
+    n_bytes: int
+    error_delta: float
+    error_weight: float
+
+    @property
+    def n_elements(self) -> int:
+        return int(prod(self.ne))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its numpy shape."""
+        return tuple(reversed(self.ne))
+
+
+def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
+    """Checks everything that can be checked without the base.
+
+    Returns:
+        The weights and the tensors, in file order.
+
+    Raises:
+        FormatError: with the first thing that is wrong.
+    """
+    _check_kind(file)
+    _check_keys(file)
+    _check_lengths(file)
+    weights, tensors = _Matcher(file).weights()
+    _check_offsets(file)
+    _check_scales(file, tensors)
+    return weights, tensors
+
+
+def _check_kind(file: GGUFFile) -> None:
+    kind, adapter, arch = (file.value(k) for k in (fmt.KEY_GENERAL_TYPE, fmt.KEY_ADAPTER_TYPE, fmt.KEY_ARCHITECTURE))
+    if kind != fmt.GENERAL_TYPE:
+        if kind in (None, "model") and file.tensors:
+            file.fail(f"is a model (architecture {arch}), not a delta file. A delta is made with dqrelo-convert")
+        file.fail(f"is not a delta file, its {fmt.KEY_GENERAL_TYPE} is {kind!r}, expected '{fmt.GENERAL_TYPE}'")
+    if adapter == "lora":
+        file.fail("is a LoRA adapter, not a delta file. llama-server takes it with --lora")
+    if adapter != fmt.ADAPTER_TYPE:
+        file.fail(f"is not a delta file, its {fmt.KEY_ADAPTER_TYPE} is {adapter!r}, expected '{fmt.ADAPTER_TYPE}'")
+    version = file.value(fmt.KEY_VERSION)
+    if file.value_type(fmt.KEY_VERSION) != (ValueType.UINT32, None):
+        file.fail(f"{fmt.KEY_VERSION} is {version!r}, expected a UINT32")
+    if version != fmt.VERSION:
+        hint = ". Update dqrelo-gguf to read it" if version > fmt.VERSION else ""
+        file.fail(f"delta file version {version}, expected {fmt.VERSION}{hint}")
+    if file.version != VERSION:
+        file.fail(f"GGUF version {file.version}, expected {VERSION}")
+
+
+def _check_keys(file: GGUFFile) -> None:
+    for key, expected in (_REQUIRED | _OPTIONAL).items():
+        got = file.value_type(key)
+        if got is None and key in _REQUIRED:
+            file.fail(f"metadata key '{key}' is missing")
+        if got is not None and got != expected:
+            file.fail(f"metadata key '{key}' has type {_type_text(got)}, expected {_type_text(expected)}")
+        file.value(key)  # a string that is not UTF-8 shows here
+    if file.alignment != fmt.ALIGNMENT:
+        file.fail(f"{fmt.KEY_ALIGNMENT} is {file.alignment}, expected {fmt.ALIGNMENT}")
+
+
+def _type_text(value_type: tuple[ValueType, ValueType | None]) -> str:
+    outer, items = value_type
+    return f"[{items.name}]" if items is not None else str(outer.name)
+
+
+def _check_lengths(file: GGUFFile) -> None:
+    n_tensors, n_weights = len(file.tensors), len(file.value(fmt.KEY_WEIGHT_NAMES))
+    n_sampled = len(file.value(fmt.KEY_BASE_SAMPLE_TENSORS))
+    if n_weights == 0:
+        file.fail("changes no weight, expected at least one")
+    expected = {
+        fmt.KEY_TENSOR_NAMES: n_tensors,
+        fmt.KEY_TENSOR_TYPES: n_tensors,
+        fmt.KEY_TENSOR_NE: 4 * n_tensors,
+        fmt.KEY_TENSOR_SHA256: n_tensors,
+        fmt.KEY_WEIGHT_NE: 4 * n_weights,
+        fmt.KEY_WEIGHT_RANK: n_weights,
+        fmt.KEY_WEIGHT_N_PLANES: n_weights,
+        fmt.KEY_WEIGHT_ERROR_DELTA: n_weights,
+        fmt.KEY_WEIGHT_ERROR_WEIGHT: n_weights,
+        fmt.KEY_BASE_SAMPLES: fmt.SAMPLES_PER_TENSOR * n_sampled,
+    }
+    for key, n in expected.items():
+        got = len(file.value(key))
+        if got != n:
+            file.fail(f"metadata key '{key}' has {got} items, expected {n}")
+    for i, (declared, stored) in enumerate(zip(file.value(fmt.KEY_TENSOR_NAMES), file.tensors, strict=True)):
+        if declared != stored:
+            file.fail(f"{fmt.KEY_TENSOR_NAMES}[{i}] is '{declared}', but tensor {i} of the file is '{stored}'")
+
+
+class _Matcher:
+    """Walks through the file's tensors beside the declared weights; each must be what the other says."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self._file = file
+        self._stored = list(file.tensors.values())
+        self._declared: list[str] = file.value(fmt.KEY_TENSOR_TYPES)
+        self._logical_ne: list[int] = file.value(fmt.KEY_TENSOR_NE)
+        self._specs: list[TensorSpec] = []  # of the tensors matched so far
+
+    def weights(self) -> tuple[list[WeightInfo], list[TensorSpec]]:
+        file = self._file
+        names = file.value(fmt.KEY_WEIGHT_NAMES)
+        if len(set(names)) != len(names):
+            file.fail(f"weight '{next(n for n in names if names.count(n) > 1)}' is declared twice")
+        flat_ne, ranks, planes, error_delta, error_weight = (
+            file.value(key)
+            for key in (
+                fmt.KEY_WEIGHT_NE,
+                fmt.KEY_WEIGHT_RANK,
+                fmt.KEY_WEIGHT_N_PLANES,
+                fmt.KEY_WEIGHT_ERROR_DELTA,
+                fmt.KEY_WEIGHT_ERROR_WEIGHT,
+            )
+        )
+        weights = []
+        for i, name in enumerate(names):
+            spec, per_row = self._spec(name, tuple(flat_ne[4 * i : 4 * i + 4]), ranks[i], planes[i])
+            for expected in weight_tensors(spec, per_row):
+                self._match(expected)
+            weights.append(_weight_info(spec, per_row, error_delta[i], error_weight[i]))
+        if len(self._specs) < len(self._stored):
+            file.fail(f"tensor '{self._stored[len(self._specs)].name}' belongs to no declared weight")
+        return weights, self._specs
+
+    def _spec(self, name: str, ne: tuple[int, ...], rank: int, n_planes: int) -> tuple[WeightSpec, list[bool]]:
+        """What the declarations, and the types of the tensors found under the weight's name, make of it."""
+        tensors = self._file.tensors
+        if min(ne) < 1:
+            self._file.fail(f"weight '{name}' has the impossible shape {ne_text(ne)}")
+        dense, u, v = (tensors.get(name + s) for s in (fmt.SUFFIX_DENSE, fmt.SUFFIX_U, fmt.SUFFIX_V))
+        spec = WeightSpec(
+            name,
+            stripped_ne(ne),
+            n_planes=n_planes,
+            rank=rank,
+            cscale=n_planes > 0 and name + fmt.SUFFIX_CSCALE in tensors,
+            u_type=u.type if u is not None else Type.F16,
+            v_type=v.type if v is not None else Type.F16,
+            dense_type=(dense.type if dense is not None else Type.F32) if n_planes == 0 else None,
+        )
+        problem = spec_problem(spec)
+        if problem is not None:
+            self._file.fail(str(problem))
+        scales = (tensors.get(name + fmt.suffix_scale(p)) for p in range(n_planes))
+        return spec, [s is not None and s.ne[0] != 1 for s in scales]
+
+    def _match(self, expected: TensorSpec) -> None:
+        """Takes the next tensor of the file, which must be `expected`."""
+        i = len(self._specs)
+        if i == len(self._stored) or self._stored[i].name != expected.name:
+            self._fail_order(expected.name, self._stored[i] if i < len(self._stored) else None)
+        stored, logical_ne = self._stored[i], tuple(self._logical_ne[4 * i : 4 * i + 4])
+        where = f"tensor '{expected.name}'"
+        if self._declared[i] != expected.declared:
+            self._file.fail(f"{where} is declared {self._declared[i]}, expected {expected.declared}")
+        if stored.type != expected.type:
+            self._file.fail(f"{where} is stored as {type_name(stored.type)}, expected {type_name(expected.type)}")
+        if padded_ne(stored.ne) != padded_ne(expected.ne):
+            self._file.fail(f"{where} has shape {ne_text(stored.ne)}, expected {ne_text(expected.ne)}")
+        if logical_ne != expected.logical_ne:
+            self._file.fail(
+                f"{where} is declared with shape {ne_text(logical_ne)}, expected {ne_text(expected.logical_ne)}"
+            )
+        self._specs.append(expected)
+
+    def _fail_order(self, expected: str, found: TensorInfo | None) -> NoReturn:
+        if expected not in self._file.tensors:
+            self._file.fail(f"tensor '{expected}' is missing")
+        at = f"'{found.name}'" if found is not None else "the end"
+        self._file.fail(f"tensor '{expected}' is out of order, {at} is in its place")
+
+
+def _weight_info(spec: WeightSpec, per_row: Sequence[bool], error_delta: float, error_weight: float) -> WeightInfo:
+    return WeightInfo(
+        spec.name,
+        spec.ne,
+        spec.n_planes,
+        spec.rank,
+        tuple(per_row),
+        spec.cscale,
+        spec.u_type if spec.rank > 0 else None,
+        spec.v_type if spec.rank > 0 else None,
+        spec.dense_type,
+        sum(t.n_bytes for t in weight_tensors(spec, per_row)),
+        error_delta,
+        error_weight,
+    )
+
+
+def _check_offsets(file: GGUFFile) -> None:
+    """One tensor after the other without a gap; that they lie inside the file is checked already."""
+    end = 0
+    for info in file.tensors.values():
+        if info.offset != end:
+            what = "overlaps the tensor before it" if info.offset < end else "leaves a gap before it"
+            file.fail(f"tensor '{info.name}' {what}: begins at byte {info.offset} of the data, expected {end}")
+        end += padded_bytes(info.n_bytes)
+
+
+def _check_scales(file: GGUFFile, tensors: Sequence[TensorSpec]) -> None:
+    for spec in tensors:
+        if spec.declared not in (fmt.DQ_SCALE, fmt.DQ_CSCALE):
+            continue
+        values = file.raw(file.tensors[spec.name]).view("<f4")
+        n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+        if n_bad:
+            file.fail(f"tensor '{spec.name}' has {n_bad} scales that are NaN or infinite")
