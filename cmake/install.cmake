@@ -1,0 +1,56 @@
+# What the wheel holds beside the Python files: one install component, self-contained and relocatable.
+#
+#   _core.*.so   bin/llama-*   lib/lib*.so   _vendor/{gguf,conversion,convert_hf_to_gguf.py}   licences
+if (APPLE)
+    set(origin "@loader_path")
+else()
+    set(origin "$ORIGIN")
+endif()
+
+# A wheel holds no symbolic links, so each library gets one name.
+function(dqrelo_install_library target)
+    get_target_property(type ${target} TYPE)
+    if (NOT type STREQUAL "SHARED_LIBRARY")
+        return()
+    endif()
+    set_property(TARGET ${target} PROPERTY VERSION)
+    set_property(TARGET ${target} PROPERTY SOVERSION)
+    set_property(TARGET ${target} PROPERTY PUBLIC_HEADER)
+    set_property(TARGET ${target} PROPERTY PRIVATE_HEADER)
+    set_target_properties(${target} PROPERTIES INSTALL_RPATH "${origin}")
+    install(TARGETS ${target}
+        LIBRARY DESTINATION lib COMPONENT dqrelo
+        RUNTIME DESTINATION bin COMPONENT dqrelo)
+endfunction()
+
+foreach (target ggml ggml-base ${GGML_AVAILABLE_BACKENDS} llama llama-common mtmd)
+    dqrelo_install_library(${target})
+endforeach()
+foreach (program ${DQRELO_PROGRAMS})
+    if (TARGET ${program}-impl)
+        dqrelo_install_library(${program}-impl)
+    endif()
+    set_target_properties(${program} PROPERTIES INSTALL_RPATH "${origin}/../lib")
+    install(TARGETS ${program} RUNTIME DESTINATION bin COMPONENT dqrelo)
+endforeach()
+if (TARGET _core)
+    set_target_properties(_core PROPERTIES INSTALL_RPATH "${origin}/lib")
+    install(TARGETS _core LIBRARY DESTINATION . COMPONENT dqrelo)
+endif()
+
+# Upstream's converter and its gguf package, from the same tree, with their licence.
+install(DIRECTORY ${DQRELO_LLAMA_CPP_TREE}/conversion ${DQRELO_LLAMA_CPP_TREE}/gguf-py/gguf
+    DESTINATION _vendor COMPONENT dqrelo
+    FILES_MATCHING PATTERN "*.py" PATTERN "py.typed" PATTERN "__pycache__" EXCLUDE)
+install(FILES ${DQRELO_LLAMA_CPP_TREE}/convert_hf_to_gguf.py DESTINATION _vendor COMPONENT dqrelo)
+install(FILES ${DQRELO_LLAMA_CPP_TREE}/gguf-py/LICENSE DESTINATION _vendor/gguf COMPONENT dqrelo)
+install(FILES ${DQRELO_LLAMA_CPP_TREE}/LICENSE DESTINATION _vendor/conversion COMPONENT dqrelo)
+# The libraries and programs are llama.cpp's, with the libraries that it carries compiled in.
+install(FILES ${DQRELO_LLAMA_CPP_TREE}/LICENSE DESTINATION licenses COMPONENT dqrelo RENAME LICENSE-llama.cpp)
+file(GLOB_RECURSE licences RELATIVE ${DQRELO_LLAMA_CPP_TREE}/vendor ${DQRELO_LLAMA_CPP_TREE}/vendor/LICENSE*)
+foreach (licence ${licences})
+    get_filename_component(folder ${licence} DIRECTORY)
+    string(REPLACE "/" "-" library ${folder})
+    install(FILES ${DQRELO_LLAMA_CPP_TREE}/vendor/${licence} DESTINATION licenses COMPONENT dqrelo RENAME LICENSE-${library})
+endforeach()
+install(DIRECTORY ${DQRELO_LLAMA_CPP_TREE}/licenses/ DESTINATION licenses COMPONENT dqrelo)
