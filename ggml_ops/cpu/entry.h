@@ -1,0 +1,53 @@
+// entry.h: what one weight of one delta (a dqrelo_entry) adds to the rows that use it. No ggml at link time.
+#pragma once
+
+#include "dqrelo-op.h"
+#include "kernels.h"
+
+// One row of the op's output.
+struct dqrelo_row {
+    const float * x;   // MATMUL [n_in]; MUL: as y
+    const float * y;   // may be dst
+    float *       dst;
+    int64_t       id;  // ROWS: the row of the weight; MUL, ADD: i1, the row of the dense array before broadcast
+    float         s;   // request scale
+};
+
+// The rows of a batch that use one entry, with their place in the work memory.
+struct dqrelo_group {
+    const struct dqrelo_entry * e;
+    const struct dqrelo_row   * rows; // [n_rows]
+    int64_t             n_rows;
+    int8_t *            q;            // [n_rows] rows of dqrelo_q_bytes(n_in)
+    struct dqrelo_act * act;          // [n_rows]
+    float *             t;            // [n_rows] rows of t_stride values: V x
+    int64_t             t_stride;     // at least the rank
+};
+
+// Rows and output features that are handled at once: bounds the scratch memory, never the result.
+#define DQRELO_TILE_T 32
+#define DQRELO_TILE_I 64
+
+struct dqrelo_scratch {
+    int32_t isum[DQRELO_MAX_PLANES][DQRELO_TILE_T * DQRELO_TILE_I];
+    float   uv[DQRELO_TILE_T * DQRELO_TILE_I];
+};
+
+static inline bool dqrelo_entry_is_empty(const struct dqrelo_entry * e) {
+    return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr;
+}
+
+// MATMUL, first half: quantises the activation rows and computes t = V x. Thread ith of nth does its share; all must be done
+// before the second half.
+void dqrelo_matmul_prepare(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int ith, int nth);
+
+// MATMUL, second half: output features i0 <= i < i1 of all rows of the group.
+void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1, struct dqrelo_scratch * scratch);
+
+// ROWS: columns j0 <= j < j1 of one row; j0 is a multiple of DQRELO_TILE_J.
+#define DQRELO_TILE_J 128
+void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t j0, int64_t j1);
+
+// MUL, ADD: one row of n values.
+void dqrelo_elementwise_apply(
+        const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t n);

@@ -1,0 +1,63 @@
+// factor-types.h: the storage types of U, V and dense deltas: bytes a row, and one value at a time.
+#pragma once
+
+#include "ggml.h" // enum ggml_type
+
+#include <stdint.h>
+#include <string.h>
+
+#define DQRELO_QK 32 // values in a block of Q8_0 and Q4_0
+
+struct dqrelo_q8_0 { // value j = d * qs[j]
+    uint16_t d;      // F16
+    int8_t   qs[DQRELO_QK];
+};
+
+struct dqrelo_q4_0 { // value j < 16: d * ((qs[j] & 15) - 8); value j >= 16: d * ((qs[j - 16] >> 4) - 8)
+    uint16_t d;      // F16
+    uint8_t  qs[DQRELO_QK / 2];
+};
+
+static_assert(sizeof(struct dqrelo_q8_0) == 34, "as ggml's block_q8_0");
+static_assert(sizeof(struct dqrelo_q4_0) == 18, "as ggml's block_q4_0");
+
+// Bytes of n contiguous values; 0 for a type that is none of ours.
+static inline int64_t dqrelo_type_bytes(enum ggml_type type, int64_t n) {
+    switch (type) {
+        case GGML_TYPE_F32:  return n * 4;
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16: return n * 2;
+        case GGML_TYPE_Q8_0: return n / DQRELO_QK * (int64_t) sizeof(struct dqrelo_q8_0);
+        case GGML_TYPE_Q4_0: return n / DQRELO_QK * (int64_t) sizeof(struct dqrelo_q4_0);
+        default:             return 0;
+    }
+}
+
+static inline float dqrelo_f32_from_bits(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, sizeof(f));
+    return f;
+}
+
+static inline uint32_t dqrelo_f32_bits(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof(bits));
+    return bits;
+}
+
+// Exact for every F16: subnormals, infinities and NaN too.
+static inline float dqrelo_f16_to_f32(uint16_t h) {
+    const uint32_t sign     = (uint32_t) (h & 0x8000) << 16;
+    const uint32_t exponent = (h >> 10) & 0x1f;
+    const uint32_t mantissa = h & 0x3ff;
+    if (exponent == 0) { // mantissa * 2^-24
+        const float value = (float) mantissa * dqrelo_f32_from_bits(0x33800000);
+        return sign ? -value : value;
+    }
+    const uint32_t exponent_f32 = exponent == 31 ? 255 : exponent + (127 - 15);
+    return dqrelo_f32_from_bits(sign | exponent_f32 << 23 | mantissa << 13);
+}
+
+static inline float dqrelo_bf16_to_f32(uint16_t b) {
+    return dqrelo_f32_from_bits((uint32_t) b << 16);
+}

@@ -1,0 +1,75 @@
+// kernels.h: the inner functions of the op DQRELO on a CPU, one table of them an instruction set (scalar.cpp is the definition).
+//
+// No function here needs ggml at link time, and every result of a row is computed by the same arithmetic in the same order whatever
+// other rows are given with it: a row's value does not depend on its batch or on the number of threads.
+#pragma once
+
+#include "ggml.h" // enum ggml_type
+
+#include <stddef.h>
+#include <stdint.h>
+
+// A quantised activation row: x_j * c_j ~ d * q_j, |q_j| <= dqrelo_q_max(n). q is kept as two bytes, q = 256 * hi + lo with
+// -128 <= hi, lo <= 127, because byte products are the cheapest ones of every instruction set. Layout, in blocks of 64 columns,
+// zeros after the last column:
+//
+//   byte   0..63         64..127       128..191      ...
+//          hi 0..63      lo 0..63      hi 64..127    ...
+#define DQRELO_Q_BLOCK 64
+
+struct dqrelo_act {
+    float   d;   // step; 0 for a row of zeros, NaN where x has NaN or infinity
+    int32_t sum; // of all q_j
+};
+
+static inline int64_t dqrelo_q_bytes(int64_t n) {
+    return (n + DQRELO_Q_BLOCK - 1) / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK);
+}
+
+// 32639 is the largest q whose hi byte fits (127 * 256 + 127). Longer rows take a smaller range, so that a sum of n terms fits
+// in 32 bits and all integer arithmetic is exact.
+static inline int32_t dqrelo_q_max(int64_t n) {
+    const int64_t fit = INT32_MAX / (n > 0 ? n : 1);
+    return (int32_t) (fit < 32639 ? fit : 32639);
+}
+
+// One output row's ingredients for dqrelo_kernels::add_delta, n_i output features each.
+struct dqrelo_parts {
+    int             n_planes;
+    const int32_t * isum [4];      // [n_i] sum_j s_ij q_j
+    const float   * scale[4];      // [n_i] where scale_step is 1, else [1]
+    int             scale_step[4]; // 0 or 1
+    const float   * uv;            // [n_i] or NULL
+    float           d;             // step of the quantised activation
+    float           s;             // request scale
+};
+
+struct dqrelo_kernels {
+    const char * name;
+
+    // q and act from a row x [n]; cscale [n] or NULL. q has dqrelo_q_bytes(n) bytes.
+    void (*quantize_row)(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
+
+    // out[t*ld + i] = sum_j s_ij q_tj, exactly. sign: n_i rows of n/8 bytes; q: n_t rows, q_stride bytes apart.
+    void (*sign_dots)(
+        const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld);
+
+    // out[t*ld + i] = sum_j a_ij b_tj in F32. a: n_i rows of `type`, a_stride bytes apart; b: n_t row pointers.
+    void (*dots)(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld);
+
+    // dst[i] = y[i] + s * (sum_p d scale_p[i] isum_p[i] + uv[i]); dst may be y
+    void (*add_delta)(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts);
+
+    // out[j] = value j of n contiguous values of `type`; n is a multiple of the type's block
+    void (*to_float)(enum ggml_type type, const void * src, int64_t n, float * out);
+};
+
+extern const struct dqrelo_kernels dqrelo_kernels_scalar;
+extern const struct dqrelo_kernels dqrelo_kernels_avx2;
+extern const struct dqrelo_kernels dqrelo_kernels_avx512vnni;
+
+// The best table that this CPU runs, or the one that the environment variable DQRELO_ISA names. Decided once.
+const struct dqrelo_kernels * dqrelo_cpu_kernels(void);
+
+// The tables built into this library that this CPU runs, best first; returns how many.
+int dqrelo_cpu_kernels_all(const struct dqrelo_kernels ** list, int n_max);

@@ -1,0 +1,63 @@
+#include "dqrelo-op.h"
+
+#include "ggml-impl.h"
+
+// op_params: {form, stride[0], stride[1], stride[2]}
+static constexpr int OP_PARAM_FORM   = 0;
+static constexpr int OP_PARAM_STRIDE = 1;
+
+static void check_shapes(enum dqrelo_form form, const ggml_tensor * y, const ggml_tensor * x, const ggml_tensor * table, const ggml_tensor * owner) {
+    GGML_ASSERT(y->type == GGML_TYPE_F32 && y->nb[0] == sizeof(float));
+    GGML_ASSERT(table->type == GGML_TYPE_I8 && ggml_is_contiguous(table) && ggml_nelements(table) == table->ne[0]);
+    GGML_ASSERT(table->ne[0] % (int64_t) sizeof(dqrelo_entry) == 0);
+    GGML_ASSERT(owner->type == GGML_TYPE_F32 && owner->ne[0] == 2 && ggml_is_contiguous(owner));
+
+    if (form == DQRELO_FORM_ROWS) {
+        GGML_ASSERT(x->type == GGML_TYPE_I32);
+        GGML_ASSERT(x->ne[0] == y->ne[1] && x->ne[1] == y->ne[2] && x->ne[2] == y->ne[3]);
+        return;
+    }
+    GGML_ASSERT(x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float));
+    for (int i = form == DQRELO_FORM_MATMUL ? 1 : 0; i < GGML_MAX_DIMS; i++) {
+        GGML_ASSERT(x->ne[i] == y->ne[i]);
+    }
+}
+
+void ggml_dqrelo_set(
+        struct ggml_tensor * dst, enum dqrelo_form form,
+        struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
+    check_shapes(form, y, x, table, owner);
+    GGML_ASSERT(dst->type == GGML_TYPE_F32 && dst->nb[0] == sizeof(float) && ggml_are_same_shape(dst, y));
+
+    // the last owner that a row can name
+    const int64_t last = (y->ne[1] - 1) * stride[0] + (y->ne[2] - 1) * stride[1] + (y->ne[3] - 1) * stride[2];
+    GGML_ASSERT(stride[0] >= 0 && stride[1] >= 0 && stride[2] >= 0 && last < ggml_nelements(owner) / 2);
+
+    dst->op = GGML_OP_DQRELO;
+    for (int i = 0; i < GGML_MAX_SRC; i++) {
+        dst->src[i] = nullptr;
+    }
+    dst->src[0] = y;
+    dst->src[1] = x;
+    dst->src[2] = table;
+    dst->src[3] = owner;
+
+    const int32_t params[] = { form, stride[0], stride[1], stride[2] };
+    ggml_set_op_params(dst, params, sizeof(params));
+}
+
+struct ggml_tensor * ggml_dqrelo(
+        struct ggml_context * ctx, enum dqrelo_form form,
+        struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
+    struct ggml_tensor * dst = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, y->ne);
+    ggml_dqrelo_set(dst, form, y, x, table, owner, stride);
+    return dst;
+}
+
+enum dqrelo_form ggml_dqrelo_form(const struct ggml_tensor * node) {
+    return (enum dqrelo_form) ggml_get_op_params_i32(node, OP_PARAM_FORM);
+}
+
+const int32_t * ggml_dqrelo_stride(const struct ggml_tensor * node) {
+    return node->op_params + OP_PARAM_STRIDE;
+}
