@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <regex>
 #include <unordered_map>
 
 namespace dqrelo {
@@ -45,18 +44,24 @@ int64_t get_integer(const gguf_header & header, const std::string & key, int64_t
 
 // All files of a model: the given one, or every shard of PREFIX-00001-of-0000N.gguf, as llama.cpp names them.
 std::vector<std::string> shard_paths(const std::string & path) {
-    static const std::regex pattern("-[0-9]{5}-of-([0-9]{5})\\.gguf$");
-
-    std::smatch match;
-    if (!std::regex_search(path, match, pattern) || std::stoi(match[1].str()) < 1) {
+    const std::string form = "-00000-of-00000.gguf";  // a 0 stands for any digit
+    if (path.size() <= form.size()) {
         return { path };
     }
-    const int                n = std::stoi(match[1].str());
-    std::vector<std::string> paths;
-    for (int i = 1; i <= n; ++i) {
-        paths.push_back(match.prefix().str() + message("-%05d-of-%05d.gguf", i, n));
+    const std::string prefix = path.substr(0, path.size() - form.size());
+    const std::string ending = path.substr(prefix.size());
+    for (size_t i = 0; i < form.size(); ++i) {
+        const bool good = form[i] == '0' ? ending[i] >= '0' && ending[i] <= '9' : ending[i] == form[i];
+        if (!good) {
+            return { path };
+        }
     }
-    return paths;
+    std::vector<std::string> paths;
+    const int                n = atoi(ending.c_str() + form.size() - strlen("00000.gguf"));
+    for (int i = 1; i <= n; ++i) {
+        paths.push_back(prefix + message("-%05d-of-%05d.gguf", i, n));
+    }
+    return paths.empty() ? std::vector<std::string>{ path } : paths;
 }
 
 bool open_shard(const std::string & path, int64_t number, int64_t n_shards, shard & out, std::string & err) {
