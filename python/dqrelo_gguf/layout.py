@@ -139,7 +139,7 @@ def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
         return _type_problem(f"{name}{fmt.SUFFIX_DENSE}", spec.dense_type, DENSE_TYPES, ne[0])
     if not 2 <= len(stripped_ne(ne)) <= 3 or ne[0] % 8 != 0:
         return ShapeError(
-            f"{name}: shape {ne_text(ne)} cannot have sign bits, expected 2 or 3 dimensions and rows of a multiple of 8. "
+            f"{name}: shape {ne_text(ne)} cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. "
             "Store it dense"
         )
     if not 1 <= spec.n_planes <= fmt.MAX_PLANES:

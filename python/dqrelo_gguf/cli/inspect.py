@@ -1,0 +1,161 @@
+"""dqrelo-inspect: what a delta file is, for which base, what it costs and what it loses."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dqrelo_gguf.cli import run
+
+if TYPE_CHECKING:
+    from dqrelo_gguf.fingerprint import Comparison
+    from dqrelo_gguf.reader import DeltaReader
+
+PROG = "dqrelo-inspect"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    return run(lambda: _inspect(args), PROG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description="Show what a delta file is, for which base, what it costs and what it loses.",
+        epilog=f"example: {PROG} math.dq.gguf --check base-q4_k_m.gguf --verify",
+    )
+    parser.add_argument("file", metavar="FILE", help="the delta file, *.dq.gguf")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print one JSON object with every weight (default: tables)")
+    checks = parser.add_argument_group("checks")
+    checks.add_argument(
+        "--check",
+        metavar="BASE",
+        help="compare with this base GGUF; exit code 1 if it is another model (default: none)",
+    )
+    checks.add_argument("--verify", action="store_true", help="check the SHA-256 of every tensor (default: off)")
+    return parser
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from dqrelo_gguf.reader import DeltaReader  # late: numpy and gguf take a while
+
+    reader = DeltaReader(args.file)
+    if args.verify:
+        reader.verify()
+    found = reader.check_base(args.check) if args.check is not None else None
+    if args.json:
+        _print_json(reader, found, args.verify)
+    else:
+        _print_text(reader, found, args)
+
+
+def _print_json(reader: DeltaReader, found: Comparison | None, verified: bool) -> None:
+    import json
+
+    json.dump(_as_json(reader, found, verified), sys.stdout, indent=2, ensure_ascii=False)
+    print()
+
+
+def _as_json(reader: DeltaReader, found: Comparison | None, verified: bool) -> dict[str, Any]:
+    from dqrelo_gguf import format as fmt
+    from dqrelo_gguf.layout import type_name
+    from dqrelo_gguf.report import by_kind, by_layer
+
+    document: dict[str, Any] = {
+        "file": str(reader.path),
+        "version": reader.meta(fmt.KEY_VERSION),
+        "name": reader.name,
+        "license": reader.meta(fmt.KEY_LICENSE),
+        "architecture": reader.architecture,
+        "method": reader.meta(fmt.KEY_METHOD),
+        "converter": reader.meta(fmt.KEY_CONVERTER),
+        "options": reader.options,
+        "reference": reader.meta(fmt.KEY_REFERENCE),
+        "ratio": reader.ratio,
+        "n_bytes": reader.n_bytes,
+        "n_file_bytes": reader.n_file_bytes,
+        "content_hash": reader.content_hash,
+        "base": {"name": reader.base_name, "digest": reader.base.digest},
+        "chat_template": reader.meta(fmt.KEY_CHAT_TEMPLATE),
+        "token_ids": {key: reader.meta(key) for key in fmt.TOKEN_ID_KEYS if reader.meta(key) is not None},
+        "kinds": [asdict(g) for g in by_kind(reader.weights)],
+        "layers": [asdict(g) for g in by_layer(reader.weights)],
+        "weights": [],
+    }
+    for w in reader.weights:
+        types = {key: t and type_name(t) for key, t in vars(w).items() if key.endswith("_type")}
+        document["weights"].append({**vars(w), **types})
+    if found is not None:
+        document["check"] = {"match": found.match.value, "correlation": found.correlation}
+    if verified:
+        document["verified"] = True
+    return document
+
+
+def _print_text(reader: DeltaReader, found: Comparison | None, args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from dqrelo_gguf.report import by_kind, by_layer, table, total
+
+    console = Console(highlight=False)
+    for label, text in _facts(reader):
+        console.print(Text(f"{label:<10} {text}"), soft_wrap=True)
+    if args.verify:
+        console.print(
+            Text(f"{'verify':<10} all {len(reader.tensors)} tensors have their declared SHA-256"), soft_wrap=True
+        )
+    if found is not None:
+        note = f"{found.match.value} (correlation {found.correlation:.4f})"
+        console.print(Text(f"{'check':<10} {args.check}: {note}"), soft_wrap=True)
+    console.print()
+    console.print(table([*by_kind(reader.weights), total(reader.weights)], "kind"))
+    console.print(table(by_layer(reader.weights), "layer"))
+
+
+def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
+    """(label, text) of each line above the tables."""
+    from dqrelo_gguf import format as fmt
+    from dqrelo_gguf.report import bytes_text
+
+    size, version = bytes_text(reader.n_file_bytes), reader.meta(fmt.KEY_VERSION)
+    n_dense = sum(w.dense_type is not None for w in reader.weights)
+    n_signs = len(reader.weights) - n_dense
+    ranks = sorted({w.rank for w in reader.weights if w.dense_type is None}) or [0]
+    tokens = [f"{key.split('.')[-1]} {reader.meta(key)}" for key in fmt.TOKEN_ID_KEYS if reader.meta(key) is not None]
+    has_template = reader.meta(fmt.KEY_CHAT_TEMPLATE) is not None
+    options = ", ".join(f"{key}={value}" for key, value in reader.options.items())
+    facts = [
+        (
+            "file",
+            f"{reader.path}: a D-QReLO delta, version {version}, {size}",
+        ),
+        ("name", reader.name),
+        ("license", str(reader.meta(fmt.KEY_LICENSE) or "not given")),
+        ("base", f"{reader.base_name} ({reader.architecture}), digest {reader.base.digest}"),
+        (
+            "reference",
+            "the base file" if reader.meta(fmt.KEY_REFERENCE) == fmt.REFERENCE_BASE else reader.meta(fmt.KEY_REFERENCE),
+        ),
+        ("method", f"{reader.meta(fmt.KEY_METHOD)}, by {reader.meta(fmt.KEY_CONVERTER)}"),
+        ("options", options or "none"),
+        ("ratio", f"{reader.ratio:.5f} of 16-bit weights (1/{1 / reader.ratio:.2f})" if reader.ratio > 0 else "0"),
+        (
+            "weights",
+            f"{len(reader.weights)}: {n_signs} with signs, {n_dense} dense, rank {ranks[0]} to {ranks[-1]}",
+        ),
+        ("template", "its own" if has_template else "the base's"),
+        ("tokens", ", ".join(tokens) or "the base's"),
+        ("content", reader.content_hash),
+    ]
+    return [(label, " ".join(text.split())) for label, text in facts]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What a delta costs and loses, by kind of tensor and by layer. Used by dqrelo-inspect and by the converter."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_LAYER = re.compile(r"\.(\d+)\.")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+class Measured(Protocol):
+    """A weight with its cost and its errors: validate.WeightInfo, or WeightStat."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def n_bytes(self) -> int: ...
+    @property
+    def n_elements(self) -> int: ...
+    @property
+    def n_planes(self) -> int: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def error_delta(self) -> float: ...
+    @property
+    def error_weight(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class WeightStat:
+    """A weight that is not in a file yet."""
+
+    name: str
+    n_bytes: int
+    n_elements: int
+    n_planes: int
+    rank: int
+    error_delta: float
+    error_weight: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights summed up.
+
+    Args:
+        label: the kind, or the layer.
+        n_weights: how many.
+        n_bytes: of their tensors' data, without padding.
+        n_elements: of the base tensors that they change.
+        ranks: smallest and largest.
+        error_delta, error_weight: root mean squares over the weights, each counted with its number of elements.
+    """
+
+    label: str
+    n_weights: int
+    n_bytes: int
+    n_elements: int
+    ranks: tuple[int, int]
+    error_delta: float
+    error_weight: float
+
+    @property
+    def ratio(self) -> float:
+        """Bytes over the 16-bit size."""
+        return self.n_bytes / (2 * self.n_elements)
+
+
+def kind(name: str) -> str:
+    """A tensor's name without its layer number: `blk.*.attn_q.weight`."""
+    return _LAYER.sub(".*.", name, count=1)
+
+
+def layer(name: str) -> int | None:
+    """A tensor's layer number, None outside the layers."""
+    found = _LAYER.search(name)
+    return None if found is None else int(found[1])
+
+
+def by_kind(weights: Iterable[Measured]) -> list[Group]:
+    """A group a kind, in order of first appearance."""
+    return _grouped(weights, lambda w: kind(w.name))
+
+
+def by_layer(weights: Iterable[Measured]) -> list[Group]:
+    """A group a layer, in order, then one with what is in no layer."""
+    groups = _grouped(weights, lambda w: "other" if layer(w.name) is None else str(layer(w.name)))
+    return sorted(groups, key=lambda g: (g.label == "other", int(g.label) if g.label != "other" else 0))
+
+
+def total(weights: Sequence[Measured], label: str = "all") -> Group:
+    """All weights in one group."""
+    n_elements = sum(w.n_elements for w in weights)
+    ranks = [w.rank for w in weights]
+
+    def rms(errors: Iterable[float]) -> float:
+        return math.sqrt(sum(e * e * w.n_elements for e, w in zip(errors, weights, strict=True)) / n_elements)
+
+    return Group(
+        label,
+        len(weights),
+        sum(w.n_bytes for w in weights),
+        n_elements,
+        (min(ranks), max(ranks)),
+        rms(w.error_delta for w in weights),
+        rms(w.error_weight for w in weights),
+    )
+
+
+def table(groups: Sequence[Group], first_column: str) -> Table:
+    """The groups as a rich table that fits 80 columns."""
+    from rich import box
+    from rich.table import Table
+
+    caption = "D error: |D - D_hat| / |D|, W error: |W_ft - W_hat| / |W_ft|"
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    out.add_column(first_column, overflow="fold")
+    for heading in ("count", "size", "ratio", "rank", "D error", "W error"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    for g in groups:
+        low, high = g.ranks
+        ranks = str(low) if low == high else f"{low}-{high}"
+        errors = (f"{e:.4f}" if e == 0 or e >= 0.001 else f"{e:.1e}" for e in (g.error_delta, g.error_weight))
+        out.add_row(g.label, str(g.n_weights), bytes_text(g.n_bytes), f"{g.ratio:.4f}", ranks, *errors)
+    return out
+
+
+def bytes_text(n: int) -> str:
+    """A number of bytes for people: `1.5 MiB`."""
+    value, unit = float(n), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{n} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def _grouped(weights: Iterable[Measured], label_of: Callable[[Measured], str]) -> list[Group]:
+    groups: dict[str, list[Measured]] = {}
+    for w in weights:
+        groups.setdefault(label_of(w), []).append(w)
+    return [total(members, label) for label, members in groups.items()]
