@@ -217,8 +217,11 @@ class GGUFFile:
                 (n_items,) = self._unpack("<Q", f"the length of '{key}'")
                 fields[key] = _Field(value_type, item_type, n_items, self._at)
                 self._skip_items(key, item_type, n_items)
+                continue
+            fields[key] = _Field(value_type, None, 0, self._at)
+            if value_type == ValueType.STRING:
+                self._string(f"metadata key '{key}'")  # must be text; a vocabulary's pieces need not be
             else:
-                fields[key] = _Field(value_type, None, 0, self._at)
                 self._skip_items(key, value_type, 1)
         return fields
 

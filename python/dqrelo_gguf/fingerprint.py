@@ -75,7 +75,7 @@ def shards(path: str | os.PathLike[str]) -> list[Path]:
     path = Path(path)
     name = _SHARD_NAME.fullmatch(path.name)
     paths = [path]
-    if name is not None:
+    if name is not None and int(name["n"]) > 0:
         n = int(name["n"])
         paths = [path.with_name(f"{name['stem']}-{i:05d}-of-{n:05d}.gguf") for i in range(1, n + 1)]
     for p in paths:
@@ -92,7 +92,7 @@ class ModelFile:
         path: the file, or any of its shards.
 
     Raises:
-        InputError: a shard is missing.
+        InputError: a shard is missing, or it is an adapter.
         FormatError: a file is malformed, or the shards do not belong together.
     """
 
@@ -111,6 +111,10 @@ class ModelFile:
         n_declared = self.files[0].value("split.tensors.count", len(self.tensors))
         if n_declared != len(self.tensors):
             self.files[0].fail(f"its shards have {len(self.tensors)} tensors, expected {n_declared}")
+        if self.value(fmt.KEY_GENERAL_TYPE) == fmt.GENERAL_TYPE:
+            raise InputError(f"{self.path}: is an adapter, expected a model")
+        if not self.architecture:
+            raise InputError(f"{self.path}: has no {fmt.KEY_ARCHITECTURE}, expected a model")
 
     def value(self, key: str, default: Any = None) -> Any:
         """A metadata value; the first shard has them all."""
@@ -191,9 +195,11 @@ def correlation(delta: npt.NDArray[np.float32], base: npt.NDArray[np.float32]) -
     d = delta.astype(np.float64).reshape(-1, fmt.SAMPLES_PER_TENSOR)
     b = base.astype(np.float64).reshape(-1, fmt.SAMPLES_PER_TENSOR)
     rms = np.sqrt(np.mean(d * d, axis=1, keepdims=True))
+    if not (np.isfinite(d).all() and np.isfinite(b).all()):
+        return 0.0
     used = rms[:, 0] > 0
     d, b = (d[used] / rms[used]).ravel(), (b[used] / rms[used]).ravel()
-    if d.size == 0 or not np.isfinite(b).all():
+    if d.size == 0:
         return 0.0
     d, b = d - d.mean(), b - b.mean()
     norm = float(np.sqrt(np.dot(d, d) * np.dot(b, b)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -24,6 +25,7 @@ from dqrelo_gguf.layout import (
     weight_tensors,
 )
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _STRING = (ValueType.STRING, None)
 _STRINGS = (ValueType.ARRAY, ValueType.STRING)
 _U32S = (ValueType.ARRAY, ValueType.UINT32)
@@ -117,6 +119,8 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     _check_kind(file)
     _check_keys(file)
     _check_lengths(file)
+    _check_digests(file)
+    _check_token_ids(file)
     weights, tensors = _Matcher(file).weights()
     _check_offsets(file)
     _check_scales(file, tensors)
@@ -153,6 +157,20 @@ def _check_keys(file: GGUFFile) -> None:
         file.value(key)  # a string that is not UTF-8 shows here
     if file.alignment != fmt.ALIGNMENT:
         file.fail(f"{fmt.KEY_ALIGNMENT} is {file.alignment}, expected {fmt.ALIGNMENT}")
+
+
+def _check_digests(file: GGUFFile) -> None:
+    digests = [(key, file.value(key)) for key in (fmt.KEY_CONTENT_HASH, fmt.KEY_BASE_DIGEST)]
+    digests += [(f"{fmt.KEY_TENSOR_SHA256}[{i}]", text) for i, text in enumerate(file.value(fmt.KEY_TENSOR_SHA256))]
+    for where, text in digests:
+        if _SHA256.fullmatch(text) is None:
+            file.fail(f"{where} is '{text[:80]}', expected 64 lower-case hex digits")
+
+
+def _check_token_ids(file: GGUFFile) -> None:
+    for key in fmt.TOKEN_ID_KEYS:
+        if file.value(key, 0) >= 1 << 31:
+            file.fail(f"metadata key '{key}' is {file.value(key)}, expected a token id under 2^31")
 
 
 def _type_text(value_type: tuple[ValueType, ValueType | None]) -> str:
@@ -250,6 +268,8 @@ class _Matcher:
             self._fail_order(expected.name, self._stored[i] if i < len(self._stored) else None)
         stored, logical_ne = self._stored[i], tuple(self._logical_ne[4 * i : 4 * i + 4])
         where = f"tensor '{expected.name}'"
+        if len(expected.name.encode("utf-8")) > fmt.MAX_NAME_BYTES:
+            self._file.fail(f"{where} has a name of more than {fmt.MAX_NAME_BYTES} bytes, ggml's limit")
         if self._declared[i] != expected.declared:
             self._file.fail(f"{where} is declared {self._declared[i]}, expected {expected.declared}")
         if stored.type != expected.type:
