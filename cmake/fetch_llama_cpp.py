@@ -21,7 +21,10 @@ def state(pin: Pin) -> str:
     """What the folder's content depends on: the pin, the patches, and the code that lays it."""
     digest = hashlib.sha256(repr(pin).encode())
     here = Path(__file__).resolve().parent
-    for path in [*llama_cpp_pin.patch_files(), *(here / f"{name}.py" for name in ("fetch_llama_cpp", "llama_cpp_pin", "unified_diff"))]:
+    for path in [
+        *llama_cpp_pin.patch_files(),
+        *(here / f"{name}.py" for name in ("fetch_llama_cpp", "llama_cpp_pin", "unified_diff")),
+    ]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

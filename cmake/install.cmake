@@ -39,18 +39,18 @@ if (TARGET _core)
 endif()
 
 # Upstream's converter and its gguf package, from the same tree, with their licence.
-install(DIRECTORY ${DQRELO_LLAMA_CPP_TREE}/conversion ${DQRELO_LLAMA_CPP_TREE}/gguf-py/gguf
+install(DIRECTORY ${DQRELO_LLAMA_CPP_DIR}/conversion ${DQRELO_LLAMA_CPP_DIR}/gguf-py/gguf
     DESTINATION _vendor COMPONENT dqrelo
     FILES_MATCHING PATTERN "*.py" PATTERN "py.typed" PATTERN "__pycache__" EXCLUDE)
-install(FILES ${DQRELO_LLAMA_CPP_TREE}/convert_hf_to_gguf.py DESTINATION _vendor COMPONENT dqrelo)
-install(FILES ${DQRELO_LLAMA_CPP_TREE}/gguf-py/LICENSE DESTINATION _vendor/gguf COMPONENT dqrelo)
-install(FILES ${DQRELO_LLAMA_CPP_TREE}/LICENSE DESTINATION _vendor/conversion COMPONENT dqrelo)
+install(FILES ${DQRELO_LLAMA_CPP_DIR}/convert_hf_to_gguf.py DESTINATION _vendor COMPONENT dqrelo)
+install(FILES ${DQRELO_LLAMA_CPP_DIR}/gguf-py/LICENSE DESTINATION _vendor/gguf COMPONENT dqrelo)
+install(FILES ${DQRELO_LLAMA_CPP_DIR}/LICENSE DESTINATION _vendor/conversion COMPONENT dqrelo)
 # The libraries and programs are llama.cpp's, with the libraries that it carries compiled in.
-install(FILES ${DQRELO_LLAMA_CPP_TREE}/LICENSE DESTINATION licenses COMPONENT dqrelo RENAME LICENSE-llama.cpp)
-file(GLOB_RECURSE licences RELATIVE ${DQRELO_LLAMA_CPP_TREE}/vendor ${DQRELO_LLAMA_CPP_TREE}/vendor/LICENSE*)
+install(FILES ${DQRELO_LLAMA_CPP_DIR}/LICENSE DESTINATION licenses COMPONENT dqrelo RENAME LICENSE-llama.cpp)
+file(GLOB_RECURSE licences RELATIVE ${DQRELO_LLAMA_CPP_DIR}/vendor ${DQRELO_LLAMA_CPP_DIR}/vendor/LICENSE*)
 foreach (licence ${licences})
     get_filename_component(folder ${licence} DIRECTORY)
     string(REPLACE "/" "-" library ${folder})
-    install(FILES ${DQRELO_LLAMA_CPP_TREE}/vendor/${licence} DESTINATION licenses COMPONENT dqrelo RENAME LICENSE-${library})
+    install(FILES ${DQRELO_LLAMA_CPP_DIR}/vendor/${licence} DESTINATION licenses COMPONENT dqrelo RENAME LICENSE-${library})
 endforeach()
-install(DIRECTORY ${DQRELO_LLAMA_CPP_TREE}/licenses/ DESTINATION licenses COMPONENT dqrelo)
+install(DIRECTORY ${DQRELO_LLAMA_CPP_DIR}/licenses/ DESTINATION licenses COMPONENT dqrelo)

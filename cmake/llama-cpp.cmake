@@ -2,6 +2,7 @@
 #
 # It is laid into the build directory, not shared between builds: a build below the source directory then compiles the same
 # relative paths on every checkout, and ccache hits there even after the patches have changed.
+# After this file DQRELO_LLAMA_CPP_DIR is the tree in use, whoever gave it.
 set(DQRELO_LLAMA_CPP_DIR "" CACHE PATH "a patched llama.cpp tree to use in place of the pinned one")
 
 set(DQRELO_PATCHES ${CMAKE_CURRENT_SOURCE_DIR}/patches)
@@ -9,22 +10,21 @@ file(STRINGS ${DQRELO_PATCHES}/UPSTREAM upstream_commit REGEX "^commit = ")
 string(REPLACE "commit = " "" upstream_commit "${upstream_commit}")
 
 if (DQRELO_LLAMA_CPP_DIR)
-    set(DQRELO_LLAMA_CPP_TREE ${DQRELO_LLAMA_CPP_DIR})
-    if (NOT EXISTS ${DQRELO_LLAMA_CPP_TREE}/ggml/include/ggml.h)
+    if (NOT EXISTS ${DQRELO_LLAMA_CPP_DIR}/ggml/include/ggml.h)
         message(FATAL_ERROR " DQRELO_LLAMA_CPP_DIR=${DQRELO_LLAMA_CPP_DIR}: is not a llama.cpp source tree")
     endif()
-    file(STRINGS ${DQRELO_LLAMA_CPP_TREE}/ggml/include/ggml.h hook REGEX "GGML_OP_DQRELO")
+    file(STRINGS ${DQRELO_LLAMA_CPP_DIR}/ggml/include/ggml.h hook REGEX "GGML_OP_DQRELO")
     if (NOT hook)
-        message(FATAL_ERROR " DQRELO_LLAMA_CPP_DIR=${DQRELO_LLAMA_CPP_DIR}: lacks our patches: apply them there with: patch -p1 < each of ${DQRELO_PATCHES}/*.patch (made for llama.cpp ${upstream_commit})")
+        message(FATAL_ERROR " DQRELO_LLAMA_CPP_DIR=${DQRELO_LLAMA_CPP_DIR}: lacks the patches of this project (for llama.cpp ${upstream_commit}): cat ${DQRELO_PATCHES}/*.patch | patch -p1 -d ${DQRELO_LLAMA_CPP_DIR}")
     endif()
 else()
     find_package(Python 3.11 COMPONENTS Interpreter)
     if (NOT Python_EXECUTABLE)
         message(FATAL_ERROR " Python 3.11 or newer is needed to fetch llama.cpp: install it, or give a patched tree with -DDQRELO_LLAMA_CPP_DIR=/path")
     endif()
-    set(DQRELO_LLAMA_CPP_TREE ${CMAKE_BINARY_DIR}/llama.cpp-src)
+    set(DQRELO_LLAMA_CPP_DIR ${CMAKE_BINARY_DIR}/llama.cpp-src)
     execute_process(
-        COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/cmake/fetch_llama_cpp.py ${DQRELO_LLAMA_CPP_TREE}
+        COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/cmake/fetch_llama_cpp.py ${DQRELO_LLAMA_CPP_DIR}
         RESULT_VARIABLE status
         ERROR_VARIABLE problem
         ERROR_STRIP_TRAILING_WHITESPACE)
@@ -51,10 +51,10 @@ set(LLAMA_OPENSSL               OFF CACHE BOOL "")
 # Upstream asks git for its version; without these lines it would find whichever repository the build lies in.
 set(LLAMA_BUILD_NUMBER 0)
 set(LLAMA_BUILD_COMMIT ${upstream_commit}-dqrelo)
-get_filename_component(above_tree ${DQRELO_LLAMA_CPP_TREE} DIRECTORY)
+get_filename_component(above_tree ${DQRELO_LLAMA_CPP_DIR} DIRECTORY)
 set(ENV{GIT_CEILING_DIRECTORIES} ${above_tree})
 
-add_subdirectory(${DQRELO_LLAMA_CPP_TREE} ${CMAKE_BINARY_DIR}/llama.cpp EXCLUDE_FROM_ALL)
+add_subdirectory(${DQRELO_LLAMA_CPP_DIR} ${CMAKE_BINARY_DIR}/llama.cpp EXCLUDE_FROM_ALL)
 
 set(DQRELO_PROGRAMS llama-server llama-cli llama-quantize llama-perplexity)
 add_custom_target(dqrelo-programs ALL DEPENDS ${DQRELO_PROGRAMS})

@@ -91,7 +91,9 @@ def apply_patches(pin: Pin, files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _patch_failed(path: Path, pin: Pin, why: str) -> PinError:
-    return PinError(f"patches/{path.name}: does not apply to llama.cpp {pin.commit}: {why}. See docs/building.md, 'Patches'")
+    return PinError(
+        f"patches/{path.name}: does not apply to llama.cpp {pin.commit}: {why}. See docs/building.md, 'Patches'"
+    )
 
 
 def cache_dir() -> Path:
@@ -151,15 +153,21 @@ def download(package: str, version: str, target: Path, *, sha256: str | None) ->
 def _download_failed(package: str, version: str, output: str) -> PinError:
     lines = [line.strip() for line in output.splitlines()]
     if any("DO NOT MATCH THE HASHES" in line for line in lines):
-        digests = {word: line.split()[-1] for line in lines for word in ("Expected sha256", "Got") if line.startswith(word)}
+        digests = {
+            word: line.split()[-1] for line in lines for word in ("Expected sha256", "Got") if line.startswith(word)
+        }
         return PinError(
             f"{package}=={version}: SHA-256 of the download is {digests.get('Got', 'another one')}, "
             f"expected {digests.get('Expected sha256', 'the pinned one')} (patches/UPSTREAM). Nothing was used"
         )
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:] or ["no output"]
+    errors = (
+        [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:] or ["no output"]
+    )
     no_pip = any("No module named pip" in line for line in lines)
     why = f"{sys.executable} has no pip" if no_pip else errors[0]
-    return PinError(f"{package}=={version}: pip could not fetch the source distribution: {why}. Give the file with {SDIST_VARIABLE}=/path/to/it")
+    return PinError(
+        f"{package}=={version}: pip could not fetch the source distribution: {why}. Give the file with {SDIST_VARIABLE}=/path/to/it"
+    )
 
 
 def read_sources(pin: Pin, path: Path) -> Iterator[tuple[str, int, bytes]]:

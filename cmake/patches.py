@@ -1,10 +1,10 @@
 """Keeps the patches on the pinned llama.cpp.
 
-  patches.py count          how many upstream lines the patches change
-  patches.py check          that they apply to the pin
-  patches.py checkout DIR   a git tree of the pin with the patches as uncommitted changes, to work in
-  patches.py make DIR       writes patches/*.patch from the uncommitted changes of such a tree
-  patches.py bump VERSION   pins another release: fetches it, writes patches/UPSTREAM, checks the patches
+patches.py count          how many upstream lines the patches change
+patches.py check          that they apply to the pin
+patches.py checkout DIR   a git tree of the pin with the patches as uncommitted changes, to work in
+patches.py make DIR       writes patches/*.patch from the uncommitted changes of such a tree
+patches.py bump VERSION   pins another release: fetches it, writes patches/UPSTREAM, checks the patches
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def checkout(tree: Path) -> None:
         except PinError:
             failed.append(path.name)
     if failed:
-        raise PinError(f"{', '.join(failed)}: not everything applies. Resolve the *.rej files in {tree}, delete them, then: patches.py make {tree}")
+        raise PinError(
+            f"{', '.join(failed)}: not everything applies. Resolve the *.rej files in {tree}, delete them, then: patches.py make {tree}"
+        )
     print(f"{tree}: llama.cpp {pin.commit} with the patches as uncommitted changes")
 
 
@@ -97,7 +99,9 @@ def make(tree: Path) -> None:
     changed = git(tree, "diff", "--name-only", "--no-renames", "HEAD").splitlines()
     stray = [name for name in changed if name.split("/")[0] not in _GROUPS.values() or name.endswith((".rej", ".orig"))]
     if stray:
-        raise PinError(f"{tree}: changes outside the patches' folders ({', '.join(_GROUPS.values())}): {', '.join(stray)}")
+        raise PinError(
+            f"{tree}: changes outside the patches' folders ({', '.join(_GROUPS.values())}): {', '.join(stray)}"
+        )
     texts = {
         name: git(tree, "diff", "--no-renames", "--no-color", "--no-ext-diff", "--abbrev=10", "HEAD", "--", folder)
         for name, folder in _GROUPS.items()

@@ -1,12 +1,11 @@
-# The native module dqrelo_gguf._core, glue over the C API.
-find_package(Python 3.11 COMPONENTS Interpreter Development.Module REQUIRED)
+# Finds what the native module dqrelo_gguf._core is built with: this Python and its pybind11.
+find_package(Python 3.11 COMPONENTS Interpreter Development.Module)
+if (NOT Python_Development.Module_FOUND)
+    message(FATAL_ERROR " no headers of Python 3.11 or newer found: install them (Debian: apt-get install python3-dev), or build with -DDQRELO_BUILD_PYTHON=OFF")
+endif()
 execute_process(
     COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir
     OUTPUT_VARIABLE pybind11_DIR OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
-find_package(pybind11 CONFIG QUIET)
-if (NOT pybind11_FOUND)
-    message(FATAL_ERROR " pybind11 not found for ${Python_EXECUTABLE}: ${Python_EXECUTABLE} -m pip install pybind11, or -DDQRELO_BUILD_PYTHON=OFF")
+if (NOT pybind11_DIR)
+    message(FATAL_ERROR " pybind11 not found: ${Python_EXECUTABLE} -m pip install pybind11, or build with -DDQRELO_BUILD_PYTHON=OFF")
 endif()
-pybind11_add_module(_core cpp/bindings.cpp)
-target_link_libraries(_core PRIVATE llama)
-target_compile_features(_core PRIVATE cxx_std_17)

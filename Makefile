@@ -1,0 +1,66 @@
+# Two commands, each doing all of its own set-up in .venv: `make demo` and `make test`.
+# They need Python 3.11+, a C++ compiler and make; cmake and ninja come from the Python package index.
+
+PYTHON ?= python3
+# The PyTorch to install. PyPI's Linux build brings CUDA; for a CPU build give the index that has it:
+# make demo TORCH_INDEX=URL
+TORCH  ?= torch==2.13.0
+TORCH_INDEX ?=
+# DQRELO_CUDA=ON builds the CUDA backend.
+DQRELO_CUDA ?= OFF
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+BUILD := build/venv
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+# The build sees the virtual environment's cmake and ninja at paths that stay, so that a rebuild is incremental.
+INSTALL := PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --no-build-isolation \
+	-C build-dir=$(BUILD) -C cmake.define.DQRELO_CUDA=$(DQRELO_CUDA)
+SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake patches python cpp ggml_ops -type f -not -path '*/__pycache__/*')
+CXX_TEST_SOURCES := $(shell find tests/cpp -type f 2>/dev/null)
+CXX_FILES = $(shell find cpp ggml_ops tests/cpp bench \( -name "*.h" -o -name "*.c" -o -name "*.cpp" \) -type f 2>/dev/null)
+
+.PHONY: demo test lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/installed-for-tests
+	$(MAKE) --no-print-directory lint
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-for-tests
+	$(BIN)/python cmake/patches.py check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/installed-for-tests
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+$(VENV)/prepared: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON): Python 3.11 or newer is needed; give one with PYTHON=/path/to/python" >&2; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+		{ echo "no C++ compiler found; install one (Debian: apt-get install g++) or set CXX" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "$(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(PIP) install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" cmake ninja
+	touch $@
+
+$(VENV)/installed: $(VENV)/prepared $(SOURCES)
+	$(INSTALL) ".[demo]"
+	touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/prepared $(SOURCES) $(CXX_TEST_SOURCES)
+	$(INSTALL) -C cmake.define.DQRELO_BUILD_TESTS=ON ".[demo,test]"
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build
