@@ -1,5 +1,6 @@
 #include "delta-file.h"
 
+#include "delta-keys.h"
 #include "delta-layout.h"
 #include "gguf-header.h"
 #include "hash/hash.h"
@@ -14,76 +15,19 @@ namespace dqrelo {
 
 namespace {
 
-constexpr uint32_t VERSION   = 1;
-constexpr uint32_t ALIGNMENT = 64;
-
-// Keys that MAY be there, and then have this type.
-struct optional_key {
-    const char * key;
-    gguf_type    type;
-};
-
-const optional_key OPTIONAL_KEYS[] = {
-    { "tokenizer.chat_template",         GGUF_TYPE_STRING },
-    { "tokenizer.ggml.bos_token_id",     GGUF_TYPE_UINT32 },
-    { "tokenizer.ggml.eos_token_id",     GGUF_TYPE_UINT32 },
-    { "tokenizer.ggml.eot_token_id",     GGUF_TYPE_UINT32 },
-    { "tokenizer.ggml.eom_token_id",     GGUF_TYPE_UINT32 },
-    { "tokenizer.ggml.padding_token_id", GGUF_TYPE_UINT32 },
-    { "tokenizer.ggml.add_bos_token",    GGUF_TYPE_BOOL   },
-    { "tokenizer.ggml.add_eos_token",    GGUF_TYPE_BOOL   },
-};
-
 const char * const EOG_KEYS[] = { "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id" };
 
-bool require_value(const gguf_header & header, const char * key, const std::string & expected, const char * hint, std::string & err) {
-    std::string value;
-    if (!header.require(key, "string", value, err)) {
-        return false;
-    }
-    if (value != expected) {
-        err = message("key '%s' is '%s', expected '%s'. %s", key, printable(value).c_str(), expected.c_str(), hint);
-        return false;
-    }
-    return true;
+// The value of a key that check_delta_keys found to be there.
+template <typename T> T value_of(const gguf_header & header, const char * key) {
+    T value{};
+    header.get(key, value);
+    return value;
 }
 
-bool check_kind(const gguf_header & header, std::string & err) {
-    if (header.version != 3) {
-        err = message("GGUF version is %" PRIu32 ", expected 3", header.version);
+bool check_digest(const char * key, const std::string & digest, std::string & err) {
+    if (!is_sha256_text(digest)) {
+        err = message("%s is '%s', expected 64 lower-case hex digits", key, printable(digest).c_str());
         return false;
-    }
-    if (!require_value(header, "general.type", "adapter", "Is it a model and not a delta?", err) ||
-        !require_value(header, "adapter.type", "dqrelo", "Is it a LoRA adapter?", err)) {
-        return false;
-    }
-    uint32_t version = 0;
-    if (!header.require("dqrelo.version", "u32", version, err)) {
-        return false;
-    }
-    if (version != VERSION) {
-        err = message("delta format version is %" PRIu32 ", expected %" PRIu32 ". %s", version, VERSION,
-                      version > VERSION ? "It was made by a newer dqrelo-convert; update this program." : "No such version exists.");
-        return false;
-    }
-    uint32_t alignment = 0;
-    if (!header.require("general.alignment", "u32", alignment, err)) {
-        return false;
-    }
-    if (alignment != ALIGNMENT) {
-        err = message("key 'general.alignment' is %" PRIu32 ", expected %" PRIu32, alignment, ALIGNMENT);
-        return false;
-    }
-    return true;
-}
-
-bool check_optional_keys(const gguf_header & header, std::string & err) {
-    for (const optional_key & optional : OPTIONAL_KEYS) {
-        const gguf_entry * entry = header.find(optional.key);
-        if (entry != nullptr && (entry->is_array || entry->type != optional.type)) {
-            err = message("key '%s' has another type, expected type %s", optional.key, gguf_type_name(optional.type));
-            return false;
-        }
     }
     return true;
 }
@@ -106,42 +50,26 @@ struct delta_file::impl {
     std::vector<int32_t>       eog_tokens;
 
     bool read_metadata(std::string & err);
-    bool read_base(std::string & err);
     bool read_tokens(std::string & err);
     std::string content_lines() const;
 };
 
 bool delta_file::impl::read_metadata(std::string & err) {
-    std::string text;  // keys that only have to be there
-    if (!header.require("general.architecture", "string", architecture, err) || !header.require("general.name", "string", name, err) ||
-        !header.require("dqrelo.method", "string", text, err) || !header.require("dqrelo.converter", "string", text, err) ||
-        !header.require("dqrelo.options", "string", text, err) || !header.require("dqrelo.reference", "string", text, err) ||
-        !header.require("dqrelo.ratio", "f64", ratio, err) || !header.require("dqrelo.content_hash", "string", content_hash, err)) {
-        return false;
-    }
-    if (!is_sha256_text(content_hash)) {
-        err = message("key 'dqrelo.content_hash' is '%s', expected 64 lower-case hex digits", printable(content_hash).c_str());
-        return false;
-    }
-    return read_base(err) && check_optional_keys(header, err) && read_tokens(err);
-}
+    architecture   = value_of<std::string>(header, "general.architecture");
+    name           = value_of<std::string>(header, "general.name");
+    ratio          = value_of<double>(header, "dqrelo.ratio");
+    content_hash   = value_of<std::string>(header, "dqrelo.content_hash");
+    base_name      = value_of<std::string>(header, "dqrelo.base.name");
+    base_digest    = value_of<std::string>(header, "dqrelo.base.digest");
+    sample_tensors = value_of<std::vector<std::string>>(header, "dqrelo.base.sample_tensors");
+    samples        = value_of<std::vector<float>>(header, "dqrelo.base.samples");
 
-bool delta_file::impl::read_base(std::string & err) {
-    if (!header.require("dqrelo.base.name", "string", base_name, err) || !header.require("dqrelo.base.digest", "string", base_digest, err) ||
-        !header.require("dqrelo.base.sample_tensors", "[string]", sample_tensors, err) ||
-        !header.require("dqrelo.base.samples", "[f32]", samples, err)) {
-        return false;
-    }
-    if (!is_sha256_text(base_digest)) {
-        err = message("key 'dqrelo.base.digest' is '%s', expected 64 lower-case hex digits", printable(base_digest).c_str());
-        return false;
-    }
     constexpr size_t n_samples = 32;  // of each tensor
     if (samples.size() != n_samples * sample_tensors.size()) {
-        err = message("key 'dqrelo.base.samples': has %zu entries, expected %zu", samples.size(), n_samples * sample_tensors.size());
+        err = message("metadata key 'dqrelo.base.samples' has %zu items, expected %zu", samples.size(), n_samples * sample_tensors.size());
         return false;
     }
-    return true;
+    return check_digest("dqrelo.content_hash", content_hash, err) && check_digest("dqrelo.base.digest", base_digest, err) && read_tokens(err);
 }
 
 bool delta_file::impl::read_tokens(std::string & err) {
@@ -155,7 +83,7 @@ bool delta_file::impl::read_tokens(std::string & err) {
             continue;
         }
         if (id > INT32_MAX) {
-            err = message("key '%s' is %" PRIu32 ", expected a token id under 2^31", key, id);
+            err = message("%s is %" PRIu32 ", expected a token id under 2^31", key, id);
             return false;
         }
         if (std::find(eog_tokens.begin(), eog_tokens.end(), (int32_t) id) == eog_tokens.end()) {
@@ -182,7 +110,7 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::stri
     std::string reason;
     p->file = mapped_file::open(path, reason);
 
-    const bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) && check_kind(p->header, reason) &&
+    const bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) && check_delta_keys(p->header, reason) &&
                       p->read_metadata(reason) && read_delta_layout(p->header, p->file->data(), p->layout, reason);
     if (!good) {
         err = path + ": " + reason;
@@ -275,21 +203,29 @@ std::vector<std::string> delta_file::meta_keys() const {
 }
 
 bool delta_file::verify(std::string & err) const {
+    std::string damaged;
+    size_t      n_damaged = 0;
     for (size_t i = 0; i < p->header.tensors.size(); ++i) {
         const gguf_tensor_entry & tensor = p->header.tensors[i];
         const uint8_t *           bytes  = p->file->data() + p->header.data_offset_bytes + tensor.offset_bytes;
-        const std::string         found  = hash_sha256_hex(bytes, tensor.n_bytes);
-        if (found != p->layout.tensors[i].sha256) {
-            err = message("%s: tensor '%s': sha256 is %s, expected %s. The file is damaged: copy or download it again.", p->path.c_str(),
-                          printable(tensor.name).c_str(), found.c_str(), p->layout.tensors[i].sha256.c_str());
-            return false;
+        if (hash_sha256_hex(bytes, tensor.n_bytes) == p->layout.tensors[i].sha256) {
+            continue;
         }
+        if (n_damaged < 3) {
+            damaged += (n_damaged > 0 ? ", '" : "'") + printable(tensor.name) + "'";
+        }
+        ++n_damaged;
+    }
+    if (n_damaged > 0) {
+        const std::string more = n_damaged > 3 ? message(" and %zu more", n_damaged - 3) : "";
+        err = message("%s: damaged: the data of %s%s does not have its declared SHA-256. Download it again", p->path.c_str(), damaged.c_str(),
+                      more.c_str());
+        return false;
     }
     const std::string lines = p->content_lines();
     const std::string found = hash_sha256_hex(lines.data(), lines.size());
     if (found != p->content_hash) {
-        err = message("%s: content hash is %s, expected %s. The file is damaged: copy or download it again.", p->path.c_str(), found.c_str(),
-                      p->content_hash.c_str());
+        err = message("%s: damaged: dqrelo.content_hash is %s, its tensors have %s", p->path.c_str(), p->content_hash.c_str(), found.c_str());
         return false;
     }
     return true;

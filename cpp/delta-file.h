@@ -73,7 +73,7 @@ public:
     // Keys of all scalars in the metadata, in file order.
     std::vector<std::string> meta_keys() const;
 
-    // Recomputes every digest of docs/format.md section 5. Returns false with one line in `err` that names the first damaged tensor.
+    // Recomputes every digest of docs/format.md section 5. Returns false with one line in `err` that names up to three damaged tensors.
     bool verify(std::string & err) const;
 
     // Faults all pages in, so that no page fault falls into a decode step.

@@ -36,14 +36,11 @@ int n_dims(const int64_t ne[4]) {
     return n;
 }
 
-// Reads a MUST array that has n elements.
-template <typename T>
-bool read_array(const gguf_header & header, const char * key, const char * type, size_t n, std::vector<T> & out, std::string & err) {
-    if (!header.require(key, type, out, err)) {
-        return false;
-    }
+// Reads an array of the metadata, which is there in its type, and must have n items.
+template <typename T> bool read_array(const gguf_header & header, const char * key, size_t n, std::vector<T> & out, std::string & err) {
+    header.get(key, out);
     if (out.size() != n) {
-        err = message("key '%s': has %zu entries, expected %zu", key, out.size(), n);
+        err = message("metadata key '%s' has %zu items, expected %zu", key, out.size(), n);
         return false;
     }
     return true;
@@ -64,21 +61,21 @@ bool read_tensors(const gguf_header & header, delta_layout & out, std::string & 
     std::vector<std::string> types;
     std::vector<std::string> digests;
     std::vector<uint64_t>    ne;
-    if (!read_array(header, "dqrelo.tensor.names", "[string]", n, names, err) ||
-        !read_array(header, "dqrelo.tensor.types", "[string]", n, types, err) ||
-        !read_array(header, "dqrelo.tensor.ne", "[u64]", 4 * n, ne, err) ||
-        !read_array(header, "dqrelo.tensor.sha256", "[string]", n, digests, err)) {
+    if (!read_array(header, "dqrelo.tensor.names", n, names, err) ||
+        !read_array(header, "dqrelo.tensor.types", n, types, err) ||
+        !read_array(header, "dqrelo.tensor.ne", 4 * n, ne, err) ||
+        !read_array(header, "dqrelo.tensor.sha256", n, digests, err)) {
         return false;
     }
     for (size_t i = 0; i < n; ++i) {
         const std::string & name = header.tensors[i].name;
         if (names[i] != name) {
-            err = message("key 'dqrelo.tensor.names': entry %zu is '%s', expected '%s', the file's tensor", i, printable(names[i]).c_str(),
+            err = message("dqrelo.tensor.names[%zu] is '%s', but tensor %zu of the file is '%s'", i, printable(names[i]).c_str(), i,
                           printable(name).c_str());
             return false;
         }
         if (!is_sha256_text(digests[i])) {
-            err = message("%s: digest is '%s', expected 64 lower-case hex digits", quoted_tensor(name).c_str(), printable(digests[i]).c_str());
+            err = message("dqrelo.tensor.sha256[%zu] is '%s', expected 64 lower-case hex digits", i, printable(digests[i]).c_str());
             return false;
         }
         declared_tensor tensor;
@@ -93,27 +90,30 @@ bool read_tensors(const gguf_header & header, delta_layout & out, std::string & 
 }
 
 bool check_weight(const weight_info & weight, uint32_t rank, uint32_t n_planes, std::string & err) {
-    const std::string what = quoted_weight(weight.name);
-    if (n_planes > DQRELO_MAX_PLANES) {
-        err = message("%s: has %" PRIu32 " planes, expected at most %d", what.c_str(), n_planes, DQRELO_MAX_PLANES);
-        return false;
-    }
-    if (rank > INT32_MAX || (n_planes == 0 && rank != 0)) {
-        err = message("%s: rank is %" PRIu32 ", expected %s", what.c_str(), rank, n_planes == 0 ? "0 for a dense weight" : "less than 2^31");
-        return false;
+    const std::string name = printable(weight.name);
+    if (n_planes == 0) {
+        if (rank != 0) {
+            err = name + ": a dense weight has no planes, factors or column scale";
+        }
+        return rank == 0;
     }
     const int dims = n_dims(weight.ne);
-    if (n_planes > 0 && (dims < 2 || dims > 3 || weight.ne[0] % 8 != 0)) {
-        err = message("%s: shape is %s, expected 2 or 3 dimensions and rows of a multiple of 8 for signs", what.c_str(),
+    if (dims < 2 || dims > 3 || weight.ne[0] % 8 != 0) {
+        err = message("%s: shape %s cannot have sign bits, expected 2 or 3 dimensions and rows of a multiple of 8. Store it dense", name.c_str(),
                       shape_text(weight.ne).c_str());
-        return false;
+    } else if (n_planes > DQRELO_MAX_PLANES) {
+        err = message("%s: %" PRIu32 " sign planes, expected 1 to %d", name.c_str(), n_planes, DQRELO_MAX_PLANES);
+    } else if (rank > INT32_MAX) {
+        err = message("%s: rank %" PRIu32 ", expected less than 2^31", name.c_str(), rank);
     }
-    return true;
+    return err.empty();
 }
 
 bool read_weights(const gguf_header & header, delta_layout & out, std::string & err) {
     std::vector<std::string> names;
-    if (!header.require("dqrelo.weight.names", "[string]", names, err)) {
+    header.get("dqrelo.weight.names", names);
+    if (names.empty()) {
+        err = "changes no weight, expected at least one";
         return false;
     }
     const size_t          n = names.size();
@@ -122,10 +122,10 @@ bool read_weights(const gguf_header & header, delta_layout & out, std::string & 
     std::vector<uint32_t> n_planes;
     std::vector<float>    error_delta;
     std::vector<float>    error_weight;
-    if (!read_array(header, "dqrelo.weight.ne", "[u64]", 4 * n, ne, err) || !read_array(header, "dqrelo.weight.rank", "[u32]", n, rank, err) ||
-        !read_array(header, "dqrelo.weight.n_planes", "[u32]", n, n_planes, err) ||
-        !read_array(header, "dqrelo.weight.error_delta", "[f32]", n, error_delta, err) ||
-        !read_array(header, "dqrelo.weight.error_weight", "[f32]", n, error_weight, err)) {
+    if (!read_array(header, "dqrelo.weight.ne", 4 * n, ne, err) || !read_array(header, "dqrelo.weight.rank", n, rank, err) ||
+        !read_array(header, "dqrelo.weight.n_planes", n, n_planes, err) ||
+        !read_array(header, "dqrelo.weight.error_delta", n, error_delta, err) ||
+        !read_array(header, "dqrelo.weight.error_weight", n, error_weight, err)) {
         return false;
     }
     std::unordered_set<std::string> seen;
@@ -133,7 +133,7 @@ bool read_weights(const gguf_header & header, delta_layout & out, std::string & 
         weight_info weight = {};
         weight.name        = names[i];
         if (!seen.insert(weight.name).second) {
-            err = message("%s: is there twice", quoted_weight(weight.name).c_str());
+            err = message("%s is declared twice", quoted_weight(weight.name).c_str());
             return false;
         }
         if (!read_shape(&ne[4 * i], quoted_weight(weight.name), weight.ne, err) || !check_weight(weight, rank[i], n_planes[i], err)) {
@@ -153,8 +153,9 @@ bool check_order(const gguf_header & header, std::string & err) {
     uint64_t expected = 0;
     for (const gguf_tensor_entry & tensor : header.tensors) {
         if (tensor.offset_bytes != expected) {
-            err = message("%s begins at byte %" PRIu64 " of the data, expected %" PRIu64 " (%s)", quoted_tensor(tensor.name).c_str(),
-                          tensor.offset_bytes, expected, tensor.offset_bytes < expected ? "it overlaps the tensor before it" : "a gap");
+            err = message("%s %s: begins at byte %" PRIu64 " of the data, expected %" PRIu64, quoted_tensor(tensor.name).c_str(),
+                          tensor.offset_bytes < expected ? "overlaps the tensor before it" : "leaves a gap before it", tensor.offset_bytes,
+                          expected);
             return false;
         }
         expected = (tensor.offset_bytes + tensor.n_bytes + header.alignment - 1) / header.alignment * header.alignment;
@@ -165,7 +166,7 @@ bool check_order(const gguf_header & header, std::string & err) {
 // Walks the file's tensors weight by weight: each weight takes the tensors that it must have, in their order.
 class pack_reader {
 public:
-    pack_reader(const gguf_header & header, delta_layout & out, const uint8_t * data) : header(header), out(out), data(data) {}
+    pack_reader(const gguf_header & header, delta_layout & out) : header(header), out(out) {}
 
     std::string err;
 
@@ -183,8 +184,7 @@ public:
             out.packs.push_back(pack);
         }
         if (next < header.tensors.size()) {
-            err = message("%s: belongs to no weight of 'dqrelo.weight.names' at this place, expected no more tensors",
-                          quoted_tensor(header.tensors[next].name).c_str());
+            err = message("%s belongs to no declared weight", quoted_tensor(header.tensors[next].name).c_str());
             return false;
         }
         return true;
@@ -193,7 +193,6 @@ public:
 private:
     const gguf_header & header;
     delta_layout &      out;
-    const uint8_t *     data;
     size_t              first = 0;  // the weight's first tensor
     size_t              next  = 0;  // the next tensor to take
 
@@ -245,14 +244,12 @@ private:
               const std::vector<shape> & shapes, part_layout & part) {
         const std::string what = quoted_tensor(weight.name + suffix);
         if (!has_next(weight, suffix)) {
-            err = message("%s: is missing, file has '%s' in its place", what.c_str(),
-                          next < header.tensors.size() ? printable(header.tensors[next].name).c_str() : "nothing");
-            return false;
+            return fail_order(weight.name + suffix, what);
         }
         const gguf_tensor_entry & tensor = header.tensors[next];
         const declared_tensor &   facts  = out.tensors[next];
         if (facts.type != declared) {
-            err = message("%s: declared type is '%s', expected '%s'", what.c_str(), printable(facts.type).c_str(), declared);
+            err = message("%s is declared %s, expected %s", what.c_str(), printable(facts.type).c_str(), declared);
             return false;
         }
         if (!check_type(tensor, types, what) || !check_shape(tensor, shapes, what)) {
@@ -260,11 +257,8 @@ private:
         }
         const int64_t * logical = strcmp(declared, "DQ_SIGN") == 0 ? weight.ne : tensor.ne;
         if (!same_shape(facts.ne, logical)) {
-            err = message("%s: declared shape is %s, expected %s", what.c_str(), shape_text(facts.ne).c_str(), shape_text(logical).c_str());
-            return false;
-        }
-        const bool is_scale = strcmp(declared, "DQ_SCALE") == 0 || strcmp(declared, "DQ_CSCALE") == 0;
-        if (is_scale && !check_finite(tensor, what)) {
+            err = message("%s is declared with shape %s, expected %s", what.c_str(), full_shape_text(facts.ne).c_str(),
+                          full_shape_text(logical).c_str());
             return false;
         }
         const int64_t n_matrices = weight.ne[2] * weight.ne[3];
@@ -282,9 +276,9 @@ private:
         }
         std::string expected;
         for (ggml_type type : types) {
-            expected += (expected.empty() ? "" : ", ") + std::string(ggml_type_name(type));
+            expected += (expected.empty() ? "" : ", ") + storage_name(type);
         }
-        err = message("%s: storage type is %s, expected %s", what.c_str(), ggml_type_name(tensor.type), expected.c_str());
+        err = message("%s is stored as %s, expected %s", what.c_str(), storage_name(tensor.type).c_str(), expected.c_str());
         return false;
     }
 
@@ -296,23 +290,44 @@ private:
             }
             expected += (expected.empty() ? "" : " or ") + shape_text(ne.data());
         }
-        err = message("%s: stored shape is %s, expected %s", what.c_str(), shape_text(tensor.ne).c_str(), expected.c_str());
+        err = message("%s has shape %s, expected %s", what.c_str(), shape_text(tensor.ne).c_str(), expected.c_str());
         return false;
     }
 
-    bool check_finite(const gguf_tensor_entry & tensor, const std::string & what) {
-        const uint8_t * p = data + header.data_offset_bytes + tensor.offset_bytes;
-        for (size_t i = 0; i < tensor.n_bytes / sizeof(float); ++i) {
-            float value;
-            memcpy(&value, p + i * sizeof(float), sizeof(float));
-            if (!std::isfinite(value)) {
-                err = message("%s: value %zu is %f, expected a finite number", what.c_str(), i, (double) value);
-                return false;
-            }
+    // The tensor that has to come next does not.
+    bool fail_order(const std::string & name, const std::string & what) {
+        const auto same = [&](const gguf_tensor_entry & tensor) { return tensor.name == name; };
+        if (std::none_of(header.tensors.begin(), header.tensors.end(), same)) {
+            err = what + " is missing";
+        } else {
+            const std::string found = next < header.tensors.size() ? "'" + printable(header.tensors[next].name) + "'" : "the end";
+            err = what + " is out of order, " + found + " is in its place";
         }
-        return true;
+        return false;
     }
 };
+
+// Every scale is a finite number.
+bool check_scales(const gguf_header & header, const delta_layout & layout, const uint8_t * data, std::string & err) {
+    for (size_t i = 0; i < header.tensors.size(); ++i) {
+        const gguf_tensor_entry & tensor = header.tensors[i];
+        if (layout.tensors[i].type != "DQ_SCALE" && layout.tensors[i].type != "DQ_CSCALE") {
+            continue;
+        }
+        const uint8_t * p     = data + header.data_offset_bytes + tensor.offset_bytes;
+        size_t          n_bad = 0;
+        for (size_t j = 0; j < tensor.n_bytes; j += sizeof(float)) {
+            float value;
+            memcpy(&value, p + j, sizeof(float));
+            n_bad += !std::isfinite(value);
+        }
+        if (n_bad > 0) {
+            err = message("%s has %zu scales that are NaN or infinite", quoted_tensor(tensor.name).c_str(), n_bad);
+            return false;
+        }
+    }
+    return true;
+}
 
 } // namespace
 
@@ -321,15 +336,16 @@ bool is_sha256_text(const std::string & text) {
 }
 
 bool read_delta_layout(const gguf_header & header, const uint8_t * data, delta_layout & out, std::string & err) {
-    if (!read_tensors(header, out, err) || !read_weights(header, out, err) || !check_order(header, err)) {
+    err.clear();
+    if (!read_tensors(header, out, err) || !read_weights(header, out, err)) {
         return false;
     }
-    pack_reader packs(header, out, data);
+    pack_reader packs(header, out);
     if (!packs.read_all()) {
         err = packs.err;
         return false;
     }
-    return true;
+    return check_order(header, err) && check_scales(header, out, data, err);
 }
 
 } // namespace dqrelo

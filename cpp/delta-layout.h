@@ -40,7 +40,7 @@ struct delta_layout {
     std::vector<declared_tensor> tensors;  // as gguf_header::tensors
 };
 
-// Reads and checks the arrays of the metadata, and every tensor's name, type, shape and place. `data` is the whole file, whose header was
+// Reads and checks the arrays of the metadata (whose types check_delta_keys has seen), and every tensor's name, type, shape and place. `data` is the whole file, whose header was
 // parsed: scales are read.
 // Returns false with one line in `err` (without the file's name).
 bool read_delta_layout(const gguf_header & header, const uint8_t * data, delta_layout & out, std::string & err);

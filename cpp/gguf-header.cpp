@@ -78,17 +78,14 @@ size_t element_bytes(gguf_type type) {
     }
 }
 
-// Skips a string of key `what`. Vocabularies may hold pieces of characters, so only strings that stand alone have to be text.
-void skip_string(cursor & in, const gguf_entry & entry, const std::string & what) {
+// Skips a string. Whether it is text is asked later, of the keys that matter: vocabularies may hold pieces of characters.
+void skip_string(cursor & in, const std::string & what) {
     const uint64_t n = in.n_bytes - in.at < sizeof(uint64_t) ? UINT64_MAX : load<uint64_t>(in.data + in.at);
     if (n > in.n_bytes || sizeof(uint64_t) + n > in.n_bytes - in.at) {
         in.err = message("a string of %s ends behind the file's %zu bytes. Truncated download?", what.c_str(), in.n_bytes);
         return;
     }
-    const uint8_t * p = in.take(sizeof(uint64_t) + n, what) + sizeof(uint64_t);
-    if (!entry.is_array && !is_utf8((const char *) p, (size_t) n)) {
-        in.err = message("%s: is not UTF-8", what.c_str());
-    }
+    in.take(sizeof(uint64_t) + n, what);
 }
 
 bool read_value(cursor & in, gguf_entry & entry) {
@@ -104,7 +101,7 @@ bool read_value(cursor & in, gguf_entry & entry) {
         in.take(entry.n * size, what);
     } else {
         for (uint64_t i = 0; i < entry.n && in.err.empty(); ++i) {
-            skip_string(in, entry, what);
+            skip_string(in, what);
         }
     }
     entry.n_bytes = (size_t) (in.data + in.at - entry.data);
@@ -242,8 +239,8 @@ bool read_alignment(const gguf_header & header, uint32_t & alignment, std::strin
         return true;
     }
     if (!header.get(GGUF_KEY_GENERAL_ALIGNMENT, alignment) || alignment == 0 || (alignment & (alignment - 1)) != 0) {
-        err = message("%s is %s (%s), expected a power of two (u32)", GGUF_KEY_GENERAL_ALIGNMENT, printable(scalar_text(*entry)).c_str(),
-                      entry->is_array ? "array" : gguf_type_name(entry->type));
+        err = message("%s is %s (%s), expected a power of two (UINT32)", GGUF_KEY_GENERAL_ALIGNMENT, printable(scalar_text(*entry)).c_str(),
+                      value_type_text(entry->type, entry->is_array).c_str());
         return false;
     }
     return true;
@@ -361,6 +358,26 @@ template <typename T> static std::string float_text(T value, int n_digits_max) {
         }
     }
     return text;
+}
+
+std::string value_type_text(gguf_type type, bool is_array) {
+    // in the order of gguf_type
+    static const char * const names[] = { "UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "BOOL", "STRING", "ARRAY",
+                                          "UINT64", "INT64", "FLOAT64" };
+    static_assert(sizeof(names) / sizeof(names[0]) == GGUF_TYPE_COUNT, "a name for each type");
+    return is_array ? "[" + std::string(names[type]) + "]" : names[type];
+}
+
+bool is_text(const gguf_entry & entry) {
+    const uint8_t * p = entry.data;
+    for (uint64_t i = 0; entry.type == GGUF_TYPE_STRING && i < entry.n; ++i) {
+        const size_t n = (size_t) load<uint64_t>(p);
+        if (!is_utf8((const char *) p + sizeof(uint64_t), n)) {
+            return false;
+        }
+        p += sizeof(uint64_t) + n;
+    }
+    return true;
 }
 
 std::string storage_name(ggml_type type) {

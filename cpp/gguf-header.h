@@ -53,15 +53,6 @@ struct gguf_header {
     bool get(const std::string & key, std::vector<uint64_t> & out) const;
     bool get(const std::string & key, std::vector<float> & out) const;
 
-    // As get, for a key that has to be there: a failure leaves one line in `err`. `type` is how docs/format.md writes the key's type.
-    template <typename T> bool require(const std::string & key, const char * type, T & out, std::string & err) const {
-        if (get(key, out)) {
-            return true;
-        }
-        err = "metadata key '" + key + "' " + (find(key) ? "has another type" : "is missing") + ", expected " + type;
-        return false;
-    }
-
     std::unordered_map<std::string, size_t> index;  // key -> entries
 };
 
@@ -69,6 +60,12 @@ struct gguf_header {
 // tensor names are unique UTF-8, types known, and every tensor at a multiple of the alignment inside the file. Order and gaps are not checked.
 // Returns false with one line in `err` (without the file's name).
 bool parse_gguf_header(const uint8_t * data, size_t n_bytes, gguf_header & out, std::string & err);
+
+// The type of a value as messages name it: "UINT32", "[STRING]".
+std::string value_type_text(gguf_type type, bool is_array);
+
+// False if one of the entry's strings is not UTF-8. True for other types.
+bool is_text(const gguf_entry & entry);
 
 // ggml's name of a storage type, in lower case: "f16", "q4_k".
 std::string storage_name(ggml_type type);

@@ -3,8 +3,7 @@
 
 #include "mapped-file.h"
 
-#include "message.h"
-
+#include <cctype>
 #include <cerrno>
 #include <cstring>
 
@@ -15,10 +14,17 @@
 
 namespace dqrelo {
 
+// "no such file or directory"
+static std::string system_error(int number) {
+    std::string text = strerror(number);
+    text[0] = (char) tolower((unsigned char) text[0]);
+    return text;
+}
+
 std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::string & err) {
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        err = message("cannot be opened: %s", strerror(errno));
+        err = system_error(errno);
         return nullptr;
     }
     struct stat st;
@@ -36,7 +42,7 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::st
     const int map_errno = errno;
     close(fd);  // the mapping keeps the file
     if (data == MAP_FAILED) {
-        err = message("cannot be mapped: %s", strerror(map_errno));
+        err = "cannot be mapped: " + system_error(map_errno);
         return nullptr;
     }
     std::unique_ptr<mapped_file> file(new mapped_file());

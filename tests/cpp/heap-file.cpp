@@ -4,31 +4,33 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 namespace dqrelo {
 
 std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::string & err) {
     FILE * in = fopen(path.c_str(), "rb");
     if (in == nullptr) {
-        err = "cannot be opened";
+        err = "no such file or directory";
         return nullptr;
     }
-    fseek(in, 0, SEEK_END);
-    const size_t n_bytes = (size_t) ftell(in);
-    rewind(in);
-
-    void * data = nullptr;
-    if (n_bytes == 0 || posix_memalign(&data, 64, n_bytes) != 0 || fread(data, 1, n_bytes, in) != n_bytes) {
-        err = n_bytes == 0 ? "is empty" : "cannot be read";
-        free(data);
-        fclose(in);
-        return nullptr;
+    std::string bytes;
+    char        part[4096];
+    for (size_t n = fread(part, 1, sizeof(part), in); n > 0; n = fread(part, 1, sizeof(part), in)) {
+        bytes.append(part, n);
     }
     fclose(in);
 
+    void * data = nullptr;
+    if (bytes.empty() || posix_memalign(&data, 64, bytes.size()) != 0) {
+        err = "is empty";
+        return nullptr;
+    }
+    memcpy(data, bytes.data(), bytes.size());
+
     std::unique_ptr<mapped_file> file(new mapped_file());
     file->data_    = (const uint8_t *) data;
-    file->n_bytes_ = n_bytes;
+    file->n_bytes_ = bytes.size();
     return file;
 }
 
