@@ -1,0 +1,144 @@
+#include "batch.h"
+
+#include "log.h"
+
+#include <algorithm>
+
+namespace {
+
+// A job that has a sequence id.
+struct active_job {
+    job *        item;
+    llama_seq_id seq_id;
+    size_t       n_fed;  // tokens evaluated so far
+};
+
+// Which position of which job a row of the batch belongs to.
+struct output_row {
+    job *   item;
+    size_t  pos;
+    int32_t i_batch;
+};
+
+class runner {
+public:
+    runner(llama_context * ctx, bool kv_unified) :
+        ctx(ctx),
+        kv_unified(kv_unified),
+        n_batch((int32_t) llama_n_batch(ctx)),
+        batch(llama_batch_init(n_batch, 0, 1)) {
+        for (llama_seq_id id = (llama_seq_id) llama_n_seq_max(ctx) - 1; id >= 0; --id) {
+            free_ids.push_back(id);
+        }
+        llama_memory_clear(llama_get_memory(ctx), false);
+    }
+
+    ~runner() {
+        while (!active.empty()) {
+            release(active.size() - 1);
+        }
+        llama_memory_clear(llama_get_memory(ctx), false);
+        llama_batch_free(batch);
+    }
+
+    runner(const runner &)             = delete;
+    runner & operator=(const runner &) = delete;
+
+    void run(const std::vector<job *> & jobs, const check_fn & check) {
+        size_t i_next = 0;
+        while (i_next < jobs.size() || !active.empty()) {
+            while (i_next < jobs.size() && admit(jobs[i_next])) {
+                i_next++;
+            }
+            check();
+            fill();
+            decode();
+            for (const output_row & row : rows) {
+                row.item->on_row(row.pos, llama_get_logits_ith(ctx, row.i_batch));
+            }
+            for (size_t i = active.size(); i-- > 0;) {
+                if (active[i].n_fed == active[i].item->tokens.size()) {
+                    release(i);
+                }
+            }
+        }
+    }
+
+private:
+    // False if the job has to wait for another to end. A job alone always fits: the session checks its size.
+    bool admit(job * item) {
+        const bool has_cells = !kv_unified || active.empty() || n_cells_used + item->n_cells <= llama_n_ctx(ctx);
+        if (free_ids.empty() || !has_cells) {
+            return false;
+        }
+        const llama_seq_id seq_id = free_ids.back();
+        if (item->owner != nullptr) {
+            item->owner->bind(ctx, seq_id, item->scale);
+        }
+        free_ids.pop_back();
+        n_cells_used += item->n_cells;
+        active.push_back({ item, seq_id, 0 });
+        return true;
+    }
+
+    void release(size_t i) {
+        const active_job done = active[i];
+        active.erase(active.begin() + (ptrdiff_t) i);
+        llama_memory_seq_rm(llama_get_memory(ctx), done.seq_id, -1, -1);
+        if (done.item->owner != nullptr) {
+            char err[256];
+            dqrelo_bind(ctx, done.seq_id, nullptr, 1.0f, err, sizeof(err));  // back to the base: cannot fail
+        }
+        n_cells_used -= done.item->n_cells;
+        free_ids.push_back(done.seq_id);
+    }
+
+    // The next tokens of the active jobs, in order, until the batch is full.
+    void fill() {
+        batch.n_tokens = 0;
+        rows.clear();
+        for (active_job & cur : active) {
+            const std::vector<llama_token> & tokens = cur.item->tokens;
+            while (cur.n_fed < tokens.size() && batch.n_tokens < n_batch) {
+                const size_t  pos        = cur.n_fed++;
+                const int32_t i_batch    = batch.n_tokens++;
+                const bool    is_output  = pos >= cur.item->first_output;
+                batch.token[i_batch]     = tokens[pos];
+                batch.pos[i_batch]       = (llama_pos) pos;
+                batch.n_seq_id[i_batch]  = 1;
+                batch.seq_id[i_batch][0] = cur.seq_id;
+                batch.logits[i_batch]    = is_output;
+                if (is_output) {
+                    rows.push_back({ cur.item, pos, i_batch });
+                }
+            }
+        }
+    }
+
+    void decode() {
+        log_clear();
+        const int32_t status = llama_decode(ctx, batch);
+        if (status == 1) {
+            throw input_error("llama_decode: no room in the context's memory for " + std::to_string(batch.n_tokens) +
+                              " more tokens (n_ctx " + std::to_string(llama_n_ctx(ctx)) + "). Use a larger n_ctx");
+        }
+        if (status != 0) {
+            throw input_error("llama_decode: " + log_first_error("failed with status " + std::to_string(status)));
+        }
+    }
+
+    llama_context *           ctx;
+    const bool                kv_unified;  // all sequences share n_ctx cells; otherwise each has its own
+    const int32_t             n_batch;
+    llama_batch               batch;
+    std::vector<llama_seq_id> free_ids;    // the lowest is taken first
+    std::vector<active_job>   active;
+    std::vector<output_row>   rows;
+    size_t                    n_cells_used = 0;
+};
+
+}  // namespace
+
+void run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check) {
+    runner(ctx, kv_unified).run(jobs, check);
+}

@@ -1,0 +1,32 @@
+// batch.h: runs many sequences, each with its own delta or none, through one context in shared batches.
+#pragma once
+
+#include "loaded-delta.h"
+#include "llama.h"
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+// One sequence to evaluate.
+class job {
+public:
+    virtual ~job() = default;
+
+    // Called for each position from first_output on, in order. row: [n_vocab] logits after tokens[pos].
+    // May append to `tokens`, which keeps the sequence alive; it ends when all of its tokens were evaluated.
+    virtual void on_row(size_t pos, const float * row) = 0;
+
+    std::vector<llama_token>      tokens;
+    std::shared_ptr<loaded_delta> owner;             // NULL: the base
+    float                         scale        = 1.0f;
+    size_t                        first_output = 0;
+    size_t                        n_cells      = 0;  // of the context's memory that it may come to need
+};
+
+// Called before each llama_decode; may throw to stop the run.
+using check_fn = std::function<void()>;
+
+// Runs the jobs to their ends. As many at a time as the context has sequence ids and memory for, in the order given; the next one starts
+// as soon as another ends. The context's memory is empty and nothing is bound before and after, also when this throws.
+void run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check);

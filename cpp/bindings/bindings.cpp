@@ -1,0 +1,214 @@
+// bindings.cpp: the native module dqrelo_gguf._core. Glue only: arguments are checked and batches are run in session.cpp.
+#include "session.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+
+using token_array = py::array_t<llama_token, py::array::c_style | py::array::forcecast>;
+using delta_list  = std::vector<std::shared_ptr<loaded_delta>>;
+using no_gil      = py::call_guard<py::gil_scoped_release>;
+
+namespace {
+
+token_array to_array(const std::vector<llama_token> & tokens) {
+    return token_array((py::ssize_t) tokens.size(), tokens.data());
+}
+
+std::vector<llama_token> to_vector(const token_array & tokens) {
+    if (tokens.ndim() != 1) {
+        throw input_error("tokens: got an array of " + std::to_string(tokens.ndim()) + " dimensions, expected 1");
+    }
+    return std::vector<llama_token>(tokens.data(), tokens.data() + tokens.size());
+}
+
+std::vector<sequence> to_sequences(const std::vector<token_array> & tokens, const delta_list & owners, const std::vector<float> & scales) {
+    if (owners.size() != tokens.size() || scales.size() != tokens.size()) {
+        throw input_error("got " + std::to_string(tokens.size()) + " sequences, " + std::to_string(owners.size()) + " deltas and " +
+                          std::to_string(scales.size()) + " scales, expected as many of each");
+    }
+    std::vector<sequence> seqs;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        seqs.push_back({ to_vector(tokens[i]), owners[i], scales[i] });
+    }
+    return seqs;
+}
+
+// Lets Ctrl-C end a long run: the GIL is free while it lasts.
+void check_signals() {
+    py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) {
+        throw py::error_already_set();
+    }
+}
+
+py::list logits(session & self, const std::vector<token_array> & tokens, const delta_list & owners, const std::vector<float> & scales) {
+    const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
+    py::list                    result;
+    std::vector<float *>        outs;
+    for (const sequence & seq : seqs) {
+        py::array_t<float> out({ (py::ssize_t) seq.tokens.size(), (py::ssize_t) self.n_vocab });
+        outs.push_back(out.mutable_data());
+        result.append(std::move(out));
+    }
+    {
+        py::gil_scoped_release free_gil;
+        self.logits(seqs, outs, check_signals);
+    }
+    return result;
+}
+
+std::vector<std::pair<double, bool>> score(session &                        self,
+                                           const std::vector<token_array> & tokens,
+                                           const std::vector<size_t> &      n_context,
+                                           const delta_list &               owners,
+                                           const std::vector<float> &       scales) {
+    const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
+    py::gil_scoped_release      free_gil;
+    return self.score(seqs, n_context, check_signals);
+}
+
+std::vector<py::bytes> generate(session &                        self,
+                                const std::vector<token_array> & tokens,
+                                const delta_list &               owners,
+                                const std::vector<float> &       scales,
+                                generate_params                  params) {
+    const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
+    std::vector<std::string>    texts;
+    {
+        py::gil_scoped_release free_gil;
+        texts = self.generate(seqs, params, check_signals);
+    }
+    return std::vector<py::bytes>(texts.begin(), texts.end());
+}
+
+// input_error becomes the package's exception of that name.
+void register_errors() {
+    static py::object * error_class = new py::object(py::module_::import("dqrelo_gguf.errors").attr("InputError"));
+    py::register_exception_translator([](std::exception_ptr thrown) {
+        try {
+            if (thrown) {
+                std::rethrow_exception(thrown);
+            }
+        } catch (const input_error & err) {
+            PyErr_SetString(error_class->ptr(), err.what());
+        }
+    });
+}
+
+void bind_params(py::module_ & m) {
+    py::class_<session_params>(m, "SessionParams")
+        .def(py::init<>())
+        .def_readwrite("n_ctx", &session_params::n_ctx)
+        .def_readwrite("n_batch", &session_params::n_batch)
+        .def_readwrite("n_ubatch", &session_params::n_ubatch)
+        .def_readwrite("n_seq_max", &session_params::n_seq_max)
+        .def_readwrite("n_threads", &session_params::n_threads)
+        .def_readwrite("n_gpu_layers", &session_params::n_gpu_layers)
+        .def_readwrite("flash_attn", &session_params::flash_attn)
+        .def_readwrite("type_k", &session_params::type_k)
+        .def_readwrite("type_v", &session_params::type_v)
+        .def_readwrite("use_mmap", &session_params::use_mmap)
+        .def_readwrite("repack", &session_params::repack)
+        .def_readwrite("kv_unified", &session_params::kv_unified)
+        .def_readwrite("verbose", &session_params::verbose);
+
+    py::class_<generate_params>(m, "GenerateParams")
+        .def(py::init<>())
+        .def_readwrite("max_tokens", &generate_params::max_tokens)
+        .def_readwrite("temperature", &generate_params::temperature)
+        .def_readwrite("top_k", &generate_params::top_k)
+        .def_readwrite("top_p", &generate_params::top_p)
+        .def_readwrite("seed", &generate_params::seed)
+        .def_readwrite("stop", &generate_params::stop);
+}
+
+void bind_delta(py::module_ & m) {
+    const auto enter = [](const std::shared_ptr<loaded_delta> & self) {
+        return self;
+    };
+    const auto exit = [](loaded_delta & self, const py::args &) {
+        self.close();
+    };
+    const auto repr = [](const loaded_delta & self) {
+        return "Delta('" + self.name + "', " + (self.is_closed() ? "closed" : self.content_hash.substr(0, 12)) + ")";
+    };
+    py::class_<loaded_delta, std::shared_ptr<loaded_delta>>(m, "Delta", "A delta file loaded by Runtime.load_delta.")
+        .def("__enter__", enter)
+        .def("__exit__", exit)
+        .def("__repr__", repr)
+        .def("close", &loaded_delta::close, "Frees the delta. Raises InputError while a running call uses it.")
+        .def("meta", &loaded_delta::meta, py::arg("key"), "A scalar metadata value of the file as text, or None.")
+        .def_property_readonly("closed", &loaded_delta::is_closed, "True once it was freed.")
+        .def_readonly("name", &loaded_delta::name, "The fine-tune's name (general.name).")
+        .def_readonly("path", &loaded_delta::path, "The file.")
+        .def_readonly("content_hash", &loaded_delta::content_hash, "64 hex digits that identify what the delta computes.")
+        .def_readonly("chat_template", &loaded_delta::chat_template, "The fine-tune's chat template (Jinja); None means the base's.")
+        .def_readonly("same_base_file", &loaded_delta::same_base_file, "False if the delta was made from another quantisation of the base.")
+        .def_readonly("ratio", &loaded_delta::ratio, "Bytes of its tensors over 2 bytes a weight that they replace.")
+        .def_readonly("n_bytes", &loaded_delta::n_bytes, "Bytes of its tensors.")
+        .def_readonly("n_weights", &loaded_delta::n_weights, "Base tensors that it changes.")
+        .def_readonly("inert", &loaded_delta::inert, "Names of changed weights that no graph of the runtime reads.")
+        .def_readonly("eog_tokens", &loaded_delta::eog_tokens, "Its end-of-generation tokens; empty means the base's.");
+}
+
+void bind_session(py::module_ & m) {
+    const auto load_delta = [](session & self, const std::string & path, bool allow_other_base, bool verify) {
+        dqrelo_load_params params     = dqrelo_load_default_params();
+        params.allow_other_base_bytes = allow_other_base;
+        params.verify                 = verify;
+        return self.load_delta(path, params);
+    };
+    const auto tokenize = [](session & self, const std::string & text, bool add_special, bool parse_special, const loaded_delta * owner) {
+        std::vector<llama_token> tokens;
+        {
+            py::gil_scoped_release free_gil;
+            tokens = self.tokenize(text, add_special, parse_special, owner);
+        }
+        return to_array(tokens);
+    };
+    const auto detokenize = [](session & self, const token_array & tokens, bool special) {
+        const std::vector<llama_token> ids = to_vector(tokens);
+        std::string                    text;
+        {
+            py::gil_scoped_release free_gil;
+            text = self.detokenize(ids, special);
+        }
+        return py::bytes(text);
+    };
+    py::class_<session>(m, "Session")
+        .def(py::init<const std::string &, const session_params &>(), py::arg("path"), py::arg("params"), no_gil())
+        .def("close", &session::close, no_gil())
+        .def("load_delta", load_delta, py::arg("path"), py::arg("allow_other_base"), py::arg("verify"), no_gil())
+        .def("tokenize", tokenize, py::arg("text"), py::arg("add_special"), py::arg("parse_special"), py::arg("delta"))
+        .def("detokenize", detokenize, py::arg("tokens"), py::arg("special"))
+        .def("prefix_token", &session::prefix_token, py::arg("delta"), no_gil())
+        .def("logits", &logits, py::arg("tokens"), py::arg("deltas"), py::arg("scales"))
+        .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("deltas"), py::arg("scales"))
+        .def("generate", &generate, py::arg("tokens"), py::arg("deltas"), py::arg("scales"), py::arg("params"))
+        .def_property_readonly("closed", &session::is_closed)
+        .def_readonly("path", &session::path)
+        .def_readonly("description", &session::description)
+        .def_readonly("chat_template", &session::chat_template)
+        .def_readonly("n_vocab", &session::n_vocab)
+        .def_readonly("n_ctx_train", &session::n_ctx_train)
+        .def_readonly("n_embd", &session::n_embd)
+        .def_readonly("n_layer", &session::n_layer)
+        .def_readonly("n_ctx", &session::n_ctx)
+        .def_readonly("n_batch", &session::n_batch)
+        .def_readonly("n_ubatch", &session::n_ubatch)
+        .def_readonly("n_seq_max", &session::n_seq_max)
+        .def_readonly("n_threads", &session::n_threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "Native part of dqrelo_gguf.runtime.";
+    register_errors();
+    bind_params(m);
+    bind_delta(m);
+    bind_session(m);
+}

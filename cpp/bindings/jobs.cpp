@@ -1,0 +1,108 @@
+#include "jobs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+void logits_job::on_row(size_t pos, const float * row) {
+    memcpy(out + pos * (size_t) n_vocab, row, (size_t) n_vocab * sizeof(float));
+}
+
+void score_job::on_row(size_t pos, const float * row) {
+    const llama_token target = targets[pos - first_output];
+    const float *     best   = std::max_element(row, row + n_vocab);
+    double            total  = 0.0;
+    for (int32_t i = 0; i < n_vocab; ++i) {
+        total += std::exp((double) row[i] - *best);
+    }
+    sum += (double) row[target] - *best - std::log(total);
+    is_greedy = is_greedy && best - row == target;
+}
+
+generate_job::generate_job(const llama_vocab * vocab, const generate_params & params) :
+    vocab(vocab),
+    params(params),
+    candidates((size_t) llama_vocab_n_tokens(vocab)) {
+    if (params.temperature <= 0.0f) {
+        return;
+    }
+    sampler.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+    if (params.top_k > 0) {
+        llama_sampler_chain_add(sampler.get(), llama_sampler_init_top_k(params.top_k));
+    }
+    if (params.top_p < 1.0f) {
+        llama_sampler_chain_add(sampler.get(), llama_sampler_init_top_p(params.top_p, 1));
+    }
+    llama_sampler_chain_add(sampler.get(), llama_sampler_init_temp(params.temperature));
+    llama_sampler_chain_add(sampler.get(), llama_sampler_init_dist(params.seed));
+}
+
+llama_token generate_job::sample(const float * row) {
+    for (size_t i = 0; i < candidates.size(); ++i) {
+        candidates[i] = { (llama_token) i, row[i], 0.0f };
+    }
+    // Some vocabularies list tokens that must never be generated.
+    int32_t             n_suppressed = 0;
+    const llama_token * suppressed   = llama_vocab_get_suppress_tokens(vocab, &n_suppressed);
+    for (int32_t i = 0; i < n_suppressed; ++i) {
+        candidates[suppressed[i]].logit = -INFINITY;
+    }
+    if (sampler == nullptr) {
+        const auto is_less = [](const llama_token_data & a, const llama_token_data & b) {
+            return a.logit < b.logit;
+        };
+        return std::max_element(candidates.begin(), candidates.end(), is_less)->id;
+    }
+    llama_token_data_array array = { candidates.data(), candidates.size(), -1, false };
+    llama_sampler_apply(sampler.get(), &array);
+    const llama_token token = array.data[array.selected].id;
+    llama_sampler_accept(sampler.get(), token);
+    return token;
+}
+
+bool generate_job::is_end(llama_token token) const {
+    if (owner == nullptr || owner->eog_tokens.empty()) {
+        return llama_vocab_is_eog(vocab, token);
+    }
+    return std::find(owner->eog_tokens.begin(), owner->eog_tokens.end(), token) != owner->eog_tokens.end();
+}
+
+// True if the text holds a stop text that ends behind byte n_before; it is then cut before the first one.
+bool generate_job::cut_at_stop(size_t n_before) {
+    size_t first = std::string::npos;
+    for (const std::string & stop : params.stop) {
+        const size_t from = n_before >= stop.size() ? n_before - stop.size() + 1 : 0;
+        first             = std::min(first, text.find(stop, from));
+    }
+    if (first == std::string::npos) {
+        return false;
+    }
+    text.resize(first);
+    return true;
+}
+
+void generate_job::on_row(size_t /*pos*/, const float * row) {
+    const llama_token token = sample(row);
+    if (is_end(token)) {
+        return;
+    }
+    const size_t n_before = text.size();
+    text += token_piece(vocab, token, false);
+    n_generated++;
+    if (cut_at_stop(n_before) || n_generated >= params.max_tokens) {
+        return;
+    }
+    first_output = tokens.size();
+    tokens.push_back(token);
+}
+
+std::string token_piece(const llama_vocab * vocab, llama_token token, bool special) {
+    std::string piece(32, '\0');
+    int32_t     n = llama_token_to_piece(vocab, token, &piece[0], (int32_t) piece.size(), 0, special);
+    if (n < 0) {
+        piece.resize((size_t) -n);
+        n = llama_token_to_piece(vocab, token, &piece[0], (int32_t) piece.size(), 0, special);
+    }
+    piece.resize((size_t) std::max(n, 0));
+    return piece;
+}

@@ -1,0 +1,68 @@
+// jobs.h: what is done with the logits of a sequence: kept, scored, or sampled from.
+#pragma once
+
+#include "batch.h"
+
+#include <cstdint>
+#include <string>
+
+// Keeps every row. out: [n_tokens, n_vocab], owned by the caller.
+class logits_job : public job {
+public:
+    logits_job(float * out, int32_t n_vocab) : out(out), n_vocab(n_vocab) {}
+    void on_row(size_t pos, const float * row) override;
+
+private:
+    float * out;
+    int32_t n_vocab;
+};
+
+// Sum of the log-probabilities of continuation tokens. `tokens` holds context and continuation without its last token.
+class score_job : public job {
+public:
+    score_job(std::vector<llama_token> targets, int32_t n_vocab) : targets(std::move(targets)), n_vocab(n_vocab) {}
+    void on_row(size_t pos, const float * row) override;
+
+    double sum       = 0.0;
+    bool   is_greedy = true;  // every target is the most probable token
+
+private:
+    std::vector<llama_token> targets;  // of the rows from first_output on
+    int32_t                  n_vocab;
+};
+
+struct generate_params {
+    int32_t                  max_tokens  = 128;
+    float                    temperature = 0.0f;  // 0: the most probable token
+    int32_t                  top_k       = 0;     // 0: all
+    float                    top_p       = 1.0f;  // 1: all
+    uint32_t                 seed        = 0;
+    std::vector<std::string> stop;
+};
+
+struct sampler_deleter {
+    void operator()(llama_sampler * sampler) const { llama_sampler_free(sampler); }
+};
+
+// Appends tokens until an end-of-generation token of the delta (or the base, where the delta names none), a stop text, or max_tokens.
+class generate_job : public job {
+public:
+    generate_job(const llama_vocab * vocab, const generate_params & params);
+    void on_row(size_t pos, const float * row) override;
+
+    std::string text;         // UTF-8 bytes; may end inside a character if max_tokens cut it
+    int32_t     n_generated = 0;
+
+private:
+    llama_token sample(const float * row);
+    bool        is_end(llama_token token) const;
+    bool        cut_at_stop(size_t n_before);
+
+    const llama_vocab *                             vocab;
+    generate_params                                 params;
+    std::unique_ptr<llama_sampler, sampler_deleter> sampler;     // NULL: greedy
+    std::vector<llama_token_data>                   candidates;  // [n_vocab]
+};
+
+// The text of one token, as bytes. Control tokens have none unless `special`.
+std::string token_piece(const llama_vocab * vocab, llama_token token, bool special);

@@ -1,0 +1,64 @@
+// loaded-delta.h: a loaded delta as the bindings hold it.
+#pragma once
+
+#include "dqrelo.h"
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+// What the caller got wrong, or what the C API refused: one line.
+struct input_error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+class loaded_delta;
+
+// The deltas of one session that are loaded. The mutex guards each delta's handle; nothing that may call Python runs under it.
+struct delta_registry {
+    std::mutex               mutex;
+    std::set<loaded_delta *> live;
+};
+
+// Facts are copied at load, so they can be read after the delta was closed. Freed by close(), the destructor, or the session's end.
+class loaded_delta {
+public:
+    // Takes `handle` over. `inert`: the weights that no graph of the session's context reads.
+    loaded_delta(std::shared_ptr<delta_registry> registry, dqrelo_delta * handle, std::vector<std::string> inert);
+    ~loaded_delta();
+    loaded_delta(const loaded_delta &)             = delete;
+    loaded_delta & operator=(const loaded_delta &) = delete;
+
+    // Frees the delta; nothing happens if it was freed before. Throws input_error while it is bound to a sequence.
+    void close();
+
+    // A metadata value of the file as text. Throws input_error if the delta is closed.
+    std::optional<std::string> meta(const std::string & key) const;
+
+    // Binds the delta to a sequence. Throws input_error if it is closed or the C API refuses.
+    void bind(llama_context * ctx, llama_seq_id seq_id, float scale);
+
+    bool is_closed() const;
+    bool belongs_to(const delta_registry * other) const { return registry.get() == other; }
+
+    std::string                name;
+    std::string                path;
+    std::string                content_hash;
+    std::optional<std::string> chat_template;  // none: the base's
+    bool                       same_base_file;
+    double                     ratio;
+    size_t                     n_bytes;
+    int32_t                    n_weights;
+    std::vector<std::string>   inert;
+    std::vector<llama_token>   eog_tokens;     // empty: the base's
+
+private:
+    friend class session;
+
+    std::shared_ptr<delta_registry> registry;
+    dqrelo_delta *                  handle;  // NULL once freed
+};

@@ -1,0 +1,89 @@
+// session.h: one base model with one context, and the deltas loaded for it. What the Python class Runtime drives.
+#pragma once
+
+#include "jobs.h"
+
+#include <atomic>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+struct session_params {
+    uint32_t    n_ctx        = 4096;  // tokens in the context's memory; 0: the model's own
+    uint32_t    n_batch      = 2048;  // tokens a llama_decode
+    uint32_t    n_ubatch     = 512;   // tokens a graph
+    uint32_t    n_seq_max    = 8;     // sequences evaluated together
+    int32_t     n_threads    = 0;     // 0: llama.cpp's default
+    int32_t     n_gpu_layers = -1;    // -1: all
+    std::string flash_attn   = "auto";
+    std::string type_k       = "f16";
+    std::string type_v       = "f16";
+    bool        use_mmap     = true;
+    bool        repack       = true;  // the CPU's repacked weight layouts
+    bool        kv_unified   = true;  // sequences share the memory; otherwise each has n_ctx / n_seq_max
+    bool        verbose      = false;
+};
+
+// A sequence to evaluate.
+struct sequence {
+    std::vector<llama_token>      tokens;
+    std::shared_ptr<loaded_delta> owner;  // NULL: the base
+    float                         scale = 1.0f;
+};
+
+// Thread-safe: calls that use the context wait for each other. Errors are input_error.
+class session {
+public:
+    session(const std::string & path, const session_params & params);
+    ~session();
+    session(const session &)             = delete;
+    session & operator=(const session &) = delete;
+
+    // Frees the deltas, the context and the model, once no call runs. Calls after it throw.
+    void close();
+    bool is_closed() const { return !is_open; }
+
+    // Loads a delta and checks that the graphs of this context can carry all of it.
+    std::shared_ptr<loaded_delta> load_delta(const std::string & path, dqrelo_load_params params);
+
+    // add_special: BOS and EOS as the model asks for them; as `owner`'s file says, where it says so.
+    std::vector<llama_token> tokenize(const std::string & text, bool add_special, bool parse_special, const loaded_delta * owner);
+
+    // special: the text of control tokens too.
+    std::string detokenize(const std::vector<llama_token> & tokens, bool special);
+
+    // The token that stands before an empty context: BOS, or EOS where there is none.
+    llama_token prefix_token(const loaded_delta * owner);
+
+    // outs[i]: [n_tokens of sequence i, n_vocab] to be written.
+    void logits(const std::vector<sequence> & seqs, const std::vector<float *> & outs, const check_fn & check);
+
+    // Of each sequence, tokens from n_context[i] on are scored: the sum of log P(token | all before), and whether each was the most probable.
+    std::vector<std::pair<double, bool>> score(const std::vector<sequence> & seqs, const std::vector<size_t> & n_context, const check_fn & check);
+
+    // Continues each sequence. Sequence i draws with seed + i. Returns bytes of UTF-8 text.
+    std::vector<std::string> generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check);
+
+    std::string path;
+    std::string description;                // of the model: architecture, size, type
+    std::string chat_template;              // of the base; empty if it has none
+    int32_t     n_vocab, n_ctx_train, n_embd, n_layer;
+    uint32_t    n_ctx, n_batch, n_ubatch, n_seq_max;
+    int32_t     n_threads;
+
+private:
+    void load_model(const session_params & params);
+    void make_context(const session_params & params);
+    void read_facts();
+    void require_open() const;
+    void prepare(job & item, const sequence & seq, size_t i, size_t n_new) const;
+
+    std::mutex                      mutex;  // model and context
+    std::atomic<bool>               is_open{ true };
+    std::shared_ptr<delta_registry> registry;
+    llama_model *                   model = nullptr;
+    llama_context *                 ctx   = nullptr;
+    const llama_vocab *             vocab = nullptr;
+    const bool                      kv_unified;
+};
