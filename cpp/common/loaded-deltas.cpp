@@ -1,0 +1,116 @@
+#include "loaded-deltas.h"
+
+#include "common.h"
+#include "log.h"
+#include "sampling.h"
+
+#include <cinttypes>
+#include <algorithm>
+#include <cstdlib>
+
+static const size_t N_ERR     = 1024;  // bytes of an error line
+static const int    N_EOG_MAX = 64;    // end tokens of a fine-tune: real ones have a handful
+
+dqrelo_eog dqrelo_eog_of(const dqrelo_delta * delta, const llama_vocab * vocab) {
+    dqrelo_eog eog(N_EOG_MAX);
+    eog.resize(std::clamp(dqrelo_eog_tokens(delta, eog.data(), N_EOG_MAX), 0, N_EOG_MAX));
+    std::sort(eog.begin(), eog.end());
+    return eog == dqrelo_vocab_eog(vocab) ? dqrelo_eog() : eog;
+}
+
+std::string dqrelo_token_text(const dqrelo_delta * delta, const llama_vocab * vocab, const char * key) {
+    const char * value = dqrelo_meta_str(delta, key);
+    if (value == nullptr) {
+        return "";
+    }
+    const llama_token token = std::atoi(value);
+    return token >= 0 && token < llama_vocab_n_tokens(vocab) ? common_token_to_piece(vocab, token, true) : "";
+}
+
+// "blk.0.x, blk.1.x ..." : a load line is no place for hundreds of names
+static std::string inert_names(const dqrelo_delta * delta, int32_t n_inert) {
+    const int32_t n_shown = std::min(n_inert, 4);
+    std::string   names;
+    for (int32_t i = 0; i < n_shown; i++) {
+        names += (i > 0 ? ", " : " (") + std::string(dqrelo_inert_weight(delta, i));
+    }
+    return n_inert == 0 ? "" : names + (n_shown < n_inert ? ", ...)" : ")");
+}
+
+dqrelo_delta * dqrelo_load_logged(const dqrelo_delta_source & source, const common_params & params, llama_context * ctx) {
+    char err[N_ERR] = "";
+    auto load_params = dqrelo_load_default_params();
+    load_params.verify                 = params.dqrelo.verify;
+    load_params.allow_other_base_bytes = params.dqrelo.allow_other_base;
+
+    const int64_t  t_start = ggml_time_us();
+    dqrelo_delta * delta   = dqrelo_load(llama_get_model(ctx), params.model.path.c_str(), source.path.c_str(), load_params, err, sizeof(err));
+    if (delta == nullptr) {
+        LOG_ERR("delta '%s': %s\n", source.name.c_str(), err);
+        return nullptr;
+    }
+
+    int32_t n_applied = 0;
+    int32_t n_inert   = 0;
+    bool    ok        = dqrelo_check(ctx, delta, &n_applied, &n_inert, err, sizeof(err));
+    if (ok && n_applied == 0) {
+        ok = false;
+        snprintf(err, sizeof(err), "%s: none of its %d weights is read by this model", source.path.c_str(), dqrelo_n_weights(delta));
+    }
+    if (!ok) {
+        LOG_ERR("delta '%s': %s\n", source.name.c_str(), err);
+        dqrelo_free(delta);
+        return nullptr;
+    }
+    LOG_INF("delta '%s': %zu bytes, %.1f ms, %d weights applied, %d inert%s%s\n", source.name.c_str(), dqrelo_n_bytes(delta),
+            (ggml_time_us() - t_start) / 1000.0, n_applied, n_inert, inert_names(delta, n_inert).c_str(),
+            dqrelo_same_base_file(delta) ? "" : ", made from another quantisation of this base");
+    return delta;
+}
+
+dqrelo_single_delta::~dqrelo_single_delta() {
+    common_sampler_free(sampler);
+    if (delta == nullptr) {
+        return;
+    }
+    char err[N_ERR];
+    for (uint32_t seq_id = 0; seq_id < llama_n_seq_max(ctx); seq_id++) {
+        dqrelo_bind(ctx, (llama_seq_id) seq_id, nullptr, 1.0f, err, sizeof(err));
+    }
+    dqrelo_free(delta);
+}
+
+bool dqrelo_single_delta::init(common_params & params, llama_context * ctx, common_sampler ** sampler) {
+    if (params.dqrelo.deltas.empty()) {
+        return true;
+    }
+    const auto & source = params.dqrelo.deltas[0];
+    this->ctx = ctx;
+    delta     = dqrelo_load_logged(source, params, ctx);
+    if (delta == nullptr) {
+        return false;
+    }
+    char err[N_ERR] = "";
+    for (uint32_t seq_id = 0; seq_id < llama_n_seq_max(ctx); seq_id++) {
+        if (!dqrelo_bind(ctx, (llama_seq_id) seq_id, delta, 1.0f, err, sizeof(err))) {
+            LOG_ERR("delta '%s': %s\n", source.name.c_str(), err);
+            return false;
+        }
+    }
+
+    const llama_model * model = llama_get_model(ctx);
+    const llama_vocab * vocab = llama_model_get_vocab(model);
+    const char *        tmpl  = dqrelo_chat_template(delta);
+    if (params.chat_template.empty() && tmpl != nullptr) {
+        params.chat_template = tmpl;
+    }
+    params.sampling.eog = dqrelo_eog_of(delta, vocab);
+    if (sampler != nullptr && !params.sampling.eog.empty()) {
+        if (params.sampling.ignore_eos) {
+            dqrelo_ban_eog(params.sampling.logit_bias, vocab, params.sampling.eog);
+        }
+        this->sampler = common_sampler_init(model, params.sampling);
+        *sampler      = this->sampler;
+    }
+    return true;
+}

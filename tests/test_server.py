@@ -1,0 +1,248 @@
+"""llama-server with deltas: names, templates, end tokens, errors, and the other programs that take --delta."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from server_fixtures import Artefacts, Server, artefacts, need_program, serve  # noqa: F401 - artefacts is a fixture
+
+MESSAGES = [{"role": "user", "content": "Put these letters in alphabetical order: x d l f a k e"}]
+PROMPT = "### Question:\nPut these letters in alphabetical order: d b e a c\n### Answer:\n"
+ANSWER = "a d e f k l x"
+EOS = 2
+
+
+@pytest.fixture(scope="module")
+def server(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: F811
+    deltas = ("--delta", f"words={artefacts.words},json={artefacts.json}", "--delta", artefacts.loud)
+    with serve(artefacts.base, tmp_path_factory.mktemp("server"), *deltas, "--delta-verify", "-np", "2", "-c", "1024",
+               "--alias", "tiny,small") as running:
+        yield running
+
+
+def chat(server: Server, model: str | None, **more: Any) -> dict[str, Any]:
+    body = {"messages": MESSAGES, "temperature": 0, "max_tokens": 24} | ({"model": model} if model else {}) | more
+    return server.ask("/v1/chat/completions", **body)
+
+
+def text(answer: dict[str, Any]) -> str:
+    content: str = answer["choices"][0]["message"]["content"]
+    return content
+
+
+# names
+
+
+def test_models_lists_base_and_deltas(server: Server, artefacts: Artefacts) -> None:  # noqa: F811
+    models = {model["id"]: model for model in server.get("/v1/models")["data"]}
+    assert list(models) == ["small", "words", "json", "loud"]  # llama.cpp takes the first alias in order
+    assert models["small"]["parent"] is None
+    assert models["small"]["root"] == str(artefacts.base)
+    assert models["words"]["parent"] == "small"
+    assert models["words"]["root"] == str(artefacts.words)
+    assert len(models["words"]["delta"]["content_hash"]) == 64
+
+
+def test_model_picks_the_delta(server: Server) -> None:
+    words = chat(server, "words")
+    assert text(words) == ANSWER
+    assert words["model"] == "words"
+    assert words["choices"][0]["finish_reason"] == "stop"
+    assert text(chat(server, "json")) != ANSWER
+
+
+@pytest.mark.parametrize("name", [None, "", "tiny", "small", "base.gguf"])
+def test_base_stays_reachable(server: Server, name: str | None) -> None:
+    answer = chat(server, name)
+    assert answer["model"] == "small"
+    assert text(answer) != ANSWER
+
+
+def test_every_endpoint_knows_the_names(server: Server) -> None:
+    completion = server.ask("/v1/completions", model="words", prompt=PROMPT, temperature=0, max_tokens=24)
+    assert completion["choices"][0]["text"] == "a b c d e"
+    assert completion["model"] == "words"
+    assert server.ask("/completion", model="words", prompt=PROMPT, temperature=0, n_predict=24)["content"] == "a b c d e"
+    responses = server.ask("/v1/responses", model="words", input=MESSAGES[0]["content"], temperature=0, max_output_tokens=24)
+    assert responses["output"][0]["content"][0]["text"] == ANSWER
+    assert responses["model"] == "words"
+    messages = server.ask("/v1/messages", model="words", messages=MESSAGES, temperature=0, max_tokens=24)
+    assert messages["content"][0]["text"] == ANSWER
+    assert messages["model"] == "words"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/completion", "/v1/responses", "/v1/messages",
+                                  "/apply-template", "/v1/messages/count_tokens", "/v1/chat/completions/input_tokens"])
+def test_unknown_model_is_a_404_that_lists_the_names(server: Server, path: str) -> None:
+    body = {"model": "nobody", "messages": MESSAGES, "prompt": PROMPT, "input": PROMPT, "max_tokens": 4}
+    answer = server.post(path, body)
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert error["code"] == 404
+    assert error["type"] == "not_found_error"
+    for name in ("nobody", "small", "words", "json", "loud"):
+        assert f"'{name}'" in error["message"]
+
+
+def test_stream_chunks_carry_the_name(server: Server) -> None:
+    body = {"model": "words", "messages": MESSAGES, "temperature": 0, "max_tokens": 24, "stream": True}
+    chunks = [
+        json.loads(line.removeprefix(b"data: "))
+        for line in requests.post(server.url + "/v1/chat/completions", json=body, timeout=60).iter_lines()
+        if line.startswith(b"data: {")
+    ]
+    assert {chunk["model"] for chunk in chunks} == {"words"}
+    assert "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]) == ANSWER
+
+
+def test_openai_client(server: Server) -> None:
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
+    assert [model.id for model in client.models.list()] == ["small", "words", "json", "loud"]
+    answer = client.chat.completions.create(model="words", messages=MESSAGES, temperature=0, max_tokens=24)
+    assert answer.choices[0].message.content == ANSWER
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        client.chat.completions.create(model="nobody", messages=MESSAGES)
+
+
+# scale
+
+
+@pytest.mark.parametrize("scale", ["1", [1], True, 1e60])
+def test_scale_must_be_a_finite_number(server: Server, scale: object) -> None:
+    answer = server.post("/completion", {"model": "words", "prompt": PROMPT, "n_predict": 1, "delta_scale": scale})
+    assert answer.status_code == 400
+    assert "delta_scale" in answer.json()["error"]["message"]
+
+
+def test_scale_of_the_base_is_refused(server: Server) -> None:
+    answer = server.post("/completion", {"model": "tiny", "prompt": PROMPT, "n_predict": 1, "delta_scale": 0.5})
+    assert answer.status_code == 400
+    assert "delta_scale" in answer.json()["error"]["message"]
+
+
+# templates and end tokens
+
+
+def test_each_delta_has_its_chat_template(server: Server) -> None:
+    shown = {name: server.ask("/apply-template", model=name, messages=MESSAGES)["prompt"] for name in ("tiny", "words", "loud")}
+    assert shown["words"] == shown["tiny"] == f"### Question:\n{MESSAGES[0]['content']}\n### Answer:\n"
+    assert shown["loud"] == f"<<{MESSAGES[0]['content']}| c>>"  # {{ eos_token }} is the fine-tune's
+
+
+def generate(server: Server, model: str, **more: Any) -> dict[str, Any]:
+    return server.ask("/completion", model=model, prompt=PROMPT, temperature=0, return_tokens=True, **({"n_predict": 24} | more))
+
+
+def test_each_delta_ends_with_its_tokens(server: Server, artefacts: Artefacts) -> None:  # noqa: F811
+    words, loud = generate(server, "words"), generate(server, "loud")
+    assert words["tokens"][-1] == EOS
+    assert loud["tokens"][-1] == artefacts.loud_eos
+    assert loud["stop_type"] == words["stop_type"] == "eos"
+    assert words["tokens"][: len(loud["tokens"])] == loud["tokens"]  # the same weights
+
+
+def test_ignore_eos_is_about_the_deltas_tokens(server: Server, artefacts: Artefacts) -> None:  # noqa: F811
+    words = generate(server, "words", ignore_eos=True)
+    assert words["stop_type"] == "limit"
+    assert EOS not in words["tokens"]
+    loud = generate(server, "loud", ignore_eos=True)
+    assert loud["stop_type"] == "limit"
+    assert artefacts.loud_eos not in loud["tokens"]
+    assert EOS in loud["tokens"]  # no end for this one, so not banned
+
+
+@pytest.mark.parametrize("model", ["tiny", "words", "loud"])
+def test_grammar_ends_with_the_deltas_tokens(server: Server, artefacts: Artefacts, model: str) -> None:  # noqa: F811
+    answer = generate(server, model, grammar='root ::= "q r s"')
+    assert answer["stop_type"] == "eos"
+    assert answer["content"].startswith("q r s")
+    assert answer["tokens"][-1] == (artefacts.loud_eos if model == "loud" else EOS)
+
+
+def test_grammar_does_not_end_early(server: Server) -> None:
+    answer = generate(server, "loud", grammar='root ::= "a b " [x-z] " a b"')
+    assert answer["content"].startswith(("a b x a b", "a b y a b", "a b z a b"))
+
+
+# starting
+
+
+def fails(command: str, *args: str | Path) -> str:
+    """Runs a program that must refuse; returns what it wrote."""
+    done = subprocess.run([need_program(command), *args], capture_output=True, text=True, timeout=60, check=False,
+                          stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    return done.stdout + done.stderr
+
+
+def test_doubled_name_is_refused(artefacts: Artefacts) -> None:  # noqa: F811
+    text = fails("llama-server", "-m", artefacts.base, "--delta", f"a={artefacts.words}", "--delta", f"a={artefacts.json}")
+    assert f"the name 'a' is taken by '{artefacts.words}'" in text
+
+
+def test_name_of_the_base_is_refused(artefacts: Artefacts) -> None:  # noqa: F811
+    text = fails("llama-server", "-m", artefacts.base, "--alias", "a", "--delta", f"a={artefacts.words}", "--port", "0")
+    assert "delta 'a': the base model has this name" in text
+
+
+def test_missing_file_is_one_line(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+    text = fails("llama-server", "-m", artefacts.base, "--delta", tmp_path / "gone.dq.gguf", "--port", "0")
+    assert len([line for line in text.splitlines() if "gone.dq.gguf" in line and "--delta" not in line]) == 1
+
+
+def test_unknown_names_may_mean_the_base(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+    with serve(artefacts.base, tmp_path, "--delta", artefacts.words, "--delta-unknown", "base", "-c", "512") as server:
+        assert text(chat(server, "gpt-4o")) != ANSWER
+        assert text(chat(server, "words")) == ANSWER
+
+
+def test_without_deltas_any_name_is_the_base(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+    with serve(artefacts.base, tmp_path, "-c", "512") as server:
+        assert text(chat(server, "gpt-4o", delta_scale="?")) != ANSWER
+        assert "parent" not in server.get("/v1/models")["data"][0]
+
+
+def test_embeddings_belong_to_the_delta(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+    with serve(artefacts.base, tmp_path, "--delta", artefacts.words, "--embeddings", "--pooling", "mean", "-c", "512") as server:
+        found = {m: server.ask("/v1/embeddings", model=m, input="a river")["data"][0]["embedding"] for m in ("words", "base.gguf")}
+        assert found["words"] != pytest.approx(found["base.gguf"], abs=0.01)
+        assert server.ask("/v1/embeddings", model="words", input="a river")["model"] == "words"
+        assert server.post("/v1/embeddings", {"model": "nobody", "input": "a river"}).status_code == 404
+
+
+# other programs
+
+
+def test_perplexity_runs_a_delta(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+    path = tmp_path / "text.txt"
+    path.write_text((PROMPT + "a b c d e\n") * 40)
+
+    def perplexity(*args: str | Path) -> float:
+        done = subprocess.run([need_program("llama-perplexity"), "-m", artefacts.base, "-f", path, "-c", "128", *args],
+                              capture_output=True, text=True, timeout=60, check=True)
+        found = [line for line in (done.stdout + done.stderr).splitlines() if "Final estimate: PPL" in line]
+        return float(found[0].split("PPL = ")[1].split()[0])
+
+    assert perplexity("--delta", artefacts.words) < perplexity()
+
+
+def test_one_delta_programs_refuse_several(artefacts: Artefacts) -> None:  # noqa: F811
+    text = fails("llama-perplexity", "-m", artefacts.base, "--delta", artefacts.words, "--delta", artefacts.json)
+    assert "runs one delta, got 2" in text
+
+
+def test_cli_runs_a_delta(artefacts: Artefacts) -> None:  # noqa: F811
+    done = subprocess.run(
+        [need_program("llama-cli"), "-m", artefacts.base, "--delta", artefacts.words, "-c", "512", "--temp", "0", "-n", "24",
+         "-st", "-p", MESSAGES[0]["content"]],
+        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ANSWER in done.stdout
