@@ -6,25 +6,45 @@
 #include <stdlib.h>
 #include <string.h>
 
-int dqrelo_cpu_kernels_all(const struct dqrelo_kernels ** list, int n_max) {
-    const struct dqrelo_kernels * found[3];
-    int n = 0;
-#ifdef DQRELO_CPU_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-        found[n++] = &dqrelo_kernels_avx512vnni;
-    }
-#endif
-    found[n++] = &dqrelo_kernels_scalar;
+static constexpr int MAX_KERNELS = 8;
 
-    const int n_out = n < n_max ? n : n_max;
-    memcpy(list, found, n_out * sizeof(found[0]));
-    return n_out;
+struct candidate {
+    const struct dqrelo_kernels * kernels;
+    bool (*supported)();
+};
+
+static bool always() {
+    return true;
+}
+
+#ifdef DQRELO_CPU_X86
+static bool has_avx512vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+// best first
+static const candidate candidates[] = {
+#ifdef DQRELO_CPU_X86
+    { &dqrelo_kernels_avx512vnni, has_avx512vnni },
+#endif
+    { &dqrelo_kernels_scalar, always },
+};
+
+int dqrelo_cpu_kernels_all(const struct dqrelo_kernels ** list, int n_max) {
+    int n = 0;
+    for (const candidate & c : candidates) {
+        if (n < n_max && c.supported()) {
+            list[n++] = c.kernels;
+        }
+    }
+    return n;
 }
 
 static const struct dqrelo_kernels * choose() {
-    const struct dqrelo_kernels * list[3];
-    const int    n    = dqrelo_cpu_kernels_all(list, 3);
+    const struct dqrelo_kernels * list[MAX_KERNELS];
+    const int    n    = dqrelo_cpu_kernels_all(list, MAX_KERNELS);
     const char * name = getenv("DQRELO_ISA");
     if (name == nullptr || *name == '\0') {
         return list[0];

@@ -1,0 +1,324 @@
+// avx512vnni.cpp: the kernels of kernels.h for AVX-512 F, BW, VL, DQ and VNNI, 64 signs or 16 floats a step.
+//
+// Signs. 64 sign bits are a mask register as they lie in memory. With b = 1 where the bit is set, else 0:
+//   sum_j s_j q_j = 2 P - sum_j q_j,   P = sum_j b_j q_j = 256 sum_j b_j hi_j + sum_j b_j lo_j
+// and both sums of P are one vpdpbusd a step (b unsigned bytes, hi and lo signed ones; four products are added to each 32-bit lane).
+// Tail: q is padded with zeros to 64 columns, so only the load of the last mask must stop at the end of the row.
+//
+// Floats. Lane l of one accumulator adds columns l, l + 16, ... in order, then the 16 lanes are added in one fixed tree. Tail: masked loads.
+
+#include "factor-types.h"
+#include "kernels.h"
+
+#include <immintrin.h>
+
+// the four vectors' sums, in order
+static inline __m128i sums_i32x4(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
+    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(v0, v1), _mm512_unpackhi_epi32(v0, v1));
+    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(v2, v3), _mm512_unpackhi_epi32(v2, v3));
+    const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m256i d = _mm256_add_epi32(_mm512_castsi512_si256(c), _mm512_extracti64x4_epi64(c, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(d), _mm256_extracti128_si256(d, 1));
+}
+
+static inline __m128 sums_f32x4(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
+    const __m512  a = _mm512_add_ps(_mm512_unpacklo_ps(v0, v1), _mm512_unpackhi_ps(v0, v1));
+    const __m512  b = _mm512_add_ps(_mm512_unpacklo_ps(v2, v3), _mm512_unpackhi_ps(v2, v3));
+    const __m512d a64 = _mm512_castps_pd(a);
+    const __m512d b64 = _mm512_castps_pd(b);
+    const __m512  c = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a64, b64)), _mm512_castpd_ps(_mm512_unpackhi_pd(a64, b64)));
+    const __m256  d = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
+}
+
+// mask of the columns j .. j+15 that are below n
+static inline __mmask16 columns_m16(int64_t j, int64_t n) {
+    return n - j >= 16 ? 0xffff : n - j <= 0 ? 0 : (__mmask16) ((1u << (n - j)) - 1);
+}
+
+//
+// quantised activation
+//
+
+static inline __m512 scaled_f32x16(const float * x, const float * cscale, int64_t j, int64_t n) {
+    const __mmask16 m = columns_m16(j, n);
+    const __m512    v = _mm512_maskz_loadu_ps(m, x + j);
+    return cscale ? _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, cscale + j)) : v;
+}
+
+static void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __m512i max_u32x16 = _mm512_setzero_si512();
+    for (int64_t j = 0; j < n; j += 16) {
+        const __m512i bits = _mm512_castps_si512(scaled_f32x16(x, cscale, j, n));
+        max_u32x16 = _mm512_max_epu32(max_u32x16, _mm512_and_si512(bits, magnitude));
+    }
+    const uint32_t max_bits = _mm512_reduce_max_epu32(max_u32x16);
+    const float q_max = (float) dqrelo_q_max(n);
+    const float v_max = dqrelo_f32_from_bits(max_bits);
+    const float inv   = q_max / v_max;
+
+    const bool finite = max_bits < 0x7f800000;
+    const bool zero   = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
+    const __m512 inv_f32x16 = _mm512_set1_ps(finite && !zero ? inv : 0.0f);
+    act->d = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
+
+    const __m512i half = _mm512_set1_epi32(128);
+    __m512i sum_i32x16 = _mm512_setzero_si512();
+    for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 16) {
+        __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(scaled_f32x16(x, cscale, j, n), inv_f32x16)); // to nearest even
+        v = _mm512_maskz_mov_epi32(finite ? 0xffff : 0, v);
+        int8_t * block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
+        _mm_storeu_si128((__m128i *) block, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(v, half), 8)));
+        _mm_storeu_si128((__m128i *) (block + DQRELO_Q_BLOCK), _mm512_cvtepi32_epi8(v));
+        sum_i32x16 = _mm512_add_epi32(sum_i32x16, v);
+    }
+    act->sum = _mm512_reduce_add_epi32(sum_i32x16);
+}
+
+//
+// sign planes
+//
+
+// bits of a row's last n_bytes < 8 bytes
+static inline __mmask64 last_signs(const uint8_t * sign, int64_t n_bytes) {
+    return (__mmask64) _mm_cvtsi128_si64(_mm_maskz_loadu_epi8((__mmask16) ((1u << n_bytes) - 1), sign));
+}
+
+static inline __mmask64 next_signs(const uint8_t * sign) {
+    uint64_t bits;
+    memcpy(&bits, sign, sizeof(bits));
+    return (__mmask64) bits;
+}
+
+// A tile of R rows of signs by T rows of q, in registers.
+template <int R, int T> struct sign_tile {
+    __m512i hi[R][T];
+    __m512i lo[R][T];
+
+    inline void step(const __mmask64 (&bits)[R], const int8_t * q, int64_t q_stride) {
+        const __m512i one = _mm512_set1_epi8(1);
+        __m512i q_hi[T], q_lo[T];
+        for (int t = 0; t < T; t++) {
+            q_hi[t] = _mm512_loadu_si512(q + t * q_stride);
+            q_lo[t] = _mm512_loadu_si512(q + t * q_stride + DQRELO_Q_BLOCK);
+        }
+        for (int r = 0; r < R; r++) {
+            const __m512i b = _mm512_maskz_mov_epi8(bits[r], one);
+            for (int t = 0; t < T; t++) {
+                hi[r][t] = _mm512_dpbusd_epi32(hi[r][t], b, q_hi[t]);
+                lo[r][t] = _mm512_dpbusd_epi32(lo[r][t], b, q_lo[t]);
+            }
+        }
+    }
+
+    inline __m512i p(int r, int t) const {
+        return _mm512_add_epi32(_mm512_slli_epi32(hi[r][t], 8), lo[r][t]);
+    }
+};
+
+// R rows of signs, of which n_i are stored; R is a multiple of 4
+template <int R, int T>
+static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+    sign_tile<R, T> tile;
+    for (int r = 0; r < R; r++) {
+        for (int t = 0; t < T; t++) {
+            tile.hi[r][t] = tile.lo[r][t] = _mm512_setzero_si512();
+        }
+    }
+    __mmask64 bits[R];
+    const int64_t n_full = n / 64;
+    for (int64_t b = 0; b < n_full; b++) {
+        for (int r = 0; r < R; r++) {
+            bits[r] = next_signs(row[r] + 8 * b);
+        }
+        tile.step(bits, q + b * (2 * DQRELO_Q_BLOCK), q_stride);
+    }
+    if (n % 64 != 0) {
+        for (int r = 0; r < R; r++) {
+            bits[r] = last_signs(row[r] + 8 * n_full, n % 64 / 8);
+        }
+        tile.step(bits, q + n_full * (2 * DQRELO_Q_BLOCK), q_stride);
+    }
+    for (int t = 0; t < T; t++) {
+        for (int r = 0; r < R && r < n_i; r += 4) {
+            const __m128i p     = sums_i32x4(tile.p(r, t), tile.p(r + 1, t), tile.p(r + 2, t), tile.p(r + 3, t));
+            const __m128i total = _mm_sub_epi32(_mm_slli_epi32(p, 1), _mm_set1_epi32(act[t].sum));
+            _mm_mask_storeu_epi32(out + t * ld + r, (__mmask8) (n_i - r >= 4 ? 15 : (1 << (n_i - r)) - 1), total);
+        }
+    }
+}
+
+template <int R, int T>
+static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+    for (int i = 0; i < n_i; i += R) {
+        const uint8_t * row[R]; // past the end the last row again
+        for (int r = 0; r < R; r++) {
+            row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
+        }
+        sign_dots_tile<R, T>(row, n_i - i < R ? n_i - i : R, q, q_stride, act, n, out + i, ld);
+    }
+}
+
+static void sign_dots_avx512vnni(
+        const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
+    for (int t = 0; t < n_t; ) {
+        const int left = n_t - t;
+        const int n_step = left == 4 ? 2 : left < 3 ? left : 3; // 4 is 2 + 2
+        switch (n_step) { // at most 24 accumulators
+            case 1: sign_dots_rows<8, 1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+            case 2: sign_dots_rows<4, 2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+            case 3: sign_dots_rows<4, 3>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+        }
+        t += n_step;
+    }
+}
+
+//
+// factors: columns j .. j+15 of a row as F32; j is a multiple of 16, columns from n on are zero
+//
+
+struct load_f32 {
+    static inline __m512 at(const void * row, int64_t j, int64_t n) {
+        return _mm512_maskz_loadu_ps(columns_m16(j, n), (const float *) row + j);
+    }
+};
+
+struct load_f16 {
+    static inline __m512 at(const void * row, int64_t j, int64_t n) {
+        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(columns_m16(j, n), (const uint16_t *) row + j));
+    }
+};
+
+struct load_bf16 {
+    static inline __m512 at(const void * row, int64_t j, int64_t n) {
+        const __m512i v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(columns_m16(j, n), (const uint16_t *) row + j));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+    }
+};
+
+struct load_q8_0 {
+    static inline __m512 at(const void * row, int64_t j, int64_t /* n */) {
+        const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
+        const __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) (block->qs + j % DQRELO_QK)));
+        return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(block->d)), _mm512_cvtepi32_ps(q));
+    }
+};
+
+struct load_q4_0 {
+    static inline __m512 at(const void * row, int64_t j, int64_t /* n */) {
+        const struct dqrelo_q4_0 * block = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
+        const __m128i pairs  = _mm_loadu_si128((const __m128i *) block->qs);
+        const __m128i nibble = _mm_and_si128(j % DQRELO_QK ? _mm_srli_epi16(pairs, 4) : pairs, _mm_set1_epi8(15));
+        const __m512i q      = _mm512_sub_epi32(_mm512_cvtepu8_epi32(nibble), _mm512_set1_epi32(8));
+        return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(block->d)), _mm512_cvtepi32_ps(q));
+    }
+};
+
+// R rows of a, of which n_i are stored, by T rows of b; R is a multiple of 4
+template <class Load, int R, int T>
+static void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
+    __m512 acc[R][T];
+    for (int r = 0; r < R; r++) {
+        for (int t = 0; t < T; t++) {
+            acc[r][t] = _mm512_setzero_ps();
+        }
+    }
+    for (int64_t j = 0; j < n; j += 16) {
+        __m512 b_f32x16[T];
+        for (int t = 0; t < T; t++) {
+            b_f32x16[t] = load_f32::at(b[t], j, n);
+        }
+        for (int r = 0; r < R; r++) {
+            const __m512 a_f32x16 = Load::at(a[r], j, n);
+            for (int t = 0; t < T; t++) {
+                acc[r][t] = _mm512_fmadd_ps(a_f32x16, b_f32x16[t], acc[r][t]);
+            }
+        }
+    }
+    for (int t = 0; t < T; t++) {
+        for (int r = 0; r < R && r < n_i; r += 4) {
+            const __m128 total = sums_f32x4(acc[r][t], acc[r + 1][t], acc[r + 2][t], acc[r + 3][t]);
+            _mm_mask_storeu_ps(out + t * ld + r, (__mmask8) (n_i - r >= 4 ? 15 : (1 << (n_i - r)) - 1), total);
+        }
+    }
+}
+
+template <class Load, int R, int T>
+static void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
+    for (int i = 0; i < n_i; i += R) {
+        const uint8_t * row[R]; // past the end the last row again
+        for (int r = 0; r < R; r++) {
+            row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
+        }
+        dots_tile<Load, R, T>(row, n_i - i < R ? n_i - i : R, b, n, out + i, ld);
+    }
+}
+
+template <class Load>
+static void dots_of(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+    int t = 0;
+    for (; t + 4 <= n_t; t += 4) {
+        dots_rows<Load, 4, 4>(a, a_stride, n_i, b + t, n, out + t * ld, ld);
+    }
+    for (; t < n_t; t++) {
+        dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld);
+    }
+}
+
+static void dots_avx512vnni(
+        enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+    switch (type) {
+        case GGML_TYPE_F32:  dots_of<load_f32 >(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_F16:  dots_of<load_f16 >(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_BF16: dots_of<load_bf16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_Q8_0: dots_of<load_q8_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_Q4_0: dots_of<load_q4_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        default: break;
+    }
+}
+
+template <class Load> static void to_float_of(const void * src, int64_t n, float * out) {
+    for (int64_t j = 0; j < n; j += 16) {
+        _mm512_mask_storeu_ps(out + j, columns_m16(j, n), Load::at(src, j, n));
+    }
+}
+
+static void to_float_avx512vnni(enum ggml_type type, const void * src, int64_t n, float * out) {
+    switch (type) {
+        case GGML_TYPE_F32:  to_float_of<load_f32 >(src, n, out); break;
+        case GGML_TYPE_F16:  to_float_of<load_f16 >(src, n, out); break;
+        case GGML_TYPE_BF16: to_float_of<load_bf16>(src, n, out); break;
+        case GGML_TYPE_Q8_0: to_float_of<load_q8_0>(src, n, out); break;
+        case GGML_TYPE_Q4_0: to_float_of<load_q4_0>(src, n, out); break;
+        default: break;
+    }
+}
+
+//
+// sum of the parts
+//
+
+static void add_delta_avx512vnni(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts) {
+    const __m512 d = _mm512_set1_ps(parts->d);
+    const __m512 s = _mm512_set1_ps(parts->s);
+    for (int i = 0; i < n_i; i += 16) {
+        const __mmask16 m = columns_m16(i, n_i);
+        __m512 delta = parts->uv ? _mm512_maskz_loadu_ps(m, parts->uv + i) : _mm512_setzero_ps();
+        for (int p = 0; p < parts->n_planes; p++) {
+            const __m512 scale = parts->scale_step[p] ? _mm512_maskz_loadu_ps(m, parts->scale[p] + i) : _mm512_set1_ps(parts->scale[p][0]);
+            const __m512 sum   = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(m, parts->isum[p] + i));
+            delta = _mm512_fmadd_ps(_mm512_mul_ps(d, scale), sum, delta);
+        }
+        _mm512_mask_storeu_ps(dst + i, m, _mm512_fmadd_ps(s, delta, _mm512_maskz_loadu_ps(m, y + i)));
+    }
+}
+
+const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
+    /*.name         =*/ "avx512vnni",
+    /*.quantize_row =*/ quantize_row_avx512vnni,
+    /*.sign_dots    =*/ sign_dots_avx512vnni,
+    /*.dots         =*/ dots_avx512vnni,
+    /*.add_delta    =*/ add_delta_avx512vnni,
+    /*.to_float     =*/ to_float_avx512vnni,
+};

@@ -1,0 +1,251 @@
+// random-entry.h: a delta entry of random content beside its decoded values in F64, and what it must add to a row.
+#pragma once
+
+#include "dqrelo-op.h"
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+using bytes = std::vector<uint8_t>;
+
+// A random matrix in one of the factor types, and its values.
+struct random_matrix {
+    bytes               data;
+    std::vector<double> value; // row-major
+};
+
+inline double f16_value(uint16_t h) { // normal numbers only
+    const double magnitude = std::ldexp(1024 + (h & 1023), ((h >> 10) & 31) - 25);
+    return h & 0x8000 ? -magnitude : magnitude;
+}
+
+// A random F16 of magnitude between 2^-4 and 1.
+inline uint16_t random_f16(std::mt19937 & rng) {
+    return (uint16_t) ((rng() & 0x83ff) | (11 + rng() % 4) << 10);
+}
+
+template <typename T> void append(bytes & out, T value) {
+    const size_t at = out.size();
+    out.resize(at + sizeof(T));
+    memcpy(out.data() + at, &value, sizeof(T));
+}
+
+inline void append_block(random_matrix & m, ggml_type type, std::mt19937 & rng) {
+    const uint16_t d = random_f16(rng);
+    append(m.data, d);
+    if (type == GGML_TYPE_Q8_0) {
+        for (int j = 0; j < 32; j++) {
+            const int8_t q = (int8_t) (rng() % 255 - 127);
+            append(m.data, q);
+            m.value.push_back(f16_value(d) * q);
+        }
+        return;
+    }
+    uint8_t packed[16]; // Q4_0: values 0..15 are the low nibbles, 16..31 the high ones
+    for (uint8_t & b : packed) {
+        b = (uint8_t) rng();
+        append(m.data, b);
+    }
+    for (int j = 0; j < 32; j++) {
+        m.value.push_back(f16_value(d) * ((j < 16 ? packed[j] & 15 : packed[j - 16] >> 4) - 8));
+    }
+}
+
+inline random_matrix make_matrix(ggml_type type, int64_t n_values, std::mt19937 & rng) {
+    std::normal_distribution<float> normal;
+    random_matrix m;
+    while ((int64_t) m.value.size() < n_values) {
+        if (type == GGML_TYPE_F32) {
+            const float f = normal(rng);
+            append(m.data, f);
+            m.value.push_back(f);
+        } else if (type == GGML_TYPE_F16) {
+            const uint16_t h = random_f16(rng);
+            append(m.data, h);
+            m.value.push_back(f16_value(h));
+        } else if (type == GGML_TYPE_BF16) {
+            uint32_t bits;
+            const float f = normal(rng);
+            memcpy(&bits, &f, sizeof(bits));
+            append(m.data, (uint16_t) (bits >> 16));
+            bits &= 0xffff0000;
+            float exact;
+            memcpy(&exact, &bits, sizeof(exact));
+            m.value.push_back(exact);
+        } else {
+            append_block(m, type, rng);
+        }
+    }
+    return m;
+}
+
+struct entry_options {
+    int64_t   n_in          = 64;
+    int64_t   n_out         = 33;
+    int       n_planes      = 1;
+    int       rank          = 0;
+    ggml_type type_u        = GGML_TYPE_F16;
+    ggml_type type_v        = GGML_TYPE_F16;
+    bool      scale_per_row = false;
+    bool      cscale        = false;
+    bool      zero_scale    = false;
+    bool      dense         = false;
+    ggml_type type_dense    = GGML_TYPE_F32;
+};
+
+// Owns what its entry points to: do not copy.
+struct random_entry {
+    dqrelo_entry       e = {};
+    bytes              sign [DQRELO_MAX_PLANES];
+    std::vector<float> scale[DQRELO_MAX_PLANES];
+    std::vector<float> cscale;
+    random_matrix      u, v, dense;
+
+    random_entry(const entry_options & o, uint32_t seed) {
+        std::mt19937 rng(seed);
+        std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
+        e.n_in  = o.n_in;
+        e.n_out = o.n_out;
+        if (o.dense) {
+            dense        = make_matrix(o.type_dense, o.n_in * o.n_out, rng);
+            e.dense      = dense.data.data();
+            e.type_dense = o.type_dense;
+            return;
+        }
+        e.n_planes = o.n_planes;
+        for (int p = 0; p < o.n_planes; p++) {
+            sign[p].resize((size_t) (o.n_in / 8 * o.n_out));
+            for (uint8_t & b : sign[p]) {
+                b = (uint8_t) rng();
+            }
+            const bool per_row = o.scale_per_row && p % 2 == 0; // planes of both kinds in one entry
+            scale[p].resize(per_row ? (size_t) o.n_out : 1);
+            for (float & s : scale[p]) {
+                s = o.zero_scale ? 0.0f : uniform(rng) / (float) (1 << p);
+            }
+            e.scale_per_row |= (per_row ? 1 : 0) << p;
+            e.sign[p]  = sign[p].data();
+            e.scale[p] = scale[p].data();
+        }
+        if (o.cscale) {
+            cscale.resize((size_t) o.n_in);
+            for (float & c : cscale) {
+                c = uniform(rng);
+            }
+            e.cscale = cscale.data();
+        }
+        e.rank = o.rank;
+        if (o.rank > 0) {
+            u = make_matrix(o.type_u, o.rank * o.n_out, rng);
+            v = make_matrix(o.type_v, o.rank * o.n_in, rng);
+            e.u = u.data.data();
+            e.v = v.data.data();
+            e.type_u = o.type_u;
+            e.type_v = o.type_v;
+        }
+    }
+    random_entry(const random_entry &) = delete;
+    random_entry & operator=(const random_entry &) = delete;
+
+    double sign_at(int p, int64_t i, int64_t j) const {
+        return (sign[p][(size_t) (i * (e.n_in / 8) + j / 8)] >> (j % 8)) & 1 ? 1.0 : -1.0;
+    }
+    double scale_at(int p, int64_t i) const {
+        return scale[p][(e.scale_per_row >> p) & 1 ? (size_t) i : 0];
+    }
+    double cscale_at(int64_t j) const {
+        return cscale.empty() ? 1.0 : cscale[(size_t) j];
+    }
+};
+
+// A value with the sum of the magnitudes it was added up from, which bounds its rounding error.
+struct bounded {
+    double value     = 0.0;
+    double magnitude = 0.0;
+    void add(double term) {
+        value     += term;
+        magnitude += std::fabs(term);
+    }
+    void add(const bounded & b, double factor) {
+        value     += b.value * factor;
+        magnitude += b.magnitude * std::fabs(factor);
+    }
+};
+
+constexpr double U_F32 = 1.0 / (1 << 24); // unit roundoff of F32
+
+// (D_hat x)_i for every i, and how far a right F32 kernel may be from it.
+struct expected_delta {
+    std::vector<double> value, tolerance;
+};
+
+// Tolerance of a matrix form, element by element:
+//   quantisation  q_j is off by at most d/2, uniformly: n_in of them with random signs give a standard deviation of d sqrt(n_in / 12). Six of
+//                 those, or the sure bound d n_in / 2 where it is smaller, times the plane's scale.
+//   rounding      a sum of n terms in F32, in any order, is off by at most n u (sum of magnitudes); V x then U t: (n_in + rank) u. 16 more roundings
+//                 for the products with c, d, scales and s.
+inline expected_delta expect_matmul(const random_entry & r, const float * x, double step) {
+    const dqrelo_entry & e = r.e;
+    const double n = (double) e.n_in;
+    std::vector<bounded> t((size_t) e.rank);
+    for (int64_t k = 0; k < e.rank; k++) {
+        for (int64_t j = 0; j < e.n_in; j++) {
+            t[(size_t) k].add(r.v.value[(size_t) (k * e.n_in + j)] * x[j]);
+        }
+    }
+    expected_delta out;
+    for (int64_t i = 0; i < e.n_out; i++) {
+        bounded sum;
+        double  quantisation = 0.0;
+        for (int64_t j = 0; e.dense && j < e.n_in; j++) {
+            sum.add(r.dense.value[(size_t) (i * e.n_in + j)] * x[j]);
+        }
+        for (int p = 0; p < e.n_planes; p++) {
+            bounded plane;
+            for (int64_t j = 0; j < e.n_in; j++) {
+                plane.add(r.sign_at(p, i, j) * r.cscale_at(j) * x[j]);
+            }
+            sum.add(plane.value * r.scale_at(p, i));
+            // the product with c is rounded before q is: 2u of each term
+            quantisation += r.scale_at(p, i) * (step * std::fmin(6.0 * std::sqrt(n / 12.0), n / 2.0) + 2.0 * U_F32 * plane.magnitude);
+        }
+        for (int64_t k = 0; k < e.rank; k++) {
+            sum.add(t[(size_t) k], r.u.value[(size_t) (i * e.rank + k)]);
+        }
+        out.value.push_back(sum.value);
+        out.tolerance.push_back(quantisation + (n + e.rank + 16.0) * U_F32 * sum.magnitude);
+    }
+    return out;
+}
+
+// Row `id` of D_hat. Only rounding: rank + planes terms.
+inline expected_delta expect_row(const random_entry & r, int64_t id) {
+    const dqrelo_entry & e = r.e;
+    expected_delta out;
+    for (int64_t j = 0; j < e.n_in; j++) {
+        bounded sum;
+        if (e.dense) {
+            sum.add(r.dense.value[(size_t) (id * e.n_in + j)]);
+        }
+        for (int p = 0; p < e.n_planes; p++) {
+            sum.add(r.sign_at(p, id, j) * r.cscale_at(j) * r.scale_at(p, id));
+        }
+        for (int64_t k = 0; k < e.rank; k++) {
+            sum.add(r.u.value[(size_t) (id * e.rank + k)] * r.v.value[(size_t) (k * e.n_in + j)]);
+        }
+        out.value.push_back(sum.value);
+        out.tolerance.push_back((e.rank + e.n_planes + 16.0) * U_F32 * sum.magnitude);
+    }
+    return out;
+}
+
+inline std::vector<float> random_row(int64_t n, std::mt19937 & rng, bool outliers = false) {
+    std::normal_distribution<float> normal;
+    std::vector<float> x((size_t) n);
+    for (size_t j = 0; j < x.size(); j++) {
+        x[j] = normal(rng) * (outliers && j % 97 == 5 ? 100.0f : 1.0f);
+    }
+    return x;
+}
