@@ -1,0 +1,180 @@
+"""Models as GGUF files, whole or split: names, metadata, and one dequantised weight at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf import format as fmt
+from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.blocks import Blocks, row_slices
+from dqrelo_gguf.container import GGUFFile, GGUFValue, TensorInfo
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.fingerprint import ModelFile
+
+# numpy types of the GGUF types that are no blocks of bytes, and those of them that gguf's dequantize does not take
+_STORED = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+_CAST = frozenset(_STORED) - {"F16", "F32"}
+
+
+class Model(Protocol):
+    """What the converter needs of a base, a reference or a fine-tune, wherever it comes from."""
+
+    label: str  # what messages call it
+    architecture: str
+
+    @property
+    def name(self) -> str:
+        """The model's own name."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The weights' shapes in ggml's order, in file order."""
+
+    def field(self, key: str) -> GGUFValue | None:
+        """A metadata value."""
+
+    def keys(self) -> list[str]:
+        """The metadata keys."""
+
+    def load(self, name: str, blocks: Blocks) -> npt.NDArray[np.float32]:
+        """A weight's values, (ne[2],) n_out, n_in; a new array."""
+
+
+class GgufModel:
+    """A model in GGUF form, of any type that gguf can dequantise.
+
+    Args:
+        path: the file, or any shard of a split one.
+
+    Raises:
+        InputError: it is an adapter, or a shard is missing.
+        FormatError: a shard is not a sound GGUF file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.label = self.path.name
+        self.file = ModelFile(path)
+        adapter = self.file.value(fmt.KEY_ADAPTER_TYPE)
+        if adapter is not None or self.file.value(fmt.KEY_GENERAL_TYPE) == fmt.GENERAL_TYPE:
+            raise InputError(f"{self.label}: is an adapter ({adapter or 'of no type'}), expected a model")
+        self.architecture = self.file.architecture
+        if not self.architecture or not self.file.tensors:
+            raise InputError(f"{self.label}: has no {fmt.KEY_ARCHITECTURE} or no tensors, expected a model")
+        self.infos: dict[str, tuple[GGUFFile, TensorInfo]] = {
+            name: (file, info) for file in self.file.files for name, info in file.tensors.items()
+        }
+        self._shapes, self._scales = fold_scales({n: info.ne for n, (_, info) in self.infos.items()})
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The weights' shapes, without the scale tensors that belong to a weight."""
+        return self._shapes
+
+    @property
+    def name(self) -> str:
+        """`general.name`, or the file name without extension."""
+        return self.file.name
+
+    def keys(self) -> list[str]:
+        return self.file.files[0].keys()
+
+    def field(self, key: str) -> GGUFValue | None:
+        head = self.file.files[0]
+        types = head.value_type(key)
+        return None if types is None else GGUFValue(head.value(key), types[0], types[1])
+
+    def type_of(self, name: str) -> str:
+        """GGUF's name of a tensor's type."""
+        return str(self.infos[name][1].type.name)
+
+    def load(self, name: str, blocks: Blocks) -> npt.NDArray[np.float32]:
+        """A weight dequantised, times its `.scale` tensor if it has one (see `fold_scales`)."""
+        _, info = self.infos[name]
+        out = np.empty((prod(info.ne[1:]), info.ne[0]), np.float32)
+
+        def keep(s: slice, values: npt.NDArray[np.float32]) -> None:
+            out[s] = values
+
+        self.visit(name, blocks, keep)
+        return out.reshape(tuple(reversed(info.ne)))
+
+    def visit(self, name: str, blocks: Blocks, fn: Callable[[slice, npt.NDArray[np.float32]], None]) -> None:
+        """Calls `fn` with every block of a weight's rows, counted over all its matrices, and the block's values.
+
+        No array of the weight's size is made. The blocks come in any order, from several threads.
+        """
+        _, info = self.infos[name]
+        stored, scale = self._stored(name), self._scale_of(name)
+        slices = row_slices(prod(info.ne[1:]), info.ne[0])
+        blocks.run(lambda s: fn(s, self._values(stored[s], info, scale, np.arange(s.start, s.stop))), slices)
+
+    def load_rows(self, name: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """Some of a weight's rows, counted over all its matrices: (len(rows), n_in)."""
+        return self._values(np.asarray(self._stored(name)[rows]), self.infos[name][1], self._scale_of(name), rows)
+
+    def _values(self, stored: npt.NDArray[Any], info: TensorInfo, scale: npt.NDArray[np.float32] | None,
+                rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+        """The rows with the given numbers, dequantised and scaled; a new array."""
+        values = self._dequantise(stored, info)
+        if scale is None:
+            return values
+        scale_of_row = scale[rows // info.ne[1]][:, None] if scale.size > 1 else scale
+        return values * scale_of_row
+
+    def _scale_of(self, name: str) -> npt.NDArray[np.float32] | None:
+        scale = self._scales.get(name)
+        return None if scale is None else self._dequantise(self._stored(scale), self.infos[scale][1]).reshape(-1)
+
+    def _stored(self, name: str) -> npt.NDArray[Any]:
+        """A tensor's rows as they lie in the file, (n_rows, row bytes or elements).
+
+        A map of this tensor alone: its pages leave the process with the array, unlike those of a map of the whole file.
+        """
+        file, info = self.infos[name]
+        kind = np.dtype(_STORED.get(info.type.name, "u1"))
+        n_rows = info.n_elements // info.ne[0]
+        row = info.n_bytes // kind.itemsize // n_rows
+        return np.memmap(file.path, kind, "r", file.data_start + info.offset, (n_rows, row))
+
+    def _dequantise(self, rows: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[np.float32]:
+        """Some rows of a tensor as float32."""
+        if info.type.name in _CAST:
+            return rows.astype(np.float32)
+        try:
+            values: npt.NDArray[np.float32] = gguf.quants.dequantize(rows, info.type)
+        except NotImplementedError as e:
+            raise InputError(f"{self.label}: tensor '{info.name}' has type {info.type.name}, which gguf cannot dequantise. "
+                             "Use a base of another type") from e
+        return values
+
+
+def fold_scales(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Separates the weights from the scale tensors that belong to them (NVFP4, BitNet).
+
+    llama.cpp multiplies the product with `blk.0.attn_q.weight` by `blk.0.attn_q.scale`, one number a weight or one an
+    expert, so both together are the weight. It ignores `.input_scale`. A `.scale` of another size is a weight of its
+    own, such as the router's input scale of Gemma 4.
+
+    Returns:
+        The shapes of the weights, and the name of the scale of each weight that has one.
+    """
+    scales: dict[str, str] = {}
+    ignored = set()
+    for name, ne in shapes.items():
+        if not name.endswith(".weight"):
+            continue
+        stem = name.removesuffix("weight")
+        ignored.add(stem + "input_scale")
+        n_scale = prod(shapes.get(stem + "scale", (0,)))
+        if n_scale == 1 or (len(ne) == 3 and n_scale == ne[2]):
+            scales[name] = stem + "scale"
+    ignored.update(scales.values())
+    return {name: ne for name, ne in shapes.items() if name not in ignored}, scales

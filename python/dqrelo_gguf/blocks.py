@@ -1,0 +1,90 @@
+"""Block-parallel linear algebra whose results do not depend on the number of threads.
+
+A BLAS splits its sums by the number of threads, so the last bits of a result change with the machine's load settings.
+Here every product is cut into blocks of a fixed size, each block is computed by one thread, and partial sums are added
+in block order. The same input then gives the same bits with 1 or 64 threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+# Rows a block of a product has: large enough for the BLAS to reach its speed, small enough to feed many threads.
+BLOCK_ROWS = 256
+# Elements a block of an element-wise pass has: 1 MiB of float32, so that a block's temporaries stay in the cache.
+BLOCK_ELEMENTS = 1 << 18
+
+
+class Blocks:
+    """A pool of threads that works on fixed blocks of a matrix.
+
+    Args:
+        n_threads: how many threads work; the results do not depend on it.
+    """
+
+    def __init__(self, n_threads: int) -> None:
+        self.n_threads = n_threads
+        self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 else None
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, fn: Callable[[slice], T], slices: list[slice]) -> list[T]:
+        """The results of `fn` on each slice, in order."""
+        if self._pool is None or len(slices) == 1:
+            return [fn(s) for s in slices]
+        return list(self._pool.map(fn, slices))
+
+    def matmul(self, A: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+        """A X for A (n, m), which may be a transposed view, and X (m, k); all float32. Returns (n, k)."""
+        out = torch.empty((A.shape[0], X.shape[1]), dtype=A.dtype)
+        self.run(lambda s: torch.mm(A[s], X, out=out[s]), slices_of(A.shape[0], BLOCK_ROWS))
+        return out
+
+    def gram(self, B: torch.Tensor) -> torch.Tensor:
+        """B^T B for B (n, k) float32, summed over blocks of rows in float64. Returns (k, k) float64."""
+        total = torch.zeros((B.shape[1], B.shape[1]), dtype=torch.float64)
+        for part in self.run(lambda s: B[s].T @ B[s], slices_of(B.shape[0], 4 * BLOCK_ROWS)):
+            total += part
+        return total
+
+    def sum_rows(self, fn: Callable[[slice], torch.Tensor], n_rows: int, n_cols: int) -> torch.Tensor:
+        """The sum of `fn(rows)` over blocks of rows, added in order; `fn` returns a small float64 tensor."""
+        parts = self.run(fn, row_slices(n_rows, n_cols))
+        return torch.stack(parts).sum(dim=0)
+
+
+def slices_of(n: int, step: int) -> list[slice]:
+    """[0, n) cut into slices of `step`, the last one shorter."""
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+def row_slices(n_rows: int, n_cols: int) -> list[slice]:
+    """Blocks of whole rows with about BLOCK_ELEMENTS elements each."""
+    return slices_of(n_rows, max(1, BLOCK_ELEMENTS // max(1, n_cols)))
+
+
+@contextmanager
+def open_blocks(n_threads: int | None = None) -> Iterator[Blocks]:
+    """A `Blocks` with `n_threads` threads (default: the cores that this process may use), torch itself held to one.
+
+    Torch's own threads would split the sums inside a block.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    blocks = Blocks(n_threads or len(os.sched_getaffinity(0)))
+    try:
+        yield blocks
+    finally:
+        blocks.close()
+        torch.set_num_threads(before)

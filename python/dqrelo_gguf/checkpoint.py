@@ -1,0 +1,175 @@
+"""Fine-tunes: a Hugging Face directory through llama.cpp's own conversion, or a GGUF.
+
+The conversion is run lazily, as if to write an F32 GGUF, and its writer is never told to write: it holds the metadata
+and, for each GGUF tensor, a graph of operations that is evaluated when the tensor is asked for. So the tensors have the
+names, permutations and value changes that llama.cpp gives them, one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dqrelo_gguf._pin import conversion_module, gguf
+from dqrelo_gguf.base import GgufModel, Model, fold_scales
+from dqrelo_gguf.blocks import Blocks
+from dqrelo_gguf.container import GGUFValue
+from dqrelo_gguf.errors import DqreloError, InputError
+from dqrelo_gguf.safetensors_files import check_weight_files
+
+
+def open_checkpoint(path: str | os.PathLike[str], base: GgufModel) -> Model:
+    """A fine-tune: a directory as `HfCheckpoint`, a file as `GgufModel`.
+
+    Raises:
+        InputError: nothing there that can be read.
+    """
+    p = Path(path)
+    if p.is_dir():
+        return HfCheckpoint(p, base)
+    if not p.exists():
+        raise InputError(f"{p}: no such file or directory, expected a Hugging Face directory or a GGUF file")
+    return GgufModel(p)
+
+
+class HfCheckpoint:
+    """A Hugging Face model directory.
+
+    Args:
+        path: the directory.
+        base: its tensor names show with which options the conversion has to run.
+
+    Raises:
+        InputError: a weight file is missing or truncated, or the conversion does not know the model.
+    """
+
+    def __init__(self, path: Path, base: GgufModel) -> None:
+        self.path = path
+        self.label = path.resolve().name
+        check_weight_files(path)
+        self._model = self._call("open", lambda: _conversion_model(path, base))
+        self.architecture = str(self._model.gguf_writer.arch)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._folded[0]
+
+    @property
+    def name(self) -> str:
+        """The name that the conversion finds in the model card or makes of the directory's."""
+        field = self.field("general.name")
+        return str(field.value) if field is not None else self.label
+
+    def keys(self) -> list[str]:
+        return list(self._fields)
+
+    def field(self, key: str) -> GGUFValue | None:
+        return self._fields.get(key)
+
+    def load(self, name: str, blocks: Blocks) -> npt.NDArray[np.float32]:
+        """A weight's values as llama.cpp's conversion makes them; a new array."""
+        del blocks  # the conversion has its own way of working
+        values = self._load(name)
+        scale = self._folded[1].get(name)
+        if scale is not None:
+            values *= self._load(scale).reshape(-1, *[1] * (values.ndim - 1))
+        return values
+
+    def _load(self, name: str) -> npt.NDArray[np.float32]:
+        info = self._infos[name]
+        with torch.inference_mode():
+            values = self._call(f"convert '{name}'", lambda: evaluate(info.tensor))
+        if info.dtype not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+            values = gguf.quants.dequantize(values, info.dtype)
+        return np.require(values, np.float32, ["C", "W"])
+
+    @cached_property
+    def _infos(self) -> dict[str, Any]:
+        with torch.inference_mode():
+            self._call("convert", self._model.prepare_tensors)
+        return {name: info for tensors in self._model.gguf_writer.tensors for name, info in tensors.items()}
+
+    @cached_property
+    def _folded(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+        return fold_scales({name: tuple(reversed(info.shape)) for name, info in self._infos.items()})
+
+    @cached_property
+    def _fields(self) -> dict[str, GGUFValue]:
+        assert self._infos is not None  # the conversion counts the parameters for its metadata
+        self._call("read the tokenizer of", lambda: self._model.prepare_metadata(vocab_only=False))
+        return dict(self._model.gguf_writer.kv_data[0])
+
+    def _call(self, what: str, fn: Any) -> Any:
+        """Runs a part of the conversion; whatever it raises becomes one line."""
+        try:
+            return fn()
+        except (DqreloError, MemoryError):
+            raise
+        except Exception as e:
+            reason = " ".join(str(e).split()) or type(e).__name__
+            raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
+
+
+def _conversion_model(path: Path, base: GgufModel) -> Any:
+    """The conversion's model object for a directory, with the options that the base's tensor names show."""
+    conversion = conversion_module()
+    hparams = conversion.ModelBase.load_hparams(path, False)
+    architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+    model_class = conversion.get_model_class(architecture)
+    names = list(base.infos)
+    if model_class.supports_mtp_export and not any(".nextn." in n for n in names):
+        # a subclass: the switch is an attribute of the class, and must not stay set for other models
+        model_class = type(model_class.__name__, (model_class,), {"no_mtp": True})
+    with torch.inference_mode():
+        return model_class(
+            path, gguf.LlamaFileType.ALL_F32, path / "unused.gguf", hparams=None,
+            fuse_qkv=any(".attn_qkv." in n for n in names),
+            fuse_gate_up_exps=any(".ffn_gate_up_exps." in n for n in names),
+            sentence_transformers_dense_modules=any(n.startswith("dense_") for n in names),
+        )
+
+
+def evaluate(tensor: Any) -> npt.NDArray[Any]:
+    """The value of a lazy tensor of the conversion.
+
+    Unlike its own `to_eager` it keeps nothing: intermediate values go as soon as they are used, and the tensor can be
+    evaluated again.
+    """
+    if isinstance(tensor, gguf.LazyChunkedTensor):
+        return np.concatenate([gguf.quants.quantize(c(), gguf.GGMLQuantizationType.F32) for c in tensor._chunks])
+    uses: Counter[int] = Counter()
+    _count_uses(tensor, uses)
+    shared: dict[int, Any] = {}
+
+    def value_of(t: Any) -> Any:
+        if t._data is not None:
+            return t._data
+        if id(t) in shared:
+            return shared[id(t)]
+        value = t._func(*gguf.LazyBase._recurse_apply(t._args, value_of), **t._kwargs)
+        if uses[id(t)] > 1:
+            shared[id(t)] = value
+        return value
+
+    values: npt.NDArray[Any] = gguf.LazyBase._recurse_apply(tensor, value_of)
+    return values
+
+
+def _count_uses(tensor: Any, uses: Counter[int]) -> None:
+    """How often each node of a lazy tensor's graph is an argument."""
+
+    def visit(t: Any) -> Any:
+        uses[id(t)] += 1
+        if uses[id(t)] == 1 and t._data is None:
+            gguf.LazyBase._recurse_apply(t._args, visit)
+        return t
+
+    gguf.LazyBase._recurse_apply(tensor, visit)

@@ -1,0 +1,175 @@
+"""Which weight of a fine-tune belongs to which weight of the base, decided from headers alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dqrelo_gguf.base import GgufModel, Model
+from dqrelo_gguf.blocks import Blocks
+from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
+from dqrelo_gguf.layout import ne_text, stripped_ne
+
+EMBEDDING = "token_embd.weight"
+OUTPUT = "output.weight"
+_TOKENS = "tokenizer.ggml.tokens"
+
+# Hyperparameters under `<architecture>.` that may differ: shapes show the ones that matter, and a longer context alone
+# changes nothing that is computed.
+_HARMLESS = frozenset({"context_length", "vocab_size", "block_count", "nextn_predict_layers"})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A weight of the base and the weight of the fine-tune that replaces it; `ne` is ggml's order."""
+
+    name: str
+    ne: tuple[int, ...]
+    tuned_name: str
+
+
+@dataclass
+class Pairing:
+    """What will be converted, and what will not, with the reasons that the report gives."""
+
+    pairs: list[Pair]
+    excluded: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Regular expressions that choose weights by name; None chooses all, or excludes none."""
+
+    include: str | None = None
+    exclude: str | None = None
+
+    def takes(self, name: str) -> bool:
+        if self.exclude is not None and re.search(self.exclude, name):
+            return False
+        return self.include is None or re.search(self.include, name) is not None
+
+
+def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Blocks) -> Pairing:
+    """Matches the weights of a fine-tune with those of its base.
+
+    Raises:
+        BaseMismatchError: another architecture, vocabulary or hyperparameter.
+        ShapeError: a weight has another shape.
+        InputError: a weight exists on one side only.
+    """
+    if tuned.architecture != base.architecture:
+        raise BaseMismatchError(f"{tuned.label}: architecture is '{tuned.architecture}', base {base.label} has '{base.architecture}'. "
+                                "Is it the model this was tuned from?")
+    _check_vocabulary_size(base, tuned)
+    result = Pairing([])
+    for name, ne in base.shapes.items():
+        if not selection.takes(name):
+            result.excluded.append(name)
+            continue
+        result.pairs.append(Pair(name, ne, _counterpart(name, base, tuned)))
+    _check_left_over(base, tuned, selection, result, blocks)
+    for pair in result.pairs:
+        tuned_ne = tuned.shapes[pair.tuned_name]
+        if stripped_ne(tuned_ne) != stripped_ne(pair.ne):
+            raise ShapeError(f"{pair.name}: base is {ne_text(pair.ne)}, fine-tune is {ne_text(tuned_ne)}. "
+                             f"Is {base.label} the model this was tuned from?")
+    _check_hyperparameters(base, tuned, result)
+    _check_tokens(base, tuned, result)
+    return result
+
+
+def _check_vocabulary_size(base: Model, tuned: Model) -> None:
+    if EMBEDDING not in base.shapes or EMBEDDING not in tuned.shapes:
+        return
+    n_base, n_tuned = base.shapes[EMBEDDING][1], tuned.shapes[EMBEDDING][1]
+    if n_base != n_tuned:
+        raise BaseMismatchError(f"{tuned.label}: vocabulary has {n_tuned} entries, base {base.label} has {n_base}. A delta cannot add "
+                                f"or remove tokens: resize the fine-tune's embeddings to {n_base}, or use a base with {n_tuned}")
+
+
+def _counterpart(name: str, base: Model, tuned: Model) -> str:
+    if name in tuned.shapes:
+        return name
+    if name == OUTPUT:
+        return EMBEDDING  # a model without an output matrix uses its embedding, and so does llama.cpp
+    raise InputError(f"{tuned.label}: has no weight '{name}', which base {base.label} has. Is it the model this was tuned from? "
+                     "Leave out with --exclude what shall stay the base's")
+
+
+def _check_left_over(base: Model, tuned: Model, selection: Selection, result: Pairing, blocks: Blocks) -> None:
+    """Weights that only the fine-tune has change nothing, or cannot be carried."""
+    for name in tuned.shapes:
+        if name in base.shapes or not selection.takes(name):
+            continue
+        values = tuned.load(name, blocks)
+        if name.endswith(".bias") and not values.any():
+            result.notes.append(f"{name}: the base has none, the fine-tune's is zero")
+        elif name == OUTPUT and np.array_equal(values, tuned.load(EMBEDDING, blocks)):
+            result.notes.append(f"{name}: the base ties it to {EMBEDDING}, the fine-tune's is equal to that")
+        elif name == OUTPUT:
+            raise InputError(f"{tuned.label}: {OUTPUT} differs from {EMBEDDING}, but base {base.label} ties them. "
+                             f"Use a base file that has its own {OUTPUT}")
+        else:
+            raise InputError(f"{tuned.label}: has a weight '{name}', which base {base.label} lacks: the runtime could not apply it")
+
+
+def _check_hyperparameters(base: Model, tuned: Model, result: Pairing) -> None:
+    """The runtime computes with the base's hyperparameters, so a fine-tune must not have changed any that matter."""
+    prefix = base.architecture + "."
+    for key in base.keys():
+        theirs = tuned.field(key)
+        if not key.startswith(prefix) or theirs is None:
+            continue
+        ours = base.field(key)
+        assert ours is not None
+        if _same(ours.value, theirs.value):
+            continue
+        if key.removeprefix(prefix) not in _HARMLESS:
+            raise BaseMismatchError(f"{tuned.label}: {key} is {_show(theirs.value)}, base {base.label} has {_show(ours.value)}. "
+                                    "The runtime computes with the base's value")
+        result.notes.append(f"{key}: the fine-tune has {_show(theirs.value)}, the base's {_show(ours.value)} stays in force")
+    for key in tuned.keys():
+        if key.startswith(prefix + "rope.scaling.") and base.field(key) is None:
+            result.notes.append(f"{key}: the base has none; the fine-tune's is not applied")
+
+
+def _check_tokens(base: Model, tuned: Model, result: Pairing) -> None:
+    """Renamed tokens keep the base's text, which is said aloud."""
+    ours, theirs = base.field(_TOKENS), tuned.field(_TOKENS)
+    if ours is None or theirs is None:
+        return
+    base_tokens, tuned_tokens = ([_text(t) for t in f.value] for f in (ours, theirs))
+    if len(base_tokens) != len(tuned_tokens):
+        raise BaseMismatchError(f"{tuned.label}: vocabulary has {len(tuned_tokens)} tokens, base {base.label} has {len(base_tokens)}. "
+                                "A delta cannot add or remove tokens")
+    changed = [(i, a, b) for i, (a, b) in enumerate(zip(base_tokens, tuned_tokens, strict=True)) if a != b]
+    if changed:
+        i, a, b = changed[0]
+        result.notes.append(f"{len(changed)} tokens have another text than in the base, which stays in force (token {i}: "
+                            f"base {a!r}, fine-tune {b!r})")
+
+
+def _text(token: str | bytes) -> str:
+    """The conversion gives some tokens as bytes."""
+    return token.decode("utf-8", "replace") if isinstance(token, bytes | bytearray) else token
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal, numbers up to the rounding of float32, one value as good as a list of it."""
+    a_list, b_list = (x if isinstance(x, list) else [x] for x in (a, b))
+    if len(a_list) != len(b_list) and 1 in (len(a_list), len(b_list)):
+        n = max(len(a_list), len(b_list))
+        a_list, b_list = a_list * (n // len(a_list)), b_list * (n // len(b_list))
+    if len(a_list) != len(b_list):
+        return False
+    return all(x == y or (isinstance(x, float) and isinstance(y, int | float) and abs(x - y) <= 1e-6 * max(abs(x), abs(y)))
+               for x, y in zip(a_list, b_list, strict=True))
+
+
+def _show(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

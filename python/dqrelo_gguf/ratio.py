@@ -1,0 +1,173 @@
+"""From a ratio to ranks: what a delta may weigh, and how its bytes are spread over the weights.
+
+The ratio counts the bytes of every tensor in the file against 16 bits for each element of the weights that they
+replace. Sign bits, scales and weights kept whole are paid first; what they leave buys ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Literal
+
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.factors import block_of, row_bytes
+
+VectorMode = Literal["whole", "paper"]
+
+# b of the paper's Eq. 16: bits of a full-precision weight
+FULL_BITS = 16
+# A matrix with fewer elements is kept whole: its sign bits and factors would be smaller than the padding and metadata
+# of the five tensors that they need.
+MIN_ELEMENTS = 4096
+
+
+@dataclass(frozen=True)
+class MatrixShape:
+    """A weight that is stored with signs: `n_mat` matrices (experts) of n_out rows of n_in elements."""
+
+    name: str
+    n_in: int
+    n_out: int
+    n_mat: int
+    u_type: str
+    v_type: str
+
+    @property
+    def n_elements(self) -> int:
+        return self.n_in * self.n_out * self.n_mat
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of the sign bits and of one float32 scale a matrix."""
+        return self.n_elements // 8 + 4 * self.n_mat
+
+    @property
+    def step(self) -> int:
+        """Ranks come in multiples of this: a row of U is `rank` elements long."""
+        return block_of(self.u_type)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one step of rank."""
+        return self.n_mat * (self.n_out * row_bytes(self.u_type, self.step) + self.step * row_bytes(self.v_type, self.n_in))
+
+    @property
+    def max_steps(self) -> int:
+        return min(self.n_in, self.n_out) // self.step
+
+
+def factor_types(n_in: int, n_out: int, factor_type: str) -> tuple[str, str]:
+    """The types of U and V: the wanted one, or F16 where the rows do not fill its blocks."""
+    block = block_of(factor_type)
+    u_type = factor_type if min(n_in, n_out) >= block else "F16"
+    return u_type, factor_type if n_in % block == 0 else "F16"
+
+
+def is_matrix(ne: tuple[int, ...]) -> bool:
+    """True for a weight that is stored with signs; `ne` is ggml's order, row length first."""
+    while len(ne) > 1 and ne[-1] == 1:
+        ne = ne[:-1]
+    return len(ne) in (2, 3) and ne[0] % 8 == 0 and 1 not in ne and prod(ne) >= MIN_ELEMENTS
+
+
+def parse_ratio(text: str) -> Fraction:
+    """Reads "1/8" or "0.125".
+
+    >>> parse_ratio("1/8") == parse_ratio("0.125")
+    True
+
+    Raises:
+        InputError: not a number, or not between 0 and 1.
+    """
+    try:
+        ratio = Fraction(text)
+    except (ValueError, ZeroDivisionError) as e:
+        raise InputError(f"--ratio {text}: not a ratio, expected a fraction such as 1/8 or a decimal such as 0.125") from e
+    if not 0 < ratio < 1:
+        raise InputError(f"--ratio {text}: must lie between 0 and 1 (1 is the size of the fine-tune in 16 bits)")
+    return ratio
+
+
+def ranks_for_ratio(ratio: Fraction, matrices: list[MatrixShape], n_vector_elements: int) -> list[int]:
+    """The rank of each matrix under one byte budget.
+
+    Every matrix gets bytes in proportion to its elements; what rounding down leaves goes to the matrices that were cut
+    most, one step each, as long as it lasts.
+
+    Args:
+        ratio: of the whole file.
+        matrices: the weights stored with signs.
+        n_vector_elements: elements of the weights kept whole, in float32.
+
+    Raises:
+        InputError: the ratio does not pay for the sign bits and the vectors.
+    """
+    n_elements = sum(m.n_elements for m in matrices) + n_vector_elements
+    fixed = sum(m.fixed_bytes for m in matrices) + 4 * n_vector_elements
+    budget = ratio * n_elements * FULL_BITS / 8
+    if budget < fixed:
+        least = Fraction(8 * fixed, FULL_BITS * n_elements)
+        raise InputError(f"--ratio {_show(ratio)}: the sign bits, scales and vectors alone cost {_show(least)}. "
+                         f"Use a ratio of at least {_ceil(least)}")
+    steps = _spread(budget - fixed, matrices)
+    return [n * m.step for n, m in zip(steps, matrices, strict=True)]
+
+
+def _spread(left: Fraction, matrices: list[MatrixShape]) -> list[int]:
+    """Steps of rank for each matrix that together cost at most `left` bytes."""
+    steps = [0] * len(matrices)
+    open_ = list(range(len(matrices)))
+    while open_:
+        n_open = sum(matrices[i].n_elements for i in open_)
+        shares = {i: left * matrices[i].n_elements / n_open / matrices[i].step_bytes for i in open_}
+        full = [i for i in open_ if shares[i] >= matrices[i].max_steps]
+        if not full:
+            break
+        # a matrix at full rank leaves its surplus to the others
+        for i in full:
+            steps[i] = matrices[i].max_steps
+            left -= steps[i] * matrices[i].step_bytes
+        open_ = [i for i in open_ if i not in full]
+    for i in open_:
+        steps[i] = int(shares[i])
+        left -= steps[i] * matrices[i].step_bytes
+    for i in sorted(open_, key=lambda i: (steps[i] - shares[i], i)):
+        if matrices[i].step_bytes <= left:
+            steps[i] += 1
+            left -= matrices[i].step_bytes
+    return steps
+
+
+def ranks_of_paper(ratio: Fraction, matrices: list[MatrixShape]) -> list[int]:
+    """r = floor(gamma n m / (n + m)) with gamma = ratio - 1/16, Eqs. 12 and 16; rounded down to the factors' blocks.
+
+    Raises:
+        InputError: gamma is negative: the ratio does not pay for the sign bits.
+    """
+    gamma = ratio - Fraction(1, FULL_BITS)
+    if gamma < 0:
+        raise InputError(f"--ratio {_show(ratio)}: the sign bits alone cost 1/{FULL_BITS}. Use a ratio of at least 1/{FULL_BITS}")
+    return [int(gamma * m.n_out * m.n_in / (m.n_out + m.n_in)) // m.step * m.step for m in matrices]
+
+
+def ranks_fixed(rank: int, matrices: list[MatrixShape]) -> list[int]:
+    """`rank` everywhere, or the full rank of a smaller matrix.
+
+    Raises:
+        InputError: the factors' type has blocks that the rank does not fill.
+    """
+    bad = next((m for m in matrices if rank % m.step != 0), None)
+    if bad is not None:
+        raise InputError(f"--rank {rank}: {bad.u_type} factors need a multiple of {bad.step}")
+    return [min(rank, m.max_steps * m.step) for m in matrices]
+
+
+def _show(ratio: Fraction) -> str:
+    return str(ratio) if ratio.denominator <= 64 else f"{float(ratio):.5f}"
+
+
+def _ceil(ratio: Fraction) -> str:
+    """A decimal with five digits that is not smaller."""
+    return f"{-(-ratio * 100000 // 1) / 100000:.5f}"

@@ -1,0 +1,101 @@
+"""The check before encoding: every weight of the fine-tune is finite and resembles the base's as a fine-tune's does.
+
+A wrong base, or rows in another order (Llama's q and k are permuted by one converter and not by another), would give a
+delta that encodes well enough and a model that talks fluent nonsense.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dqrelo_gguf.base import GgufModel, Model
+from dqrelo_gguf.blocks import Blocks, row_slices
+from dqrelo_gguf.errors import BaseMismatchError, NonFiniteError
+from dqrelo_gguf.pairing import Pair
+
+# Smallest cosine between a weight and its base that counts as a fine-tune. Measured over the test pairs: fine-tunes have
+# 0.52 or more (an output matrix after long training; other matrices 0.7, norms 0.999), also over a Q2_K base; permuted
+# q and k at most 0.16, matrices of another base at most 0.02.
+MIN_COSINE = 0.3
+# Rows of each weight that are compared with the base.
+SAMPLE_ROWS = 64
+# Vectors with fewer elements show nothing.
+_MIN_ELEMENTS = 32
+# A row of the base that has this cosine with some row of the fine-tune has found itself.
+_FOUND = 0.8
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the check found out about a weight."""
+
+    cosine: float
+    identical: bool
+
+
+def check_weight(pair: Pair, base: GgufModel, tuned: Model, blocks: Blocks, min_cosine: float = MIN_COSINE) -> Checked:
+    """Checks one weight.
+
+    Args:
+        pair: the weight.
+        base: what the delta is against.
+        tuned: the fine-tune.
+        blocks: the threads to work with.
+        min_cosine: smallest cosine with the base.
+
+    Raises:
+        NonFiniteError: the fine-tune holds NaN or infinity.
+        BaseMismatchError: the weight is not a fine-tune of the base's.
+    """
+    values = tuned.load(pair.tuned_name, blocks)
+    flat = values.reshape(-1, values.shape[-1])
+    n_bad = count_non_finite(flat, blocks)
+    if n_bad:
+        raise NonFiniteError(f"{tuned.label}: {pair.name}: {n_bad} of {values.size} values are NaN or infinite")
+    rows = np.unique(np.linspace(0, len(flat) - 1, min(SAMPLE_ROWS, len(flat))).astype(np.intp))
+    ours, theirs = base.load_rows(pair.name, rows), flat[rows]
+    if not np.isfinite(ours).all():
+        raise NonFiniteError(f"{base.label}: {pair.name}: holds NaN or infinity")
+    value = cosine(ours, theirs)
+    # a weight that is zero in the base, such as an unused bias, has no direction to keep
+    if value < min_cosine and values.size >= _MIN_ELEMENTS and ours.any():
+        raise BaseMismatchError(f"{pair.name}: the fine-tune's values have a cosine of {value:.2f} with base {base.label}, expected at "
+                                f"least {min_cosine}. {_cause(ours, rows, flat)}")
+    identical = np.array_equal(ours, theirs) and np.array_equal(base.load(pair.name, blocks).reshape(flat.shape), flat)
+    return Checked(value, identical)
+
+
+def count_non_finite(values: npt.NDArray[np.float32], blocks: Blocks) -> int:
+    """How many values of a matrix are NaN or infinite."""
+    matrix = torch.from_numpy(values)
+    return int(sum(blocks.run(lambda s: int((~torch.isfinite(matrix[s])).sum()), row_slices(*values.shape))))
+
+
+def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
+    """The cosine of the angle between two arrays; 0 if one is zero."""
+    x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+    length = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / length if length > 0 else 0.0
+
+
+def _cause(ours: npt.NDArray[np.float32], rows: npt.NDArray[np.intp], tuned: npt.NDArray[np.float32]) -> str:
+    """The likely reason: the base's rows in another order, or another base.
+
+    Args:
+        ours: (n, n_in), rows of the base.
+        rows: (n,), their numbers.
+        tuned: (n_out, n_in), the whole fine-tune.
+    """
+    if ours.shape[0] > 1:
+        lengths = np.linalg.norm(ours, axis=1, keepdims=True) + 1e-30, np.linalg.norm(tuned, axis=1) + 1e-30
+        match = (ours @ tuned.T) / lengths[0] / lengths[1]  # (n, n_out)
+        best = match.argmax(axis=1)
+        found = match.max(axis=1) >= _FOUND
+        if found.mean() > 0.5 and (best[found] != rows[found]).mean() > 0.5:
+            return ("Its rows are the base's in another order: one of the two was converted without the permutation of its architecture "
+                    "(Llama's q and k). Convert both with the same llama.cpp")
+    return f"Is {'it' if ours.shape[0] == 1 else 'this'} a fine-tune of another base, or was the weight initialised anew?"
