@@ -294,6 +294,13 @@ double sample_correlation(const std::vector<float> & of_delta, const std::vector
     return norm > 0.0 ? ab / norm : 0.0;
 }
 
+// "math.dq.gguf is a delta of 'A' (llama), base.gguf is 'B' (llama)"
+static std::string both_names(const delta_file & delta, const base_file & base) {
+    return message("%s is a delta of '%s' (%s), %s is '%s' (%s)", delta.path().c_str(), printable(delta.base_name()).c_str(),
+                   printable(delta.architecture()).c_str(), base.path().c_str(), printable(base.name()).c_str(),
+                   printable(base.architecture()).c_str());
+}
+
 base_comparison compare(const delta_file & delta, const base_file & base) {
     base_comparison out;
     if (delta.base_digest() == base.digest()) {
@@ -306,37 +313,31 @@ base_comparison compare(const delta_file & delta, const base_file & base) {
     if (base.samples(delta.sample_tensors(), samples, missing)) {
         out.correlation = sample_correlation(delta.samples(), samples);
     }
-    out.match = out.correlation >= SAME_MODEL_CORRELATION ? base_match::same_model : base_match::other_model;
-
-    const std::string pair = message("%s: made for base '%s' (digest %.12s), got '%s' (digest %.12s)", delta.path().c_str(),
-                                     printable(delta.base_name()).c_str(), delta.base_digest().c_str(), printable(base.name()).c_str(),
-                                     base.digest().c_str());
-    if (out.match == base_match::same_model) {
-        out.reason = pair + message(", the same model in other bytes (correlation %.4f). Another quantisation of it?", out.correlation);
-    } else if (!missing.empty()) {
-        out.reason = pair + ", another model: " + missing + ".";
+    if (out.correlation >= SAME_MODEL_CORRELATION) {
+        out.match  = base_match::same_model;
+        out.reason = both_names(delta, base) + message(": the same model in other bytes (correlation %.3f), expected the same file", out.correlation);
     } else {
-        out.reason = pair + message(", another model (correlation %.4f).", out.correlation);
+        out.match  = base_match::other_model;
+        out.reason = both_names(delta, base) + message(": another model (correlation %.3f, expected at least %.1f)", out.correlation,
+                                                       SAME_MODEL_CORRELATION);
     }
     return out;
 }
 
 bool check_shapes(const delta_file & delta, const base_file & base, std::string & err) {
     if (delta.architecture() != base.architecture()) {
-        err = message("%s: architecture is '%s', base %s has '%s'. Is it the base that this delta was made from?", delta.path().c_str(),
-                      printable(delta.architecture()).c_str(), base.path().c_str(), printable(base.architecture()).c_str());
+        err = both_names(delta, base) + ": another architecture";
         return false;
     }
     for (const weight_info & weight : delta.weights()) {
         const int64_t * ne = base.shape(weight.name);
         if (ne == nullptr) {
-            err = message("%s: weight '%s': base %s has no such tensor. Is it the base that this delta was made from?", delta.path().c_str(),
-                          printable(weight.name).c_str(), base.path().c_str());
+            err = both_names(delta, base) + ": it has no tensor '" + printable(weight.name) + "'";
             return false;
         }
         if (!std::equal(ne, ne + 4, weight.ne)) {
-            err = message("%s: weight '%s': shape is %s, base has %s. Is it the base that this delta was made from?", delta.path().c_str(),
-                          printable(weight.name).c_str(), shape_text(weight.ne).c_str(), shape_text(ne).c_str());
+            err = both_names(delta, base) + message(": '%s' is %s there, expected %s", printable(weight.name).c_str(), shape_text(ne).c_str(),
+                                                    shape_text(weight.ne).c_str());
             return false;
         }
     }

@@ -1,0 +1,141 @@
+// test-delta-fuzz.cpp: thousands of damaged files, in a fixed order. Each is refused with one line, or opens and can be read to the last byte.
+// Built with AddressSanitizer over heap-file.cpp, so that reading one byte too many ends the test.
+#include "check.h"
+#include "delta-file.h"
+#include "fingerprint.h"
+#include "gguf-builder.h"
+
+#include <algorithm>
+
+using namespace dqrelo;
+using namespace testing;
+
+static const char * const PATH    = "test-delta-fuzz.gguf";
+static const int          N_CASES = 10000;  // of each kind of file; about five seconds in all with sanitizers
+
+// Numbers that counts, lengths, types and offsets are tried with.
+static const uint64_t EXTREMES[] = { 0, 1, 7, 63, 255, 65536, 0x7fffffff, 0xffffffff, 1ull << 32, 1ull << 40, (1ull << 62) - 1, 1ull << 63, ~0ull - 63, ~0ull };
+
+static std::string damage(std::string bytes, size_t n_header, random_source & r) {
+    // the header is where the decisions are; a small part of the cases damages data
+    const size_t n = r.below(8) ? n_header : bytes.size();
+    switch (r.below(6)) {
+        case 0:  // bits
+            for (uint64_t i = 0; i <= r.below(4); ++i) {
+                bytes[r.below(n)] ^= (char) (1 << r.below(8));
+            }
+            break;
+        case 1:  // bytes
+            for (uint64_t i = 0; i <= r.below(8); ++i) {
+                bytes[r.below(n)] = (char) r.next();
+            }
+            break;
+        case 2:  // a number
+        case 3: {
+            const uint64_t value   = EXTREMES[r.below(sizeof(EXTREMES) / sizeof(EXTREMES[0]))];
+            const size_t   n_value = r.below(2) ? 8 : 4;
+            memcpy(&bytes[r.below(n - 8)], &value, n_value);
+            break;
+        }
+        case 4:  // an end
+            bytes.resize(r.below(bytes.size()));
+            break;
+        case 5: {  // a piece too many or too few
+            const size_t at = r.below(n);
+            if (r.below(2)) {
+                bytes.insert(at, bytes.substr(r.below(n), r.below(64)));
+            } else {
+                bytes.erase(at, r.below(64));
+            }
+            break;
+        }
+    }
+    return bytes;
+}
+
+static void read_all(const delta_file & delta) {
+    std::string err;
+    delta.verify(err);
+    for (const std::string & key : delta.meta_keys()) {
+        delta.meta_str(key);
+    }
+    volatile uint8_t sink = 0;
+    for (size_t i = 0; i < delta.weights().size(); ++i) {
+        const weight_info & weight = delta.weights()[i];
+        for (int64_t e = 0; e < weight.ne[2] * weight.ne[3]; ++e) {
+            const dqrelo_entry entry = delta.entry(i, e);
+            const auto touch = [&](const void * data, size_t n_bytes) {
+                const uint8_t * p = (const uint8_t *) data;
+                sink = p ? (uint8_t) (sink + p[0] + p[n_bytes - 1]) : sink;
+            };
+            for (int32_t k = 0; k < entry.n_planes; ++k) {
+                touch(entry.sign[k], (size_t) (entry.n_in / 8 * entry.n_out));
+                touch(entry.scale[k], sizeof(float) * (size_t) (entry.scale_per_row >> k & 1 ? entry.n_out : 1));
+            }
+            touch(entry.cscale, sizeof(float) * (size_t) entry.n_in);
+            touch(entry.u, ggml_row_size((ggml_type) entry.type_u, entry.rank) * (size_t) entry.n_out);
+            touch(entry.v, ggml_row_size((ggml_type) entry.type_v, entry.n_in) * (size_t) entry.rank);
+            touch(entry.dense, ggml_row_size((ggml_type) entry.type_dense, entry.n_in) * (size_t) entry.n_out);
+        }
+    }
+}
+
+static bool one_line(const std::string & err) {
+    return !err.empty() && std::none_of(err.begin(), err.end(), [](char c) { return (unsigned char) c < 0x20; });
+}
+
+static void test_deltas() {
+    check::begin("deltas");
+    const delta_builder valid  = delta_of_every_form();
+    const std::string   bytes  = valid.file();
+    const size_t        n_head = valid.header().size();
+    random_source       r(1);
+    int n_opened = 0;
+    int n_silent = 0;
+    for (int i = 0; i < N_CASES; ++i) {
+        write_file(PATH, damage(bytes, n_head, r));
+        std::string err;
+        const auto  delta = delta_file::open(PATH, err);
+        n_opened += delta != nullptr;
+        n_silent += !delta && !one_line(err);
+        if (delta) {
+            read_all(*delta);
+        }
+    }
+    printf("  %d of %d opened\n", n_opened, N_CASES);
+    CHECK(n_silent == 0);
+    CHECK(n_opened < N_CASES / 2);
+}
+
+static void test_bases() {
+    check::begin("bases");
+    gguf_builder m;
+    m.set("general.architecture", std::string("llama"));
+    m.set("general.alignment", uint32_t(ALIGNMENT));
+    m.set("tokenizer.ggml.tokens", std::vector<std::string>{ "a", "b", "\xff" });
+    random_source r(2);
+    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K }) {
+        m.tensors.push_back({ std::string("t.") + ggml_type_name(type), type, { 256, 4 }, stored(r.values(1024), type, 256) });
+    }
+    const std::string bytes  = m.file();
+    const size_t      n_head = m.header().size();
+    int n_silent = 0;
+    for (int i = 0; i < N_CASES; ++i) {
+        write_file(PATH, damage(bytes, n_head, r));
+        std::string err;
+        const auto  base = base_file::open(PATH, err);
+        n_silent += !base && !one_line(err);
+        if (base) {
+            std::vector<float> samples;
+            base->samples(base->sample_tensors(), samples, err);
+        }
+    }
+    CHECK(n_silent == 0);
+}
+
+int main() {
+    test_deltas();
+    test_bases();
+    remove(PATH);
+    return check::finish();
+}
