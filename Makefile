@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-for-tests
 	$(MAKE) --no-print-directory lint
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
-	$(BIN)/python -m pytest
+	DQRELO_TEST_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(BIN)/python -m pytest
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/python cmake/patches.py check
@@ -55,11 +55,11 @@ $(VENV)/prepared: pyproject.toml
 	touch $@
 
 $(VENV)/installed: $(VENV)/prepared $(SOURCES)
-	$(INSTALL) ".[demo]"
+	$(INSTALL) .
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/prepared $(SOURCES) $(CXX_TEST_SOURCES)
-	$(INSTALL) -C cmake.define.DQRELO_BUILD_TESTS=ON ".[demo,test]"
+	$(INSTALL) -C cmake.define.DQRELO_BUILD_TESTS=ON ".[test]"
 	touch $@ $(VENV)/installed
 
 clean:

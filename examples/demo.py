@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import requests
 from rich.console import Console
@@ -105,7 +105,7 @@ def serve(models: list[Model], log: Path) -> Iterator[str]:
     """Runs one server with the base and all deltas; gives its address when it is ready and stops it at the end."""
     base, *deltas = models
     port = free_port()
-    command = [program("dqrelo-server"), "-m", base.path, "--alias", base.name, "--host", "127.0.0.1"]
+    command = [str(program("dqrelo-server")), "-m", str(base.path), "--alias", base.name, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--parallel", str(len(models)), "--ctx-size", str(512 * len(models))]
     for delta in deltas:
         command += ["--delta", f"{delta.name}={delta.path}"]
@@ -137,7 +137,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> No
 
 def ask(url: str, model: str, question: str) -> tuple[str, float]:
     """The answer's first line, and the seconds it took."""
-    body = {
+    body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
         "temperature": 0,
