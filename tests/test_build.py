@@ -26,7 +26,7 @@ from llama_cpp_pin import Pin, PinError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(dqrelo_gguf.__file__).parent
-PROGRAMS = ("llama-server", "llama-cli", "llama-quantize", "llama-perplexity")
+PROGRAMS = ("llama-server", "llama-cli", "llama-completion", "llama-quantize", "llama-perplexity")
 COMMANDS = ("dqrelo-convert", "dqrelo-inspect", "dqrelo-merge", "dqrelo-server")
 MAX_CHANGED_LINES = 400  # of upstream, by all patches
 
