@@ -48,6 +48,11 @@ class DiskFullError(DqreloError):
     """The output does not fit on its disk."""
 
 
+def printable(text: str) -> str:
+    """Text from a file as one line that cannot steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 def is_disk_full(error: OSError) -> bool:
     """True if a write failed for want of space."""
     return error.errno in _FULL_ERRNOS

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from dqrelo_gguf.errors import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 _LAYER = re.compile(r"\.(\d+)\.")
+LEGEND = "D error: |D - D_hat| / |D|. W error: |W_ft - W_hat| / |W_ft|."  # to be printed below the tables
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -116,12 +119,12 @@ def total(weights: Sequence[Measured], label: str = "all") -> Group:
 
 
 def table(groups: Sequence[Group], first_column: str) -> Table:
-    """The groups as a rich table that fits 80 columns."""
+    """The groups as a rich table that fits 80 columns. LEGEND explains its headings."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    caption = "D error: |D - D_hat| / |D|, W error: |W_ft - W_hat| / |W_ft|"
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_column(first_column, overflow="fold")
     for heading in ("count", "size", "ratio", "rank", "D error", "W error"):
         out.add_column(heading, justify="right", no_wrap=True)
@@ -129,7 +132,7 @@ def table(groups: Sequence[Group], first_column: str) -> Table:
         low, high = g.ranks
         ranks = str(low) if low == high else f"{low}-{high}"
         errors = (f"{e:.4f}" if e == 0 or e >= 0.001 else f"{e:.1e}" for e in (g.error_delta, g.error_weight))
-        out.add_row(g.label, str(g.n_weights), bytes_text(g.n_bytes), f"{g.ratio:.4f}", ranks, *errors)
+        out.add_row(Text(printable(g.label)), str(g.n_weights), bytes_text(g.n_bytes), f"{g.ratio:.4f}", ranks, *errors)
     return out
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dqrelo_gguf.errors import DqreloError, is_disk_full
+from dqrelo_gguf.errors import DqreloError, is_disk_full, printable
 
 EXIT_OK = 0
 EXIT_FAILED = 1  # argparse itself exits with 2 on a usage error
@@ -43,7 +43,7 @@ def run(main_fn: Callable[[], int | None], prog: str) -> int:
         message = "out of memory"
     except OSError as e:
         message = _describe(e)
-    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{prog}: error: {printable(message)}", file=sys.stderr)
     return EXIT_FAILED
 
 

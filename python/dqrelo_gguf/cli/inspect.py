@@ -102,7 +102,7 @@ def _print_text(reader: DeltaReader, found: Comparison | None, args: argparse.Na
     from rich.console import Console
     from rich.text import Text
 
-    from dqrelo_gguf.report import by_kind, by_layer, table, total
+    from dqrelo_gguf.report import LEGEND, by_kind, by_layer, table, total
 
     console = Console(highlight=False)
     for label, text in _facts(reader):
@@ -117,11 +117,13 @@ def _print_text(reader: DeltaReader, found: Comparison | None, args: argparse.Na
     console.print()
     console.print(table([*by_kind(reader.weights), total(reader.weights)], "kind"))
     console.print(table(by_layer(reader.weights), "layer"))
+    console.print(LEGEND)
 
 
 def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
     """(label, text) of each line above the tables."""
     from dqrelo_gguf import format as fmt
+    from dqrelo_gguf.errors import printable
     from dqrelo_gguf.report import bytes_text
 
     size, version = bytes_text(reader.n_file_bytes), reader.meta(fmt.KEY_VERSION)
@@ -154,7 +156,7 @@ def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
         ("tokens", ", ".join(tokens) or "the base's"),
         ("content", reader.content_hash),
     ]
-    return [(label, " ".join(text.split())) for label, text in facts]
+    return [(label, printable(text)) for label, text in facts]
 
 
 if __name__ == "__main__":
