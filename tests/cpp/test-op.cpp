@@ -1,0 +1,375 @@
+// test-op.cpp: the op DQRELO in a ggml graph on the CPU, against F64: forms, slots, strides, threads. The kernels alone are in test-kernels.cpp.
+
+#include "check.h"
+#include "random-entry.h"
+
+#include "ggml-cpu.h"
+#include "ggml.h"
+
+#include <array>
+#include <memory>
+#include <string>
+
+using shape = std::array<int64_t, 4>;
+
+// What owns a position of the token axis.
+struct owner_of {
+    int   slot;
+    float scale;
+};
+
+// One op on random input, run with any number of threads.
+struct op_case {
+    dqrelo_form            form   = DQRELO_FORM_MATMUL;
+    shape                  ne     = { 33, 1, 1, 1 }; // of y
+    int64_t                n_in   = 64;              // MATMUL: row length of x
+    std::array<int32_t, 3> stride = { 1, 0, 0 };
+    std::vector<owner_of>  owners;
+    std::vector<const random_entry *> entries;       // null: a zeroed entry
+    std::vector<int32_t>   ids;                      // ROWS
+    bool                   gaps   = false;           // x and y have rows further apart than their length
+
+    std::vector<float> y, x, out; // contiguous copies, row after row
+
+    int64_t n_rows() const {
+        return ne[1] * ne[2] * ne[3];
+    }
+    int64_t x_row() const {
+        return form == DQRELO_FORM_MATMUL ? n_in : ne[0];
+    }
+    const owner_of & owner(int64_t row) const {
+        const int64_t i1 = row % ne[1];
+        const int64_t i2 = row / ne[1] % ne[2];
+        const int64_t i3 = row / (ne[1] * ne[2]);
+        return owners[(size_t) (i1 * stride[0] + i2 * stride[1] + i3 * stride[2])];
+    }
+
+    void fill(uint32_t seed) {
+        std::mt19937 rng(seed);
+        y = random_row(ne[0] * n_rows(), rng);
+        x = random_row(x_row() * n_rows(), rng);
+    }
+    void run(int n_threads);
+};
+
+// An F32 tensor with `values`, whose rows lie 5 elements further apart than they are long if `gaps`.
+static ggml_tensor * make_f32(ggml_context * ctx, const shape & ne, const std::vector<float> & values, bool gaps) {
+    ggml_tensor * whole = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, ne[0] + (gaps ? 5 : 0), ne[1], ne[2], ne[3]);
+    const int64_t n_rows = ne[1] * ne[2] * ne[3];
+    for (int64_t r = 0; r < n_rows; r++) {
+        memcpy((char *) whole->data + (size_t) r * whole->nb[1], values.data() + r * ne[0], (size_t) ne[0] * sizeof(float));
+    }
+    return gaps ? ggml_view_4d(ctx, whole, ne[0], ne[1], ne[2], ne[3], whole->nb[1], whole->nb[2], whole->nb[3], 0) : whole;
+}
+
+void op_case::run(int n_threads) {
+    ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
+    ggml_tensor * ty = make_f32(ctx, ne, y, gaps);
+    ggml_tensor * tx;
+    if (form == DQRELO_FORM_ROWS) {
+        tx = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, ne[1], ne[2], ne[3]);
+        memcpy(tx->data, ids.data(), ids.size() * sizeof(int32_t));
+    } else {
+        tx = make_f32(ctx, { x_row(), ne[1], ne[2], ne[3] }, x, gaps);
+    }
+    ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * entries.size()));
+    for (size_t k = 0; k < entries.size(); k++) {
+        ((dqrelo_entry *) table->data)[k] = entries[k] ? entries[k]->e : dqrelo_entry {};
+    }
+    ggml_tensor * owner = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, (int64_t) owners.size());
+    for (size_t i = 0; i < owners.size(); i++) {
+        ((float *) owner->data)[2 * i]     = (float) owners[i].slot;
+        ((float *) owner->data)[2 * i + 1] = owners[i].scale;
+    }
+    ggml_tensor * dst   = ggml_dqrelo(ctx, form, ty, tx, table, owner, stride.data());
+    ggml_cgraph * graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, dst);
+    ggml_graph_compute_with_ctx(ctx, graph, n_threads);
+    out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
+    ggml_free(ctx);
+}
+
+// What the delta of `entry` adds to row r of the case's output, before the request scale.
+static expected_delta expect(const op_case & c, const random_entry & entry, int64_t r) {
+    if (c.form == DQRELO_FORM_ROWS) {
+        return expect_row(entry, c.ids[(size_t) r]);
+    }
+    const float * x = c.x.data() + r * c.x_row();
+    if (c.form == DQRELO_FORM_MATMUL) {
+        double v_max = 0.0;
+        for (int64_t j = 0; j < c.n_in; j++) {
+            v_max = std::fmax(v_max, std::fabs(entry.cscale_at(j) * x[j]));
+        }
+        return expect_matmul(entry, x, v_max / 32639.0); // every row here is shorter than 65536
+    }
+    expected_delta out;
+    for (int64_t j = 0; j < c.ne[0]; j++) {
+        const double dense = entry.dense.value[(size_t) ((r % c.ne[1]) % entry.e.n_out * entry.e.n_in + j % entry.e.n_in)];
+        out.value.push_back(c.form == DQRELO_FORM_MUL ? dense * x[j] : dense);
+        out.tolerance.push_back(4.0 * U_F32 * std::fabs(out.value.back())); // products with x and s, the final sum
+    }
+    return out;
+}
+
+// Every row is y + s * delta within its tolerance; a row without a delta is y, bit for bit.
+static bool matches(const op_case & c) {
+    for (int64_t r = 0; r < c.n_rows(); r++) {
+        const owner_of & o = c.owner(r);
+        const float * y   = c.y.data()   + r * c.ne[0];
+        const float * got = c.out.data() + r * c.ne[0];
+        const random_entry * entry = o.slot >= 0 ? c.entries[(size_t) o.slot] : nullptr;
+        if (entry == nullptr || o.scale == 0.0f) {
+            if (memcmp(got, y, (size_t) c.ne[0] * sizeof(float)) != 0) {
+                printf("  row %lld is not the base's\n", (long long) r);
+                return false;
+            }
+            continue;
+        }
+        const expected_delta want = expect(c, *entry, r);
+        for (int64_t i = 0; i < c.ne[0]; i++) {
+            const double value     = y[i] + o.scale * want.value[(size_t) i];
+            const double tolerance = std::fabs(o.scale) * want.tolerance[(size_t) i] + 2.0 * U_F32 * (std::fabs(y[i]) + std::fabs(o.scale * want.value[(size_t) i]));
+            if (!(std::fabs(got[i] - value) <= tolerance)) {
+                printf("  row %lld, output %lld: got %.9g, expected %.9g within %.3g\n", (long long) r, (long long) i, got[i], value, tolerance);
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static void check_case(const std::string & name, op_case & c) {
+    check::begin(name.c_str());
+    c.fill(31);
+    c.run(1);
+    CHECK(matches(c));
+    const std::vector<float> one = c.out;
+    for (int n_threads : { 2, 4 }) {
+        c.run(n_threads);
+        CHECK(memcmp(one.data(), c.out.data(), one.size() * sizeof(float)) == 0);
+    }
+}
+
+// Owners that take turns: delta 0, base, delta 1 with a scale, an empty entry, delta 0 with scale 0, delta 1 negated.
+static std::vector<owner_of> mixed_owners(int64_t n) {
+    const owner_of turn[] = { { 0, 1.0f }, { -1, 1.0f }, { 1, 0.5f }, { 2, 1.0f }, { 0, 0.0f }, { 1, -1.0f } };
+    std::vector<owner_of> out;
+    for (int64_t i = 0; i < n; i++) {
+        out.push_back(turn[i % 6]);
+    }
+    return out;
+}
+
+static void test_matmul_mixed() {
+    for (int64_t n_in : { 8, 72, 576, 1000, 4104 }) {
+        entry_options o;
+        o.n_in  = n_in;
+        o.n_out = 65;
+        o.rank  = 5;
+        entry_options o1 = o;
+        o1.n_planes      = 2;
+        o1.rank          = 0;
+        o1.cscale        = true;
+        o1.scale_per_row = true;
+        const random_entry a(o, 1), b(o1, 2);
+        for (int64_t n_rows : { 1, 3, 17, 33 }) {
+            op_case c;
+            c.ne      = { o.n_out, n_rows, 1, 1 };
+            c.n_in    = n_in;
+            c.owners  = mixed_owners(n_rows);
+            c.entries = { &a, &b, nullptr };
+            c.gaps    = n_rows == 17;
+            check_case("matmul/n_in=" + std::to_string(n_in) + "/rows=" + std::to_string(n_rows), c);
+        }
+    }
+}
+
+// A row of a mixed batch is, bit for bit, what it is alone.
+static void test_matmul_row_alone() {
+    check::begin("matmul/a row alone and in a batch");
+    entry_options o;
+    o.n_in  = 576;
+    o.n_out = 130;
+    o.rank  = 20;
+    const random_entry a(o, 3), b(o, 4);
+    op_case c;
+    c.ne      = { o.n_out, 40, 1, 1 };
+    c.n_in    = o.n_in;
+    c.owners  = mixed_owners(40);
+    c.entries = { &a, &b, nullptr };
+    c.fill(37);
+    c.run(2);
+    for (int64_t r : { 0, 2, 24, 38 }) {
+        op_case alone = c;
+        alone.ne     = { o.n_out, 1, 1, 1 };
+        alone.owners = { c.owners[(size_t) r] };
+        alone.x.assign(c.x.begin() + r * o.n_in, c.x.begin() + (r + 1) * o.n_in);
+        alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
+        alone.run(1);
+        CHECK(memcmp(alone.out.data(), c.out.data() + r * o.n_out, (size_t) o.n_out * sizeof(float)) == 0);
+    }
+}
+
+static void test_matmul_16_deltas() {
+    entry_options o;
+    o.n_in = 136;
+    o.rank = 9;
+    std::vector<std::unique_ptr<random_entry>> deltas;
+    op_case c;
+    c.ne   = { o.n_out, 50, 1, 1 };
+    c.n_in = o.n_in;
+    for (uint32_t k = 0; k < 16; k++) {
+        deltas.push_back(std::make_unique<random_entry>(o, 100 + k));
+        c.entries.push_back(deltas.back().get());
+    }
+    for (int i = 0; i < 50; i++) {
+        c.owners.push_back({ (i * 7) % 17 - 1, 1.0f + 0.01f * (float) i });
+    }
+    check_case("matmul/16 deltas in one batch", c);
+}
+
+// q/k norms and experts: tokens on axis 2; Mamba: over two axes.
+static void test_matmul_strides() {
+    entry_options o;
+    o.rank = 3;
+    const random_entry a(o, 5), b(o, 6);
+    op_case c;
+    c.entries = { &a, &b, nullptr };
+    c.gaps    = true;
+    c.ne      = { o.n_out, 3, 7, 2 };
+    c.stride  = { 0, 1, 0 };
+    c.owners  = mixed_owners(7);
+    check_case("matmul/stride={0,1,0}", c);
+    c.stride  = { 1, 3, 21 };
+    c.owners  = mixed_owners(42);
+    check_case("matmul/stride={1,3,21}", c);
+    c.stride  = { 0, 0, 1 };
+    c.owners  = mixed_owners(2);
+    check_case("matmul/stride={0,0,1}", c);
+    c.stride  = { 0, 0, 0 };
+    c.owners  = { { 1, 0.25f } };
+    check_case("matmul/stride={0,0,0}", c);
+}
+
+static void test_matmul_dense() {
+    entry_options o;
+    o.dense = true;
+    o.n_in  = 37;
+    const random_entry a(o, 7);
+    o.type_dense = GGML_TYPE_F16;
+    const random_entry b(o, 8);
+    op_case c;
+    c.n_in    = o.n_in;
+    c.ne      = { o.n_out, 9, 1, 1 };
+    c.owners  = mixed_owners(9);
+    c.entries = { &a, &b, nullptr };
+    check_case("matmul/dense", c);
+}
+
+static void test_rows() {
+    for (bool dense : { false, true }) {
+        for (int64_t n_embd : { 8, 64, 328, 576 }) {
+            entry_options o;
+            o.dense  = dense;
+            o.n_in   = n_embd;
+            o.n_out  = 51;
+            o.rank   = 7;
+            entry_options o1 = o;
+            o1.n_planes      = 3;
+            o1.cscale        = true;
+            o1.scale_per_row = true;
+            o1.type_dense    = GGML_TYPE_F16;
+            o1.rank          = n_embd % 32 == 0 ? 64 : 0;
+            o1.type_u        = GGML_TYPE_Q8_0;
+            o1.type_v        = GGML_TYPE_Q4_0;
+            const random_entry a(o, 9), b(o1, 10);
+            op_case c;
+            c.form    = DQRELO_FORM_ROWS;
+            c.ne      = { n_embd, 13, 2, 1 };
+            c.stride  = { 1, 13, 0 };
+            c.owners  = mixed_owners(26);
+            c.entries = { &a, &b, nullptr };
+            for (int i = 0; i < 26; i++) {
+                c.ids.push_back(i % 5 == 0 ? 50 : (i * 31) % 51);
+            }
+            check_case(std::string("rows/") + (dense ? "dense" : "signs") + "/n_embd=" + std::to_string(n_embd), c);
+        }
+    }
+}
+
+static void test_elementwise() {
+    for (dqrelo_form form : { DQRELO_FORM_MUL, DQRELO_FORM_ADD }) {
+        const std::string name = form == DQRELO_FORM_MUL ? "mul" : "add";
+        entry_options o;
+        o.dense = true;
+        o.n_in  = 300;
+        o.n_out = 1;
+        entry_options o1 = o;
+        o1.type_dense    = GGML_TYPE_F16;
+        const random_entry a(o, 11), b(o1, 12);
+        op_case c;
+        c.form    = form;
+        c.ne      = { 300, 10, 1, 1 };
+        c.owners  = mixed_owners(10);
+        c.entries = { &a, &b, nullptr };
+        c.gaps    = true;
+        check_case(name + "/vector", c);
+
+        // a vector a head, tokens on axis 2
+        o.n_in  = o1.n_in  = 24;
+        o.n_out = o1.n_out = 4;
+        const random_entry h(o, 13), k(o1, 14);
+        c.ne      = { 24, 8, 5, 1 };
+        c.stride  = { 0, 1, 0 };
+        c.owners  = mixed_owners(5);
+        c.entries = { &h, &k, nullptr };
+        check_case(name + "/rows broadcast", c);
+
+        o.n_in = 8;
+        const random_entry w(o, 15);
+        c.entries = { &w, &k, nullptr };
+        check_case(name + "/columns broadcast", c);
+    }
+}
+
+// ggml_dqrelo_set on a node that had another op, as the graph pass does.
+static void test_set() {
+    check::begin("set/a node becomes the op");
+    ggml_context * ctx = ggml_init({ (size_t) 1 << 20, nullptr, false });
+    ggml_tensor * y     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 33, 4);
+    ggml_tensor * x     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 64, 4);
+    ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, 3 * (int64_t) sizeof(dqrelo_entry));
+    ggml_tensor * owner = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, 4);
+    ggml_tensor * node  = ggml_add(ctx, y, y);
+    const int32_t stride[] = { 1, 2, 3 };
+    ggml_dqrelo_set(node, DQRELO_FORM_MATMUL, y, x, table, owner, stride);
+    CHECK(node->op == GGML_OP_DQRELO && strcmp(ggml_op_name(node->op), "DQRELO") == 0);
+    CHECK(ggml_dqrelo_form(node) == DQRELO_FORM_MATMUL);
+    CHECK(memcmp(ggml_dqrelo_stride(node), stride, sizeof(stride)) == 0);
+    CHECK(node->src[0] == y && node->src[1] == x && node->src[2] == table && node->src[3] == owner && node->src[4] == nullptr);
+    ggml_free(ctx);
+}
+
+static void test_dq1_type() {
+    check::begin("dq1/type traits");
+    const ggml_type_traits * traits = ggml_get_type_traits(GGML_TYPE_DQ1);
+    CHECK(strcmp(traits->type_name, "dq1") == 0 && ggml_blck_size(GGML_TYPE_DQ1) == 8 && ggml_row_size(GGML_TYPE_DQ1, 576) == 72);
+    const uint8_t bits = 0x59; // the example of docs/format.md
+    const float   want[8] = { 1, -1, -1, 1, 1, -1, 1, -1 };
+    float got[8];
+    traits->to_float(&bits, got, 8);
+    CHECK(memcmp(got, want, sizeof(want)) == 0);
+}
+
+int main() {
+    test_matmul_mixed();
+    test_matmul_row_alone();
+    test_matmul_16_deltas();
+    test_matmul_strides();
+    test_matmul_dense();
+    test_rows();
+    test_elementwise();
+    test_set();
+    test_dq1_type();
+    return check::finish();
+}
