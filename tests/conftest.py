@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from delta_files import meta, write_base, write_delta
 
+from delta_files import meta, write_base, write_delta
 from dqrelo_gguf.fingerprint import base_identity
 
 

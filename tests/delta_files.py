@@ -130,10 +130,8 @@ def write_base(
         "general.alignment": GGUFValue(64, ValueType.UINT32),
         **(fields or {}),
     }
-    with open(path, "wb") as f:
-        f.write(pack_header(list(metadata.items()), infos))
-        for raw in data:
-            f.write(raw.ljust(padded_bytes(len(raw)), b"\0"))
+    header = pack_header(list(metadata.items()), infos)
+    path.write_bytes(header + b"".join(raw.ljust(padded_bytes(len(raw)), b"\0") for raw in data))
     return path
 
 

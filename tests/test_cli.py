@@ -85,7 +85,9 @@ def test_system_errors_get_their_class() -> None:
 
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env})
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, check=True
+    )
 
 
 def test_the_pinned_gguf_wins_over_an_installed_one(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
 
+from delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
 from dqrelo_gguf import format as fmt
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.container import GGUFFile, GGUFValue, ValueType

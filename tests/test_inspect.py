@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
 
+from delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
 from dqrelo_gguf.cli.inspect import main
 from dqrelo_gguf.container import GGUFValue, ValueType
 from dqrelo_gguf.fingerprint import base_identity

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from delta_files import SPECS, Edited, Type, meta, write_delta
 
+from delta_files import SPECS, Edited, Type, meta, write_delta
 from dqrelo_gguf.container import GGUFValue, ValueType
 from dqrelo_gguf.errors import DqreloError, FormatError, InputError
 from dqrelo_gguf.layout import WeightSpec
@@ -100,7 +100,8 @@ def test_arrays_are_views_and_outlive_the_reader(small_delta: Path) -> None:
 
 def test_quantised_factors_are_raw_blocks(small_delta: Path) -> None:
     stored = DeltaReader(small_delta).weight(Q)
-    assert stored.u is not None and stored.v is not None
+    assert stored.u is not None
+    assert stored.v is not None
     assert stored.u.dtype == stored.v.dtype == np.uint8
     assert (stored.u.shape, stored.v.shape) == ((48, 34), (32, 68))
 

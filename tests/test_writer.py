@@ -8,15 +8,15 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from delta_files import SPECS, meta, weight_data, write_delta
 
+from delta_files import SPECS, meta, weight_data, write_delta
 from dqrelo_gguf import format as fmt
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.container import GGUFValue, ValueType
@@ -41,6 +41,14 @@ def plain_data(**changes: Any) -> WeightData:
     for name, value in changes.items():
         setattr(data, name, value)
     return data
+
+
+def write_plain(path: Path, n_times: int = 1, then: Callable[[], object] = lambda: None) -> None:
+    """Plans PLAIN, writes its data n times, calls `then` before the file is finished."""
+    with DeltaWriter(path, meta(), [PLAIN]) as writer:
+        for _ in range(n_times):
+            writer.write(plain_data())
+        then()
 
 
 def names_in(directory: Path) -> list[str]:
@@ -110,7 +118,8 @@ def test_float_types_of_the_input_do_not_matter(tmp_path: Path) -> None:
     dtypes: dict[str, type[np.floating[Any]]] = {"a": np.float32, "b": np.float64, "c": np.float16}
     for name, dtype in dtypes.items():
         data = plain_data()
-        assert data.u is not None and data.v is not None
+        assert data.u is not None
+        assert data.v is not None
         data.u, data.v = data.u.astype(dtype), data.v.astype(dtype)
         with DeltaWriter(tmp_path / name, meta(), [PLAIN]) as writer:
             writer.write(data)
@@ -191,9 +200,8 @@ def test_force_replaces_it(tmp_path: Path) -> None:
 
 def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.dq.gguf"
-    with pytest.raises(OutputExistsError, match="another program"), DeltaWriter(path, meta(), [PLAIN]) as writer:
-        writer.write(plain_data())
-        path.write_text("theirs")
+    with pytest.raises(OutputExistsError, match="another program"):
+        write_plain(path, then=lambda: path.write_text("theirs"))
     assert path.read_text() == "theirs"
     assert names_in(tmp_path) == ["a.dq.gguf"]
 
@@ -276,18 +284,19 @@ def test_too_few_weights(tmp_path: Path) -> None:
 
 
 def test_too_many_weights(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="all 1 weights"), DeltaWriter(tmp_path / "a", meta(), [PLAIN]) as writer:
-        writer.write(plain_data())
-        writer.write(plain_data())
+    with pytest.raises(FormatError, match="all 1 weights"):
+        write_plain(tmp_path / "a.dq.gguf", n_times=2)
     assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
 def test_an_exception_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), DeltaWriter(tmp_path / "a.dq.gguf", meta(), [PLAIN]) as writer:
-        writer.write(plain_data())
+    def fail() -> None:
         assert len(names_in(tmp_path)) == 1
         raise error
+
+    with pytest.raises(error):
+        write_plain(tmp_path / "a.dq.gguf", then=fail)
     assert names_in(tmp_path) == []
 
 
@@ -311,10 +320,9 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, n_bytes: int) -> No
 
 
 def test_a_disk_that_fills_up_at_the_end_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DiskFullError), DeltaWriter(tmp_path / "a.dq.gguf", meta(), [PLAIN]) as writer:
-        writer.write(plain_data())  # still in the buffer
-        with file_size_limit(50):
-            writer.__exit__(None, None, None)
+    # The data is still in the buffer when the limit begins, and is written when the file is finished.
+    with ExitStack() as limit, pytest.raises(DiskFullError):
+        write_plain(tmp_path / "a.dq.gguf", then=lambda: limit.enter_context(file_size_limit(50)))
     assert names_in(tmp_path) == []
 
 

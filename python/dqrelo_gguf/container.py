@@ -183,7 +183,7 @@ class GGUFFile:
 
     def _open(self) -> mmap.mmap:
         try:
-            with open(self.path, "rb") as f:
+            with self.path.open("rb") as f:
                 self.n_file_bytes = os.fstat(f.fileno()).st_size
                 head = f.read(4)
                 if head != MAGIC:

@@ -155,7 +155,7 @@ class DeltaWriter:
 
     def __enter__(self) -> Self:
         try:
-            self._file = open(self._temp, "xb")
+            self._file = self._temp.open("xb")
             self._file.write(self._header())
         except OSError as e:
             self._discard()
@@ -228,7 +228,7 @@ class DeltaWriter:
         file.close()
         if self.path.exists() and not self._force:
             raise OutputExistsError(f"{self.path}: was made by another program meanwhile. Use --force to replace it")
-        os.replace(self._temp, self.path)
+        self._temp.replace(self.path)
         _sync_directory(self.path.parent)
 
     def _discard(self) -> None:

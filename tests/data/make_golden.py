@@ -17,7 +17,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from delta_files import Type, meta, write_base, write_delta
-
 from dqrelo_gguf.container import GGUFValue, ValueType
 from dqrelo_gguf.fingerprint import base_identity
 from dqrelo_gguf.layout import WeightSpec
