@@ -18,7 +18,8 @@ namespace {
 const char * const EOG_KEYS[] = { "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id" };
 
 // The value of a key that check_delta_keys found to be there.
-template <typename T> T value_of(const gguf_header & header, const char * key) {
+template <typename T>
+T value_of(const gguf_header & header, const char * key) {
     T value{};
     header.get(key, value);
     return value;
@@ -49,8 +50,8 @@ struct delta_file::impl {
     std::optional<std::string> chat_template;
     std::vector<int32_t>       eog_tokens;
 
-    bool read_metadata(std::string & err);
-    bool read_tokens(std::string & err);
+    bool        read_metadata(std::string & err);
+    bool        read_tokens(std::string & err);
     std::string content_lines() const;
 };
 
@@ -83,7 +84,7 @@ bool delta_file::impl::read_tokens(std::string & err) {
             continue;
         }
         if (id > INT32_MAX) {
-            err = message("%s is %" PRIu32 ", expected a token id under 2^31", key, id);
+            err = message("metadata key '%s' is %" PRIu32 ", expected a token id under 2^31", key, id);
             return false;
         }
         if (std::find(eog_tokens.begin(), eog_tokens.end(), (int32_t) id) == eog_tokens.end()) {
@@ -99,7 +100,7 @@ std::string delta_file::impl::content_lines() const {
     for (size_t i = 0; i < header.tensors.size(); ++i) {
         const gguf_tensor_entry & tensor = header.tensors[i];
         const declared_tensor &   facts  = layout.tensors[i];
-        text += tensor.name + " " + facts.type + " " + storage_name(tensor.type) + " " + full_shape_text(facts.ne) + " " + facts.sha256 + "\n";
+        text += tensor.name + " " + facts.type + " " + storage_name(tensor.type) + " " + dims_text(facts.ne, 4) + " " + facts.sha256 + "\n";
     }
     return text;
 }
@@ -218,8 +219,8 @@ bool delta_file::verify(std::string & err) const {
     }
     if (n_damaged > 0) {
         const std::string more = n_damaged > 3 ? message(" and %zu more", n_damaged - 3) : "";
-        err = message("%s: damaged: the data of %s%s does not have its declared SHA-256. Download it again", p->path.c_str(), damaged.c_str(),
-                      more.c_str());
+        err                    = message("%s: damaged: the data of %s%s does not have its declared SHA-256. Download it again", p->path.c_str(), damaged.c_str(),
+                                         more.c_str());
         return false;
     }
     const std::string lines = p->content_lines();

@@ -34,7 +34,7 @@ public:
     static std::unique_ptr<delta_file> open(const std::string & path, std::string & err);
 
     ~delta_file();
-    delta_file(const delta_file &) = delete;
+    delta_file(const delta_file &)             = delete;
     delta_file & operator=(const delta_file &) = delete;
 
     const std::vector<weight_info> & weights() const;

@@ -20,51 +20,56 @@ struct key_rule {
 };
 
 const key_rule KEY_RULES[] = {
-    { "general.architecture",            GGUF_TYPE_STRING,  false, true  },
-    { "general.alignment",               GGUF_TYPE_UINT32,  false, true  },
-    { "general.name",                    GGUF_TYPE_STRING,  false, true  },
-    { "dqrelo.method",                   GGUF_TYPE_STRING,  false, true  },
-    { "dqrelo.converter",                GGUF_TYPE_STRING,  false, true  },
-    { "dqrelo.options",                  GGUF_TYPE_STRING,  false, true  },
-    { "dqrelo.ratio",                    GGUF_TYPE_FLOAT64, false, true  },
-    { "dqrelo.content_hash",             GGUF_TYPE_STRING,  false, true  },
-    { "dqrelo.reference",                GGUF_TYPE_STRING,  false, true  },
-    { "dqrelo.tensor.names",             GGUF_TYPE_STRING,  true,  true  },
-    { "dqrelo.tensor.types",             GGUF_TYPE_STRING,  true,  true  },
-    { "dqrelo.tensor.ne",                GGUF_TYPE_UINT64,  true,  true  },
-    { "dqrelo.tensor.sha256",            GGUF_TYPE_STRING,  true,  true  },
-    { "dqrelo.weight.names",             GGUF_TYPE_STRING,  true,  true  },
-    { "dqrelo.weight.ne",                GGUF_TYPE_UINT64,  true,  true  },
-    { "dqrelo.weight.rank",              GGUF_TYPE_UINT32,  true,  true  },
-    { "dqrelo.weight.n_planes",          GGUF_TYPE_UINT32,  true,  true  },
-    { "dqrelo.weight.error_delta",       GGUF_TYPE_FLOAT32, true,  true  },
-    { "dqrelo.weight.error_weight",      GGUF_TYPE_FLOAT32, true,  true  },
-    { "dqrelo.base.name",                GGUF_TYPE_STRING,  false, true  },
-    { "dqrelo.base.digest",              GGUF_TYPE_STRING,  false, true  },
-    { "dqrelo.base.sample_tensors",      GGUF_TYPE_STRING,  true,  true  },
-    { "dqrelo.base.samples",             GGUF_TYPE_FLOAT32, true,  true  },
-    { "tokenizer.chat_template",         GGUF_TYPE_STRING,  false, false },
-    { "tokenizer.ggml.bos_token_id",     GGUF_TYPE_UINT32,  false, false },
-    { "tokenizer.ggml.eos_token_id",     GGUF_TYPE_UINT32,  false, false },
-    { "tokenizer.ggml.eot_token_id",     GGUF_TYPE_UINT32,  false, false },
-    { "tokenizer.ggml.eom_token_id",     GGUF_TYPE_UINT32,  false, false },
-    { "tokenizer.ggml.padding_token_id", GGUF_TYPE_UINT32,  false, false },
-    { "tokenizer.ggml.add_bos_token",    GGUF_TYPE_BOOL,    false, false },
-    { "tokenizer.ggml.add_eos_token",    GGUF_TYPE_BOOL,    false, false },
+    { "general.architecture", GGUF_TYPE_STRING, false, true },
+    { "general.alignment", GGUF_TYPE_UINT32, false, true },
+    { "general.name", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.method", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.converter", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.options", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.ratio", GGUF_TYPE_FLOAT64, false, true },
+    { "dqrelo.content_hash", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.reference", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.tensor.names", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.tensor.types", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.tensor.ne", GGUF_TYPE_UINT64, true, true },
+    { "dqrelo.tensor.sha256", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.weight.names", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.weight.ne", GGUF_TYPE_UINT64, true, true },
+    { "dqrelo.weight.rank", GGUF_TYPE_UINT32, true, true },
+    { "dqrelo.weight.n_planes", GGUF_TYPE_UINT32, true, true },
+    { "dqrelo.weight.error_delta", GGUF_TYPE_FLOAT32, true, true },
+    { "dqrelo.weight.error_weight", GGUF_TYPE_FLOAT32, true, true },
+    { "dqrelo.base.name", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.base.digest", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.base.sample_tensors", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.base.samples", GGUF_TYPE_FLOAT32, true, true },
+    { "tokenizer.chat_template", GGUF_TYPE_STRING, false, false },
+    { "tokenizer.ggml.bos_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.eos_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.eot_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.eom_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.padding_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.add_bos_token", GGUF_TYPE_BOOL, false, false },
+    { "tokenizer.ggml.add_eos_token", GGUF_TYPE_BOOL, false, false },
 };
 
-// A scalar in quotes, or what is there instead.
+// A scalar, strings in quotes, or what is there instead.
 std::string value_text(const gguf_header & header, const char * key) {
     const gguf_entry * entry = header.find(key);
-    return entry == nullptr ? "None" : entry->is_array ? "an array" : "'" + printable(scalar_text(*entry)) + "'";
+    if (entry == nullptr || entry->is_array) {
+        return entry == nullptr ? "None" : "an array";
+    }
+    const std::string text = printable(scalar_text(*entry));
+    return entry->type == GGUF_TYPE_STRING ? "'" + text + "'" : text;
 }
 
 bool check_kind(const gguf_header & header, std::string & err) {
     const std::string kind    = value_text(header, "general.type");
     const std::string adapter = value_text(header, "adapter.type");
     if ((kind == "None" || kind == "'model'") && !header.tensors.empty()) {
-        err = message("is a model (architecture %s), not a delta file. A delta is made with dqrelo-convert",
-                      value_text(header, "general.architecture").c_str());
+        std::string architecture = "None";
+        header.get("general.architecture", architecture);
+        err = "is a model (architecture " + printable(architecture) + "), not a delta file. A delta is made with dqrelo-convert";
     } else if (kind != "'adapter'") {
         err = "is not a delta file, its general.type is " + kind + ", expected 'adapter'";
     } else if (adapter == "'lora'") {

@@ -7,6 +7,7 @@
 #include <cinttypes>
 #include <cmath>
 #include <cstring>
+#include <unordered_map>
 #include <unordered_set>
 
 namespace dqrelo {
@@ -19,16 +20,9 @@ std::string quoted_tensor(const std::string & name) {
     return "tensor '" + printable(name) + "'";
 }
 
-std::string quoted_weight(const std::string & name) {
-    return "weight '" + printable(name) + "'";
-}
-
-bool same_shape(const int64_t a[4], const int64_t b[4]) {
-    return std::equal(a, a + 4, b);
-}
-
 // Dimensions without trailing ones, at least 1.
-int n_dims(const int64_t ne[4]) {
+template <typename T>
+int n_dims(const T ne[4]) {
     int n = 4;
     while (n > 1 && ne[n - 1] == 1) {
         --n;
@@ -37,22 +31,14 @@ int n_dims(const int64_t ne[4]) {
 }
 
 // Reads an array of the metadata, which is there in its type, and must have n items.
-template <typename T> bool read_array(const gguf_header & header, const char * key, size_t n, std::vector<T> & out, std::string & err) {
+template <typename T>
+bool read_array(const gguf_header & header, const char * key, size_t n, std::vector<T> & out, std::string & err) {
     header.get(key, out);
     if (out.size() != n) {
         err = message("metadata key '%s' has %zu items, expected %zu", key, out.size(), n);
         return false;
     }
     return true;
-}
-
-// Four numbers of the metadata as a shape.
-bool read_shape(const uint64_t * ne, const std::string & what, int64_t out[4], std::string & err) {
-    if (shape_from(ne, out)) {
-        return true;
-    }
-    err = message("%s has the impossible shape %" PRIu64 "x%" PRIu64 "x%" PRIu64 "x%" PRIu64, what.c_str(), ne[0], ne[1], ne[2], ne[3]);
-    return false;
 }
 
 bool read_tensors(const gguf_header & header, delta_layout & out, std::string & err) {
@@ -81,15 +67,28 @@ bool read_tensors(const gguf_header & header, delta_layout & out, std::string & 
         declared_tensor tensor;
         tensor.type   = types[i];
         tensor.sha256 = digests[i];
-        if (!read_shape(&ne[4 * i], quoted_tensor(name), tensor.ne, err)) {
-            return false;
-        }
+        std::copy_n(&ne[4 * i], 4, tensor.ne);
         out.tensors.push_back(tensor);
     }
     return true;
 }
 
-bool check_weight(const weight_info & weight, uint32_t rank, uint32_t n_planes, std::string & err) {
+// The shape of a weight: four numbers of the metadata.
+bool read_shape(const std::string & weight, const uint64_t ne[4], int64_t out[4], std::string & err) {
+    const std::string name = printable(weight);
+    if (std::find(ne, ne + 4, 0u) != ne + 4) {
+        err = "weight '" + name + "' has the impossible shape " + dims_text(ne, 4);
+        return false;
+    }
+    if (!shape_from(ne, out)) {
+        err = name + ": shape " + dims_text(ne, n_dims(ne)) + " has too many elements";
+        return false;
+    }
+    return true;
+}
+
+// Whether a weight of this shape can have this rank and these planes.
+bool check_form(const weight_info & weight, uint32_t rank, uint32_t n_planes, std::string & err) {
     const std::string name = printable(weight.name);
     if (n_planes == 0) {
         if (rank != 0) {
@@ -99,8 +98,7 @@ bool check_weight(const weight_info & weight, uint32_t rank, uint32_t n_planes, 
     }
     const int dims = n_dims(weight.ne);
     if (dims < 2 || dims > 3 || weight.ne[0] % 8 != 0) {
-        err = message("%s: shape %s cannot have sign bits, expected 2 or 3 dimensions and rows of a multiple of 8. Store it dense", name.c_str(),
-                      shape_text(weight.ne).c_str());
+        err = name + ": shape " + shape_text(weight.ne) + " cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. Store it dense";
     } else if (n_planes > DQRELO_MAX_PLANES) {
         err = message("%s: %" PRIu32 " sign planes, expected 1 to %d", name.c_str(), n_planes, DQRELO_MAX_PLANES);
     } else if (rank > INT32_MAX) {
@@ -133,10 +131,10 @@ bool read_weights(const gguf_header & header, delta_layout & out, std::string & 
         weight_info weight = {};
         weight.name        = names[i];
         if (!seen.insert(weight.name).second) {
-            err = message("%s is declared twice", quoted_weight(weight.name).c_str());
+            err = "weight '" + printable(weight.name) + "' is declared twice";
             return false;
         }
-        if (!read_shape(&ne[4 * i], quoted_weight(weight.name), weight.ne, err) || !check_weight(weight, rank[i], n_planes[i], err)) {
+        if (!read_shape(weight.name, &ne[4 * i], weight.ne, err) || !check_form(weight, rank[i], n_planes[i], err)) {
             return false;
         }
         weight.rank         = (int32_t) rank[i];
@@ -166,7 +164,11 @@ bool check_order(const gguf_header & header, std::string & err) {
 // Walks the file's tensors weight by weight: each weight takes the tensors that it must have, in their order.
 class pack_reader {
 public:
-    pack_reader(const gguf_header & header, delta_layout & out) : header(header), out(out) {}
+    pack_reader(const gguf_header & header, delta_layout & out) : header(header), out(out) {
+        for (const gguf_tensor_entry & tensor : header.tensors) {
+            types.emplace(tensor.name, tensor.type);
+        }
+    }
 
     std::string err;
 
@@ -179,129 +181,136 @@ public:
                 return false;
             }
             const gguf_tensor_entry & last = header.tensors[next - 1];
-            weight.offset_bytes = header.data_offset_bytes + (size_t) header.tensors[first].offset_bytes;
-            weight.n_bytes      = (size_t) (last.offset_bytes - header.tensors[first].offset_bytes) + last.n_bytes;
+            weight.offset_bytes            = header.data_offset_bytes + (size_t) header.tensors[first].offset_bytes;
+            weight.n_bytes                 = (size_t) (last.offset_bytes - header.tensors[first].offset_bytes) + last.n_bytes;
             out.packs.push_back(pack);
         }
         if (next < header.tensors.size()) {
-            err = message("%s belongs to no declared weight", quoted_tensor(header.tensors[next].name).c_str());
+            err = quoted_tensor(header.tensors[next].name) + " belongs to no declared weight";
             return false;
         }
         return true;
     }
 
 private:
-    const gguf_header & header;
-    delta_layout &      out;
-    size_t              first = 0;  // the weight's first tensor
-    size_t              next  = 0;  // the next tensor to take
+    // What a tensor of a weight must be.
+    struct expected_tensor {
+        std::string  suffix;
+        const char * declared;
+        ggml_type    type;
+        shape        ne;
+    };
+
+    const gguf_header &                        header;
+    delta_layout &                             out;
+    std::unordered_map<std::string, ggml_type> types;      // of the file's tensors
+    size_t                                     first = 0;  // the weight's first tensor
+    size_t                                     next  = 0;  // the next tensor to take
 
     bool read_signs(const weight_info & weight, pack_layout & pack) {
         const int64_t * ne = weight.ne;
+        if (!check_factor_types(weight)) {
+            return false;
+        }
         for (int32_t p = 0; p < weight.n_planes; ++p) {
             const std::string plane = p == 0 ? "" : std::to_string(p);
-            if (!take(weight, ".dq_sign" + plane, "DQ_SIGN", { GGML_TYPE_I8 }, { { ne[0] / 8, ne[1], ne[2], 1 } }, pack.sign[p]) ||
-                !take(weight, ".dq_scale" + plane, "DQ_SCALE", { GGML_TYPE_F32 }, scale_shapes(ne), pack.scale[p])) {
+            if (!take(weight, { ".dq_sign" + plane, "DQ_SIGN", GGML_TYPE_I8, { ne[0] / 8, ne[1], ne[2], 1 } }, pack.sign[p])) {
                 return false;
             }
-            const bool per_row = ne[1] > 1 && header.tensors[next - 1].ne[0] == ne[1];
+            const bool    per_row = has_next(weight, ".dq_scale" + plane) && header.tensors[next].ne[0] != 1;
+            const int64_t n_scale = per_row ? ne[1] : 1;
+            if (!take(weight, { ".dq_scale" + plane, "DQ_SCALE", GGML_TYPE_F32, { n_scale, ne[2], 1, 1 } }, pack.scale[p])) {
+                return false;
+            }
             pack.scale_per_row |= per_row ? 1 << p : 0;
         }
-        if (has_next(weight, ".dq_cscale")) {
-            const shape cscale = ne[2] > 1 ? shape{ ne[0], ne[2], 1, 1 } : shape{ ne[0], 1, 1, 1 };
-            return take(weight, ".dq_cscale", "DQ_CSCALE", { GGML_TYPE_F32 }, { cscale }, pack.cscale);
-        }
-        return true;
-    }
-
-    static std::vector<shape> scale_shapes(const int64_t ne[4]) {
-        if (ne[2] > 1) {
-            return { { 1, ne[2], 1, 1 }, { ne[1], ne[2], 1, 1 } };
-        }
-        return { { 1, 1, 1, 1 }, { ne[1], 1, 1, 1 } };
+        return types.count(weight.name + ".dq_cscale") == 0 ||
+               take(weight, { ".dq_cscale", "DQ_CSCALE", GGML_TYPE_F32, { ne[0], ne[2], 1, 1 } }, pack.cscale);
     }
 
     bool read_factors(const weight_info & weight, pack_layout & pack) {
-        if (weight.rank == 0) {
-            return true;
-        }
-        static const std::vector<ggml_type> types = { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
-        return take(weight, ".dq_u", "DQ_U", types, { { weight.rank, weight.ne[1], weight.ne[2], 1 } }, pack.u) &&
-               take(weight, ".dq_v", "DQ_V", types, { { weight.ne[0], weight.rank, weight.ne[2], 1 } }, pack.v);
+        const int64_t * ne = weight.ne;
+        return weight.rank == 0 ||
+               (take(weight, { ".dq_u", "DQ_U", type_of(weight, ".dq_u"), { weight.rank, ne[1], ne[2], 1 } }, pack.u) &&
+                take(weight, { ".dq_v", "DQ_V", type_of(weight, ".dq_v"), { ne[0], weight.rank, ne[2], 1 } }, pack.v));
     }
 
     bool read_dense(const weight_info & weight, pack_layout & pack) {
         const int64_t * ne = weight.ne;
-        return take(weight, ".dq_dense", "DQ_DENSE", { GGML_TYPE_F32, GGML_TYPE_F16 }, { { ne[0], ne[1], ne[2], ne[3] } }, pack.dense);
+        return check_type(weight, ".dq_dense", { GGML_TYPE_F32, GGML_TYPE_F16 }, ne[0]) &&
+               take(weight, { ".dq_dense", "DQ_DENSE", type_of(weight, ".dq_dense"), { ne[0], ne[1], ne[2], ne[3] } }, pack.dense);
+    }
+
+    bool check_factor_types(const weight_info & weight) {
+        static const std::vector<ggml_type> allowed = { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
+        return weight.rank == 0 ||
+               (check_type(weight, ".dq_u", allowed, weight.rank) && check_type(weight, ".dq_v", allowed, weight.ne[0]));
+    }
+
+    // Storage type of a tensor of which several are allowed. An absent tensor passes as F32 and is found missing in its turn.
+    ggml_type type_of(const weight_info & weight, const char * suffix) const {
+        const auto it = types.find(weight.name + suffix);
+        return it == types.end() ? GGML_TYPE_F32 : it->second;
+    }
+
+    bool check_type(const weight_info & weight, const char * suffix, const std::vector<ggml_type> & allowed, int64_t n_row) {
+        const ggml_type   type = type_of(weight, suffix);
+        const std::string name = printable(weight.name + suffix);
+        if (std::find(allowed.begin(), allowed.end(), type) == allowed.end()) {
+            std::string expected;
+            for (ggml_type each : allowed) {
+                expected += (expected.empty() ? "" : ", ") + storage_name(each);
+            }
+            err = name + ": type " + storage_name(type) + ", expected " + expected;
+        } else if (n_row % ggml_blck_size(type) != 0) {
+            err = message("%s: rows of %" PRId64 ", expected a multiple of %" PRId64 " for type %s", name.c_str(), n_row, ggml_blck_size(type),
+                          storage_name(type).c_str());
+        }
+        return err.empty();
     }
 
     bool has_next(const weight_info & weight, const std::string & suffix) const {
         return next < header.tensors.size() && header.tensors[next].name == weight.name + suffix;
     }
 
-    // The next tensor must be `weight.name + suffix`, of one of `types` and one of `shapes`.
-    bool take(const weight_info & weight, const std::string & suffix, const char * declared, const std::vector<ggml_type> & types,
-              const std::vector<shape> & shapes, part_layout & part) {
-        const std::string what = quoted_tensor(weight.name + suffix);
-        if (!has_next(weight, suffix)) {
-            return fail_order(weight.name + suffix, what);
+    // The next tensor must be this one.
+    bool take(const weight_info & weight, const expected_tensor & expected, part_layout & part) {
+        if (!has_next(weight, expected.suffix)) {
+            return fail_order(weight.name + expected.suffix);
         }
-        const gguf_tensor_entry & tensor = header.tensors[next];
-        const declared_tensor &   facts  = out.tensors[next];
-        if (facts.type != declared) {
-            err = message("%s is declared %s, expected %s", what.c_str(), printable(facts.type).c_str(), declared);
+        const gguf_tensor_entry & tensor  = header.tensors[next];
+        const declared_tensor &   facts   = out.tensors[next];
+        const std::string         what    = quoted_tensor(tensor.name);
+        const int64_t *           logical = strcmp(expected.declared, "DQ_SIGN") == 0 ? weight.ne : expected.ne.data();
+        if (tensor.name.size() >= GGML_MAX_NAME) {
+            err = message("%s has a name of more than %d bytes, ggml's limit", what.c_str(), GGML_MAX_NAME - 1);
+        } else if (facts.type != expected.declared) {
+            err = what + " is declared " + printable(facts.type) + ", expected " + expected.declared;
+        } else if (tensor.type != expected.type) {
+            err = what + " is stored as " + storage_name(tensor.type) + ", expected " + storage_name(expected.type);
+        } else if (!std::equal(tensor.ne, tensor.ne + 4, expected.ne.data())) {
+            err = what + " has shape " + shape_text(tensor.ne) + ", expected " + shape_text(expected.ne.data());
+        } else if (!std::equal(facts.ne, facts.ne + 4, logical, [](uint64_t a, int64_t b) { return a == (uint64_t) b; })) {
+            err = what + " is declared with shape " + dims_text(facts.ne, 4) + ", expected " + full_shape_text(logical);
+        }
+        if (!err.empty()) {
             return false;
         }
-        if (!check_type(tensor, types, what) || !check_shape(tensor, shapes, what)) {
-            return false;
-        }
-        const int64_t * logical = strcmp(declared, "DQ_SIGN") == 0 ? weight.ne : tensor.ne;
-        if (!same_shape(facts.ne, logical)) {
-            err = message("%s is declared with shape %s, expected %s", what.c_str(), full_shape_text(facts.ne).c_str(),
-                          full_shape_text(logical).c_str());
-            return false;
-        }
-        const int64_t n_matrices = weight.ne[2] * weight.ne[3];
-        part.present             = true;
-        part.type                = tensor.type;
-        part.offset_bytes        = (size_t) (tensor.offset_bytes - header.tensors[first].offset_bytes);
-        part.n_bytes_a_matrix    = tensor.n_bytes / (size_t) n_matrices;
+        part.present          = true;
+        part.type             = tensor.type;
+        part.offset_bytes     = (size_t) (tensor.offset_bytes - header.tensors[first].offset_bytes);
+        part.n_bytes_a_matrix = tensor.n_bytes / (size_t) (weight.ne[2] * weight.ne[3]);
         ++next;
         return true;
     }
 
-    bool check_type(const gguf_tensor_entry & tensor, const std::vector<ggml_type> & types, const std::string & what) {
-        if (std::find(types.begin(), types.end(), tensor.type) != types.end()) {
-            return true;
-        }
-        std::string expected;
-        for (ggml_type type : types) {
-            expected += (expected.empty() ? "" : ", ") + storage_name(type);
-        }
-        err = message("%s is stored as %s, expected %s", what.c_str(), storage_name(tensor.type).c_str(), expected.c_str());
-        return false;
-    }
-
-    bool check_shape(const gguf_tensor_entry & tensor, const std::vector<shape> & shapes, const std::string & what) {
-        std::string expected;
-        for (const shape & ne : shapes) {
-            if (same_shape(tensor.ne, ne.data())) {
-                return true;
-            }
-            expected += (expected.empty() ? "" : " or ") + shape_text(ne.data());
-        }
-        err = message("%s has shape %s, expected %s", what.c_str(), shape_text(tensor.ne).c_str(), expected.c_str());
-        return false;
-    }
-
     // The tensor that has to come next does not.
-    bool fail_order(const std::string & name, const std::string & what) {
-        const auto same = [&](const gguf_tensor_entry & tensor) { return tensor.name == name; };
-        if (std::none_of(header.tensors.begin(), header.tensors.end(), same)) {
-            err = what + " is missing";
+    bool fail_order(const std::string & name) {
+        if (types.count(name) == 0) {
+            err = quoted_tensor(name) + " is missing";
         } else {
             const std::string found = next < header.tensors.size() ? "'" + printable(header.tensors[next].name) + "'" : "the end";
-            err = what + " is out of order, " + found + " is in its place";
+            err                     = quoted_tensor(name) + " is out of order, " + found + " is in its place";
         }
         return false;
     }

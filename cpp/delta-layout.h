@@ -18,7 +18,7 @@ struct part_layout {
 };
 
 struct pack_layout {
-    part_layout sign [DQRELO_MAX_PLANES];
+    part_layout sign[DQRELO_MAX_PLANES];
     part_layout scale[DQRELO_MAX_PLANES];
     part_layout cscale;
     part_layout u;
@@ -30,7 +30,7 @@ struct pack_layout {
 // A tensor's declared facts, in file order (dqrelo.tensor.*).
 struct declared_tensor {
     std::string type;     // "DQ_SIGN", ...
-    int64_t     ne[4];    // logical shape
+    uint64_t    ne[4];    // logical shape
     std::string sha256;
 };
 

@@ -97,7 +97,8 @@ int64_t n_elements(const gguf_tensor_entry & tensor) {
     return tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3];
 }
 
-template <typename T> float load_as_float(const uint8_t * data, int64_t i) {
+template <typename T>
+float load_as_float(const uint8_t * data, int64_t i) {
     T value;
     memcpy(&value, data + i * sizeof(T), sizeof(T));
     return (float) value;
@@ -108,11 +109,11 @@ float element(const base_tensor & tensor, int64_t i) {
     switch (tensor.info->type) {
         case GGML_TYPE_F32: return load_as_float<float>(tensor.data, i);
         case GGML_TYPE_F64: return load_as_float<double>(tensor.data, i);
-        case GGML_TYPE_I8:  return load_as_float<int8_t>(tensor.data, i);
+        case GGML_TYPE_I8: return load_as_float<int8_t>(tensor.data, i);
         case GGML_TYPE_I16: return load_as_float<int16_t>(tensor.data, i);
         case GGML_TYPE_I32: return load_as_float<int32_t>(tensor.data, i);
         case GGML_TYPE_I64: return load_as_float<int64_t>(tensor.data, i);
-        default:            break;
+        default: break;
     }
     const ggml_type_traits * traits = ggml_get_type_traits(tensor.info->type);
     if (traits->to_float == nullptr || traits->blck_size > MAX_BLOCK_ELEMENTS) {

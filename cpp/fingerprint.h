@@ -25,7 +25,7 @@ public:
     static std::unique_ptr<base_file> open(const std::string & path, std::string & err);
 
     ~base_file();
-    base_file(const base_file &) = delete;
+    base_file(const base_file &)             = delete;
     base_file & operator=(const base_file &) = delete;
 
     const std::string & path() const;

@@ -15,7 +15,8 @@ namespace {
 constexpr uint64_t MIN_ENTRY_BYTES  = 8 + 4 + 1;           // key length, type, a value of one byte
 constexpr uint64_t MIN_TENSOR_BYTES = 8 + 4 + 4 + 8;       // name length, n_dims, type, offset
 
-template <typename T> T load(const uint8_t * data) {
+template <typename T>
+T load(const uint8_t * data) {
     T value;
     memcpy(&value, data, sizeof(T));
     return value;
@@ -42,7 +43,8 @@ struct cursor {
         return p;
     }
 
-    template <typename T> T number(const std::string & what) {
+    template <typename T>
+    T number(const std::string & what) {
         const uint8_t * p = take(sizeof(T), what);
         return p ? load<T>(p) : T(0);
     }
@@ -65,16 +67,16 @@ size_t element_bytes(gguf_type type) {
     switch (type) {
         case GGUF_TYPE_UINT8:
         case GGUF_TYPE_INT8:
-        case GGUF_TYPE_BOOL:    return 1;
+        case GGUF_TYPE_BOOL: return 1;
         case GGUF_TYPE_UINT16:
-        case GGUF_TYPE_INT16:   return 2;
+        case GGUF_TYPE_INT16: return 2;
         case GGUF_TYPE_UINT32:
         case GGUF_TYPE_INT32:
         case GGUF_TYPE_FLOAT32: return 4;
         case GGUF_TYPE_UINT64:
         case GGUF_TYPE_INT64:
         case GGUF_TYPE_FLOAT64: return 8;
-        default:                return 0;  // strings, arrays, unknown
+        default: return 0;  // strings, arrays, unknown
     }
 }
 
@@ -148,7 +150,7 @@ bool read_shape(cursor & in, gguf_tensor_entry & tensor, const std::string & wha
         ne[j] = in.number<uint64_t>(place);
     }
     if (in.err.empty() && !shape_from(ne, tensor.ne)) {
-        in.err = message("%s has the impossible shape %" PRIu64 "x%" PRIu64 "x%" PRIu64 "x%" PRIu64, what.c_str(), ne[0], ne[1], ne[2], ne[3]);
+        in.err = what + " has the impossible shape " + dims_text(ne, (int) n_dims);
     }
     return in.err.empty();
 }
@@ -178,8 +180,8 @@ bool read_tensor(cursor & in, uint64_t i, gguf_tensor_entry & tensor) {
         return false;
     }
     const uint64_t n_blocks = (uint64_t) (tensor.ne[0] / n_block * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]);
-    if (n_blocks > in.n_bytes) {  // every block has at least a byte; this also bounds the product below
-        in.err = message("%s has the shape %s, more than the file's %zu bytes can hold. Truncated download?", what.c_str(),
+    if (n_blocks > (uint64_t) (INT64_MAX / 2) / ggml_type_size(tensor.type)) {  // smaller products are compared with the file's size by check_places
+        in.err = message("%s has shape %s, more than the file's %zu bytes can hold. Truncated download?", what.c_str(),
                          shape_text(tensor.ne).c_str(), in.n_bytes);
         return false;
     }
@@ -246,7 +248,8 @@ bool read_alignment(const gguf_header & header, uint32_t & alignment, std::strin
     return true;
 }
 
-template <typename T> bool get_scalar(const gguf_header & header, const std::string & key, gguf_type type, T & out) {
+template <typename T>
+bool get_scalar(const gguf_header & header, const std::string & key, gguf_type type, T & out) {
     const gguf_entry * entry = header.find(key);
     if (entry == nullptr || entry->is_array || entry->type != type) {
         return false;
@@ -255,7 +258,8 @@ template <typename T> bool get_scalar(const gguf_header & header, const std::str
     return true;
 }
 
-template <typename T> bool get_array(const gguf_header & header, const std::string & key, gguf_type type, std::vector<T> & out) {
+template <typename T>
+bool get_array(const gguf_header & header, const std::string & key, gguf_type type, std::vector<T> & out) {
     const gguf_entry * entry = header.find(key);
     if (entry == nullptr || !entry->is_array || entry->type != type) {
         return false;
@@ -349,7 +353,8 @@ bool gguf_header::get(const std::string & key, std::vector<uint64_t> & out) cons
 bool gguf_header::get(const std::string & key, std::vector<float> & out) const { return get_array(*this, key, GGUF_TYPE_FLOAT32, out); }
 
 // Shortest decimal that reads back as the same value.
-template <typename T> static std::string float_text(T value, int n_digits_max) {
+template <typename T>
+static std::string float_text(T value, int n_digits_max) {
     std::string text;
     for (int n_digits = 1; n_digits <= n_digits_max; ++n_digits) {
         text = message("%.*g", n_digits, (double) value);
@@ -407,20 +412,20 @@ std::string scalar_text(const gguf_entry & entry) {
         return "";
     }
     switch (entry.type) {
-        case GGUF_TYPE_UINT8:   return message("%" PRIu8, load<uint8_t>(entry.data));
-        case GGUF_TYPE_INT8:    return message("%" PRId8, load<int8_t>(entry.data));
-        case GGUF_TYPE_UINT16:  return message("%" PRIu16, load<uint16_t>(entry.data));
-        case GGUF_TYPE_INT16:   return message("%" PRId16, load<int16_t>(entry.data));
-        case GGUF_TYPE_UINT32:  return message("%" PRIu32, load<uint32_t>(entry.data));
-        case GGUF_TYPE_INT32:   return message("%" PRId32, load<int32_t>(entry.data));
-        case GGUF_TYPE_UINT64:  return message("%" PRIu64, load<uint64_t>(entry.data));
-        case GGUF_TYPE_INT64:   return message("%" PRId64, load<int64_t>(entry.data));
-        case GGUF_TYPE_BOOL:    return load<uint8_t>(entry.data) ? "true" : "false";
+        case GGUF_TYPE_UINT8: return message("%" PRIu8, load<uint8_t>(entry.data));
+        case GGUF_TYPE_INT8: return message("%" PRId8, load<int8_t>(entry.data));
+        case GGUF_TYPE_UINT16: return message("%" PRIu16, load<uint16_t>(entry.data));
+        case GGUF_TYPE_INT16: return message("%" PRId16, load<int16_t>(entry.data));
+        case GGUF_TYPE_UINT32: return message("%" PRIu32, load<uint32_t>(entry.data));
+        case GGUF_TYPE_INT32: return message("%" PRId32, load<int32_t>(entry.data));
+        case GGUF_TYPE_UINT64: return message("%" PRIu64, load<uint64_t>(entry.data));
+        case GGUF_TYPE_INT64: return message("%" PRId64, load<int64_t>(entry.data));
+        case GGUF_TYPE_BOOL: return load<uint8_t>(entry.data) ? "true" : "false";
         case GGUF_TYPE_FLOAT32: return float_text(load<float>(entry.data), 9);
         case GGUF_TYPE_FLOAT64: return float_text(load<double>(entry.data), 17);
         case GGUF_TYPE_STRING:
             return std::string((const char *) entry.data + sizeof(uint64_t), entry.n_bytes - sizeof(uint64_t));
-        default:                return "";
+        default: return "";
     }
 }
 

@@ -34,8 +34,8 @@ struct gguf_tensor_entry {
 };
 
 struct gguf_header {
-    uint32_t                       version   = 0;
-    uint32_t                       alignment = GGUF_DEFAULT_ALIGNMENT;
+    uint32_t                       version           = 0;
+    uint32_t                       alignment         = GGUF_DEFAULT_ALIGNMENT;
     size_t                         data_offset_bytes = 0;  // of the data section, from the start of the file
     std::vector<gguf_entry>        entries;
     std::vector<gguf_tensor_entry> tensors;

@@ -6,14 +6,14 @@
 #include "message.h"
 
 #ifndef NOMINMAX
-#   define NOMINMAX
+#define NOMINMAX
 #endif
 #include <windows.h>
 
 namespace dqrelo {
 
 static std::wstring wide(const std::string & utf8) {
-    const int n = MultiByteToWideChar(CP_UTF8, 0, utf8.data(), (int) utf8.size(), nullptr, 0);
+    const int    n = MultiByteToWideChar(CP_UTF8, 0, utf8.data(), (int) utf8.size(), nullptr, 0);
     std::wstring out((size_t) n, L'\0');
     MultiByteToWideChar(CP_UTF8, 0, utf8.data(), (int) utf8.size(), &out[0], n);
     return out;

@@ -17,7 +17,7 @@ namespace dqrelo {
 // "no such file or directory"
 static std::string system_error(int number) {
     std::string text = strerror(number);
-    text[0] = (char) tolower((unsigned char) text[0]);
+    text[0]          = (char) tolower((unsigned char) text[0]);
     return text;
 }
 
@@ -38,7 +38,7 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::st
         close(fd);
         return nullptr;
     }
-    void * data = mmap(nullptr, (size_t) st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    void *    data      = mmap(nullptr, (size_t) st.st_size, PROT_READ, MAP_SHARED, fd, 0);
     const int map_errno = errno;
     close(fd);  // the mapping keeps the file
     if (data == MAP_FAILED) {

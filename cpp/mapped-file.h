@@ -16,11 +16,11 @@ public:
     static std::unique_ptr<mapped_file> open(const std::string & path, std::string & err);
 
     ~mapped_file();
-    mapped_file(const mapped_file &) = delete;
+    mapped_file(const mapped_file &)             = delete;
     mapped_file & operator=(const mapped_file &) = delete;
 
     const uint8_t * data() const { return data_; }
-    size_t n_bytes() const { return n_bytes_; }
+    size_t          n_bytes() const { return n_bytes_; }
 
     // From here on small parts will be read: stops the system from reading ahead.
     void expect_random_access() const;

@@ -25,7 +25,9 @@ static size_t utf8_sequence(const unsigned char * s, size_t n_bytes) {
     if (s[0] < 0x80) {
         return 1;
     }
-    const size_t n = s[0] >= 0xC2 && s[0] <= 0xDF ? 2 : (s[0] & 0xF0) == 0xE0 ? 3 : s[0] >= 0xF0 && s[0] <= 0xF4 ? 4 : 0;
+    const size_t n = s[0] >= 0xC2 && s[0] <= 0xDF ? 2 : (s[0] & 0xF0) == 0xE0      ? 3
+                                                    : s[0] >= 0xF0 && s[0] <= 0xF4 ? 4
+                                                                                   : 0;
     if (n == 0 || n > n_bytes) {
         return 0;
     }
@@ -55,7 +57,7 @@ bool is_utf8(const char * text, size_t n_bytes) {
 std::string printable(const std::string & text) {
     constexpr size_t N_MAX = 120;
 
-    std::string out;
+    std::string           out;
     const unsigned char * s = (const unsigned char *) text.data();
     for (size_t i = 0; i < text.size();) {
         const size_t n = utf8_sequence(s + i, text.size() - i);
@@ -73,12 +75,17 @@ std::string printable(const std::string & text) {
     return out;
 }
 
-static std::string joined(const int64_t * ne, int n_dims) {
+std::string dims_text(const uint64_t * ne, int n) {
     std::string out;
-    for (int i = 0; i < n_dims; ++i) {
-        out += message("%s%lld", i > 0 ? "x" : "", (long long) ne[i]);
+    for (int i = 0; i < n; ++i) {
+        out += (i > 0 ? "x" : "") + std::to_string(ne[i]);
     }
     return out;
+}
+
+std::string full_shape_text(const int64_t ne[4]) {
+    const uint64_t dims[4] = { (uint64_t) ne[0], (uint64_t) ne[1], (uint64_t) ne[2], (uint64_t) ne[3] };
+    return dims_text(dims, 4);
 }
 
 std::string shape_text(const int64_t ne[4]) {
@@ -86,9 +93,8 @@ std::string shape_text(const int64_t ne[4]) {
     while (n_dims > 1 && ne[n_dims - 1] == 1) {
         --n_dims;
     }
-    return joined(ne, n_dims);
+    const uint64_t dims[4] = { (uint64_t) ne[0], (uint64_t) ne[1], (uint64_t) ne[2], (uint64_t) ne[3] };
+    return dims_text(dims, n_dims);
 }
-
-std::string full_shape_text(const int64_t ne[4]) { return joined(ne, 4); }
 
 } // namespace dqrelo

@@ -24,4 +24,7 @@ std::string shape_text(const int64_t ne[4]);
 // All four numbers, as digests write them: "64x32x1x1".
 std::string full_shape_text(const int64_t ne[4]);
 
+// n numbers as they are, for shapes that may be impossible.
+std::string dims_text(const uint64_t * ne, int n);
+
 } // namespace dqrelo

@@ -61,10 +61,10 @@ static std::vector<double> delta_row(const dqrelo_entry & entry, int64_t i) {
 
 // Sum and weighted sum of D_hat over all matrices of a weight: the second sees an exchange of rows, columns or matrices.
 static void print_sums(const delta_file & delta, size_t w) {
-    const weight_info & weight = delta.weights()[w];
-    double  sum = 0.0;
-    double  weighted = 0.0;
-    int64_t n = 0;
+    const weight_info & weight   = delta.weights()[w];
+    double              sum      = 0.0;
+    double              weighted = 0.0;
+    int64_t             n        = 0;
     for (int64_t e = 0; e < weight.ne[2] * weight.ne[3]; ++e) {
         const dqrelo_entry entry = delta.entry(w, e);
         for (int64_t i = 0; i < entry.n_out; ++i) {
@@ -78,8 +78,8 @@ static void print_sums(const delta_file & delta, size_t w) {
 }
 
 static void print_base(const base_file & base) {
-    std::vector<float> samples;
-    std::string        err;
+    std::vector<float>             samples;
+    std::string                    err;
     const std::vector<std::string> names = base.sample_tensors();
     base.samples(names, samples, err);
     printf("base.name=%s\nbase.architecture=%s\nbase.digest=%s\n", base.name().c_str(), base.architecture().c_str(), base.digest().c_str());
@@ -137,7 +137,7 @@ int main(int argc, char ** argv) {
         if (!base || !check_shapes(*delta, *base, err)) {
             return refuse(err);
         }
-        const base_comparison same = compare(*delta, *base);
+        const base_comparison     same    = compare(*delta, *base);
         static const char * const names[] = { "same_file", "same_model", "other_model" };
         printf("match=%s\ncorrelation=%.6f\nreason=%s\n", names[(int) same.match], same.correlation, same.reason.c_str());
     }

@@ -16,9 +16,11 @@ namespace testing {
 
 constexpr size_t ALIGNMENT = 64;
 
-template <typename T> std::string bytes_of(const T & value) { return std::string((const char *) &value, sizeof(T)); }
+template <typename T>
+std::string bytes_of(const T & value) { return std::string((const char *) &value, sizeof(T)); }
 
-template <typename T> std::string bytes_of_all(const std::vector<T> & values) {
+template <typename T>
+std::string bytes_of_all(const std::vector<T> & values) {
     return std::string((const char *) values.data(), values.size() * sizeof(T));
 }
 

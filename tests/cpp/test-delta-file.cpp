@@ -73,10 +73,10 @@ static void test_entries() {
     CHECK(entry.n_in == 3 && entry.n_out == 5 && entry.type_dense == GGML_TYPE_F16 && same_bytes(entry.dense, d.tensors[14].data, 30, 30));
 
     check::begin("entry_at/copy of the pack");
-    const weight_info & experts = delta->weights()[2];
+    const weight_info &  experts = delta->weights()[2];
     std::vector<uint8_t> copy(delta->data(2), delta->data(2) + experts.n_bytes);
-    const dqrelo_entry moved = delta->entry_at(2, 2, copy.data());
-    const dqrelo_entry there = delta->entry(2, 2);
+    const dqrelo_entry   moved    = delta->entry_at(2, 2, copy.data());
+    const dqrelo_entry   there    = delta->entry(2, 2);
     const std::ptrdiff_t distance = copy.data() - delta->data(2);
     CHECK(moved.sign[0] - there.sign[0] == distance && (const uint8_t *) moved.v - (const uint8_t *) there.v == distance);
     CHECK((const uint8_t *) moved.v + ggml_row_size(GGML_TYPE_Q8_0, 64) * 32 == copy.data() + copy.size());
@@ -135,7 +135,7 @@ static void test_truncation() {
     check::begin("truncation at every byte");
     const std::string bytes  = delta_of_every_form().file();
     const size_t      n_last = 60;  // bytes of the last tensor; the padding behind it may be cut
-    bool good = true;
+    bool              good   = true;
     for (size_t n = 0; n + ALIGNMENT - n_last < bytes.size(); ++n) {
         std::string err;
         good = good && !open_bytes(bytes.substr(0, n), err) && !err.empty();
@@ -171,7 +171,7 @@ static void test_refusals() {
     CHECK(refused(d.file(), "not UTF-8"));
 
     check::begin("refusals/tensors");
-    d = delta_of_every_form();
+    d               = delta_of_every_form();
     d.tensors[0].ne = { 8, 25 };
     d.tensors[0].data.resize(8 * 25);
     d.declare();
@@ -180,7 +180,7 @@ static void test_refusals() {
     std::swap(d.tensors[2], d.tensors[3]);
     d.declare();
     CHECK(refused(d.file(), "'paper.dq_u' is out of order"));
-    d = delta_of_every_form();
+    d               = delta_of_every_form();
     const float nan = std::numeric_limits<float>::quiet_NaN();
     memcpy(&d.tensors[7].data[8], &nan, sizeof(nan));
     CHECK(refused(d.file(), "'planes.dq_scale1' has 1 scales that are NaN or infinite"));

@@ -64,9 +64,9 @@ static void read_all(const delta_file & delta) {
         const weight_info & weight = delta.weights()[i];
         for (int64_t e = 0; e < weight.ne[2] * weight.ne[3]; ++e) {
             const dqrelo_entry entry = delta.entry(i, e);
-            const auto touch = [&](const void * data, size_t n_bytes) {
+            const auto         touch = [&](const void * data, size_t n_bytes) {
                 const uint8_t * p = (const uint8_t *) data;
-                sink = p ? (uint8_t) (sink + p[0] + p[n_bytes - 1]) : sink;
+                sink              = p ? (uint8_t) (sink + p[0] + p[n_bytes - 1]) : sink;
             };
             for (int32_t k = 0; k < entry.n_planes; ++k) {
                 touch(entry.sign[k], (size_t) (entry.n_in / 8 * entry.n_out));
@@ -90,8 +90,8 @@ static void test_deltas() {
     const std::string   bytes  = valid.file();
     const size_t        n_head = valid.header().size();
     random_source       r(1);
-    int n_opened = 0;
-    int n_silent = 0;
+    int                 n_opened = 0;
+    int                 n_silent = 0;
     for (int i = 0; i < N_CASES; ++i) {
         write_file(PATH, damage(bytes, n_head, r));
         std::string err;
@@ -117,9 +117,9 @@ static void test_bases() {
     for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K }) {
         m.tensors.push_back({ std::string("t.") + ggml_type_name(type), type, { 256, 4 }, stored(r.values(1024), type, 256) });
     }
-    const std::string bytes  = m.file();
-    const size_t      n_head = m.header().size();
-    int n_silent = 0;
+    const std::string bytes    = m.file();
+    const size_t      n_head   = m.header().size();
+    int               n_silent = 0;
     for (int i = 0; i < N_CASES; ++i) {
         write_file(PATH, damage(bytes, n_head, r));
         std::string err;

@@ -59,7 +59,7 @@ static std::unique_ptr<delta_file> delta_over(const base_file & base, const std:
 
 static void test_digest() {
     check::begin("digest/as docs/format.md says");
-    gguf_builder m = model(GGML_TYPE_F32, 1);
+    gguf_builder m    = model(GGML_TYPE_F32, 1);
     const auto   base = open_base(m);
     std::sort(m.tensors.begin(), m.tensors.end(), [](const tensor & a, const tensor & b) { return a.name < b.name; });
     std::string bytes;
@@ -100,9 +100,9 @@ static void test_samples() {
 }
 
 static void test_types() {
-    const auto         f32 = open_base(model(GGML_TYPE_F32, 1));
-    const auto         delta = delta_over(*f32);
-    const ggml_type    types[] = { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_Q2_K };
+    const auto      f32     = open_base(model(GGML_TYPE_F32, 1));
+    const auto      delta   = delta_over(*f32);
+    const ggml_type types[] = { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_Q2_K };
     check::begin("compare/same file");
     CHECK(delta && compare(*delta, *f32).match == base_match::same_file);
     for (ggml_type type : types) {
@@ -124,7 +124,7 @@ static void test_other_models() {
     CHECK(found.match == base_match::other_model && std::fabs(found.correlation) < 0.5 && !found.reason.empty());
 
     check::begin("compare/missing tensor");
-    gguf_builder m = model(GGML_TYPE_F32, 1);
+    gguf_builder m    = model(GGML_TYPE_F32, 1);
     m.tensors[0].name = "renamed";
     CHECK(compare(*delta, *open_base(m, OTHER)).match == base_match::other_model);
 
@@ -148,8 +148,8 @@ static void test_shapes() {
 
 static void test_split() {
     check::begin("split/as one file");
-    const gguf_builder whole = model(GGML_TYPE_F32, 1);
-    const std::string  digest = open_base(whole)->digest();
+    const gguf_builder whole   = model(GGML_TYPE_F32, 1);
+    const std::string  digest  = open_base(whole)->digest();
     const char * const paths[] = { "test-fingerprint-00001-of-00002.gguf", "test-fingerprint-00002-of-00002.gguf" };
     for (uint16_t no = 0; no < 2; ++no) {
         gguf_builder part = whole;
@@ -173,8 +173,8 @@ static void test_split() {
 
 static void test_refusals() {
     check::begin("refusals");
-    std::string err;
-    gguf_builder m = model(GGML_TYPE_F32, 1);
+    std::string       err;
+    gguf_builder      m     = model(GGML_TYPE_F32, 1);
     const std::string bytes = m.file();
     write_file(OTHER, bytes.substr(0, bytes.size() - 200));
     CHECK(!base_file::open(OTHER, err) && err.find("Truncated download?") != std::string::npos);
