@@ -70,18 +70,23 @@ std::vector<std::pair<double, bool>> score(session &                        self
     return self.score(seqs, n_context, check_signals);
 }
 
-std::vector<py::bytes> generate(session &                        self,
-                                const std::vector<token_array> & tokens,
-                                const delta_list &               owners,
-                                const std::vector<float> &       scales,
-                                generate_params                  params) {
+// A list of (bytes, int32 [n_generated]).
+py::list generate(session &                        self,
+                  const std::vector<token_array> & tokens,
+                  const delta_list &               owners,
+                  const std::vector<float> &       scales,
+                  generate_params                  params) {
     const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
-    std::vector<std::string>    texts;
+    std::vector<generated>      items;
     {
         py::gil_scoped_release free_gil;
-        texts = self.generate(seqs, params, check_signals);
+        items = self.generate(seqs, params, check_signals);
     }
-    return std::vector<py::bytes>(texts.begin(), texts.end());
+    py::list result;
+    for (const generated & item : items) {
+        result.append(py::make_tuple(py::bytes(item.text), to_array(item.tokens)));
+    }
+    return result;
 }
 
 // input_error becomes the package's exception of that name.

@@ -72,12 +72,12 @@ bool generate_job::cut_at_stop(size_t n_before) {
     size_t first = std::string::npos;
     for (const std::string & stop : params.stop) {
         const size_t from = n_before >= stop.size() ? n_before - stop.size() + 1 : 0;
-        first             = std::min(first, text.find(stop, from));
+        first             = std::min(first, result.text.find(stop, from));
     }
     if (first == std::string::npos) {
         return false;
     }
-    text.resize(first);
+    result.text.resize(first);
     return true;
 }
 
@@ -86,10 +86,10 @@ void generate_job::on_row(size_t /*pos*/, const float * row) {
     if (is_end(token)) {
         return;
     }
-    const size_t n_before = text.size();
-    text += token_piece(vocab, token, false);
-    n_generated++;
-    if (cut_at_stop(n_before) || n_generated >= params.max_tokens) {
+    const size_t n_before = result.text.size();
+    result.text += token_piece(vocab, token, false);
+    result.tokens.push_back(token);
+    if (cut_at_stop(n_before) || result.tokens.size() >= (size_t) params.max_tokens) {
         return;
     }
     first_output = tokens.size();

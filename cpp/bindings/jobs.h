@@ -44,14 +44,18 @@ struct sampler_deleter {
     void operator()(llama_sampler * sampler) const { llama_sampler_free(sampler); }
 };
 
+struct generated {
+    std::string              text;    // UTF-8 bytes; may end inside a character if max_tokens cut it
+    std::vector<llama_token> tokens;  // without the end token; a stop text may have cut the text of the last ones
+};
+
 // Appends tokens until an end-of-generation token of the delta (or the base, where the delta names none), a stop text, or max_tokens.
 class generate_job : public job {
 public:
     generate_job(const llama_vocab * vocab, const generate_params & params);
     void on_row(size_t pos, const float * row) override;
 
-    std::string text;         // UTF-8 bytes; may end inside a character if max_tokens cut it
-    int32_t     n_generated = 0;
+    generated result;
 
 private:
     llama_token sample(const float * row);

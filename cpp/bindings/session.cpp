@@ -309,7 +309,7 @@ std::vector<std::pair<double, bool>> session::score(const std::vector<sequence> 
     return result;
 }
 
-std::vector<std::string> session::generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check) {
+std::vector<generated> session::generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
     std::vector<generate_job> items;
@@ -326,9 +326,9 @@ std::vector<std::string> session::generate(const std::vector<sequence> & seqs, c
     }
     run_jobs(ctx, kv_unified, jobs, check);
 
-    std::vector<std::string> texts;
+    std::vector<generated> result;
     for (generate_job & item : items) {
-        texts.push_back(std::move(item.text));
+        result.push_back(std::move(item.result));
     }
-    return texts;
+    return result;
 }

@@ -62,8 +62,8 @@ public:
     // Of each sequence, tokens from n_context[i] on are scored: the sum of log P(token | all before), and whether each was the most probable.
     std::vector<std::pair<double, bool>> score(const std::vector<sequence> & seqs, const std::vector<size_t> & n_context, const check_fn & check);
 
-    // Continues each sequence. Sequence i draws with seed + i. Returns bytes of UTF-8 text.
-    std::vector<std::string> generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check);
+    // Continues each sequence. Sequence i draws with seed + i.
+    std::vector<generated> generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check);
 
     std::string path;
     std::string description;                // of the model: architecture, size, type

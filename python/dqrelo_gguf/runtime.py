@@ -367,9 +367,9 @@ class Runtime:
         params.seed = _count("seed", seed, 0)
         params.stop = _stop_texts(stop)
         deltas, scales = self._owners(len(items), delta, scale)
-        texts = self._session.generate(self._tokens_of(items, deltas), deltas, scales, params)
-        decoded = [text.decode("utf-8", errors="replace") for text in texts]
-        return decoded[0] if is_one else decoded
+        generated = self._session.generate(self._tokens_of(items, deltas), deltas, scales, params)
+        texts = [text.decode("utf-8", errors="replace") for text, _ in generated]
+        return texts[0] if is_one else texts
 
     def _tokens_of(self, prompts: Sequence[Prompt], deltas: Sequence[Delta | None]) -> list[NDArray[np.int32]]:
         return [
