@@ -119,12 +119,14 @@ void dqrelo::scan_usage(llama_context & ctx, dqrelo_context & dctx) {
     const auto & cparams = ctx.get_cparams();
     dctx.usage.clear();
     dctx.scanning = true;
-    for (uint32_t n_tokens : { 1u, std::min(32u, cparams.n_ubatch) }) { // some architectures build other graphs for single tokens
+    // as llama.cpp itself reserves its graphs; some architectures build other graphs for single tokens
+    const uint32_t n_seqs = cparams.n_seq_max;
+    for (uint32_t n_tokens : { n_seqs, std::min(cparams.n_ctx, cparams.n_ubatch) }) {
         llama_memory_context_ptr mctx;
         if (ctx.get_memory()) {
             mctx = ctx.get_memory()->init_full();
         }
-        ctx.graph_reserve(n_tokens, 1, 1, mctx.get(), /*split_only =*/ true);
+        ctx.graph_reserve(n_tokens, n_seqs, n_seqs, mctx.get(), /*split_only =*/ true);
     }
     dctx.scanning = false;
     dctx.scanned  = true;

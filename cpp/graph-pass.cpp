@@ -77,6 +77,9 @@ public:
                 }
             }
         }
+        for (const auto & [node, read] : scaled) {
+            dctx.usage[read.weight->name] = { false, "has a scale tensor that the graph does not multiply onto its result" };
+        }
     }
 
     // Puts the deltas onto the graph. On failure `problem` says which tensor and why.
@@ -137,11 +140,18 @@ private:
         std::vector<weight_read> reads;
         // a matmul whose delta goes onto the multiplication by its scale
         const auto pending = scaled.find(node->src[0]);
-        if (node->op == GGML_OP_MUL && pending != scaled.end() && is_weight(node->src[1]) && scale_name(pending->second.weight) == node->src[1]->name) {
+        if (pending != scaled.end() && is_weight(node->src[1])) {
             weight_read read = pending->second;
-            read.node = node;
-            reads.push_back(checked(read));
-            return reads;
+            if (node->op == GGML_OP_MUL && scale_name(read.weight) == node->src[1]->name) {
+                scaled.erase(pending);
+                read.node = node;
+                reads.push_back(checked(read));
+                return reads;
+            }
+            if (node->op == GGML_OP_ADD) { // the bias, which is scaled too
+                scaled.erase(pending);
+                scaled[node] = read;
+            }
         }
         for (int k = 0; k < GGML_MAX_SRC; k++) {
             if (!is_weight(node->src[k])) {
@@ -228,7 +238,7 @@ private:
     dqrelo::row_owners       owners;
 
     std::unordered_set<std::string>                        names;  // of the model's tensors
-    std::unordered_map<const ggml_tensor *, weight_read>   scaled; // matmuls that a *.scale multiplication follows
+    std::unordered_map<const ggml_tensor *, weight_read>   scaled; // matmuls whose *.scale multiplication is still to come
 };
 
 } // namespace

@@ -168,7 +168,12 @@ row_owner row_owners::of(const ggml_tensor * tensor) const {
 }
 
 void row_owners::visit(ggml_tensor * node) {
-    const row_owner r = derive(node);
+    row_owner r = derive(node);
+    for (int d = 0; d < 4; d++) {
+        if (node->ne[d] == 1) {
+            r.stride[d] = 0; // so that owners of equal meaning are equal
+        }
+    }
     if (!r.none()) {
         owners[node] = r;
     }
@@ -186,7 +191,8 @@ row_owner row_owners::derive_get_rows(const ggml_tensor * node) {
     if (!rows.owner) {
         return rows;
     }
-    if (rows.stride[0] != 0 || rows.stride[1] != 1 || rows.stride[2] != 0 || rows.stride[3] != 0 || !ggml_is_vector(node->src[1])) {
+    const bool one_axis = rows.stride[0] == 0 && rows.stride[1] == (node->src[0]->ne[1] > 1 ? 1 : 0) && rows.stride[2] == 0 && rows.stride[3] == 0;
+    if (!one_axis || !ggml_is_vector(node->src[1])) {
         return unknown();
     }
     // some tokens are selected (those with outputs): select their owners with the same ids

@@ -1,0 +1,109 @@
+"""A delta with no error, for any base GGUF in F32 or F16: what the delta holds and what is merged into a plain model are the same numbers.
+
+Every tensor changes: matrices by sign planes and factors made at random, all else whole. So logits of base+delta and of the merged model may differ only
+by the arithmetic of the runtime, whatever the architecture.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.fingerprint import base_identity
+from dqrelo_gguf.layout import WeightSpec
+from dqrelo_gguf.signs import pack_signs, unpack_signs
+from dqrelo_gguf.writer import DeltaMeta, DeltaWriter, WeightData
+
+F32 = gguf.GGMLQuantizationType.F32
+RANK = 3
+SCALE = re.compile(r"\.(input_)?scale$")
+STEP = 0.02  # size of the change, against weights of about 0.1
+
+Array = npt.NDArray[np.float32]
+
+
+def spec_of(name: str, ne: tuple[int, ...]) -> WeightSpec:
+    matrix = len([n for n in ne if n > 1]) == 2 and ne[0] % 8 == 0 and len(ne) == 2
+    if not matrix:
+        return WeightSpec.dense(name, ne)
+    return WeightSpec(name=name, ne=ne, n_planes=1, rank=RANK, scale_per_row=False, cscale=False, u_type=F32, v_type=F32, dense_type=None)
+
+
+def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
+    """The tensors of one weight, and the change that they mean in the weight's numpy shape."""
+    rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+    shape = tuple(reversed(spec.ne))
+    if spec.n_planes == 0:
+        change = (STEP * rng.standard_normal(shape)).astype(np.float32)
+        return WeightData(dense=change), change
+    n_out, n_in = shape
+    bits = pack_signs(rng.standard_normal(shape))
+    scale = np.full(1, STEP, np.float32)
+    u = rng.standard_normal((n_out, RANK)).astype(np.float32)
+    v = (STEP * rng.standard_normal((RANK, n_in))).astype(np.float32)
+    change = scale * unpack_signs(bits, n_in) + u @ v
+    return WeightData(planes=[(bits, scale)], u=u, v=v), change.astype(np.float32)
+
+
+def make(base: Path, delta: Path, merged: Path, seed: int = 1, exclude: Iterable[str] = ()) -> list[str]:
+    """Writes the delta and the merged model; returns the names of the changed tensors. `exclude` has regular expressions of names to leave alone."""
+    reader = gguf.GGUFReader(base)
+    plain = copied_metadata(reader, merged)
+    skip = [re.compile(e) for e in exclude]
+    # a weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that
+    scales = {t.name: t.data for t in reader.tensors if SCALE.search(t.name)}
+    specs = {
+        t.name: spec_of(t.name, tuple(int(n) for n in t.shape))
+        for t in reader.tensors
+        if t.name not in scales and not any(s.fullmatch(t.name) for s in skip)
+    }
+    architecture = str(reader.fields["general.architecture"].contents())
+    meta = DeltaMeta(
+        architecture=architecture, name=f"exact-{seed}", method="exact", converter="tests", options={"seed": seed},
+        base_name=base.stem, base=base_identity(base),
+    )  # fmt: skip
+    with DeltaWriter(delta, meta, list(specs.values()), force=True) as writer:
+        for tensor in reader.tensors:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            if tensor.name in specs:
+                data, change = change_of(specs[tensor.name], seed)
+                writer.write(data)
+                scale = scales.get(re.sub(r"\.weight$", ".scale", tensor.name), np.ones(1, np.float32))
+                values = values + change.reshape(values.shape) / scale
+            plain.add_tensor(tensor.name, values)
+    finish(plain)
+    return list(specs)
+
+
+def without_scales(base: Path, out: Path) -> None:
+    """A copy of a model without the separate scales that some file types give to their weights; all are optional."""
+    reader = gguf.GGUFReader(base)
+    plain = copied_metadata(reader, out)
+    for tensor in reader.tensors:
+        if not SCALE.search(tensor.name):
+            plain.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    finish(plain)
+
+
+def copied_metadata(reader: gguf.GGUFReader, out: Path) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(out, str(reader.fields["general.architecture"].contents()))
+    for field in reader.fields.values():
+        value = field.contents()
+        if field.name.startswith("GGUF.") or field.name == "general.architecture" or value == []:
+            continue  # the writer's own, and empty arrays, which it refuses
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, value, field.types[0], sub_type=sub_type)
+    return writer
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
