@@ -67,6 +67,9 @@ std::vector<std::string> shard_paths(const std::string & path) {
 bool open_shard(const std::string & path, int64_t number, int64_t n_shards, shard & out, std::string & err) {
     std::string reason;
     out.file = mapped_file::open(path, reason);
+    if (!out.file && n_shards > 1) {
+        reason += message(" (%" PRId64 " shards belong to this model)", n_shards);
+    }
     if (out.file && parse_gguf_header(out.file->data(), out.file->n_bytes(), out.header, reason)) {
         out.file->expect_random_access();
         const int64_t n  = get_integer(out.header, "split.count", 1);
