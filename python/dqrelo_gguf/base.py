@@ -40,7 +40,7 @@ class Model(Protocol):
     def field(self, key: str) -> GGUFValue | None:
         """A metadata value."""
 
-    def keys(self) -> list[str]:
+    def field_names(self) -> list[str]:
         """The metadata keys."""
 
     def load(self, name: str, blocks: Blocks) -> npt.NDArray[np.float32]:
@@ -83,7 +83,7 @@ class GgufModel:
         """`general.name`, or the file name without extension."""
         return self.file.name
 
-    def keys(self) -> list[str]:
+    def field_names(self) -> list[str]:
         return self.file.files[0].keys()
 
     def field(self, key: str) -> GGUFValue | None:
@@ -120,8 +120,13 @@ class GgufModel:
         """Some of a weight's rows, counted over all its matrices: (len(rows), n_in)."""
         return self._values(np.asarray(self._stored(name)[rows]), self.infos[name][1], self._scale_of(name), rows)
 
-    def _values(self, stored: npt.NDArray[Any], info: TensorInfo, scale: npt.NDArray[np.float32] | None,
-                rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    def _values(
+        self,
+        stored: npt.NDArray[Any],
+        info: TensorInfo,
+        scale: npt.NDArray[np.float32] | None,
+        rows: npt.NDArray[np.intp],
+    ) -> npt.NDArray[np.float32]:
         """The rows with the given numbers, dequantised and scaled; a new array."""
         values = self._dequantise(stored, info)
         if scale is None:
@@ -151,8 +156,10 @@ class GgufModel:
         try:
             values: npt.NDArray[np.float32] = gguf.quants.dequantize(rows, info.type)
         except NotImplementedError as e:
-            raise InputError(f"{self.label}: tensor '{info.name}' has type {info.type.name}, which gguf cannot dequantise. "
-                             "Use a base of another type") from e
+            raise InputError(
+                f"{self.label}: tensor '{info.name}' has type {info.type.name}, which gguf cannot dequantise. "
+                "Use a base of another type"
+            ) from e
         return values
 
 

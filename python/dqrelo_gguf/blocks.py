@@ -74,6 +74,12 @@ def row_slices(n_rows: int, n_cols: int) -> list[slice]:
     return slices_of(n_rows, max(1, BLOCK_ELEMENTS // max(1, n_cols)))
 
 
+def n_cores() -> int:
+    """Cores that this process may use."""
+    # macOS has no affinities
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def open_blocks(n_threads: int | None = None) -> Iterator[Blocks]:
     """A `Blocks` with `n_threads` threads (default: the cores that this process may use), torch itself held to one.
@@ -82,7 +88,7 @@ def open_blocks(n_threads: int | None = None) -> Iterator[Blocks]:
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    blocks = Blocks(n_threads or len(os.sched_getaffinity(0)))
+    blocks = Blocks(n_threads or n_cores())
     try:
         yield blocks
     finally:

@@ -8,7 +8,6 @@ names, permutations and value changes that llama.cpp gives them, one at a time.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from dqrelo_gguf.base import GgufModel, Model, fold_scales
 from dqrelo_gguf.blocks import Blocks
 from dqrelo_gguf.container import GGUFValue
 from dqrelo_gguf.errors import DqreloError, InputError
+from dqrelo_gguf.lazy_tensors import evaluate
 from dqrelo_gguf.safetensors_files import check_weight_files
 
 
@@ -68,7 +68,7 @@ class HfCheckpoint:
         field = self.field("general.name")
         return str(field.value) if field is not None else self.label
 
-    def keys(self) -> list[str]:
+    def field_names(self) -> list[str]:
         return list(self._fields)
 
     def field(self, key: str) -> GGUFValue | None:
@@ -130,46 +130,11 @@ def _conversion_model(path: Path, base: GgufModel) -> Any:
         model_class = type(model_class.__name__, (model_class,), {"no_mtp": True})
     with torch.inference_mode():
         return model_class(
-            path, gguf.LlamaFileType.ALL_F32, path / "unused.gguf", hparams=None,
+            path,
+            gguf.LlamaFileType.ALL_F32,
+            path / "unused.gguf",
+            hparams=None,
             fuse_qkv=any(".attn_qkv." in n for n in names),
             fuse_gate_up_exps=any(".ffn_gate_up_exps." in n for n in names),
             sentence_transformers_dense_modules=any(n.startswith("dense_") for n in names),
         )
-
-
-def evaluate(tensor: Any) -> npt.NDArray[Any]:
-    """The value of a lazy tensor of the conversion.
-
-    Unlike its own `to_eager` it keeps nothing: intermediate values go as soon as they are used, and the tensor can be
-    evaluated again.
-    """
-    if isinstance(tensor, gguf.LazyChunkedTensor):
-        return np.concatenate([gguf.quants.quantize(c(), gguf.GGMLQuantizationType.F32) for c in tensor._chunks])
-    uses: Counter[int] = Counter()
-    _count_uses(tensor, uses)
-    shared: dict[int, Any] = {}
-
-    def value_of(t: Any) -> Any:
-        if t._data is not None:
-            return t._data
-        if id(t) in shared:
-            return shared[id(t)]
-        value = t._func(*gguf.LazyBase._recurse_apply(t._args, value_of), **t._kwargs)
-        if uses[id(t)] > 1:
-            shared[id(t)] = value
-        return value
-
-    values: npt.NDArray[Any] = gguf.LazyBase._recurse_apply(tensor, value_of)
-    return values
-
-
-def _count_uses(tensor: Any, uses: Counter[int]) -> None:
-    """How often each node of a lazy tensor's graph is an argument."""
-
-    def visit(t: Any) -> Any:
-        uses[id(t)] += 1
-        if uses[id(t)] == 1 and t._data is None:
-            gguf.LazyBase._recurse_apply(t._args, visit)
-        return t
-
-    gguf.LazyBase._recurse_apply(tensor, visit)

@@ -6,6 +6,7 @@ does so in blocks of rows and in place: beside D itself no second array of its s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +58,7 @@ def mean_abs(D: torch.Tensor, blocks: Blocks) -> np.float32:
 def norm(A: torch.Tensor, blocks: Blocks) -> float:
     """||A||_F."""
     total = blocks.sum_rows(lambda s: A[s].square().sum(dtype=torch.float64), *A.shape)
-    return float(total) ** 0.5
+    return math.sqrt(float(total))
 
 
 def subtract_signs(D: torch.Tensor, alpha: np.float32, blocks: Blocks) -> npt.NDArray[np.uint8]:

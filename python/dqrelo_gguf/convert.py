@@ -4,68 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from dqrelo_gguf import __version__
 from dqrelo_gguf import format as fmt
 from dqrelo_gguf.base import GgufModel, Model
 from dqrelo_gguf.blocks import Blocks, open_blocks
 from dqrelo_gguf.checkpoint import open_checkpoint
-from dqrelo_gguf.container import GGUFValue
 from dqrelo_gguf.encode import encode_weight
 from dqrelo_gguf.errors import BaseMismatchError, ShapeError
-from dqrelo_gguf.estimate import Estimate, estimate
+from dqrelo_gguf.estimate import estimate
 from dqrelo_gguf.fingerprint import Match, base_identity, compare
+from dqrelo_gguf.metadata import delta_meta
 from dqrelo_gguf.output import check_target
 from dqrelo_gguf.pairing import Pairing, pair_weights
 from dqrelo_gguf.plan import Options, Planned, plan
 from dqrelo_gguf.progress import Phases, Silent
-from dqrelo_gguf.selfcheck import check_weight
-from dqrelo_gguf.writer import DeltaMeta, DeltaWriter, delta_ratio
-
-# `general.*` keys that describe the fine-tune's file, not the fine-tune.
-_NOT_CARRIED = frozenset({
-    fmt.KEY_GENERAL_TYPE, fmt.KEY_ARCHITECTURE, fmt.KEY_ALIGNMENT, fmt.KEY_NAME,
-    "general.file_type", "general.quantization_version", "general.quantized_by",
-})
-
-
-@dataclass(frozen=True)
-class WeightResult:
-    """One weight of the finished delta."""
-
-    name: str
-    ne: tuple[int, ...]
-    rank: int
-    n_planes: int
-    n_bytes: int
-    cosine: float  # of the fine-tune with the base
-    error_delta: float
-    error_weight: float
-
-
-@dataclass
-class ConvertResult:
-    """What a conversion did, or would do.
-
-    `weights` is empty after a dry run; `estimate` then says what the rest would take.
-    """
-
-    outfile: Path
-    name: str
-    base_name: str
-    planned: list[Planned]
-    ratio: float
-    n_bytes: int
-    n_file_bytes: int
-    excluded: list[str]
-    identical: list[str]
-    notes: list[str]
-    weights: list[WeightResult] = field(default_factory=list)
-    estimate: Estimate | None = None
-    seconds: float = 0.0
+from dqrelo_gguf.result import ConvertResult, WeightResult
+from dqrelo_gguf.selfcheck import Checked, check_weight
+from dqrelo_gguf.writer import DeltaWriter
 
 
 @dataclass(frozen=True)
@@ -112,19 +70,31 @@ def convert(job: Job, options: Options | None = None, phases: Phases = Silent) -
     outfile = Path(job.outfile)
     check_target(outfile, job.force)  # at once, not after the work
     base = GgufModel(job.base)
-    reference = base if job.reference is None else _open_reference(job.reference, base)
+    reference = None if job.reference is None else _open_reference(job.reference, base)
     tuned = open_checkpoint(job.tuned, base)
     with open_blocks(job.n_threads) as blocks:
+        work = _Work(reference or base, tuned, options, blocks, phases)
         pairing = pair_weights(base, tuned, options.selection, blocks)
-        cosines, identical = _check_all(pairing, reference, tuned, options, blocks, phases)
-        planned = plan([p for p in pairing.pairs if p.name not in identical], options)
-        meta = _meta(job, base, tuned, options)
+        checked = work.check(pairing)
+        planned = plan([p for p in pairing.pairs if not checked[p.name].identical], options)
+        meta = delta_meta(base, tuned, options, name=job.name, reference=reference)
         writer = DeltaWriter(outfile, meta, [p.spec for p in planned], job.force)
-        result = _result(writer, meta, planned, pairing, identical)
+        result = ConvertResult(
+            outfile=outfile,
+            name=meta.name,
+            base_name=meta.base_name,
+            planned=planned,
+            ratio=writer.ratio,
+            n_bytes=sum(p.spec.n_bytes for p in planned),
+            n_file_bytes=writer.n_file_bytes,
+            excluded=pairing.excluded,
+            identical=[name for name, c in checked.items() if c.identical],
+            notes=pairing.notes,
+        )
         if job.dry_run:
             result.estimate = estimate(planned, blocks)
         else:
-            result.weights = _write_all(writer, planned, cosines, reference, tuned, options, blocks, phases)
+            result.weights = work.write(writer, planned, checked)
     result.seconds = time.monotonic() - begun
     return result
 
@@ -136,71 +106,41 @@ def _open_reference(path: str | os.PathLike[str], base: GgufModel) -> GgufModel:
         raise ShapeError(f"--reference {reference.label}: weight '{name}' is not the same as in base {base.label}")
     comparison = compare(base_identity(reference.file), base.file)
     if comparison.match == Match.OTHER_MODEL:
-        raise BaseMismatchError(f"--reference {reference.label}: is not the model that base {base.label} was quantised from "
-                                f"(correlation {comparison.correlation:.2f}, expected at least {fmt.SAME_MODEL_CORRELATION})")
+        raise BaseMismatchError(
+            f"--reference {reference.label}: is not the model that base {base.label} was quantised from "
+            f"(correlation {comparison.correlation:.2f}, expected at least {fmt.SAME_MODEL_CORRELATION})"
+        )
     return reference
 
 
-def _check_all(pairing: Pairing, reference: GgufModel, tuned: Model, options: Options, blocks: Blocks,
-               phases: Phases) -> tuple[dict[str, float], set[str]]:
-    """Checks every weight before the first one is encoded.
+@dataclass(frozen=True)
+class _Work:
+    """The two passes over all weights."""
 
-    Returns:
-        The cosine of each weight with its base, and the names of those that did not change.
-    """
-    cosines: dict[str, float] = {}
-    identical: set[str] = set()
-    with phases("checking", sum(prod(p.ne) for p in pairing.pairs)) as progress:
-        for pair in pairing.pairs:
-            checked = check_weight(pair, reference, tuned, blocks, options.min_cosine)
-            cosines[pair.name] = checked.cosine
-            if checked.identical:
-                identical.add(pair.name)
-            progress.step(prod(pair.ne), pair.name)
-    return cosines, identical
+    reference: GgufModel  # what the delta is against
+    tuned: Model
+    options: Options
+    blocks: Blocks
+    phases: Phases
 
+    def check(self, pairing: Pairing) -> dict[str, Checked]:
+        """Checks every weight before the first one is encoded."""
+        checked = {}
+        with self.phases("checking", sum(prod(p.ne) for p in pairing.pairs)) as progress:
+            for pair in pairing.pairs:
+                checked[pair.name] = check_weight(
+                    pair, self.reference, self.tuned, self.blocks, self.options.min_cosine
+                )
+                progress.step(prod(pair.ne), pair.name)
+        return checked
 
-def _write_all(writer: DeltaWriter, planned: list[Planned], cosines: dict[str, float], reference: GgufModel, tuned: Model,
-               options: Options, blocks: Blocks, phases: Phases) -> list[WeightResult]:
-    results = []
-    with writer, phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
-        for p in planned:
-            data = encode_weight(p, reference, tuned, options, blocks)
-            writer.write(data)
-            spec = p.spec
-            results.append(WeightResult(spec.name, spec.ne, spec.rank, spec.n_planes, spec.n_bytes, cosines[spec.name],
-                                        data.error_delta, data.error_weight))
-            progress.step(prod(p.pair.ne), spec.name)
-    return results
-
-
-def _result(writer: DeltaWriter, meta: DeltaMeta, planned: list[Planned], pairing: Pairing, identical: set[str]) -> ConvertResult:
-    specs = [p.spec for p in planned]
-    return ConvertResult(
-        outfile=writer.path, name=meta.name, base_name=meta.base_name, planned=planned,
-        ratio=delta_ratio(specs), n_bytes=sum(s.n_bytes for s in specs), n_file_bytes=writer.n_file_bytes,
-        excluded=pairing.excluded, identical=[p.name for p in pairing.pairs if p.name in identical], notes=pairing.notes,
-    )
-
-
-def _meta(job: Job, base: GgufModel, tuned: Model, options: Options) -> DeltaMeta:
-    def value(key: str) -> GGUFValue | None:
-        return tuned.field(key)
-
-    template, add_bos, add_eos = (value(k) for k in (fmt.KEY_CHAT_TEMPLATE, fmt.KEY_ADD_BOS, fmt.KEY_ADD_EOS))
-    general = {k: value(k) for k in tuned.keys() if k.startswith("general.") and k not in _NOT_CARRIED}
-    return DeltaMeta(
-        architecture=base.architecture,
-        name=job.name or tuned.name,
-        method=fmt.METHOD_PAPER,
-        converter=f"dqrelo-convert {__version__}",
-        options=options.as_metadata(),
-        base_name=base.name,
-        base=base_identity(base.file),
-        reference=fmt.REFERENCE_BASE if job.reference is None else Path(job.reference).name,
-        chat_template=None if template is None else str(template.value),
-        token_ids={k: int(v.value) for k in fmt.TOKEN_ID_KEYS if (v := value(k)) is not None},
-        add_bos=None if add_bos is None else bool(add_bos.value),
-        add_eos=None if add_eos is None else bool(add_eos.value),
-        general={k: v for k, v in general.items() if v is not None},
-    )
+    def write(self, writer: DeltaWriter, planned: list[Planned], checked: dict[str, Checked]) -> list[WeightResult]:
+        """Encodes and writes one weight after the other."""
+        results = []
+        with writer, self.phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
+            for p in planned:
+                data = encode_weight(p, self.reference, self.tuned, self.options, self.blocks)
+                writer.write(data)
+                results.append(WeightResult.of(p.spec, data, checked[p.spec.name].cosine))
+                progress.step(prod(p.pair.ne), p.spec.name)
+        return results

@@ -78,9 +78,11 @@ def _signs(D: F32, planned: Planned, options: Options, blocks: Blocks) -> tuple[
     matrices = []
     for e, matrix in enumerate(D.reshape(-1, n_out, n_in)):
         try:
-            matrices.append(compress(torch.from_numpy(matrix), spec.rank, replace(method, seed=method.seed + e), blocks))
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{spec.name}: {error}") from error
+            matrices.append(
+                compress(torch.from_numpy(matrix), spec.rank, replace(method, seed=method.seed + e), blocks)
+            )
+        except NonFiniteError as e:
+            raise NonFiniteError(f"{spec.name}: {e}") from e
     error = sum(m.error**2 for m in matrices) ** 0.5
     return _weight_data(matrices, method, stacked=bool(experts)), error
 
@@ -93,5 +95,8 @@ def _weight_data(matrices: list[CompressedMatrix], method: Method, stacked: bool
     if not stacked:
         plane = matrices[0].sign_bits, scale[0]
         return WeightData(planes=[plane], u=u[0] if u else None, v=v[0] if v else None)
-    return WeightData(planes=[(np.stack([m.sign_bits for m in matrices]), scale)],
-                      u=np.stack(u) if u else None, v=np.stack(v) if v else None)
+    return WeightData(
+        planes=[(np.stack([m.sign_bits for m in matrices]), scale)],
+        u=np.stack(u) if u else None,
+        v=np.stack(v) if v else None,
+    )

@@ -37,8 +37,9 @@ def subspace_width(rank: int, n_short: int) -> int:
     return min(rank + max(OVERSAMPLING, rank // 4), n_short)
 
 
-def truncated_svd(R: torch.Tensor, rank: int, blocks: Blocks, *, seed: int = 0,
-                  method: SvdMethod = "randomised") -> LowRank:
+def truncated_svd(
+    R: torch.Tensor, rank: int, blocks: Blocks, *, seed: int = 0, method: SvdMethod = "randomised"
+) -> LowRank:
     """The best approximation of R of the given rank, or one within 0.5 % of its error.
 
     Args:

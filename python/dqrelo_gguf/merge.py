@@ -18,6 +18,7 @@ from dqrelo_gguf.base import GgufModel
 from dqrelo_gguf.blocks import Blocks, open_blocks, row_slices
 from dqrelo_gguf.container import GGUFFile, GGUFValue, ValueType, pack_header
 from dqrelo_gguf.errors import BaseMismatchError
+from dqrelo_gguf.factors import block_of, type_of
 from dqrelo_gguf.fingerprint import Comparison, Match
 from dqrelo_gguf.layout import Type, n_data_bytes, padded_bytes, stripped_ne
 from dqrelo_gguf.output import check_target, replacing
@@ -33,20 +34,46 @@ _FILE_TYPES = {
     Type.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 # Keys of the base that do not hold for the merged file.
-_DROPPED = frozenset({fmt.KEY_ALIGNMENT, "general.file_type", "general.quantization_version", "split.no", "split.count",
-                      "split.tensors.count"})
+_DROPPED = frozenset(
+    {
+        fmt.KEY_ALIGNMENT,
+        "general.file_type",
+        "general.quantization_version",
+        "split.no",
+        "split.count",
+        "split.tensors.count",
+    }
+)
 # General keys of the delta file that speak of the file and not of the fine-tune.
 _OF_THE_DELTA = frozenset({fmt.KEY_GENERAL_TYPE, fmt.KEY_ARCHITECTURE, fmt.KEY_ALIGNMENT})
 _INTEGERS = (Type.I8, Type.I16, Type.I32, Type.I64)
 # Matrices that llama.cpp reads in F32 only: those that its own conversion never stores in another type.
 _F32_KEYS = (
-    "FFN_GATE_INP", "FFN_GATE_INP_SHEXP", "POS_EMBD", "TOKEN_TYPES", "SSM_CONV1D", "SHORTCONV_CONV", "TIME_MIX_FIRST",
-    "TIME_MIX_W1", "TIME_MIX_W2", "TIME_MIX_DECAY_W1", "TIME_MIX_DECAY_W2", "TIME_MIX_LERP_FUSED", "POSNET_NORM1",
-    "POSNET_NORM2", "SSM_CONV1D_Q", "SSM_CONV1D_K", "SSM_CONV1D_V", "INDEXER_PROJ",
+    "FFN_GATE_INP",
+    "FFN_GATE_INP_SHEXP",
+    "POS_EMBD",
+    "TOKEN_TYPES",
+    "SSM_CONV1D",
+    "SHORTCONV_CONV",
+    "TIME_MIX_FIRST",
+    "TIME_MIX_W1",
+    "TIME_MIX_W2",
+    "TIME_MIX_DECAY_W1",
+    "TIME_MIX_DECAY_W2",
+    "TIME_MIX_LERP_FUSED",
+    "POSNET_NORM1",
+    "POSNET_NORM2",
+    "SSM_CONV1D_Q",
+    "SSM_CONV1D_K",
+    "SSM_CONV1D_V",
+    "INDEXER_PROJ",
 )
-_F32_NAMES = re.compile("|".join(
-    re.escape(gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[key]]).replace(re.escape("{bid}"), r"\d+") + r"\.weight" for key in _F32_KEYS
-))
+_F32_NAMES = re.compile(
+    "|".join(
+        re.escape(gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[key]]).replace(re.escape("{bid}"), r"\d+") + r"\.weight"
+        for key in _F32_KEYS
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -60,20 +87,39 @@ class MergeResult:
     comparison: Comparison
 
 
-def merge(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[str], outfile: str | os.PathLike[str], *,
-          out_type: str = "f16", allow_other_base: bool = False, verify: bool = True, force: bool = False,
-          n_threads: int | None = None, phases: Phases = Silent) -> MergeResult:
+@dataclass(frozen=True)
+class MergeOptions:
+    """How to merge.
+
+    Args:
+        out_type: of the matrices, a key of OUT_TYPES; vectors are F32.
+        allow_other_base: accept another quantisation of the delta's base.
+        verify: check the delta's digests first.
+        force: replace an existing file.
+        n_threads: None for all cores.
+    """
+
+    out_type: str = "f16"
+    allow_other_base: bool = False
+    verify: bool = True
+    force: bool = False
+    n_threads: int | None = None
+
+
+def merge(
+    base_path: str | os.PathLike[str],
+    delta_path: str | os.PathLike[str],
+    outfile: str | os.PathLike[str],
+    options: MergeOptions | None = None,
+    phases: Phases = Silent,
+) -> MergeResult:
     """Writes W_base + D_hat of every weight as a plain GGUF with the fine-tune's name, template and tokens.
 
     Args:
         base_path: the base, whole or split.
         delta_path: the delta.
         outfile: the merged model.
-        out_type: of the matrices, a key of OUT_TYPES; vectors are F32.
-        allow_other_base: accept another quantisation of the delta's base.
-        verify: check the delta's digests first.
-        force: replace an existing file.
-        n_threads: None for all cores.
+        options: how.
         phases: shows the progress.
 
     Raises:
@@ -82,18 +128,20 @@ def merge(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[str],
         OutputExistsError, DiskFullError: the output cannot be written; nothing is left behind.
     """
     out = Path(outfile)
-    check_target(out, force)
+    options = options or MergeOptions()
+    check_target(out, options.force)  # at once, not after the work
+    wanted = OUT_TYPES[options.out_type]
     base, delta = GgufModel(base_path), DeltaReader(delta_path)
-    comparison = _check_base(base, delta, allow_other_base)
-    if verify:
+    comparison = _check_base(base, delta, options.allow_other_base)
+    if options.verify:
         delta.verify()
-    types = {name: _out_type(base, name, OUT_TYPES[out_type]) for name in base.shapes}
-    header = pack_header(_metadata(base, delta_path, OUT_TYPES[out_type]), [(n, base.shapes[n], t) for n, t in types.items()])
+    types = {name: _out_type(base, name, wanted) for name in base.shapes}
+    header = pack_header(_metadata(base, delta_path, wanted), [(n, base.shapes[n], t) for n, t in types.items()])
     n_file_bytes = len(header) + sum(padded_bytes(n_data_bytes(t, base.shapes[n])) for n, t in types.items())
-    check_target(out, force, n_file_bytes)
+    check_target(out, options.force, n_file_bytes)
     changed = {w.name for w in delta.weights}
     n_params = sum(prod(ne) for ne in base.shapes.values())
-    with open_blocks(n_threads) as blocks, replacing(out) as file, phases("merging", n_params) as progress:
+    with open_blocks(options.n_threads) as blocks, replacing(out) as file, phases("merging", n_params) as progress:
         file.write(header)
         for name, t in types.items():
             values = _merged(name, base, delta if name in changed else None, blocks)
@@ -105,19 +153,21 @@ def merge(base_path: str | os.PathLike[str], delta_path: str | os.PathLike[str],
 def _check_base(base: GgufModel, delta: DeltaReader, allow_other_base: bool) -> Comparison:
     comparison = delta.check_base(base.file)
     if comparison.match is not Match.SAME_FILE and not allow_other_base:
-        raise BaseMismatchError(f"{delta.path.name}: was made for another file of the model '{delta.base_name}' than {base.label} "
-                                f"(correlation {comparison.correlation:.4f}). Use --allow-other-base to merge with this one")
+        raise BaseMismatchError(
+            f"{delta.path.name}: was made for another file of the model '{delta.base_name}' than {base.label} "
+            f"(correlation {comparison.correlation:.4f}). Use --allow-other-base to merge with this one"
+        )
     return comparison
 
 
 def _out_type(base: GgufModel, name: str, wanted: Type) -> Type:
     """The type of a tensor in the merged file: as llama.cpp's own conversion would choose it."""
-    ne, stored = stripped_ne(base.shapes[name]), Type[base.type_of(name)]
+    ne, stored = stripped_ne(base.shapes[name]), type_of(base.type_of(name))
     if stored in _INTEGERS:
         return stored
     if len(ne) < 2 or not name.endswith(".weight") or name.endswith("_norm.weight") or _F32_NAMES.fullmatch(name):
         return Type.F32
-    return wanted if ne[0] % gguf.GGML_QUANT_SIZES[wanted][0] == 0 else Type.F16
+    return wanted if ne[0] % block_of(wanted.name) == 0 else Type.F16
 
 
 def _merged(name: str, base: GgufModel, delta: DeltaReader | None, blocks: Blocks) -> npt.NDArray[np.float32]:
@@ -146,9 +196,10 @@ def _encode(rows: npt.NDArray[np.float32], t: Type) -> bytes:
 
 def _metadata(base: GgufModel, delta_path: str | os.PathLike[str], t: Type) -> list[tuple[str, GGUFValue]]:
     """The base's metadata, overlaid with the fine-tune's name, template, tokens and other general keys."""
-    fields = {key: _field(base.file.files[0], key) for key in base.keys() if key not in _DROPPED}
+    fields = {key: _field(base.file.files[0], key) for key in base.field_names() if key not in _DROPPED}
     delta = GGUFFile(delta_path)
-    for key in delta.keys():
+    delta_keys = delta.keys()
+    for key in delta_keys:
         if key.startswith(("general.", "tokenizer.")) and key not in _OF_THE_DELTA:
             fields[key] = _field(delta, key)
     fields["general.file_type"] = GGUFValue(int(_FILE_TYPES[t]), ValueType.UINT32)

@@ -41,11 +41,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with open(temp, "xb") as file:
+        with temp.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temp, path)
+        temp.replace(path)
     except OSError as e:
         raise_os_error(e, str(path))
     finally:

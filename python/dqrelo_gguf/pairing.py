@@ -42,10 +42,24 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Selection:
-    """Regular expressions that choose weights by name; None chooses all, or excludes none."""
+    """Which weights to convert, by name: regular expressions; None chooses all, or excludes none."""
 
     include: str | None = None
     exclude: str | None = None
+
+    @classmethod
+    def of(cls, include: str | None, exclude: str | None) -> Selection:
+        """A selection from the command line.
+
+        Raises:
+            InputError: one of the expressions is malformed.
+        """
+        for option, pattern in (("--include", include), ("--exclude", exclude)):
+            try:
+                re.compile(pattern or "")
+            except re.error as e:
+                raise InputError(f"{option} {pattern}: not a regular expression: {e}") from e
+        return cls(include, exclude)
 
     def takes(self, name: str) -> bool:
         if self.exclude is not None and re.search(self.exclude, name):
@@ -62,8 +76,10 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
         InputError: a weight exists on one side only.
     """
     if tuned.architecture != base.architecture:
-        raise BaseMismatchError(f"{tuned.label}: architecture is '{tuned.architecture}', base {base.label} has '{base.architecture}'. "
-                                "Is it the model this was tuned from?")
+        raise BaseMismatchError(
+            f"{tuned.label}: architecture is '{tuned.architecture}', base {base.label} has '{base.architecture}'. "
+            "Is it the model this was tuned from?"
+        )
     _check_vocabulary_size(base, tuned)
     result = Pairing([])
     for name, ne in base.shapes.items():
@@ -75,8 +91,10 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
     for pair in result.pairs:
         tuned_ne = tuned.shapes[pair.tuned_name]
         if stripped_ne(tuned_ne) != stripped_ne(pair.ne):
-            raise ShapeError(f"{pair.name}: base is {ne_text(pair.ne)}, fine-tune is {ne_text(tuned_ne)}. "
-                             f"Is {base.label} the model this was tuned from?")
+            raise ShapeError(
+                f"{pair.name}: base is {ne_text(pair.ne)}, fine-tune is {ne_text(tuned_ne)}. "
+                f"Is {base.label} the model this was tuned from?"
+            )
     _check_hyperparameters(base, tuned, result)
     _check_tokens(base, tuned, result)
     return result
@@ -87,8 +105,10 @@ def _check_vocabulary_size(base: Model, tuned: Model) -> None:
         return
     n_base, n_tuned = base.shapes[EMBEDDING][1], tuned.shapes[EMBEDDING][1]
     if n_base != n_tuned:
-        raise BaseMismatchError(f"{tuned.label}: vocabulary has {n_tuned} entries, base {base.label} has {n_base}. A delta cannot add "
-                                f"or remove tokens: resize the fine-tune's embeddings to {n_base}, or use a base with {n_tuned}")
+        raise BaseMismatchError(
+            f"{tuned.label}: vocabulary has {n_tuned} entries, base {base.label} has {n_base}. A delta cannot add "
+            f"or remove tokens: resize the fine-tune's embeddings to {n_base}, or use a base with {n_tuned}"
+        )
 
 
 def _counterpart(name: str, base: Model, tuned: Model) -> str:
@@ -96,8 +116,10 @@ def _counterpart(name: str, base: Model, tuned: Model) -> str:
         return name
     if name == OUTPUT:
         return EMBEDDING  # a model without an output matrix uses its embedding, and so does llama.cpp
-    raise InputError(f"{tuned.label}: has no weight '{name}', which base {base.label} has. Is it the model this was tuned from? "
-                     "Leave out with --exclude what shall stay the base's")
+    raise InputError(
+        f"{tuned.label}: has no weight '{name}', which base {base.label} has. Is it the model this was tuned from? "
+        "Leave out with --exclude what shall stay the base's"
+    )
 
 
 def _check_left_over(base: Model, tuned: Model, selection: Selection, result: Pairing, blocks: Blocks) -> None:
@@ -111,16 +133,20 @@ def _check_left_over(base: Model, tuned: Model, selection: Selection, result: Pa
         elif name == OUTPUT and np.array_equal(values, tuned.load(EMBEDDING, blocks)):
             result.notes.append(f"{name}: the base ties it to {EMBEDDING}, the fine-tune's is equal to that")
         elif name == OUTPUT:
-            raise InputError(f"{tuned.label}: {OUTPUT} differs from {EMBEDDING}, but base {base.label} ties them. "
-                             f"Use a base file that has its own {OUTPUT}")
+            raise InputError(
+                f"{tuned.label}: {OUTPUT} differs from {EMBEDDING}, but base {base.label} ties them. "
+                f"Use a base file that has its own {OUTPUT}"
+            )
         else:
-            raise InputError(f"{tuned.label}: has a weight '{name}', which base {base.label} lacks: the runtime could not apply it")
+            raise InputError(
+                f"{tuned.label}: has a weight '{name}', which base {base.label} lacks: the runtime could not apply it"
+            )
 
 
 def _check_hyperparameters(base: Model, tuned: Model, result: Pairing) -> None:
     """The runtime computes with the base's hyperparameters, so a fine-tune must not have changed any that matter."""
     prefix = base.architecture + "."
-    for key in base.keys():
+    for key in base.field_names():
         theirs = tuned.field(key)
         if not key.startswith(prefix) or theirs is None:
             continue
@@ -129,10 +155,14 @@ def _check_hyperparameters(base: Model, tuned: Model, result: Pairing) -> None:
         if _same(ours.value, theirs.value):
             continue
         if key.removeprefix(prefix) not in _HARMLESS:
-            raise BaseMismatchError(f"{tuned.label}: {key} is {_show(theirs.value)}, base {base.label} has {_show(ours.value)}. "
-                                    "The runtime computes with the base's value")
-        result.notes.append(f"{key}: the fine-tune has {_show(theirs.value)}, the base's {_show(ours.value)} stays in force")
-    for key in tuned.keys():
+            raise BaseMismatchError(
+                f"{tuned.label}: {key} is {_show(theirs.value)}, base {base.label} has {_show(ours.value)}. "
+                "The runtime computes with the base's value"
+            )
+        result.notes.append(
+            f"{key}: the fine-tune has {_show(theirs.value)}, the base's {_show(ours.value)} stays in force"
+        )
+    for key in tuned.field_names():
         if key.startswith(prefix + "rope.scaling.") and base.field(key) is None:
             result.notes.append(f"{key}: the base has none; the fine-tune's is not applied")
 
@@ -144,13 +174,17 @@ def _check_tokens(base: Model, tuned: Model, result: Pairing) -> None:
         return
     base_tokens, tuned_tokens = ([_text(t) for t in f.value] for f in (ours, theirs))
     if len(base_tokens) != len(tuned_tokens):
-        raise BaseMismatchError(f"{tuned.label}: vocabulary has {len(tuned_tokens)} tokens, base {base.label} has {len(base_tokens)}. "
-                                "A delta cannot add or remove tokens")
+        raise BaseMismatchError(
+            f"{tuned.label}: vocabulary has {len(tuned_tokens)} tokens, base {base.label} has {len(base_tokens)}. "
+            "A delta cannot add or remove tokens"
+        )
     changed = [(i, a, b) for i, (a, b) in enumerate(zip(base_tokens, tuned_tokens, strict=True)) if a != b]
     if changed:
         i, a, b = changed[0]
-        result.notes.append(f"{len(changed)} tokens have another text than in the base, which stays in force (token {i}: "
-                            f"base {a!r}, fine-tune {b!r})")
+        result.notes.append(
+            f"{len(changed)} tokens have another text than in the base, which stays in force (token {i}: "
+            f"base {a!r}, fine-tune {b!r})"
+        )
 
 
 def _text(token: str | bytes) -> str:
@@ -166,8 +200,10 @@ def _same(a: Any, b: Any) -> bool:
         a_list, b_list = a_list * (n // len(a_list)), b_list * (n // len(b_list))
     if len(a_list) != len(b_list):
         return False
-    return all(x == y or (isinstance(x, float) and isinstance(y, int | float) and abs(x - y) <= 1e-6 * max(abs(x), abs(y)))
-               for x, y in zip(a_list, b_list, strict=True))
+    return all(
+        x == y or (isinstance(x, float) and isinstance(y, int | float) and abs(x - y) <= 1e-6 * max(abs(x), abs(y)))
+        for x, y in zip(a_list, b_list, strict=True)
+    )
 
 
 def _show(value: Any) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
 
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.factors import FACTOR_TYPES
-from dqrelo_gguf.layout import Type, WeightSpec, stripped_ne
+from dqrelo_gguf.factors import FACTOR_TYPES, type_of
+from dqrelo_gguf.layout import WeightSpec, stripped_ne
 from dqrelo_gguf.lowrank import SvdMethod
 from dqrelo_gguf.pairing import Pair, Selection
 from dqrelo_gguf.ratio import (
@@ -30,7 +30,7 @@ class Options:
     Args:
         ratio: of the file to the 16-bit size of the weights.
         rank: of every weight.
-        vectors: "whole" keeps norms and biases as they are; "paper" selects by magnitude, ranks by the paper's equation.
+        vectors: "whole" keeps norms and biases as they are; "paper" selects by magnitude, with the paper's ranks.
         factor_type: a key of FACTOR_TYPES.
         svd: "randomised" or "exact".
         selection: which weights.
@@ -42,7 +42,7 @@ class Options:
     vectors: VectorMode = "whole"
     factor_type: str = "f16"
     svd: SvdMethod = "randomised"
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     min_cosine: float = 0.3
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ def plan(pairs: list[Pair], options: Options) -> list[Planned]:
         raise InputError("nothing to convert: no weight of the fine-tune differs from the base")
     matrices = [_matrix(p, options.factor_type) for p in pairs if is_matrix(p.ne)]
     ranks = dict(zip((m.name for m in matrices), _ranks(matrices, pairs, options), strict=True))
-    types = {m.name: (Type[m.u_type], Type[m.v_type]) for m in matrices}
+    types = {m.name: (type_of(m.u_type), type_of(m.v_type)) for m in matrices}
     planned = []
     for p in pairs:
         ne = stripped_ne(p.ne)

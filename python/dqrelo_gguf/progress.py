@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 # Seconds between two plain lines.
 _LINE_SECONDS = 10.0
@@ -15,9 +15,11 @@ _LINE_SECONDS = 10.0
 class Progress(Protocol):
     """A phase of work that is under way; a context manager."""
 
-    def __enter__(self) -> Progress: ...
+    def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def step(self, n_params: int, name: str) -> None:
         """`name` with its parameters is done."""
@@ -33,10 +35,12 @@ class Silent:
     def __init__(self, title: str, n_params: int) -> None:
         del title, n_params
 
-    def __enter__(self) -> Silent:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
     def step(self, n_params: int, name: str) -> None:
@@ -49,9 +53,13 @@ class Bar(Silent):
     def __init__(self, title: str, n_params: int) -> None:
         from tqdm import tqdm
 
-        self._bar: Any = tqdm(desc=f"{title:10}", total=n_params, unit=" params", unit_scale=True, leave=False, dynamic_ncols=True)
+        self._bar: Any = tqdm(
+            desc=f"{title:10}", total=n_params, unit=" params", unit_scale=True, leave=False, dynamic_ncols=True
+        )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()
 
     def step(self, n_params: int, name: str) -> None:
@@ -75,8 +83,12 @@ class Lines(Silent):
         seconds = max(now - self._begun, 1e-6)
         rate = self._done / seconds
         left = (self._n_params - self._done) / rate if rate else 0.0
-        print(f"{self._title}: {100 * self._done / max(self._n_params, 1):.0f} %, {rate / 1e6:.2f} M params/s, "
-              f"{seconds:.0f} s gone, {left:.0f} s left ({name})", file=sys.stderr, flush=True)
+        print(
+            f"{self._title}: {100 * self._done / max(self._n_params, 1):.0f} %, {rate / 1e6:.2f} M params/s, "
+            f"{seconds:.0f} s gone, {left:.0f} s left ({name})",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def phases_for_stderr() -> Phases:

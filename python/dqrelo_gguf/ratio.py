@@ -51,7 +51,9 @@ class MatrixShape:
     @property
     def step_bytes(self) -> int:
         """Bytes of one step of rank."""
-        return self.n_mat * (self.n_out * row_bytes(self.u_type, self.step) + self.step * row_bytes(self.v_type, self.n_in))
+        return self.n_mat * (
+            self.n_out * row_bytes(self.u_type, self.step) + self.step * row_bytes(self.v_type, self.n_in)
+        )
 
     @property
     def max_steps(self) -> int:
@@ -84,7 +86,9 @@ def parse_ratio(text: str) -> Fraction:
     try:
         ratio = Fraction(text)
     except (ValueError, ZeroDivisionError) as e:
-        raise InputError(f"--ratio {text}: not a ratio, expected a fraction such as 1/8 or a decimal such as 0.125") from e
+        raise InputError(
+            f"--ratio {text}: not a ratio, expected a fraction such as 1/8 or a decimal such as 0.125"
+        ) from e
     if not 0 < ratio < 1:
         raise InputError(f"--ratio {text}: must lie between 0 and 1 (1 is the size of the fine-tune in 16 bits)")
     return ratio
@@ -109,8 +113,10 @@ def ranks_for_ratio(ratio: Fraction, matrices: list[MatrixShape], n_vector_eleme
     budget = ratio * n_elements * FULL_BITS / 8
     if budget < fixed:
         least = Fraction(8 * fixed, FULL_BITS * n_elements)
-        raise InputError(f"--ratio {_show(ratio)}: the sign bits, scales and vectors alone cost {_show(least)}. "
-                         f"Use a ratio of at least {_ceil(least)}")
+        raise InputError(
+            f"--ratio {_show(ratio)}: the sign bits, scales and vectors alone cost {_show(least)}. "
+            f"Use a ratio of at least {_ceil(least)}"
+        )
     steps = _spread(budget - fixed, matrices)
     return [n * m.step for n, m in zip(steps, matrices, strict=True)]
 
@@ -148,7 +154,9 @@ def ranks_of_paper(ratio: Fraction, matrices: list[MatrixShape]) -> list[int]:
     """
     gamma = ratio - Fraction(1, FULL_BITS)
     if gamma < 0:
-        raise InputError(f"--ratio {_show(ratio)}: the sign bits alone cost 1/{FULL_BITS}. Use a ratio of at least 1/{FULL_BITS}")
+        raise InputError(
+            f"--ratio {_show(ratio)}: the sign bits alone cost 1/{FULL_BITS}. Use a ratio of at least 1/{FULL_BITS}"
+        )
     return [int(gamma * m.n_out * m.n_in / (m.n_out + m.n_in)) // m.step * m.step for m in matrices]
 
 

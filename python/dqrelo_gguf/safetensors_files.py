@@ -50,12 +50,16 @@ def _siblings(name: str) -> list[str]:
 
 def _check_file(path: Path, n_files: int) -> None:
     if not path.is_file():
-        raise InputError(f"{path.parent}: shard '{path.name}' is missing, expected {n_files} files. Incomplete download?")
+        raise InputError(
+            f"{path.parent}: shard '{path.name}' is missing, expected {n_files} files. Incomplete download?"
+        )
     n_file_bytes = path.stat().st_size
     with path.open("rb") as f:
         n_header = int.from_bytes(f.read(8), "little")
         if n_file_bytes < 8 or n_header > n_file_bytes - 8:
-            raise InputError(f"{path}: has {n_file_bytes} bytes, its header alone needs {8 + n_header}. Truncated download?")
+            raise InputError(
+                f"{path}: has {n_file_bytes} bytes, its header alone needs {8 + n_header}. Truncated download?"
+            )
         header = _parse_header(path, f.read(n_header))
     n_expected = 8 + n_header + max((t["data_offsets"][1] for t in header), default=0)
     if n_file_bytes != n_expected:

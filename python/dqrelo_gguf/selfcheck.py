@@ -6,6 +6,7 @@ delta that encodes well enough and a model that talks fluent nonsense.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,8 @@ from dqrelo_gguf.blocks import Blocks, row_slices
 from dqrelo_gguf.errors import BaseMismatchError, NonFiniteError
 from dqrelo_gguf.pairing import Pair
 
-# Smallest cosine between a weight and its base that counts as a fine-tune. Measured over the test pairs: fine-tunes have
-# 0.52 or more (an output matrix after long training; other matrices 0.7, norms 0.999), also over a Q2_K base; permuted
+# Smallest cosine between a weight and its base that counts as a fine-tune. Measured over the test pairs: fine-tunes
+# have 0.52 or more (an output matrix after long training; other matrices 0.7, norms 0.999), also over a Q2_K base; permuted
 # q and k at most 0.16, matrices of another base at most 0.02.
 MIN_COSINE = 0.3
 # Rows of each weight that are compared with the base.
@@ -63,8 +64,10 @@ def check_weight(pair: Pair, base: GgufModel, tuned: Model, blocks: Blocks, min_
     value = cosine(ours, theirs)
     # a weight that is zero in the base, such as an unused bias, has no direction to keep
     if value < min_cosine and values.size >= _MIN_ELEMENTS and ours.any():
-        raise BaseMismatchError(f"{pair.name}: the fine-tune's values have a cosine of {value:.2f} with base {base.label}, expected at "
-                                f"least {min_cosine}. {_cause(ours, rows, flat)}")
+        raise BaseMismatchError(
+            f"{pair.name}: the fine-tune's values have a cosine of {value:.2f} with base {base.label}, expected at "
+            f"least {min_cosine}. {_cause(ours, rows, flat)}"
+        )
     identical = np.array_equal(ours, theirs) and np.array_equal(base.load(pair.name, blocks).reshape(flat.shape), flat)
     return Checked(value, identical)
 
@@ -72,14 +75,23 @@ def check_weight(pair: Pair, base: GgufModel, tuned: Model, blocks: Blocks, min_
 def count_non_finite(values: npt.NDArray[np.float32], blocks: Blocks) -> int:
     """How many values of a matrix are NaN or infinite."""
     matrix = torch.from_numpy(values)
-    return int(sum(blocks.run(lambda s: int((~torch.isfinite(matrix[s])).sum()), row_slices(*values.shape))))
+
+    def count(s: slice) -> int:
+        # NaN and infinity survive a sum, so that a finite sum needs no second look
+        if math.isfinite(float(matrix[s].sum())):
+            return 0
+        return int((~torch.isfinite(matrix[s])).sum())
+
+    return sum(blocks.run(count, row_slices(*values.shape)))
 
 
 def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     """The cosine of the angle between two arrays; 0 if one is zero."""
     x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
-    length = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / length if length > 0 else 0.0
+    # sums and not dot products: those would wake the threads of numpy's BLAS for very little work
+    xx, yy, xy = (x * x).sum(), (y * y).sum(), (x * y).sum()
+    length = math.sqrt(float(xx * yy))
+    return float(xy) / length if length > 0 else 0.0
 
 
 def _cause(ours: npt.NDArray[np.float32], rows: npt.NDArray[np.intp], tuned: npt.NDArray[np.float32]) -> str:
@@ -96,6 +108,10 @@ def _cause(ours: npt.NDArray[np.float32], rows: npt.NDArray[np.intp], tuned: npt
         best = match.argmax(axis=1)
         found = match.max(axis=1) >= _FOUND
         if found.mean() > 0.5 and (best[found] != rows[found]).mean() > 0.5:
-            return ("Its rows are the base's in another order: one of the two was converted without the permutation of its architecture "
-                    "(Llama's q and k). Convert both with the same llama.cpp")
-    return f"Is {'it' if ours.shape[0] == 1 else 'this'} a fine-tune of another base, or was the weight initialised anew?"
+            return (
+                "Its rows are the base's in another order: one of the two was converted without the permutation of "
+                "its architecture (Llama's q and k). Convert both with the same llama.cpp"
+            )
+    return (
+        f"Is {'it' if ours.shape[0] == 1 else 'this'} a fine-tune of another base, or was the weight initialised anew?"
+    )

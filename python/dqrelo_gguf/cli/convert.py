@@ -1,0 +1,175 @@
+"""dqrelo-convert: a fine-tune and its base in, a delta file out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dqrelo_gguf.cli import run
+
+if TYPE_CHECKING:
+    from dqrelo_gguf.plan import Options
+    from dqrelo_gguf.result import ConvertResult
+
+PROG = "dqrelo-convert"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    return run(lambda: _convert(args), PROG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description="Write what a fine-tune changed over its base GGUF as a small delta file.",
+        epilog=f"example: {PROG} base-q4_k_m.gguf my-finetune/ -o my-finetune.dq.gguf --ratio 1/8",
+    )
+    source = parser.add_argument_group("input")
+    source.add_argument(
+        "base",
+        metavar="BASE",
+        help="the base GGUF that the delta will run on; any type, whole or a shard of a split one",
+    )
+    source.add_argument("tuned", metavar="FINE_TUNE", help="the full fine-tune: a Hugging Face directory or a GGUF")
+    source.add_argument(
+        "--reference",
+        metavar="GGUF",
+        help="an F16 GGUF of the base: the delta is against it, "
+        "and serves every quantisation of the base (default: BASE)",
+    )
+    source.add_argument("--include", metavar="REGEX", help="convert only weights whose name matches (default: all)")
+    source.add_argument(
+        "--exclude", metavar="REGEX", help="leave these weights as they are in the base (default: none)"
+    )
+    method = parser.add_argument_group("method")
+    size = method.add_mutually_exclusive_group()
+    size.add_argument(
+        "--ratio",
+        metavar="R",
+        help="bytes of the delta to the 16-bit size of the weights, such as 1/8 or 0.125 (default: 1/8)",
+    )
+    size.add_argument("--rank", metavar="N", type=int, help="rank of every weight instead of a ratio")
+    method.add_argument(
+        "--vectors",
+        choices=("whole", "paper"),
+        default="whole",
+        help="norms and biases: kept whole, or the paper's "
+        "selection by magnitude with the paper's rank equation (default: %(default)s)",
+    )
+    method.add_argument(
+        "--factor-type",
+        choices=("f16", "bf16", "f32", "q8_0", "q4_0"),
+        default="f16",
+        help="type of the low-rank factors (default: %(default)s)",
+    )
+    method.add_argument(
+        "--svd",
+        choices=("randomised", "exact"),
+        default="randomised",
+        help="truncated SVD; exact is slow and takes more memory (default: %(default)s)",
+    )
+    _add_output(parser)
+    dangerous = parser.add_argument_group("dangerous")
+    dangerous.add_argument(
+        "--min-cosine",
+        metavar="X",
+        type=float,
+        default=0.3,
+        help="the self-check refuses a weight whose cosine with "
+        "the base is smaller; -1 turns it off (default: %(default)s)",
+    )
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--outfile", metavar="FILE", required=True, help="the delta file, NAME.dq.gguf")
+    output.add_argument("--name", metavar="NAME", help="name of the fine-tune (default: its own)")
+    output.add_argument("--force", action="store_true", help="replace an existing file (default: refuse)")
+    output.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what would be written, write nothing"
+    )
+    output.add_argument("--json", metavar="FILE", help="also write the report with every weight to FILE, - for stdout")
+    output.add_argument("--verbose", action="store_true", help="show the log of llama.cpp's conversion on stderr")
+    performance = parser.add_argument_group("performance")
+    performance.add_argument(
+        "-t", "--threads", metavar="N", type=int, help="threads; the result does not depend on it (default: all cores)"
+    )
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from dqrelo_gguf.quiet import quiet_libraries
+
+    quiet_libraries(args.verbose)  # before torch and transformers come in
+    from dqrelo_gguf.convert import Job, convert
+    from dqrelo_gguf.errors import InputError
+    from dqrelo_gguf.progress import phases_for_stderr
+
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads {args.threads}: must be at least 1")
+    job = Job(
+        args.base,
+        args.tuned,
+        args.outfile,
+        reference=args.reference,
+        name=args.name,
+        force=args.force,
+        dry_run=args.dry_run,
+        n_threads=args.threads,
+    )
+    result = convert(job, _options(args), phases_for_stderr())
+    if args.json is not None:
+        _write_json(result, args.json)
+    if args.json != "-":
+        _print_report(result)
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from dqrelo_gguf.pairing import Selection
+    from dqrelo_gguf.plan import Options
+    from dqrelo_gguf.ratio import parse_ratio
+
+    ratio = None if args.rank is not None else parse_ratio(args.ratio or "1/8")
+    return Options(
+        ratio=ratio,
+        rank=args.rank,
+        vectors=args.vectors,
+        factor_type=args.factor_type,
+        svd=args.svd,
+        selection=Selection.of(args.include, args.exclude),
+        min_cosine=args.min_cosine,
+    )
+
+
+def _write_json(result: ConvertResult, target: str) -> None:
+    import json
+    from pathlib import Path
+
+    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text, encoding="utf-8")
+
+
+def _print_report(result: ConvertResult) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from dqrelo_gguf.report import LEGEND, by_kind, table, total
+
+    console = Console(highlight=False)
+    for line in result.summary():
+        console.print(Text(line), soft_wrap=True)
+    if result.weights:
+        console.print()
+        console.print(table([*by_kind(result.weights), total(result.weights)], "kind"))
+        console.print(LEGEND)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""dqrelo-merge: a base and a delta in, a plain GGUF out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dqrelo_gguf.cli import run
+
+PROG = "dqrelo-merge"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    return run(lambda: _merge(args), PROG)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROG,
+        description="Add a delta to its base: a plain GGUF that any llama.cpp runs.",
+        epilog=f"example: {PROG} base-f16.gguf math.dq.gguf -o math.gguf --outtype f16",
+    )
+    source = parser.add_argument_group("input")
+    source.add_argument("base", metavar="BASE", help="the base GGUF, whole or a shard of a split one")
+    source.add_argument("delta", metavar="DELTA", help="the delta file, *.dq.gguf")
+    source.add_argument(
+        "--no-verify", action="store_true", help="do not check the delta's SHA-256 digests (default: check)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--outfile", metavar="FILE", required=True, help="the merged model")
+    output.add_argument(
+        "--outtype",
+        choices=("f16", "bf16", "f32", "q8_0"),
+        default="f16",
+        help="type of the matrices; vectors stay F32 (default: %(default)s)",
+    )
+    output.add_argument("--force", action="store_true", help="replace an existing file (default: refuse)")
+    performance = parser.add_argument_group("performance")
+    performance.add_argument("-t", "--threads", metavar="N", type=int, help="threads (default: all cores)")
+    dangerous = parser.add_argument_group("dangerous")
+    dangerous.add_argument(
+        "--allow-other-base",
+        action="store_true",
+        help="accept another quantisation of the delta's base (default: refuse)",
+    )
+    return parser
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from dqrelo_gguf.errors import InputError
+    from dqrelo_gguf.merge import MergeOptions, merge
+    from dqrelo_gguf.progress import phases_for_stderr
+    from dqrelo_gguf.report import bytes_text
+
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads {args.threads}: must be at least 1")
+    options = MergeOptions(
+        args.outtype,
+        allow_other_base=args.allow_other_base,
+        verify=not args.no_verify,
+        force=args.force,
+        n_threads=args.threads,
+    )
+    result = merge(args.base, args.delta, args.outfile, options, phases_for_stderr())
+    print(
+        f"{result.outfile}: {result.n_changed} of {result.n_tensors} weights changed, "
+        f"{bytes_text(result.n_file_bytes)}, {args.outtype}; base: {result.comparison.match.value}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
