@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from dqrelo_gguf.cli import convert, merge
-from dqrelo_gguf.runtime import Delta, Runtime, _core
+from dqrelo_gguf.runtime import Delta, Runtime
+from greedy import Tokens, assert_greedy, generate_tokens
+from server_fixtures import TINY, Artefacts, artefacts  # noqa: F401 - artefacts is a fixture
 from tiny_llama import Shape, Type, base_weights, dequantised, quantize, read_weights, tuned_weights, write_model
 
 Floats: TypeAlias = npt.NDArray[np.float32]
-Tokens: TypeAlias = npt.NDArray[np.int32]
 
 # The op rounds activations to 8 bits: a relative error of about 1/500 in the delta's part. Its square, twice
 # over for the cache in F16, is 1e-5.
@@ -27,8 +28,6 @@ MAX_NMSE = 1e-4
 # Rounding of the base is what any run of it has; the delta may add as much again.
 MAX_OVER_BASE = 2.0
 
-# Of the logits' standard deviation: a few times the square root of MAX_NMSE.
-MAX_TIE = 0.05
 N_GENERATED = 24
 
 TEXT = "the dog sees a cat and makes two? three dogs and five cats. 2+3=5"
@@ -43,6 +42,11 @@ def nmse(got: Floats, expected: Floats) -> float:
     )
 
 
+def open_model(path: Path, n_threads: int = 1, **options: Any) -> Runtime:
+    """A runtime on one thread, unless the test is about threads: these models are too small to share out."""
+    return Runtime(path, n_threads=n_threads, **options)
+
+
 @dataclass
 class Family:
     """A base, fine-tunes of it, their deltas, and the plain models that those stand for."""
@@ -53,23 +57,8 @@ class Family:
     merged: list[Path]
 
     def merged_logits(self, i: int, tokens: Tokens) -> Floats:
-        with Runtime(self.merged[i]) as rt:
+        with open_model(self.merged[i]) as rt:
             return rt.logits(tokens)
-
-
-def generate_tokens(rt: Runtime, prompt: Tokens, owners: list[Delta | None]) -> list[Tokens]:
-    """What each delta makes of one prompt in one batch: int32 [n_generated]."""
-    params = _core.GenerateParams()
-    params.max_tokens = N_GENERATED
-    return [tokens for _, tokens in rt._session.generate([prompt] * len(owners), owners, [1.0] * len(owners), params)]
-
-
-def assert_greedy(plain: Runtime, prompt: Tokens, generated: Tokens) -> None:
-    """Each token is the most probable one of a plain model, but for ties that rounding may turn."""
-    assert len(generated) > 0  # fewer than asked for where it came to an end token
-    rows = plain.logits(np.concatenate([prompt, generated]))[len(prompt) - 1 : -1]
-    missed = rows.max(axis=1) - rows[np.arange(len(generated)), generated]
-    assert missed.max() <= MAX_TIE * rows.std()
 
 
 Maker = Callable[..., Family]
@@ -114,7 +103,7 @@ def family(make_family: Maker) -> Family:
 
 @pytest.fixture(scope="module")
 def runtime(family: Family) -> Iterator[Runtime]:
-    with Runtime(family.base) as rt:
+    with open_model(family.base) as rt:
         yield rt
 
 
@@ -136,7 +125,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_delta_on_a_float_base_is_the_merged_model(make_family: Maker, shape: Shape, base_type: str) -> None:
     family = make_family(shape, base_type)
-    with Runtime(family.base) as rt:
+    with open_model(family.base) as rt:
         tokens, other = rt.tokenize(TEXT), rt.tokenize(OTHER)
         first, second = (rt.load_delta(path) for path in family.deltas)
         base = rt.logits(tokens)
@@ -157,9 +146,9 @@ def test_delta_on_a_quantised_base_adds_no_more_error_than_the_base_has(
     make_family: Maker, tmp_path: Path, base_type: str, repack: bool
 ) -> None:
     family = make_family(Shape(), base_type)
-    with Runtime(family.base, repack=repack) as rt:
+    with open_model(family.base, repack=repack) as rt:
         tokens, other = rt.tokenize(TEXT), rt.tokenize(OTHER)
-        with Runtime(dequantised(family.base, tmp_path / "plain.gguf", family.shape)) as plain:
+        with open_model(dequantised(family.base, tmp_path / "plain.gguf", family.shape)) as plain:
             allowed = [MAX_OVER_BASE * nmse(rt.logits(t), plain.logits(t)) for t in (tokens, other)]
         expected = [family.merged_logits(0, tokens), family.merged_logits(1, other)]
         first, second = (rt.load_delta(path) for path in family.deltas)
@@ -175,7 +164,7 @@ def test_a_row_without_a_delta_is_the_plain_base_bit_for_bit(
     family: Family, runtime: Runtime, deltas: list[Delta]
 ) -> None:
     batch = [runtime.tokenize(text) for text in (TEXT, OTHER, TEXT, OTHER)]
-    with Runtime(family.base) as plain:  # a process that never loaded a delta, as far as the model goes
+    with open_model(family.base) as plain:  # a process that never loaded a delta, as far as the model goes
         expected = plain.logits(batch)
     mixed = runtime.logits(batch, [None, deltas[0], deltas[1], None])
     assert np.array_equal(mixed[0], expected[0])
@@ -187,7 +176,7 @@ def test_a_row_without_a_delta_is_the_plain_base_bit_for_bit(
 
 def test_a_sequence_in_a_mixed_batch_is_what_it_is_alone(family: Family) -> None:
     # Without flash attention, whose kernel on the CPU depends on the number of tokens.
-    with Runtime(family.base, flash_attn="off") as rt:
+    with open_model(family.base, flash_attn="off") as rt:
         tokens = rt.tokenize(TEXT)
         first, second = (rt.load_delta(path) for path in family.deltas)
         owners = [first, None, second, first]
@@ -197,10 +186,10 @@ def test_a_sequence_in_a_mixed_batch_is_what_it_is_alone(family: Family) -> None
 
 def test_one_token_at_a_time_is_the_merged_model(family: Family, runtime: Runtime, deltas: list[Delta]) -> None:
     prompt = runtime.tokenize("the dog")
-    outputs = generate_tokens(runtime, prompt, [deltas[0], None, deltas[1]])
+    outputs = generate_tokens(runtime, prompt, [deltas[0], None, deltas[1]], N_GENERATED)
     assert len({tuple(tokens) for tokens in outputs}) == 3
     for tokens, model in zip(outputs, (family.merged[0], family.base, family.merged[1]), strict=True):
-        with Runtime(model) as plain:
+        with open_model(model) as plain:
             assert_greedy(plain, prompt, tokens)
 
 
@@ -215,7 +204,7 @@ def test_scale_of_zero_is_the_base_and_of_a_half_lies_between(
     family = make_family(Shape())
     start, end = read_weights(family.base), read_weights(family.merged[0])
     half = write_model(tmp_path / "half.gguf", family.shape, {name: (start[name] + end[name]) / 2 for name in start})
-    with Runtime(half) as rt:
+    with open_model(half) as rt:
         expected = rt.logits(tokens)
     mixed = runtime.logits([tokens, tokens], [deltas[0], deltas[0]], scale=[0.5, 1.0])
     assert nmse(mixed[0], expected) <= MAX_NMSE
@@ -224,7 +213,7 @@ def test_scale_of_zero_is_the_base_and_of_a_half_lies_between(
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 5])
 def test_threads_do_not_change_the_result(family: Family, n_threads: int) -> None:
-    with Runtime(family.base, n_threads=n_threads) as rt:
+    with open_model(family.base, n_threads=n_threads) as rt:
         tokens = rt.tokenize(TEXT)
         rows = rt.logits([tokens, tokens], [rt.load_delta(family.deltas[0]), None])
     assert nmse(rows[0], family.merged_logits(0, tokens)) <= MAX_NMSE
@@ -233,7 +222,7 @@ def test_threads_do_not_change_the_result(family: Family, n_threads: int) -> Non
 @pytest.mark.parametrize("kv_unified", [True, False], ids=["shared memory", "memory each"])
 @pytest.mark.parametrize("flash_attn", ["on", "off"])
 def test_a_prompt_longer_than_a_graph_is_the_merged_model(family: Family, flash_attn: str, kv_unified: bool) -> None:
-    with Runtime(family.base, n_ubatch=32, n_batch=96, flash_attn=flash_attn, kv_unified=kv_unified) as rt:
+    with open_model(family.base, n_ubatch=32, n_batch=96, flash_attn=flash_attn, kv_unified=kv_unified) as rt:
         tokens = np.resize(rt.tokenize(TEXT), 200)
         mixed = rt.logits([tokens, tokens[:70]], [rt.load_delta(path) for path in family.deltas])
     assert nmse(mixed[0], family.merged_logits(0, tokens)) <= MAX_NMSE
@@ -243,14 +232,14 @@ def test_a_prompt_longer_than_a_graph_is_the_merged_model(family: Family, flash_
 def test_sixteen_deltas_at_once_on_sixteen_layers(make_family: Maker) -> None:
     n = 16
     family = make_family(Shape(n_embd=64, n_layer=16, n_head=2, n_head_kv=1, n_ff=96), "F16", n, "--rank", "8")
-    with Runtime(family.base, n_seq_max=n + 1) as rt:
+    with open_model(family.base, n_seq_max=n + 1) as rt:
         tokens = rt.tokenize(OTHER)
         loaded = [rt.load_delta(path) for path in family.deltas]
         rows = rt.logits([tokens] * (n + 1), [*loaded, None])
         plain = rt.logits([tokens] * (n + 1))
-        outputs = generate_tokens(rt, tokens, [*loaded, None])
+        outputs = generate_tokens(rt, tokens, [*loaded, None], N_GENERATED)
     for i in (0, 5, 15):
-        with Runtime(family.merged[i]) as plain_model:
+        with open_model(family.merged[i]) as plain_model:
             assert_greedy(plain_model, tokens, outputs[i])
     assert np.array_equal(rows[n], plain[n])
     for i in range(n):
@@ -258,7 +247,7 @@ def test_sixteen_deltas_at_once_on_sixteen_layers(make_family: Maker) -> None:
 
 
 def test_deltas_come_and_go_between_batches(family: Family) -> None:
-    with Runtime(family.base) as rt:
+    with open_model(family.base) as rt:
         tokens = rt.tokenize(TEXT)
         expected = [family.merged_logits(i, tokens) for i in range(2)]
         base = rt.logits(tokens)
@@ -268,15 +257,46 @@ def test_deltas_come_and_go_between_batches(family: Family) -> None:
             assert np.array_equal(rt.logits(tokens), base)
 
 
+QUESTION = "### Question:\nPut these letters in alphabetical order: x d l f a k e\n### Answer:\n"
+
+
+def test_trained_fine_tunes_answer_as_when_merged(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+    with open_model(artefacts.base) as rt:
+        words, extract = rt.load_delta(artefacts.words), rt.load_delta(artefacts.json)
+        tokens = rt.tokenize(QUESTION, delta=words)
+        rows = rt.logits([tokens, tokens, tokens], [words, None, extract])
+        outputs = generate_tokens(rt, tokens, [words, None, extract], N_GENERATED)
+        assert np.array_equal(rows[1], rt.logits([tokens] * 3)[1])
+    assert len({tuple(output) for output in outputs}) == 3
+    for i, path in ((0, artefacts.words), (2, artefacts.json)):
+        merged = tmp_path / f"{path.stem}.merged.gguf"
+        assert merge.main([str(artefacts.base), str(path), "-o", str(merged), "--outtype", "f32"]) == 0
+        with open_model(merged) as plain:
+            assert nmse(rows[i], plain.logits(tokens)) <= MAX_NMSE
+            assert_greedy(plain, tokens, outputs[i])
+
+
+def test_logits_are_those_of_transformers(artefacts: Artefacts) -> None:  # noqa: F811
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(TINY / "base", dtype=torch.float32)
+    with open_model(artefacts.base) as rt:
+        tokens = rt.tokenize(QUESTION)
+        got = rt.logits(tokens)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(tokens[None].astype(np.int64))).logits[0].numpy()
+    assert nmse(got, expected) <= MAX_NMSE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("base_type", ["F16", "Q8_0", "Q4_K_M"])
 def test_a_longer_and_wider_model(make_family: Maker, tmp_path: Path, base_type: str) -> None:
     shape = replace(Shape(), n_embd=1024, n_layer=8, n_head=16, n_head_kv=4, n_ff=2816)
     family = make_family(shape, base_type)
-    with Runtime(family.base) as rt:
+    with open_model(family.base) as rt:
         tokens = np.resize(rt.tokenize(TEXT), 700)
         expected = family.merged_logits(0, tokens)
-        with Runtime(dequantised(family.base, tmp_path / "plain.gguf", shape)) as plain:
+        with open_model(dequantised(family.base, tmp_path / "plain.gguf", shape)) as plain:
             allowed = max(MAX_NMSE, MAX_OVER_BASE * nmse(rt.logits(tokens), plain.logits(tokens)))
         first, second = (rt.load_delta(path) for path in family.deltas)
         assert nmse(rt.logits(tokens, first), expected) <= allowed

@@ -108,7 +108,14 @@ def tuned_weights(base: dict[str, Floats], seed: int, amount: float = 0.2) -> di
 
 
 def write_model(
-    path: Path, shape: Shape, weights: dict[str, Floats], out_type: Type = Type.F32, name: str = "tiny"
+    path: Path,
+    shape: Shape,
+    weights: dict[str, Floats],
+    out_type: Type = Type.F32,
+    name: str = "tiny",
+    *,
+    eos: int = EOS,
+    add_bos: bool = True,
 ) -> Path:
     """Writes a Llama GGUF; matrices in `out_type`, vectors in F32."""
     writer = gguf.GGUFWriter(path, "llama")
@@ -128,8 +135,8 @@ def write_model(
     writer.add_token_scores(scores)
     writer.add_token_types(types)
     writer.add_bos_token_id(BOS)
-    writer.add_eos_token_id(EOS)
-    writer.add_add_bos_token(True)
+    writer.add_eos_token_id(eos)
+    writer.add_add_bos_token(add_bos)
     for tensor, weight in weights.items():
         kind = out_type if weight.ndim == 2 else Type.F32
         writer.add_tensor(tensor, gguf.quants.quantize(weight, kind), raw_dtype=kind)

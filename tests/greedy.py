@@ -1,0 +1,30 @@
+"""Greedy generation as tokens, and a check of it that rounding cannot turn."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf.runtime import Delta, Runtime, _core
+
+Tokens: TypeAlias = npt.NDArray[np.int32]
+
+# Of the logits' standard deviation. Two runs of one model are up to 1e-2 apart, where the kernels or the batches differ.
+MAX_TIE = 0.05
+
+
+def generate_tokens(rt: Runtime, prompt: Tokens, owners: list[Delta | None], max_tokens: int) -> list[Tokens]:
+    """What each delta makes of one prompt, in one batch: int32 [n_generated]."""
+    params = _core.GenerateParams()
+    params.max_tokens = max_tokens
+    return [tokens for _, tokens in rt._session.generate([prompt] * len(owners), owners, [1.0] * len(owners), params)]
+
+
+def assert_greedy(plain: Runtime, prompt: Tokens, generated: Tokens, owner: Delta | None = None) -> None:
+    """Each token is the most probable one, but for near ties."""
+    assert len(generated) > 0  # fewer than asked for where it came to an end token
+    rows = plain.logits(np.concatenate([prompt, generated]), owner)[len(prompt) - 1 : -1]
+    missed = rows.max(axis=1) - rows[np.arange(len(generated)), generated]
+    assert missed.max() <= MAX_TIE * rows.std()
