@@ -101,8 +101,9 @@ bool check_form(const weight_info & weight, uint32_t rank, uint32_t n_planes, st
         err = name + ": shape " + shape_text(weight.ne) + " cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. Store it dense";
     } else if (n_planes > DQRELO_MAX_PLANES) {
         err = message("%s: %" PRIu32 " sign planes, expected 1 to %d", name.c_str(), n_planes, DQRELO_MAX_PLANES);
-    } else if (rank > INT32_MAX) {
-        err = message("%s: rank %" PRIu32 ", expected less than 2^31", name.c_str(), rank);
+    } else if (rank > std::min(weight.ne[0], weight.ne[1])) {
+        err = message("%s: rank %" PRIu32 ", expected at most %" PRId64 ", the smaller side of %s", name.c_str(), rank, std::min(weight.ne[0], weight.ne[1]),
+                      shape_text(weight.ne).c_str());
     }
     return err.empty();
 }

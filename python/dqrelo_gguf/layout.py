@@ -146,6 +146,8 @@ def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
         return FormatError(f"{name}: {spec.n_planes} sign planes, expected 1 to {fmt.MAX_PLANES}")
     if rank <= 0:
         return None if rank == 0 else FormatError(f"{name}: rank {rank}, expected 0 or more")
+    if rank > min(ne[0], ne[1]):
+        return FormatError(f"{name}: rank {rank}, expected at most {min(ne[0], ne[1])}, the smaller side of {ne_text(ne)}")
     return _type_problem(f"{name}{fmt.SUFFIX_U}", spec.u_type, FACTOR_TYPES, rank) or _type_problem(
         f"{name}{fmt.SUFFIX_V}", spec.v_type, FACTOR_TYPES, ne[0]
     )
