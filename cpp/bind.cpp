@@ -83,8 +83,8 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
     if (!delta && !ctx.dqrelo) {
         return true;
     }
-    dqrelo_context & dctx = state_of(ctx);
-    auto & bound = dctx.seqs[seq_id];
+    dqrelo_context & dctx  = state_of(ctx);
+    auto &           bound = dctx.seqs[seq_id];
 
     const dqrelo_delta * previous = bound.slot >= 0 ? dctx.slots[bound.slot].delta : nullptr;
     if (previous == delta) {
@@ -114,7 +114,7 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
 
 bool dqrelo_check(llama_context * ctx, dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err, size_t n_err) {
     std::string text;
-    bool ok = false;
+    bool        ok = false;
     try {
         ok = check(*ctx, *delta, *n_applied, *n_inert, text);
     } catch (const std::exception & e) {
@@ -126,7 +126,7 @@ bool dqrelo_check(llama_context * ctx, dqrelo_delta * delta, int32_t * n_applied
 
 bool dqrelo_bind(llama_context * ctx, llama_seq_id seq_id, dqrelo_delta * delta, float scale, char * err, size_t n_err) {
     std::string text;
-    bool ok = false;
+    bool        ok = false;
     try {
         ok = bind(*ctx, seq_id, delta, scale, text);
     } catch (const std::exception & e) {

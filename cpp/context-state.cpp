@@ -30,7 +30,7 @@ ggml_tensor * dqrelo_context::find_table(const char * weight) const {
 dqrelo_context::table & dqrelo_context::get_table(const std::string & weight) {
     table & t = tables[weight];
     if (!t.tensor) {
-        t.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, /*no_alloc =*/ true }));
+        t.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
         t.tensor = ggml_new_tensor_1d(t.ctx.get(), GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * slots.size()));
         ggml_format_name(t.tensor, "%s.dq", weight.c_str());
         t.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(t.ctx.get(), ggml_backend_cpu_buffer_type()));
@@ -45,8 +45,8 @@ dqrelo_context::table & dqrelo_context::get_table(const std::string & weight) {
 }
 
 void dqrelo_context::write_entries(int32_t slot, const dqrelo_delta * delta) {
-    const size_t offset = sizeof(dqrelo_entry) * slot;
-    const dqrelo_entry none = {};
+    const size_t       offset = sizeof(dqrelo_entry) * slot;
+    const dqrelo_entry none   = {};
     for (auto & [name, t] : tables) {
         ggml_backend_tensor_set(t.tensor, &none, offset, sizeof(none));
     }
@@ -94,9 +94,9 @@ void dqrelo_context::release(int32_t i) {
 }
 
 dqrelo_context::binding dqrelo_context::binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const {
-    const auto bound = [this](int32_t seq_id) { return seq_id >= 0 && seq_id < (int32_t) seqs.size() ? seqs[seq_id] : binding(); };
+    const auto    bound = [this](int32_t seq_id) { return seq_id >= 0 && seq_id < (int32_t) seqs.size() ? seqs[seq_id] : binding(); };
     const binding first = bound(seq_ids[0]);
-    agree = std::all_of(seq_ids, seq_ids + n_seq_ids, [&](int32_t id) { return bound(id) == first; });
+    agree               = std::all_of(seq_ids, seq_ids + n_seq_ids, [&](int32_t id) { return bound(id) == first; });
     return first;
 }
 
@@ -107,7 +107,7 @@ uint64_t dqrelo_graph_key(const dqrelo_context * dctx, const llama_ubatch & ubat
     bool any = false;
     for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
         bool agree = true;
-        any = dctx->binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree).slot >= 0 || any;
+        any        = dctx->binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree).slot >= 0 || any;
         if (!agree) {
             return UINT64_MAX; // never equal to a graph that was built: the pass refuses it
         }
@@ -126,7 +126,7 @@ void dqrelo::scan_usage(llama_context & ctx, dqrelo_context & dctx) {
         if (ctx.get_memory()) {
             mctx = ctx.get_memory()->init_full();
         }
-        ctx.graph_reserve(n_tokens, n_seqs, n_seqs, mctx.get(), /*split_only =*/ true);
+        ctx.graph_reserve(n_tokens, n_seqs, std::min(n_tokens, cparams.n_outputs_max), mctx.get(), /*split_only =*/true);
     }
     dctx.scanning = false;
     dctx.scanned  = true;

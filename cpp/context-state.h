@@ -26,23 +26,23 @@ struct dqrelo_usage {
 
 struct dqrelo_context {
     struct slot {
-        dqrelo_delta * delta = nullptr;
+        dqrelo_delta * delta   = nullptr;
         int32_t        n_bound = 0;
     };
     struct binding {
         int32_t slot  = -1;
         float   scale = 1.0f;
-        bool operator==(const binding & other) const { return slot == other.slot && (slot < 0 || scale == other.scale); }
+        bool    operator==(const binding & other) const { return slot == other.slot && (slot < 0 || scale == other.scale); }
     };
     struct table {
-        ggml_tensor *       tensor = nullptr; // I8 [sizeof(dqrelo_entry) * n_slots]
-        ggml_context_ptr    ctx;
+        ggml_tensor *           tensor = nullptr; // I8 [sizeof(dqrelo_entry) * n_slots]
+        ggml_context_ptr        ctx;
         ggml_backend_buffer_ptr buffer;
     };
 
     explicit dqrelo_context(uint32_t n_seq_max);
     ~dqrelo_context();
-    dqrelo_context(const dqrelo_context &) = delete;
+    dqrelo_context(const dqrelo_context &)             = delete;
     dqrelo_context & operator=(const dqrelo_context &) = delete;
 
     // The slot that holds `delta`, else a free one that now does, else -1.
@@ -55,17 +55,17 @@ struct dqrelo_context {
     // Table of a weight, or nullptr if no delta so far changes it.
     ggml_tensor * find_table(const char * weight) const;
 
-    std::vector<slot>    slots;
-    std::vector<binding> seqs; // by sequence id
+    std::vector<slot>                      slots;
+    std::vector<binding>                   seqs; // by sequence id
     std::unordered_map<std::string, table> tables;
 
     // what the graphs of this context read, collected once by building them; see scan_usage
     std::map<std::string, dqrelo_usage> usage;
-    bool scanned  = false;
-    bool scanning = false;
+    bool                                scanned  = false;
+    bool                                scanning = false;
 
 private:
-    void write_entries(int32_t slot, const dqrelo_delta * delta);
+    void    write_entries(int32_t slot, const dqrelo_delta * delta);
     table & get_table(const std::string & weight);
 };
 

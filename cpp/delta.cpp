@@ -43,7 +43,7 @@ bool check_base(dqrelo_delta & delta, const char * path_model, bool allow_other_
     if (!base) {
         return false;
     }
-    const auto cmp = dqrelo::compare(*delta.file, *base);
+    const auto cmp       = dqrelo::compare(*delta.file, *base);
     delta.same_base_file = cmp.match == dqrelo::base_match::same_file;
     if (cmp.match == dqrelo::base_match::other_model || (cmp.match == dqrelo::base_match::same_model && !allow_other_bytes)) {
         err = cmp.reason;
@@ -53,7 +53,7 @@ bool check_base(dqrelo_delta & delta, const char * path_model, bool allow_other_
 }
 
 std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_model, const char * path, const dqrelo_load_params & params, std::string & err) {
-    auto delta = std::make_unique<dqrelo_delta>();
+    auto delta   = std::make_unique<dqrelo_delta>();
     delta->model = &model;
     delta->file  = dqrelo::delta_file::open(path, err);
     if (!delta->file) {
@@ -79,11 +79,11 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_
 } // namespace
 
 dqrelo_load_params dqrelo_load_default_params(void) {
-    return { /*.allow_other_base_bytes =*/ false, /*.verify =*/ false };
+    return { /*.allow_other_base_bytes =*/false, /*.verify =*/false };
 }
 
 dqrelo_delta * dqrelo_load(const llama_model * model, const char * path_model, const char * path, dqrelo_load_params params, char * err, size_t n_err) {
-    std::string text;
+    std::string                   text;
     std::unique_ptr<dqrelo_delta> delta;
     try {
         delta = load(*model, path_model, path, params, text);
@@ -102,8 +102,8 @@ bool dqrelo_free(dqrelo_delta * delta) {
     return true;
 }
 
-const char * dqrelo_name        (const dqrelo_delta * delta) { return delta->file->name().c_str(); }
-const char * dqrelo_path        (const dqrelo_delta * delta) { return delta->file->path().c_str(); }
+const char * dqrelo_name(const dqrelo_delta * delta) { return delta->file->name().c_str(); }
+const char * dqrelo_path(const dqrelo_delta * delta) { return delta->file->path().c_str(); }
 const char * dqrelo_content_hash(const dqrelo_delta * delta) { return delta->file->content_hash().c_str(); }
 
 const char * dqrelo_chat_template(const dqrelo_delta * delta) {
@@ -117,10 +117,10 @@ const char * dqrelo_meta_str(const dqrelo_delta * delta, const char * key) {
 }
 
 bool    dqrelo_same_base_file(const dqrelo_delta * delta) { return delta->same_base_file; }
-double  dqrelo_ratio         (const dqrelo_delta * delta) { return delta->file->ratio(); }
-size_t  dqrelo_n_bytes       (const dqrelo_delta * delta) { return delta->file->n_bytes(); }
-int32_t dqrelo_n_weights     (const dqrelo_delta * delta) { return (int32_t) delta->file->weights().size(); }
-int32_t dqrelo_n_bound       (const dqrelo_delta * delta) { return delta->n_bound; }
+double  dqrelo_ratio(const dqrelo_delta * delta) { return delta->file->ratio(); }
+size_t  dqrelo_n_bytes(const dqrelo_delta * delta) { return delta->file->n_bytes(); }
+int32_t dqrelo_n_weights(const dqrelo_delta * delta) { return (int32_t) delta->file->weights().size(); }
+int32_t dqrelo_n_bound(const dqrelo_delta * delta) { return delta->n_bound; }
 
 int32_t dqrelo_eog_tokens(const dqrelo_delta * delta, llama_token * ids, int32_t n_max) {
     const auto & eog = delta->file->eog_tokens();

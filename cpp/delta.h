@@ -19,7 +19,7 @@ struct dqrelo_delta {
 
     bool same_base_file = false; // false: the model is another quantisation of the delta's base
 
-    std::atomic<int32_t> n_bound{0}; // bindings over all contexts
+    std::atomic<int32_t> n_bound{ 0 }; // bindings over all contexts
 
     std::map<std::string, std::string> meta; // scalars of the metadata as text
 

@@ -26,12 +26,12 @@ public:
     input_owner(const dqrelo_context & dctx, ggml_tensor * owner) : dctx(dctx), owner(owner) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        std::vector<float> data(2*ubatch->n_tokens);
+        std::vector<float> data(2 * ubatch->n_tokens);
         for (uint32_t i = 0; i < ubatch->n_tokens; i++) {
-            bool agree = true;
-            const auto b = dctx.binding_of(ubatch->seq_id[i], ubatch->n_seq_id[i], agree);
-            data[2*i + 0] = (float) b.slot;
-            data[2*i + 1] = b.scale;
+            bool       agree = true;
+            const auto b     = dctx.binding_of(ubatch->seq_id[i], ubatch->n_seq_id[i], agree);
+            data[2 * i + 0]  = (float) b.slot;
+            data[2 * i + 1]  = b.scale;
         }
         ggml_backend_tensor_set(owner, data.data(), 0, ggml_nbytes(owner));
     }
@@ -42,7 +42,7 @@ public:
 
 private:
     const dqrelo_context & dctx;
-    ggml_tensor * owner; // F32 [2, n_tokens]
+    ggml_tensor *          owner; // F32 [2, n_tokens]
 };
 
 // A read of a weight by a node.
@@ -56,9 +56,7 @@ struct weight_read {
 
 class graph_pass {
 public:
-    graph_pass(const llama_model & model, const llm_graph_params & params)
-        : dctx(*params.dqrelo), params(params), gf(params.res->get_gf()), ctx(params.res->get_ctx()),
-          tokens(make_tokens()), owners(params, ctx, tokens) {
+    graph_pass(const llama_model & model, const llm_graph_params & params) : dctx(*params.dqrelo), params(params), gf(params.res->get_gf()), ctx(params.res->get_ctx()), tokens(make_tokens()), owners(params, ctx, tokens) {
         for (const auto & [name, tensor] : model.tensors_by_name) {
             names.insert(name);
         }
@@ -85,7 +83,7 @@ public:
     // Puts the deltas onto the graph. On failure `problem` says which tensor and why.
     bool rewrite(std::string & problem) {
         std::vector<ggml_tensor *> nodes(ggml_graph_nodes(gf), ggml_graph_nodes(gf) + ggml_graph_n_nodes(gf));
-        bool any = false;
+        bool                       any = false;
         for (ggml_tensor * node : nodes) {
             owners.visit(node);
             for (const weight_read & read : reads_of(node)) {
@@ -128,7 +126,7 @@ private:
     // `*.scale` of a weight `*.weight`: a tensor that the graph multiplies onto the matmul's result, or an empty string
     std::string scale_name(const ggml_tensor * weight) const {
         const std::string name = weight->name;
-        const size_t dot = name.rfind(".weight");
+        const size_t      dot  = name.rfind(".weight");
         if (dot == std::string::npos || dot + 7 != name.size()) {
             return "";
         }
@@ -195,8 +193,8 @@ private:
         if (!read.problem.empty()) {
             return read;
         }
-        const ggml_tensor * node = read.node;
-        const auto refuse = [&](const std::string & why) {
+        const ggml_tensor * node   = read.node;
+        const auto          refuse = [&](const std::string & why) {
             read.problem = std::string("is read by ") + ggml_op_desc(node) + " ('" + node->name + "') " + why;
             return read;
         };
@@ -217,14 +215,14 @@ private:
     }
 
     void attach(const weight_read & read, ggml_tensor * table) {
-        ggml_tensor * node = read.node;
+        ggml_tensor *           node = read.node;
         const dqrelo::row_owner rows = owners.of(node);
 
         ggml_tensor * base = ggml_new_tensor(ctx, node->type, GGML_MAX_DIMS, node->ne);
-        base->op     = node->op;
+        base->op           = node->op;
         base->flags |= node->flags & GGML_TENSOR_FLAG_COMPUTE; // never OUTPUT: that stays with the node that consumers read
         memcpy(base->op_params, node->op_params, sizeof(node->op_params));
-        memcpy(base->src,       node->src,       sizeof(node->src));
+        memcpy(base->src, node->src, sizeof(node->src));
         ggml_format_name(base, "%s (base)", node->name);
 
         ggml_dqrelo_set(node, read.form, base, read.x, table, rows.owner, rows.stride + 1);
@@ -237,8 +235,8 @@ private:
     ggml_tensor *            tokens; // F32 [2, n_tokens]
     dqrelo::row_owners       owners;
 
-    std::unordered_set<std::string>                        names;  // of the model's tensors
-    std::unordered_map<const ggml_tensor *, weight_read>   scaled; // matmuls whose *.scale multiplication is still to come
+    std::unordered_set<std::string>                      names;  // of the model's tensors
+    std::unordered_map<const ggml_tensor *, weight_read> scaled; // matmuls whose *.scale multiplication is still to come
 };
 
 } // namespace
@@ -268,5 +266,5 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
 
 uint32_t dqrelo_graph_extra_nodes(const llama_model & model) {
     // a base node and a table for each weight, twice for one that is read twice (tied embeddings), and the owners
-    return 2*(uint32_t) model.n_tensors() + 32;
+    return 2 * (uint32_t) model.n_tensors() + 32;
 }

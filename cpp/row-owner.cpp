@@ -35,8 +35,8 @@ int64_t index_at(const row_owner & o, const int64_t * ne, int64_t linear) {
 
 // Same elements in the same order under another shape. Holds only if the owner is still linear in each new axis.
 row_owner reshaped(const row_owner & from, const ggml_tensor * src, const ggml_tensor * dst) {
-    row_owner to = from;
-    int64_t step = 1;
+    row_owner to   = from;
+    int64_t   step = 1;
     for (int d = 0; d < 4; d++) {
         to.stride[d] = dst->ne[d] > 1 ? (int32_t) index_at(from, src->ne, step) : 0;
         step *= dst->ne[d];
@@ -45,13 +45,13 @@ row_owner reshaped(const row_owner & from, const ggml_tensor * src, const ggml_t
     step = 1;
     for (int d = 0; d < 4; d++) {
         for (int64_t i = 0; i < dst->ne[d]; i++) {
-            if (index_at(from, src->ne, i*step) != i*to.stride[d]) {
+            if (index_at(from, src->ne, i * step) != i * to.stride[d]) {
                 return unknown();
             }
         }
         step *= dst->ne[d];
     }
-    const int64_t n = ggml_nelements(dst);
+    const int64_t n   = ggml_nelements(dst);
     const int64_t hop = std::max<int64_t>(1, n / 61);
     for (int64_t linear = n - 1; linear >= 0; linear -= hop) {
         if (index_at(from, src->ne, linear) != index_at(to, dst->ne, linear)) {
@@ -76,7 +76,7 @@ std::optional<int32_t> stride_of_hop(const row_owner & from, const ggml_tensor *
         return std::nullopt;
     }
     const int64_t hop = bytes / src->nb[axis];
-    if ((n - 1)*hop >= src->ne[axis]) {
+    if ((n - 1) * hop >= src->ne[axis]) {
         return std::nullopt;
     }
     return (int32_t) (hop * from.stride[axis]);
@@ -84,8 +84,8 @@ std::optional<int32_t> stride_of_hop(const row_owner & from, const ggml_tensor *
 
 row_owner viewed(const row_owner & from, const ggml_tensor * src, const ggml_tensor * view) {
     // a view that begins at a later token would need an offset, which the op has no field for
-    size_t offset = view->view_offs - src->view_offs;
-    std::array<int, 4> axes = {0, 1, 2, 3};
+    size_t             offset = view->view_offs - src->view_offs;
+    std::array<int, 4> axes   = { 0, 1, 2, 3 };
     std::sort(axes.begin(), axes.end(), [&](int a, int b) { return src->nb[a] > src->nb[b]; });
     for (int axis : axes) {
         if (src->ne[axis] > 1) {
@@ -127,10 +127,25 @@ row_owner combined(const row_owner & a, const row_owner & b) {
 
 bool keeps_rows(enum ggml_op op) {
     switch (op) {
-        case GGML_OP_SCALE: case GGML_OP_SQR: case GGML_OP_SQRT: case GGML_OP_LOG: case GGML_OP_SIN: case GGML_OP_COS:
-        case GGML_OP_NORM: case GGML_OP_RMS_NORM: case GGML_OP_L2_NORM: case GGML_OP_UNARY: case GGML_OP_CLAMP:
-        case GGML_OP_LEAKY_RELU: case GGML_OP_SOFT_MAX: case GGML_OP_ROPE: case GGML_OP_SUM_ROWS: case GGML_OP_MEAN:
-        case GGML_OP_ARGSORT: case GGML_OP_TOP_K: case GGML_OP_DQRELO:
+        case GGML_OP_SCALE:
+        case GGML_OP_SQR:
+        case GGML_OP_SQRT:
+        case GGML_OP_LOG:
+        case GGML_OP_SIN:
+        case GGML_OP_COS:
+        case GGML_OP_NORM:
+        case GGML_OP_RMS_NORM:
+        case GGML_OP_L2_NORM:
+        case GGML_OP_UNARY:
+        case GGML_OP_CLAMP:
+        case GGML_OP_LEAKY_RELU:
+        case GGML_OP_SOFT_MAX:
+        case GGML_OP_ROPE:
+        case GGML_OP_SUM_ROWS:
+        case GGML_OP_MEAN:
+        case GGML_OP_ARGSORT:
+        case GGML_OP_TOP_K:
+        case GGML_OP_DQRELO:
             return true;
         default:
             return false;
@@ -143,21 +158,21 @@ row_owners::row_owners(const llm_graph_params & params, ggml_context * ctx, ggml
     const auto add = [&](const ggml_tensor * input, int axis) {
         if (input && input->ne[axis] == tokens->ne[1]) {
             row_owner r;
-            r.owner = tokens;
+            r.owner        = tokens;
             r.stride[axis] = 1;
-            owners[input] = r;
+            owners[input]  = r;
         }
     };
     for (const auto & input : params.res->inputs) {
         if (const auto * inp = dynamic_cast<const llm_graph_input_embd *>(input.get())) {
             add(inp->tokens, 0);
-            add(inp->embd,   1);
+            add(inp->embd, 1);
         } else if (const auto * inp = dynamic_cast<const llm_graph_input_embd_h *>(input.get())) {
             add(inp->tokens, 0);
-            add(inp->embd,   1);
-            add(inp->h,      1);
+            add(inp->embd, 1);
+            add(inp->h, 1);
         } else if (const auto * inp = dynamic_cast<const llm_graph_input_pos *>(input.get())) {
-            add(inp->pos,    0); // models with several positions a token have a longer tensor, which only rope reads
+            add(inp->pos, 0); // models with several positions a token have a longer tensor, which only rope reads
         }
     }
 }
@@ -186,7 +201,7 @@ row_owner row_owners::derive_get_rows(const ggml_tensor * node) {
         return unknown();
     }
     if (ids.owner) { // a look-up made for each token
-        return with_strides(ids, {0, ids.stride[0], ids.stride[1], ids.stride[2]});
+        return with_strides(ids, { 0, ids.stride[0], ids.stride[1], ids.stride[2] });
     }
     if (!rows.owner) {
         return rows;
@@ -205,7 +220,7 @@ row_owner row_owners::derive_get_rows(const ggml_tensor * node) {
         return unknown();
     }
     row_owner r;
-    r.owner = owner;
+    r.owner     = owner;
     r.stride[1] = 1;
     return r;
 }
@@ -226,20 +241,25 @@ row_owner row_owners::derive(ggml_tensor * node) {
         return a;
     }
     switch (node->op) {
-        case GGML_OP_ADD: case GGML_OP_SUB: case GGML_OP_MUL: case GGML_OP_DIV:
+        case GGML_OP_ADD:
+        case GGML_OP_SUB:
+        case GGML_OP_MUL:
+        case GGML_OP_DIV:
             return combined(a, b);
         case GGML_OP_GLU:
             return node->src[1] ? combined(a, b) : a;
         case GGML_OP_ADD_ID:
             return a;
-        case GGML_OP_DUP: case GGML_OP_CONT: case GGML_OP_RESHAPE:
+        case GGML_OP_DUP:
+        case GGML_OP_CONT:
+        case GGML_OP_RESHAPE:
             return a.known && a.owner ? reshaped(a, node->src[0], node) : a;
         case GGML_OP_VIEW:
             return a.known && a.owner ? viewed(a, node->src[0], node) : a;
         case GGML_OP_PERMUTE:
             return a.owner ? permuted(a, node) : a;
         case GGML_OP_TRANSPOSE:
-            return with_strides(a, {a.stride[1], a.stride[0], a.stride[2], a.stride[3]});
+            return with_strides(a, { a.stride[1], a.stride[0], a.stride[2], a.stride[3] });
         case GGML_OP_CPY: // the rows of src[0] written over src[1], in the order of its elements
             return a.known && a.owner ? reshaped(a, node->src[0], node) : a;
         case GGML_OP_SET_ROWS: // a cache: what is read from it belongs to the reader
@@ -258,7 +278,7 @@ row_owner row_owners::derive(ggml_tensor * node) {
         case GGML_OP_MUL_MAT_ID:
             return b.known && b.owner && b.stride[0] == 0 ? b : unknown();
         case GGML_OP_FLASH_ATTN_EXT: // q [d, n_tokens, n_head, n_stream] -> [d, n_head, n_tokens, n_stream]
-            return with_strides(a, {0, a.stride[2], a.stride[1], a.stride[3]});
+            return with_strides(a, { 0, a.stride[2], a.stride[1], a.stride[3] });
         default:
             return unknown();
     }

@@ -17,9 +17,9 @@ namespace dqrelo {
 
 // Element (i0, i1, i2, i3) of the tensor belongs to entry  sum_d i_d * stride[d]  of `owner`.
 struct row_owner {
-    ggml_tensor * owner = nullptr; // F32 [2, n]: {slot or -1, scale} of each entry; null: rows belong to no token (weights, masks, caches)
-    int32_t       stride[4] = {0, 0, 0, 0};
-    bool          known = true;    // false: some rows belong to tokens, but which is not known
+    ggml_tensor * owner     = nullptr; // F32 [2, n]: {slot or -1, scale} of each entry; null: rows belong to no token (weights, masks, caches)
+    int32_t       stride[4] = { 0, 0, 0, 0 };
+    bool          known     = true;    // false: some rows belong to tokens, but which is not known
 
     bool none() const { return known && owner == nullptr; }
 };
@@ -39,8 +39,8 @@ private:
     row_owner derive(ggml_tensor * node);
     row_owner derive_get_rows(const ggml_tensor * node);
 
-    ggml_context * ctx;
-    std::unordered_map<const ggml_tensor *, row_owner> owners;
+    ggml_context *                                         ctx;
+    std::unordered_map<const ggml_tensor *, row_owner>     owners;
     std::unordered_map<const ggml_tensor *, ggml_tensor *> selected; // ids -> owners of the rows that they select
 };
 

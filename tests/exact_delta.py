@@ -32,7 +32,17 @@ def spec_of(name: str, ne: tuple[int, ...]) -> WeightSpec:
     matrix = len([n for n in ne if n > 1]) == 2 and ne[0] % 8 == 0 and len(ne) == 2
     if not matrix:
         return WeightSpec.dense(name, ne)
-    return WeightSpec(name=name, ne=ne, n_planes=1, rank=RANK, scale_per_row=False, cscale=False, u_type=F32, v_type=F32, dense_type=None)
+    return WeightSpec(
+        name=name,
+        ne=ne,
+        n_planes=1,
+        rank=min(RANK, *ne),
+        scale_per_row=False,
+        cscale=False,
+        u_type=F32,
+        v_type=F32,
+        dense_type=None,
+    )
 
 
 def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
@@ -45,8 +55,8 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
     n_out, n_in = shape
     bits = pack_signs(rng.standard_normal(shape))
     scale = np.full(1, STEP, np.float32)
-    u = rng.standard_normal((n_out, RANK)).astype(np.float32)
-    v = (STEP * rng.standard_normal((RANK, n_in))).astype(np.float32)
+    u = rng.standard_normal((n_out, spec.rank)).astype(np.float32)
+    v = (STEP * rng.standard_normal((spec.rank, n_in))).astype(np.float32)
     change = scale * unpack_signs(bits, n_in) + u @ v
     return WeightData(planes=[(bits, scale)], u=u, v=v), change.astype(np.float32)
 

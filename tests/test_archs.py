@@ -12,22 +12,27 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import exact_delta
 import pytest
+
+import exact_delta
 
 pytestmark = pytest.mark.slow
 
 # Merged and delta form sum the same numbers in another order, the delta with 16-bit activations; measured at most 2e-6 on models without routing or recurrence.
 MAX_NMSE = 1e-4
 
-# Random models whose outputs jump with the smallest change of an input: routing, or states that are fed back. The mean may be above the bound on single cases.
 MIN_ARCHS = 100
+
+# Models whose graph returns logits for every token, whatever outputs were asked for: llama.cpp then reads the wrong rows, with or without deltas.
+OUTPUTS_MISPLACED = {"cogvlm-dense"}
 
 
 def binary(name: str) -> Path:
     directory = os.environ.get("DQRELO_TEST_BIN_DIR")
     if not directory or not (Path(directory) / name).is_file():
-        pytest.skip(f"{name}: not found; build with -DDQRELO_BUILD_TESTS=ON and set DQRELO_TEST_BIN_DIR to the directory of the binaries")
+        pytest.skip(
+            f"{name}: not found; build with -DDQRELO_BUILD_TESTS=ON and set DQRELO_TEST_BIN_DIR to the directory of the binaries"
+        )
     return Path(directory) / name
 
 
@@ -55,7 +60,7 @@ def run_arch(base: Path, directory: Path, driver: Path) -> Outcome:
     while True:
         for seed, (delta, merged) in enumerate(zip(names[:2], names[2:], strict=True)):
             outcome.carried = len(exact_delta.make(base, delta, merged, seed, exclude))
-        done = subprocess.run([driver, base, *names], capture_output=True, text=True, timeout=300, check=False)  # noqa: S603
+        done = subprocess.run([driver, base, *names], capture_output=True, text=True, timeout=300, check=False)
         refused = re.search(r"refused: .*?tensor '([^']+)' (.*?)\. Convert", done.stdout)
         if done.returncode != 3 or not refused:
             break
@@ -73,7 +78,9 @@ def run_arch(base: Path, directory: Path, driver: Path) -> Outcome:
 @pytest.fixture(scope="session")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     directory = tmp_path_factory.mktemp("archs")
-    subprocess.run([binary("test-llama-archs"), "-o", directory, "-v", "1"], check=True, capture_output=True, timeout=600)  # noqa: S603
+    subprocess.run(
+        [binary("test-llama-archs"), "-o", directory, "-v", "1"], check=True, capture_output=True, timeout=600
+    )
     return sorted(directory.glob("*.gguf"))
 
 
@@ -81,5 +88,9 @@ def test_every_architecture_carries_deltas_or_names_what_it_cannot(bases: list[P
     driver = binary("test-archs")
     outcomes = [run_arch(base, tmp_path, driver) for base in bases]
     assert len(outcomes) >= MIN_ARCHS
-    bad = [o for o in outcomes if o.failed or any(not n <= MAX_NMSE for c, n in o.nmse.items() if c != "unbound") or o.base_diff != 0.0]
+    bad = [
+        o
+        for o in outcomes
+        if o.failed or any(not n <= MAX_NMSE for c, n in o.nmse.items() if c != "unbound") or o.base_diff != 0.0
+    ]
     assert not bad, "\n".join(map(str, bad))

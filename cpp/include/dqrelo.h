@@ -28,25 +28,25 @@ LLAMA_API struct dqrelo_load_params dqrelo_load_default_params(void);
 // Loads the delta at `path` for `model`. `path_model` is the file that the model was loaded from (the first shard, if it is split): the base's identity is
 // computed from it. Returns NULL on failure, with one line that says what is wrong in `err` (always terminated, at most n_err bytes).
 LLAMA_API struct dqrelo_delta * dqrelo_load(
-        const struct llama_model * model, const char * path_model, const char * path,
-        struct dqrelo_load_params params, char * err, size_t n_err);
+    const struct llama_model * model, const char * path_model, const char * path,
+    struct dqrelo_load_params params, char * err, size_t n_err);
 
 // Frees a delta. Returns false, and frees nothing, while it is bound to a sequence of any context.
 LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);
 
 // What a delta is. Strings live as long as the delta; NULL where the file has none.
-LLAMA_API const char * dqrelo_name          (const struct dqrelo_delta * delta);  // general.name
-LLAMA_API const char * dqrelo_path          (const struct dqrelo_delta * delta);
-LLAMA_API const char * dqrelo_content_hash  (const struct dqrelo_delta * delta);  // 64 hex digits
-LLAMA_API const char * dqrelo_chat_template (const struct dqrelo_delta * delta);  // NULL: the base's
-LLAMA_API const char * dqrelo_meta_str      (const struct dqrelo_delta * delta, const char * key);  // any metadata value as text (scalars only)
+LLAMA_API const char * dqrelo_name(const struct dqrelo_delta * delta);  // general.name
+LLAMA_API const char * dqrelo_path(const struct dqrelo_delta * delta);
+LLAMA_API const char * dqrelo_content_hash(const struct dqrelo_delta * delta);  // 64 hex digits
+LLAMA_API const char * dqrelo_chat_template(const struct dqrelo_delta * delta);  // NULL: the base's
+LLAMA_API const char * dqrelo_meta_str(const struct dqrelo_delta * delta, const char * key);  // any metadata value as text (scalars only)
 LLAMA_API bool         dqrelo_same_base_file(const struct dqrelo_delta * delta);  // false: another quantisation of the base
-LLAMA_API double       dqrelo_ratio         (const struct dqrelo_delta * delta);  // bytes / (2 x elements)
-LLAMA_API size_t       dqrelo_n_bytes       (const struct dqrelo_delta * delta);  // of all tensors
-LLAMA_API int32_t      dqrelo_n_weights     (const struct dqrelo_delta * delta);  // base tensors that it changes
-LLAMA_API int32_t      dqrelo_n_bound       (const struct dqrelo_delta * delta);  // sequences that it is bound to, over all contexts
+LLAMA_API double       dqrelo_ratio(const struct dqrelo_delta * delta);  // bytes / (2 x elements)
+LLAMA_API size_t       dqrelo_n_bytes(const struct dqrelo_delta * delta);  // of all tensors
+LLAMA_API int32_t      dqrelo_n_weights(const struct dqrelo_delta * delta);  // base tensors that it changes
+LLAMA_API int32_t      dqrelo_n_bound(const struct dqrelo_delta * delta);  // sequences that it is bound to, over all contexts
 // End-of-generation tokens of the fine-tune: writes up to n_max ids, returns how many there are; 0: the base's apply.
-LLAMA_API int32_t      dqrelo_eog_tokens    (const struct dqrelo_delta * delta, llama_token * ids, int32_t n_max);
+LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_token * ids, int32_t n_max);
 
 // Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune). Takes effect with the next llama_decode.
 // What the sequence's memory (KV cache) holds stays as it was computed: clear it if it came from another delta.

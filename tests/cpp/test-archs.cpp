@@ -20,22 +20,26 @@ namespace {
 constexpr int N_DELTAS = 16; // loaded at once
 constexpr int N_SEQ    = N_DELTAS + 1;
 
-struct model_deleter   { void operator()(llama_model   * m) const { llama_model_free(m); } };
-struct context_deleter { void operator()(llama_context * c) const { llama_free(c); } };
+struct model_deleter {
+    void operator()(llama_model * m) const { llama_model_free(m); }
+};
+struct context_deleter {
+    void operator()(llama_context * c) const { llama_free(c); }
+};
 
 struct runner {
-    std::unique_ptr<llama_model,   model_deleter>   model;
+    std::unique_ptr<llama_model, model_deleter>     model;
     std::unique_ptr<llama_context, context_deleter> ctx;
 
     explicit runner(const char * path) {
         llama_model_params mparams = llama_model_default_params();
-        mparams.n_gpu_layers = 0;
+        mparams.n_gpu_layers       = 0;
         model.reset(llama_model_load_from_file(path, mparams));
         llama_context_params cparams = llama_context_default_params();
-        cparams.n_ctx     = 64*N_SEQ;
-        cparams.n_batch   = 512;
-        cparams.n_ubatch  = 128;
-        cparams.n_seq_max = N_SEQ;
+        cparams.n_ctx                = 64 * N_SEQ;
+        cparams.n_batch              = 512;
+        cparams.n_ubatch             = 128;
+        cparams.n_seq_max            = N_SEQ;
         cparams.n_threads = cparams.n_threads_batch = 2;
         ctx.reset(model ? llama_init_from_model(model.get(), cparams) : nullptr);
         if (!ctx) {
@@ -48,24 +52,24 @@ struct runner {
 // n_seq sequences of n_tokens random tokens each (or random embeddings).
 struct test_case {
     std::string name;
-    int  n_seq;
-    int  n_tokens;
-    bool embeddings = false;
+    int         n_seq;
+    int         n_tokens;
+    bool        embeddings = false;
 };
 
 // Logits of all rows [n_seq*n_tokens, n_vocab], or nothing if decoding fails.
 std::vector<float> logits(runner & r, const test_case & c) {
     const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(r.model.get()));
     const int n_embd  = llama_model_n_embd(r.model.get());
-    const int n       = c.n_seq*c.n_tokens;
+    const int n       = c.n_seq * c.n_tokens;
 
-    std::mt19937 gen(c.n_seq*1000 + c.n_tokens);
-    llama_batch batch = llama_batch_init(n, c.embeddings ? n_embd : 0, 1);
-    batch.n_tokens = n;
+    std::mt19937 gen(c.n_seq * 1000 + c.n_tokens);
+    llama_batch  batch = llama_batch_init(n, c.embeddings ? n_embd : 0, 1);
+    batch.n_tokens     = n;
     for (int i = 0; i < n; i++) {
         if (c.embeddings) {
             for (int j = 0; j < n_embd; j++) {
-                batch.embd[(size_t) i*n_embd + j] = std::normal_distribution<float>(0, 0.3f)(gen);
+                batch.embd[(size_t) i * n_embd + j] = std::normal_distribution<float>(0, 0.3f)(gen);
             }
         } else {
             batch.token[i] = std::uniform_int_distribution<int>(0, n_vocab - 1)(gen);
@@ -80,10 +84,10 @@ std::vector<float> logits(runner & r, const test_case & c) {
     }
     std::vector<float> out;
     if (llama_decode(r.ctx.get(), batch) == 0) {
-        out.resize((size_t) n*n_vocab, 0.0f);
+        out.resize((size_t) n * n_vocab, 0.0f);
         for (int i = 0; i < n; i++) {
             if (batch.logits[i]) {
-                std::copy_n(llama_get_logits_ith(r.ctx.get(), i), n_vocab, out.begin() + (size_t) i*n_vocab);
+                std::copy_n(llama_get_logits_ith(r.ctx.get(), i), n_vocab, out.begin() + (size_t) i * n_vocab);
             }
         }
     }
@@ -91,11 +95,13 @@ std::vector<float> logits(runner & r, const test_case & c) {
     return out;
 }
 
-struct row_error { double error = 0, power = 0; };
+struct row_error {
+    double error = 0, power = 0;
+};
 
 void run_case(const test_case & c, runner & base, runner & plain, std::vector<runner *> merged, const std::vector<int> & delta_of_seq) {
-    const std::vector<float> got = logits(base, c);
-    const std::vector<float> without = logits(plain, c);
+    const std::vector<float>        got     = logits(base, c);
+    const std::vector<float>        without = logits(plain, c);
     std::vector<std::vector<float>> expected;
     for (runner * m : merged) {
         expected.push_back(logits(*m, c));
@@ -108,9 +114,9 @@ void run_case(const test_case & c, runner & base, runner & plain, std::vector<ru
         printf("%s: failed: decoding with deltas failed\n", c.name.c_str());
         return;
     }
-    const size_t n_vocab = got.size() / (c.n_seq*c.n_tokens);
-    row_error with_delta, changed;
-    double without_delta = 0;
+    const size_t n_vocab = got.size() / (c.n_seq * c.n_tokens);
+    row_error    with_delta, changed;
+    double       without_delta = 0;
     for (size_t i = 0; i < got.size(); i++) {
         const int kind = delta_of_seq[(i / n_vocab) % c.n_seq]; // -1: the base
         if (kind < 0) {
@@ -118,11 +124,11 @@ void run_case(const test_case & c, runner & base, runner & plain, std::vector<ru
             continue;
         }
         const double e = expected[kind][i];
-        with_delta.error += (got[i] - e)*(got[i] - e);
-        with_delta.power += e*e;
-        changed.error    += (without[i] - e)*(without[i] - e);
+        with_delta.error += (got[i] - e) * (got[i] - e);
+        with_delta.power += e * e;
+        changed.error += (without[i] - e) * (without[i] - e);
     }
-    printf("%s: nmse %.3e base_nmse %.3e base_diff %.3e\n", c.name.c_str(), with_delta.error/with_delta.power, changed.error/with_delta.power, without_delta);
+    printf("%s: nmse %.3e base_nmse %.3e base_diff %.3e\n", c.name.c_str(), with_delta.error / with_delta.power, changed.error / with_delta.power, without_delta);
 }
 
 } // namespace
@@ -138,7 +144,7 @@ int main(int argc, char ** argv) {
     runner base(argv[1]), plain(argv[1]), merged_a(argv[4]), merged_b(argv[5]);
 
     std::vector<dqrelo_delta *> deltas;
-    char err[1024];
+    char                        err[1024];
     for (int i = 0; i < N_DELTAS; i++) {
         deltas.push_back(dqrelo_load(base.model.get(), argv[1], argv[2 + i % 2], dqrelo_load_default_params(), err, sizeof(err)));
         if (!deltas.back()) {
@@ -168,12 +174,12 @@ int main(int argc, char ** argv) {
     }
     const int n_head = llama_model_n_head(base.model.get());
     for (const test_case & c : {
-             test_case{ "one_token",    1,      1              },
-             test_case{ "n_head",       1,      n_head         },
-             test_case{ "many_tokens",  1,      40             },
-             test_case{ "mixed_decode", N_SEQ,  1              },
-             test_case{ "mixed_batch",  N_SEQ,  7              },
-             test_case{ "embeddings",   1,      5,        true },
+             test_case{ "one_token", 1, 1 },
+             test_case{ "n_head", 1, n_head },
+             test_case{ "many_tokens", 1, 40 },
+             test_case{ "mixed_decode", N_SEQ, 1 },
+             test_case{ "mixed_batch", N_SEQ, 7 },
+             test_case{ "embeddings", 1, 5, true },
          }) {
         run_case(c, base, plain, { &merged_a, &merged_b }, delta_of_seq);
     }
