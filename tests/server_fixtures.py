@@ -15,16 +15,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import dqrelo_gguf
 import pytest
 import requests
-
-import dqrelo_gguf
 from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.convert import Job, convert
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.merge import MergeOptions, merge
 
 TINY = Path(__file__).resolve().parents[1] / "examples" / "tiny"
 LOUD_TEMPLATE = "{% for m in messages %}<<{{ m['content'] }}|{{ eos_token }}>>{% endfor %}"
@@ -42,6 +43,7 @@ class Artefacts:
     json: Path
     loud: Path  # words' weights with LOUD_TEMPLATE and another end token
     loud_eos: int
+    merged: Path  # base and words in one plain GGUF
 
 
 @dataclass
@@ -101,8 +103,13 @@ def _piece_id(piece: str) -> int:
 
 @pytest.fixture(scope="session")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
-    """The base in F16 and its deltas at 1/8."""
-    folder = tmp_path_factory.mktemp("artefacts")
+    """The base in F16, its deltas at 1/8, and one of them merged."""
+    return _make_artefacts(tmp_path_factory.getbasetemp() / "server-artefacts")
+
+
+@cache  # a fixture that two modules import is two fixtures
+def _make_artefacts(folder: Path) -> Artefacts:
+    folder.mkdir()
     base = folder / "base.gguf"
     subprocess.run(
         [sys.executable, _converter_script(), TINY / "base", "--outfile", base, "--outtype", "f16"],
@@ -120,7 +127,9 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
         convert(Job(base, path, deltas[name]))
     again = folder / "again.dq.gguf"
     shutil.copyfile(deltas["words"], again)
-    return Artefacts(base, deltas["words"], again, deltas["json"], deltas["loud"], loud_eos)
+    merged = folder / "merged.gguf"
+    merge(base, deltas["words"], merged, MergeOptions(out_type="f32"))
+    return Artefacts(base, deltas["words"], again, deltas["json"], deltas["loud"], loud_eos, merged)
 
 
 def _free_port() -> int:
@@ -154,9 +163,9 @@ def _wait_until_ready(server: Server, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             pytest.fail(f"llama-server ended with {process.returncode}:\n{server.log.read_text()[-4000:]}")
         try:
-            if requests.get(server.url + "/health", timeout=1).status_code == 200:
+            if requests.get(server.url + "/health", timeout=5).status_code == 200:
                 return
-        except requests.ConnectionError:
+        except requests.RequestException:
             pass
         time.sleep(0.05)
     pytest.fail(f"llama-server was not ready after {START_SECONDS} s:\n{server.log.read_text()[-4000:]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,24 @@ from server_fixtures import Artefacts, Server, artefacts, need_program, serve  #
 
 MESSAGES = [{"role": "user", "content": "Put these letters in alphabetical order: x d l f a k e"}]
 PROMPT = "### Question:\nPut these letters in alphabetical order: d b e a c\n### Answer:\n"
-ANSWER = "a d e f k l x"
 EOS = 2
 
 
 @pytest.fixture(scope="module")
 def server(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: F811
     deltas = ("--delta", f"words={artefacts.words},json={artefacts.json}", "--delta", artefacts.loud)
-    with serve(artefacts.base, tmp_path_factory.mktemp("server"), *deltas, "--delta-verify", "-np", "2", "-c", "1024",
-               "--alias", "tiny,small") as running:
+    with serve(
+        artefacts.base,
+        tmp_path_factory.mktemp("server"),
+        *deltas,
+        "--delta-verify",
+        "-np",
+        "2",
+        "-c",
+        "1024",
+        "--alias",
+        "tiny,small",
+    ) as running:
         yield running
 
 
@@ -34,6 +44,12 @@ def chat(server: Server, model: str | None, **more: Any) -> dict[str, Any]:
 def text(answer: dict[str, Any]) -> str:
     content: str = answer["choices"][0]["message"]["content"]
     return content
+
+
+@pytest.fixture(scope="module")
+def answer(server: Server) -> str:
+    """What words says to MESSAGES."""
+    return text(chat(server, "words"))
 
 
 # names
@@ -49,36 +65,58 @@ def test_models_lists_base_and_deltas(server: Server, artefacts: Artefacts) -> N
     assert len(models["words"]["delta"]["content_hash"]) == 64
 
 
-def test_model_picks_the_delta(server: Server) -> None:
+def test_model_picks_the_delta(server: Server, answer: str) -> None:
     words = chat(server, "words")
-    assert text(words) == ANSWER
+    assert text(words) == answer
     assert words["model"] == "words"
     assert words["choices"][0]["finish_reason"] == "stop"
-    assert text(chat(server, "json")) != ANSWER
+    assert text(chat(server, "json")) not in (answer, text(chat(server, None)))
+
+
+def test_delta_answers_like_the_merged_model(server: Server, artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+    with serve(artefacts.merged, tmp_path, "-c", "512") as merged:
+        for model, path in (("words", "/v1/chat/completions"), ("words", "/v1/messages")):
+            body = {"model": model, "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
+            found, expected = server.ask(path, **body), merged.ask(path, **body)
+            assert found.get("choices", found.get("content")) == expected.get("choices", expected.get("content"))
 
 
 @pytest.mark.parametrize("name", [None, "", "tiny", "small", "base.gguf"])
-def test_base_stays_reachable(server: Server, name: str | None) -> None:
-    answer = chat(server, name)
-    assert answer["model"] == "small"
-    assert text(answer) != ANSWER
+def test_base_stays_reachable(server: Server, answer: str, name: str | None) -> None:
+    found = chat(server, name)
+    assert found["model"] == "small"
+    assert text(found) != answer
 
 
-def test_every_endpoint_knows_the_names(server: Server) -> None:
-    completion = server.ask("/v1/completions", model="words", prompt=PROMPT, temperature=0, max_tokens=24)
-    assert completion["choices"][0]["text"] == "a b c d e"
+def test_every_endpoint_knows_the_names(server: Server, answer: str) -> None:
+    prompt = server.ask("/apply-template", model="words", messages=MESSAGES)["prompt"]
+    completion = server.ask("/v1/completions", model="words", prompt=prompt, temperature=0, max_tokens=24)
+    assert completion["choices"][0]["text"] == answer
     assert completion["model"] == "words"
-    assert server.ask("/completion", model="words", prompt=PROMPT, temperature=0, n_predict=24)["content"] == "a b c d e"
-    responses = server.ask("/v1/responses", model="words", input=MESSAGES[0]["content"], temperature=0, max_output_tokens=24)
-    assert responses["output"][0]["content"][0]["text"] == ANSWER
+    native = server.ask("/completion", model="words", prompt=prompt, temperature=0, n_predict=24)
+    assert native["content"] == answer
+    question = MESSAGES[0]["content"]
+    responses = server.ask("/v1/responses", model="words", input=question, temperature=0, max_output_tokens=24)
+    assert responses["output"][0]["content"][0]["text"] == answer
     assert responses["model"] == "words"
     messages = server.ask("/v1/messages", model="words", messages=MESSAGES, temperature=0, max_tokens=24)
-    assert messages["content"][0]["text"] == ANSWER
+    assert messages["content"][0]["text"] == answer
     assert messages["model"] == "words"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/completion", "/v1/responses", "/v1/messages",
-                                  "/apply-template", "/v1/messages/count_tokens", "/v1/chat/completions/input_tokens"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/completion",
+        "/v1/responses",
+        "/v1/messages",
+        "/apply-template",
+        "/v1/messages/count_tokens",
+        "/v1/chat/completions/input_tokens",
+    ],
+)
 def test_unknown_model_is_a_404_that_lists_the_names(server: Server, path: str) -> None:
     body = {"model": "nobody", "messages": MESSAGES, "prompt": PROMPT, "input": PROMPT, "max_tokens": 4}
     answer = server.post(path, body)
@@ -90,7 +128,7 @@ def test_unknown_model_is_a_404_that_lists_the_names(server: Server, path: str) 
         assert f"'{name}'" in error["message"]
 
 
-def test_stream_chunks_carry_the_name(server: Server) -> None:
+def test_stream_chunks_carry_the_name(server: Server, answer: str) -> None:
     body = {"model": "words", "messages": MESSAGES, "temperature": 0, "max_tokens": 24, "stream": True}
     chunks = [
         json.loads(line.removeprefix(b"data: "))
@@ -98,15 +136,15 @@ def test_stream_chunks_carry_the_name(server: Server) -> None:
         if line.startswith(b"data: {")
     ]
     assert {chunk["model"] for chunk in chunks} == {"words"}
-    assert "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]) == ANSWER
+    assert "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]) == answer
 
 
-def test_openai_client(server: Server) -> None:
+def test_openai_client(server: Server, answer: str) -> None:
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
     assert [model.id for model in client.models.list()] == ["small", "words", "json", "loud"]
-    answer = client.chat.completions.create(model="words", messages=MESSAGES, temperature=0, max_tokens=24)
-    assert answer.choices[0].message.content == ANSWER
+    found = client.chat.completions.create(model="words", messages=MESSAGES, temperature=0, max_tokens=24)
+    assert found.choices[0].message.content == answer
     with pytest.raises(openai.NotFoundError, match="nobody"):
         client.chat.completions.create(model="nobody", messages=MESSAGES)
 
@@ -131,13 +169,16 @@ def test_scale_of_the_base_is_refused(server: Server) -> None:
 
 
 def test_each_delta_has_its_chat_template(server: Server) -> None:
-    shown = {name: server.ask("/apply-template", model=name, messages=MESSAGES)["prompt"] for name in ("tiny", "words", "loud")}
-    assert shown["words"] == shown["tiny"] == f"### Question:\n{MESSAGES[0]['content']}\n### Answer:\n"
+    models = ("tiny", "words", "loud")
+    shown = {model: server.ask("/apply-template", model=model, messages=MESSAGES)["prompt"] for model in models}
+    assert shown["tiny"].startswith("<|im_start|>")  # the base has none, so llama.cpp's default
+    assert shown["words"] == f"### Question:\n{MESSAGES[0]['content']}\n### Answer:\n"
     assert shown["loud"] == f"<<{MESSAGES[0]['content']}| c>>"  # {{ eos_token }} is the fine-tune's
 
 
 def generate(server: Server, model: str, **more: Any) -> dict[str, Any]:
-    return server.ask("/completion", model=model, prompt=PROMPT, temperature=0, return_tokens=True, **({"n_predict": 24} | more))
+    body = {"prompt": PROMPT, "temperature": 0, "return_tokens": True, "n_predict": 24} | more
+    return server.ask("/completion", model=model, **body)
 
 
 def test_each_delta_ends_with_its_tokens(server: Server, artefacts: Artefacts) -> None:  # noqa: F811
@@ -176,45 +217,64 @@ def test_grammar_does_not_end_early(server: Server) -> None:
 
 def fails(command: str, *args: str | Path) -> str:
     """Runs a program that must refuse; returns what it wrote."""
-    done = subprocess.run([need_program(command), *args], capture_output=True, text=True, timeout=60, check=False,
-                          stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [need_program(command), *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
     assert done.returncode == 1
     return done.stdout + done.stderr
 
 
 def test_doubled_name_is_refused(artefacts: Artefacts) -> None:  # noqa: F811
-    text = fails("llama-server", "-m", artefacts.base, "--delta", f"a={artefacts.words}", "--delta", f"a={artefacts.json}")
-    assert f"the name 'a' is taken by '{artefacts.words}'" in text
+    deltas = ("--delta", f"a={artefacts.words}", "--delta", f"a={artefacts.json}")
+    said = fails("llama-server", "-m", artefacts.base, *deltas)
+    assert f"the name 'a' is taken by '{artefacts.words}'" in said
 
 
 def test_name_of_the_base_is_refused(artefacts: Artefacts) -> None:  # noqa: F811
-    text = fails("llama-server", "-m", artefacts.base, "--alias", "a", "--delta", f"a={artefacts.words}", "--port", "0")
-    assert "delta 'a': the base model has this name" in text
+    said = fails("llama-server", "-m", artefacts.base, "--alias", "a", "--delta", f"a={artefacts.words}", "--port", "0")
+    assert "delta 'a': the base model has this name" in said
 
 
 def test_missing_file_is_one_line(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
-    text = fails("llama-server", "-m", artefacts.base, "--delta", tmp_path / "gone.dq.gguf", "--port", "0")
-    assert len([line for line in text.splitlines() if "gone.dq.gguf" in line and "--delta" not in line]) == 1
+    said = fails("llama-server", "-m", artefacts.base, "--delta", tmp_path / "gone.dq.gguf", "--port", "0")
+    assert len([line for line in said.splitlines() if "gone.dq.gguf" in line and "--delta" not in line]) == 1
 
 
 def test_unknown_names_may_mean_the_base(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
     with serve(artefacts.base, tmp_path, "--delta", artefacts.words, "--delta-unknown", "base", "-c", "512") as server:
-        assert text(chat(server, "gpt-4o")) != ANSWER
-        assert text(chat(server, "words")) == ANSWER
+        assert text(chat(server, "gpt-4o")) == text(chat(server, "base.gguf")) != text(chat(server, "words"))
 
 
 def test_without_deltas_any_name_is_the_base(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
     with serve(artefacts.base, tmp_path, "-c", "512") as server:
-        assert text(chat(server, "gpt-4o", delta_scale="?")) != ANSWER
+        assert text(chat(server, "gpt-4o", delta_scale="?")) == text(chat(server, None))
         assert "parent" not in server.get("/v1/models")["data"][0]
 
 
 def test_embeddings_belong_to_the_delta(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
-    with serve(artefacts.base, tmp_path, "--delta", artefacts.words, "--embeddings", "--pooling", "mean", "-c", "512") as server:
-        found = {m: server.ask("/v1/embeddings", model=m, input="a river")["data"][0]["embedding"] for m in ("words", "base.gguf")}
+    options = ("--delta", artefacts.words, "--embeddings", "--pooling", "mean", "-c", "512")
+    with serve(artefacts.base, tmp_path, *options) as server:
+        answers = {m: server.ask("/v1/embeddings", model=m, input="a river") for m in ("words", "base.gguf")}
+        found = {model: answer["data"][0]["embedding"] for model, answer in answers.items()}
         assert found["words"] != pytest.approx(found["base.gguf"], abs=0.01)
         assert server.ask("/v1/embeddings", model="words", input="a river")["model"] == "words"
         assert server.post("/v1/embeddings", {"model": "nobody", "input": "a river"}).status_code == 404
+
+
+def test_deltas_come_back_after_a_sleep(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+    options = ("--delta", artefacts.words, "--sleep-idle-seconds", "1", "-c", "512")
+    with serve(artefacts.base, tmp_path, *options) as server:
+        before = text(chat(server, "words"))
+        deadline = time.monotonic() + 20
+        while not server.get("/props")["is_sleeping"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [model["id"] for model in server.get("/v1/models")["data"]] == [str(artefacts.base), "words"]
+        assert text(chat(server, "words")) == before
 
 
 # other programs
@@ -222,27 +282,38 @@ def test_embeddings_belong_to_the_delta(artefacts: Artefacts, tmp_path: Path) ->
 
 def test_perplexity_runs_a_delta(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
     path = tmp_path / "text.txt"
-    path.write_text((PROMPT + "a b c d e\n") * 40)
+    path.write_text("A small animal that feeds on fish and now and then on birds.\n" * 20)
 
     def perplexity(*args: str | Path) -> float:
-        done = subprocess.run([need_program("llama-perplexity"), "-m", artefacts.base, "-f", path, "-c", "128", *args],
-                              capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            [need_program("llama-perplexity"), "-f", path, "-c", "128", *args],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
         found = [line for line in (done.stdout + done.stderr).splitlines() if "Final estimate: PPL" in line]
         return float(found[0].split("PPL = ")[1].split()[0])
 
-    assert perplexity("--delta", artefacts.words) < perplexity()
+    delta = perplexity("-m", artefacts.base, "--delta", artefacts.words)
+    assert delta == pytest.approx(perplexity("-m", artefacts.merged), rel=0.01)
+    assert delta != pytest.approx(perplexity("-m", artefacts.base), rel=0.05)
 
 
 def test_one_delta_programs_refuse_several(artefacts: Artefacts) -> None:  # noqa: F811
-    text = fails("llama-perplexity", "-m", artefacts.base, "--delta", artefacts.words, "--delta", artefacts.json)
-    assert "runs one delta, got 2" in text
+    said = fails("llama-perplexity", "-m", artefacts.base, "--delta", artefacts.words, "--delta", artefacts.json)
+    assert "runs one delta, got 2" in said
 
 
-def test_cli_runs_a_delta(artefacts: Artefacts) -> None:  # noqa: F811
+def test_cli_runs_a_delta(artefacts: Artefacts, answer: str) -> None:  # noqa: F811
+    question = ("-st", "-p", MESSAGES[0]["content"], "-c", "512", "--temp", "0", "-n", "24")
     done = subprocess.run(
-        [need_program("llama-cli"), "-m", artefacts.base, "--delta", artefacts.words, "-c", "512", "--temp", "0", "-n", "24",
-         "-st", "-p", MESSAGES[0]["content"]],
-        capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+        [need_program("llama-cli"), "-m", artefacts.base, "--delta", artefacts.words, *question],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
-    assert ANSWER in done.stdout
+    assert answer in done.stdout

@@ -12,7 +12,7 @@ bool dqrelo_is_eog(const llama_vocab * vocab, llama_token token, const dqrelo_eo
 }
 
 dqrelo_eog dqrelo_vocab_eog(const llama_vocab * vocab) {
-    dqrelo_eog eog;
+    dqrelo_eog    eog;
     const int32_t n_vocab = llama_vocab_n_tokens(vocab);
     for (llama_token token = 0; token < n_vocab; token++) {
         if (llama_vocab_is_eog(vocab, token)) {
@@ -138,7 +138,7 @@ static llama_sampler_i eog_grammar_iface = {
 static llama_sampler * eog_grammar_clone(const llama_sampler * smpl) {
     const auto & grammar = grammar_of(smpl);
     return llama_sampler_init(&eog_grammar_iface,
-            new eog_grammar{ llama_sampler_clone(grammar.inner), grammar.eog, grammar.vocab_eog, grammar.lazy });
+                              new eog_grammar{ llama_sampler_clone(grammar.inner), grammar.eog, grammar.vocab_eog, grammar.lazy });
 }
 
 llama_sampler * dqrelo_grammar_init(llama_sampler * grammar, const llama_vocab * vocab, const dqrelo_eog & eog, bool lazy) {

@@ -38,8 +38,8 @@ static std::string inert_names(const dqrelo_delta * delta, int32_t n_inert) {
 }
 
 dqrelo_delta * dqrelo_load_logged(const dqrelo_delta_source & source, const common_params & params, llama_context * ctx) {
-    char err[N_ERR] = "";
-    auto load_params = dqrelo_load_default_params();
+    char err[N_ERR]                    = "";
+    auto load_params                   = dqrelo_load_default_params();
     load_params.verify                 = params.dqrelo.verify;
     load_params.allow_other_base_bytes = params.dqrelo.allow_other_base;
 
@@ -85,8 +85,8 @@ bool dqrelo_single_delta::init(common_params & params, llama_context * ctx, comm
         return true;
     }
     const auto & source = params.dqrelo.deltas[0];
-    this->ctx = ctx;
-    delta     = dqrelo_load_logged(source, params, ctx);
+    this->ctx           = ctx;
+    delta               = dqrelo_load_logged(source, params, ctx);
     if (delta == nullptr) {
         return false;
     }

@@ -25,7 +25,7 @@ class dqrelo_single_delta {
 public:
     dqrelo_single_delta() = default;
     ~dqrelo_single_delta();
-    dqrelo_single_delta(const dqrelo_single_delta &) = delete;
+    dqrelo_single_delta(const dqrelo_single_delta &)             = delete;
     dqrelo_single_delta & operator=(const dqrelo_single_delta &) = delete;
 
     // Loads and binds the delta of `params`, if there is one. Its chat template and end tokens go into `params` (a template of the command line wins).

@@ -27,17 +27,17 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
 
     const bool is_first = entries.empty();
     for (size_t i = 0; i < params.dqrelo.deltas.size(); i++) {
-        const auto & source = params.dqrelo.deltas[i];
+        const auto &   source = params.dqrelo.deltas[i];
         dqrelo_delta * handle = dqrelo_load_logged(source, params, ctx);
         if (handle == nullptr) {
             return false;
         }
         if (is_first) {
             entries.push_back(std::make_unique<entry>());
-            entries.back()->delta = { source.name, source.path, dqrelo_content_hash(handle), nullptr,
-                                      dqrelo_eog_of(handle, llama_model_get_vocab(llama_get_model(ctx))) };
         }
-        entries[i]->delta.handle = handle;
+        // after a sleep the file may be another one
+        entries[i]->delta = { source.name, source.path, dqrelo_content_hash(handle), handle,
+                              dqrelo_eog_of(handle, llama_model_get_vocab(llama_get_model(ctx))) };
     }
     return check_names();
 }
@@ -85,14 +85,14 @@ bool server_delta_set::init_chat(const common_params & params, const llama_model
     if (entries.empty()) {
         return true;
     }
-    chat_base.deltas = this;
+    chat_base.deltas          = this;
     const llama_vocab * vocab = llama_model_get_vocab(model);
     for (auto & entry : entries) {
         const dqrelo_delta * handle = entry->delta.handle;
         const char *         tmpl   = dqrelo_chat_template(handle);
         const std::string    tokens = set_token(handle, vocab, "tokenizer.ggml.bos_token_id", "bos_token", llama_vocab_bos(vocab)) +
                                       set_token(handle, vocab, "tokenizer.ggml.eos_token_id", "eos_token", llama_vocab_eos(vocab));
-        std::string source = tmpl != nullptr ? tmpl : params.chat_template;
+        std::string          source = tmpl != nullptr ? tmpl : params.chat_template;
         if (source.empty() && !tokens.empty()) {
             source = common_chat_templates_source(chat_base.tmpls.get());
         }
@@ -180,21 +180,21 @@ json server_delta_set::list_models(json models) const {
     if (entries.empty()) {
         return models;
     }
-    json & base = models["data"][0];
+    json & base    = models["data"][0];
     base["root"]   = base_path;
     base["parent"] = nullptr;
     for (const auto & entry : entries) {
-        json model = models["data"][0];
+        json model       = models["data"][0];
         model["id"]      = entry->delta.name;
         model["aliases"] = json::array();
         model["root"]    = entry->delta.path;
         model["parent"]  = base_names[0];
-        model["delta"]   = {{"content_hash", entry->delta.hash}};
+        model["delta"]   = { { "content_hash", entry->delta.hash } };
         models["data"].push_back(model);
 
-        json short_model = models["models"][0];
-        short_model["name"]  = entry->delta.name;
-        short_model["model"] = entry->delta.name;
+        json short_model                       = models["models"][0];
+        short_model["name"]                    = entry->delta.name;
+        short_model["model"]                   = entry->delta.name;
         short_model["details"]["parent_model"] = base_names[0];
         models["models"].push_back(short_model);
     }
@@ -219,8 +219,8 @@ void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab,
 }
 
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot) {
-    const bool     is_base = ref.key().empty();
-    char           err[1024] = "";
+    const bool is_base   = ref.key().empty();
+    char       err[1024] = "";
     if (dqrelo_bind(ctx, id_slot, is_base ? nullptr : ref.delta->handle, is_base ? 1.0f : ref.scale, err, sizeof(err))) {
         return "";
     }

@@ -41,6 +41,6 @@ def program(name: str) -> Path:
 
 def _serve(args: list[str]) -> int:
     path = str(program("llama-server"))
-    if os.name == "nt":  # exec there starts a second process and ends this one at once
-        return subprocess.run([path, *args], check=False).returncode
-    os.execv(path, [path, *args])  # noqa: S606 - the same process goes on as llama-server
+    if os.name != "nt":  # exec there starts a second process and ends this one at once
+        os.execv(path, [path, *args])  # noqa: S606 - the same process goes on as llama-server
+    return subprocess.run([path, *args], check=False).returncode
