@@ -140,6 +140,17 @@ def test_delta_on_a_float_base_is_the_merged_model(make_family: Maker, shape: Sh
         assert np.array_equal(mixed[1], rt.logits([tokens, tokens, other])[1])
 
 
+def test_the_bound_sees_one_vector_left_out(make_family: Maker, tmp_path: Path) -> None:
+    family = make_family(Shape())
+    tuned = write_model(tmp_path / "tuned.gguf", Shape(), tuned_weights(base_weights(Shape()), 0))
+    partial = tmp_path / "partial.dq.gguf"
+    left_out = ["--exclude", "blk.1.ffn_norm.weight", "--ratio", "1/7"]
+    assert convert.main([str(family.base), str(tuned), "-o", str(partial), *left_out]) == 0
+    with open_model(family.base) as rt:
+        tokens = rt.tokenize(TEXT)
+        assert nmse(rt.logits(tokens, rt.load_delta(partial)), family.merged_logits(0, tokens)) > 10 * MAX_NMSE
+
+
 @pytest.mark.parametrize("repack", [True, False], ids=["repacked", "plain"])
 @pytest.mark.parametrize("base_type", ["Q8_0", "Q4_1", "Q4_0", "Q4_K_M"])
 def test_delta_on_a_quantised_base_adds_no_more_error_than_the_base_has(

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     )
     from dqrelo_gguf.fingerprint import BaseIdentity, Match, base_identity, compare
     from dqrelo_gguf.reader import DeltaReader
+    from dqrelo_gguf.runtime import Delta, Runtime
     from dqrelo_gguf.signs import pack_signs, unpack_signs
     from dqrelo_gguf.writer import DeltaMeta, DeltaWriter, WeightData, WeightSpec
 
 __all__ = [
     "BaseIdentity",
     "BaseMismatchError",
+    "Delta",
     "DeltaMeta",
     "DeltaReader",
     "DeltaWriter",
@@ -38,6 +40,7 @@ __all__ = [
     "Match",
     "NonFiniteError",
     "OutputExistsError",
+    "Runtime",
     "ShapeError",
     "WeightData",
     "WeightSpec",
@@ -52,6 +55,7 @@ _HOMES = {
     "errors": [name for name in __all__ if name.endswith("Error")],
     "fingerprint": ["BaseIdentity", "Match", "base_identity", "compare"],
     "reader": ["DeltaReader"],
+    "runtime": ["Delta", "Runtime"],
     "signs": ["pack_signs", "unpack_signs"],
     "writer": ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec"],
 }
