@@ -44,9 +44,15 @@ std::string problem_of(const llama_model & model, const dqrelo_context & dctx, c
     return "";
 }
 
-bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32_t & n_inert, std::string & err) {
+bool is_for(const llama_context & ctx, const dqrelo_delta & delta, std::string & err) {
     if (&ctx.get_model() != delta.model) {
         err = delta.file->path() + ": the delta was loaded for another model than this context's. Load it for this model";
+    }
+    return err.empty();
+}
+
+bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32_t & n_inert, std::string & err) {
+    if (!is_for(ctx, delta, err)) {
         return false;
     }
     dqrelo_context & dctx = state_of(ctx);
@@ -70,6 +76,7 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
         err = delta.file->path() + ": the graphs of this context read none of the delta's " + std::to_string(n_inert) + " weights, so it would change nothing";
         return false;
     }
+    dctx.checked.insert(delta.file->content_hash());
     std::lock_guard<std::mutex> lock(delta.mutex);
     delta.inert = std::move(inert);
     return true;
@@ -91,7 +98,10 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
         bound.scale = scale;
         return true;
     }
-    if (delta) {
+    if (delta && !is_for(ctx, *delta, err)) {
+        return false;
+    }
+    if (delta && dctx.checked.count(delta->file->content_hash()) == 0) {
         int32_t n_applied, n_inert;
         if (!check(ctx, *delta, n_applied, n_inert, err)) {
             return false;

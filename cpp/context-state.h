@@ -12,6 +12,7 @@
 #include <map>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 struct dqrelo_delta;
@@ -58,6 +59,8 @@ struct dqrelo_context {
     std::vector<slot>                      slots;
     std::vector<binding>                   seqs; // by sequence id
     std::unordered_map<std::string, table> tables;
+
+    std::unordered_set<std::string> checked; // content hashes of deltas that the graphs can carry
 
     // what the graphs of this context read, collected once by building them; see scan_usage
     std::map<std::string, dqrelo_usage> usage;
