@@ -1,0 +1,74 @@
+// bench.h: timing and memory for the benchmarks. Each benchmark prints its command, its CPU and the best of many runs: other load only adds time.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <ctime>
+#include <random>
+#include <vector>
+
+namespace bench {
+
+enum class clock { wall, thread }; // thread: this thread's own CPU time, which other load does not stretch; for one thread only
+
+inline double now(clock which) {
+    timespec t;
+    clock_gettime(which == clock::wall ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double) t.tv_sec + 1e-9 * (double) t.tv_nsec;
+}
+
+// Seconds of the fastest of many calls, over at least `seconds` and at least 5 calls, after one to warm up.
+template <typename F> double best(clock which, double seconds, F && call) {
+    call();
+    double fastest = 1e30;
+    const double begin = now(which);
+    for (int i = 0; i < 5 || now(which) - begin < seconds; i++) {
+        const double t0 = now(which);
+        call();
+        fastest = std::min(fastest, now(which) - t0);
+    }
+    return fastest;
+}
+
+inline void print_machine(int argc, char ** argv) {
+    printf("command:");
+    for (int i = 0; i < argc; i++) {
+        printf(" %s", i == 0 && strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[i]);
+    }
+    char line[256];
+    char name[256] = "unknown CPU";
+    FILE * f = fopen("/proc/cpuinfo", "r");
+    while (f && fgets(line, sizeof(line), f)) {
+        if (sscanf(line, "model name : %255[^\n]", name) == 1) {
+            break;
+        }
+    }
+    if (f) {
+        fclose(f);
+    }
+    printf("\ncpu: %s\n", name);
+}
+
+// Sum of the bytes in 64-bit pieces: what reading memory costs.
+inline uint64_t read_all(const std::vector<uint64_t> & memory) {
+    uint64_t sum[8] = {};
+    for (size_t i = 0; i + 8 <= memory.size(); i += 8) {
+        for (int k = 0; k < 8; k++) {
+            sum[k] += memory[i + (size_t) k];
+        }
+    }
+    return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
+}
+
+inline std::vector<uint8_t> random_bytes(size_t n_bytes, std::mt19937 & rng) {
+    std::vector<uint8_t> out(n_bytes);
+    for (size_t i = 0; i < n_bytes; i += 4) {
+        const uint32_t r = (uint32_t) rng();
+        memcpy(out.data() + i, &r, std::min<size_t>(4, n_bytes - i));
+    }
+    return out;
+}
+
+} // namespace bench
