@@ -50,6 +50,7 @@ $(VENV)/prepared: pyproject.toml
 		{ echo "no C++ compiler found; install one (Debian: apt-get install g++) or set CXX" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "$(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PIP) install --quiet --upgrade "pip>=23.1"
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(PIP) install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" cmake ninja
 	touch $@
