@@ -233,7 +233,7 @@ struct delta_builder : gguf_builder {
 };
 
 // A delta with one weight of each form. Matrix "paper": 64x24, one plane, one scale, rank 4 in F16; "planes": 32x16, two planes, the second with a scale per row,
-// no factors; "experts": 64x8x3 with column scales and Q8_0 factors of rank 32; "norm" and "table": dense.
+// no factors; "experts": 64x32x3 with column scales and Q8_0 factors of rank 32; "norm" and "table": dense.
 inline delta_builder delta_of_every_form() {
     delta_builder d;
     random_source r(1);
@@ -249,11 +249,11 @@ inline delta_builder delta_of_every_form() {
     d.add_tensor(".dq_sign1", "DQ_SIGN", GGML_TYPE_I8, { 4, 16 }, r.bytes(4 * 16), { 32, 16 });
     d.add_tensor(".dq_scale1", "DQ_SCALE", GGML_TYPE_F32, { 16 }, bytes_of_all(r.values(16)));
 
-    d.add_weight("experts", { 64, 8, 3 }, 1, 32);
-    d.add_tensor(".dq_sign", "DQ_SIGN", GGML_TYPE_I8, { 8, 8, 3 }, r.bytes(8 * 8 * 3), { 64, 8, 3 });
-    d.add_tensor(".dq_scale", "DQ_SCALE", GGML_TYPE_F32, { 8, 3 }, bytes_of_all(r.values(8 * 3)));
+    d.add_weight("experts", { 64, 32, 3 }, 1, 32);
+    d.add_tensor(".dq_sign", "DQ_SIGN", GGML_TYPE_I8, { 8, 32, 3 }, r.bytes(8 * 32 * 3), { 64, 32, 3 });
+    d.add_tensor(".dq_scale", "DQ_SCALE", GGML_TYPE_F32, { 32, 3 }, bytes_of_all(r.values(32 * 3)));
     d.add_tensor(".dq_cscale", "DQ_CSCALE", GGML_TYPE_F32, { 64, 3 }, bytes_of_all(r.values(64 * 3)));
-    d.add_tensor(".dq_u", "DQ_U", GGML_TYPE_Q8_0, { 32, 8, 3 }, stored(r.values(32 * 8 * 3), GGML_TYPE_Q8_0, 32));
+    d.add_tensor(".dq_u", "DQ_U", GGML_TYPE_Q8_0, { 32, 32, 3 }, stored(r.values(32 * 32 * 3), GGML_TYPE_Q8_0, 32));
     d.add_tensor(".dq_v", "DQ_V", GGML_TYPE_Q8_0, { 64, 32, 3 }, stored(r.values(64 * 32 * 3), GGML_TYPE_Q8_0, 64));
 
     d.add_weight("norm", { 24 }, 0, 0);

@@ -57,10 +57,10 @@ static void test_entries() {
     check::begin("entries/experts");
     for (int64_t e = 0; e < 3; ++e) {
         entry = delta->entry(2, e);
-        CHECK(same_bytes(entry.sign[0], d.tensors[8].data, 64 * (size_t) e, 64));
-        CHECK(entry.scale_per_row == 1 && same_bytes(entry.scale[0], d.tensors[9].data, 32 * (size_t) e, 32));
+        CHECK(same_bytes(entry.sign[0], d.tensors[8].data, 256 * (size_t) e, 256));
+        CHECK(entry.scale_per_row == 1 && same_bytes(entry.scale[0], d.tensors[9].data, 128 * (size_t) e, 128));
         CHECK(same_bytes(entry.cscale, d.tensors[10].data, 256 * (size_t) e, 256));
-        const size_t n_u = ggml_row_size(GGML_TYPE_Q8_0, 32) * 8;
+        const size_t n_u = ggml_row_size(GGML_TYPE_Q8_0, 32) * 32;
         const size_t n_v = ggml_row_size(GGML_TYPE_Q8_0, 64) * 32;
         CHECK(entry.type_u == GGML_TYPE_Q8_0 && same_bytes(entry.u, d.tensors[11].data, n_u * (size_t) e, n_u));
         CHECK(entry.type_v == GGML_TYPE_Q8_0 && same_bytes(entry.v, d.tensors[12].data, n_v * (size_t) e, n_v));
