@@ -43,13 +43,16 @@ bool check_base(dqrelo_delta & delta, const char * path_model, bool allow_other_
     if (!base) {
         return false;
     }
-    const auto cmp       = dqrelo::compare(*delta.file, *base);
+    if (!dqrelo::check_shapes(*delta.file, *base, err)) { // first: another architecture has the clearer line
+        return false;
+    }
+    const auto cmp = dqrelo::compare(*delta.file, *base);
     delta.same_base_file = cmp.match == dqrelo::base_match::same_file;
     if (cmp.match == dqrelo::base_match::other_model || (cmp.match == dqrelo::base_match::same_model && !allow_other_bytes)) {
         err = cmp.reason;
         return false;
     }
-    return dqrelo::check_shapes(*delta.file, *base, err);
+    return true;
 }
 
 std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_model, const char * path, const dqrelo_load_params & params, std::string & err) {
