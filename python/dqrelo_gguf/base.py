@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf import format as fmt
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.blocks import Blocks, row_slices
 from dqrelo_gguf.container import GGUFFile, GGUFValue, TensorInfo
@@ -62,12 +61,9 @@ class GgufModel:
         self.path = Path(path)
         self.label = self.path.name
         self.file = ModelFile(path)
-        adapter = self.file.value(fmt.KEY_ADAPTER_TYPE)
-        if adapter is not None or self.file.value(fmt.KEY_GENERAL_TYPE) == fmt.GENERAL_TYPE:
-            raise InputError(f"{self.label}: is an adapter ({adapter or 'of no type'}), expected a model")
         self.architecture = self.file.architecture
-        if not self.architecture or not self.file.tensors:
-            raise InputError(f"{self.label}: has no {fmt.KEY_ARCHITECTURE} or no tensors, expected a model")
+        if not self.file.tensors:
+            raise InputError(f"{self.label}: has no tensors, expected a model")
         self.infos: dict[str, tuple[GGUFFile, TensorInfo]] = {
             name: (file, info) for file in self.file.files for name, info in file.tensors.items()
         }

@@ -55,7 +55,8 @@ class HfCheckpoint:
         self.path = path
         self.label = path.resolve().name
         check_weight_files(path)
-        self._model = self._call("open", lambda: _conversion_model(path, base))
+        self._base = base
+        self._model = self._call("open", lambda: _conversion_model(path, base, fuse_qkv=False))
         self.architecture = str(self._model.gguf_writer.arch)
 
     @property
@@ -93,6 +94,16 @@ class HfCheckpoint:
 
     @cached_property
     def _infos(self) -> dict[str, Any]:
+        infos = self._prepared()
+        base_names = set(self._base.infos)
+        if any(".attn_qkv." in name for name in base_names - set(infos)):
+            # Fused by an option, and not by the architecture: that one would have fused here, too.
+            self._model = self._call("open", lambda: _conversion_model(self.path, self._base, fuse_qkv=True))
+            infos = self._prepared()
+        return infos
+
+    def _prepared(self) -> dict[str, Any]:
+        """The GGUF tensors of the conversion, each with its lazy value."""
         with torch.inference_mode():
             self._call("convert", self._model.prepare_tensors)
         return {name: info for tensors in self._model.gguf_writer.tensors for name, info in tensors.items()}
@@ -118,7 +129,7 @@ class HfCheckpoint:
             raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
 
 
-def _conversion_model(path: Path, base: GgufModel) -> Any:
+def _conversion_model(path: Path, base: GgufModel, *, fuse_qkv: bool) -> Any:
     """The conversion's model object for a directory, with the options that the base's tensor names show."""
     conversion = conversion_module()
     hparams = conversion.ModelBase.load_hparams(path, False)
@@ -127,14 +138,15 @@ def _conversion_model(path: Path, base: GgufModel) -> Any:
     names = list(base.infos)
     if model_class.supports_mtp_export and not any(".nextn." in n for n in names):
         # a subclass: the switch is an attribute of the class, and must not stay set for other models
-        model_class = type(model_class.__name__, (model_class,), {"no_mtp": True})
+        attributes = {"no_mtp": True, "model_arch": model_class.model_arch}
+        model_class = type(model_class.__name__, (model_class,), attributes)
     with torch.inference_mode():
         return model_class(
             path,
             gguf.LlamaFileType.ALL_F32,
             path / "unused.gguf",
             hparams=None,
-            fuse_qkv=any(".attn_qkv." in n for n in names),
+            fuse_qkv=fuse_qkv,
             fuse_gate_up_exps=any(".ffn_gate_up_exps." in n for n in names),
             sentence_transformers_dense_modules=any(n.startswith("dense_") for n in names),
         )

@@ -18,9 +18,9 @@ VectorMode = Literal["whole", "paper"]
 
 # b of the paper's Eq. 16: bits of a full-precision weight
 FULL_BITS = 16
-# A matrix with fewer elements is kept whole: its sign bits and factors would be smaller than the padding and metadata
-# of the five tensors that they need.
-MIN_ELEMENTS = 4096
+# A matrix with fewer elements is kept whole: it has at most 4 KiB, and up to four tensors instead of one cost about 1 KiB
+# of padding, names and digests.
+MIN_ELEMENTS = 1024
 
 
 @dataclass(frozen=True)

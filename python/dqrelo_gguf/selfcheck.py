@@ -19,8 +19,8 @@ from dqrelo_gguf.errors import BaseMismatchError, NonFiniteError
 from dqrelo_gguf.pairing import Pair
 
 # Smallest cosine between a weight and its base that counts as a fine-tune. Measured over the test pairs: fine-tunes
-# have 0.52 or more (an output matrix after long training; other matrices 0.7, norms 0.999), also over a Q2_K base; permuted
-# q and k at most 0.16, matrices of another base at most 0.02.
+# have 0.52 or more (an output matrix after long training; other matrices 0.7, norms 0.999), also over a Q2_K base;
+# permuted q and k at most 0.16, matrices of another base at most 0.02.
 MIN_COSINE = 0.3
 # Rows of each weight that are compared with the base.
 SAMPLE_ROWS = 64
