@@ -19,9 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import dqrelo_gguf
 import pytest
 import requests
+
+import dqrelo_gguf
 from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.convert import Job, convert
 from dqrelo_gguf.errors import InputError
@@ -144,7 +145,7 @@ def serve(base: Path, folder: Path, *args: str | Path) -> Iterator[Server]:
     """Runs llama-server until the block ends."""
     port = _free_port()
     log = folder / f"server-{port}.log"
-    command = [need_program("llama-server"), "-m", base, "--host", "127.0.0.1", "--port", str(port), "--threads", "2"]
+    command = [need_program("llama-server"), "-m", base, "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
     with log.open("wb") as out:
         process = subprocess.Popen([*command, *args], stdout=out, stderr=subprocess.STDOUT)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import requests
+
 from server_fixtures import Artefacts, Server, artefacts, need_program, serve  # noqa: F401 - artefacts is a fixture
 
 MESSAGES = [{"role": "user", "content": "Put these letters in alphabetical order: x d l f a k e"}]
@@ -285,15 +287,13 @@ def test_perplexity_runs_a_delta(artefacts: Artefacts, tmp_path: Path) -> None: 
     path.write_text("A small animal that feeds on fish and now and then on birds.\n" * 20)
 
     def perplexity(*args: str | Path) -> float:
-        done = subprocess.run(
-            [need_program("llama-perplexity"), "-f", path, "-c", "128", *args],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        found = [line for line in (done.stdout + done.stderr).splitlines() if "Final estimate: PPL" in line]
-        return float(found[0].split("PPL = ")[1].split()[0])
+        command = [need_program("llama-perplexity"), "-f", path, "-c", "128", "-t", "1", *args]
+        for _ in range(5):  # stock llama.cpp loses its last log lines in some 3 % of such short runs
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            found = re.search(r"Final estimate: PPL = ([\d.]+)", done.stdout + done.stderr)
+            if found:
+                return float(found[1])
+        pytest.fail("llama-perplexity wrote no estimate")
 
     delta = perplexity("-m", artefacts.base, "--delta", artefacts.words)
     assert delta == pytest.approx(perplexity("-m", artefacts.merged), rel=0.01)
@@ -306,7 +306,7 @@ def test_one_delta_programs_refuse_several(artefacts: Artefacts) -> None:  # noq
 
 
 def test_cli_runs_a_delta(artefacts: Artefacts, answer: str) -> None:  # noqa: F811
-    question = ("-st", "-p", MESSAGES[0]["content"], "-c", "512", "--temp", "0", "-n", "24")
+    question = ("-st", "-p", MESSAGES[0]["content"], "-c", "512", "--temp", "0", "-n", "24", "-t", "1")
     done = subprocess.run(
         [need_program("llama-cli"), "-m", artefacts.base, "--delta", artefacts.words, *question],
         capture_output=True,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from server_fixtures import Artefacts, Server, artefacts, serve  # noqa: F401 - artefacts is a fixture
 
 QUESTION = "### Question:\nPut these letters in alphabetical order: x d l f a k e\n### Answer:\n"
