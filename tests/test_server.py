@@ -242,8 +242,9 @@ def test_name_of_the_base_is_refused(artefacts: Artefacts) -> None:  # noqa: F81
     assert "delta 'a': the base model has this name" in said
 
 
-def test_missing_file_is_one_line(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
-    said = fails("llama-server", "-m", artefacts.base, "--delta", tmp_path / "gone.dq.gguf", "--port", "0")
+@pytest.mark.parametrize(("command", "option"), [("llama-server", "--port=0"), ("llama-perplexity", "-p=x")])
+def test_missing_file_is_one_line(artefacts: Artefacts, tmp_path: Path, command: str, option: str) -> None:  # noqa: F811
+    said = fails(command, "-m", artefacts.base, "--delta", tmp_path / "gone.dq.gguf", *option.split("="))
     assert len([line for line in said.splitlines() if "gone.dq.gguf" in line and "--delta" not in line]) == 1
 
 

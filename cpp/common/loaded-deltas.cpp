@@ -37,6 +37,12 @@ static std::string inert_names(const dqrelo_delta * delta, int32_t n_inert) {
     return n_inert == 0 ? "" : names + (n_shown < n_inert ? ", ...)" : ")");
 }
 
+// An error line after which the program ends: the log's own thread may otherwise not get to it.
+static void log_last_words(const dqrelo_delta_source & source, const char * err) {
+    LOG_ERR("delta '%s': %s\n", source.name.c_str(), err);
+    common_log_flush(common_log_main());
+}
+
 dqrelo_delta * dqrelo_load_logged(const dqrelo_delta_source & source, const common_params & params, llama_context * ctx) {
     char err[N_ERR]                    = "";
     auto load_params                   = dqrelo_load_default_params();
@@ -46,7 +52,7 @@ dqrelo_delta * dqrelo_load_logged(const dqrelo_delta_source & source, const comm
     const int64_t  t_start = ggml_time_us();
     dqrelo_delta * delta   = dqrelo_load(llama_get_model(ctx), params.model.path.c_str(), source.path.c_str(), load_params, err, sizeof(err));
     if (delta == nullptr) {
-        LOG_ERR("delta '%s': %s\n", source.name.c_str(), err);
+        log_last_words(source, err);
         return nullptr;
     }
 
@@ -58,7 +64,7 @@ dqrelo_delta * dqrelo_load_logged(const dqrelo_delta_source & source, const comm
         snprintf(err, sizeof(err), "%s: none of its %d weights is read by this model", source.path.c_str(), dqrelo_n_weights(delta));
     }
     if (!ok) {
-        LOG_ERR("delta '%s': %s\n", source.name.c_str(), err);
+        log_last_words(source, err);
         dqrelo_free(delta);
         return nullptr;
     }
@@ -93,7 +99,7 @@ bool dqrelo_single_delta::init(common_params & params, llama_context * ctx, comm
     char err[N_ERR] = "";
     for (uint32_t seq_id = 0; seq_id < llama_n_seq_max(ctx); seq_id++) {
         if (!dqrelo_bind(ctx, (llama_seq_id) seq_id, delta, 1.0f, err, sizeof(err))) {
-            LOG_ERR("delta '%s': %s\n", source.name.c_str(), err);
+            log_last_words(source, err);
             return false;
         }
     }
