@@ -20,18 +20,22 @@ from typing import TYPE_CHECKING, Any
 import requests
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXAMPLES = Path(__file__).resolve().parent
 QUESTIONS = (
-    "Write these letters backwards: t q c",
-    "Put these letters in alphabetical order: x d l f a",
-    "Noa wrote this, working as a baker, aged 41, based in Lima. Give JSON with name, job.",
+    "Say each letter twice: l x h q",
+    "Put these letters in alphabetical order: w s j",
+    "based in Quito, working as a baker, My name is Amy, always dressed in pink, 35 years old. Give JSON with name, job.",
 )
+# The example's matrices are 128 wide: at the usual 1/8 little rank is left beside the sign bits.
+DEFAULT_RATIO = "1/4"
 START_SECONDS = 60
 ANSWER_TOKENS = 48
+SHOWN_CHARACTERS = 60
 
 
 class DemoError(Exception):
@@ -75,7 +79,7 @@ def program(name: str) -> Path:
     return path
 
 
-def convert(pair: Path, work: Path, console: Console) -> list[Model]:
+def convert(pair: Path, ratio: str, work: Path, console: Console) -> list[Model]:
     """The base becomes an F16 GGUF, every fine-tune beside it a delta."""
     converter = Path(str(files("dqrelo_gguf"))) / "_vendor" / "convert_hf_to_gguf.py"
     base = work / "base.gguf"
@@ -87,9 +91,9 @@ def convert(pair: Path, work: Path, console: Console) -> list[Model]:
     for checkpoint in sorted(pair.glob("ft-*")):
         name = checkpoint.name.removeprefix("ft-")
         delta = work / f"{name}.dq.gguf"
-        console.print(f"fine-tune: {pair.name}/{checkpoint.name} -> {delta.name}")
+        console.print(f"fine-tune: {pair.name}/{checkpoint.name} -> {delta.name}, ratio {ratio}")
         log = work / f"{name}.log"
-        seconds = run_step(log, program("dqrelo-convert"), base, checkpoint, "-o", delta, "--force")
+        seconds = run_step(log, program("dqrelo-convert"), base, checkpoint, "-o", delta, "--ratio", ratio, "--force")
         models.append(Model(name, delta, seconds, checkpoint))
     return models
 
@@ -106,6 +110,7 @@ def serve(models: list[Model], log: Path) -> Iterator[str]:
     base, *deltas = models
     port = free_port()
     command = [str(program("dqrelo-server")), "-m", str(base.path), "--alias", base.name, "--host", "127.0.0.1"]
+    command += ["--threads", "1"]  # a model this small is fastest on one
     command += ["--port", str(port), "--parallel", str(len(models)), "--ctx-size", str(512 * len(models))]
     for delta in deltas:
         command += ["--delta", f"{delta.name}={delta.path}"]
@@ -136,7 +141,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> No
 
 
 def ask(url: str, model: str, question: str) -> tuple[str, float]:
-    """The answer's first line, and the seconds it took."""
+    """The answer on one line, cut where it is long, and the seconds it took."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
@@ -148,12 +153,12 @@ def ask(url: str, model: str, question: str) -> tuple[str, float]:
     seconds = time.perf_counter() - start
     if not reply.ok:
         raise DemoError(f"model {model}: HTTP {reply.status_code}: {reply.text.strip()}")
-    lines = reply.json()["choices"][0]["message"]["content"].strip().splitlines() or [""]
-    return lines[0], seconds
+    text = " ".join(reply.json()["choices"][0]["message"]["content"].split())
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "...", seconds
 
 
 def show_sizes(models: list[Model], console: Console) -> None:
-    table = Table(title="Files")
+    table = Table(title="Files", caption="A delta's file holds metadata beside its tensors")
     for heading in ("model", "file"):
         table.add_column(heading)
     for heading in ("bytes", "of its checkpoint", "conversion"):
@@ -176,10 +181,10 @@ def show_answers(models: list[Model], url: str, console: Console) -> None:
         answers = []
         for model in models:
             answer, seconds = ask(url, model.name, question)
-            answers.append(answer)
+            answers.append(Text(answer))
             totals[model.name] += seconds
         table.add_row(question, *answers)
-    table.add_row("time of all answers", *(f"{seconds:.2f} s" for seconds in totals.values()))
+    table.add_row("time of these answers", *(f"{seconds:.2f} s" for seconds in totals.values()))
     console.print(table)
 
 
@@ -188,6 +193,7 @@ def main() -> int:
     parser.add_argument(
         "--pair", type=Path, default=EXAMPLES / "tiny", help="folder with base/ and ft-*/ (default: %(default)s)"
     )
+    parser.add_argument("--ratio", default=DEFAULT_RATIO, help="size of a delta's tensors (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="keep the files in this folder (default: a temporary one)")
     arguments = parser.parse_args()
     console = Console()
@@ -195,7 +201,7 @@ def main() -> int:
         with contextlib.ExitStack() as stack:
             work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dqrelo-demo-")))
             work.mkdir(parents=True, exist_ok=True)
-            models = convert(arguments.pair, work, console)
+            models = convert(arguments.pair, arguments.ratio, work, console)
             show_sizes(models, console)
             url = stack.enter_context(serve(models, work / "server.log"))
             show_answers(models, url, console)
