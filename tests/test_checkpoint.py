@@ -127,6 +127,13 @@ def test_directory_without_weights(tmp_path: Path) -> None:
         open_checkpoint(tmp_path, GgufModel(pico_gguf("llama")))
 
 
+def test_lora_directory(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_text("")
+    with pytest.raises(InputError, match="is a LoRA adapter"):
+        open_checkpoint(tmp_path, GgufModel(pico_gguf("llama")))
+
+
 def test_no_such_path(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file or directory"):
         open_checkpoint(tmp_path / "nowhere", GgufModel(pico_gguf("llama")))

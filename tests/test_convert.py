@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import json
+import os
+import pty
+import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -511,6 +518,7 @@ def test_killed_command_leaves_nothing(sign: signal.Signals, tmp_path: Path, out
 # Runs a conversion and prints by how many bytes its resident memory rose over what it was with every library loaded.
 _MEMORY_PROBE = """
 import sys
+import termios
 from dqrelo_gguf.convert import Job, convert
 
 convert(Job(*sys.argv[4:6], sys.argv[3] + ".warm"))  # a tiny one, so that every library is there
@@ -544,3 +552,21 @@ def _dominated_model(tmp_path: Path, n_vocab: int, n_in: int) -> tuple[Path, Pat
     tuned = tune(plain, tmp_path / "tuned")
     base = convert_hf(plain, tmp_path / "base.gguf")
     return tuned, base, convert_hf(tuned, tmp_path / "tuned.gguf")
+
+
+@pytest.mark.parametrize("columns", [0, 100])  # some terminals do not know their width
+def test_terminal_shows_a_bar(columns: int, out: Path) -> None:
+    """A bar with rate and remaining time, in a real pseudo-terminal."""
+    main_end, command_end = pty.openpty()
+    fcntl.ioctl(command_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command = [sys.executable, "-m", "dqrelo_gguf.cli.convert", str(pico_gguf("llama")), str(pico_tuned_gguf("llama"))]
+    with subprocess.Popen([*command, "-o", str(out)], stderr=command_end, stdout=subprocess.DEVNULL) as process:
+        os.close(command_end)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while chunk := os.read(main_end, 4096):
+                shown += chunk
+    os.close(main_end)
+    assert process.returncode == 0
+    for title in (b"checking", b"converting"):
+        assert re.search(title + rb" *: *\d+%.*\[\d\d:\d\d<.*params/s", shown)

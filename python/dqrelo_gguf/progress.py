@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -54,7 +55,12 @@ class Bar(Silent):
         from tqdm import tqdm
 
         self._bar: Any = tqdm(
-            desc=f"{title:10}", total=n_params, unit=" params", unit_scale=True, leave=False, dynamic_ncols=True
+            desc=f"{title:10}",
+            total=n_params,
+            unit=" params",
+            unit_scale=True,
+            leave=False,
+            ncols=shutil.get_terminal_size().columns,  # 80 where the terminal does not say; tqdm would show nothing
         )
 
     def __exit__(

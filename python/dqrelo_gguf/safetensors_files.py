@@ -23,6 +23,8 @@ def check_weight_files(path: Path) -> None:
     if names is None:
         names = sorted(p.name for p in path.glob("model*.safetensors"))
         names = sorted({n for name in names for n in _siblings(name)})
+    if not names and (path / "adapter_config.json").is_file():
+        raise InputError(f"{path}: is a LoRA adapter, expected a full fine-tune. Merge it into its base first")
     if not names and not any(path.glob("pytorch_model*.bin")):
         raise InputError(f"{path}: has no model*.safetensors, expected a Hugging Face model directory")
     for name in names:
