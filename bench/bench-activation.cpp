@@ -33,8 +33,8 @@ static block_row quantise_blocks(const std::vector<float> & x, int n_block) {
         for (int j = b; j < b + n_block; j++) {
             v_max = std::max(v_max, std::fabs(x[(size_t) j]));
         }
-        const float d = v_max / 127.0f;
-        int sum = 0;
+        const float d   = v_max / 127.0f;
+        int         sum = 0;
         for (int j = b; j < b + n_block; j++) {
             out.q[(size_t) j] = (int8_t) lrintf(d > 0.0f ? x[(size_t) j] / d : 0.0f);
             sum += out.q[(size_t) j];
@@ -52,8 +52,8 @@ static __mmask64 signs(const uint8_t * row, int j) {
 }
 
 static void blocks_int8(const uint8_t * sign, const block_row & x, float * out) {
-    const __m512i one = _mm512_set1_epi8(1);
-    float total = 0.0f;
+    const __m512i one   = _mm512_set1_epi8(1);
+    float         total = 0.0f;
     for (float s : x.sum) {
         total += s;
     }
@@ -63,12 +63,14 @@ static void blocks_int8(const uint8_t * sign, const block_row & x, float * out) 
             const __m512i q = _mm512_loadu_si512(x.q.data() + j);
             const float * d = x.d.data() + j / x.n_block;
             // the lanes of columns 0..31 and 32..63 of the step
-            const __m512  scale = x.n_block == 64 ? _mm512_set1_ps(d[0]) : _mm512_insertf32x8(_mm512_set1_ps(d[0]), _mm256_set1_ps(d[1]), 1);
+            const __m512 scale = x.n_block == 64 ? _mm512_set1_ps(d[0]) : _mm512_insertf32x8(_mm512_set1_ps(d[0]), _mm256_set1_ps(d[1]), 1);
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 const __m512i b = _mm512_maskz_mov_epi8(signs(sign + (i + r) * (N / 8), j), one);
-                acc[r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), b, q)), acc[r]);
+                acc[r]          = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), b, q)), acc[r]);
             }
         }
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             out[i + r] = 2.0f * _mm512_reduce_add_ps(acc[r]) - total;
         }
@@ -81,12 +83,14 @@ static void words_int16(const uint8_t * sign, const std::vector<int16_t> & q, fl
         __m512i acc[R] = {};
         for (int j = 0; j < N; j += 32) {
             const __m512i v = _mm512_loadu_si512(q.data() + j);
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 uint32_t bits;
                 memcpy(&bits, sign + (i + r) * (N / 8) + j / 8, sizeof(bits));
-                acc[r] = _mm512_dpwssd_epi32(acc[r], _mm512_maskz_mov_epi16(bits, one), v);
+                __asm__("vpdpwssd %2, %1, %0" : "+v"(acc[r]) : "v"(_mm512_maskz_mov_epi16(bits, one)), "v"(v)); // as the kernels, see there
             }
         }
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
             out[i + r] = d * (float) (2 * _mm512_reduce_add_epi32(acc[r]) - sum);
         }
@@ -116,15 +120,14 @@ static double error(const std::vector<float> & got, const std::vector<double> & 
 
 struct variants {
     const std::vector<uint8_t> & sign;
-    block_row            b32, b64;
-    std::vector<int8_t>  q;
-    std::vector<int16_t> words;
-    dqrelo_act           act;
-    std::vector<int32_t> isum = std::vector<int32_t>(N);
-    std::vector<float>   out  = std::vector<float>(N);
+    block_row                    b32, b64;
+    std::vector<int8_t>          q;
+    std::vector<int16_t>         words;
+    dqrelo_act                   act;
+    std::vector<int32_t>         isum = std::vector<int32_t>(N);
+    std::vector<float>           out  = std::vector<float>(N);
 
-    variants(const std::vector<uint8_t> & signs, const std::vector<float> & x)
-        : sign(signs), b32(quantise_blocks(x, 32)), b64(quantise_blocks(x, 64)), q((size_t) dqrelo_q_bytes(N)) {
+    variants(const std::vector<uint8_t> & signs, const std::vector<float> & x) : sign(signs), b32(quantise_blocks(x, 32)), b64(quantise_blocks(x, 64)), q((size_t) dqrelo_q_bytes(N)) {
         dqrelo_kernels_avx512vnni.quantize_row(x.data(), nullptr, N, q.data(), &act);
         for (int j = 0; j < N; j++) {
             words.push_back((int16_t) (256 * q[(size_t) (j / 64 * 128 + j % 64)] + q[(size_t) (j / 64 * 128 + 64 + j % 64)]));
@@ -148,17 +151,21 @@ struct variants {
 };
 
 int main(int argc, char ** argv) {
+    if (!__builtin_cpu_supports("avx512vnni")) {
+        fprintf(stderr, "bench-activation: error: this CPU has no AVX-512 VNNI\n");
+        return 1;
+    }
     bench::print_machine(argc, argv);
-    std::mt19937 rng(1);
+    std::mt19937                    rng(1);
     std::normal_distribution<float> normal;
-    std::vector<float> gaussian(N), outliers(N);
+    std::vector<float>              gaussian(N), outliers(N);
     for (int j = 0; j < N; j++) {
         gaussian[(size_t) j] = normal(rng);
         outliers[(size_t) j] = gaussian[(size_t) j] * (j % 128 == 77 ? 100.0f : 1.0f);
     }
     const std::vector<uint8_t> sign = bench::random_bytes((size_t) N * N / 8, rng);
-    variants a(sign, gaussian), b(sign, outliers);
-    const std::vector<double> want_a = exact(sign, gaussian), want_b = exact(sign, outliers);
+    variants                   a(sign, gaussian), b(sign, outliers);
+    const std::vector<double>  want_a = exact(sign, gaussian), want_b = exact(sign, outliers);
 
     const char * names[] = { "int8/32", "int8/64", "int16", "2xint8" };
     printf("%-8s %10s %16s %12s %12s\n", "", "us", "GB/s of signs", "gaussian", "outliers");
@@ -169,8 +176,8 @@ int main(int argc, char ** argv) {
         printf("%-8s %10.1f %16.1f %11.4f%% %11.4f%%\n", names[v], seconds * 1e6, N / 8.0 * N / seconds * 1e-9, 100.0 * error(a.out, want_a), 100.0 * error(b.out, want_b));
     }
     const std::vector<uint64_t> memory((size_t) 32 << 20, 1); // 256 MiB: no cache holds it
-    uint64_t sum = 0;
-    const double seconds = bench::best(bench::clock::thread, 1.0, [&] { sum += bench::read_all(memory); });
+    uint64_t                    sum     = 0;
+    const double                seconds = bench::best(bench::clock::thread, 1.0, [&] { sum += bench::read_all(memory); });
     printf("memory read, one thread: %.1f GB/s (checksum %llu)\n", (double) memory.size() * 8.0 / seconds * 1e-9, (unsigned long long) (sum != 0));
     return 0;
 }

@@ -11,7 +11,8 @@
 
 namespace bench {
 
-enum class clock { wall, thread }; // thread: this thread's own CPU time, which other load does not stretch; for one thread only
+enum class clock { wall,
+                   thread }; // thread: this thread's own CPU time, which other load does not stretch; for one thread only
 
 inline double now(clock which) {
     timespec t;
@@ -20,10 +21,11 @@ inline double now(clock which) {
 }
 
 // Seconds of the fastest of many calls, over at least `seconds` and at least 5 calls, after one to warm up.
-template <typename F> double best(clock which, double seconds, F && call) {
+template <typename F>
+double best(clock which, double seconds, F && call) {
     call();
-    double fastest = 1e30;
-    const double begin = now(which);
+    double       fastest = 1e30;
+    const double begin   = now(which);
     for (int i = 0; i < 5 || now(which) - begin < seconds; i++) {
         const double t0 = now(which);
         call();
@@ -37,9 +39,9 @@ inline void print_machine(int argc, char ** argv) {
     for (int i = 0; i < argc; i++) {
         printf(" %s", i == 0 && strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[i]);
     }
-    char line[256];
-    char name[256] = "unknown CPU";
-    FILE * f = fopen("/proc/cpuinfo", "r");
+    char   line[256];
+    char   name[256] = "unknown CPU";
+    FILE * f         = fopen("/proc/cpuinfo", "r");
     while (f && fgets(line, sizeof(line), f)) {
         if (sscanf(line, "model name : %255[^\n]", name) == 1) {
             break;

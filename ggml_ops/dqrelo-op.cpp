@@ -24,8 +24,8 @@ static void check_shapes(enum dqrelo_form form, const ggml_tensor * y, const ggm
 }
 
 void ggml_dqrelo_set(
-        struct ggml_tensor * dst, enum dqrelo_form form,
-        struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
+    struct ggml_tensor * dst, enum dqrelo_form form,
+    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
     check_shapes(form, y, x, table, owner);
     GGML_ASSERT(dst->type == GGML_TYPE_F32 && dst->nb[0] == sizeof(float) && ggml_are_same_shape(dst, y));
 
@@ -47,8 +47,8 @@ void ggml_dqrelo_set(
 }
 
 struct ggml_tensor * ggml_dqrelo(
-        struct ggml_context * ctx, enum dqrelo_form form,
-        struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
+    struct ggml_context * ctx, enum dqrelo_form form,
+    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
     struct ggml_tensor * dst = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, y->ne);
     ggml_dqrelo_set(dst, form, y, x, table, owner, stride);
     return dst;

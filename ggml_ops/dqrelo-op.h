@@ -34,16 +34,16 @@ enum dqrelo_form {
 // One weight of one delta, as it lies in the delta file (mapped, or copied to a device). All pointers are in the memory of the
 // backend that runs the op. A zeroed entry means: this slot does not change this weight.
 struct dqrelo_entry {
-    const uint8_t * sign [DQRELO_MAX_PLANES]; // (n_out, n_in) bits, row-major, LSB first; a row is n_in/8 bytes
-    const float   * scale[DQRELO_MAX_PLANES]; // [1] or [n_out]
-    const float   * cscale;                   // [n_in] or NULL
-    const void    * u;                        // (n_out, rank), rows of type_u; NULL when rank is 0
-    const void    * v;                        // (rank, n_in),  rows of type_v; NULL when rank is 0
-    const void    * dense;                    // a whole delta in type_dense, or NULL
+    const uint8_t * sign[DQRELO_MAX_PLANES]; // (n_out, n_in) bits, row-major, LSB first; a row is n_in/8 bytes
+    const float *   scale[DQRELO_MAX_PLANES]; // [1] or [n_out]
+    const float *   cscale;                   // [n_in] or NULL
+    const void *    u;                        // (n_out, rank), rows of type_u; NULL when rank is 0
+    const void *    v;                        // (rank, n_in),  rows of type_v; NULL when rank is 0
+    const void *    dense;                    // a whole delta in type_dense, or NULL
     int64_t         n_in;                     // ne[0] of the weight
     int64_t         n_out;                    // ne[1] of the weight
     int32_t         n_planes;
-    int32_t         rank;
+    int32_t         rank;                     // at most min(n_in, n_out): work memory is planned for that
     int32_t         type_u, type_v, type_dense; // enum ggml_type: F32, F16, BF16, Q8_0, Q4_0; dense F32, F16
     int32_t         scale_per_row;            // bit p: plane p has a scale per row
 };
@@ -56,15 +56,15 @@ struct dqrelo_entry {
 //   stride the owner of row (i1, i2, i3) of y is i1*stride[0] + i2*stride[1] + i3*stride[2]
 // Returns F32 of y's shape. GGML_ASSERTs on shapes: callers decide support beforehand.
 GGML_API struct ggml_tensor * ggml_dqrelo(
-        struct ggml_context * ctx, enum dqrelo_form form,
-        struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
+    struct ggml_context * ctx, enum dqrelo_form form,
+    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
 
 // As above, but makes an existing node `dst` (same shape and type as y) the op. Consumers of dst then see the delta.
 GGML_API void ggml_dqrelo_set(
-        struct ggml_tensor * dst, enum dqrelo_form form,
-        struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
+    struct ggml_tensor * dst, enum dqrelo_form form,
+    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
 
-GGML_API enum dqrelo_form ggml_dqrelo_form  (const struct ggml_tensor * node);
+GGML_API enum dqrelo_form ggml_dqrelo_form(const struct ggml_tensor * node);
 GGML_API const int32_t *  ggml_dqrelo_stride(const struct ggml_tensor * node); // [3]
 
 #ifdef __cplusplus

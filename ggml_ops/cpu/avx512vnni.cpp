@@ -25,23 +25,25 @@ static inline __m128i sums_i32x4(__m512i v0, __m512i v1, __m512i v2, __m512i v3)
 }
 
 static inline __m128 sums_f32x4(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
-    const __m512  a = _mm512_add_ps(_mm512_unpacklo_ps(v0, v1), _mm512_unpackhi_ps(v0, v1));
-    const __m512  b = _mm512_add_ps(_mm512_unpacklo_ps(v2, v3), _mm512_unpackhi_ps(v2, v3));
+    const __m512  a   = _mm512_add_ps(_mm512_unpacklo_ps(v0, v1), _mm512_unpackhi_ps(v0, v1));
+    const __m512  b   = _mm512_add_ps(_mm512_unpacklo_ps(v2, v3), _mm512_unpackhi_ps(v2, v3));
     const __m512d a64 = _mm512_castps_pd(a);
     const __m512d b64 = _mm512_castps_pd(b);
-    const __m512  c = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a64, b64)), _mm512_castpd_ps(_mm512_unpackhi_pd(a64, b64)));
-    const __m256  d = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+    const __m512  c   = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a64, b64)), _mm512_castpd_ps(_mm512_unpackhi_pd(a64, b64)));
+    const __m256  d   = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
     return _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
 }
 
 // mask of the columns j .. j+15 that are below n
 static inline __mmask16 columns_m16(int64_t j, int64_t n) {
-    return n - j >= 16 ? 0xffff : n - j <= 0 ? 0 : (__mmask16) ((1u << (n - j)) - 1);
+    return n - j >= 16 ? 0xffff : n - j <= 0 ? 0
+                                             : (__mmask16) ((1u << (n - j)) - 1);
 }
 
 // mask of the first n of four
 static inline __mmask8 rows_m4(int n) {
-    return n >= 4 ? 15 : n <= 0 ? 0 : (__mmask8) ((1 << n) - 1);
+    return n >= 4 ? 15 : n <= 0 ? 0
+                                : (__mmask8) ((1 << n) - 1);
 }
 
 //
@@ -55,27 +57,28 @@ static inline __m512 scaled_f32x16(const float * x, const float * cscale, int64_
 }
 
 static void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act) {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    __m512i max_u32x16 = _mm512_setzero_si512();
+    const __m512i magnitude  = _mm512_set1_epi32(0x7fffffff);
+    __m512i       max_u32x16 = _mm512_setzero_si512();
     for (int64_t j = 0; j < n; j += 16) {
         const __m512i bits = _mm512_castps_si512(scaled_f32x16(x, cscale, j, n));
-        max_u32x16 = _mm512_max_epu32(max_u32x16, _mm512_and_si512(bits, magnitude));
+        max_u32x16         = _mm512_max_epu32(max_u32x16, _mm512_and_si512(bits, magnitude));
     }
     const uint32_t max_bits = _mm512_reduce_max_epu32(max_u32x16);
-    const float q_max = (float) dqrelo_q_max(n);
-    const float v_max = dqrelo_f32_from_bits(max_bits);
-    const float inv   = q_max / v_max;
+    const float    q_max    = (float) dqrelo_q_max(n);
+    const float    v_max    = dqrelo_f32_from_bits(max_bits);
+    const float    inv      = q_max / v_max;
 
-    const bool finite = max_bits < 0x7f800000;
-    const bool zero   = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
+    const bool   finite     = max_bits < 0x7f800000;
+    const bool   zero       = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
     const __m512 inv_f32x16 = _mm512_set1_ps(finite && !zero ? inv : 0.0f);
-    act->d = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
+    act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f
+                                                                                : v_max / q_max;
 
-    const __m512i half = _mm512_set1_epi32(128);
-    __m512i sum_i32x16 = _mm512_setzero_si512();
+    const __m512i half       = _mm512_set1_epi32(128);
+    __m512i       sum_i32x16 = _mm512_setzero_si512();
     for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 16) {
-        __m512i v = _mm512_cvtps_epi32(_mm512_mul_ps(scaled_f32x16(x, cscale, j, n), inv_f32x16)); // to nearest even
-        v = _mm512_maskz_mov_epi32(finite ? 0xffff : 0, v);
+        __m512i v      = _mm512_cvtps_epi32(_mm512_mul_ps(scaled_f32x16(x, cscale, j, n), inv_f32x16)); // to nearest even
+        v              = _mm512_maskz_mov_epi32(finite ? 0xffff : 0, v);
         int8_t * block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
         _mm_storeu_si128((__m128i *) block, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(v, half), 8)));
         _mm_storeu_si128((__m128i *) (block + DQRELO_Q_BLOCK), _mm512_cvtepi32_epi8(v));
@@ -110,7 +113,7 @@ static inline void dot_i32x16(__m512i & acc, __m512i u, __m512i s) {
 template <int R, int T>
 static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
     const __m512i one = _mm512_set1_epi8(1);
-    __m512i hi[R][T], lo[R][T];
+    __m512i       hi[R][T], lo[R][T];
     UNROLLED
     for (int r = 0; r < R; r++) {
         UNROLLED
@@ -129,7 +132,7 @@ static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * 
         UNROLLED
         for (int r = 0; r < R; r++) {
             const __mmask64 bits = b < n_full ? next_signs(row[r] + 8 * b) : last_signs(row[r] + 8 * b, n % 64 / 8);
-            const __m512i set = _mm512_maskz_mov_epi8(bits, one);
+            const __m512i   set  = _mm512_maskz_mov_epi8(bits, one);
             UNROLLED
             for (int t = 0; t < T; t++) {
                 dot_i32x16(hi[r][t], set, q_hi[t]);
@@ -164,10 +167,11 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
 }
 
 static void sign_dots_avx512vnni(
-        const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
-    for (int t = 0; t < n_t; ) {
-        const int left = n_t - t;
-        const int n_step = left == 4 ? 2 : left < 3 ? left : 3; // 4 is 2 + 2
+    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
+    for (int t = 0; t < n_t;) {
+        const int left   = n_t - t;
+        const int n_step = left == 4 ? 2 : left < 3 ? left
+                                                    : 3; // 4 is 2 + 2
         switch (n_step) { // at most 24 accumulators
             case 1: sign_dots_rows<8, 1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
             case 2: sign_dots_rows<4, 2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
@@ -203,17 +207,17 @@ struct load_bf16 {
 struct load_q8_0 {
     static inline __m512 at(const void * row, int64_t j, __mmask16 /* m */) {
         const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
-        const __m512i q = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) (block->qs + j % DQRELO_QK)));
+        const __m512i              q     = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) (block->qs + j % DQRELO_QK)));
         return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(block->d)), _mm512_cvtepi32_ps(q));
     }
 };
 
 struct load_q4_0 {
     static inline __m512 at(const void * row, int64_t j, __mmask16 /* m */) {
-        const struct dqrelo_q4_0 * block = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
-        const __m128i pairs  = _mm_loadu_si128((const __m128i *) block->qs);
-        const __m128i nibble = _mm_and_si128(j % DQRELO_QK ? _mm_srli_epi16(pairs, 4) : pairs, _mm_set1_epi8(15));
-        const __m512i q      = _mm512_sub_epi32(_mm512_cvtepu8_epi32(nibble), _mm512_set1_epi32(8));
+        const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
+        const __m128i              pairs  = _mm_loadu_si128((const __m128i *) block->qs);
+        const __m128i              nibble = _mm_and_si128(j % DQRELO_QK ? _mm_srli_epi16(pairs, 4) : pairs, _mm_set1_epi8(15));
+        const __m512i              q      = _mm512_sub_epi32(_mm512_cvtepu8_epi32(nibble), _mm512_set1_epi32(8));
         return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(block->d)), _mm512_cvtepi32_ps(q));
     }
 };
@@ -279,19 +283,19 @@ template <class Load>
 static void dots_of(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
     for (int t = 0; t < n_t; t += 4) {
         switch (n_t - t) {
-            case 1:  dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-            case 2:  dots_rows<Load, 4, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-            case 3:  dots_rows<Load, 4, 3>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
+            case 1: dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
+            case 2: dots_rows<Load, 4, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
+            case 3: dots_rows<Load, 4, 3>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
             default: dots_rows<Load, 4, 4>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
         }
     }
 }
 
 static void dots_avx512vnni(
-        enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+    enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
     switch (type) {
-        case GGML_TYPE_F32:  dots_of<load_f32 >(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_F16:  dots_of<load_f16 >(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
         case GGML_TYPE_BF16: dots_of<load_bf16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
         case GGML_TYPE_Q8_0: dots_of<load_q8_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
         case GGML_TYPE_Q4_0: dots_of<load_q4_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
@@ -299,7 +303,8 @@ static void dots_avx512vnni(
     }
 }
 
-template <class Load> static void to_float_of(const void * src, int64_t n, float * out) {
+template <class Load>
+static void to_float_of(const void * src, int64_t n, float * out) {
     for (int64_t j = 0; j < n; j += 16) {
         const __mmask16 m = columns_m16(j, n);
         _mm512_mask_storeu_ps(out + j, m, Load::at(src, j, m));
@@ -308,8 +313,8 @@ template <class Load> static void to_float_of(const void * src, int64_t n, float
 
 static void to_float_avx512vnni(enum ggml_type type, const void * src, int64_t n, float * out) {
     switch (type) {
-        case GGML_TYPE_F32:  to_float_of<load_f32 >(src, n, out); break;
-        case GGML_TYPE_F16:  to_float_of<load_f16 >(src, n, out); break;
+        case GGML_TYPE_F32: to_float_of<load_f32>(src, n, out); break;
+        case GGML_TYPE_F16: to_float_of<load_f16>(src, n, out); break;
         case GGML_TYPE_BF16: to_float_of<load_bf16>(src, n, out); break;
         case GGML_TYPE_Q8_0: to_float_of<load_q8_0>(src, n, out); break;
         case GGML_TYPE_Q4_0: to_float_of<load_q4_0>(src, n, out); break;
@@ -325,22 +330,22 @@ static void add_delta_avx512vnni(float * dst, const float * y, int n_i, const st
     const __m512 d = _mm512_set1_ps(parts->d);
     const __m512 s = _mm512_set1_ps(parts->s);
     for (int i = 0; i < n_i; i += 16) {
-        const __mmask16 m = columns_m16(i, n_i);
-        __m512 delta = parts->uv ? _mm512_maskz_loadu_ps(m, parts->uv + i) : _mm512_setzero_ps();
+        const __mmask16 m     = columns_m16(i, n_i);
+        __m512          delta = parts->uv ? _mm512_maskz_loadu_ps(m, parts->uv + i) : _mm512_setzero_ps();
         for (int p = 0; p < parts->n_planes; p++) {
             const __m512 scale = parts->scale_step[p] ? _mm512_maskz_loadu_ps(m, parts->scale[p] + i) : _mm512_set1_ps(parts->scale[p][0]);
             const __m512 sum   = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(m, parts->isum[p] + i));
-            delta = _mm512_fmadd_ps(_mm512_mul_ps(d, scale), sum, delta);
+            delta              = _mm512_fmadd_ps(_mm512_mul_ps(d, scale), sum, delta);
         }
         _mm512_mask_storeu_ps(dst + i, m, _mm512_fmadd_ps(s, delta, _mm512_maskz_loadu_ps(m, y + i)));
     }
 }
 
 const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
-    /*.name         =*/ "avx512vnni",
-    /*.quantize_row =*/ quantize_row_avx512vnni,
-    /*.sign_dots    =*/ sign_dots_avx512vnni,
-    /*.dots         =*/ dots_avx512vnni,
-    /*.add_delta    =*/ add_delta_avx512vnni,
-    /*.to_float     =*/ to_float_avx512vnni,
+    /*.name         =*/"avx512vnni",
+    /*.quantize_row =*/quantize_row_avx512vnni,
+    /*.sign_dots    =*/sign_dots_avx512vnni,
+    /*.dots         =*/dots_avx512vnni,
+    /*.add_delta    =*/add_delta_avx512vnni,
+    /*.to_float     =*/to_float_avx512vnni,
 };

@@ -22,12 +22,16 @@ static bool has_avx512vnni() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
+static bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
 #endif
 
 // best first
 static const candidate candidates[] = {
 #ifdef DQRELO_CPU_X86
     { &dqrelo_kernels_avx512vnni, has_avx512vnni },
+    { &dqrelo_kernels_avx2, has_avx2 },
 #endif
     { &dqrelo_kernels_scalar, always },
 };
@@ -44,8 +48,8 @@ int dqrelo_cpu_kernels_all(const struct dqrelo_kernels ** list, int n_max) {
 
 static const struct dqrelo_kernels * choose() {
     const struct dqrelo_kernels * list[MAX_KERNELS];
-    const int    n    = dqrelo_cpu_kernels_all(list, MAX_KERNELS);
-    const char * name = getenv("DQRELO_ISA");
+    const int                     n    = dqrelo_cpu_kernels_all(list, MAX_KERNELS);
+    const char *                  name = getenv("DQRELO_ISA");
     if (name == nullptr || *name == '\0') {
         return list[0];
     }

@@ -23,14 +23,14 @@ static float scale_of(const struct dqrelo_entry * e, int p, int64_t i) {
 static void factor_in(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t r0, int64_t r1) {
     const struct dqrelo_entry * e = g->e;
     for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
-        const int n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
+        const int     n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
         const float * x[DQRELO_TILE_T];
         for (int t = 0; t < n_t; t++) {
             x[t] = g->rows[t0 + t].x;
         }
         const enum ggml_type type = (enum ggml_type) e->type_v;
         kernels->dots(type, row_of(e->v, e->type_v, r0, e->n_in), dqrelo_type_bytes(type, e->n_in), (int) (r1 - r0), x, n_t, e->n_in,
-                g->t + t0 * g->t_stride + r0, g->t_stride);
+                      g->t + t0 * g->t_stride + r0, g->t_stride);
     }
 }
 
@@ -48,8 +48,8 @@ void dqrelo_matmul_prepare(const struct dqrelo_kernels * kernels, const struct d
     // the thread that quantised the last row begins at the end of V
     const int64_t n_chunks = (e->rank + 7) / 8; // of 8 rows of V
     const int     share    = nth - 1 - ith;
-    const int64_t r0 = min_i64(e->rank, n_chunks * share / nth * 8);
-    const int64_t r1 = min_i64(e->rank, n_chunks * (share + 1) / nth * 8);
+    const int64_t r0       = min_i64(e->rank, n_chunks * share / nth * 8);
+    const int64_t r1       = min_i64(e->rank, n_chunks * (share + 1) / nth * 8);
     if (r0 < r1) {
         factor_in(kernels, g, r0, r1);
     }
@@ -58,7 +58,7 @@ void dqrelo_matmul_prepare(const struct dqrelo_kernels * kernels, const struct d
 // uv of a tile: U t, or dense x
 static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i, float * uv) {
     const struct dqrelo_entry * e = g->e;
-    const float * b[DQRELO_TILE_T];
+    const float *               b[DQRELO_TILE_T];
     for (int t = 0; t < n_t; t++) {
         b[t] = e->dense ? g->rows[t0 + t].x : g->t + (t0 + t) * g->t_stride;
     }
@@ -69,10 +69,10 @@ static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrel
 }
 
 static void apply_tile(
-        const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i, struct dqrelo_scratch * scratch) {
-    const struct dqrelo_entry * e = g->e;
-    const int n_planes = e->dense ? 0 : e->n_planes;
-    const bool has_uv  = e->dense || e->rank > 0;
+    const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i, struct dqrelo_scratch * scratch) {
+    const struct dqrelo_entry * e        = g->e;
+    const int                   n_planes = e->dense ? 0 : e->n_planes;
+    const bool                  has_uv   = e->dense || e->rank > 0;
 
     const int64_t q_stride = dqrelo_q_bytes(e->n_in);
     for (int p = 0; p < n_planes; p++) {
@@ -129,9 +129,9 @@ static void add_signs(const struct dqrelo_entry * e, int64_t id, int64_t j0, int
 static void add_factors(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t id, int64_t j0, int64_t n, float * acc) {
     const enum ggml_type type_u = (enum ggml_type) e->type_u;
     const enum ggml_type type_v = (enum ggml_type) e->type_v;
-    const uint8_t * u_row = row_of(e->u, e->type_u, id, e->rank);
+    const uint8_t *      u_row  = row_of(e->u, e->type_u, id, e->rank);
     for (int64_t k0 = 0; k0 < e->rank; k0 += DQRELO_QK) {
-        float u[DQRELO_QK];
+        float     u[DQRELO_QK];
         const int n_k = (int) min_i64(DQRELO_QK, e->rank - k0);
         kernels->to_float(type_u, u_row + dqrelo_type_bytes(type_u, k0), n_k, u);
         for (int k = 0; k < n_k; k++) {
@@ -146,8 +146,8 @@ static void add_factors(const struct dqrelo_kernels * kernels, const struct dqre
 
 void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t j0, int64_t j1) {
     for (; j0 < j1; j0 += DQRELO_TILE_J) {
-        const int64_t n = min_i64(DQRELO_TILE_J, j1 - j0);
-        float acc[DQRELO_TILE_J] = { 0.0f };
+        const int64_t n                  = min_i64(DQRELO_TILE_J, j1 - j0);
+        float         acc[DQRELO_TILE_J] = { 0.0f };
         if (e->dense) {
             const enum ggml_type type = (enum ggml_type) e->type_dense;
             kernels->to_float(type, row_of(e->dense, e->type_dense, row->id, e->n_in) + dqrelo_type_bytes(type, j0), n, acc);
@@ -166,17 +166,17 @@ void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrel
 //
 
 void dqrelo_elementwise_apply(
-        const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t n) {
-    const enum ggml_type type = (enum ggml_type) e->type_dense;
-    const uint8_t * dense = row_of(e->dense, e->type_dense, row->id % e->n_out, e->n_in);
-    for (int64_t j0 = 0; j0 < n; ) {
+    const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t n) {
+    const enum ggml_type type  = (enum ggml_type) e->type_dense;
+    const uint8_t *      dense = row_of(e->dense, e->type_dense, row->id % e->n_out, e->n_in);
+    for (int64_t j0 = 0; j0 < n;) {
         const int64_t column  = j0 % e->n_in; // ggml broadcasts a short row along the long one
         const int64_t n_piece = min_i64(min_i64(DQRELO_TILE_J, n - j0), e->n_in - column);
-        float delta[DQRELO_TILE_J];
+        float         delta[DQRELO_TILE_J];
         kernels->to_float(type, dense + dqrelo_type_bytes(type, column), n_piece, delta);
         for (int64_t j = j0; j < j0 + n_piece; j++) {
             const float factor = form == DQRELO_FORM_MUL ? row->x[j] : 1.0f;
-            row->dst[j] = row->y[j] + row->s * (factor * delta[j - j0]);
+            row->dst[j]        = row->y[j] + row->s * (factor * delta[j - j0]);
         }
         j0 += n_piece;
     }

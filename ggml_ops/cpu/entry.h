@@ -16,12 +16,12 @@ struct dqrelo_row {
 // The rows of a batch that use one entry, with their place in the work memory.
 struct dqrelo_group {
     const struct dqrelo_entry * e;
-    const struct dqrelo_row   * rows; // [n_rows]
-    int64_t             n_rows;
-    int8_t *            q;            // [n_rows] rows of dqrelo_q_bytes(n_in)
-    struct dqrelo_act * act;          // [n_rows]
-    float *             t;            // [n_rows] rows of t_stride values: V x
-    int64_t             t_stride;     // at least the rank
+    const struct dqrelo_row *   rows; // [n_rows]
+    int64_t                     n_rows;
+    int8_t *                    q;            // [n_rows] rows of dqrelo_q_bytes(n_in)
+    struct dqrelo_act *         act;          // [n_rows]
+    float *                     t;            // [n_rows] rows of t_stride values: V x
+    int64_t                     t_stride;     // at least the rank
 };
 
 // Rows and output features that are handled at once: bounds the scratch memory, never the result.
@@ -50,4 +50,4 @@ void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrel
 
 // MUL, ADD: one row of n values.
 void dqrelo_elementwise_apply(
-        const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t n);
+    const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t n);

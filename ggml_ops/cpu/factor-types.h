@@ -24,12 +24,12 @@ static_assert(sizeof(struct dqrelo_q4_0) == 18, "as ggml's block_q4_0");
 // Bytes of n contiguous values; 0 for a type that is none of ours.
 static inline int64_t dqrelo_type_bytes(enum ggml_type type, int64_t n) {
     switch (type) {
-        case GGML_TYPE_F32:  return n * 4;
+        case GGML_TYPE_F32: return n * 4;
         case GGML_TYPE_F16:
         case GGML_TYPE_BF16: return n * 2;
         case GGML_TYPE_Q8_0: return n / DQRELO_QK * (int64_t) sizeof(struct dqrelo_q8_0);
         case GGML_TYPE_Q4_0: return n / DQRELO_QK * (int64_t) sizeof(struct dqrelo_q4_0);
-        default:             return 0;
+        default: return 0;
     }
 }
 

@@ -19,7 +19,8 @@ struct arena {
     uint8_t * base;
     size_t    n_bytes = 0;
 
-    template <typename T> T * take(int64_t n) {
+    template <typename T>
+    T * take(int64_t n) {
         uint8_t * p = base + n_bytes;
         n_bytes += (n * sizeof(T) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
         return base ? (T *) p : nullptr;
@@ -49,13 +50,13 @@ static int64_t max_rank(int64_t n_in, int64_t n_out) {
 
 static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
     const int64_t n_rows = ggml_nrows(dst);
-    work w = {};
+    work          w      = {};
     if (ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL) {
         const int64_t n_in = dst->src[1]->ne[0];
-        w.t_stride = max_rank(n_in, dst->ne[0]);
-        w.q        = memory.take<int8_t>(n_rows * dqrelo_q_bytes(n_in));
-        w.act      = memory.take<dqrelo_act>(n_rows);
-        w.t        = memory.take<float>(n_rows * w.t_stride);
+        w.t_stride         = max_rank(n_in, dst->ne[0]);
+        w.q                = memory.take<int8_t>(n_rows * dqrelo_q_bytes(n_in));
+        w.act              = memory.take<dqrelo_act>(n_rows);
+        w.t                = memory.take<float>(n_rows * w.t_stride);
     }
     for (int i = 0; i < nth; i++) {
         dqrelo_row *     rows    = memory.take<dqrelo_row>(n_rows);
@@ -82,7 +83,7 @@ static int64_t slot_of(const ggml_tensor * dst, int64_t i1, int64_t i2, int64_t 
     const float *   owner   = (const float *) dst->src[3]->data + 2 * (i1 * stride[0] + i2 * stride[1] + i3 * stride[2]);
     const int64_t   n_slots = count_slots(dst);
     const int64_t   slot    = (int64_t) owner[0];
-    *s = owner[1];
+    *s                      = owner[1];
     GGML_ASSERT(slot < n_slots);
     if (slot < 0 || *s == 0.0f || dqrelo_entry_is_empty((const dqrelo_entry *) dst->src[2]->data + slot)) {
         return n_slots;
@@ -93,7 +94,7 @@ static int64_t slot_of(const ggml_tensor * dst, int64_t i1, int64_t i2, int64_t 
 static dqrelo_row make_row(const ggml_tensor * dst, int64_t i1, int64_t i2, int64_t i3, float s) {
     const ggml_tensor * y = dst->src[0];
     const ggml_tensor * x = dst->src[1];
-    dqrelo_row row;
+    dqrelo_row          row;
     row.dst = (float *) ((char *) dst->data + i1 * dst->nb[1] + i2 * dst->nb[2] + i3 * dst->nb[3]);
     row.y   = (const float *) ((const char *) y->data + i1 * y->nb[1] + i2 * y->nb[2] + i3 * y->nb[3]);
     row.x   = nullptr;
@@ -110,14 +111,14 @@ static dqrelo_row make_row(const ggml_tensor * dst, int64_t i1, int64_t i2, int6
 // Fills w.rows and w.begin: a counting sort of the rows by slot. Every thread makes its own copy, which costs less than a barrier.
 static void sort_rows(const ggml_tensor * dst, const work & w) {
     const int64_t n_slots = count_slots(dst);
-    int64_t * next = w.begin + 1; // counts first, then where the slot's next row goes; in the end where the slot ends
+    int64_t *     next    = w.begin + 1; // counts first, then where the slot's next row goes; in the end where the slot ends
     std::fill(w.begin, w.begin + n_slots + 2, 0);
 
     for (int pass = 0; pass < 2; pass++) {
         for (int64_t i3 = 0; i3 < dst->ne[3]; i3++) {
             for (int64_t i2 = 0; i2 < dst->ne[2]; i2++) {
                 for (int64_t i1 = 0; i1 < dst->ne[1]; i1++) {
-                    float s;
+                    float         s;
                     const int64_t slot = slot_of(dst, i1, i2, i3, &s);
                     if (pass == 1) {
                         w.rows[next[slot]] = make_row(dst, i1, i2, i3, s);
@@ -130,7 +131,7 @@ static void sort_rows(const ggml_tensor * dst, const work & w) {
             int64_t first = 0;
             for (int64_t slot = 0; slot <= n_slots; slot++) {
                 const int64_t n = next[slot];
-                next[slot] = first;
+                next[slot]      = first;
                 first += n;
             }
         }
@@ -160,10 +161,10 @@ static void copy_rows(const ggml_tensor * dst, const work & w, int64_t i0, int64
 
 static void forward_matmul(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     const dqrelo_kernels * kernels = dqrelo_cpu_kernels();
-    const int64_t n_slots = count_slots(dst);
-    const int64_t n_out   = dst->ne[0];
-    const int     ith     = params->ith;
-    const int     nth     = params->nth;
+    const int64_t          n_slots = count_slots(dst);
+    const int64_t          n_out   = dst->ne[0];
+    const int              ith     = params->ith;
+    const int              nth     = params->nth;
 
     bool wait = false;
     for (int64_t slot = 0; slot < n_slots; slot++) {
@@ -180,8 +181,8 @@ static void forward_matmul(const ggml_compute_params * params, const ggml_tensor
 
     // a share begins at a multiple of a cache line of dst
     const int64_t n_lines = (n_out + 15) / 16;
-    const int64_t i0 = std::min(n_out, n_lines * ith / nth * 16);
-    const int64_t i1 = std::min(n_out, n_lines * (ith + 1) / nth * 16);
+    const int64_t i0      = std::min(n_out, n_lines * ith / nth * 16);
+    const int64_t i1      = std::min(n_out, n_lines * (ith + 1) / nth * 16);
     for (int64_t slot = 0; slot < n_slots; slot++) {
         const dqrelo_group g = group_of(dst, w, slot);
         if (g.n_rows > 0) {
@@ -193,8 +194,8 @@ static void forward_matmul(const ggml_compute_params * params, const ggml_tensor
 
 static void forward_rows(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     const int64_t n_tiles = (dst->ne[0] + DQRELO_TILE_J - 1) / DQRELO_TILE_J;
-    const int64_t j0 = std::min(dst->ne[0], n_tiles * params->ith / params->nth * DQRELO_TILE_J);
-    const int64_t j1 = std::min(dst->ne[0], n_tiles * (params->ith + 1) / params->nth * DQRELO_TILE_J);
+    const int64_t j0      = std::min(dst->ne[0], n_tiles * params->ith / params->nth * DQRELO_TILE_J);
+    const int64_t j1      = std::min(dst->ne[0], n_tiles * (params->ith + 1) / params->nth * DQRELO_TILE_J);
     for (int64_t slot = 0; slot < count_slots(dst); slot++) {
         const dqrelo_entry * e = (const dqrelo_entry *) dst->src[2]->data + slot;
         for (int64_t r = w.begin[slot]; r < w.begin[slot + 1]; r++) {
@@ -220,16 +221,16 @@ static void forward_elementwise(const ggml_compute_params * params, const ggml_t
 }
 
 void dqrelo_cpu_forward(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
-    uint8_t * base = (uint8_t *) (((uintptr_t) params->wdata + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-    arena memory = { base };
-    const work w = lay_out(dst, params->ith, params->nth, memory);
+    uint8_t *  base   = (uint8_t *) (((uintptr_t) params->wdata + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    arena      memory = { base };
+    const work w      = lay_out(dst, params->ith, params->nth, memory);
     GGML_ASSERT(base + memory.n_bytes <= (uint8_t *) params->wdata + params->wsize);
     sort_rows(dst, w);
 
     switch (ggml_dqrelo_form(dst)) {
-        case DQRELO_FORM_MATMUL: forward_matmul(params, dst, w);      break;
-        case DQRELO_FORM_ROWS:   forward_rows(params, dst, w);        break;
+        case DQRELO_FORM_MATMUL: forward_matmul(params, dst, w); break;
+        case DQRELO_FORM_ROWS: forward_rows(params, dst, w); break;
         case DQRELO_FORM_MUL:
-        case DQRELO_FORM_ADD:    forward_elementwise(params, dst, w); break;
+        case DQRELO_FORM_ADD: forward_elementwise(params, dst, w); break;
     }
 }

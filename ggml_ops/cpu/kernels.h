@@ -36,10 +36,10 @@ static inline int32_t dqrelo_q_max(int64_t n) {
 // One output row's ingredients for dqrelo_kernels::add_delta, n_i output features each.
 struct dqrelo_parts {
     int             n_planes;
-    const int32_t * isum [4];      // [n_i] sum_j s_ij q_j
-    const float   * scale[4];      // [n_i] where scale_step is 1, else [1]
+    const int32_t * isum[4];      // [n_i] sum_j s_ij q_j
+    const float *   scale[4];      // [n_i] where scale_step is 1, else [1]
     int             scale_step[4]; // 0 or 1
-    const float   * uv;            // [n_i] or NULL
+    const float *   uv;            // [n_i] or NULL
     float           d;             // step of the quantised activation
     float           s;             // request scale
 };

@@ -14,7 +14,7 @@ static void quantize_row_scalar(const float * x, const float * cscale, int64_t n
     uint32_t max_bits = 0;
     for (int64_t j = 0; j < n; j++) {
         const uint32_t bits = dqrelo_f32_bits(cscale ? x[j] * cscale[j] : x[j]) & 0x7fffffff;
-        max_bits = bits > max_bits ? bits : max_bits;
+        max_bits            = bits > max_bits ? bits : max_bits;
     }
     const float q_max = (float) dqrelo_q_max(n);
     const float v_max = dqrelo_f32_from_bits(max_bits);
@@ -31,10 +31,10 @@ static void quantize_row_scalar(const float * x, const float * cscale, int64_t n
         return;
     }
     for (int64_t j = 0; j < n; j++) {
-        const float   v  = cscale ? x[j] * cscale[j] : x[j];
-        const int32_t qj = (int32_t) lrintf(v * inv); // to nearest even
-        const int32_t hi = (qj + 128) >> 8;
-        int8_t * block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
+        const float   v       = cscale ? x[j] * cscale[j] : x[j];
+        const int32_t qj      = (int32_t) lrintf(v * inv); // to nearest even
+        const int32_t hi      = (qj + 128) >> 8;
+        int8_t *      block   = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
         block[0]              = (int8_t) hi;
         block[DQRELO_Q_BLOCK] = (int8_t) (qj - 256 * hi);
         act->sum += qj;
@@ -52,7 +52,7 @@ static int32_t sign_dot_scalar(const uint8_t * sign, const int8_t * q, int64_t n
 }
 
 static void sign_dots_scalar(
-        const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * /* act */, int n_t, int64_t n, int32_t * out, int64_t ld) {
+    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * /* act */, int n_t, int64_t n, int32_t * out, int64_t ld) {
     for (int t = 0; t < n_t; t++) {
         for (int i = 0; i < n_i; i++) {
             out[t * ld + i] = sign_dot_scalar(sign + i * (n / 8), q + t * q_stride, n);
@@ -78,15 +78,15 @@ static void to_float_scalar(enum ggml_type type, const void * src, int64_t n, fl
         case GGML_TYPE_Q8_0:
             for (int64_t j = 0; j < n; j++) {
                 const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) src + j / DQRELO_QK;
-                out[j] = dqrelo_f16_to_f32(block->d) * block->qs[j % DQRELO_QK];
+                out[j]                           = dqrelo_f16_to_f32(block->d) * block->qs[j % DQRELO_QK];
             }
             break;
         case GGML_TYPE_Q4_0:
             for (int64_t j = 0; j < n; j++) {
-                const struct dqrelo_q4_0 * block = (const struct dqrelo_q4_0 *) src + j / DQRELO_QK;
-                const int k      = j % DQRELO_QK;
-                const int nibble = k < 16 ? block->qs[k] & 15 : block->qs[k - 16] >> 4;
-                out[j] = dqrelo_f16_to_f32(block->d) * (nibble - 8);
+                const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) src + j / DQRELO_QK;
+                const int                  k      = j % DQRELO_QK;
+                const int                  nibble = k < 16 ? block->qs[k] & 15 : block->qs[k - 16] >> 4;
+                out[j]                            = dqrelo_f16_to_f32(block->d) * (nibble - 8);
             }
             break;
         default:
@@ -95,7 +95,7 @@ static void to_float_scalar(enum ggml_type type, const void * src, int64_t n, fl
 }
 
 static void dots_scalar(
-        enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+    enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
     float row[256]; // a piece of a row of a, as F32: a multiple of every block
     for (int i = 0; i < n_i; i++) {
         for (int t = 0; t < n_t; t++) {
@@ -127,10 +127,10 @@ static void add_delta_scalar(float * dst, const float * y, int n_i, const struct
 }
 
 const struct dqrelo_kernels dqrelo_kernels_scalar = {
-    /*.name         =*/ "scalar",
-    /*.quantize_row =*/ quantize_row_scalar,
-    /*.sign_dots    =*/ sign_dots_scalar,
-    /*.dots         =*/ dots_scalar,
-    /*.add_delta    =*/ add_delta_scalar,
-    /*.to_float     =*/ to_float_scalar,
+    /*.name         =*/"scalar",
+    /*.quantize_row =*/quantize_row_scalar,
+    /*.sign_dots    =*/sign_dots_scalar,
+    /*.dots         =*/dots_scalar,
+    /*.add_delta    =*/add_delta_scalar,
+    /*.to_float     =*/to_float_scalar,
 };

@@ -26,7 +26,8 @@ inline uint16_t random_f16(std::mt19937 & rng) {
     return (uint16_t) ((rng() & 0x83ff) | (11 + rng() % 4) << 10);
 }
 
-template <typename T> void append(bytes & out, T value) {
+template <typename T>
+void append(bytes & out, T value) {
     const size_t at = out.size();
     out.resize(at + sizeof(T));
     memcpy(out.data() + at, &value, sizeof(T));
@@ -55,7 +56,7 @@ inline void append_block(random_matrix & m, ggml_type type, std::mt19937 & rng) 
 
 inline random_matrix make_matrix(ggml_type type, int64_t n_values, std::mt19937 & rng) {
     std::normal_distribution<float> normal;
-    random_matrix m;
+    random_matrix                   m;
     while ((int64_t) m.value.size() < n_values) {
         if (type == GGML_TYPE_F32) {
             const float f = normal(rng);
@@ -66,7 +67,7 @@ inline random_matrix make_matrix(ggml_type type, int64_t n_values, std::mt19937 
             append(m.data, h);
             m.value.push_back(f16_value(h));
         } else if (type == GGML_TYPE_BF16) {
-            uint32_t bits;
+            uint32_t    bits;
             const float f = normal(rng);
             memcpy(&bits, &f, sizeof(bits));
             append(m.data, (uint16_t) (bits >> 16));
@@ -98,13 +99,13 @@ struct entry_options {
 // Owns what its entry points to: do not copy.
 struct random_entry {
     dqrelo_entry       e = {};
-    bytes              sign [DQRELO_MAX_PLANES];
+    bytes              sign[DQRELO_MAX_PLANES];
     std::vector<float> scale[DQRELO_MAX_PLANES];
     std::vector<float> cscale;
     random_matrix      u, v, dense;
 
     random_entry(const entry_options & o, uint32_t seed) {
-        std::mt19937 rng(seed);
+        std::mt19937                          rng(seed);
         std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
         e.n_in  = o.n_in;
         e.n_out = o.n_out;
@@ -138,15 +139,15 @@ struct random_entry {
         }
         e.rank = o.rank;
         if (o.rank > 0) {
-            u = make_matrix(o.type_u, o.rank * o.n_out, rng);
-            v = make_matrix(o.type_v, o.rank * o.n_in, rng);
-            e.u = u.data.data();
-            e.v = v.data.data();
+            u        = make_matrix(o.type_u, o.rank * o.n_out, rng);
+            v        = make_matrix(o.type_v, o.rank * o.n_in, rng);
+            e.u      = u.data.data();
+            e.v      = v.data.data();
             e.type_u = o.type_u;
             e.type_v = o.type_v;
         }
     }
-    random_entry(const random_entry &) = delete;
+    random_entry(const random_entry &)             = delete;
     random_entry & operator=(const random_entry &) = delete;
 
     double sign_at(int p, int64_t i, int64_t j) const {
@@ -164,12 +165,12 @@ struct random_entry {
 struct bounded {
     double value     = 0.0;
     double magnitude = 0.0;
-    void add(double term) {
-        value     += term;
+    void   add(double term) {
+        value += term;
         magnitude += std::fabs(term);
     }
     void add(const bounded & b, double factor) {
-        value     += b.value * factor;
+        value += b.value * factor;
         magnitude += b.magnitude * std::fabs(factor);
     }
 };
@@ -188,7 +189,7 @@ struct expected_delta {
 //                 for the products with c, d, scales and s.
 inline expected_delta expect_matmul(const random_entry & r, const float * x, double step) {
     const dqrelo_entry & e = r.e;
-    const double n = (double) e.n_in;
+    const double         n = (double) e.n_in;
     std::vector<bounded> t((size_t) e.rank);
     for (int64_t k = 0; k < e.rank; k++) {
         for (int64_t j = 0; j < e.n_in; j++) {
@@ -223,7 +224,7 @@ inline expected_delta expect_matmul(const random_entry & r, const float * x, dou
 // Row `id` of D_hat. Only rounding: rank + planes terms.
 inline expected_delta expect_row(const random_entry & r, int64_t id) {
     const dqrelo_entry & e = r.e;
-    expected_delta out;
+    expected_delta       out;
     for (int64_t j = 0; j < e.n_in; j++) {
         bounded sum;
         if (e.dense) {
@@ -243,7 +244,7 @@ inline expected_delta expect_row(const random_entry & r, int64_t id) {
 
 inline std::vector<float> random_row(int64_t n, std::mt19937 & rng, bool outliers = false) {
     std::normal_distribution<float> normal;
-    std::vector<float> x((size_t) n);
+    std::vector<float>              x((size_t) n);
     for (size_t j = 0; j < x.size(); j++) {
         x[j] = normal(rng) * (outliers && j % 97 == 5 ? 100.0f : 1.0f);
     }

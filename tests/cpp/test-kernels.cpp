@@ -13,7 +13,7 @@
 
 static std::string format(const char * fmt, ...) __attribute__((format(printf, 1, 2)));
 static std::string format(const char * fmt, ...) {
-    char text[256];
+    char    text[256];
     va_list args;
     va_start(args, fmt);
     vsnprintf(text, sizeof(text), fmt, args);
@@ -27,22 +27,22 @@ static const ggml_type TYPES[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16,
 
 static const char * type_name(ggml_type type) {
     switch (type) {
-        case GGML_TYPE_F32:  return "f32";
-        case GGML_TYPE_F16:  return "f16";
+        case GGML_TYPE_F32: return "f32";
+        case GGML_TYPE_F16: return "f16";
         case GGML_TYPE_BF16: return "bf16";
         case GGML_TYPE_Q8_0: return "q8_0";
-        default:             return "q4_0";
+        default: return "q4_0";
     }
 }
 
 struct quantised {
-    std::vector<int8_t>      q;
-    std::vector<dqrelo_act>  act;
+    std::vector<int8_t>     q;
+    std::vector<dqrelo_act> act;
 };
 
 static quantised quantise(const dqrelo_kernels * kernels, const std::vector<std::vector<float>> & x, const float * cscale) {
     const int64_t n = (int64_t) x[0].size();
-    quantised out;
+    quantised     out;
     out.q.resize(x.size() * (size_t) dqrelo_q_bytes(n), 99);
     out.act.resize(x.size());
     for (size_t t = 0; t < x.size(); t++) {
@@ -68,12 +68,12 @@ static std::vector<int32_t> integers(const int8_t * q, int64_t n) {
 static void test_quantize_is_nearest(const dqrelo_kernels * kernels) {
     for (int64_t n : N_IN) {
         check::begin(format("quantize_row/%s/n=%lld", kernels->name, (long long) n).c_str());
-        std::mt19937 rng(7);
-        const std::vector<float> x = random_row(n, rng, true);
-        const quantised a = quantise(kernels, { x }, nullptr);
-        const std::vector<int32_t> q = integers(a.q.data(), n);
-        bool    near = true;
-        int64_t sum  = 0;
+        std::mt19937               rng(7);
+        const std::vector<float>   x    = random_row(n, rng, true);
+        const quantised            a    = quantise(kernels, { x }, nullptr);
+        const std::vector<int32_t> q    = integers(a.q.data(), n);
+        bool                       near = true;
+        int64_t                    sum  = 0;
         for (int64_t j = 0; j < n; j++) {
             // half a step, and the roundings of 1/d, d and the product: 3 u of |x|
             near = near && std::fabs(q[(size_t) j] * (double) a.act[0].d - x[(size_t) j]) <= 0.5 * a.act[0].d + 3 * U_F32 * std::fabs(x[(size_t) j]);
@@ -92,9 +92,9 @@ static void test_quantize_is_nearest(const dqrelo_kernels * kernels) {
 static void test_quantize_odd_values(const dqrelo_kernels * kernels) {
     check::begin(format("quantize_row/%s/zero, tiny, infinite, nan", kernels->name).c_str());
     const std::vector<float> zero(72, 0.0f);
-    std::vector<float> tiny(72, 1e-36f), infinite(72, 1.0f), nan(72, 1.0f), largest(72, -3.4028235e38f);
-    infinite[71] = -INFINITY;
-    nan[3]       = NAN;
+    std::vector<float>       tiny(72, 1e-36f), infinite(72, 1.0f), nan(72, 1.0f), largest(72, -3.4028235e38f);
+    infinite[71]      = -INFINITY;
+    nan[3]            = NAN;
     const quantised a = quantise(kernels, { zero, tiny, infinite, nan, largest }, nullptr);
     CHECK(a.act[0].d == 0.0f && a.act[0].sum == 0);
     CHECK(a.act[1].d == 0.0f && a.act[1].sum == 0);
@@ -105,8 +105,8 @@ static void test_quantize_odd_values(const dqrelo_kernels * kernels) {
 static void test_quantize_equals_scalar(const dqrelo_kernels * kernels) {
     for (int64_t n : N_IN) {
         check::begin(format("quantize_row/%s equals scalar/n=%lld", kernels->name, (long long) n).c_str());
-        std::mt19937 rng(11);
-        const std::vector<float> c = random_row(n, rng);
+        std::mt19937                          rng(11);
+        const std::vector<float>              c = random_row(n, rng);
         const std::vector<std::vector<float>> x = { random_row(n, rng), random_row(n, rng, true), std::vector<float>((size_t) n, 0.0f) };
         CHECK(same(quantise(kernels, x, nullptr), quantise(&dqrelo_kernels_scalar, x, nullptr)));
         CHECK(same(quantise(kernels, x, c.data()), quantise(&dqrelo_kernels_scalar, x, c.data())));
@@ -115,7 +115,7 @@ static void test_quantize_equals_scalar(const dqrelo_kernels * kernels) {
 
 static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int n_t, int n_i) {
     check::begin(format("sign_dots/%s/n=%lld/rows=%d/outputs=%d", kernels->name, (long long) n, n_t, n_i).c_str());
-    std::mt19937 rng(13);
+    std::mt19937                    rng(13);
     std::vector<std::vector<float>> x;
     for (int t = 0; t < n_t; t++) {
         x.push_back(random_row(n, rng, t % 2 == 1));
@@ -128,10 +128,10 @@ static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int 
     }
     memset(sign.data() + 1, 0, (size_t) (n / 8)); // a row of minus ones
 
-    const int ld = n_i + 3;
+    const int            ld = n_i + 3;
     std::vector<int32_t> got((size_t) (ld * n_t), 1234567);
     kernels->sign_dots(sign.data() + 1, n_i, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, got.data(), ld);
-    bool exact = true;
+    bool exact  = true;
     bool inside = true;
     for (int t = 0; t < n_t; t++) {
         const std::vector<int32_t> q = integers(a.q.data() + t * dqrelo_q_bytes(n), n);
@@ -150,16 +150,15 @@ static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int 
     CHECK(inside);
 }
 
-// The longest rows there are: sums reach the end of 32 bits. Equal values and signs give the largest sum.
-static void test_sign_dots_long_row(const dqrelo_kernels * kernels) {
-    check::begin(format("sign_dots/%s/n=262144, all equal", kernels->name).c_str());
-    const int64_t n = 262144;
-    const quantised a = quantise(kernels, { std::vector<float>((size_t) n, -3.0f) }, nullptr);
-    const bytes sign((size_t) (n / 8), 0xff);
-    int32_t got = 0;
+// Long rows of equal values and signs: the largest sums in every lane. 65536 is the longest row with the full range of q.
+static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, float value) {
+    check::begin(format("sign_dots/%s/n=%lld, all %g", kernels->name, (long long) n, (double) value).c_str());
+    const quantised a = quantise(kernels, { std::vector<float>((size_t) n, value) }, nullptr);
+    const bytes     sign((size_t) (n / 8), 0xff);
+    int32_t         got = 0;
     kernels->sign_dots(sign.data(), 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), 1, n, &got, 1);
-    CHECK(got == -dqrelo_q_max(n) * n);
-    CHECK(std::fabs(got * (double) a.act[0].d / (-3.0 * (double) n) - 1.0) < 1e-6);
+    CHECK(got == (value < 0.0f ? -dqrelo_q_max(n) : dqrelo_q_max(n)) * n);
+    CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
 }
 
 static void test_to_float(const dqrelo_kernels * kernels, ggml_type type) {
@@ -168,9 +167,9 @@ static void test_to_float(const dqrelo_kernels * kernels, ggml_type type) {
         if (n % 32 != 0 && (type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0)) {
             continue;
         }
-        std::mt19937 rng(17);
+        std::mt19937        rng(17);
         const random_matrix m = make_matrix(type, n, rng);
-        std::vector<float> got((size_t) n + 1, 55.0f);
+        std::vector<float>  got((size_t) n + 1, 55.0f);
         kernels->to_float(type, m.data.data(), n, got.data());
         bool exact = got[(size_t) n] == 55.0f;
         for (int64_t j = 0; j < n; j++) {
@@ -208,9 +207,9 @@ static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n,
         return;
     }
     check::begin(format("dots/%s/%s/n=%lld/rows=%d", kernels->name, type_name(type), (long long) n, n_t).c_str());
-    const int n_i = 21;
-    std::mt19937 rng(19);
-    const random_matrix a = make_matrix(type, n * n_i, rng);
+    const int                       n_i = 21;
+    std::mt19937                    rng(19);
+    const random_matrix             a = make_matrix(type, n * n_i, rng);
     std::vector<std::vector<float>> x;
     std::vector<const float *>      b;
     for (int t = 0; t < n_t; t++) {
@@ -219,10 +218,10 @@ static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n,
     for (const std::vector<float> & row : x) {
         b.push_back(row.data());
     }
-    const int ld = n_i + 2;
+    const int          ld = n_i + 2;
     std::vector<float> got((size_t) (ld * n_t), 99.0f), alone((size_t) n_i);
     kernels->dots(type, a.data.data(), dqrelo_type_bytes(type, n), n_i, b.data(), n_t, n, got.data(), ld);
-    bool close = true;
+    bool close  = true;
     bool inside = true;
     for (int t = 0; t < n_t; t++) {
         for (int i = 0; i < n_i; i++) {
@@ -246,18 +245,18 @@ static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n,
 
 // Rows through both halves of an entry.
 static std::vector<std::vector<float>> run_entry(
-        const dqrelo_kernels * kernels, const dqrelo_entry & e, const std::vector<std::vector<float>> & x, const std::vector<std::vector<float>> & y, float s, int nth) {
-    const int64_t n_t = (int64_t) x.size();
+    const dqrelo_kernels * kernels, const dqrelo_entry & e, const std::vector<std::vector<float>> & x, const std::vector<std::vector<float>> & y, float s, int nth) {
+    const int64_t                   n_t = (int64_t) x.size();
     std::vector<std::vector<float>> out(x.size(), std::vector<float>((size_t) e.n_out, 99.0f));
-    std::vector<dqrelo_row> rows;
+    std::vector<dqrelo_row>         rows;
     for (size_t t = 0; t < x.size(); t++) {
         rows.push_back({ x[t].data(), y[t].data(), out[t].data(), 0, s });
     }
-    std::vector<int8_t>     q((size_t) (n_t * dqrelo_q_bytes(e.n_in)));
-    std::vector<dqrelo_act> act(x.size());
-    std::vector<float>      work((size_t) (n_t * (e.rank + 3)));
+    std::vector<int8_t>         q((size_t) (n_t * dqrelo_q_bytes(e.n_in)));
+    std::vector<dqrelo_act>     act(x.size());
+    std::vector<float>          work((size_t) (n_t * (e.rank + 3)));
     std::vector<dqrelo_scratch> scratch(1);
-    const dqrelo_group g = { &e, rows.data(), n_t, q.data(), act.data(), work.data(), e.rank + 3 };
+    const dqrelo_group          g = { &e, rows.data(), n_t, q.data(), act.data(), work.data(), e.rank + 3 };
     for (int ith = 0; ith < nth; ith++) {
         dqrelo_matmul_prepare(kernels, &g, ith, nth);
     }
@@ -269,17 +268,18 @@ static std::vector<std::vector<float>> run_entry(
 
 static void test_entry(const dqrelo_kernels * kernels, const entry_options & o, int n_t, const char * what) {
     check::begin(format("matmul/%s/n_in=%lld/n_out=%lld/rows=%d/planes=%d/rank=%d/u=%s/v=%s%s", kernels->name, (long long) o.n_in, (long long) o.n_out, n_t,
-            o.dense ? 0 : o.n_planes, o.rank, type_name(o.type_u), type_name(o.type_v), what).c_str());
-    const random_entry r(o, 23);
-    const float s = 0.75f;
-    std::mt19937 rng(29);
+                        o.dense ? 0 : o.n_planes, o.rank, type_name(o.type_u), type_name(o.type_v), what)
+                     .c_str());
+    const random_entry              r(o, 23);
+    const float                     s = 0.75f;
+    std::mt19937                    rng(29);
     std::vector<std::vector<float>> x, y;
     for (int t = 0; t < n_t; t++) {
         x.push_back(random_row(o.n_in, rng, t % 3 == 2));
         y.push_back(random_row(o.n_out, rng));
     }
-    const auto got = run_entry(kernels, r.e, x, y, s, 1);
-    bool close = true;
+    const auto got   = run_entry(kernels, r.e, x, y, s, 1);
+    bool       close = true;
     for (int t = 0; t < n_t; t++) {
         double v_max = 0.0;
         for (int64_t j = 0; j < o.n_in; j++) {
@@ -287,9 +287,9 @@ static void test_entry(const dqrelo_kernels * kernels, const entry_options & o, 
         }
         const expected_delta want = expect_matmul(r, x[(size_t) t].data(), v_max / dqrelo_q_max(o.n_in));
         for (int64_t i = 0; i < o.n_out; i++) {
-            const double y_i = y[(size_t) t][(size_t) i];
+            const double y_i       = y[(size_t) t][(size_t) i];
             const double tolerance = s * want.tolerance[(size_t) i] + 2 * U_F32 * (std::fabs(y_i) + s * std::fabs(want.value[(size_t) i]));
-            close = close && std::fabs(got[(size_t) t][(size_t) i] - (y_i + s * want.value[(size_t) i])) <= tolerance;
+            close                  = close && std::fabs(got[(size_t) t][(size_t) i] - (y_i + s * want.value[(size_t) i])) <= tolerance;
         }
     }
     CHECK(close);
@@ -355,7 +355,10 @@ static void test_isa(const dqrelo_kernels * kernels) {
             }
         }
     }
-    test_sign_dots_long_row(kernels);
+    for (int64_t n : { 4104, 65536, 262144 }) {
+        test_sign_dots_long_row(kernels, n, 3.0f);
+        test_sign_dots_long_row(kernels, n, -3.0f);
+    }
     for (ggml_type type : TYPES) {
         test_to_float(kernels, type);
         for (int64_t n : { 1, 7, 64, 512, 576, 4104 }) {
@@ -370,7 +373,7 @@ static void test_isa(const dqrelo_kernels * kernels) {
 
 int main() {
     const dqrelo_kernels * list[4];
-    const int n = dqrelo_cpu_kernels_all(list, 4);
+    const int              n = dqrelo_cpu_kernels_all(list, 4);
     for (int i = n - 1; i >= 0; i--) {
         test_isa(list[i]);
     }

@@ -20,14 +20,14 @@ struct owner_of {
 
 // One op on random input, run with any number of threads.
 struct op_case {
-    dqrelo_form            form   = DQRELO_FORM_MATMUL;
-    shape                  ne     = { 33, 1, 1, 1 }; // of y
-    int64_t                n_in   = 64;              // MATMUL: row length of x
-    std::array<int32_t, 3> stride = { 1, 0, 0 };
-    std::vector<owner_of>  owners;
+    dqrelo_form                       form   = DQRELO_FORM_MATMUL;
+    shape                             ne     = { 33, 1, 1, 1 }; // of y
+    int64_t                           n_in   = 64;              // MATMUL: row length of x
+    std::array<int32_t, 3>            stride = { 1, 0, 0 };
+    std::vector<owner_of>             owners;
     std::vector<const random_entry *> entries;       // null: a zeroed entry
-    std::vector<int32_t>   ids;                      // ROWS
-    bool                   gaps   = false;           // x and y have rows further apart than their length
+    std::vector<int32_t>              ids;                      // ROWS
+    bool                              gaps = false;           // x and y have rows further apart than their length
 
     std::vector<float> y, x, out; // contiguous copies, row after row
 
@@ -54,7 +54,7 @@ struct op_case {
 
 // An F32 tensor with `values`, whose rows lie 5 elements further apart than they are long if `gaps`.
 static ggml_tensor * make_f32(ggml_context * ctx, const shape & ne, const std::vector<float> & values, bool gaps) {
-    ggml_tensor * whole = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, ne[0] + (gaps ? 5 : 0), ne[1], ne[2], ne[3]);
+    ggml_tensor * whole  = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, ne[0] + (gaps ? 5 : 0), ne[1], ne[2], ne[3]);
     const int64_t n_rows = ne[1] * ne[2] * ne[3];
     for (int64_t r = 0; r < n_rows; r++) {
         memcpy((char *) whole->data + (size_t) r * whole->nb[1], values.data() + r * ne[0], (size_t) ne[0] * sizeof(float));
@@ -64,8 +64,8 @@ static ggml_tensor * make_f32(ggml_context * ctx, const shape & ne, const std::v
 
 void op_case::run(int n_threads) {
     ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
-    ggml_tensor * ty = make_f32(ctx, ne, y, gaps);
-    ggml_tensor * tx;
+    ggml_tensor *  ty  = make_f32(ctx, ne, y, gaps);
+    ggml_tensor *  tx;
     if (form == DQRELO_FORM_ROWS) {
         tx = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, ne[1], ne[2], ne[3]);
         memcpy(tx->data, ids.data(), ids.size() * sizeof(int32_t));
@@ -74,7 +74,7 @@ void op_case::run(int n_threads) {
     }
     ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * entries.size()));
     for (size_t k = 0; k < entries.size(); k++) {
-        ((dqrelo_entry *) table->data)[k] = entries[k] ? entries[k]->e : dqrelo_entry {};
+        ((dqrelo_entry *) table->data)[k] = entries[k] ? entries[k]->e : dqrelo_entry{};
     }
     ggml_tensor * owner = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, (int64_t) owners.size());
     for (size_t i = 0; i < owners.size(); i++) {
@@ -114,9 +114,9 @@ static expected_delta expect(const op_case & c, const random_entry & entry, int6
 // Every row is y + s * delta within its tolerance; a row without a delta is y, bit for bit.
 static bool matches(const op_case & c) {
     for (int64_t r = 0; r < c.n_rows(); r++) {
-        const owner_of & o = c.owner(r);
-        const float * y   = c.y.data()   + r * c.ne[0];
-        const float * got = c.out.data() + r * c.ne[0];
+        const owner_of &     o     = c.owner(r);
+        const float *        y     = c.y.data() + r * c.ne[0];
+        const float *        got   = c.out.data() + r * c.ne[0];
         const random_entry * entry = o.slot >= 0 ? c.entries[(size_t) o.slot] : nullptr;
         if (entry == nullptr || o.scale == 0.0f) {
             if (memcmp(got, y, (size_t) c.ne[0] * sizeof(float)) != 0) {
@@ -152,7 +152,7 @@ static void check_case(const std::string & name, op_case & c) {
 
 // Owners that take turns: delta 0, base, delta 1 with a scale, an empty entry, delta 0 with scale 0, delta 1 negated.
 static std::vector<owner_of> mixed_owners(int64_t n) {
-    const owner_of turn[] = { { 0, 1.0f }, { -1, 1.0f }, { 1, 0.5f }, { 2, 1.0f }, { 0, 0.0f }, { 1, -1.0f } };
+    const owner_of        turn[] = { { 0, 1.0f }, { -1, 1.0f }, { 1, 0.5f }, { 2, 1.0f }, { 0, 0.0f }, { 1, -1.0f } };
     std::vector<owner_of> out;
     for (int64_t i = 0; i < n; i++) {
         out.push_back(turn[i % 6]);
@@ -163,9 +163,9 @@ static std::vector<owner_of> mixed_owners(int64_t n) {
 static void test_matmul_mixed() {
     for (int64_t n_in : { 8, 72, 576, 1000, 4104 }) {
         entry_options o;
-        o.n_in  = n_in;
-        o.n_out = 65;
-        o.rank  = 5;
+        o.n_in           = n_in;
+        o.n_out          = 65;
+        o.rank           = 5;
         entry_options o1 = o;
         o1.n_planes      = 2;
         o1.rank          = 0;
@@ -192,7 +192,7 @@ static void test_matmul_row_alone() {
     o.n_out = 130;
     o.rank  = 20;
     const random_entry a(o, 3), b(o, 4);
-    op_case c;
+    op_case            c;
     c.ne      = { o.n_out, 40, 1, 1 };
     c.n_in    = o.n_in;
     c.owners  = mixed_owners(40);
@@ -201,8 +201,8 @@ static void test_matmul_row_alone() {
     c.run(2);
     for (int64_t r : { 0, 2, 24, 38 }) {
         op_case alone = c;
-        alone.ne     = { o.n_out, 1, 1, 1 };
-        alone.owners = { c.owners[(size_t) r] };
+        alone.ne      = { o.n_out, 1, 1, 1 };
+        alone.owners  = { c.owners[(size_t) r] };
         alone.x.assign(c.x.begin() + r * o.n_in, c.x.begin() + (r + 1) * o.n_in);
         alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
         alone.run(1);
@@ -215,7 +215,7 @@ static void test_matmul_16_deltas() {
     o.n_in = 136;
     o.rank = 9;
     std::vector<std::unique_ptr<random_entry>> deltas;
-    op_case c;
+    op_case                                    c;
     c.ne   = { o.n_out, 50, 1, 1 };
     c.n_in = o.n_in;
     for (uint32_t k = 0; k < 16; k++) {
@@ -233,21 +233,21 @@ static void test_matmul_strides() {
     entry_options o;
     o.rank = 3;
     const random_entry a(o, 5), b(o, 6);
-    op_case c;
+    op_case            c;
     c.entries = { &a, &b, nullptr };
     c.gaps    = true;
     c.ne      = { o.n_out, 3, 7, 2 };
     c.stride  = { 0, 1, 0 };
     c.owners  = mixed_owners(7);
     check_case("matmul/stride={0,1,0}", c);
-    c.stride  = { 1, 3, 21 };
-    c.owners  = mixed_owners(42);
+    c.stride = { 1, 3, 21 };
+    c.owners = mixed_owners(42);
     check_case("matmul/stride={1,3,21}", c);
-    c.stride  = { 0, 0, 1 };
-    c.owners  = mixed_owners(2);
+    c.stride = { 0, 0, 1 };
+    c.owners = mixed_owners(2);
     check_case("matmul/stride={0,0,1}", c);
-    c.stride  = { 0, 0, 0 };
-    c.owners  = { { 1, 0.25f } };
+    c.stride = { 0, 0, 0 };
+    c.owners = { { 1, 0.25f } };
     check_case("matmul/stride={0,0,0}", c);
 }
 
@@ -258,7 +258,7 @@ static void test_matmul_dense() {
     const random_entry a(o, 7);
     o.type_dense = GGML_TYPE_F16;
     const random_entry b(o, 8);
-    op_case c;
+    op_case            c;
     c.n_in    = o.n_in;
     c.ne      = { o.n_out, 9, 1, 1 };
     c.owners  = mixed_owners(9);
@@ -270,10 +270,10 @@ static void test_rows() {
     for (bool dense : { false, true }) {
         for (int64_t n_embd : { 8, 64, 328, 576 }) {
             entry_options o;
-            o.dense  = dense;
-            o.n_in   = n_embd;
-            o.n_out  = 51;
-            o.rank   = 7;
+            o.dense          = dense;
+            o.n_in           = n_embd;
+            o.n_out          = 51;
+            o.rank           = 7;
             entry_options o1 = o;
             o1.n_planes      = 3;
             o1.cscale        = true;
@@ -283,7 +283,7 @@ static void test_rows() {
             o1.type_u        = GGML_TYPE_Q8_0;
             o1.type_v        = GGML_TYPE_Q4_0;
             const random_entry a(o, 9), b(o1, 10);
-            op_case c;
+            op_case            c;
             c.form    = DQRELO_FORM_ROWS;
             c.ne      = { n_embd, 13, 2, 1 };
             c.stride  = { 1, 13, 0 };
@@ -300,14 +300,14 @@ static void test_rows() {
 static void test_elementwise() {
     for (dqrelo_form form : { DQRELO_FORM_MUL, DQRELO_FORM_ADD }) {
         const std::string name = form == DQRELO_FORM_MUL ? "mul" : "add";
-        entry_options o;
-        o.dense = true;
-        o.n_in  = 300;
-        o.n_out = 1;
+        entry_options     o;
+        o.dense          = true;
+        o.n_in           = 300;
+        o.n_out          = 1;
         entry_options o1 = o;
         o1.type_dense    = GGML_TYPE_F16;
         const random_entry a(o, 11), b(o1, 12);
-        op_case c;
+        op_case            c;
         c.form    = form;
         c.ne      = { 300, 10, 1, 1 };
         c.owners  = mixed_owners(10);
@@ -316,7 +316,7 @@ static void test_elementwise() {
         check_case(name + "/vector", c);
 
         // a vector a head, tokens on axis 2
-        o.n_in  = o1.n_in  = 24;
+        o.n_in = o1.n_in = 24;
         o.n_out = o1.n_out = 4;
         const random_entry h(o, 13), k(o1, 14);
         c.ne      = { 24, 8, 5, 1 };
@@ -335,13 +335,13 @@ static void test_elementwise() {
 // ggml_dqrelo_set on a node that had another op, as the graph pass does.
 static void test_set() {
     check::begin("set/a node becomes the op");
-    ggml_context * ctx = ggml_init({ (size_t) 1 << 20, nullptr, false });
-    ggml_tensor * y     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 33, 4);
-    ggml_tensor * x     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 64, 4);
-    ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, 3 * (int64_t) sizeof(dqrelo_entry));
-    ggml_tensor * owner = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, 4);
-    ggml_tensor * node  = ggml_add(ctx, y, y);
-    const int32_t stride[] = { 1, 2, 3 };
+    ggml_context * ctx      = ggml_init({ (size_t) 1 << 20, nullptr, false });
+    ggml_tensor *  y        = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 33, 4);
+    ggml_tensor *  x        = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 64, 4);
+    ggml_tensor *  table    = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, 3 * (int64_t) sizeof(dqrelo_entry));
+    ggml_tensor *  owner    = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, 4);
+    ggml_tensor *  node     = ggml_add(ctx, y, y);
+    const int32_t  stride[] = { 1, 2, 3 };
     ggml_dqrelo_set(node, DQRELO_FORM_MATMUL, y, x, table, owner, stride);
     CHECK(node->op == GGML_OP_DQRELO && strcmp(ggml_op_name(node->op), "DQRELO") == 0);
     CHECK(ggml_dqrelo_form(node) == DQRELO_FORM_MATMUL);
@@ -354,9 +354,9 @@ static void test_dq1_type() {
     check::begin("dq1/type traits");
     const ggml_type_traits * traits = ggml_get_type_traits(GGML_TYPE_DQ1);
     CHECK(strcmp(traits->type_name, "dq1") == 0 && ggml_blck_size(GGML_TYPE_DQ1) == 8 && ggml_row_size(GGML_TYPE_DQ1, 576) == 72);
-    const uint8_t bits = 0x59; // the example of docs/format.md
+    const uint8_t bits    = 0x59; // the example of docs/format.md
     const float   want[8] = { 1, -1, -1, 1, 1, -1, 1, -1 };
-    float got[8];
+    float         got[8];
     traits->to_float(&bits, got, 8);
     CHECK(memcmp(got, want, sizeof(want)) == 0);
 }

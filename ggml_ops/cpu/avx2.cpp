@@ -1,0 +1,389 @@
+// avx2.cpp: the kernels of kernels.h for AVX2, FMA and F16C, 32 signs or 8 floats a step.
+//
+// Signs. 32 sign bits become 32 bytes b, 1 where the bit is set, else 0: broadcast the word, move to each byte the one that holds its bit, keep
+// that bit, clamp to 1. As in avx512vnni.cpp, sum_j s_j q_j = 2 P - sum_j q_j with P = 256 sum_j b_j hi_j + sum_j b_j lo_j. vpmaddubsw adds two products
+// to a 16-bit lane, at most 256 in magnitude, so 127 steps fit before the lanes are widened to 32 bits.
+// Tail: q is padded with zeros, so only the load of the last word must stop at the end of the row.
+//
+// Floats. Lane l of one accumulator adds columns l, l + 8, ... in order, then the 8 lanes are added in one fixed tree. Tail: masked loads.
+
+#include "factor-types.h"
+#include "kernels.h"
+
+#include <immintrin.h>
+
+// Before a loop over a tile of accumulators, so that the loop is gone before GCC decides what lies in registers.
+#define UNROLLED _Pragma("GCC unroll 8")
+
+// the four vectors' sums, in order
+static inline __m128i sums_i32x4(__m256i v0, __m256i v1, __m256i v2, __m256i v3) {
+    const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v0, v1), _mm256_hadd_epi32(v2, v3));
+    return _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+}
+
+static inline __m128 sums_f32x4(__m256 v0, __m256 v1, __m256 v2, __m256 v3) {
+    const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(v0, v1), _mm256_hadd_ps(v2, v3));
+    return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+}
+
+// -1 in the first n of the lanes
+static inline __m256i lanes_i32x8(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int) (n < 8 ? n : 8)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+static inline __m128i lanes_i32x4(int n) {
+    return _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3));
+}
+
+//
+// quantised activation
+//
+
+static inline __m256 scaled_f32x8(const float * x, const float * cscale, int64_t j, int64_t n) {
+    const __m256i m = lanes_i32x8(n - j);
+    const __m256  v = _mm256_maskload_ps(x + j, m);
+    return cscale ? _mm256_mul_ps(v, _mm256_maskload_ps(cscale + j, m)) : v;
+}
+
+// the low byte of each of 8 values
+static inline void store_i8x8(int8_t * out, __m256i v) {
+    const __m256i low   = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i bytes = _mm256_shuffle_epi8(v, low);
+    _mm_storel_epi64((__m128i *) out, _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+}
+
+static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i       max_i32x8 = _mm256_setzero_si256();
+    for (int64_t j = 0; j < n; j += 8) {
+        const __m256i bits = _mm256_castps_si256(scaled_f32x8(x, cscale, j, n));
+        max_i32x8          = _mm256_max_epi32(max_i32x8, _mm256_and_si256(bits, magnitude));
+    }
+    uint32_t lanes[8], max_bits = 0;
+    _mm256_storeu_si256((__m256i *) lanes, max_i32x8);
+    for (int l = 0; l < 8; l++) {
+        max_bits = lanes[l] > max_bits ? lanes[l] : max_bits;
+    }
+    const float q_max = (float) dqrelo_q_max(n);
+    const float v_max = dqrelo_f32_from_bits(max_bits);
+    const float inv   = q_max / v_max;
+
+    const bool    finite    = max_bits < 0x7f800000;
+    const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
+    const __m256  inv_f32x8 = _mm256_set1_ps(finite && !zero ? inv : 0.0f);
+    const __m256i keep      = _mm256_set1_epi32(finite ? -1 : 0);
+    act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f
+                                                                                : v_max / q_max;
+
+    const __m256i half      = _mm256_set1_epi32(128);
+    __m256i       sum_i32x8 = _mm256_setzero_si256();
+    for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 8) {
+        __m256i v      = _mm256_cvtps_epi32(_mm256_mul_ps(scaled_f32x8(x, cscale, j, n), inv_f32x8)); // to nearest even
+        v              = _mm256_and_si256(v, keep);
+        int8_t * block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
+        store_i8x8(block, _mm256_srai_epi32(_mm256_add_epi32(v, half), 8));
+        store_i8x8(block + DQRELO_Q_BLOCK, v);
+        sum_i32x8 = _mm256_add_epi32(sum_i32x8, v);
+    }
+    act->sum = _mm_cvtsi128_si32(sums_i32x4(sum_i32x8, sum_i32x8, sum_i32x8, sum_i32x8));
+}
+
+//
+// sign planes
+//
+
+// 32 signs, of which n_bytes bytes are there
+static inline uint32_t load_signs(const uint8_t * sign, int64_t n_bytes) {
+    uint32_t bits = 0;
+    if (n_bytes >= 4) {
+        memcpy(&bits, sign, sizeof(bits));
+    } else {
+        memcpy(&bits, sign, (size_t) n_bytes);
+    }
+    return bits;
+}
+
+static inline __m256i signs_u8x32(uint32_t bits) {
+    const __m256i byte_of = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit_of  = _mm256_set1_epi64x((long long) 0x8040201008040201ull);
+    const __m256i bit     = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int) bits), byte_of), bit_of);
+    return _mm256_min_epu8(bit, _mm256_set1_epi8(1));
+}
+
+// The sums of R rows of signs by T rows of q, in 16-bit lanes.
+template <int R, int T>
+struct sign_sums {
+    __m256i hi[R][T];
+    __m256i lo[R][T];
+};
+
+// Adds 32 columns, those of step b; n_bytes of each row of signs are there.
+template <int R, int T>
+static inline void sign_step(sign_sums<R, T> & sums, const uint8_t * const * row, const int8_t * q, int64_t q_stride, int64_t b, int64_t n_bytes) {
+    const int8_t * block = q + b / 2 * (2 * DQRELO_Q_BLOCK) + b % 2 * 32;
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        const __m256i set = signs_u8x32(load_signs(row[r] + 4 * b, n_bytes));
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            const __m256i q_hi = _mm256_loadu_si256((const __m256i *) (block + t * q_stride));
+            const __m256i q_lo = _mm256_loadu_si256((const __m256i *) (block + t * q_stride + DQRELO_Q_BLOCK));
+            sums.hi[r][t]      = _mm256_add_epi16(sums.hi[r][t], _mm256_maddubs_epi16(set, q_hi));
+            sums.lo[r][t]      = _mm256_add_epi16(sums.lo[r][t], _mm256_maddubs_epi16(set, q_lo));
+        }
+    }
+}
+
+// p[r][t] += 256 hi + lo of steps b0 .. b1-1, at most 127 of them
+template <int R, int T>
+static inline void sign_steps(__m256i (&p)[4][T], int r0, const uint8_t * const * row, const int8_t * q, int64_t q_stride, int64_t n, int64_t b0, int64_t b1) {
+    sign_sums<R, T> sums;
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            sums.hi[r][t] = sums.lo[r][t] = _mm256_setzero_si256();
+        }
+    }
+    int64_t b = b0;
+    for (; b < b1 && 32 * b + 32 <= n; b++) {
+        sign_step<R, T>(sums, row, q, q_stride, b, 4);
+    }
+    if (b < b1) {
+        sign_step<R, T>(sums, row, q, q_stride, b, n / 8 - 4 * b);
+    }
+    const __m256i one = _mm256_set1_epi16(1);
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            const __m256i hi = _mm256_slli_epi32(_mm256_madd_epi16(sums.hi[r][t], one), 8);
+            p[r0 + r][t]     = _mm256_add_epi32(p[r0 + r][t], _mm256_add_epi32(hi, _mm256_madd_epi16(sums.lo[r][t], one)));
+        }
+    }
+}
+
+// 4 rows of signs, of which n_i are stored, by T rows of q
+template <int T>
+static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+    constexpr int R = T == 1 ? 2 : 1; // rows at once: at most 6 sums, of 16 registers
+    __m256i       p[4][T];
+    for (int r = 0; r < 4; r++) {
+        for (int t = 0; t < T; t++) {
+            p[r][t] = _mm256_setzero_si256();
+        }
+    }
+    const int64_t n_steps = (n + 31) / 32;
+    for (int64_t b = 0; b < n_steps; b += 127) {
+        for (int r = 0; r < 4; r += R) {
+            sign_steps<R, T>(p, r, row + r, q, q_stride, n, b, b + 127 < n_steps ? b + 127 : n_steps);
+        }
+    }
+    for (int t = 0; t < T; t++) {
+        const __m128i total = _mm_sub_epi32(_mm_slli_epi32(sums_i32x4(p[0][t], p[1][t], p[2][t], p[3][t]), 1), _mm_set1_epi32(act[t].sum));
+        _mm_maskstore_epi32(out + t * ld, lanes_i32x4(n_i), total);
+    }
+}
+
+template <int T>
+static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+    for (int i = 0; i < n_i; i += 4) {
+        const uint8_t * row[4]; // past the end the last row again
+        for (int r = 0; r < 4; r++) {
+            row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
+        }
+        sign_dots_tile<T>(row, n_i - i, q, q_stride, act, n, out + i, ld);
+    }
+}
+
+static void sign_dots_avx2(
+    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
+    for (int t = 0; t < n_t;) {
+        const int left   = n_t - t;
+        const int n_step = left == 4 ? 2 : left < 3 ? left
+                                                    : 3; // 4 is 2 + 2
+        switch (n_step) {
+            case 1: sign_dots_rows<1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+            case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+            case 3: sign_dots_rows<3>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+        }
+        t += n_step;
+    }
+}
+
+//
+// factors: columns j .. j+7 of a row as F32; j is a multiple of 8, columns from the n-th of the eight on are zero
+//
+
+// 8 16-bit values, of which n are there
+static inline __m128i load_u16x8(const uint16_t * src, int64_t n) {
+    if (n >= 8) {
+        return _mm_loadu_si128((const __m128i *) src);
+    }
+    uint16_t values[8] = { 0 };
+    memcpy(values, src, (size_t) n * sizeof(uint16_t));
+    return _mm_loadu_si128((const __m128i *) values);
+}
+
+struct load_f32 {
+    static inline __m256 at(const void * row, int64_t j, int64_t n) {
+        const float * src = (const float *) row + j;
+        return n >= 8 ? _mm256_loadu_ps(src) : _mm256_maskload_ps(src, lanes_i32x8(n));
+    }
+};
+
+struct load_f16 {
+    static inline __m256 at(const void * row, int64_t j, int64_t n) {
+        return _mm256_cvtph_ps(load_u16x8((const uint16_t *) row + j, n));
+    }
+};
+
+struct load_bf16 {
+    static inline __m256 at(const void * row, int64_t j, int64_t n) {
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_u16x8((const uint16_t *) row + j, n)), 16));
+    }
+};
+
+struct load_q8_0 {
+    static inline __m256 at(const void * row, int64_t j, int64_t /* n */) {
+        const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
+        const __m256i              q     = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) (block->qs + j % DQRELO_QK)));
+        return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(block->d)), _mm256_cvtepi32_ps(q));
+    }
+};
+
+struct load_q4_0 {
+    static inline __m256 at(const void * row, int64_t j, int64_t /* n */) {
+        const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
+        const __m128i              pairs  = _mm_loadl_epi64((const __m128i *) (block->qs + j % 16));
+        const __m128i              nibble = _mm_and_si128(j % DQRELO_QK < 16 ? pairs : _mm_srli_epi16(pairs, 4), _mm_set1_epi8(15));
+        const __m256i              q      = _mm256_sub_epi32(_mm256_cvtepu8_epi32(nibble), _mm256_set1_epi32(8));
+        return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(block->d)), _mm256_cvtepi32_ps(q));
+    }
+};
+
+// acc[r][t] += 8 columns of a[r] times those of b[t]
+template <class Load, int R, int T>
+static inline void dots_step(__m256 (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, int64_t n) {
+    __m256 b_f32x8[T];
+    UNROLLED
+    for (int t = 0; t < T; t++) {
+        b_f32x8[t] = load_f32::at(b[t], j, n);
+    }
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        const __m256 a_f32x8 = Load::at(a[r], j, n);
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            acc[r][t] = _mm256_fmadd_ps(a_f32x8, b_f32x8[t], acc[r][t]);
+        }
+    }
+}
+
+// R rows of a, of which n_i are stored, by T rows of b; R is a multiple of 4
+template <class Load, int R, int T>
+static void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
+    __m256 acc[R][T];
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            acc[r][t] = _mm256_setzero_ps();
+        }
+    }
+    int64_t j = 0;
+    for (; j + 8 <= n; j += 8) {
+        dots_step<Load, R, T>(acc, a, b, j, 8);
+    }
+    if (j < n) {
+        dots_step<Load, R, T>(acc, a, b, j, n - j);
+    }
+    UNROLLED
+    for (int t = 0; t < T; t++) {
+        UNROLLED
+        for (int r = 0; r < R; r += 4) {
+            const __m128 total = sums_f32x4(acc[r][t], acc[r + 1][t], acc[r + 2][t], acc[r + 3][t]);
+            _mm_maskstore_ps(out + t * ld + r, lanes_i32x4(n_i - r), total);
+        }
+    }
+}
+
+template <class Load, int R, int T>
+static void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
+    for (int i = 0; i < n_i; i += R) {
+        const uint8_t * row[R]; // past the end the last row again
+        for (int r = 0; r < R; r++) {
+            row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
+        }
+        dots_tile<Load, R, T>(row, n_i - i, b, n, out + i, ld);
+    }
+}
+
+template <class Load>
+static void dots_of(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+    int t = 0;
+    for (; t + 2 <= n_t; t += 2) {
+        dots_rows<Load, 4, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld);
+    }
+    if (t < n_t) {
+        dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld);
+    }
+}
+
+static void dots_avx2(
+    enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+    switch (type) {
+        case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_BF16: dots_of<load_bf16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_Q8_0: dots_of<load_q8_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        case GGML_TYPE_Q4_0: dots_of<load_q4_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
+        default: break;
+    }
+}
+
+template <class Load>
+static void to_float_of(const void * src, int64_t n, float * out) {
+    for (int64_t j = 0; j < n; j += 8) {
+        _mm256_maskstore_ps(out + j, lanes_i32x8(n - j), Load::at(src, j, n - j));
+    }
+}
+
+static void to_float_avx2(enum ggml_type type, const void * src, int64_t n, float * out) {
+    switch (type) {
+        case GGML_TYPE_F32: to_float_of<load_f32>(src, n, out); break;
+        case GGML_TYPE_F16: to_float_of<load_f16>(src, n, out); break;
+        case GGML_TYPE_BF16: to_float_of<load_bf16>(src, n, out); break;
+        case GGML_TYPE_Q8_0: to_float_of<load_q8_0>(src, n, out); break;
+        case GGML_TYPE_Q4_0: to_float_of<load_q4_0>(src, n, out); break;
+        default: break;
+    }
+}
+
+//
+// sum of the parts
+//
+
+static void add_delta_avx2(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts) {
+    const __m256 d = _mm256_set1_ps(parts->d);
+    const __m256 s = _mm256_set1_ps(parts->s);
+    for (int i = 0; i < n_i; i += 8) {
+        const __m256i m     = lanes_i32x8(n_i - i);
+        __m256        delta = parts->uv ? _mm256_maskload_ps(parts->uv + i, m) : _mm256_setzero_ps();
+        for (int p = 0; p < parts->n_planes; p++) {
+            const __m256 scale = parts->scale_step[p] ? _mm256_maskload_ps(parts->scale[p] + i, m) : _mm256_set1_ps(parts->scale[p][0]);
+            const __m256 sum   = _mm256_cvtepi32_ps(_mm256_maskload_epi32(parts->isum[p] + i, m));
+            delta              = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), sum, delta);
+        }
+        _mm256_maskstore_ps(dst + i, m, _mm256_fmadd_ps(s, delta, _mm256_maskload_ps(y + i, m)));
+    }
+}
+
+const struct dqrelo_kernels dqrelo_kernels_avx2 = {
+    /*.name         =*/"avx2",
+    /*.quantize_row =*/quantize_row_avx2,
+    /*.sign_dots    =*/sign_dots_avx2,
+    /*.dots         =*/dots_avx2,
+    /*.add_delta    =*/add_delta_avx2,
+    /*.to_float     =*/to_float_avx2,
+};
