@@ -34,6 +34,9 @@ std::string problem_of(const llama_model & model, const dqrelo_context & dctx, c
     if (used != dctx.usage.end() && !used->second.supported) {
         return used->second.problem;
     }
+    if (used != dctx.usage.end() && used->second.elementwise && w.n_planes > 0) {
+        return "is read elementwise, which needs a delta kept whole, and has sign planes";
+    }
     if (w.ne[2] > 1 || w.ne[3] > 1) {
         return "is a stack of matrices (experts), which the operator does not support";
     }

@@ -23,6 +23,7 @@ struct llama_ubatch;
 struct dqrelo_usage {
     bool        supported = true;
     std::string problem; // one line, where not supported
+    bool        elementwise = false; // multiplied or added: the delta must be kept whole
 };
 
 struct dqrelo_context {

@@ -7,6 +7,7 @@
 
 #include "llama-model.h"
 
+#include <algorithm>
 #include <exception>
 
 namespace {
@@ -46,13 +47,27 @@ bool check_base(dqrelo_delta & delta, const char * path_model, bool allow_other_
     if (!dqrelo::check_shapes(*delta.file, *base, err)) { // first: another architecture has the clearer line
         return false;
     }
-    const auto cmp = dqrelo::compare(*delta.file, *base);
+    const auto cmp       = dqrelo::compare(*delta.file, *base);
     delta.same_base_file = cmp.match == dqrelo::base_match::same_file;
     if (cmp.match == dqrelo::base_match::other_model || (cmp.match == dqrelo::base_match::same_model && !allow_other_bytes)) {
         err = cmp.reason;
         return false;
     }
     return true;
+}
+
+// As in a merged model: llama.cpp takes the ids that the file names, and every token whose text means an end, which the base's vocabulary has found.
+std::vector<llama_token> end_tokens(const dqrelo::delta_file & file, const llama_vocab & vocab) {
+    std::vector<llama_token> eog = file.eog_tokens();
+    if (eog.empty()) {
+        return eog;
+    }
+    for (llama_token id = 0; id < (llama_token) vocab.n_tokens(); id++) {
+        if (vocab.is_eog(id) && std::find(eog.begin(), eog.end(), id) == eog.end()) {
+            eog.push_back(id);
+        }
+    }
+    return eog;
 }
 
 std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_model, const char * path, const dqrelo_load_params & params, std::string & err) {
@@ -73,6 +88,7 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_
     }
     delta->file->prefault();
 
+    delta->eog = end_tokens(*delta->file, model.vocab);
     for (const auto & key : delta->file->meta_keys()) {
         delta->meta[key] = delta->file->meta_str(key).value_or("");
     }
@@ -126,11 +142,10 @@ int32_t dqrelo_n_weights(const dqrelo_delta * delta) { return (int32_t) delta->f
 int32_t dqrelo_n_bound(const dqrelo_delta * delta) { return delta->n_bound; }
 
 int32_t dqrelo_eog_tokens(const dqrelo_delta * delta, llama_token * ids, int32_t n_max) {
-    const auto & eog = delta->file->eog_tokens();
-    for (int32_t i = 0; i < (int32_t) eog.size() && i < n_max; i++) {
-        ids[i] = eog[i];
+    for (int32_t i = 0; i < (int32_t) delta->eog.size() && i < n_max; i++) {
+        ids[i] = delta->eog[i];
     }
-    return (int32_t) eog.size();
+    return (int32_t) delta->eog.size();
 }
 
 const char * dqrelo_inert_weight(const dqrelo_delta * delta, int32_t i) {

@@ -21,6 +21,7 @@ struct dqrelo_delta {
 
     std::atomic<int32_t> n_bound{ 0 }; // bindings over all contexts
 
+    std::vector<int32_t>               eog;  // end-of-generation tokens; empty: the vocabulary's
     std::map<std::string, std::string> meta; // scalars of the metadata as text
 
     // weights that no graph of the last checked context reads; guarded by the mutex

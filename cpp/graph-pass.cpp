@@ -69,6 +69,7 @@ public:
             owners.visit(node);
             for (const weight_read & read : reads_of(node)) {
                 dqrelo_usage & usage = dctx.usage[read.weight->name];
+                usage.elementwise    = usage.elementwise || read.form == DQRELO_FORM_MUL || read.form == DQRELO_FORM_ADD;
                 if (!read.problem.empty()) {
                     usage.supported = false;
                     usage.problem   = read.problem;

@@ -30,7 +30,7 @@ Array = npt.NDArray[np.float32]
 
 def spec_of(name: str, ne: tuple[int, ...]) -> WeightSpec:
     matrix = len([n for n in ne if n > 1]) == 2 and ne[0] % 8 == 0 and len(ne) == 2
-    if not matrix:
+    if not matrix or "norm" in name:  # a norm a head is a matrix that is multiplied elementwise
         return WeightSpec.dense(name, ne)
     return WeightSpec(
         name=name,

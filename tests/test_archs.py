@@ -6,6 +6,7 @@ after another; the test leaves them out and goes on, so that what is carried is 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -16,15 +17,20 @@ import pytest
 
 import exact_delta
 
-pytestmark = pytest.mark.slow
-
 # Merged and delta form sum the same numbers in another order, the delta with 16-bit activations; measured at most 2e-6 on models without routing or recurrence.
 MAX_NMSE = 1e-4
 
 MIN_ARCHS = 100
 
-# Models whose graph returns logits for every token, whatever outputs were asked for: llama.cpp then reads the wrong rows, with or without deltas.
-OUTPUTS_MISPLACED = {"cogvlm-dense"}
+# Faults of llama.cpp itself with these models, with or without deltas, that leave nothing to compare.
+FAULTS = {
+    "cogvlm-dense": "its graph returns logits for every token, whatever outputs were asked for, and the wrong rows are read",
+    "kimi-linear-moe": "no context with 17 sequences can be made",
+    "plamo2-dense": "sequences of one batch change each other's logits",
+}
+
+# A cross-section for the quick suite: fused q/k/v, biases, norms a head, parallel blocks, position embeddings, scales, experts left out.
+QUICK = ("llama-dense", "qwen2-dense", "qwen3-dense", "gemma3-dense", "falcon-dense", "gpt2-dense", "qwen3moe-moe")
 
 
 def binary(name: str) -> Path:
@@ -76,21 +82,35 @@ def run_arch(base: Path, directory: Path, driver: Path) -> Outcome:
 
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("archs")
-    subprocess.run(
-        [binary("test-llama-archs"), "-o", directory, "-v", "1"], check=True, capture_output=True, timeout=600
-    )
-    return sorted(directory.glob("*.gguf"))
+    command = [binary("test-llama-archs"), "-o", directory, "-v", "1"]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    return {path.stem: path for path in sorted(directory.glob("*.gguf"))}
 
 
-def test_every_architecture_carries_deltas_or_names_what_it_cannot(bases: list[Path], tmp_path: Path) -> None:
-    driver = binary("test-archs")
-    outcomes = [run_arch(base, tmp_path, driver) for base in bases]
-    assert len(outcomes) >= MIN_ARCHS
-    bad = [
-        o
-        for o in outcomes
-        if o.failed or any(not n <= MAX_NMSE for c, n in o.nmse.items() if c != "unbound") or o.base_diff != 0.0
-    ]
+def check(outcomes: list[Outcome]) -> None:
+    bad = [o for o in outcomes if o.failed or o.base_diff != 0.0 or not worst(o) <= MAX_NMSE]
     assert not bad, "\n".join(map(str, bad))
+
+
+def worst(outcome: Outcome) -> float:
+    """The largest NMSE of all cases that have rows with a delta."""
+    return max((n for case, n in outcome.nmse.items() if case != "unbound"), default=math.inf)
+
+
+@pytest.mark.parametrize("arch", QUICK)
+def test_architecture(bases: dict[str, Path], tmp_path: Path, arch: str) -> None:
+    outcome = run_arch(bases[arch], tmp_path, binary("test-archs"))
+    check([outcome])
+    assert outcome.carried > 10
+
+
+@pytest.mark.slow
+def test_every_architecture_carries_deltas_or_names_what_it_cannot(bases: dict[str, Path], tmp_path: Path) -> None:
+    driver = binary("test-archs")
+    outcomes = [run_arch(base, tmp_path, driver) for arch, base in bases.items() if arch not in FAULTS]
+    assert len(outcomes) >= MIN_ARCHS
+    for outcome in outcomes:
+        print(outcome.arch, outcome.carried, f"{worst(outcome):.1e}", *sorted(outcome.refused))
+    check(outcomes)

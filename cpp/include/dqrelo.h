@@ -45,7 +45,8 @@ LLAMA_API double       dqrelo_ratio(const struct dqrelo_delta * delta);  // byte
 LLAMA_API size_t       dqrelo_n_bytes(const struct dqrelo_delta * delta);  // of all tensors
 LLAMA_API int32_t      dqrelo_n_weights(const struct dqrelo_delta * delta);  // base tensors that it changes
 LLAMA_API int32_t      dqrelo_n_bound(const struct dqrelo_delta * delta);  // sequences that it is bound to, over all contexts
-// End-of-generation tokens of the fine-tune: writes up to n_max ids, returns how many there are; 0: the base's apply.
+// End-of-generation tokens under the fine-tune, as a merged model would have them: those its file names, and the vocabulary's. Writes up to n_max ids, returns how many
+// there are; 0: the file names none, the vocabulary's apply.
 LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_token * ids, int32_t n_max);
 
 // Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune). Takes effect with the next llama_decode.

@@ -82,6 +82,15 @@ std::vector<float> logits(runner & r, const test_case & c) {
     if (llama_get_memory(r.ctx.get())) {
         llama_memory_clear(llama_get_memory(r.ctx.get()), true);
     }
+    // embeddings of models with several positions a token (M-RoPE) take all of them: batch.pos is then [n_pos][n]
+    const llama_rope_type  rope = llama_model_rope_type(r.model.get());
+    std::vector<llama_pos> pos;
+    for (int p = 0; p < (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1); p++) {
+        pos.insert(pos.end(), batch.pos, batch.pos + n);
+    }
+    llama_pos * const batch_pos = batch.pos;
+    batch.pos                   = pos.data();
+
     std::vector<float> out;
     if (llama_decode(r.ctx.get(), batch) == 0) {
         out.resize((size_t) n * n_vocab, 0.0f);
@@ -91,6 +100,7 @@ std::vector<float> logits(runner & r, const test_case & c) {
             }
         }
     }
+    batch.pos = batch_pos;
     llama_batch_free(batch);
     return out;
 }
