@@ -8,6 +8,7 @@ import pytest
 
 from delta_files import meta, write_base, write_delta
 from dqrelo_gguf.fingerprint import base_identity
+from server_fixtures import Artefacts, make_artefacts
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +35,9 @@ def small_delta(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> P
 def data_dir() -> Path:
     """The golden files."""
     return Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
+    """The example pair's base in F16, its deltas at 1/8, and one of them merged."""
+    return make_artefacts(tmp_path_factory.getbasetemp() / "server-artefacts")

@@ -1,6 +1,6 @@
 """Fixtures of the server's tests: base and deltas of examples/tiny, and a llama-server that runs them.
 
-Tests import what they use from here; `artefacts` is made once a session.
+Tests import what they use from here; conftest makes `artefacts` once a session.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +101,8 @@ def _piece_id(piece: str) -> int:
     return found
 
 
-@pytest.fixture(scope="session")
-def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
-    """The base in F16, its deltas at 1/8, and one of them merged."""
-    return _make_artefacts(tmp_path_factory.getbasetemp() / "server-artefacts")
-
-
-@cache  # a fixture that two modules import is two fixtures
-def _make_artefacts(folder: Path) -> Artefacts:
+def make_artefacts(folder: Path) -> Artefacts:
+    """The base in F16, its deltas at 1/8, and one of them merged; the folder is made."""
     folder.mkdir()
     base = folder / "base.gguf"
     subprocess.run(

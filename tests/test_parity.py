@@ -17,7 +17,7 @@ import pytest
 from dqrelo_gguf.cli import convert, merge
 from dqrelo_gguf.runtime import Delta, Runtime
 from greedy import Tokens, assert_greedy, generate_tokens
-from server_fixtures import TINY, Artefacts, artefacts  # noqa: F401 - artefacts is a fixture
+from server_fixtures import TINY, Artefacts
 from tiny_llama import Shape, Type, base_weights, dequantised, quantize, read_weights, tuned_weights, write_model
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -271,7 +271,7 @@ def test_deltas_come_and_go_between_batches(family: Family) -> None:
 QUESTION = "### Question:\nPut these letters in alphabetical order: x d l f a k e\n### Answer:\n"
 
 
-def test_trained_fine_tunes_answer_as_when_merged(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+def test_trained_fine_tunes_answer_as_when_merged(artefacts: Artefacts, tmp_path: Path) -> None:
     with open_model(artefacts.base) as rt:
         words, extract = rt.load_delta(artefacts.words), rt.load_delta(artefacts.json)
         tokens = rt.tokenize(QUESTION, delta=words)
@@ -287,7 +287,7 @@ def test_trained_fine_tunes_answer_as_when_merged(artefacts: Artefacts, tmp_path
             assert_greedy(plain, tokens, outputs[i])
 
 
-def test_logits_are_those_of_transformers(artefacts: Artefacts) -> None:  # noqa: F811
+def test_logits_are_those_of_transformers(artefacts: Artefacts) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(TINY / "base", dtype=torch.float32)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from server_fixtures import Artefacts, Server, artefacts, need_program, serve  # noqa: F401 - artefacts is a fixture
+from server_fixtures import Artefacts, Server, need_program, serve
 
 MESSAGES = [{"role": "user", "content": "Put these letters in alphabetical order: x d l f a k e"}]
 PROMPT = "### Question:\nPut these letters in alphabetical order: d b e a c\n### Answer:\n"
@@ -21,7 +21,7 @@ EOS = 2
 
 
 @pytest.fixture(scope="module")
-def server(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:  # noqa: F811
+def server(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     deltas = ("--delta", f"words={artefacts.words},json={artefacts.json}", "--delta", artefacts.loud)
     with serve(
         artefacts.base,
@@ -57,7 +57,7 @@ def answer(server: Server) -> str:
 # names
 
 
-def test_models_lists_base_and_deltas(server: Server, artefacts: Artefacts) -> None:  # noqa: F811
+def test_models_lists_base_and_deltas(server: Server, artefacts: Artefacts) -> None:
     models = {model["id"]: model for model in server.get("/v1/models")["data"]}
     assert list(models) == ["small", "words", "json", "loud"]  # llama.cpp takes the first alias in order
     assert models["small"]["parent"] is None
@@ -75,7 +75,7 @@ def test_model_picks_the_delta(server: Server, answer: str) -> None:
     assert text(chat(server, "json")) not in (answer, text(chat(server, None)))
 
 
-def test_delta_answers_like_the_merged_model(server: Server, artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+def test_delta_answers_like_the_merged_model(server: Server, artefacts: Artefacts, tmp_path: Path) -> None:
     with serve(artefacts.merged, tmp_path, "-c", "512") as merged:
         for model, path in (("words", "/v1/chat/completions"), ("words", "/v1/messages")):
             body = {"model": model, "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
@@ -183,7 +183,7 @@ def generate(server: Server, model: str, **more: Any) -> dict[str, Any]:
     return server.ask("/completion", model=model, **body)
 
 
-def test_each_delta_ends_with_its_tokens(server: Server, artefacts: Artefacts) -> None:  # noqa: F811
+def test_each_delta_ends_with_its_tokens(server: Server, artefacts: Artefacts) -> None:
     words, loud = generate(server, "words"), generate(server, "loud")
     assert words["tokens"][-1] == EOS
     assert loud["tokens"][-1] == artefacts.loud_eos
@@ -191,7 +191,7 @@ def test_each_delta_ends_with_its_tokens(server: Server, artefacts: Artefacts) -
     assert words["tokens"][: len(loud["tokens"])] == loud["tokens"]  # the same weights
 
 
-def test_ignore_eos_is_about_the_deltas_tokens(server: Server, artefacts: Artefacts) -> None:  # noqa: F811
+def test_ignore_eos_is_about_the_deltas_tokens(server: Server, artefacts: Artefacts) -> None:
     words = generate(server, "words", ignore_eos=True)
     assert words["stop_type"] == "limit"
     assert EOS not in words["tokens"]
@@ -202,7 +202,7 @@ def test_ignore_eos_is_about_the_deltas_tokens(server: Server, artefacts: Artefa
 
 
 @pytest.mark.parametrize("model", ["tiny", "words", "loud"])
-def test_grammar_ends_with_the_deltas_tokens(server: Server, artefacts: Artefacts, model: str) -> None:  # noqa: F811
+def test_grammar_ends_with_the_deltas_tokens(server: Server, artefacts: Artefacts, model: str) -> None:
     answer = generate(server, model, grammar='root ::= "q r s"')
     assert answer["stop_type"] == "eos"
     assert answer["content"].startswith("q r s")
@@ -231,35 +231,35 @@ def fails(command: str, *args: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_doubled_name_is_refused(artefacts: Artefacts) -> None:  # noqa: F811
+def test_doubled_name_is_refused(artefacts: Artefacts) -> None:
     deltas = ("--delta", f"a={artefacts.words}", "--delta", f"a={artefacts.json}")
     said = fails("llama-server", "-m", artefacts.base, *deltas)
     assert f"the name 'a' is taken by '{artefacts.words}'" in said
 
 
-def test_name_of_the_base_is_refused(artefacts: Artefacts) -> None:  # noqa: F811
+def test_name_of_the_base_is_refused(artefacts: Artefacts) -> None:
     said = fails("llama-server", "-m", artefacts.base, "--alias", "a", "--delta", f"a={artefacts.words}", "--port", "0")
     assert "delta 'a': the base model has this name" in said
 
 
 @pytest.mark.parametrize(("command", "option"), [("llama-server", "--port=0"), ("llama-perplexity", "-p=x")])
-def test_missing_file_is_one_line(artefacts: Artefacts, tmp_path: Path, command: str, option: str) -> None:  # noqa: F811
+def test_missing_file_is_one_line(artefacts: Artefacts, tmp_path: Path, command: str, option: str) -> None:
     said = fails(command, "-m", artefacts.base, "--delta", tmp_path / "gone.dq.gguf", *option.split("="))
     assert len([line for line in said.splitlines() if "gone.dq.gguf" in line and "--delta" not in line]) == 1
 
 
-def test_unknown_names_may_mean_the_base(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+def test_unknown_names_may_mean_the_base(artefacts: Artefacts, tmp_path: Path) -> None:
     with serve(artefacts.base, tmp_path, "--delta", artefacts.words, "--delta-unknown", "base", "-c", "512") as server:
         assert text(chat(server, "gpt-4o")) == text(chat(server, "base.gguf")) != text(chat(server, "words"))
 
 
-def test_without_deltas_any_name_is_the_base(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+def test_without_deltas_any_name_is_the_base(artefacts: Artefacts, tmp_path: Path) -> None:
     with serve(artefacts.base, tmp_path, "-c", "512") as server:
         assert text(chat(server, "gpt-4o", delta_scale="?")) == text(chat(server, None))
         assert "parent" not in server.get("/v1/models")["data"][0]
 
 
-def test_embeddings_belong_to_the_delta(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+def test_embeddings_belong_to_the_delta(artefacts: Artefacts, tmp_path: Path) -> None:
     options = ("--delta", artefacts.words, "--embeddings", "--pooling", "mean", "-c", "512")
     with serve(artefacts.base, tmp_path, *options) as server:
         answers = {m: server.ask("/v1/embeddings", model=m, input="a river") for m in ("words", "base.gguf")}
@@ -269,7 +269,7 @@ def test_embeddings_belong_to_the_delta(artefacts: Artefacts, tmp_path: Path) ->
         assert server.post("/v1/embeddings", {"model": "nobody", "input": "a river"}).status_code == 404
 
 
-def test_deltas_come_back_after_a_sleep(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+def test_deltas_come_back_after_a_sleep(artefacts: Artefacts, tmp_path: Path) -> None:
     options = ("--delta", artefacts.words, "--sleep-idle-seconds", "1", "-c", "512")
     with serve(artefacts.base, tmp_path, *options) as server:
         before = text(chat(server, "words"))
@@ -283,7 +283,7 @@ def test_deltas_come_back_after_a_sleep(artefacts: Artefacts, tmp_path: Path) ->
 # other programs
 
 
-def test_perplexity_runs_a_delta(artefacts: Artefacts, tmp_path: Path) -> None:  # noqa: F811
+def test_perplexity_runs_a_delta(artefacts: Artefacts, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("A small animal that feeds on fish and now and then on birds.\n" * 20)
 
@@ -301,12 +301,12 @@ def test_perplexity_runs_a_delta(artefacts: Artefacts, tmp_path: Path) -> None: 
     assert delta != pytest.approx(perplexity("-m", artefacts.base), rel=0.05)
 
 
-def test_one_delta_programs_refuse_several(artefacts: Artefacts) -> None:  # noqa: F811
+def test_one_delta_programs_refuse_several(artefacts: Artefacts) -> None:
     said = fails("llama-perplexity", "-m", artefacts.base, "--delta", artefacts.words, "--delta", artefacts.json)
     assert "runs one delta, got 2" in said
 
 
-def test_cli_runs_a_delta(artefacts: Artefacts, answer: str) -> None:  # noqa: F811
+def test_cli_runs_a_delta(artefacts: Artefacts, answer: str) -> None:
     question = ("-st", "-p", MESSAGES[0]["content"], "-c", "512", "--temp", "0", "-n", "24", "-t", "1")
     done = subprocess.run(
         [need_program("llama-cli"), "-m", artefacts.base, "--delta", artefacts.words, *question],

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from server_fixtures import Artefacts, Server, artefacts, serve  # noqa: F401 - artefacts is a fixture
+from server_fixtures import Artefacts, Server, serve
 
 QUESTION = "### Question:\nPut these letters in alphabetical order: x d l f a k e\n### Answer:\n"
 # Two batch shapes give log-probabilities up to 5e-4 apart (F16 cache, with and without deltas alike); those of two of
@@ -34,7 +34,7 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def servers(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:  # noqa: F811
+def servers(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     folder = tmp_path_factory.mktemp("isolation")
     deltas = ("--delta", f"words={artefacts.words},json={artefacts.json}", "--delta", artefacts.words_again)
     caches = ("--cache-reuse", "4", "--cache-ram", "64", "--slot-save-path", folder)
@@ -146,7 +146,7 @@ def test_slot_file_of_another_delta_is_refused(servers: Servers, prompts: tuple[
 def test_slot_file_of_a_delta_that_is_not_loaded_is_refused(
     servers: Servers,
     prompts: tuple[str, str],
-    artefacts: Artefacts,  # noqa: F811
+    artefacts: Artefacts,
     tmp_path: Path,
 ) -> None:
     complete(servers.tested, "words", prompts[0])
