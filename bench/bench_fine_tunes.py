@@ -31,6 +31,7 @@ import requests
 from dqrelo_gguf.cli.server import program
 
 START_SECONDS = 120
+N_BASE_TEXTS = 20
 
 
 @dataclass
@@ -106,10 +107,23 @@ class Bench:
     def score(self, url: str, model: str, task: str) -> tuple[int, int]:
         """Right answers and problems."""
         command = [sys.executable, self.arguments.scorer, "--url", url, "--model", model, "--timeout", "900"]
+        if self.arguments.chat:
+            command += ["--chat"]
         if self.arguments.limit:
             command += ["--limit", str(self.arguments.limit)]
         right, total = run(*command, self.arguments.problems / f"{task}.jsonl").split()[-1].split("/")
         return int(right), int(total)
+
+    def base_texts(self, url: str) -> list[str]:
+        """What the base says, one question after the other."""
+        problems = (self.arguments.problems / f"{next(iter(self.tuned))}.jsonl").read_text().splitlines()
+        texts = []
+        for problem in problems[:N_BASE_TEXTS]:
+            messages = [{"role": "user", "content": json.loads(problem)["question"]}]
+            body = {"model": "base", "messages": messages, "temperature": 0, "max_tokens": 48}
+            reply = requests.post(f"{url}/v1/chat/completions", json=body, timeout=900).json()
+            texts.append(reply["choices"][0]["message"]["content"])
+        return texts
 
     def score_plain(self, model: Path, task: str) -> int:
         with serve(model, {}, self.arguments.threads) as url:
@@ -138,6 +152,10 @@ class Bench:
         made = {name: self.convert(base, name) for name in self.tuned}
         with serve(base, {name: delta for name, (delta, _, _) in made.items()}, self.arguments.threads) as url:
             served = {name: (self.score(url, "base", name), self.score(url, name, name)) for name in self.tuned}
+            texts = self.base_texts(url)
+        with serve(base, {}, self.arguments.threads) as url:
+            equal = sum(a == b for a, b in zip(texts, self.base_texts(url), strict=True))
+        print(f"# {base.name}: {equal} of {len(texts)} chat answers of the base are the same with and without deltas")
         for name, (delta, ratio, seconds) in made.items():
             merged = self.work / f"{base.stem}-{name}-merged.gguf"
             run(sys.executable, "-m", "dqrelo_gguf.cli.merge", base, delta, "-o", merged, "--outtype", "f16", "--force")
@@ -174,6 +192,7 @@ def main() -> None:
     parser.add_argument("--scorer", type=Path, required=True, help="score_server.py")
     parser.add_argument("--ratio", default="1/8")
     parser.add_argument("--limit", type=int, help="problems a task (default: all)")
+    parser.add_argument("--chat", action="store_true", help="ask through each model's chat template")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
         "--convert-script", type=Path, help="upstream's convert_hf_to_gguf.py (default: the bundled one)"
