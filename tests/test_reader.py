@@ -295,7 +295,10 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "stored shape": (set_tensor(SIGN, ne=(40, 8)), "has shape 40x8, expected 8x40"),
     "scale's shape": (set_tensor(SCALE, ne=(2,)), "has shape 2, expected 40"),
     "rank too large": (set_item("dqrelo.weight.rank", 0, 4), "'token_embd.weight.dq_u' has shape 3x40, expected 4x40"),
-    "rank over the shape": (set_item("dqrelo.weight.rank", 0, 41), "rank 41, expected at most 40, the smaller side of 64x40"),
+    "rank over the shape": (
+        set_item("dqrelo.weight.rank", 0, 41),
+        "rank 41, expected at most 40, the smaller side of 64x40",
+    ),
     "rank 0": (set_item("dqrelo.weight.rank", 0, 0), f"out of order, '{EMBD}.dq_u' is in its place"),
     "rank of a quantised u": (set_item("dqrelo.weight.rank", 1, 31), "rows of 31, expected a multiple of 32"),
     "planes": (set_item("dqrelo.weight.n_planes", 0, 2), "'token_embd.weight.dq_sign1' is missing"),
