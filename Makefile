@@ -1,5 +1,5 @@
 # Two commands, each doing all of its own set-up in .venv: `make demo` and `make test`.
-# They need Python 3.11+, a C++ compiler and make; cmake and ninja come from the Python package index.
+# They need Python 3.11+, a C++ compiler and make; cmake and ninja are installed in .venv where the machine has none.
 
 PYTHON ?= python3
 # The PyTorch to install. PyPI's Linux build brings CUDA; for a CPU build give the index that has it:
@@ -13,8 +13,9 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 BUILD := build/venv
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
-# The build sees the virtual environment's cmake and ninja at paths that stay, so that a rebuild is incremental.
-INSTALL := PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install --quiet --no-build-isolation \
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Without isolation the build's tools keep their paths, so that a rebuild is incremental.
+INSTALL := $(PIP) install --quiet --no-build-isolation \
 	-C build-dir=$(BUILD) -C cmake.define.DQRELO_CUDA=$(DQRELO_CUDA)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake patches python cpp ggml_ops -type f -not -path '*/__pycache__/*')
 CXX_TEST_SOURCES := $(shell find tests/cpp -type f 2>/dev/null)
@@ -28,7 +29,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-for-tests
 	$(MAKE) --no-print-directory lint
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+	ctest --test-dir $(BUILD) --output-on-failure
 	DQRELO_TEST_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(BIN)/python -m pytest
 
 lint: $(VENV)/installed-for-tests
@@ -52,7 +53,8 @@ $(VENV)/prepared: pyproject.toml
 		{ echo "$(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PIP) install --quiet --upgrade "pip>=23.1"
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
-	$(PIP) install --quiet "scikit-build-core>=0.11" "pybind11>=2.13" cmake ninja
+	$(PIP) install --quiet "scikit-build-core>=0.11" "pybind11>=2.13"
+	$(PIP) install --quiet $$($(BIN)/python -c 'import scikit_build_core.build as b; print("packaging", *b.get_requires_for_build_wheel())')
 	touch $@
 
 $(VENV)/installed: $(VENV)/prepared $(SOURCES)
