@@ -147,7 +147,9 @@ def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
     if rank <= 0:
         return None if rank == 0 else FormatError(f"{name}: rank {rank}, expected 0 or more")
     if rank > min(ne[0], ne[1]):
-        return FormatError(f"{name}: rank {rank}, expected at most {min(ne[0], ne[1])}, the smaller side of {ne_text(ne)}")
+        return FormatError(
+            f"{name}: rank {rank}, expected at most {min(ne[0], ne[1])}, the smaller side of {ne_text(ne)}"
+        )
     return _type_problem(f"{name}{fmt.SUFFIX_U}", spec.u_type, FACTOR_TYPES, rank) or _type_problem(
         f"{name}{fmt.SUFFIX_V}", spec.v_type, FACTOR_TYPES, ne[0]
     )
