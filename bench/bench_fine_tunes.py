@@ -120,7 +120,7 @@ class Bench:
         texts = []
         for problem in problems[:N_BASE_TEXTS]:
             messages = [{"role": "user", "content": json.loads(problem)["question"]}]
-            body = {"model": "base", "messages": messages, "temperature": 0, "max_tokens": 48}
+            body = {"model": "base", "messages": messages, "temperature": 0, "max_tokens": 48, "cache_prompt": False}
             reply = requests.post(f"{url}/v1/chat/completions", json=body, timeout=900).json()
             texts.append(reply["choices"][0]["message"]["content"])
         return texts
