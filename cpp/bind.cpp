@@ -117,8 +117,21 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
     }
     if (delta) {
         // there are as many slots as sequences, and this sequence has none: one is free
+        const size_t n_tables = dctx.tables.size();
+
         bound.slot  = dctx.acquire(delta);
         bound.scale = scale;
+        if (dctx.tables.size() != n_tables) {
+            // the graphs cover more weights: take their memory here, where a failure has a caller, and not in the next decode
+            ctx.dqrelo_graphs_grew();
+            try {
+                ctx.sched_reserve();
+            } catch (...) {
+                dctx.release(bound.slot);
+                bound = {};
+                throw;
+            }
+        }
     }
     return true;
 }
