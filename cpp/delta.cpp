@@ -49,11 +49,12 @@ bool check_base(dqrelo_delta & delta, const char * path_model, bool allow_other_
     }
     const auto cmp       = dqrelo::compare(*delta.file, *base);
     delta.same_base_file = cmp.match == dqrelo::base_match::same_file;
-    if (cmp.match == dqrelo::base_match::other_model || (cmp.match == dqrelo::base_match::same_model && !allow_other_bytes)) {
+    if (cmp.match == dqrelo::base_match::other_model) {
         err = cmp.reason;
-        return false;
+    } else if (cmp.match == dqrelo::base_match::same_model && !allow_other_bytes) {
+        err = cmp.reason + ". Another quantisation of the base can be allowed (--delta-allow-other-base, allow_other_base=True)";
     }
-    return true;
+    return err.empty();
 }
 
 // As in a merged model: llama.cpp takes the ids that the file names, and every token whose text means an end, which the base's vocabulary has found.
