@@ -289,6 +289,17 @@ def test_too_many_weights(tmp_path: Path) -> None:
     assert names_in(tmp_path) == []
 
 
+def test_interrupt_while_the_file_is_opened_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path, *_: Any, **__: Any) -> None:
+        path.touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt), DeltaWriter(tmp_path / "a.dq.gguf", meta(), [PLAIN]):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
 def test_an_exception_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     def fail() -> None:

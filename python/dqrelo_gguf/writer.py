@@ -232,12 +232,11 @@ class DeltaWriter:
         _sync_directory(self.path.parent)
 
     def _discard(self) -> None:
-        """Closes and removes the temporary file, if it is still there."""
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError):  # what could not be flushed is thrown away here
-            self._file.close()
-        self._file = None
+        """Closes and removes the temporary file, if it is still there; an interrupt may have come before it had a handle."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be flushed is thrown away here
+                self._file.close()
+            self._file = None
         self._temp.unlink(missing_ok=True)
 
     # -- the header --
