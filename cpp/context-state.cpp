@@ -118,7 +118,14 @@ uint64_t dqrelo_graph_key(const dqrelo_context * dctx, const llama_ubatch & ubat
 void dqrelo::scan_usage(llama_context & ctx, dqrelo_context & dctx) {
     const auto & cparams = ctx.get_cparams();
     dctx.usage.clear();
-    dctx.scanning = true;
+
+    // a pass that scans puts no deltas onto graphs, so the mode must end even if a graph cannot be built
+    struct scan_mode {
+        bool & on;
+        explicit scan_mode(bool & on) : on(on) { on = true; }
+        ~scan_mode() { on = false; }
+    } mode(dctx.scanning);
+
     // as llama.cpp itself reserves its graphs; some architectures build other graphs for single tokens
     const uint32_t n_seqs = cparams.n_seq_max;
     for (uint32_t n_tokens : { n_seqs, std::min(cparams.n_ctx, cparams.n_ubatch) }) {
@@ -128,6 +135,5 @@ void dqrelo::scan_usage(llama_context & ctx, dqrelo_context & dctx) {
         }
         ctx.graph_reserve(n_tokens, n_seqs, std::min(n_tokens, cparams.n_outputs_max), mctx.get(), /*split_only =*/true);
     }
-    dctx.scanning = false;
-    dctx.scanned  = true;
+    dctx.scanned = true;
 }

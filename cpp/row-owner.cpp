@@ -145,7 +145,6 @@ bool keeps_rows(enum ggml_op op) {
         case GGML_OP_MEAN:
         case GGML_OP_ARGSORT:
         case GGML_OP_TOP_K:
-        case GGML_OP_DQRELO:
             return true;
         default:
             return false;
