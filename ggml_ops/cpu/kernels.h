@@ -67,6 +67,7 @@ struct dqrelo_kernels {
 extern const struct dqrelo_kernels dqrelo_kernels_scalar;
 extern const struct dqrelo_kernels dqrelo_kernels_avx2;
 extern const struct dqrelo_kernels dqrelo_kernels_avx512vnni;
+extern const struct dqrelo_kernels dqrelo_kernels_neon;
 
 // The best table that this CPU runs, or the one that the environment variable DQRELO_ISA names. Decided once.
 const struct dqrelo_kernels * dqrelo_cpu_kernels(void);
