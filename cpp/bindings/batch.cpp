@@ -52,7 +52,7 @@ public:
             }
             check();
             fill();
-            decode();
+            decode_batch(ctx, batch);
             for (const output_row & row : rows) {
                 row.item->on_row(row.pos, llama_get_logits_ith(ctx, row.i_batch));
             }
@@ -86,8 +86,7 @@ private:
         active.erase(active.begin() + (ptrdiff_t) i);
         llama_memory_seq_rm(llama_get_memory(ctx), done.seq_id, -1, -1);
         if (done.item->owner != nullptr) {
-            char err[256];
-            dqrelo_bind(ctx, done.seq_id, nullptr, 1.0f, err, sizeof(err));  // back to the base: cannot fail
+            bind_base(ctx, done.seq_id);
         }
         n_cells_used -= done.item->n_cells;
         free_ids.push_back(done.seq_id);
@@ -100,30 +99,13 @@ private:
         for (active_job & cur : active) {
             const std::vector<llama_token> & tokens = cur.item->tokens;
             while (cur.n_fed < tokens.size() && batch.n_tokens < n_batch) {
-                const size_t  pos        = cur.n_fed++;
-                const int32_t i_batch    = batch.n_tokens++;
-                const bool    is_output  = pos >= cur.item->first_output;
-                batch.token[i_batch]     = tokens[pos];
-                batch.pos[i_batch]       = (llama_pos) pos;
-                batch.n_seq_id[i_batch]  = 1;
-                batch.seq_id[i_batch][0] = cur.seq_id;
-                batch.logits[i_batch]    = is_output;
+                const size_t  pos       = cur.n_fed++;
+                const bool    is_output = pos >= cur.item->first_output;
+                const int32_t i_batch   = batch_add(batch, tokens[pos], (llama_pos) pos, cur.seq_id, is_output);
                 if (is_output) {
                     rows.push_back({ cur.item, pos, i_batch });
                 }
             }
-        }
-    }
-
-    void decode() {
-        log_clear();
-        const int32_t status = llama_decode(ctx, batch);
-        if (status == 1) {
-            throw input_error("llama_decode: no room in the context's memory for " + std::to_string(batch.n_tokens) +
-                              " more tokens (n_ctx " + std::to_string(llama_n_ctx(ctx)) + "). Use a larger n_ctx");
-        }
-        if (status != 0) {
-            throw input_error("llama_decode: " + log_first_error("failed with status " + std::to_string(status)));
         }
     }
 
@@ -138,6 +120,33 @@ private:
 };
 
 }  // namespace
+
+int32_t batch_add(llama_batch & batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output) {
+    const int32_t i    = batch.n_tokens++;
+    batch.token[i]     = token;
+    batch.pos[i]       = pos;
+    batch.n_seq_id[i]  = 1;
+    batch.seq_id[i][0] = seq_id;
+    batch.logits[i]    = is_output;
+    return i;
+}
+
+void decode_batch(llama_context * ctx, const llama_batch & batch) {
+    log_clear();
+    const int32_t status = llama_decode(ctx, batch);
+    if (status == 1) {
+        throw input_error("llama_decode: no room in the context's memory for " + std::to_string(batch.n_tokens) +
+                          " more tokens (n_ctx " + std::to_string(llama_n_ctx(ctx)) + "). Use a larger n_ctx");
+    }
+    if (status != 0) {
+        throw input_error("llama_decode: " + log_first_error("failed with status " + std::to_string(status)));
+    }
+}
+
+void bind_base(llama_context * ctx, llama_seq_id seq_id) {
+    char err[256];
+    dqrelo_bind(ctx, seq_id, nullptr, 1.0f, err, sizeof(err));
+}
 
 void run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check) {
     runner(ctx, kv_unified).run(jobs, check);

@@ -27,6 +27,15 @@ public:
 // Called before each llama_decode; may throw to stop the run.
 using check_fn = std::function<void()>;
 
+// Puts a token into a batch that has room for it, and returns its row. is_output: its logits are wanted.
+int32_t batch_add(llama_batch & batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output);
+
+// llama_decode; throws input_error where that fails.
+void decode_batch(llama_context * ctx, const llama_batch & batch);
+
+// Makes the base run for a sequence. Cannot fail.
+void bind_base(llama_context * ctx, llama_seq_id seq_id);
+
 // Runs the jobs to their ends. As many at a time as the context has sequence ids and memory for, in the order given; the next one starts
 // as soon as another ends. The context's memory is empty and nothing is bound before and after, also when this throws.
 void run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check);

@@ -1,4 +1,5 @@
 // bindings.cpp: the native module dqrelo_gguf._core. Glue only: arguments are checked and batches are run in session.cpp.
+#include "machine.h"
 #include "session.h"
 
 #include <pybind11/numpy.h>
@@ -87,6 +88,16 @@ py::list generate(session &                        self,
         result.append(py::make_tuple(py::bytes(item.text), to_array(item.tokens)));
     }
     return result;
+}
+
+uint64_t time_streams(session & self, const delta_list & owners, size_t n_prompt, size_t n_gen, int32_t n_threads, uint32_t seed) {
+    return self.time_streams(owners, { n_prompt, n_gen, n_threads, seed }, check_signals);
+}
+
+py::dict machine() {
+    const machine_info info = read_machine_info();
+    return py::dict(py::arg("build_commit") = info.build_commit, py::arg("build_number") = info.build_number, py::arg("cpu_info") = info.cpus,
+                    py::arg("gpu_info") = info.gpus, py::arg("backends") = info.backends, py::arg("isa") = info.isa);
 }
 
 // input_error becomes the package's exception of that name.
@@ -193,6 +204,14 @@ void bind_session(py::module_ & m) {
         .def("logits", &logits, py::arg("tokens"), py::arg("deltas"), py::arg("scales"))
         .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("deltas"), py::arg("scales"))
         .def("generate", &generate, py::arg("tokens"), py::arg("deltas"), py::arg("scales"), py::arg("params"))
+        .def("time_streams",
+             &time_streams,
+             py::arg("deltas"),
+             py::arg("n_prompt"),
+             py::arg("n_gen"),
+             py::arg("n_threads"),
+             py::arg("seed"),
+             no_gil())
         .def_property_readonly("closed", &session::is_closed)
         .def_readonly("path", &session::path)
         .def_readonly("description", &session::description)
@@ -205,7 +224,9 @@ void bind_session(py::module_ & m) {
         .def_readonly("n_batch", &session::n_batch)
         .def_readonly("n_ubatch", &session::n_ubatch)
         .def_readonly("n_seq_max", &session::n_seq_max)
-        .def_readonly("n_threads", &session::n_threads);
+        .def_readonly("n_threads", &session::n_threads)
+        .def_readonly("n_bytes", &session::n_bytes)
+        .def_readonly("n_params", &session::n_params);
 }
 
 }  // namespace
@@ -216,4 +237,5 @@ PYBIND11_MODULE(_core, m) {
     bind_params(m);
     bind_delta(m);
     bind_session(m);
+    m.def("machine", &machine);
 }

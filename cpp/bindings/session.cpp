@@ -136,6 +136,8 @@ void session::read_facts() {
     n_ubatch             = llama_n_ubatch(ctx);
     n_seq_max            = llama_n_seq_max(ctx);
     n_threads            = llama_n_threads(ctx);
+    n_bytes              = llama_model_size(model);
+    n_params             = llama_model_n_params(model);
 }
 
 void session::close() {
@@ -331,4 +333,22 @@ std::vector<generated> session::generate(const std::vector<sequence> & seqs, con
         result.push_back(std::move(item.result));
     }
     return result;
+}
+
+uint64_t session::time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check) {
+    std::lock_guard<std::mutex> lock(mutex);
+    require_open();
+    if (owners.empty() || owners.size() > n_seq_max) {
+        throw input_error("time_streams: got " + std::to_string(owners.size()) + " streams, expected 1 to " + std::to_string(n_seq_max) +
+                          " (n_seq_max)");
+    }
+    if (params.n_threads < 1) {
+        throw input_error("time_streams: got " + std::to_string(params.n_threads) + " threads, expected at least 1");
+    }
+    for (const std::shared_ptr<loaded_delta> & owner : owners) {
+        if (owner != nullptr && !owner->belongs_to(registry.get())) {
+            throw input_error("time_streams: delta '" + owner->name + "' was loaded for another runtime");
+        }
+    }
+    return ::time_streams(ctx, owners, params, check);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "jobs.h"
+#include "timing.h"
 
 #include <atomic>
 #include <mutex>
@@ -65,12 +66,16 @@ public:
     // Continues each sequence. Sequence i draws with seed + i.
     std::vector<generated> generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check);
 
+    // Nanoseconds that streams on these deltas take (timing.h).
+    uint64_t time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check);
+
     std::string path;
     std::string description;                // of the model: architecture, size, type
     std::string chat_template;              // of the base; empty if it has none
     int32_t     n_vocab, n_ctx_train, n_embd, n_layer;
     uint32_t    n_ctx, n_batch, n_ubatch, n_seq_max;
     int32_t     n_threads;
+    uint64_t    n_bytes, n_params;          // of the model's tensors
 
 private:
     void load_model(const session_params & params);

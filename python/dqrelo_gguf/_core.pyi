@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,10 @@ class Session:
     @property
     def n_threads(self) -> int: ...
     @property
+    def n_bytes(self) -> int: ...
+    @property
+    def n_params(self) -> int: ...
+    @property
     def closed(self) -> bool: ...
     def close(self) -> None: ...
     def load_delta(self, path: str, allow_other_base: bool, verify: bool) -> Delta: ...
@@ -107,3 +111,16 @@ class Session:
         scales: Sequence[float],
         params: GenerateParams,
     ) -> list[tuple[bytes, NDArray[np.int32]]]: ...
+    def time_streams(
+        self, deltas: Sequence[Delta | None], n_prompt: int, n_gen: int, n_threads: int, seed: int
+    ) -> int: ...
+
+class Machine(TypedDict):
+    build_commit: str
+    build_number: int
+    cpu_info: str
+    gpu_info: str
+    backends: str
+    isa: str
+
+def machine() -> Machine: ...
