@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from machine import commit, cpu
 
 from dqrelo_gguf.blocks import Blocks, n_cores, open_blocks
 from dqrelo_gguf.lowrank import LowRank, truncated_svd
@@ -64,22 +62,6 @@ def timed(fn: Callable[[], LowRank]) -> tuple[float, LowRank]:
     begun = time.perf_counter()
     result = fn()
     return time.perf_counter() - begun, result
-
-
-def commit() -> str:
-    """The commit that is measured."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def cpu() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,36 @@
+"""What a figure was measured on: processor, instruction set, commit."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+from pathlib import Path
+
+
+def commit() -> str:
+    """The commit that is measured; `+` marks uncommitted changes."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def cpu() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def isa(program: Path) -> str:
+    """The instruction set that the operator of `program` takes on this machine, asked of the library beside it."""
+    folders = (program.parent, program.parent.parent / "lib")
+    libraries = [folder / "libggml-cpu.so" for folder in folders if (folder / "libggml-cpu.so").is_file()]
+    if not libraries:
+        return "unknown"
+    name = ctypes.CDLL(str(libraries[0].resolve())).dqrelo_cpu_isa
+    name.restype = ctypes.c_char_p
+    text: bytes = name()
+    return text.decode()
