@@ -1,0 +1,167 @@
+"""What is measured: the tests, the settings they run with, and which streams a row of the table has."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dqrelo_gguf.errors import InputError
+
+_MOST = 2**31 - 1
+_NAMED = re.compile(r"([^/\\=]*)=(.*)")  # NAME=FILE; an = after a separator belongs to the path
+
+
+@dataclass(frozen=True)
+class Test:
+    """Random tokens that are decoded: n_prompt of each stream, then n_gen steps of one token a stream."""
+
+    n_prompt: int
+    n_gen: int
+    n_streams: int = 1
+
+    @property
+    def name(self) -> str:
+        """As llama-bench writes it, with the number of streams where they are several: `tg128 x4`."""
+        parts = [f"{kind}{n}" for kind, n in (("pp", self.n_prompt), ("tg", self.n_gen)) if n]
+        return "+".join(parts) + (f" x{self.n_streams}" if self.n_streams > 1 else "")
+
+    @property
+    def n_tokens(self) -> int:
+        """Of all streams."""
+        return (self.n_prompt + self.n_gen) * self.n_streams
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What llama.cpp is told, in llama-bench's words. n_threads None: all."""
+
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    type_k: str = "f16"
+    type_v: str = "f16"
+    n_gpu_layers: int = -1
+    flash_attn: str = "auto"
+    n_threads: int | None = None
+
+
+@dataclass(frozen=True)
+class DeltaFile:
+    """A delta and the name that its rows have."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run does."""
+
+    base: str
+    deltas: tuple[DeltaFile, ...]
+    tests: tuple[Test, ...]
+    settings: tuple[Settings, ...]
+    n_repetitions: int = 5
+    warm_up: bool = True
+    allow_other_base: bool = False
+
+    def contexts(self) -> Iterator[tuple[Settings, int, list[int | None]]]:
+        """The contexts to be made, each with its number of sequences and the numbers of threads to measure with."""
+        n_streams = sorted({test.n_streams for test in self.tests})
+        threads: dict[Settings, list[int | None]] = {}
+        for settings in self.settings:
+            threads.setdefault(replace(settings, n_threads=None), []).append(settings.n_threads)
+        for settings, n in itertools.product(threads, n_streams):
+            yield settings, n, threads[settings]
+
+
+def rows_of(test: Test, n_deltas: int) -> list[tuple[int | None, ...]]:
+    """The rows of a test: for each of its streams the number of its delta, None for the base.
+
+    The base alone comes first. A test of one stream then has a row for each delta. One of several streams has a single
+    row more, in which the deltas take turns.
+    """
+    base: tuple[int | None, ...] = (None,) * test.n_streams
+    if test.n_streams == 1:
+        return [base, *((i,) for i in range(n_deltas))]
+    return [base, tuple(i % n_deltas for i in range(test.n_streams))] if n_deltas else [base]
+
+
+def make_tests(
+    n_prompt: Sequence[int], n_gen: Sequence[int], pairs: Sequence[tuple[int, int]], n_streams: Sequence[int]
+) -> tuple[Test, ...]:
+    """All prompts, all generations, all pairs of both, then the generations in each number of streams above one.
+
+    Raises:
+        InputError: nothing is left to be measured.
+    """
+    tests = [Test(n, 0) for n in n_prompt] + [Test(0, n) for n in n_gen] + [Test(*pair) for pair in pairs]
+    tests += [Test(0, n, streams) for streams in n_streams if streams > 1 for n in n_gen]
+    wanted = tuple(dict.fromkeys(test for test in tests if test.n_tokens > 0))
+    if not wanted:
+        raise InputError("nothing to measure: -p and -n are 0 and there is no -pg, expected a number above 0")
+    return wanted
+
+
+def delta_files(texts: Sequence[str]) -> tuple[DeltaFile, ...]:
+    """Reads `[NAME=]FILE`; without a name it is the file's, up to `.dq.gguf`.
+
+    Raises:
+        InputError: an empty name or path, or a name that is there twice.
+    """
+    files: dict[str, DeltaFile] = {}
+    for text in texts:
+        named = _NAMED.fullmatch(text)
+        path = named[2] if named else text
+        name = named[1] if named else Path(text).name.removesuffix(".gguf").removesuffix(".dq")
+        if not name or not path:
+            raise InputError(f"--delta '{text}': expected [NAME=]FILE")
+        if name in files:
+            raise InputError(
+                f"--delta '{path}': the name '{name}' is taken by '{files[name].path}'. "
+                "Give it another one: --delta NAME=FILE"
+            )
+        files[name] = DeltaFile(name, path)
+    return tuple(files.values())
+
+
+def number(option: str, text: str, least: int) -> int:
+    """A whole number.
+
+    Raises:
+        InputError: it is none, or smaller than `least`.
+    """
+    if not re.fullmatch(r"-?[0-9]{1,10}", text) or not least <= int(text) <= _MOST:
+        raise InputError(f"{option} '{text}': expected a whole number from {least} to {_MOST}")
+    return int(text)
+
+
+def numbers(option: str, texts: Sequence[str], least: int) -> list[int]:
+    """Whole numbers from comma lists.
+
+    Raises:
+        InputError: one of them is none, or smaller than `least`.
+    """
+    return [number(option, item, least) for item in names(texts)]
+
+
+def pairs(option: str, texts: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs of whole numbers, `pp,tg` each.
+
+    Raises:
+        InputError: one of them is no such pair.
+    """
+    found = []
+    for text in texts:
+        items = text.split(",")
+        if len(items) != 2:
+            raise InputError(f"{option} '{text}': expected two numbers, prompt and generated tokens, as in 512,128")
+        found.append((number(option, items[0], 0), number(option, items[1], 0)))
+    return found
+
+
+def names(texts: Sequence[str]) -> list[str]:
+    """The items of comma lists."""
+    return [item for text in texts for item in text.split(",")]
