@@ -113,9 +113,10 @@ def _print_table(rows: Iterable[Row], machine: Machine, settings: Sequence[Setti
         out.write("| " + " | ".join(cells) + " |\n")
         out.flush()
 
-    line(column.cell(column.heading) for column in columns)
-    line(column.rule for column in columns)
-    for row in rows:
+    for i, row in enumerate(rows):
+        if i == 0:  # not before something could be measured
+            line(column.cell(column.heading) for column in columns)
+            line(column.rule for column in columns)
         line(column.cell(printable(column.text(row)).replace("|", "\\|")) for column in columns)
     out.write(
         f"\nbuild: {machine['build_commit']} ({machine['build_number']}), dqrelo-gguf {dqrelo_gguf.__version__}\n"

@@ -15,7 +15,7 @@ _NAMED = re.compile(r"([^/\\=]*)=(.*)")  # NAME=FILE; an = after a separator bel
 
 
 @dataclass(frozen=True)
-class Test:
+class Workload:
     """Random tokens that are decoded: n_prompt of each stream, then n_gen steps of one token a stream."""
 
     n_prompt: int
@@ -61,7 +61,7 @@ class Plan:
 
     base: str
     deltas: tuple[DeltaFile, ...]
-    tests: tuple[Test, ...]
+    tests: tuple[Workload, ...]
     settings: tuple[Settings, ...]
     n_repetitions: int = 5
     warm_up: bool = True
@@ -77,7 +77,7 @@ class Plan:
             yield settings, n, threads[settings]
 
 
-def rows_of(test: Test, n_deltas: int) -> list[tuple[int | None, ...]]:
+def rows_of(test: Workload, n_deltas: int) -> list[tuple[int | None, ...]]:
     """The rows of a test: for each of its streams the number of its delta, None for the base.
 
     The base alone comes first. A test of one stream then has a row for each delta. One of several streams has a single
@@ -91,14 +91,14 @@ def rows_of(test: Test, n_deltas: int) -> list[tuple[int | None, ...]]:
 
 def make_tests(
     n_prompt: Sequence[int], n_gen: Sequence[int], pairs: Sequence[tuple[int, int]], n_streams: Sequence[int]
-) -> tuple[Test, ...]:
+) -> tuple[Workload, ...]:
     """All prompts, all generations, all pairs of both, then the generations in each number of streams above one.
 
     Raises:
         InputError: nothing is left to be measured.
     """
-    tests = [Test(n, 0) for n in n_prompt] + [Test(0, n) for n in n_gen] + [Test(*pair) for pair in pairs]
-    tests += [Test(0, n, streams) for streams in n_streams if streams > 1 for n in n_gen]
+    tests = [Workload(n, 0) for n in n_prompt] + [Workload(0, n) for n in n_gen] + [Workload(*pair) for pair in pairs]
+    tests += [Workload(0, n, streams) for streams in n_streams if streams > 1 for n in n_gen]
     wanted = tuple(dict.fromkeys(test for test in tests if test.n_tokens > 0))
     if not wanted:
         raise InputError("nothing to measure: -p and -n are 0 and there is no -pg, expected a number above 0")

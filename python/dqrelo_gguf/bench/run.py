@@ -13,7 +13,7 @@ from typing import Protocol
 
 import dqrelo_gguf.runtime  # noqa: F401 - finds the native module
 from dqrelo_gguf import _core
-from dqrelo_gguf.bench.plan import Plan, Settings, Test, rows_of
+from dqrelo_gguf.bench.plan import Plan, Settings, Workload, rows_of
 from dqrelo_gguf.bench.traffic import Traffic
 from dqrelo_gguf.fingerprint import ModelFile
 from dqrelo_gguf.reader import DeltaReader
@@ -46,7 +46,7 @@ class Row:
         base_ns: of the base alone in the same repetitions; None where this row is it.
     """
 
-    test: Test
+    test: Workload
     settings: Settings
     model_type: str
     model_size: int
@@ -160,7 +160,7 @@ def _session(plan: Plan, settings: Settings, n_streams: int, n_tokens: int) -> I
 
 
 def _run_test(
-    session: _core.Session, test: Test, settings: Settings, counted: _Counted, note: Callable[[str], None]
+    session: _core.Session, test: Workload, settings: Settings, counted: _Counted, note: Callable[[str], None]
 ) -> Iterator[Row]:
     plan = counted.plan
     rows = rows_of(test, len(counted.deltas))
@@ -197,7 +197,7 @@ def _run_test(
 
 def measure(
     timer: Timer,
-    test: Test,
+    test: Workload,
     rows: Sequence[Sequence[Delta | None]],
     *,
     n_threads: int,
