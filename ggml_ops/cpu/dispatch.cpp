@@ -6,6 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(DQRELO_CPU_AARCH64) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(DQRELO_CPU_AARCH64) && defined(_WIN32)
+#include <windows.h>
+#endif
+
 static constexpr int MAX_KERNELS = 8;
 
 struct candidate {
@@ -27,11 +33,28 @@ static bool has_avx2() {
 }
 #endif
 
+#ifdef DQRELO_CPU_AARCH64
+static bool has_dotprod() {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; // HWCAP_ASIMDDP of <asm/hwcap.h>
+#elif defined(__APPLE__)
+    return true; // every Apple silicon that runs macOS
+#elif defined(_WIN32)
+    return IsProcessorFeaturePresent(43) != 0; // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, missing from older SDKs
+#else
+    return false;
+#endif
+}
+#endif
+
 // best first
 static const candidate candidates[] = {
 #ifdef DQRELO_CPU_X86
     { &dqrelo_kernels_avx512vnni, has_avx512vnni },
     { &dqrelo_kernels_avx2, has_avx2 },
+#endif
+#ifdef DQRELO_CPU_AARCH64
+    { &dqrelo_kernels_neon, has_dotprod },
 #endif
     { &dqrelo_kernels_scalar, always },
 };

@@ -1,0 +1,27 @@
+# dqrelo_cpu_kernels(<target>): adds the CPU kernels, which need no ggml at link time, each file with its instruction set's flags.
+# The file flags belong to the directory that makes the target, so it is called from there for a target of a test.
+function(dqrelo_cpu_kernels target)
+    set(dir ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
+    target_sources(${target} PRIVATE ${dir}/entry.cpp ${dir}/dispatch.cpp ${dir}/scalar.cpp)
+
+    if (NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+        return()
+    endif()
+
+    # The scalar kernels are the baseline of every comparison, so they stay scalar.
+    set_source_files_properties(${dir}/scalar.cpp TARGET_DIRECTORY ${target}
+        PROPERTIES COMPILE_OPTIONS "-fno-tree-vectorize;-ffp-contract=off;-fno-math-errno")
+
+    if (CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+        target_sources(${target} PRIVATE ${dir}/avx512vnni.cpp ${dir}/avx2.cpp)
+        # GCC's own intrinsics headers warn of uninitialised values (GCC bug 105593).
+        set_source_files_properties(${dir}/avx512vnni.cpp TARGET_DIRECTORY ${target}
+            PROPERTIES COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mfma;-mf16c;-Wno-uninitialized;-Wno-maybe-uninitialized")
+        set_source_files_properties(${dir}/avx2.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
+        set_source_files_properties(${dir}/dispatch.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_DEFINITIONS DQRELO_CPU_X86)
+    elseif (CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+        target_sources(${target} PRIVATE ${dir}/neon.cpp)
+        set_source_files_properties(${dir}/neon.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "-march=armv8.2-a+dotprod")
+        set_source_files_properties(${dir}/dispatch.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_DEFINITIONS DQRELO_CPU_AARCH64)
+    endif()
+endfunction()
