@@ -59,17 +59,26 @@ void mapped_file::expect_random_access() const {
     madvise((void *) data_, n_bytes_, MADV_RANDOM);
 }
 
-void mapped_file::prefault(size_t offset_bytes, size_t n_bytes) const {
-    const size_t page  = (size_t) sysconf(_SC_PAGESIZE);
-    const size_t begin = offset_bytes / page * page;
-    const size_t end   = offset_bytes + n_bytes;
-    // The advice starts reading in large requests; the loop waits for each page, which also enters it into this process's page table.
-    madvise((void *) (data_ + begin), end - begin, MADV_WILLNEED);
+// Reads a byte of every `step` bytes of [data, data + n_bytes).
+static void touch(const uint8_t * data, size_t n_bytes, size_t step) {
     volatile uint8_t sink = 0;
-    for (size_t at = begin; at < end; at += page) {
-        sink = data_[at];
+    for (size_t at = 0; at < n_bytes; at += step) {
+        sink = data[at];
     }
     (void) sink;
+}
+
+void mapped_file::prefault(size_t offset_bytes, size_t n_bytes) const {
+    const size_t    page  = (size_t) sysconf(_SC_PAGESIZE);
+    const size_t    begin = offset_bytes / page * page;
+    const uint8_t * data  = data_ + begin;
+    n_bytes += offset_bytes - begin;
+    // The advice starts reading in large requests. A touch waits for its page, and enters it into this process's page table: Linux enters what it has of the
+    // 64 KiB around it, too. So the first pass takes one fault each 64 KiB, and the second one meets hardly any. Both together take a third of the time of the
+    // second alone, which touches fresh pages between the faults (300 MB in the page cache: 14 ms against 39 ms).
+    madvise((void *) data, n_bytes, MADV_WILLNEED);
+    touch(data, n_bytes, 16 * page);
+    touch(data, n_bytes, page);
 }
 
 } // namespace dqrelo
