@@ -177,7 +177,7 @@ int main(int argc, char ** argv) {
     }
     const std::vector<uint64_t> memory((size_t) 32 << 20, 1); // 256 MiB: no cache holds it
     uint64_t                    sum     = 0;
-    const double                seconds = bench::best(bench::clock::thread, 1.0, [&] { sum += bench::read_all(memory); });
+    const double                seconds = bench::best(bench::clock::thread, 1.0, [&] { sum += bench::read_all((const uint8_t *) memory.data(), memory.size() * sizeof(memory[0])); });
     printf("memory read, one thread: %.1f GB/s (checksum %llu)\n", (double) memory.size() * 8.0 / seconds * 1e-9, (unsigned long long) (sum != 0));
     return 0;
 }

@@ -34,6 +34,29 @@ double best(clock which, double seconds, F && call) {
     return fastest;
 }
 
+// Calls run(0) .. run(n-1) in turn, round after round, for at least `seconds` and 5 rounds after one to warm up; returns the median seconds of each.
+template <typename F>
+std::vector<double> medians_in_turn(size_t n, double seconds, F && run) {
+    std::vector<std::vector<double>> samples(n);
+    double                           begin = 0.0;
+    for (int round = 0; round < 6 || now(clock::wall) - begin < seconds; round++) {
+        for (size_t i = 0; i < n; i++) {
+            const double t0 = now(clock::wall);
+            run(i);
+            if (round > 0) {
+                samples[i].push_back(now(clock::wall) - t0);
+            }
+        }
+        begin = round == 0 ? now(clock::wall) : begin;
+    }
+    std::vector<double> medians;
+    for (auto & s : samples) {
+        std::nth_element(s.begin(), s.begin() + (long) (s.size() / 2), s.end());
+        medians.push_back(s[s.size() / 2]);
+    }
+    return medians;
+}
+
 inline void print_machine(int argc, char ** argv) {
     printf("command:");
     for (int i = 0; i < argc; i++) {
@@ -53,12 +76,14 @@ inline void print_machine(int argc, char ** argv) {
     printf("\ncpu: %s\n", name);
 }
 
-// Sum of the bytes in 64-bit pieces: what reading memory costs.
-inline uint64_t read_all(const std::vector<uint64_t> & memory) {
+// Sum of the bytes in 64-bit pieces: what reading memory costs. n_bytes is a multiple of 64.
+inline uint64_t read_all(const uint8_t * bytes, size_t n_bytes) {
     uint64_t sum[8] = {};
-    for (size_t i = 0; i + 8 <= memory.size(); i += 8) {
+    for (size_t i = 0; i < n_bytes; i += 64) {
+        uint64_t line[8];
+        memcpy(line, bytes + i, sizeof(line));
         for (int k = 0; k < 8; k++) {
-            sum[k] += memory[i + (size_t) k];
+            sum[k] += line[k];
         }
     }
     return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];

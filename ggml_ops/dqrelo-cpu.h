@@ -1,6 +1,7 @@
-// dqrelo-cpu.h: the three calls that ggml's CPU backend makes for the op DQRELO.
+// dqrelo-cpu.h: the calls that ggml's CPU backend makes for the op DQRELO, and what it runs on.
 #pragma once
 
+#include "ggml-backend.h" // GGML_BACKEND_API
 #include "ggml.h"
 
 #include <stddef.h>
@@ -16,6 +17,9 @@ size_t dqrelo_cpu_work_bytes(const struct ggml_tensor * dst, int n_threads);
 
 // Computes the node; called by every thread.
 void dqrelo_cpu_forward(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+// The instruction set that the op uses on this CPU: scalar, avx2, avx512vnni or neon. For reports.
+GGML_BACKEND_API const char * dqrelo_cpu_isa(void);
 
 #ifdef __cplusplus
 }

@@ -9,6 +9,7 @@
 
 #include "factor-types.h"
 #include "kernels.h"
+#include "prefetch.h"
 
 #include <immintrin.h>
 
@@ -122,7 +123,12 @@ static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * 
         }
     }
     const int64_t n_full = n / 64;
+    uintptr_t     next   = prefetch_from(row[0], R * (n / 8));
     for (int64_t b = 0; b < (n + 63) / 64; b++) {
+        if (T <= 2) {
+            prefetch_lines<8 * R>(next);
+            next += 8 * R;
+        }
         __m512i q_hi[T], q_lo[T];
         UNROLLED
         for (int t = 0; t < T; t++) {
@@ -182,22 +188,25 @@ static void sign_dots_avx512vnni(
 }
 
 //
-// factors: columns j .. j+15 of a row as F32; j is a multiple of 16, columns outside the mask are zero
+// factors: columns j .. j+15 of a row as F32; j is a multiple of 16, columns outside the mask are zero. BYTES: of 16 columns
 //
 
 struct load_f32 {
+    static constexpr int BYTES = 64;
     static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
         return _mm512_maskz_loadu_ps(m, (const float *) row + j);
     }
 };
 
 struct load_f16 {
+    static constexpr int BYTES = 32;
     static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
         return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j));
     }
 };
 
 struct load_bf16 {
+    static constexpr int BYTES = 32;
     static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
         const __m512i v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j));
         return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
@@ -205,6 +214,7 @@ struct load_bf16 {
 };
 
 struct load_q8_0 {
+    static constexpr int BYTES = 17;
     static inline __m512 at(const void * row, int64_t j, __mmask16 /* m */) {
         const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
         const __m512i              q     = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) (block->qs + j % DQRELO_QK)));
@@ -213,6 +223,7 @@ struct load_q8_0 {
 };
 
 struct load_q4_0 {
+    static constexpr int BYTES = 9;
     static inline __m512 at(const void * row, int64_t j, __mmask16 /* m */) {
         const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
         const __m128i              pairs  = _mm_loadu_si128((const __m128i *) block->qs);
@@ -251,8 +262,13 @@ static void dots_tile(const uint8_t * const * a, int n_i, const float * const * 
             acc[r][t] = _mm512_setzero_ps();
         }
     }
-    int64_t j = 0;
+    uintptr_t next = prefetch_from(a[0], R * (a[1] - a[0]));
+    int64_t   j    = 0;
     for (; j + 16 <= n; j += 16) {
+        if (T <= 2) {
+            prefetch_lines<R * Load::BYTES>(next);
+            next += R * Load::BYTES;
+        }
         dots_step<Load, R, T>(acc, a, b, j, 0xffff);
     }
     if (j < n) {

@@ -17,7 +17,8 @@
 //          hi 0..63      lo 0..63      hi 64..127    ...
 #define DQRELO_Q_BLOCK 64
 
-struct dqrelo_act {
+// A cache line each, because different threads quantise different rows.
+struct alignas(64) dqrelo_act {
     float   d;   // step; 0 for a row of zeros, NaN where x has NaN or infinity
     int32_t sum; // of all q_j
 };

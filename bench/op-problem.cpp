@@ -1,0 +1,218 @@
+#include "op-problem.h"
+
+#include <cmath>
+
+namespace bench {
+
+namespace {
+
+constexpr size_t  N_BYTES_IN_TURN = (size_t) 96 << 20; // of deltas: three times the largest cache met so far
+constexpr int64_t QK              = 32;
+
+std::vector<float> random_floats(size_t n, float magnitude, std::mt19937 & rng) {
+    std::vector<float> out(n);
+    for (float & v : out) {
+        v = ((float) (rng() % 2001) * 1e-3f - 1.0f) * magnitude;
+    }
+    return out;
+}
+
+std::vector<uint8_t> quantised(ggml_type type, const std::vector<float> & values, int64_t n_cols) {
+    const int64_t        n_rows = (int64_t) values.size() / n_cols;
+    std::vector<uint8_t> out(ggml_row_size(type, n_cols) * (size_t) n_rows);
+    ggml_quantize_chunk(type, values.data(), out.data(), 0, n_rows, n_cols, nullptr);
+    return out;
+}
+
+// Q1_0: blocks of 128 signs, {F16 d, 16 bytes of bits in our order}; here d = 1, so that the scale is applied to the sum in F32
+std::vector<uint8_t> as_q1_0(const std::vector<uint8_t> & sign) {
+    const uint16_t       one = ggml_fp32_to_fp16(1.0f);
+    std::vector<uint8_t> out(sign.size() / 16 * 18);
+    for (size_t b = 0; b < sign.size() / 16; b++) {
+        memcpy(out.data() + b * 18, &one, sizeof(one));
+        memcpy(out.data() + b * 18 + 2, sign.data() + b * 16, 16);
+    }
+    return out;
+}
+
+std::vector<float> as_floats(ggml_type type, const std::vector<uint8_t> & data, int64_t n) {
+    std::vector<float> out((size_t) n);
+    ggml_get_type_traits(type)->to_float(data.data(), out.data(), n);
+    return out;
+}
+
+// what n_in x n_out weights of 16 bits have in an eighth, after the signs, for U and V
+int64_t rank_at_an_eighth(int64_t n_in, int64_t n_out, const delta_kind & kind) {
+    const double n_bits    = 2.0 * (double) (n_in * n_out) - kind.n_planes * (double) (n_in * n_out);
+    const double per_value = 8.0 * (double) ggml_type_size(kind.factors) / (double) ggml_blck_size(kind.factors);
+    int64_t      rank      = std::max<int64_t>(QK, (int64_t) (n_bits / per_value / (double) (n_in + n_out)));
+    return ggml_blck_size(kind.factors) == 1 ? rank : rank / QK * QK;
+}
+
+random_delta make_delta(const op_problem & p, std::mt19937 & rng) {
+    random_delta d;
+    d.e.n_in          = p.n_in;
+    d.e.n_out         = p.n_out;
+    d.e.n_planes      = p.kind.n_planes;
+    d.e.rank          = (int32_t) p.rank;
+    d.e.type_u        = p.kind.factors;
+    d.e.type_v        = p.kind.factors;
+    d.e.scale_per_row = p.kind.row_scales ? (1 << p.kind.n_planes) - 1 : 0;
+    d.sign.resize((size_t) p.kind.n_planes);
+    d.q1_0.resize((size_t) p.kind.n_planes);
+    d.scale.resize((size_t) p.kind.n_planes);
+    for (int k = 0; k < p.kind.n_planes; k++) {
+        d.sign[(size_t) k]  = random_bytes((size_t) (p.n_in * p.n_out / 8), rng);
+        d.q1_0[(size_t) k]  = as_q1_0(d.sign[(size_t) k]);
+        d.scale[(size_t) k] = std::vector<float>(p.kind.row_scales ? (size_t) p.n_out : 1, 0.001f);
+        d.e.sign[k]         = d.sign[(size_t) k].data();
+        d.e.scale[k]        = d.scale[(size_t) k].data();
+    }
+    if (p.kind.column_scales) {
+        d.cscale = random_floats((size_t) p.n_in, 2.0f, rng);
+    }
+    d.u        = quantised(p.kind.factors, random_floats((size_t) (p.rank * p.n_out), 0.1f, rng), p.rank);
+    d.v        = quantised(p.kind.factors, random_floats((size_t) (p.rank * p.n_in), 0.01f, rng), p.n_in);
+    d.e.u      = d.u.data();
+    d.e.v      = d.v.data();
+    d.e.cscale = d.cscale.empty() ? nullptr : d.cscale.data();
+    return d;
+}
+
+// Reads the delta's bytes, each thread an equal share, and nothing else.
+void read_delta(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const random_delta & d   = *(const random_delta *) userdata;
+    uint64_t             sum = 0;
+    const auto           add = [&](const std::vector<uint8_t> & bytes) {
+        const size_t n_lines = bytes.size() / 64;
+        const size_t from    = n_lines * (size_t) ith / (size_t) nth * 64;
+        const size_t to      = n_lines * (size_t) (ith + 1) / (size_t) nth * 64;
+        sum += read_all(bytes.data() + from, to - from);
+    };
+    for (const auto & plane : d.sign) {
+        add(plane);
+    }
+    add(d.u);
+    add(d.v);
+    ((volatile float *) dst->data)[16 * ith] = (float) sum;
+}
+
+ggml_tensor * weight(ggml_context * ctx, ggml_type type, int64_t ne0, int64_t ne1, const void * data) {
+    ggml_set_no_alloc(ctx, true);
+    ggml_tensor * t = ggml_new_tensor_2d(ctx, type, ne0, ne1);
+    ggml_set_no_alloc(ctx, false);
+    t->data = const_cast<void *>(data);
+    return t;
+}
+
+} // namespace
+
+op_problem::op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const delta_kind & kind) :
+    n_in(n_in),
+    n_out(n_out),
+    rank(rank_at_an_eighth(n_in, n_out, kind)),
+    base_type(base_type),
+    kind(kind) {
+    std::mt19937 rng(1);
+    const auto   w = quantised(base_type, random_floats((size_t) (n_in * n_out), 0.01f, rng), n_in);
+    deltas.push_back(make_delta(*this, rng));
+    const int n = (int) std::min<int64_t>(64, std::max<int64_t>(2, (int64_t) N_BYTES_IN_TURN / delta_bytes()));
+    while ((int) deltas.size() < n) {
+        deltas.push_back(make_delta(*this, rng));
+    }
+    base.assign((size_t) n, w);
+}
+
+int64_t op_problem::delta_bytes() const {
+    const random_delta & d = deltas[0];
+    return n_in * n_out / 8 * kind.n_planes + (int64_t) (d.u.size() + d.v.size());
+}
+
+double op_problem::error(const std::vector<float> & x, const float * got) const {
+    const random_delta &     d = deltas[0];
+    const std::vector<float> u = as_floats(kind.factors, d.u, rank * n_out);
+    const std::vector<float> v = as_floats(kind.factors, d.v, rank * n_in);
+    std::vector<double>      t((size_t) rank, 0.0);
+    for (int64_t k = 0; k < rank; k++) {
+        for (int64_t j = 0; j < n_in; j++) {
+            t[(size_t) k] += (double) v[(size_t) (k * n_in + j)] * x[(size_t) j];
+        }
+    }
+    double e = 0.0, w = 0.0;
+    for (int64_t i = 0; i < n_out; i++) {
+        double sum = 0.0;
+        for (size_t p = 0; p < d.sign.size(); p++) {
+            double signs = 0.0;
+            for (int64_t j = 0; j < n_in; j++) {
+                const double c = (d.cscale.empty() ? 1.0 : d.cscale[(size_t) j]) * x[(size_t) j];
+                signs += (d.sign[p][(size_t) (i * (n_in / 8) + j / 8)] >> (j % 8)) & 1 ? c : -c;
+            }
+            sum += d.scale[p][kind.row_scales ? (size_t) i : 0] * signs;
+        }
+        for (int64_t k = 0; k < rank; k++) {
+            sum += u[(size_t) (i * rank + k)] * t[(size_t) k];
+        }
+        e += (got[i] - sum) * (got[i] - sum);
+        w += sum * sum;
+    }
+    return std::sqrt(e / w);
+}
+
+run::run(const op_problem & p, method m, const std::vector<float> & x_values, int64_t n_rows, int n_threads) {
+    const size_t n_floats = (size_t) (n_rows * (p.n_in + p.n_out) + p.n_weights() * n_rows * (m == method::composed ? 3 * p.n_out * (1 + p.kind.n_planes) + p.n_in + 2 * p.rank : p.n_out));
+    ctx                   = ggml_init({ n_floats * sizeof(float) + ((size_t) 8 << 20), nullptr, false });
+    graph                 = ggml_new_graph(ctx);
+    x                     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_in, n_rows);
+    y                     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_out, n_rows);
+    owner                 = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, n_rows);
+    memcpy(x->data, x_values.data(), ggml_nbytes(x));
+    memset(y->data, 0, ggml_nbytes(y));
+    for (int64_t t = 0; t < n_rows; t++) {
+        ((float *) owner->data)[2 * t]     = 0.0f; // slot
+        ((float *) owner->data)[2 * t + 1] = 1.0f; // scale
+    }
+    for (int k = 0; k < p.n_weights(); k++) {
+        ggml_tensor * out = product(p, m, k);
+        first             = k == 0 ? out : first;
+        ggml_build_forward_expand(graph, out);
+    }
+    plan = ggml_graph_plan(graph, n_threads, nullptr);
+    work.resize(plan.work_size);
+    plan.work_data = work.data();
+}
+
+run::~run() {
+    ggml_free(ctx);
+}
+
+ggml_tensor * run::product(const op_problem & p, method m, int k) {
+    const random_delta & d = p.deltas[(size_t) k];
+    switch (m) {
+        case method::base:
+            return ggml_mul_mat(ctx, weight(ctx, p.base_type, p.n_in, p.n_out, p.base[(size_t) k].data()), x);
+        case method::fused: {
+            ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, sizeof(dqrelo_entry));
+            memcpy(table->data, &d.e, sizeof(d.e));
+            const int32_t stride[] = { 1, 0, 0 };
+            return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, table, owner, stride);
+        }
+        case method::composed: {
+            ggml_tensor * vx  = ggml_mul_mat(ctx, weight(ctx, p.kind.factors, p.n_in, p.rank, d.v.data()), x);
+            ggml_tensor * sum = ggml_mul_mat(ctx, weight(ctx, p.kind.factors, p.rank, p.n_out, d.u.data()), vx);
+            ggml_tensor * cx  = d.cscale.empty() ? x : ggml_mul(ctx, x, weight(ctx, GGML_TYPE_F32, p.n_in, 1, d.cscale.data()));
+            for (size_t i = 0; i < d.sign.size(); i++) {
+                ggml_tensor * sx = ggml_mul_mat(ctx, weight(ctx, GGML_TYPE_Q1_0, p.n_in, p.n_out, d.q1_0[i].data()), cx);
+                sx               = p.kind.row_scales ? ggml_mul(ctx, sx, weight(ctx, GGML_TYPE_F32, p.n_out, 1, d.scale[i].data())) : ggml_scale(ctx, sx, d.scale[i][0]);
+                sum              = ggml_add(ctx, sum, sx);
+            }
+            return ggml_add(ctx, y, sum);
+        }
+        case method::read: {
+            ggml_tensor * args[] = { y };
+            return ggml_custom_4d(ctx, GGML_TYPE_F32, 1024, 1, 1, 1, args, 1, read_delta, GGML_N_TASKS_MAX, const_cast<random_delta *>(&d));
+        }
+    }
+    return nullptr;
+}
+
+} // namespace bench

@@ -1,0 +1,79 @@
+// op-problem.h: products with random weights and deltas, by the base's mul_mat, by the op DQRELO, by ordinary ggml ops, and a plain read of the deltas.
+#pragma once
+
+#include "bench.h"
+
+#include "dqrelo-op.h"
+
+#include "ggml-cpu.h"
+#include "ggml.h"
+
+#include <memory>
+#include <vector>
+
+namespace bench {
+
+struct delta_kind {
+    ggml_type factors       = GGML_TYPE_F16;
+    int       n_planes      = 1;
+    bool      row_scales    = false;
+    bool      column_scales = false;
+};
+
+struct random_delta {
+    std::vector<uint8_t>              u, v;
+    std::vector<std::vector<uint8_t>> sign, q1_0; // a plane; q1_0 is the same signs in blocks of 128 with scale 1
+    std::vector<std::vector<float>>   scale;
+    std::vector<float>                cscale;
+    dqrelo_entry                      e = {};
+};
+
+enum class method { base,
+                    fused,
+                    composed,
+                    read };
+
+class op_problem {
+public:
+    op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const delta_kind & kind);
+
+    int n_weights() const {
+        return (int) deltas.size();
+    }
+    int64_t delta_bytes() const; // of one weight
+    // ||got - exact|| / ||exact|| of the delta's part of row 0 of the first weight, in F64
+    double error(const std::vector<float> & x, const float * got) const;
+
+    int64_t                           n_in, n_out, rank;
+    ggml_type                         base_type;
+    delta_kind                        kind;
+    std::vector<random_delta>         deltas;
+    std::vector<std::vector<uint8_t>> base;
+};
+
+// One graph with the products of all weights of the problem.
+class run {
+public:
+    run(const op_problem & p, method m, const std::vector<float> & x, int64_t n_rows, int n_threads);
+    run(const run &)             = delete;
+    run & operator=(const run &) = delete;
+    ~run();
+
+    void compute() {
+        ggml_graph_compute(graph, &plan);
+    }
+    const float * first_row() const { // of the first weight's product
+        return (const float *) first->data;
+    }
+
+private:
+    ggml_tensor * product(const op_problem & p, method m, int k);
+
+    ggml_context *       ctx;
+    ggml_cgraph *        graph;
+    ggml_cplan           plan;
+    std::vector<uint8_t> work;
+    ggml_tensor *        x = nullptr, *y = nullptr, *owner = nullptr, *first = nullptr;
+};
+
+} // namespace bench
