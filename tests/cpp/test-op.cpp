@@ -1,91 +1,20 @@
 // test-op.cpp: the op DQRELO in a ggml graph on the CPU, against F64: forms, slots, strides, threads. The kernels alone are in test-kernels.cpp.
 
 #include "check.h"
-#include "random-entry.h"
+#include "op-case.h"
 
 #include "ggml-cpu.h"
-#include "ggml.h"
 
-#include <array>
 #include <memory>
 #include <string>
 
-using shape = std::array<int64_t, 4>;
-
-// What owns a position of the token axis.
-struct owner_of {
-    int   slot;
-    float scale;
-};
-
-// One op on random input, run with any number of threads.
-struct op_case {
-    dqrelo_form                       form   = DQRELO_FORM_MATMUL;
-    shape                             ne     = { 33, 1, 1, 1 }; // of y
-    int64_t                           n_in   = 64;              // MATMUL: row length of x
-    std::array<int32_t, 3>            stride = { 1, 0, 0 };
-    std::vector<owner_of>             owners;
-    std::vector<const random_entry *> entries;       // null: a zeroed entry
-    std::vector<int32_t>              ids;                      // ROWS
-    bool                              gaps = false;           // x and y have rows further apart than their length
-
-    std::vector<float> y, x, out; // contiguous copies, row after row
-
-    int64_t n_rows() const {
-        return ne[1] * ne[2] * ne[3];
-    }
-    int64_t x_row() const {
-        return form == DQRELO_FORM_MATMUL ? n_in : ne[0];
-    }
-    const owner_of & owner(int64_t row) const {
-        const int64_t i1 = row % ne[1];
-        const int64_t i2 = row / ne[1] % ne[2];
-        const int64_t i3 = row / (ne[1] * ne[2]);
-        return owners[(size_t) (i1 * stride[0] + i2 * stride[1] + i3 * stride[2])];
-    }
-
-    void fill(uint32_t seed) {
-        std::mt19937 rng(seed);
-        y = random_row(ne[0] * n_rows(), rng);
-        x = random_row(x_row() * n_rows(), rng);
-    }
-    void run(int n_threads);
-};
-
-// An F32 tensor with `values`, whose rows lie 5 elements further apart than they are long if `gaps`.
-static ggml_tensor * make_f32(ggml_context * ctx, const shape & ne, const std::vector<float> & values, bool gaps) {
-    ggml_tensor * whole  = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, ne[0] + (gaps ? 5 : 0), ne[1], ne[2], ne[3]);
-    const int64_t n_rows = ne[1] * ne[2] * ne[3];
-    for (int64_t r = 0; r < n_rows; r++) {
-        memcpy((char *) whole->data + (size_t) r * whole->nb[1], values.data() + r * ne[0], (size_t) ne[0] * sizeof(float));
-    }
-    return gaps ? ggml_view_4d(ctx, whole, ne[0], ne[1], ne[2], ne[3], whole->nb[1], whole->nb[2], whole->nb[3], 0) : whole;
-}
-
-void op_case::run(int n_threads) {
-    ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
-    ggml_tensor *  ty  = make_f32(ctx, ne, y, gaps);
-    ggml_tensor *  tx;
-    if (form == DQRELO_FORM_ROWS) {
-        tx = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, ne[1], ne[2], ne[3]);
-        memcpy(tx->data, ids.data(), ids.size() * sizeof(int32_t));
-    } else {
-        tx = make_f32(ctx, { x_row(), ne[1], ne[2], ne[3] }, x, gaps);
-    }
-    ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * entries.size()));
-    for (size_t k = 0; k < entries.size(); k++) {
-        ((dqrelo_entry *) table->data)[k] = entries[k] ? entries[k]->e : dqrelo_entry{};
-    }
-    ggml_tensor * owner = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, (int64_t) owners.size());
-    for (size_t i = 0; i < owners.size(); i++) {
-        ((float *) owner->data)[2 * i]     = (float) owners[i].slot;
-        ((float *) owner->data)[2 * i + 1] = owners[i].scale;
-    }
-    ggml_tensor * dst   = ggml_dqrelo(ctx, form, ty, tx, table, owner, stride.data());
-    ggml_cgraph * graph = ggml_new_graph(ctx);
+static void run(op_case & c, int n_threads) {
+    ggml_context * ctx   = ggml_init({ (size_t) 64 << 20, nullptr, false });
+    ggml_tensor *  dst   = c.build(ctx);
+    ggml_cgraph *  graph = ggml_new_graph(ctx);
     ggml_build_forward_expand(graph, dst);
     ggml_graph_compute_with_ctx(ctx, graph, n_threads);
-    out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
+    c.out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
     ggml_free(ctx);
 }
 
@@ -141,23 +70,13 @@ static bool matches(const op_case & c) {
 static void check_case(const std::string & name, op_case & c) {
     check::begin(name.c_str());
     c.fill(31);
-    c.run(1);
+    run(c, 1);
     CHECK(matches(c));
     const std::vector<float> one = c.out;
     for (int n_threads : { 2, 4 }) {
-        c.run(n_threads);
+        run(c, n_threads);
         CHECK(memcmp(one.data(), c.out.data(), one.size() * sizeof(float)) == 0);
     }
-}
-
-// Owners that take turns: delta 0, base, delta 1 with a scale, an empty entry, delta 0 with scale 0, delta 1 negated.
-static std::vector<owner_of> mixed_owners(int64_t n) {
-    const owner_of        turn[] = { { 0, 1.0f }, { -1, 1.0f }, { 1, 0.5f }, { 2, 1.0f }, { 0, 0.0f }, { 1, -1.0f } };
-    std::vector<owner_of> out;
-    for (int64_t i = 0; i < n; i++) {
-        out.push_back(turn[i % 6]);
-    }
-    return out;
 }
 
 static void test_matmul_mixed() {
@@ -198,14 +117,14 @@ static void test_matmul_row_alone() {
     c.owners  = mixed_owners(40);
     c.entries = { &a, &b, nullptr };
     c.fill(37);
-    c.run(2);
+    run(c, 2);
     for (int64_t r : { 0, 2, 24, 38 }) {
         op_case alone = c;
         alone.ne      = { o.n_out, 1, 1, 1 };
         alone.owners  = { c.owners[(size_t) r] };
         alone.x.assign(c.x.begin() + r * o.n_in, c.x.begin() + (r + 1) * o.n_in);
         alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
-        alone.run(1);
+        run(alone, 1);
         CHECK(memcmp(alone.out.data(), c.out.data() + r * o.n_out, (size_t) o.n_out * sizeof(float)) == 0);
     }
 }

@@ -1,0 +1,90 @@
+// op-case.h: one op DQRELO on random input, as a tensor to be computed.
+#pragma once
+
+#include "random-entry.h"
+
+#include "ggml.h"
+
+#include <array>
+
+using shape = std::array<int64_t, 4>;
+
+// What owns a position of the token axis.
+struct owner_of {
+    int   slot;
+    float scale;
+};
+
+// Owners that take turns: delta 0, base, delta 1 with a scale, an empty entry, delta 0 with scale 0, delta 1 negated.
+inline std::vector<owner_of> mixed_owners(int64_t n) {
+    const owner_of        turn[] = { { 0, 1.0f }, { -1, 1.0f }, { 1, 0.5f }, { 2, 1.0f }, { 0, 0.0f }, { 1, -1.0f } };
+    std::vector<owner_of> out;
+    for (int64_t i = 0; i < n; i++) {
+        out.push_back(turn[i % 6]);
+    }
+    return out;
+}
+
+// An F32 tensor with `values`, whose rows lie 5 elements further apart than they are long if `gaps`.
+inline ggml_tensor * make_f32(ggml_context * ctx, const shape & ne, const std::vector<float> & values, bool gaps) {
+    ggml_tensor * whole  = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, ne[0] + (gaps ? 5 : 0), ne[1], ne[2], ne[3]);
+    const int64_t n_rows = ne[1] * ne[2] * ne[3];
+    for (int64_t r = 0; r < n_rows; r++) {
+        memcpy((char *) whole->data + (size_t) r * whole->nb[1], values.data() + r * ne[0], (size_t) ne[0] * sizeof(float));
+    }
+    return gaps ? ggml_view_4d(ctx, whole, ne[0], ne[1], ne[2], ne[3], whole->nb[1], whole->nb[2], whole->nb[3], 0) : whole;
+}
+
+struct op_case {
+    dqrelo_form                       form   = DQRELO_FORM_MATMUL;
+    shape                             ne     = { 33, 1, 1, 1 }; // of y
+    int64_t                           n_in   = 64;              // MATMUL: row length of x
+    std::array<int32_t, 3>            stride = { 1, 0, 0 };
+    std::vector<owner_of>             owners;
+    std::vector<const random_entry *> entries;      // null: a zeroed entry
+    std::vector<int32_t>              ids;          // ROWS
+    bool                              gaps = false; // x and y have rows further apart than their length
+
+    std::vector<float> y, x, out; // contiguous copies, row after row
+
+    int64_t n_rows() const {
+        return ne[1] * ne[2] * ne[3];
+    }
+    int64_t x_row() const {
+        return form == DQRELO_FORM_MATMUL ? n_in : ne[0];
+    }
+    const owner_of & owner(int64_t row) const {
+        const int64_t i1 = row % ne[1];
+        const int64_t i2 = row / ne[1] % ne[2];
+        const int64_t i3 = row / (ne[1] * ne[2]);
+        return owners[(size_t) (i1 * stride[0] + i2 * stride[1] + i3 * stride[2])];
+    }
+
+    void fill(uint32_t seed) {
+        std::mt19937 rng(seed);
+        y = random_row(ne[0] * n_rows(), rng);
+        x = random_row(x_row() * n_rows(), rng);
+    }
+
+    // The op's node, its sources filled in.
+    ggml_tensor * build(ggml_context * ctx) const {
+        ggml_tensor * ty = make_f32(ctx, ne, y, gaps);
+        ggml_tensor * tx;
+        if (form == DQRELO_FORM_ROWS) {
+            tx = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, ne[1], ne[2], ne[3]);
+            memcpy(tx->data, ids.data(), ids.size() * sizeof(int32_t));
+        } else {
+            tx = make_f32(ctx, { x_row(), ne[1], ne[2], ne[3] }, x, gaps);
+        }
+        ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * entries.size()));
+        for (size_t k = 0; k < entries.size(); k++) {
+            ((dqrelo_entry *) table->data)[k] = entries[k] ? entries[k]->e : dqrelo_entry{};
+        }
+        ggml_tensor * owner = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, (int64_t) owners.size());
+        for (size_t i = 0; i < owners.size(); i++) {
+            ((float *) owner->data)[2 * i]     = (float) owners[i].slot;
+            ((float *) owner->data)[2 * i + 1] = owners[i].scale;
+        }
+        return ggml_dqrelo(ctx, form, ty, tx, table, owner, stride.data());
+    }
+};
