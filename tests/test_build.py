@@ -27,7 +27,7 @@ from llama_cpp_pin import Pin, PinError
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(dqrelo_gguf.__file__).parent
 PROGRAMS = ("llama-server", "llama-cli", "llama-completion", "llama-quantize", "llama-perplexity")
-COMMANDS = ("dqrelo-convert", "dqrelo-inspect", "dqrelo-merge", "dqrelo-server")
+COMMANDS = ("dqrelo-bench", "dqrelo-convert", "dqrelo-inspect", "dqrelo-merge", "dqrelo-server")
 MAX_CHANGED_LINES = 400  # of upstream, by all patches
 
 SOURCE = "one\ntwo\nthree\nfour\nfive\n"

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     dangerous = parser.add_argument_group("dangerous")
     dangerous.add_argument(
         "--allow-other-base",
+        "--delta-allow-other-base",
         action="store_true",
         help="accept another quantisation of a delta's base (default: refuse)",
     )
