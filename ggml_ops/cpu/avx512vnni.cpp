@@ -188,65 +188,84 @@ static void sign_dots_avx512vnni(
 }
 
 //
-// factors: columns j .. j+15 of a row as F32; j is a multiple of 16, columns outside the mask are zero. BYTES: of 16 columns
+// factors: at<H> is columns j + 16 H .. j + 16 H + 15 of a row as F32; j is a multiple of 32, columns outside the mask are zero. BYTES: of 32 columns
 //
 
 struct load_f32 {
-    static constexpr int BYTES = 64;
+    static constexpr int BYTES = 128;
+    template <int H>
     static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        return _mm512_maskz_loadu_ps(m, (const float *) row + j);
+        return _mm512_maskz_loadu_ps(m, (const float *) row + j + 16 * H);
     }
 };
 
 struct load_f16 {
-    static constexpr int BYTES = 32;
+    static constexpr int BYTES = 64;
+    template <int H>
     static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j));
+        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j + 16 * H));
     }
 };
 
 struct load_bf16 {
-    static constexpr int BYTES = 32;
+    static constexpr int BYTES = 64;
+    template <int H>
     static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        const __m512i v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j));
+        const __m512i v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j + 16 * H));
         return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
     }
 };
 
+// Without the way through a scalar register, which the compiler would take.
+static inline __m512 block_scale(uint16_t d) {
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short) d));
+}
+
 struct load_q8_0 {
-    static constexpr int BYTES = 17;
-    static inline __m512 at(const void * row, int64_t j, __mmask16 /* m */) {
+    static constexpr int BYTES = sizeof(struct dqrelo_q8_0);
+    template <int H>
+    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
+        if (m == 0) {
+            return _mm512_setzero_ps();
+        }
         const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
-        const __m512i              q     = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) (block->qs + j % DQRELO_QK)));
-        return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(block->d)), _mm512_cvtepi32_ps(q));
+        const __m512i              q     = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) (block->qs + 16 * H)));
+        return _mm512_mul_ps(block_scale(block->d), _mm512_cvtepi32_ps(q));
     }
 };
 
 struct load_q4_0 {
-    static constexpr int BYTES = 9;
-    static inline __m512 at(const void * row, int64_t j, __mmask16 /* m */) {
+    static constexpr int BYTES = sizeof(struct dqrelo_q4_0);
+    template <int H>
+    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
+        if (m == 0) {
+            return _mm512_setzero_ps();
+        }
+        const __m512               values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
         const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
-        const __m128i              pairs  = _mm_loadu_si128((const __m128i *) block->qs);
-        const __m128i              nibble = _mm_and_si128(j % DQRELO_QK ? _mm_srli_epi16(pairs, 4) : pairs, _mm_set1_epi8(15));
-        const __m512i              q      = _mm512_sub_epi32(_mm512_cvtepu8_epi32(nibble), _mm512_set1_epi32(8));
-        return _mm512_mul_ps(_mm512_set1_ps(_cvtsh_ss(block->d)), _mm512_cvtepi32_ps(q));
+        const __m512i              pairs  = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) block->qs));
+        // the permutation looks at the low 4 bits only
+        return _mm512_mul_ps(block_scale(block->d), _mm512_permutexvar_ps(H ? _mm512_srli_epi32(pairs, 4) : pairs, values));
     }
 };
 
-// acc[r][t] += 16 columns of a[r] times those of b[t]
+// acc[r][t] += 32 columns of a[r] times those of b[t]
 template <class Load, int R, int T>
-static inline void dots_step(__m512 (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, __mmask16 m) {
-    __m512 b_f32x16[T];
+static inline void dots_step(__m512 (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, __mmask16 m0, __mmask16 m1) {
+    __m512 b0[T], b1[T];
     UNROLLED
     for (int t = 0; t < T; t++) {
-        b_f32x16[t] = load_f32::at(b[t], j, m);
+        b0[t] = load_f32::at<0>(b[t], j, m0);
+        b1[t] = load_f32::at<1>(b[t], j, m1);
     }
     UNROLLED
     for (int r = 0; r < R; r++) {
-        const __m512 a_f32x16 = Load::at(a[r], j, m);
+        const __m512 a0 = Load::template at<0>(a[r], j, m0);
+        const __m512 a1 = Load::template at<1>(a[r], j, m1);
         UNROLLED
         for (int t = 0; t < T; t++) {
-            acc[r][t] = _mm512_fmadd_ps(a_f32x16, b_f32x16[t], acc[r][t]);
+            acc[r][t] = _mm512_fmadd_ps(a0, b0[t], acc[r][t]);
+            acc[r][t] = _mm512_fmadd_ps(a1, b1[t], acc[r][t]);
         }
     }
 }
@@ -264,15 +283,15 @@ static void dots_tile(const uint8_t * const * a, int n_i, const float * const * 
     }
     uintptr_t next = prefetch_from(a[0], R * (a[1] - a[0]));
     int64_t   j    = 0;
-    for (; j + 16 <= n; j += 16) {
+    for (; j + 32 <= n; j += 32) {
         if (T <= 2) {
             prefetch_lines<R * Load::BYTES>(next);
             next += R * Load::BYTES;
         }
-        dots_step<Load, R, T>(acc, a, b, j, 0xffff);
+        dots_step<Load, R, T>(acc, a, b, j, 0xffff, 0xffff);
     }
     if (j < n) {
-        dots_step<Load, R, T>(acc, a, b, j, columns_m16(j, n));
+        dots_step<Load, R, T>(acc, a, b, j, columns_m16(j, n), columns_m16(j + 16, n));
     }
     UNROLLED
     for (int t = 0; t < T; t++) {
@@ -321,9 +340,11 @@ static void dots_avx512vnni(
 
 template <class Load>
 static void to_float_of(const void * src, int64_t n, float * out) {
-    for (int64_t j = 0; j < n; j += 16) {
-        const __mmask16 m = columns_m16(j, n);
-        _mm512_mask_storeu_ps(out + j, m, Load::at(src, j, m));
+    for (int64_t j = 0; j < n; j += 32) {
+        const __mmask16 m0 = columns_m16(j, n);
+        const __mmask16 m1 = columns_m16(j + 16, n);
+        _mm512_mask_storeu_ps(out + j, m0, Load::template at<0>(src, j, m0));
+        _mm512_mask_storeu_ps(out + j + 16, m1, Load::template at<1>(src, j, m1));
     }
 }
 
