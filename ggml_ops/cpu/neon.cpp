@@ -9,19 +9,21 @@
 //
 // With P the sum of the q_j whose bit is set, sum_j s_j q_j = 2 P - sum_j q_j, and -P = 256 sum_j m_j hi_j + sum_j m_j lo_j, one sdot each. 32-bit lanes
 // wrap around, and the result fits (dqrelo_q_max), so it is exact.
-// Vector instructions for 16 signs and T rows of q: 1 cmtst, 2 T sdot; loads 1/8 and 2 T / R, of which a core has as many pipes again:
+// Vector instructions for 16 signs and T rows of q: 1 cmtst, 2 T sdot; besides 1/8 loads of signs, 2 T / R of q and 1 / R of the constant, for which
+// cores have pipes of their own:
 //
 //   rows of q (T) x rows of signs (R)    1 x 4    2 x 4    3 x 2    4 x 2
 //   for 16 signs and one row of q        3        2.5      2.33     2.25
 //
 // With one row that is 1.3 bytes of signs a cycle for two vector pipes (Cortex-A76, Neoverse N1), 2.7 for four (Apple M1, Neoverse V1).
-// The copy is about 60 instructions a group and row of q, against 16 R to 24 R a tile of R rows: 4 % of a call with 64 rows of signs.
+// The copy is 48 of them and 32 loads and stores for a group and row of q, against 18 to 24 for each row of signs: 5 % of a call with 64 rows.
 // Tail: q is padded with zeros, so only the load of the last group of signs must stop at the end of the row.
 //
 // Floats. Lane l of one accumulator adds columns l, l + 4, ... in order, then the 4 lanes are added in one fixed tree. Tail: copied beside zeros.
 
 #include "factor-types.h"
 #include "kernels.h"
+#include "prefetch.h"
 
 #include <arm_neon.h>
 
@@ -88,23 +90,41 @@ static void quantize_row_neon(const float * x, const float * cscale, int64_t n, 
 static constexpr int64_t GROUP        = 128; // columns: 16 bytes of signs
 static constexpr int64_t PIECE_GROUPS = 64;  // groups of all rows of q that are in order at once: 16 KiB, half of the smallest L1 cache
 
+// Of 128 bytes, those at k, k + 8, ..., k + 120 go to out + 32 k. Each round parts the even from the odd ones.
+static inline void part_by_8(const int8_t * first, const int8_t * second, int8_t * out) {
+    int8x16_t v[8];
+    UNROLLED
+    for (int i = 0; i < 4; i++) {
+        v[i]     = vld1q_s8(first + 16 * i);
+        v[i + 4] = vld1q_s8(second + 16 * i);
+    }
+    UNROLLED
+    for (int round = 0; round < 3; round++) {
+        int8x16_t parted[8];
+        UNROLLED
+        for (int i = 0; i < 4; i++) {
+            parted[i]     = vuzp1q_s8(v[2 * i], v[2 * i + 1]);
+            parted[i + 4] = vuzp2q_s8(v[2 * i], v[2 * i + 1]);
+        }
+        UNROLLED
+        for (int i = 0; i < 8; i++) {
+            v[i] = parted[i];
+        }
+    }
+    UNROLLED
+    for (int k = 0; k < 8; k++) {
+        vst1q_s8(out + 32 * k, v[k]);
+    }
+}
+
 // q of groups 0 .. n_groups-1 in the order of the masks; n_blocks blocks of q are there
 static void reorder(const int8_t * q, int64_t n_blocks, int64_t n_groups, int8_t * out) {
     static const int8_t zeros[2 * DQRELO_Q_BLOCK] = { 0 };
     for (int64_t g = 0; g < n_groups; g++) {
         const int8_t * block0 = q + 2 * g * (2 * DQRELO_Q_BLOCK);
         const int8_t * block1 = 2 * g + 1 < n_blocks ? block0 + 2 * DQRELO_Q_BLOCK : zeros;
-        for (int byte = 0; byte < 2; byte++) { // hi, lo
-            // val[c] has columns c, c + 4, ..., c + 60
-            const int8x16x4_t columns0 = vld4q_s8(block0 + byte * DQRELO_Q_BLOCK);
-            const int8x16x4_t columns1 = vld4q_s8(block1 + byte * DQRELO_Q_BLOCK);
-            int8_t *          planes   = out + g * (2 * GROUP) + 16 * byte;
-            UNROLLED
-            for (int c = 0; c < 4; c++) {
-                vst1q_s8(planes + 32 * c, vuzp1q_s8(columns0.val[c], columns1.val[c]));
-                vst1q_s8(planes + 32 * (c + 4), vuzp2q_s8(columns0.val[c], columns1.val[c]));
-            }
-        }
+        part_by_8(block0, block1, out + g * (2 * GROUP));
+        part_by_8(block0 + DQRELO_Q_BLOCK, block1 + DQRELO_Q_BLOCK, out + g * (2 * GROUP) + 16);
     }
 }
 
@@ -157,9 +177,10 @@ static inline void sign_group(sign_sums<R, T> & sums, const uint8_t * const * ro
     }
 }
 
-// out[t*ld + r] += 2 P of R rows of signs, of which n_i are stored; n_bytes of each are there
+// out[t*ld + r] += 2 P of R rows of signs, row_bytes apart, of which n_i are stored; n_bytes of each are wanted
 template <int R, int T>
-static void sign_dots_tile(const uint8_t * const * row, int n_i, int64_t n_bytes, const int8_t * q, int64_t q_stride, int32_t * out, int64_t ld) {
+static void sign_dots_tile(
+    const uint8_t * const * row, int64_t row_bytes, int n_i, int64_t n_bytes, const int8_t * q, int64_t q_stride, int32_t * out, int64_t ld) {
     sign_sums<R, T> sums;
     UNROLLED
     for (int r = 0; r < R; r++) {
@@ -173,14 +194,19 @@ static void sign_dots_tile(const uint8_t * const * row, int n_i, int64_t n_bytes
     for (int r = 0; r < R; r++) {
         at[r] = row[r];
     }
-    for (; n_bytes >= 16; n_bytes -= 16) {
-        sign_group<R, T>(sums, at, 16, q, q_stride);
-        q += 2 * GROUP;
+    // the same columns of the next R rows, one of them a group: a cache line is 4 groups
+    const uintptr_t next = (uintptr_t) row[0] + (uintptr_t) (R * row_bytes);
+    int64_t         g    = 0;
+    for (; 16 * g + 16 <= n_bytes; g++) {
+        __builtin_prefetch((const void *) (next + (uintptr_t) (g % R * row_bytes + 16 * g)));
+        sign_group<R, T>(sums, at, 16, q + g * (2 * GROUP), q_stride);
         UNROLLED
         for (int r = 0; r < R; r++) {
             at[r] += 16;
         }
     }
+    q += g * (2 * GROUP);
+    n_bytes -= 16 * g;
     if (n_bytes > 0) {
         sign_group<R, T>(sums, at, n_bytes, q, q_stride);
     }
@@ -221,7 +247,7 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
             for (int r = 0; r < R; r++) {
                 row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8) + 16 * g0;
             }
-            sign_dots_tile<R, T>(row, n_i - i, n_bytes, piece, n_groups * (2 * GROUP), out + i, ld);
+            sign_dots_tile<R, T>(row, n / 8, n_i - i, n_bytes, piece, n_groups * (2 * GROUP), out + i, ld);
         }
     }
 }
@@ -243,7 +269,7 @@ static void sign_dots_neon(
 }
 
 //
-// factors: columns j .. j+7 of a row as F32; j is a multiple of 8, columns from the n-th of the eight on are zero
+// factors: columns j .. j+7 of a row as F32; j is a multiple of 8, columns from the n-th of the eight on are zero. BYTES: of 8 columns
 //
 
 // 8 16-bit values, of which n are there
@@ -267,6 +293,7 @@ static inline float32x4x2_t times_f32x8(float d, int8x8_t q) {
 }
 
 struct load_f32 {
+    static constexpr int        BYTES = 32;
     static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
         const float * src = (const float *) row + j;
         return { { load_f32x4(src, n), load_f32x4(src + 4, n - 4) } };
@@ -274,6 +301,7 @@ struct load_f32 {
 };
 
 struct load_f16 {
+    static constexpr int        BYTES = 16;
     static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
         const float16x8_t h = vreinterpretq_f16_u16(load_u16x8((const uint16_t *) row + j, n));
         return { { vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h) } };
@@ -281,6 +309,7 @@ struct load_f16 {
 };
 
 struct load_bf16 {
+    static constexpr int        BYTES = 16;
     static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
         const uint16x8_t b    = load_u16x8((const uint16_t *) row + j, n);
         const uint16x8_t zero = vdupq_n_u16(0);
@@ -289,6 +318,7 @@ struct load_bf16 {
 };
 
 struct load_q8_0 {
+    static constexpr int        BYTES = 9;
     static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
         const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
         return times_f32x8(f16_to_f32(block->d), vld1_s8(block->qs + j % DQRELO_QK));
@@ -296,6 +326,7 @@ struct load_q8_0 {
 };
 
 struct load_q4_0 {
+    static constexpr int        BYTES = 5;
     static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
         const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
         const uint8x8_t            pairs  = vld1_u8(block->qs + j % 16);
@@ -334,8 +365,11 @@ static void dots_tile(const uint8_t * const * a, int n_i, const float * const * 
             acc[r][t] = vdupq_n_f32(0.0f);
         }
     }
-    int64_t j = 0;
+    uintptr_t next = prefetch_from(a[0], R * (a[1] - a[0]));
+    int64_t   j    = 0;
     for (; j + 8 <= n; j += 8) {
+        prefetch_lines<R * Load::BYTES>(next);
+        next += R * Load::BYTES;
         dots_step<Load, R, T>(acc, a, b, j, 8);
     }
     if (j < n) {

@@ -3,6 +3,7 @@
 #include "check.h"
 #include "op-case.h"
 
+#include "dqrelo-cpu.h"
 #include "ggml-cpu.h"
 
 #include <memory>
@@ -99,6 +100,45 @@ static void test_matmul_mixed() {
             c.entries = { &a, &b, nullptr };
             c.gaps    = n_rows == 17;
             check_case("matmul/n_in=" + std::to_string(n_in) + "/rows=" + std::to_string(n_rows), c);
+        }
+    }
+}
+
+// Deltas of every kind in one batch, and rows without one: ranks, planes, what a scale belongs to, factor types.
+static void test_matmul_kinds() {
+    entry_options o;
+    o.n_in            = 576;
+    o.n_out           = 545;
+    entry_options row = o, column = o, both = o, zero = o, large = o, q = o;
+    row.rank           = 1;
+    row.n_planes       = 2;
+    row.scale_per_row  = true;
+    column.rank        = 7;
+    column.cscale      = true;
+    column.type_v      = GGML_TYPE_BF16;
+    both.rank          = 33;
+    both.n_planes      = 3;
+    both.scale_per_row = true;
+    both.cscale        = true;
+    both.type_u        = GGML_TYPE_F32;
+    zero.rank          = 7;
+    zero.zero_scale    = true;
+    large.rank         = 512;
+    q.rank             = 64;
+    q.n_planes         = 4;
+    q.type_u           = GGML_TYPE_Q4_0;
+    q.type_v           = GGML_TYPE_Q8_0;
+    const random_entry m(o, 41), r(row, 42), c(column, 43), b(both, 44), z(zero, 45), l(large, 46), f(q, 47);
+    for (int64_t n_rows : { 1, 3, 17 }) {
+        for (int first = 0; first < (n_rows == 1 ? 7 : 1); first++) { // one row: each of them alone
+            op_case k;
+            k.ne      = { o.n_out, n_rows, 1, 1 };
+            k.n_in    = o.n_in;
+            k.entries = { &m, &r, &c, &b, &z, &l, &f };
+            for (int i = 0; i < n_rows; i++) {
+                k.owners.push_back({ (first + i * 5) % 8 == 7 ? -1 : (first + i * 5) % 8, 1.0f - 0.1f * (float) i });
+            }
+            check_case("matmul/kinds/rows=" + std::to_string(n_rows) + "/first=" + std::to_string(first), k);
         }
     }
 }
@@ -281,7 +321,9 @@ static void test_dq1_type() {
 }
 
 int main() {
+    printf("instruction set: %s\n", dqrelo_cpu_isa());
     test_matmul_mixed();
+    test_matmul_kinds();
     test_matmul_row_alone();
     test_matmul_16_deltas();
     test_matmul_strides();
