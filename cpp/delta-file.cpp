@@ -111,8 +111,13 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::stri
     std::string reason;
     p->file = mapped_file::open(path, reason);
 
-    const bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) && check_delta_keys(p->header, reason) &&
-                      p->read_metadata(reason) && read_delta_layout(p->header, p->file->data(), p->layout, reason);
+    bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) && check_delta_keys(p->header, reason) &&
+                p->read_metadata(reason) && read_delta_layout(p->header, p->layout, reason);
+    if (good) {
+        // From the first byte to the last: a disk serves that far better than the scales, which lie all over the file.
+        p->file->prefault(0, p->file->n_bytes());
+        good = check_scales(p->header, p->layout, p->file->data(), reason);
+    }
     if (!good) {
         err = path + ": " + reason;
         return nullptr;
@@ -231,7 +236,5 @@ bool delta_file::verify(std::string & err) const {
     }
     return true;
 }
-
-void delta_file::prefault() const { p->file->prefault(0, p->file->n_bytes()); }
 
 } // namespace dqrelo

@@ -30,7 +30,7 @@ struct weight_info {
 // An opened delta file. Immutable: any number of threads may read it. Pointers and references live as long as the object.
 class delta_file {
 public:
-    // Maps and validates the file at `path`. Returns nullptr with one line in `err` on failure.
+    // Maps and validates the file at `path`; all of it is in memory then, so that no page fault falls into a decode step. Returns nullptr with one line in `err` on failure.
     static std::unique_ptr<delta_file> open(const std::string & path, std::string & err);
 
     ~delta_file();
@@ -75,9 +75,6 @@ public:
 
     // Recomputes every digest of docs/format.md section 5. Returns false with one line in `err` that names up to three damaged tensors.
     bool verify(std::string & err) const;
-
-    // Faults all pages in, so that no page fault falls into a decode step.
-    void prefault() const;
 
 private:
     struct impl;

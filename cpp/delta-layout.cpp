@@ -317,7 +317,25 @@ private:
     }
 };
 
-// Every scale is a finite number.
+} // namespace
+
+bool is_sha256_text(const std::string & text) {
+    return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+bool read_delta_layout(const gguf_header & header, delta_layout & out, std::string & err) {
+    err.clear();
+    if (!read_tensors(header, out, err) || !read_weights(header, out, err)) {
+        return false;
+    }
+    pack_reader packs(header, out);
+    if (!packs.read_all()) {
+        err = packs.err;
+        return false;
+    }
+    return check_order(header, err);
+}
+
 bool check_scales(const gguf_header & header, const delta_layout & layout, const uint8_t * data, std::string & err) {
     for (size_t i = 0; i < header.tensors.size(); ++i) {
         const gguf_tensor_entry & tensor = header.tensors[i];
@@ -337,25 +355,6 @@ bool check_scales(const gguf_header & header, const delta_layout & layout, const
         }
     }
     return true;
-}
-
-} // namespace
-
-bool is_sha256_text(const std::string & text) {
-    return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
-}
-
-bool read_delta_layout(const gguf_header & header, const uint8_t * data, delta_layout & out, std::string & err) {
-    err.clear();
-    if (!read_tensors(header, out, err) || !read_weights(header, out, err)) {
-        return false;
-    }
-    pack_reader packs(header, out);
-    if (!packs.read_all()) {
-        err = packs.err;
-        return false;
-    }
-    return check_order(header, err) && check_scales(header, out, data, err);
 }
 
 } // namespace dqrelo

@@ -87,7 +87,6 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_
     if (params.verify && !delta->file->verify(err)) {
         return nullptr;
     }
-    delta->file->prefault();
 
     delta->eog = end_tokens(*delta->file, model.vocab);
     for (const auto & key : delta->file->meta_keys()) {

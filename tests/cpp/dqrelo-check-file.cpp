@@ -130,7 +130,6 @@ int main(int argc, char ** argv) {
     if (!delta || !delta->verify(err)) {
         return refuse(err);
     }
-    delta->prefault();
     print_delta(*delta);
     if (argc == 3) {
         const auto base = base_file::open(argv[2], err);

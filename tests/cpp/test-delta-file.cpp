@@ -111,7 +111,6 @@ static void test_facts() {
     CHECK(*delta->meta_str("general.sampling.temp") == "0.7" && *delta->meta_str("dqrelo.version") == "1");
     CHECK(*delta->meta_str("tokenizer.ggml.add_bos_token") == "true" && *delta->meta_str("dqrelo.ratio") == "0.125");
     CHECK(!delta->meta_str("dqrelo.weight.names") && !delta->meta_str("none"));
-    delta->prefault();
 }
 
 static void test_verify() {
