@@ -59,7 +59,7 @@ class Measured:
 
 @dataclass
 class Row:
-    """All that is measured for N fine-tunes. A setting without runs does not fit into memory, or was not asked for."""
+    """All that is measured for N fine-tunes. Stock servers without runs do not fit into memory, or were not asked for."""
 
     n: int
     file_bytes: int  # base and deltas
@@ -94,7 +94,9 @@ class Bench:
         self.merged = [args.dir / f"merged-{i:02d}-f16.gguf" for i in range(n_most)]
         n_tokens = args.n_prompt + args.n_predict
         self.n_ctx = -(-n_tokens // CTX_STEP) * CTX_STEP
-        missing = [p for p in (self.server, args.stock_server, self.base, *self.deltas) if p and not p.is_file()]
+        merged = self.merged[:1] if args.stock_server else []
+        needed = (self.server, args.stock_server, self.base, *self.deltas, *merged)
+        missing = [p for p in needed if p and not p.is_file()]
         if missing:
             raise InputError(f"{missing[0]}: no such file. bench/make_llama_1b.py makes the models")
         if args.n_predict < 2:
@@ -154,12 +156,21 @@ class Bench:
             yield servers, requests
 
     def stock_fits(self, row: Row) -> bool:
-        """Whether N stock servers are asked for, there, and fit into memory."""
-        merged = self.merged[: row.n]
-        if self.args.stock_server is None or not all(p.is_file() for p in merged):
+        """Whether N stock servers are asked for and fit into memory.
+
+        Raises:
+            InputError: they fit, but a merged model is not there.
+        """
+        if self.args.stock_server is None:
             return False
-        needed = sum(p.stat().st_size for p in merged) + row.buffer_bytes("KV") + row.n * row.buffer_bytes("compute")
-        return bool(needed <= MEMORY_SHARE * psutil.virtual_memory().available)
+        merged_bytes = row.n * self.merged[0].stat().st_size  # all have the same size
+        needed = merged_bytes + row.buffer_bytes("KV") + row.n * row.buffer_bytes("compute")
+        if needed > MEMORY_SHARE * psutil.virtual_memory().available:
+            return False
+        missing = [p for p in self.merged[: row.n] if not p.is_file()]
+        if missing:
+            raise InputError(f"{missing[0]}: no such file. bench/make_llama_1b.py --merged {row.n} makes it")
+        return True
 
 
 def _shortened(requests: Sequence[Request], n_predict: int) -> list[Request]:
