@@ -109,10 +109,12 @@ static inline void dot_i32x16(__m512i & acc, __m512i u, __m512i s) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
 }
 
-// R rows of signs, of which n_i are stored, by T rows of q; R is a multiple of 4. The sums take 2 R T of the
-// 32 registers.
+// Blocks of 64 columns b0 .. b1-1 of R rows of signs, of which n_i are stored, by T rows of q; adds to out unless b0 is 0. `next` is what to
+// prefetch, a line a block. R is a multiple of 4. The sums take 2 R T of the 32 registers.
 template <int R, int T>
-static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_tile(
+    const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int64_t b0, int64_t b1, uintptr_t next,
+    int32_t * out, int64_t ld) {
     const __m512i one = _mm512_set1_epi8(1);
     __m512i       hi[R][T], lo[R][T];
     UNROLLED
@@ -123,12 +125,8 @@ static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * 
         }
     }
     const int64_t n_full = n / 64;
-    uintptr_t     next   = prefetch_from(row[0], R * (n / 8));
-    for (int64_t b = 0; b < (n + 63) / 64; b++) {
-        if (T <= 2) {
-            prefetch_lines<8 * R>(next);
-            next += 8 * R;
-        }
+    for (int64_t b = b0; b < b1; b++, next += 64) {
+        prefetch_lines<64>(next);
         __m512i q_hi[T], q_lo[T];
         UNROLLED
         for (int t = 0; t < T; t++) {
@@ -155,35 +153,61 @@ static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * 
         UNROLLED
         for (int r = 0; r < R; r += 4) {
             const __m128i p     = sums_i32x4(hi[r][t], hi[r + 1][t], hi[r + 2][t], hi[r + 3][t]);
-            const __m128i total = _mm_sub_epi32(_mm_slli_epi32(p, 1), _mm_set1_epi32(act[t].sum));
-            _mm_mask_storeu_epi32(out + t * ld + r, rows_m4(n_i - r), total);
+            const __m128i begun = b0 == 0 ? _mm_set1_epi32(-act[t].sum) : _mm_maskz_loadu_epi32(rows_m4(n_i - r), out + t * ld + r);
+            _mm_mask_storeu_epi32(out + t * ld + r, rows_m4(n_i - r), _mm_add_epi32(begun, _mm_slli_epi32(p, 1)));
         }
     }
 }
 
+// One or two rows of q: memory is the limit, so each row of signs is read in one go, and what comes behind the tile is prefetched.
 template <int R, int T>
-static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
     for (int i = 0; i < n_i; i += R) {
         const uint8_t * row[R]; // past the end the last row again
         for (int r = 0; r < R; r++) {
             row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
         }
-        sign_dots_tile<R, T>(row, n_i - i < R ? n_i - i : R, q, q_stride, act, n, out + i, ld);
+        sign_dots_tile<R, T>(row, n_i - i, q, q_stride, act, n, 0, (n + 63) / 64, prefetch_from(row[0], R * (n / 8)), out + i, ld);
     }
+}
+
+// Three rows of q: arithmetic is the limit, so a segment of q must stay in the first cache while it meets all rows of signs; the segment
+// after it, of these rows of q or of the next three, is prefetched meanwhile.
+static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+    constexpr int     R = 4, T = 3;
+    constexpr int64_t N_BLOCKS = 32; // of a segment: 12 KiB of q
+    const int64_t     n_blocks = (n + 63) / 64;
+    for (int64_t b0 = 0; b0 < n_blocks; b0 += N_BLOCKS) {
+        const int64_t b1 = b0 + N_BLOCKS < n_blocks ? b0 + N_BLOCKS : n_blocks;
+        for (int i = 0; i < n_i; i += R) {
+            const uint8_t * row[R]; // past the end the last row again
+            for (int r = 0; r < R; r++) {
+                row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
+            }
+            // each tile asks for a line a block: 2 T of them take in the next segment
+            const int      k     = i / R % (2 * T);
+            const int8_t * ahead = b1 < n_blocks ? q + k / 2 * q_stride + b1 * (2 * DQRELO_Q_BLOCK) : q + (T + k / 2) * q_stride;
+            sign_dots_tile<R, T>(row, n_i - i, q, q_stride, act, n, b0, b1, (uintptr_t) ahead + (uintptr_t) (k % 2 * N_BLOCKS * 64), out + i, ld);
+        }
+    }
+}
+
+// Rows of q or b to take at once from row t on. The first two bring a tile of weights in from memory, with prefetches; then three at a time,
+// of which the sums take 24 registers, find it in a cache.
+static inline int rows_at_once(int t, int n_t) {
+    const int most = t == 0 ? 2 : 3;
+    return n_t - t < most ? n_t - t : most;
 }
 
 static void sign_dots_avx512vnni(
     const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
-    for (int t = 0; t < n_t;) {
-        const int left   = n_t - t;
-        const int n_step = left == 4 ? 2 : left < 3 ? left
-                                                    : 3; // 4 is 2 + 2
-        switch (n_step) { // at most 24 accumulators
-            case 1: sign_dots_rows<8, 1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
-            case 2: sign_dots_rows<4, 2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
-            case 3: sign_dots_rows<4, 3>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+    for (int t = 0, n_step; t < n_t; t += n_step) {
+        n_step = rows_at_once(t, n_t);
+        switch (n_step) {
+            case 1: sign_dots_few<8, 1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+            case 2: sign_dots_few<4, 2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+            case 3: sign_dots_many(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
         }
-        t += n_step;
     }
 }
 
@@ -316,12 +340,12 @@ static void dots_rows(const void * a, int64_t a_stride, int n_i, const float * c
 
 template <class Load>
 static void dots_of(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
-    for (int t = 0; t < n_t; t += 4) {
-        switch (n_t - t) {
+    for (int t = 0, n_step; t < n_t; t += n_step) {
+        n_step = rows_at_once(t, n_t);
+        switch (n_step) {
             case 1: dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-            case 2: dots_rows<Load, 4, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-            case 3: dots_rows<Load, 4, 3>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-            default: dots_rows<Load, 4, 4>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
+            case 2: dots_rows<Load, 8, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
+            case 3: dots_rows<Load, 8, 3>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
         }
     }
 }

@@ -25,7 +25,7 @@ struct dqrelo_group {
 };
 
 // Rows and output features that are handled at once: bounds the scratch memory, never the result.
-#define DQRELO_TILE_T 48 // a multiple of what the kernels take at once: 3 for signs, 4 for floats
+#define DQRELO_TILE_T 50 // two, and a multiple of the three that the kernels take at once
 #define DQRELO_TILE_I 64
 
 struct dqrelo_scratch {
