@@ -298,7 +298,7 @@ static inline __m256i segment_sum(const uint8_t * sign, int64_t n_bytes, int64_t
 
 static void sign_dots_one(const uint8_t * sign, int n_i, const int8_t * q, const struct dqrelo_act * act, int64_t n, int32_t * out) {
     constexpr int64_t SEGMENT = SEGMENT_STEPS * STEP_COLUMNS;
-    const int64_t     ahead   = (DQRELO_PREFETCH_BYTES + n / 8 - 1) / (n / 8) * (n / 8); // whole rows, so that it is the same segment
+    const int64_t     ahead   = ((int64_t) DQRELO_PREFETCH_BYTES + n / 8 - 1) / (n / 8) * (n / 8); // whole rows, so that it is the same segment
     struct q_by_bit   ordered[SEGMENT_STEPS];
     for (int64_t j = 0; j < n; j += SEGMENT) {
         const int64_t n_columns = n - j < SEGMENT ? n - j : SEGMENT;
@@ -416,7 +416,7 @@ static void dots_tile(const uint8_t * const * a, int n_i, const float * const * 
             acc[r][t] = _mm256_setzero_ps();
         }
     }
-    uintptr_t next = prefetch_from(a[0], R * (a[1] - a[0]));
+    uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
     int64_t   j    = 0;
     for (; j + 8 <= n; j += 8) {
         if (T == 1) {

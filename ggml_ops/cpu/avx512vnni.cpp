@@ -167,7 +167,7 @@ static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64
         for (int r = 0; r < R; r++) {
             row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
         }
-        sign_dots_tile<R, T>(row, n_i - i, q, q_stride, act, n, 0, (n + 63) / 64, prefetch_from(row[0], R * (n / 8)), out + i, ld);
+        sign_dots_tile<R, T>(row, n_i - i, q, q_stride, act, n, 0, (n + 63) / 64, prefetch_from(row[0], (size_t) (R * (n / 8))), out + i, ld);
     }
 }
 
@@ -305,7 +305,7 @@ static void dots_tile(const uint8_t * const * a, int n_i, const float * const * 
             acc[r][t] = _mm512_setzero_ps();
         }
     }
-    uintptr_t next = prefetch_from(a[0], R * (a[1] - a[0]));
+    uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
     int64_t   j    = 0;
     for (; j + 32 <= n; j += 32) {
         if (T <= 2) {

@@ -365,7 +365,7 @@ static void dots_tile(const uint8_t * const * a, int n_i, const float * const * 
             acc[r][t] = vdupq_n_f32(0.0f);
         }
     }
-    uintptr_t next = prefetch_from(a[0], R * (a[1] - a[0]));
+    uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
     int64_t   j    = 0;
     for (; j + 8 <= n; j += 8) {
         prefetch_lines<R * Load::BYTES>(next);
