@@ -111,7 +111,7 @@ void measure(const op_problem & p, int64_t n_rows, int n_threads, double seconds
     const std::vector<double> t = medians_in_turn(runs.size(), seconds * (double) runs.size(), [&](size_t i) { runs[i]->compute(); });
 
     const double n_bytes = (double) p.delta_bytes();
-    const auto   us      = [&](size_t i) { return t[i] / p.n_weights() * 1e6; };
+    const auto   us      = [&](size_t i) { return t[i] / p.n_weights(n_rows) * 1e6; };
     printf("| %lld x %lld, %lld | %d | %lld | %.1f | %.1f | %.1f | %.2f | %.2f | %.1f | %.1f | %.0f %% | %.4f %% | %.4f %% |\n", (long long) p.n_in,
            (long long) p.n_out, (long long) p.rank, n_threads, (long long) n_rows, us(0), us(1), us(2), us(1) / us(0), us(2) / us(1), n_bytes / us(1) * 1e-3,
            n_bytes / us(3) * 1e-3, 100.0 * us(3) / us(1), 100.0 * p.error(x, runs[1]->first_row()), 100.0 * p.error(x, runs[2]->first_row()));

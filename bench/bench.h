@@ -73,7 +73,12 @@ inline void print_machine(int argc, char ** argv) {
     if (f) {
         fclose(f);
     }
-    printf("\ncpu: %s\n", name);
+    printf("\ncpu: %s\ncommit: ", name);
+    f = popen("git -C '" DQRELO_SOURCE_DIR "' describe --always --exclude='*' --dirty=+ 2>/dev/null", "r");
+    printf("%s", f && fgets(line, sizeof(line), f) ? line : "unknown\n");
+    if (f) {
+        pclose(f);
+    }
 }
 
 // Sum of the bytes in 64-bit pieces: what reading memory costs. n_bytes is a multiple of 64.

@@ -159,7 +159,7 @@ double op_problem::error(const std::vector<float> & x, const float * got) const 
 }
 
 run::run(const op_problem & p, method m, const std::vector<float> & x_values, int64_t n_rows, int n_threads) {
-    const size_t n_floats = (size_t) (n_rows * (p.n_in + p.n_out) + p.n_weights() * n_rows * (m == method::composed ? 3 * p.n_out * (1 + p.kind.n_planes) + p.n_in + 2 * p.rank : p.n_out));
+    const size_t n_floats = (size_t) (n_rows * (p.n_in + p.n_out) + p.n_weights(n_rows) * n_rows * (m == method::composed ? 3 * p.n_out * (1 + p.kind.n_planes) + p.n_in + 2 * p.rank : p.n_out));
     ctx                   = ggml_init({ n_floats * sizeof(float) + ((size_t) 8 << 20), nullptr, false });
     graph                 = ggml_new_graph(ctx);
     x                     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_in, n_rows);
@@ -171,7 +171,7 @@ run::run(const op_problem & p, method m, const std::vector<float> & x_values, in
         ((float *) owner->data)[2 * t]     = 0.0f; // slot
         ((float *) owner->data)[2 * t + 1] = 1.0f; // scale
     }
-    for (int k = 0; k < p.n_weights(); k++) {
+    for (int k = 0; k < p.n_weights(n_rows); k++) {
         ggml_tensor * out = product(p, m, k);
         first             = k == 0 ? out : first;
         ggml_build_forward_expand(graph, out);

@@ -37,8 +37,9 @@ class op_problem {
 public:
     op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const delta_kind & kind);
 
-    int n_weights() const {
-        return (int) deltas.size();
+    // Weights that take turns: more bytes than the caches hold, but two where arithmetic is the limit.
+    int n_weights(int64_t n_rows) const {
+        return n_rows < 64 ? (int) deltas.size() : 2;
     }
     int64_t delta_bytes() const; // of one weight
     // ||got - exact|| / ||exact|| of the delta's part of row 0 of the first weight, in F64
@@ -51,7 +52,7 @@ public:
     std::vector<std::vector<uint8_t>> base;
 };
 
-// One graph with the products of all weights of the problem.
+// One graph with the products of the weights that take turns.
 class run {
 public:
     run(const op_problem & p, method m, const std::vector<float> & x, int64_t n_rows, int n_threads);

@@ -46,10 +46,10 @@ void dqrelo_matmul_prepare(const struct dqrelo_kernels * kernels, const struct d
         }
     }
     // the thread that quantised the last row begins at the end of V
-    const int64_t n_chunks = (e->rank + 7) / 8; // of 8 rows of V
-    const int     share    = nth - 1 - ith;
-    const int64_t r0       = min_i64(e->rank, n_chunks * share / nth * 8);
-    const int64_t r1       = min_i64(e->rank, n_chunks * (share + 1) / nth * 8);
+    const int64_t n_lines = (e->rank + 15) / 16; // of t
+    const int     share   = nth - 1 - ith;
+    const int64_t r0      = min_i64(e->rank, n_lines * share / nth * 16);
+    const int64_t r1      = min_i64(e->rank, n_lines * (share + 1) / nth * 16);
     if (r0 < r1) {
         factor_in(kernels, g, r0, r1);
     }

@@ -43,9 +43,10 @@ static int64_t count_slots(const ggml_tensor * dst) {
     return dst->src[2]->ne[0] / (int64_t) sizeof(dqrelo_entry);
 }
 
-// The rank is not known when the work memory is planned (tables change between runs), so room is for the largest that makes sense.
+// The rank is not known when the work memory is planned (tables change between runs), so room is for the largest that makes sense; in whole
+// cache lines, because different threads compute different ranks.
 static int64_t max_rank(int64_t n_in, int64_t n_out) {
-    return std::min(n_in, n_out);
+    return (std::min(n_in, n_out) + 15) / 16 * 16;
 }
 
 static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
