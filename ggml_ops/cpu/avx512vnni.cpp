@@ -109,14 +109,33 @@ static inline void dot_i32x16(__m512i & acc, __m512i u, __m512i s) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
 }
 
+// Adds one block of 64 columns: the sums of R rows of signs by T rows of q.
+template <int R, int T>
+static inline __attribute__((always_inline)) void sign_step(__m512i (&hi)[R][T], __m512i (&lo)[R][T], const __mmask64 (&bits)[R], const int8_t * q, int64_t q_stride) {
+    __m512i q_hi[T], q_lo[T];
+    UNROLLED
+    for (int t = 0; t < T; t++) {
+        q_hi[t] = _mm512_loadu_si512(q + t * q_stride);
+        q_lo[t] = _mm512_loadu_si512(q + t * q_stride + DQRELO_Q_BLOCK);
+    }
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        const __m512i set = _mm512_maskz_mov_epi8(bits[r], _mm512_set1_epi8(1));
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            dot_i32x16(hi[r][t], set, q_hi[t]);
+            dot_i32x16(lo[r][t], set, q_lo[t]);
+        }
+    }
+}
+
 // Blocks of 64 columns b0 .. b1-1 of R rows of signs, of which n_i are stored, by T rows of q; adds to out unless b0 is 0. `next` is what to
 // prefetch, a line a block. R is a multiple of 4. The sums take 2 R T of the 32 registers.
 template <int R, int T>
 static void sign_dots_tile(
     const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int64_t b0, int64_t b1, uintptr_t next,
     int32_t * out, int64_t ld) {
-    const __m512i one = _mm512_set1_epi8(1);
-    __m512i       hi[R][T], lo[R][T];
+    __m512i hi[R][T], lo[R][T];
     UNROLLED
     for (int r = 0; r < R; r++) {
         UNROLLED
@@ -124,25 +143,23 @@ static void sign_dots_tile(
             hi[r][t] = lo[r][t] = _mm512_setzero_si512();
         }
     }
-    const int64_t n_full = n / 64;
-    for (int64_t b = b0; b < b1; b++, next += 64) {
+    const int64_t n_full = b1 < n / 64 ? b1 : n / 64;
+    for (int64_t b = b0; b < n_full; b++, next += 64) {
         prefetch_lines<64>(next);
-        __m512i q_hi[T], q_lo[T];
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            q_hi[t] = _mm512_loadu_si512(q + t * q_stride + b * (2 * DQRELO_Q_BLOCK));
-            q_lo[t] = _mm512_loadu_si512(q + t * q_stride + b * (2 * DQRELO_Q_BLOCK) + DQRELO_Q_BLOCK);
-        }
+        __mmask64 bits[R];
         UNROLLED
         for (int r = 0; r < R; r++) {
-            const __mmask64 bits = b < n_full ? next_signs(row[r] + 8 * b) : last_signs(row[r] + 8 * b, n % 64 / 8);
-            const __m512i   set  = _mm512_maskz_mov_epi8(bits, one);
-            UNROLLED
-            for (int t = 0; t < T; t++) {
-                dot_i32x16(hi[r][t], set, q_hi[t]);
-                dot_i32x16(lo[r][t], set, q_lo[t]);
-            }
+            bits[r] = next_signs(row[r] + 8 * b);
         }
+        sign_step<R, T>(hi, lo, bits, q + b * (2 * DQRELO_Q_BLOCK), q_stride);
+    }
+    if (n_full < b1) {
+        __mmask64 bits[R];
+        UNROLLED
+        for (int r = 0; r < R; r++) {
+            bits[r] = last_signs(row[r] + 8 * n_full, n % 64 / 8);
+        }
+        sign_step<R, T>(hi, lo, bits, q + n_full * (2 * DQRELO_Q_BLOCK), q_stride);
     }
     UNROLLED
     for (int t = 0; t < T; t++) {
