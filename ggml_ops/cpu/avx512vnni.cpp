@@ -103,6 +103,11 @@ static inline __mmask64 next_signs(const uint8_t * sign) {
     return (__mmask64) bits;
 }
 
+// signs 64 b .. 64 b + 63 of a row of n
+static inline __mmask64 signs_of_block(const uint8_t * row, int64_t b, int64_t n) {
+    return b < n / 64 ? next_signs(row + 8 * b) : last_signs(row + 8 * b, n % 64 / 8);
+}
+
 // acc += u * s, bytes, u unsigned. In assembler, because GCC 12 copies the intrinsic's accumulators in every step of a loop: measured
 // 1.2 (one row) to 1.7 times (three rows) slower.
 static inline void dot_i32x16(__m512i & acc, __m512i u, __m512i s) {
@@ -129,38 +134,9 @@ static inline __attribute__((always_inline)) void sign_step(__m512i (&hi)[R][T],
     }
 }
 
-// Blocks of 64 columns b0 .. b1-1 of R rows of signs, of which n_i are stored, by T rows of q; adds to out unless b0 is 0. `next` is what to
-// prefetch, a line a block. R is a multiple of 4. The sums take 2 R T of the 32 registers.
+// out = (accumulate ? out : -sum q) + 2 P for R rows of signs, of which n_i are stored, and T rows of q; R is a multiple of 4
 template <int R, int T>
-static void sign_dots_tile(
-    const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int64_t b0, int64_t b1, uintptr_t next,
-    int32_t * out, int64_t ld) {
-    __m512i hi[R][T], lo[R][T];
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            hi[r][t] = lo[r][t] = _mm512_setzero_si512();
-        }
-    }
-    const int64_t n_full = b1 < n / 64 ? b1 : n / 64;
-    for (int64_t b = b0; b < n_full; b++, next += 64) {
-        prefetch_lines<64>(next);
-        __mmask64 bits[R];
-        UNROLLED
-        for (int r = 0; r < R; r++) {
-            bits[r] = next_signs(row[r] + 8 * b);
-        }
-        sign_step<R, T>(hi, lo, bits, q + b * (2 * DQRELO_Q_BLOCK), q_stride);
-    }
-    if (n_full < b1) {
-        __mmask64 bits[R];
-        UNROLLED
-        for (int r = 0; r < R; r++) {
-            bits[r] = last_signs(row[r] + 8 * n_full, n % 64 / 8);
-        }
-        sign_step<R, T>(hi, lo, bits, q + n_full * (2 * DQRELO_Q_BLOCK), q_stride);
-    }
+static inline void store_sums(__m512i (&hi)[R][T], const __m512i (&lo)[R][T], int n_i, const struct dqrelo_act * act, bool accumulate, int32_t * out, int64_t ld) {
     UNROLLED
     for (int t = 0; t < T; t++) {
         UNROLLED
@@ -170,8 +146,19 @@ static void sign_dots_tile(
         UNROLLED
         for (int r = 0; r < R; r += 4) {
             const __m128i p     = sums_i32x4(hi[r][t], hi[r + 1][t], hi[r + 2][t], hi[r + 3][t]);
-            const __m128i begun = b0 == 0 ? _mm_set1_epi32(-act[t].sum) : _mm_maskz_loadu_epi32(rows_m4(n_i - r), out + t * ld + r);
+            const __m128i begun = accumulate ? _mm_maskz_loadu_epi32(rows_m4(n_i - r), out + t * ld + r) : _mm_set1_epi32(-act[t].sum);
             _mm_mask_storeu_epi32(out + t * ld + r, rows_m4(n_i - r), _mm_add_epi32(begun, _mm_slli_epi32(p, 1)));
+        }
+    }
+}
+
+template <int R, int T>
+static inline void set_zero(__m512i (&hi)[R][T], __m512i (&lo)[R][T]) {
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            hi[r][t] = lo[r][t] = _mm512_setzero_si512();
         }
     }
 }
@@ -184,27 +171,76 @@ static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64
         for (int r = 0; r < R; r++) {
             row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
         }
-        sign_dots_tile<R, T>(row, n_i - i, q, q_stride, act, n, 0, (n + 63) / 64, prefetch_from(row[0], (size_t) (R * (n / 8))), out + i, ld);
+        __m512i hi[R][T], lo[R][T];
+        set_zero(hi, lo);
+        uintptr_t next = prefetch_from(row[0], (size_t) (R * (n / 8)));
+        for (int64_t b = 0; b < (n + 63) / 64; b++, next += 64) {
+            prefetch_lines<64>(next);
+            __mmask64 bits[R];
+            UNROLLED
+            for (int r = 0; r < R; r++) {
+                bits[r] = signs_of_block(row[r], b, n);
+            }
+            sign_step<R, T>(hi, lo, bits, q + b * (2 * DQRELO_Q_BLOCK), q_stride);
+        }
+        store_sums<R, T>(hi, lo, n_i - i, act, false, out + i, ld);
     }
 }
 
-// Three rows of q: arithmetic is the limit, so a segment of q must stay in the first cache while it meets all rows of signs; the segment
-// after it, of these rows of q or of the next three, is prefetched meanwhile.
-static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
-    constexpr int     R = 4, T = 3;
-    constexpr int64_t N_BLOCKS = 32; // of a segment: 12 KiB of q
-    const int64_t     n_blocks = (n + 63) / 64;
-    for (int64_t b0 = 0; b0 < n_blocks; b0 += N_BLOCKS) {
-        const int64_t b1 = b0 + N_BLOCKS < n_blocks ? b0 + N_BLOCKS : n_blocks;
-        for (int i = 0; i < n_i; i += R) {
-            const uint8_t * row[R]; // past the end the last row again
-            for (int r = 0; r < R; r++) {
-                row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
+//
+// many rows of q
+//
+// Arithmetic is the limit, so what is used again must stay in the first cache: a segment of 2048 columns of 64 rows of signs, 16 KiB, gathered from
+// rows whose distance may be a power of two, which would use a few of its sets only; and the same segment of three rows of q, 12 KiB.
+//
+
+static constexpr int     MANY_R         = 4;
+static constexpr int     MANY_T         = 3; // the sums take 2 * 4 * 3 of the 32 registers
+static constexpr int     MANY_ROWS      = 64;
+static constexpr int64_t SEGMENT_BLOCKS = 32;
+
+// The signs of rows 4 g .. 4 g + 3 of a segment, block by block.
+struct sign_segment {
+    __mmask64 bits[MANY_ROWS / MANY_R][SEGMENT_BLOCKS][MANY_R];
+};
+
+static void gather_signs(struct sign_segment * segment, const uint8_t * sign, int n_i, int64_t n, int64_t b0, int64_t b1) {
+    for (int i = 0; i < (n_i + MANY_R - 1) / MANY_R * MANY_R; i++) {
+        const uint8_t * row = sign + (i < n_i ? i : n_i - 1) * (n / 8); // past the end the last row again
+        for (int64_t b = b0; b < b1; b++) {
+            segment->bits[i / MANY_R][b - b0][i % MANY_R] = signs_of_block(row, b, n);
+        }
+    }
+}
+
+// A segment by three rows of q. `ahead` is the q of the three rows after them: each group of rows asks for a part of it.
+static void sign_dots_segment(
+    const struct sign_segment * segment, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n_blocks, bool accumulate, int32_t * out, int64_t ld) {
+    for (int g = 0; g * MANY_R < n_i; g++) {
+        const int8_t * ahead = q + (MANY_T + g / 2 % MANY_T) * q_stride + g % 2 * n_blocks * 64;
+        __m512i        hi[MANY_R][MANY_T], lo[MANY_R][MANY_T];
+        set_zero(hi, lo);
+        for (int64_t b = 0; b < n_blocks; b++) {
+            prefetch_lines<64>((uintptr_t) ahead + (uintptr_t) (b * 64));
+            sign_step<MANY_R, MANY_T>(hi, lo, segment->bits[g][b], q + b * (2 * DQRELO_Q_BLOCK), q_stride);
+        }
+        store_sums<MANY_R, MANY_T>(hi, lo, n_i - g * MANY_R, act, accumulate, out + g * MANY_R, ld);
+    }
+}
+
+// n_t is a multiple of three
+static void sign_dots_many(
+    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
+    struct sign_segment segment;
+    const int64_t       n_blocks = (n + 63) / 64;
+    for (int i = 0; i < n_i; i += MANY_ROWS) {
+        const int n_rows = n_i - i < MANY_ROWS ? n_i - i : MANY_ROWS;
+        for (int64_t b0 = 0; b0 < n_blocks; b0 += SEGMENT_BLOCKS) {
+            const int64_t b1 = b0 + SEGMENT_BLOCKS < n_blocks ? b0 + SEGMENT_BLOCKS : n_blocks;
+            gather_signs(&segment, sign + i * (n / 8), n_rows, n, b0, b1);
+            for (int t = 0; t < n_t; t += MANY_T) {
+                sign_dots_segment(&segment, n_rows, q + t * q_stride + b0 * (2 * DQRELO_Q_BLOCK), q_stride, act + t, b1 - b0, b0 > 0, out + t * ld + i, ld);
             }
-            // each tile asks for a line a block: 2 T of them take in the next segment
-            const int      k     = i / R % (2 * T);
-            const int8_t * ahead = b1 < n_blocks ? q + k / 2 * q_stride + b1 * (2 * DQRELO_Q_BLOCK) : q + (T + k / 2) * q_stride;
-            sign_dots_tile<R, T>(row, n_i - i, q, q_stride, act, n, b0, b1, (uintptr_t) ahead + (uintptr_t) (k % 2 * N_BLOCKS * 64), out + i, ld);
         }
     }
 }
@@ -223,7 +259,10 @@ static void sign_dots_avx512vnni(
         switch (n_step) {
             case 1: sign_dots_few<8, 1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
             case 2: sign_dots_few<4, 2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
-            case 3: sign_dots_many(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+            case 3:
+                n_step = (n_t - t) / MANY_T * MANY_T;
+                sign_dots_many(sign, n_i, q + t * q_stride, q_stride, act + t, n_step, n, out + t * ld, ld);
+                break;
         }
     }
 }
