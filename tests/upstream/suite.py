@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server_fixtures import free_port
 from upstream.hub import Hub
 
 PASSED = "passed"
@@ -89,17 +89,10 @@ class Suite:
             "DQRELO_UPSTREAM_RESULTS": str(results),
             "LLAMA_CACHE": str(self.hub.cache),
             "LLAMA_SERVER_BIN_PATH": str(contender.server.resolve()),
-            "PORT": str(_free_port()),
+            "PORT": str(free_port()),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": str(Path(__file__).parent),
         }
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 def _read(results: Path) -> dict[str, Outcome]:
