@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import requests
+
 from server_fixtures import Server
 from soak.traffic import OK, Tally
 
@@ -69,7 +71,11 @@ class Administrator:
     def run(self, is_over: Callable[[], bool]) -> None:
         steps = (self._swap, self._come, self._go, self._break_new, self._break_loaded, self._look)
         while not is_over():
-            self.rng.choice(steps)()
+            try:
+                self.rng.choice(steps)()
+            except requests.RequestException as e:
+                self.tally.failed(f"administrator: {e}")
+                return
             time.sleep(PAUSE_S * self.rng.random())
 
     def _post(self, action: str, name: str, file: str | None = None) -> int:

@@ -129,7 +129,8 @@ class Client:
                 last = at
                 tokens += event["tokens"]
                 if n_max is not None and len(tokens) >= n_max:
-                    self.tally.n_cancelled += 1
+                    with self.tally.lock:
+                        self.tally.n_cancelled += 1
                     break
         return OK, tokens
 
