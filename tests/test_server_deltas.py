@@ -442,3 +442,76 @@ def test_keys_limit_names(artefacts: Artefacts, folder: Path, tmp_path: Path) ->
             answer = requests.post(server.url + "/deltas/unload", json={"name": "words"}, headers=headers, timeout=60)
             assert answer.status_code == expected
         assert requests.post(server.url + "/deltas/load", json={"name": "words"}, timeout=60).status_code == 401
+
+
+# what is counted, and what a request gets
+
+
+def metrics(server: Server) -> dict[str, float]:
+    lines = requests.get(server.url + "/metrics", timeout=60).text.splitlines()
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and line[0] != "#"}
+
+
+def test_metrics(artefacts: Artefacts, folder: Path, tmp_path: Path) -> None:
+    options = ("--deltas-dir", folder, "--delta-memory", "1", "--metrics", *CONTEXT)
+    with serve(artefacts.base, tmp_path, *options) as server:
+        answer = complete(server, "words", cache_prompt=False).json()
+        for name in ("words", "json", "loud", "again"):
+            text(server, name)
+        complete(server, "broken")
+        server.ask("/deltas/unload", name="json")
+        found = metrics(server)
+
+        def of(what: str, name: str) -> float:
+            return found[f'llamacpp:delta_{what}{{delta="{name}"}}']
+
+        assert of("requests_total", "words") == 2
+        assert of("requests_total", "json") == 1
+        assert of("tokens_predicted_total", "words") == 2 * answer["timings"]["predicted_n"]
+        assert of("prompt_tokens_total", "words") >= answer["timings"]["prompt_n"]
+        assert of("loads_total", "json") == 1  # still there, though it is unloaded
+        assert of("evictions_total", "words") == 1
+        assert of("load_failures_total", "broken") == 1
+        assert 0 < of("load_seconds_total", "words") < 60
+        assert of("resident_bytes", "words") == 0
+        assert of("resident_bytes", "loud") == row(server, "loud")["bytes"]
+        assert of("requests_running", "loud") == 0
+        assert found["llamacpp:deltas_requests_total"] == 5
+        assert found["llamacpp:deltas_loads_total"] == 4
+        assert found["llamacpp:deltas_resident_bytes"] == server.get("/deltas")["bytes_resident"]
+
+
+def test_life_is_logged(server: Server) -> None:
+    text(server, "words")
+    server.ask("/deltas/unload", name="words")
+    log = server.log.read_text()
+    for part in (
+        "deltas: 5, 0.0 MiB loaded",
+        "--delta-memory: no limit",
+        "weights applied",
+        "'words': unloading",
+        "'words': freed",
+    ):
+        assert part in log
+
+
+def test_props_of_a_model(server: Server) -> None:
+    base, loud = server.get("/props"), server.get("/props?model=loud")
+    assert base == server.get("/props?model=base")
+    assert base["model_alias"] == "base"
+    assert loud["model_alias"] == "loud"
+    assert loud["model_path"].endswith("loud.dq.gguf")
+    assert "<<" in loud["chat_template"]
+    assert "<<" not in base["chat_template"]
+    assert len(loud["delta"]["content_hash"]) == 64
+    assert error(requests.get(server.url + "/props?model=nobody", timeout=60), 404)
+
+
+def test_waiting_for_a_load_keeps_the_server_awake(artefacts: Artefacts, folder: Path, tmp_path: Path) -> None:
+    options = ("--deltas-dir", folder, "--sleep-idle-seconds", "1", *CONTEXT)
+    with serve(artefacts.base, tmp_path, *options) as server:
+        deadline = time.monotonic() + 20
+        while not server.get("/props")["is_sleeping"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert server.get("/props?model=words")["model_alias"] == "words"
+        assert server.ask("/deltas/load", name="json")["state"] == "loaded"

@@ -115,3 +115,28 @@ void server_delta_set::admin_unload(const std::string & name, const server_shoul
     check_admin();
     registry->unload(name, should_stop);
 }
+
+void server_delta_set::prepare(const std::string & model_name) const {
+    const std::string name = wanted_name({ { "model", model_name } });
+    if (!name.empty()) {
+        hold(name);
+    }
+}
+
+json server_delta_set::props(const std::string & model_name, json base) const {
+    const std::string name = wanted_name({ { "model", model_name } });
+    if (name.empty()) {
+        return base;
+    }
+    const auto           use   = hold(name);
+    const server_delta & delta = *use->delta;
+    task_params          defaults;
+    defaults.sampling                             = delta.params.sampling;
+    base["default_generation_settings"]["params"] = defaults.to_json(true);
+    base["model_alias"]                           = name;
+    base["model_path"]                            = delta.path;
+    base["chat_template"]                         = common_chat_templates_source(delta.chat.tmpls.get());
+    base["chat_template_caps"]                    = common_chat_templates_get_caps(delta.chat.tmpls.get());
+    base["delta"]                                 = { { "content_hash", delta.hash }, { "parent", base_names[0] } };
+    return base;
+}

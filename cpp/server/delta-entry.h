@@ -25,16 +25,16 @@ struct server_delta_stamp {
 
 // One loaded file. A reload makes another one; this one lives until its last request has ended. Constant once it serves, but for the last two.
 struct server_delta {
-    std::string            name;            // what requests call it
-    std::string            path;
-    std::string            hash;            // content hash, 64 hex digits
-    server_delta_stamp     stamp;           // the file as it was when it was loaded
-    double                 ratio   = 0.0;
-    double                 load_ms = 0.0;
-    dqrelo_applied         applied;
-    dqrelo_eog             eog;             // end tokens, empty: the vocabulary's
-    common_params_sampling sampling;        // defaults of a request
-    server_chat_params     chat;            // the base's, with the delta's template
+    std::string        name;            // what requests call it
+    std::string        path;
+    std::string        hash;            // content hash, 64 hex digits
+    server_delta_stamp stamp;           // the file as it was when it was loaded
+    double             ratio   = 0.0;
+    double             load_ms = 0.0;
+    dqrelo_applied     applied;
+    dqrelo_eog         eog;             // end tokens, empty: the vocabulary's
+    common_params      params;          // the server's, with the fine-tune's sampling defaults
+    server_chat_params chat;            // the base's, with the delta's template
 
     dqrelo_delta * handle = nullptr;  // NULL after the server slept; the main loop's, and the loader's before and after it serves
     int            n_uses = 0;        // requests that hold it; the registry's lock

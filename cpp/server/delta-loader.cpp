@@ -50,13 +50,15 @@ std::shared_ptr<server_delta> server_delta_read(const std::string & name, const 
     if (delta->handle == nullptr) {
         return nullptr;
     }
-    delta->name     = name;
-    delta->path     = path;
-    delta->hash     = dqrelo_content_hash(delta->handle);
-    delta->ratio    = dqrelo_ratio(delta->handle);
-    delta->eog      = dqrelo_eog_of(delta->handle, llama_model_get_vocab(host.model));
-    delta->sampling = sampling_of(delta->handle, host.params->sampling);
-    delta->load_ms  = (ggml_time_us() - t_start) / 1000.0;
+    delta->name   = name;
+    delta->path   = path;
+    delta->hash   = dqrelo_content_hash(delta->handle);
+    delta->ratio  = dqrelo_ratio(delta->handle);
+    delta->eog    = dqrelo_eog_of(delta->handle, llama_model_get_vocab(host.model));
+    delta->params = *host.params;
+
+    delta->params.sampling = sampling_of(delta->handle, host.params->sampling);
+    delta->load_ms         = (ggml_time_us() - t_start) / 1000.0;
     return delta;
 }
 

@@ -19,6 +19,7 @@ bool server_delta_registry::next_load(work & next) {
         std::string err;
         switch (make_room(entry, err)) {
             case room::never:
+                SRV_WRN("%s\n", err.c_str());
                 entry.reason = err;
                 finish(entry, ERROR_TYPE_UNAVAILABLE, err);
                 continue;

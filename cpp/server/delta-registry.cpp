@@ -138,13 +138,14 @@ void server_delta_registry::pause(lock_t & lock, const server_should_stop & shou
     if (is_stopping) {
         throw server_delta_error(ERROR_TYPE_UNAVAILABLE, "the server is shutting down");
     }
-    if (should_stop) {
-        lock.unlock();  // it asks the socket
-        const bool is_gone = should_stop();
-        lock.lock();
-        if (is_gone) {
-            throw server_delta_error(ERROR_TYPE_UNAVAILABLE, "the client has gone");
-        }
+    lock.unlock();  // both may wait
+    const bool is_gone = should_stop && should_stop();
+    if (!is_gone && keep_awake) {
+        keep_awake();
+    }
+    lock.lock();
+    if (is_gone) {
+        throw server_delta_error(ERROR_TYPE_UNAVAILABLE, "the client has gone");
     }
 }
 
@@ -270,6 +271,7 @@ void server_delta_registry::unload(const std::string & name, const server_should
     if (entry == nullptr || entry->is_draining) {
         throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + name + "' does not exist");
     }
+    SRV_INF("delta '%s': unloading, %d requests running\n", name.c_str(), n_running(name));
     entry->is_draining = true;
     if (entry->job) {
         finish(*entry, ERROR_TYPE_NOT_FOUND, "delta '" + name + "' was unloaded");
@@ -358,6 +360,8 @@ server_delta_registry::room server_delta_registry::make_room(const server_delta_
             break;
         }
         n_kept -= victim->current->stamp.n_bytes;
+        SRV_INF("delta '%s': goes to make room for '%s', %ju bytes%s\n", victim->name.c_str(), entry.name.c_str(), victim->current->stamp.n_bytes,
+                victim->current->n_uses > 0 ? ", after its requests" : "");
         counts[victim->name].n_evictions++;
         if (victim->current->n_uses == 0) {
             retire(*victim);

@@ -68,6 +68,9 @@ public:
 
     const server_delta_limits limits;
 
+    // What a waiting request does now and then, so that the server does not sleep meanwhile. Once, before there are requests.
+    void on_wait(std::function<void()> keep_awake) { this->keep_awake = std::move(keep_awake); }
+
     // --- server_delta_use
 
     void release(const std::shared_ptr<server_delta> & delta);
@@ -132,6 +135,7 @@ private:
     bool                              may_start(const server_delta_entry & entry, uint64_t ticket) const;
     int                               n_running(const std::string & name) const;
 
+    std::function<void()>                      keep_awake;
     mutable std::mutex                         mutex;
     std::condition_variable                    changed;
     std::map<std::string, server_delta_entry>  entries;

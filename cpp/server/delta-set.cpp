@@ -46,7 +46,11 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
             first.push_back(source);
         }
     }
-    return load_first(ctx, first);
+    if (!load_first(ctx, first)) {
+        return false;
+    }
+    log_table();
+    return true;
 }
 
 bool server_delta_set::add_all() {
@@ -132,11 +136,16 @@ bool server_delta_set::start(const llama_model * model, server_chat_params & cha
             return false;
         }
     }
-    loader = std::make_unique<server_delta_loader>(registry, host, [&queue] {
+    const auto wake_main_loop = [&queue] {
         server_task task(SERVER_TASK_TYPE_NEXT_RESPONSE);  // does nothing, but a step follows
         task.id = queue.get_new_id();
         queue.post(std::move(task));
+    };
+    registry->on_wait([&queue, wake_main_loop] {
+        queue.wait_until_no_sleep();
+        wake_main_loop();  // it has no task for a request that waits, and would think that it is idle
     });
+    loader = std::make_unique<server_delta_loader>(registry, host, wake_main_loop);
     return true;
 }
 
@@ -340,6 +349,10 @@ void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab,
     if (task.params.sampling.ignore_eos && !delta->eog.empty()) {
         dqrelo_ban_eog(task.params.sampling.logit_bias, vocab, delta->eog);
     }
+}
+
+const common_params & server_delta_params(const server_delta_ref & ref, const common_params & base) {
+    return ref.use ? ref.delta()->params : base;
 }
 
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot) {

@@ -51,8 +51,14 @@ public:
     // Adds the deltas to the answer of /v1/models.
     json list_models(json models) const;
 
-    // The endpoints (delta-admin.cpp). The last three throw server_delta_error or std::invalid_argument; they return when it is so.
+    // The endpoints (delta-admin.cpp, delta-metrics.cpp). Where they throw, it is server_delta_error or std::invalid_argument. A change has happened when they return.
     json list() const;
+    // Lines to add to /metrics; empty for a server without deltas.
+    std::string metrics() const;
+    // The answer of /props for a model of this name, made from the base's. Waits as find does.
+    json props(const std::string & model_name, json base) const;
+    // Brings the delta of this name in for the request of this thread, and wakes the server for it, if it is one.
+    void prepare(const std::string & model_name) const;
     bool is_loaded(const std::string & name) const;
     json admin_load(const server_delta_load & load, const server_should_stop & should_stop);
     void admin_unload(const std::string & name, const server_should_stop & should_stop);
@@ -63,6 +69,7 @@ private:
     void        check_admin() const;
     bool        is_base_name(const std::string & name) const;
     std::string names() const;
+    void        log_table() const;
     bool        add_all();
     bool        add_folder();
     bool        load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources);
@@ -78,6 +85,9 @@ private:
 
 // Makes a task run under `ref`: its tokens are marked as the delta's, its sampler ends with the delta's tokens, its answer carries the delta's name.
 void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab, server_task & task);
+
+// The defaults of a request under `ref`: those of `base`, and the fine-tune's where its file has any.
+const common_params & server_delta_params(const server_delta_ref & ref, const common_params & base);
 
 // Makes sequence `id_slot` run under `ref` from the next decode on. Returns an error line, empty on success.
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot);
