@@ -87,7 +87,7 @@ def _loud_checkpoint(target: Path, eos: int) -> Path:
     for name, change in (
         ("tokenizer_config.json", {"chat_template": LOUD_TEMPLATE}),
         ("config.json", {"eos_token_id": eos}),
-        ("generation_config.json", {"eos_token_id": eos}),
+        ("generation_config.json", {"eos_token_id": eos, "do_sample": True, "temperature": 0.25, "top_k": 7}),
     ):
         path = target / name
         path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -504,6 +504,11 @@ def test_props_of_a_model(server: Server) -> None:
     assert "<<" in loud["chat_template"]
     assert "<<" not in base["chat_template"]
     assert len(loud["delta"]["content_hash"]) == 64
+    defaults = [props["default_generation_settings"]["params"] for props in (base, loud)]
+    assert [(d["top_k"], d["temperature"]) for d in defaults] == [(40, pytest.approx(0.8)), (7, 0.25)]
+    answer = server.ask("/completion", model="loud", prompt=PROMPT, n_predict=1, top_k=9)
+    assert answer["generation_settings"]["top_k"] == 9  # the request's own come first
+    assert answer["generation_settings"]["temperature"] == 0.25
     assert error(requests.get(server.url + "/props?model=nobody", timeout=60), 404)
 
 
