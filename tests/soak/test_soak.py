@@ -11,6 +11,7 @@ import random
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def test_answers_alone_and_in_a_mix_are_equal(stage: Stage, server: Server, caps
     _run(clients, is_over)
     with capsys.disabled():
         print(f"\n{tally.n_requests} requests for {len(stage.deltas)} deltas and the base in one mix: {_shown(tally)}")
-    assert tally.wrong == []
+    assert Counter(tally.wrong).most_common(8) == []
     assert tally.verdicts.total() == N_MIXED
 
 
@@ -131,7 +132,7 @@ def test_soak(stage: Stage, server: Server, capsys: pytest.CaptureFixture[str]) 
         print(f"changes: {dict(sorted(tally.actions.items())) if is_changing else 'none: this server has no /deltas'}")
         print(f"memory at most {warm:.1f} MiB until half of the time, {end:.1f} MiB after it")
         print(f"99th percentile of the gaps between tokens: {1000 * np.percentile(tally.gaps_s, 99):.1f} ms")
-    assert tally.wrong == []
+    assert Counter(tally.wrong).most_common(8) == []
     assert end - warm <= MAX_GROWTH_MIB
     for name in stage.names:  # and it still serves
         assert answer_alone(server, name, PROMPTS[0]).tokens == stage.expected[name, PROMPTS[0]].tokens
