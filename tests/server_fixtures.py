@@ -87,7 +87,7 @@ def _loud_checkpoint(target: Path, eos: int) -> Path:
     for name, change in (
         ("tokenizer_config.json", {"chat_template": LOUD_TEMPLATE}),
         ("config.json", {"eos_token_id": eos}),
-        ("generation_config.json", {"eos_token_id": eos}),
+        ("generation_config.json", {"eos_token_id": eos, "do_sample": True, "temperature": 0.25, "top_k": 7}),
     ):
         path = target / name
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -126,7 +126,7 @@ def make_artefacts(folder: Path) -> Artefacts:
     return Artefacts(base, deltas["words"], again, deltas["json"], deltas["loud"], loud_eos, merged)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
@@ -136,7 +136,7 @@ def _free_port() -> int:
 @contextmanager
 def serve(base: Path, folder: Path, *args: str | Path) -> Iterator[Server]:
     """Runs llama-server until the block ends."""
-    port = _free_port()
+    port = free_port()
     log = folder / f"server-{port}.log"
     command = [need_program("llama-server"), "-m", base, "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
     with log.open("wb") as out:

@@ -2,8 +2,10 @@
 
 #include "arg.h"
 #include "common.h"
+#include "json.h"
 
 #include <algorithm>
+#include <fstream>
 #include <stdexcept>
 
 // "a,\"b,c\"" -> a | b,c
@@ -66,6 +68,53 @@ static void set_unknown(common_params & params, const std::string & value) {
     params.dqrelo.unknown_is_base = value == "base";
 }
 
+static void add_pins(common_params & params, const std::string & value) {
+    for (const auto & name : split_list(value)) {
+        if (name.empty()) {
+            throw std::invalid_argument("--delta-pin '" + value + "': expected a name, or several with commas between");
+        }
+        params.dqrelo.pinned.push_back(name);
+    }
+}
+
+// {"key": ["name", ...], ...}. The keys become API keys of the server, too.
+static void read_keys(common_params & params, const std::string & path) {
+    const std::string expected = "--delta-keys '" + path + "': expected a JSON object {\"key\": [\"name\", ...], ...}";
+    std::ifstream     file(path);
+    if (!file) {
+        throw std::invalid_argument("--delta-keys '" + path + "': cannot be read");
+    }
+    common_json keys;
+    try {
+        keys = common_json::parse(std::string(std::istreambuf_iterator<char>(file), {}));
+    } catch (const std::exception &) {
+        throw std::invalid_argument(expected);  // what was parsed holds secrets: it is not repeated
+    }
+    if (!keys.is_object() || keys.empty()) {
+        throw std::invalid_argument(expected);
+    }
+    for (const auto & [key, names] : keys.items()) {
+        if (key.empty() || !names.is_array()) {
+            throw std::invalid_argument(expected);
+        }
+        for (const auto & name : names) {
+            if (!name.is_string()) {
+                throw std::invalid_argument(expected);
+            }
+            params.dqrelo.keys[key].push_back(name.get<std::string>());
+        }
+        params.dqrelo.keys[key];  // a key without names may use nothing
+        params.api_keys.push_back(key);
+    }
+}
+
+static size_t positive(const char * option, int value) {
+    if (value <= 0) {
+        throw std::invalid_argument(std::string(option) + " " + std::to_string(value) + ": expected a number above 0");
+    }
+    return (size_t) value;
+}
+
 static void add_only_delta(common_params & params, const std::string & value) {
     dqrelo_add_deltas(params.dqrelo, value);
     if (params.dqrelo.deltas.size() > 1) {
@@ -88,6 +137,42 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
             add_only_delta)
             .set_examples({ LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY })
             .set_env("LLAMA_ARG_DELTA"));
+    add(common_arg(
+            { "--deltas-dir" }, "DIR",
+            "serve every *.dq.gguf in DIR under its name without that ending; each is loaded when it is first asked for",
+            [](common_params & params, const std::string & value) { params.dqrelo.deltas_dir = value; })
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_DELTAS_DIR"));
+    add(common_arg(
+            { "--delta-memory" }, "MiB",
+            "what the files of all loaded deltas may take together; the least recently used ones go when another one is asked for (default: no limit)",
+            [](common_params & params, int value) { params.dqrelo.n_bytes_max = positive("--delta-memory", value) << 20; })
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_DELTA_MEMORY"));
+    add(common_arg(
+            { "--delta-pin" }, "NAME",
+            "a delta that is loaded at the start and never goes to make room; several with commas between",
+            add_pins)
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_DELTA_PIN"));
+    add(common_arg(
+            { "--delta-max-active" }, "N",
+            "how many different deltas run at a time; requests for more wait their turn, first come first served (default: no limit)",
+            [](common_params & params, int value) { params.dqrelo.n_active_max = positive("--delta-max-active", value); })
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_DELTA_MAX_ACTIVE"));
+    add(common_arg(
+            { "--no-delta-admin" },
+            "do not load, unload and reload deltas over HTTP (default: allowed, with an API key if one is set)",
+            [](common_params & params) { params.dqrelo.admin = false; })
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_NO_DELTA_ADMIN"));
+    add(common_arg(
+            { "--delta-keys" }, "FILE",
+            "API keys that may use some models only: a JSON object {\"key\": [\"name\", ...], ...}; they cannot load or unload",
+            read_keys)
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_DELTA_KEYS"));
     add(common_arg(
             { "--delta-unknown" }, "{error,base}",
             "what a request for an unknown model name gets when deltas are loaded: a 404, or the base (default: error)",

@@ -1,6 +1,8 @@
 // delta-options.h: what the command line says about deltas. A field of common_params; included by upstream's common.h, so it stays small.
 #pragma once
 
+#include <cstddef>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -12,8 +14,15 @@ struct dqrelo_delta_source {
 
 struct dqrelo_options {
     std::vector<dqrelo_delta_source> deltas;
-    bool                             unknown_is_base  = false;  // --delta-unknown base: a request for a name that nobody has gets the base
-    bool                             verify           = false;  // --delta-verify: check every digest at load
-    bool                             allow_other_base = false;  // --delta-allow-other-base: accept another quantisation of the delta's base
-    bool                             one_for_all      = false;  // set by programs without names: the only delta serves every sequence
+    std::string                      deltas_dir;                // --deltas-dir: each *.dq.gguf in it is served under its name, and loaded on first use
+    std::vector<std::string>         pinned;                    // --delta-pin: names that are never put out to make room
+    size_t                           n_bytes_max  = 0;      // --delta-memory, of all loaded files; 0: any
+    size_t                           n_active_max = 0;      // --delta-max-active; 0: any
+    bool                             admin        = true;   // --no-delta-admin: deltas are loaded and unloaded over HTTP
+    // --delta-keys: API keys and the names that each may use; a key that is not in here may use all
+    std::map<std::string, std::vector<std::string>> keys;
+    bool                                            unknown_is_base  = false;  // --delta-unknown base: a request for a name that nobody has gets the base
+    bool                                            verify           = false;  // --delta-verify: check every digest at load
+    bool                                            allow_other_base = false;  // --delta-allow-other-base: accept another quantisation of the delta's base
+    bool                                            one_for_all      = false;  // set by programs without names: the only delta serves every sequence
 };

@@ -37,41 +37,33 @@ static std::string inert_names(const dqrelo_delta * delta, int32_t n_inert) {
     return n_inert == 0 ? "" : names + (n_shown < n_inert ? ", ...)" : ")");
 }
 
-// An error line after which the program ends: the log's own thread may otherwise not get to it.
-static void log_last_words(const dqrelo_delta_source & source, const char * err) {
-    LOG_ERR("delta '%s': %s\n", source.name.c_str(), err);
+void dqrelo_log_last_words(const std::string & name, const std::string & err) {
+    LOG_ERR("delta '%s': %s\n", name.c_str(), err.c_str());
     common_log_flush(common_log_main());
 }
 
-dqrelo_delta * dqrelo_load_logged(const dqrelo_delta_source & source, const common_params & params, llama_context * ctx) {
-    char err[N_ERR]                    = "";
+dqrelo_delta * dqrelo_load_file(const std::string & path, const common_params & params, const llama_model * model, bool verify, std::string & err) {
+    char text[N_ERR]                   = "";
     auto load_params                   = dqrelo_load_default_params();
-    load_params.verify                 = params.dqrelo.verify;
+    load_params.verify                 = verify;
     load_params.allow_other_base_bytes = params.dqrelo.allow_other_base;
 
-    const int64_t  t_start = ggml_time_us();
-    dqrelo_delta * delta   = dqrelo_load(llama_get_model(ctx), params.model.path.c_str(), source.path.c_str(), load_params, err, sizeof(err));
-    if (delta == nullptr) {
-        log_last_words(source, err);
-        return nullptr;
-    }
-
-    int32_t n_applied = 0;
-    int32_t n_inert   = 0;
-    bool    ok        = dqrelo_check(ctx, delta, &n_applied, &n_inert, err, sizeof(err));
-    if (ok && n_applied == 0) {
-        ok = false;
-        snprintf(err, sizeof(err), "%s: none of its %d weights is read by this model", source.path.c_str(), dqrelo_n_weights(delta));
-    }
-    if (!ok) {
-        log_last_words(source, err);
-        dqrelo_free(delta);
-        return nullptr;
-    }
-    LOG_INF("delta '%s': %zu bytes, %.1f ms, %d weights applied, %d inert%s%s\n", source.name.c_str(), dqrelo_n_bytes(delta),
-            (ggml_time_us() - t_start) / 1000.0, n_applied, n_inert, inert_names(delta, n_inert).c_str(),
-            dqrelo_same_base_file(delta) ? "" : ", made from another quantisation of this base");
+    dqrelo_delta * delta = dqrelo_load(model, params.model.path.c_str(), path.c_str(), load_params, text, sizeof(text));
+    err                  = text;
     return delta;
+}
+
+bool dqrelo_check_applies(dqrelo_delta * delta, llama_context * ctx, dqrelo_applied & applied, std::string & err) {
+    char       text[N_ERR] = "";
+    const bool ok          = dqrelo_check(ctx, delta, &applied.n_applied, &applied.n_inert, text, sizeof(text));
+    err                    = text;
+    return ok;
+}
+
+void dqrelo_log_loaded(const std::string & name, const dqrelo_delta * delta, const dqrelo_applied & applied, double ms) {
+    LOG_INF("delta '%s': %zu bytes, %.1f ms, %d weights applied, %d inert%s%s\n", name.c_str(), dqrelo_n_bytes(delta), ms,
+            applied.n_applied, applied.n_inert, inert_names(delta, applied.n_inert).c_str(),
+            dqrelo_same_base_file(delta) ? "" : ", made from another quantisation of this base");
 }
 
 dqrelo_single_delta::~dqrelo_single_delta() {
@@ -92,14 +84,21 @@ bool dqrelo_single_delta::init(common_params & params, llama_context * ctx, comm
     }
     const auto & source = params.dqrelo.deltas[0];
     this->ctx           = ctx;
-    delta               = dqrelo_load_logged(source, params, ctx);
-    if (delta == nullptr) {
+
+    const int64_t  t_start = ggml_time_us();
+    dqrelo_applied applied;
+    std::string    reason;
+    delta = dqrelo_load_file(source.path, params, llama_get_model(ctx), params.dqrelo.verify, reason);
+    if (delta == nullptr || !dqrelo_check_applies(delta, ctx, applied, reason)) {
+        dqrelo_log_last_words(source.name, reason);
         return false;
     }
+    dqrelo_log_loaded(source.name, delta, applied, (ggml_time_us() - t_start) / 1000.0);
+
     char err[N_ERR] = "";
     for (uint32_t seq_id = 0; seq_id < llama_n_seq_max(ctx); seq_id++) {
         if (!dqrelo_bind(ctx, (llama_seq_id) seq_id, delta, 1.0f, err, sizeof(err))) {
-            log_last_words(source, err);
+            dqrelo_log_last_words(source.name, err);
             return false;
         }
     }

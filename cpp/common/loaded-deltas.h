@@ -17,8 +17,23 @@ dqrelo_eog dqrelo_eog_of(const dqrelo_delta * delta, const llama_vocab * vocab);
 // The text of a token id that the delta's metadata holds under `key`; empty where it has none.
 std::string dqrelo_token_text(const dqrelo_delta * delta, const llama_vocab * vocab, const char * key);
 
-// Loads one delta, checks it against the context's graphs and logs one line about it, or one error line; NULL on failure.
-dqrelo_delta * dqrelo_load_logged(const dqrelo_delta_source & source, const common_params & params, llama_context * ctx);
+// What a context's graphs read of a delta.
+struct dqrelo_applied {
+    int32_t n_applied = 0;
+    int32_t n_inert   = 0;
+};
+
+// Reads one delta file for a model, on any thread; with `verify` every digest is checked. NULL with one line in `err` on failure.
+dqrelo_delta * dqrelo_load_file(const std::string & path, const common_params & params, const llama_model * model, bool verify, std::string & err);
+
+// Checks a delta against the context's graphs, on the thread that decodes. False with one line in `err`, also where nothing of it would apply.
+bool dqrelo_check_applies(dqrelo_delta * delta, llama_context * ctx, dqrelo_applied & applied, std::string & err);
+
+// The log line of a delta that can serve.
+void dqrelo_log_loaded(const std::string & name, const dqrelo_delta * delta, const dqrelo_applied & applied, double ms);
+
+// An error line after which the program ends: it is flushed, the log's own thread may otherwise not get to it.
+void dqrelo_log_last_words(const std::string & name, const std::string & err);
 
 // For programs without model names: the only delta, bound to every sequence of a context. Must go before the context does.
 class dqrelo_single_delta {

@@ -1,31 +1,47 @@
 // delta-ref.h: which delta a request asked for. Lives in upstream's task_params, so it stays small.
 #pragma once
 
-#include "eog.h"
-
+#include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
-struct dqrelo_delta;
+struct server_delta;
+class server_delta_registry;
 
-// What the server knows about one delta. Owned by server_delta_set, at a fixed address for the server's life.
-struct server_delta {
-    std::string    name;             // what requests call it
-    std::string    path;
-    std::string    hash;             // content hash, 64 hex digits
-    dqrelo_delta * handle = nullptr; // NULL while the server sleeps; touched by the main loop only
-    dqrelo_eog     eog;              // end tokens, empty: the vocabulary's
+// One request's hold on a loaded delta: while any copy of the pointer to it lives, the delta stays in memory. Made by server_delta_registry.
+class server_delta_use {
+public:
+    server_delta_use(std::shared_ptr<server_delta_registry> registry, std::shared_ptr<server_delta> delta);
+    ~server_delta_use();
+    server_delta_use(const server_delta_use &)             = delete;
+    server_delta_use & operator=(const server_delta_use &) = delete;
+
+    void count(uint64_t n_prompt, uint64_t n_generated) const;  // tokens
+
+    const std::shared_ptr<server_delta> delta;
+
+private:
+    const std::shared_ptr<server_delta_registry> registry;
 };
 
 struct server_delta_ref {
-    const server_delta * delta = nullptr;  // NULL: the base
-    float                scale = 1.0f;     // multiplies the whole delta
+    // NULL: the base. Mutable: a slot drops it when its task ends, though it keeps the task.
+    mutable std::shared_ptr<const server_delta_use> use;
+    float                                           scale = 1.0f;  // multiplies the whole delta
+
+    // NULL: the base
+    server_delta * delta() const;
 
     // The owner of what this reference computes: KV cells made under one key are never used under another. Empty: the base (or a delta scaled to nothing).
     std::string key() const;
+
+    // The task ended after this many tokens: counts them and lets the delta go.
+    void done(uint64_t n_prompt, uint64_t n_generated) const;
 };
 
-// A request for a model that this server does not have: HTTP 404.
-struct server_model_not_found : std::runtime_error {
-    using std::runtime_error::runtime_error;
+// A request that a delta cannot serve. `type` is one of upstream's error_type: it decides the HTTP status.
+struct server_delta_error : std::runtime_error {
+    server_delta_error(int type, const std::string & message) : std::runtime_error(message), type(type) {}
+    const int type;
 };

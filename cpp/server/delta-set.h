@@ -1,30 +1,49 @@
-// delta-set.h: the deltas of a server: loading, names, and what a request gets from its delta.
+// delta-set.h: the deltas of a server, as upstream's code sees them: names, what a request gets from its delta, and the hooks of the main loop.
 #pragma once
 
+#include "delta-loader.h"
 #include "delta-ref.h"
+#include "delta-registry.h"
 #include "server-common.h"
 #include "server-task.h"
 
 #include <memory>
 #include <vector>
 
+struct server_queue;
+
+// What a request asks to be loaded.
+struct server_delta_load {
+    std::string name;
+    std::string file;  // in --deltas-dir; empty: the one that the name has, or would have there
+    bool        is_pinned = false;
+    bool        is_reload = false;  // in place of what is loaded
+};
+
 class server_delta_set {
 public:
-    // Loads every delta of `params` for the context's model; `model_name` is the base's. Logs one line a delta, or one error line and returns false.
-    // Called again after a sleep: the entries stay, only their handles are new.
+    // Makes the deltas of `params` known, and loads those that are to be there from the start; `model_name` is the base's. Logs one line a delta, or one
+    // error line and returns false. Called again after a sleep: what was loaded then comes back beside the first requests.
     bool load(const common_params & params, llama_context * ctx, const std::string & model_name);
 
     // Unbinds and frees all deltas; must go before the context does.
     void unload(llama_context * ctx);
 
-    // Makes a chat template for each delta, and registers this set in the base's chat parameters. Once, after load. False after an error line.
-    bool init_chat(const common_params & params, const llama_model * model, server_chat_params & chat_base);
+    // Makes the chat templates, registers this set in the base's chat parameters, and starts loading beside the main loop, which is woken through `queue`.
+    // Once, after load. False after an error line.
+    bool start(const llama_model * model, server_chat_params & chat_base, server_queue & queue);
 
-    // What "model" and "delta_scale" of a request mean. Throws server_model_not_found, or std::invalid_argument for a scale that is none.
+    // Between two steps of the main loop: takes over what was loaded, and unbinds from idle slots what is to go.
+    void update(llama_context * ctx, const std::function<bool(int id_slot)> & is_busy);
+
+    // Requests that wait for a delta fail from here on.
+    void stop() const;
+
+    // What "model" and "delta_scale" of a request mean; waits until the delta can serve. Throws server_delta_error, or std::invalid_argument for a scale that is none.
     server_delta_ref find(const json & body) const;
 
-    // The chat parameters for a request.
-    const server_chat_params & chat_params(const json & body, const server_chat_params & chat_base) const;
+    // The chat parameters for a request; waits as find does.
+    std::shared_ptr<const server_chat_params> chat_params(const json & body, const server_chat_params & chat_base) const;
 
     // Throws std::runtime_error unless a slot file computed under `key` may be restored; `model_name` is the delta that the request named, or empty.
     void check_slot_file(const std::string & key, const std::string & model_name) const;
@@ -32,26 +51,43 @@ public:
     // Adds the deltas to the answer of /v1/models.
     json list_models(json models) const;
 
+    // The endpoints (delta-admin.cpp, delta-metrics.cpp). Where they throw, it is server_delta_error or std::invalid_argument. A change has happened when they return.
+    json list() const;
+    // Lines to add to /metrics; empty for a server without deltas.
+    std::string metrics() const;
+    // The answer of /props for a model of this name, made from the base's. Waits as find does.
+    json props(const std::string & model_name, json base) const;
+    // Brings the delta of this name in for the request of this thread, and wakes the server for it, if it is one.
+    void prepare(const std::string & model_name) const;
+    bool is_loaded(const std::string & name) const;
+    json admin_load(const server_delta_load & load, const server_should_stop & should_stop);
+    void admin_unload(const std::string & name, const server_should_stop & should_stop);
+
 private:
-    struct entry {
-        server_delta       delta;
-        server_chat_params chat;   // the base's, with the delta's template
-    };
+    std::string wanted_name(const json & body) const;
+    bool        is_allowed(const std::string & name) const;  // for the API key of this thread's request; an empty name is the base
+    void        check_admin() const;
+    bool        is_base_name(const std::string & name) const;
+    std::string names() const;
+    void        log_table() const;
+    bool        add_all();
+    bool        add_folder();
+    bool        load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources);
+    bool        load_one(llama_context * ctx, const dqrelo_delta_source & source);
 
-    const entry * find_entry(const std::string & name) const;
-    bool          is_base_name(const std::string & name) const;
-    std::string   names() const;
-    bool          check_names() const;
+    std::shared_ptr<const server_delta_use> hold(const std::string & name) const;
 
-    std::vector<std::unique_ptr<entry>> entries;
-    std::vector<std::string>            base_names;  // the id first, then aliases and the file's name
-    std::string                         base_path;
-    bool                                unknown_is_base = false;
-    bool                                one_for_all     = false;
+    std::shared_ptr<server_delta_registry> registry;  // NULL: a server without deltas
+    server_delta_host                      host;
+    std::vector<std::string>               base_names;  // the id first, then aliases and the file's name
+    std::unique_ptr<server_delta_loader>   loader;
 };
 
 // Makes a task run under `ref`: its tokens are marked as the delta's, its sampler ends with the delta's tokens, its answer carries the delta's name.
 void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab, server_task & task);
+
+// The defaults of a request under `ref`: those of `base`, and the fine-tune's where its file has any.
+const common_params & server_delta_params(const server_delta_ref & ref, const common_params & base);
 
 // Makes sequence `id_slot` run under `ref` from the next decode on. Returns an error line, empty on success.
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot);

@@ -1,0 +1,96 @@
+// delta-entry.h: what the server knows about one delta: its name, and each file that it loaded for it.
+#pragma once
+
+#include "eog.h"
+#include "loaded-deltas.h"
+#include "server-common.h"
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+
+// What identifies a file's content without reading it.
+struct server_delta_stamp {
+    std::string                     path;
+    uintmax_t                       n_bytes = 0;
+    std::filesystem::file_time_type changed;
+
+    // Of a file that cannot be looked at: 0 bytes.
+    static server_delta_stamp of(const std::string & path);
+    bool                      operator==(const server_delta_stamp & other) const {
+        return path == other.path && n_bytes == other.n_bytes && changed == other.changed;
+    }
+};
+
+// One loaded file. A reload makes another one; this one lives until its last request has ended. Constant once it serves, but for the last two.
+struct server_delta {
+    std::string        name;            // what requests call it
+    std::string        path;
+    std::string        hash;            // content hash, 64 hex digits
+    server_delta_stamp stamp;           // the file as it was when it was loaded
+    double             ratio   = 0.0;
+    double             load_ms = 0.0;
+    dqrelo_applied     applied;
+    dqrelo_eog         eog;             // end tokens, empty: the vocabulary's
+    common_params      params;          // the server's, with the fine-tune's sampling defaults
+    server_chat_params chat;            // the base's, with the delta's template
+
+    dqrelo_delta * handle = nullptr;  // NULL after the server slept; the main loop's, and the loader's before and after it serves
+    int            n_uses = 0;        // requests that hold it; the registry's lock
+
+    server_delta() = default;
+    ~server_delta() { free_handle(); }
+    server_delta(const server_delta &)             = delete;
+    server_delta & operator=(const server_delta &) = delete;
+
+    // Nothing may be bound to it.
+    void free_handle();
+};
+
+// A load that was asked for. Guarded by the registry's lock.
+struct server_delta_job {
+    std::string path;
+    size_t      n_bytes    = 0;
+    bool        is_reload  = false;  // also where a file is loaded already
+    bool        is_done    = false;
+    int         error_type = 0;      // where `error` is set
+    std::string error;
+};
+
+// Since the start; they outlive the delta, so that a counter never falls.
+struct server_delta_counts {
+    uint64_t n_requests  = 0;
+    uint64_t n_prompt    = 0;  // tokens
+    uint64_t n_generated = 0;
+    uint64_t n_loads     = 0;
+    uint64_t n_failures  = 0;
+    uint64_t n_evictions = 0;
+    double   load_s      = 0.0;
+};
+
+// A name and what it stands for. Guarded by the registry's lock.
+struct server_delta_entry {
+    std::string name;
+    std::string path;
+    uint64_t    order       = 0;      // lists have them as they became known
+    size_t      n_bytes     = 0;      // of the file
+    bool        is_pinned   = false;  // never put out to make room
+    bool        is_leaving  = false;  // put out as soon as its requests have ended, which others wait for
+    bool        is_draining = false; // unloaded: no new requests, and the name goes with the last one
+    int64_t     used_us     = 0;      // when a request last got it, by the clock of this process
+    int64_t     used_s      = 0;      // the same in Unix time; 0: never
+
+    bool        is_broken = false;   // its file cannot be served: not tried again until it is told to
+    std::string reason;              // what went wrong last, empty: nothing
+    std::string hash;                // of the last load, empty: never loaded
+    double      ratio     = 0.0;
+    int32_t     n_applied = 0;
+
+    std::shared_ptr<server_delta>     current;  // what requests get, or NULL
+    std::shared_ptr<server_delta_job> job;      // the load that is waited for, or NULL
+    server_delta_stamp                verified; // the file whose digests were checked
+
+    // registered, loading, loaded, draining or failed
+    const char * state() const;
+};

@@ -1,0 +1,168 @@
+#include "delta-loader.h"
+
+#include "sampling.h"
+
+#include <cstdlib>
+
+#ifdef __linux__
+#include <sys/resource.h>
+#endif
+
+//
+// a delta from its file
+//
+
+// The fine-tune's sampling defaults, under the keys that llama.cpp reads from a model; what the command line set stays.
+static common_params_sampling sampling_of(const dqrelo_delta * delta, common_params_sampling sampling) {
+    using bit         = common_params_sampling_config;
+    const auto meta   = [&](const char * key) { return dqrelo_meta_str(delta, (std::string("general.sampling.") + key).c_str()); };
+    const auto number = [&](const char * key, auto & value, uint64_t user_bit) {
+        const char * text = (sampling.user_sampling_config & user_bit) ? nullptr : meta(key);
+        char *       end  = nullptr;
+        const double read = text != nullptr ? std::strtod(text, &end) : 0.0;
+        if (text != nullptr && end != text) {
+            value = (std::remove_reference_t<decltype(value)>) read;
+        }
+    };
+    const char * sequence = meta("sequence");
+    if (sequence != nullptr && !(sampling.user_sampling_config & bit::COMMON_PARAMS_SAMPLING_CONFIG_SAMPLERS)) {
+        sampling.samplers = common_sampler_types_from_names(string_split<std::string>(sequence, ';'));
+    }
+    number("top_k", sampling.top_k, bit::COMMON_PARAMS_SAMPLING_CONFIG_TOP_K);
+    number("top_p", sampling.top_p, bit::COMMON_PARAMS_SAMPLING_CONFIG_TOP_P);
+    number("min_p", sampling.min_p, bit::COMMON_PARAMS_SAMPLING_CONFIG_MIN_P);
+    number("xtc_probability", sampling.xtc_probability, bit::COMMON_PARAMS_SAMPLING_CONFIG_XTC_PROBABILITY);
+    number("xtc_threshold", sampling.xtc_threshold, bit::COMMON_PARAMS_SAMPLING_CONFIG_XTC_THRESHOLD);
+    number("temp", sampling.temp, bit::COMMON_PARAMS_SAMPLING_CONFIG_TEMP);
+    number("penalty_last_n", sampling.penalty_last_n, bit::COMMON_PARAMS_SAMPLING_CONFIG_PENALTY_LAST_N);
+    number("penalty_repeat", sampling.penalty_repeat, bit::COMMON_PARAMS_SAMPLING_CONFIG_PENALTY_REPEAT);
+    number("mirostat", sampling.mirostat, bit::COMMON_PARAMS_SAMPLING_CONFIG_MIROSTAT);
+    number("mirostat_tau", sampling.mirostat_tau, bit::COMMON_PARAMS_SAMPLING_CONFIG_MIROSTAT_TAU);
+    number("mirostat_eta", sampling.mirostat_eta, bit::COMMON_PARAMS_SAMPLING_CONFIG_MIROSTAT_ETA);
+    return sampling;
+}
+
+std::shared_ptr<server_delta> server_delta_read(const std::string & name, const std::string & path, const server_delta_host & host, bool verify, std::string & err) {
+    const int64_t t_start = ggml_time_us();
+    auto          delta   = std::make_shared<server_delta>();
+    delta->stamp          = server_delta_stamp::of(path);  // before it is read: a file that changes meanwhile is not taken for the one that was read
+    delta->handle         = dqrelo_load_file(path, *host.params, host.model, verify, err);
+    if (delta->handle == nullptr) {
+        return nullptr;
+    }
+    delta->name   = name;
+    delta->path   = path;
+    delta->hash   = dqrelo_content_hash(delta->handle);
+    delta->ratio  = dqrelo_ratio(delta->handle);
+    delta->eog    = dqrelo_eog_of(delta->handle, llama_model_get_vocab(host.model));
+    delta->params = *host.params;
+
+    delta->params.sampling = sampling_of(delta->handle, host.params->sampling);
+    delta->load_ms         = (ggml_time_us() - t_start) / 1000.0;
+    return delta;
+}
+
+//
+// chat templates
+//
+
+// A template statement that makes a token variable the fine-tune's where it differs: templates are built with the base's vocabulary.
+static std::string set_token(const dqrelo_delta * delta, const llama_vocab * vocab, const char * key, const char * variable, llama_token base_token) {
+    const std::string text = dqrelo_token_text(delta, vocab, key);
+    if (text.empty() || (base_token != LLAMA_TOKEN_NULL && text == common_token_to_piece(vocab, base_token, true))) {
+        return "";
+    }
+    return string_format("{%%- set %s = %s -%%}", variable, json(text).dump().c_str());
+}
+
+bool server_delta_make_chat(server_delta & delta, const server_delta_host & host, std::string & err) {
+    const common_params &      params = *host.params;
+    const server_chat_params & base   = *host.chat_base;
+    const llama_vocab *        vocab  = llama_model_get_vocab(host.model);
+    const char *               tmpl   = dqrelo_chat_template(delta.handle);
+    const std::string          tokens = set_token(delta.handle, vocab, "tokenizer.ggml.bos_token_id", "bos_token", llama_vocab_bos(vocab)) +
+                                        set_token(delta.handle, vocab, "tokenizer.ggml.eos_token_id", "eos_token", llama_vocab_eos(vocab));
+    std::string                source = tmpl != nullptr ? tmpl : params.chat_template;
+    if (source.empty() && !tokens.empty()) {
+        source = common_chat_templates_source(base.tmpls.get());
+    }
+    auto & chat = delta.chat;
+    try {
+        chat.tmpls = common_chat_templates_init(host.model, source.empty() ? source : tokens + source);
+        chat.enable_thinking =
+            params.enable_reasoning != 0 && params.use_jinja && common_chat_templates_support_enable_thinking(chat.tmpls.get());
+    } catch (const std::exception & e) {
+        err = delta.path + ": chat template: " + e.what();
+        return false;
+    }
+    chat.use_jinja                = base.use_jinja;
+    chat.prefill_assistant        = base.prefill_assistant;
+    chat.reasoning_format         = base.reasoning_format;
+    chat.chat_template_kwargs     = base.chat_template_kwargs;
+    chat.allow_image              = base.allow_image;
+    chat.allow_audio              = base.allow_audio;
+    chat.allow_video              = base.allow_video;
+    chat.reasoning_budget         = base.reasoning_budget;
+    chat.reasoning_budget_message = base.reasoning_budget_message;
+    chat.media_path               = base.media_path;
+    chat.force_pure_content       = base.force_pure_content;
+    return true;
+}
+
+//
+// the thread
+//
+
+server_delta_loader::server_delta_loader(std::shared_ptr<server_delta_registry> registry, const server_delta_host & host, std::function<void()> wake_main_loop) :
+    registry(std::move(registry)),
+    host(host),
+    wake_main_loop(std::move(wake_main_loop)),
+    thread([this] { run(); }) {}
+
+server_delta_loader::~server_delta_loader() {
+    registry->end();
+    thread.join();
+}
+
+// Decoding goes first where there is no core to spare: Linux takes the priority per thread.
+static void lower_priority() {
+#ifdef __linux__
+    if (setpriority(PRIO_PROCESS, 0, 10) != 0) {
+        SRV_DBG("%s", "the loader of deltas runs at normal priority\n");
+    }
+#endif
+}
+
+void server_delta_loader::run() {
+    lower_priority();
+    server_delta_registry::work work;
+    while (registry->next_work(work)) {
+        if (work.to_free) {
+            work.to_free->free_handle();
+            SRV_INF("delta '%s': freed, %ju bytes\n", work.to_free->name.c_str(), work.to_free->stamp.n_bytes);
+            registry->freed();
+        } else if (work.to_load) {
+            load(work);
+        } else {
+            wake_main_loop();
+        }
+    }
+}
+
+void server_delta_loader::load(const server_delta_registry::work & work) {
+    std::string                   err;
+    std::shared_ptr<server_delta> delta;
+    try {
+        delta = server_delta_read(work.name, work.to_load->path, host, work.must_verify, err);
+        if (delta && !server_delta_make_chat(*delta, host, err)) {
+            delta.reset();
+        }
+    } catch (const std::exception & e) {  // out of memory
+        err = work.to_load->path + ": " + e.what();
+        delta.reset();
+    }
+    if (!delta) {
+        SRV_ERR("delta '%s': %s\n", work.name.c_str(), err.c_str());
+    }
+    registry->loaded(work, delta, err);
+}

@@ -1,0 +1,158 @@
+// delta-registry.h: which deltas are known, loaded, in use and on their way out; who waits for what; how much memory they have.
+//
+// Three kinds of threads meet here. HTTP threads acquire deltas and wait. The loader (delta-loader.h) reads files and frees them. The main loop, which owns the
+// context, checks new deltas against its graphs and unbinds old ones, between two steps. One lock guards everything; nothing slow is done under it, and no
+// function of the server's queue is called under it (the queue calls back with its own lock held).
+#pragma once
+
+#include "delta-entry.h"
+#include "delta-ref.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <vector>
+
+using server_should_stop = std::function<bool()>;
+
+struct server_delta_limits {
+    size_t n_bytes_max  = 0;  // of all loaded files, 0: any
+    size_t n_active_max = 0;  // deltas that run at a time, 0: any
+};
+
+class server_delta_registry : public std::enable_shared_from_this<server_delta_registry> {
+public:
+    explicit server_delta_registry(server_delta_limits limits) : limits(limits) {}
+
+    // --- any thread
+
+    // Makes a name known. False if it is taken.
+    bool add(const std::string & name, const std::string & path, bool is_pinned);
+
+    // Waits until the delta is loaded and has its turn, first come first served. Throws server_delta_error: 404 for a name that is not known, 503 with the reason if
+    // it cannot fit, 500 with the reason if its file cannot be served.
+    std::shared_ptr<const server_delta_use> acquire(const std::string & name, const server_should_stop & should_stop);
+
+    // Loads a delta, or another file in place of the loaded one (then requests get the old one until the new one can serve, and keep it if it cannot).
+    // Returns when it can serve; throws server_delta_error where it cannot.
+    void load(const std::string & name, const std::string & path, bool is_reload, const server_should_stop & should_stop);
+
+    // Takes the name away and waits until the last request that has it is done. Throws server_delta_error if there is no such name.
+    void unload(const std::string & name, const server_should_stop & should_stop);
+
+    // Copies of all entries in the order in which they became known, with the number of requests that hold each (of all its files).
+    struct row {
+        server_delta_entry  entry;
+        server_delta_counts counts;
+        int                 n_running  = 0;
+        size_t              n_resident = 0;  // bytes
+    };
+    std::vector<row> rows() const;
+
+    // Counts by name, also of names that are gone.
+    std::map<std::string, server_delta_counts> all_counts() const;
+
+    bool   has(const std::string & name) const;  // false for one that is being unloaded
+    bool   is_loaded(const std::string & name) const;
+    void   pin(const std::string & name);
+    size_t n_resident() const;
+
+    // Empty for a name that is not known.
+    std::string path_of(const std::string & name) const;
+
+    void count(const server_delta & delta, uint64_t n_prompt, uint64_t n_generated);
+    void count_request(const server_delta & delta);
+
+    const server_delta_limits limits;
+
+    // What a waiting request does now and then, so that the server does not sleep meanwhile. Once, before there are requests.
+    void on_wait(std::function<void()> keep_awake) { this->keep_awake = std::move(keep_awake); }
+
+    // --- server_delta_use
+
+    void release(const std::shared_ptr<server_delta> & delta);
+
+    // --- the main loop
+
+    // Takes a delta in that was loaded before the server serves.
+    void put(const std::shared_ptr<server_delta> & delta);
+
+    // Whether the calls below have anything to do: a fast answer for every step.
+    bool has_work() const { return is_work; }
+
+    // The delta that waits to be checked, or NULL; the answer goes to checked().
+    std::shared_ptr<server_delta> take_unchecked();
+    void                          checked(const std::shared_ptr<server_delta> & delta, const std::string & err);
+
+    // Retired deltas, and the report that one of them is bound to no sequence any more.
+    std::vector<std::shared_ptr<server_delta>> retired();
+    void                                       unbound(const std::shared_ptr<server_delta> & delta);
+
+    // All deltas out, which must be bound to nothing, and back to be loaded. Between the two the loader rests.
+    void sleep();
+    void wake();
+
+    // Waiting requests fail from here on. Safe in a signal handler.
+    void stop() { is_stopping = true; }
+
+    // --- the loader
+
+    // What the loader has to do next: one of these.
+    struct work {
+        std::shared_ptr<server_delta>     to_free;
+        std::shared_ptr<server_delta_job> to_load;
+        std::string                       name;                // of what is to be loaded
+        bool                              must_verify     = true;  // the digests of this file were not checked yet
+        bool                              wants_main_loop = false;
+    };
+    bool next_work(work & next);  // waits; false when the server ends
+    void freed();
+    void loaded(const work & done, const std::shared_ptr<server_delta> & delta, const std::string & err);  // NULL with an error
+    void end();
+
+private:
+    using lock_t = std::unique_lock<std::mutex>;
+
+    enum class room { yes,
+                      later,
+                      never };
+
+    server_delta_entry *              find(const std::string & name);
+    std::shared_ptr<server_delta_job> ask(server_delta_entry & entry, const std::string & path, bool is_reload);
+    void                              wait_for(lock_t & lock, const server_delta_job & job, const server_should_stop & should_stop);
+    void                              pause(lock_t & lock, const server_should_stop & should_stop);
+    void                              finish(server_delta_entry & entry, int error_type, const std::string & error);
+    void                              take_over(const std::shared_ptr<server_delta> & delta);
+    bool                              next_load(work & next);
+    room                              make_room(const server_delta_entry & entry, std::string & err);
+    void                              retire(server_delta_entry & entry);
+    void                              forget_drained();
+    void                              update_is_work();
+    size_t                            resident_bytes(const std::string & except) const;
+    bool                              may_start(const server_delta_entry & entry, uint64_t ticket) const;
+    int                               n_running(const std::string & name) const;
+
+    std::function<void()>                      keep_awake;
+    mutable std::mutex                         mutex;
+    std::condition_variable                    changed;
+    std::map<std::string, server_delta_entry>  entries;
+    std::map<std::string, server_delta_counts> counts;
+    std::deque<std::string>                    queue;      // names whose jobs wait for the loader; the first one is at work
+    std::deque<uint64_t>                       line;       // tickets of the requests that wait for their turn
+    uint64_t                                   n_tickets = 0;
+    uint64_t                                   n_added   = 0;
+    std::vector<std::shared_ptr<server_delta>> leaving;    // retired, maybe still bound or held
+    std::vector<std::shared_ptr<server_delta>> dead;       // for the loader to free
+    std::shared_ptr<server_delta>              freeing;    // what it frees, outside the lock
+    work                                       at_work;    // what it loads, until the main loop has checked it
+    std::shared_ptr<server_delta>              unchecked;  // loaded, for the main loop to check
+    bool                                       is_reading = false;  // the loader reads a file, outside the lock
+    bool                                       is_woken   = false;  // the main loop was told to look
+    bool                                       is_asleep  = false;
+    bool                                       is_ended   = false;
+    std::atomic<bool>                          is_work{ false };
+    std::atomic<bool>                          is_stopping{ false };
+};

@@ -1,0 +1,11 @@
+// delta-routes.h: the HTTP endpoints of deltas: /deltas, and those under which vLLM loads its adapters.
+#pragma once
+
+#include "server-http.h"
+
+class server_delta_set;
+
+using server_delta_wrapper = server_http_context::handler_t (*)(server_http_context::handler_t);
+
+// `wrap` turns what a handler throws into an answer.
+void server_delta_add_routes(const server_http_context & http, server_delta_set & deltas, server_delta_wrapper wrap);
