@@ -316,6 +316,14 @@ def test_a_reload_that_fails_keeps_the_old_file(server: Server, expected: dict[s
     assert text(server, "words") == expected["json"]
 
 
+def test_a_reload_that_fails_leaves_a_file_that_is_not_loaded(server: Server, expected: dict[str, str]) -> None:
+    assert "broken.dq.gguf" in error(server.post("/deltas/reload", {"name": "words", "file": "broken.dq.gguf"}), 500)
+    found = row(server, "words")
+    assert found["state"] == "registered"
+    assert found["file"].endswith("words.dq.gguf")
+    assert text(server, "words") == expected["words"]
+
+
 def test_load_with_another_file_is_no_reload(server: Server) -> None:
     server.ask("/deltas/load", name="fresh", file="words.dq.gguf", pin=True)
     assert row(server, "fresh")["pinned"]

@@ -67,6 +67,11 @@ void server_delta_registry::freed() {
     changed.notify_all();
 }
 
+// Whether a failed load leaves nothing to serve: after that of a file that was to replace another, the other one can be loaded again.
+static bool is_own_file(const server_delta_entry & entry, const server_delta_job & job) {
+    return entry.current == nullptr && job.path == entry.path;
+}
+
 void server_delta_registry::loaded(const work & done, const std::shared_ptr<server_delta> & delta, const std::string & err) {
     const lock_t         lock(mutex);
     server_delta_entry * entry = find(done.name);
@@ -79,7 +84,7 @@ void server_delta_registry::loaded(const work & done, const std::shared_ptr<serv
         at_work = {};
         if (entry != nullptr && entry->job == done.to_load) {
             entry->reason    = err;
-            entry->is_broken = entry->current == nullptr;
+            entry->is_broken = is_own_file(*entry, *done.to_load);
             finish(*entry, ERROR_TYPE_SERVER, "delta '" + done.name + "' cannot be served: " + err);
         }
     }
@@ -121,7 +126,7 @@ void server_delta_registry::checked(const std::shared_ptr<server_delta> & delta,
         dead.push_back(delta);
         counts[delta->name].n_failures++;
         entry->reason    = err;
-        entry->is_broken = entry->current == nullptr;
+        entry->is_broken = is_own_file(*entry, *done.to_load);
         finish(*entry, ERROR_TYPE_SERVER, "delta '" + delta->name + "' cannot be served: " + err);
     } else {
         take_over(delta);

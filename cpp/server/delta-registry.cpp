@@ -211,8 +211,14 @@ std::shared_ptr<const server_delta_use> server_delta_registry::acquire(const std
         } else if (entry->is_broken) {
             throw server_delta_error(ERROR_TYPE_SERVER, "delta '" + name + "' cannot be served: " + entry->reason);
         } else {
-            const auto job = ask(*entry, entry->path, false);
-            wait_for(lock, *job, should_stop);
+            const std::string path = entry->path;
+            const auto        job  = ask(*entry, path, false);
+            if (job->path == path) {
+                wait_for(lock, *job, should_stop);
+            }
+            while (!job->is_done) {  // another file in its place; if that one cannot be served, this one is loaded
+                pause(lock, should_stop);
+            }
         }
     }
 }
