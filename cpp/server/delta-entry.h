@@ -54,6 +54,7 @@ struct server_delta_job {
     size_t      n_bytes    = 0;
     bool        is_reload  = false;  // also where a file is loaded already
     bool        is_done    = false;
+    int         n_waiting  = 0;      // requests that wait for it; when it went well they are the entry's n_entitled
     int         error_type = 0;      // where `error` is set
     std::string error;
 };
@@ -87,10 +88,17 @@ struct server_delta_entry {
     double      ratio     = 0.0;
     int32_t     n_applied = 0;
 
+    // Requests that waited for the load, or wait for their turn, and did not start yet. The delta stays until they had it: one that went before them would be
+    // loaded for nothing, and again.
+    int n_entitled = 0;
+
     std::shared_ptr<server_delta>     current;  // what requests get, or NULL
     std::shared_ptr<server_delta_job> job;      // the load that is waited for, or NULL
     server_delta_stamp                verified; // the file whose digests were checked
 
     // registered, loading, loaded, draining or failed
     const char * state() const;
+
+    // Whether requests run with what is loaded, or are about to.
+    bool is_in_use() const { return current && (current->n_uses > 0 || n_entitled > 0); }
 };

@@ -104,6 +104,9 @@ void server_delta_registry::end() {
 
 void server_delta_registry::update_is_work() {
     is_work = unchecked || !leaving.empty();
+    if (!is_work) {
+        is_woken = false;  // update() does not look any more, so a call on its way to the main loop is lost
+    }
 }
 
 std::shared_ptr<server_delta> server_delta_registry::take_unchecked() {

@@ -27,8 +27,8 @@ void server_delta_registry::release(const std::shared_ptr<server_delta> & delta)
     const lock_t lock(mutex);
     delta->n_uses--;
     const auto entry = find(delta->name);
-    if (entry != nullptr && entry->current == delta && entry->is_leaving && delta->n_uses == 0) {
-        retire(*entry);
+    if (entry != nullptr) {
+        retire_if_left(*entry);
     }
     changed.notify_all();
 }
@@ -163,7 +163,7 @@ bool server_delta_registry::may_start(const server_delta_entry & entry, uint64_t
     if (limits.n_active_max == 0) {
         return true;
     }
-    if (!line.empty() && line.front() != ticket) {
+    if (!line.empty() && *line.begin() < ticket) {
         return false;
     }
     size_t n_active = 0;
@@ -176,49 +176,102 @@ bool server_delta_registry::may_start(const server_delta_entry & entry, uint64_t
     return entry.current->n_uses > 0 || n_active < limits.n_active_max;
 }
 
-std::shared_ptr<const server_delta_use> server_delta_registry::acquire(const std::string & name, const server_should_stop & should_stop) {
-    lock_t         lock(mutex);
-    const uint64_t ticket = n_tickets++;
+// One request on its way to a delta: its place in the line, and what it waits for. Made, used and destroyed under the registry's lock.
+class server_delta_registry::claim {
+public:
+    claim(server_delta_registry & registry, const std::string & name) : registry(registry), name(name), ticket(registry.n_tickets++) {}
 
-    struct place_in_line {
-        server_delta_registry & registry;
-        const uint64_t          ticket;
-        ~place_in_line() {
-            const auto place = std::find(registry.line.begin(), registry.line.end(), ticket);
-            if (place != registry.line.end()) {
-                registry.line.erase(place);
-                registry.changed.notify_all();
-            }
+    ~claim() { drop(); }
+
+    claim(const claim &)             = delete;
+    claim & operator=(const claim &) = delete;
+
+    // Whether the delta that is loaded stays for this request.
+    bool is_on(const server_delta_entry & entry) const { return is_entitled && order == entry.order; }
+
+    // Waits in line for a turn.
+    void line_up(server_delta_entry & entry) {
+        if (!is_on(entry)) {
+            drop();
+            entry.n_entitled++;
+            is_entitled = true;
+            order       = entry.order;
         }
-    } place{ *this, ticket };
+        registry.line.insert(ticket);
+    }
+
+    // Waits for a load, out of line: whom it waits for may be behind it there. The ticket keeps its place.
+    void wait_for(const server_delta_entry & entry, const std::shared_ptr<server_delta_job> & wanted) {
+        drop();
+        job   = wanted;
+        order = entry.order;
+        job->n_waiting++;
+    }
+
+    // The load is over.
+    void loaded() {
+        is_entitled = job->error.empty();
+        job.reset();
+    }
+
+    void drop() {
+        if (job && !job->is_done) {
+            job->n_waiting--;
+        }
+        const auto entry = registry.find(name);
+        const bool is_up = job ? job->is_done && job->error.empty() : is_entitled;
+        if (is_up && entry != nullptr && entry->order == order) {
+            entry->n_entitled--;
+            registry.retire_if_left(*entry);
+        }
+        if (registry.line.erase(ticket) > 0) {
+            registry.changed.notify_all();
+        }
+        job.reset();
+        is_entitled = false;
+    }
+
+    server_delta_registry & registry;
+    const std::string       name;
+    const uint64_t          ticket;
+
+private:
+    std::shared_ptr<server_delta_job> job;                  // waits for it
+    bool                              is_entitled = false;  // is counted in the entry's n_entitled
+    uint64_t                          order       = 0;      // of the entry: the name may be unloaded and come back meanwhile
+};
+
+std::shared_ptr<const server_delta_use> server_delta_registry::acquire(const std::string & name, const server_should_stop & should_stop) {
+    lock_t lock(mutex);
+    claim  mine(*this, name);
 
     while (true) {
         server_delta_entry * entry = find(name);
         if (entry == nullptr || entry->is_draining) {
             throw server_delta_error(ERROR_TYPE_NOT_FOUND, "model '" + name + "' was unloaded");
         }
-        if (entry->current && !entry->is_leaving) {
-            if (may_start(*entry, ticket)) {
+        if (entry->current && (!entry->is_leaving || mine.is_on(*entry))) {
+            if (may_start(*entry, mine.ticket)) {
                 entry->current->n_uses++;
                 entry->used_us = ggml_time_us();
                 entry->used_s  = std::time(nullptr);
                 return std::make_shared<const server_delta_use>(shared_from_this(), entry->current);
             }
-            if (std::find(line.begin(), line.end(), ticket) == line.end()) {
-                line.push_back(ticket);
-            }
+            mine.line_up(*entry);
             pause(lock, should_stop);
         } else if (entry->is_broken) {
             throw server_delta_error(ERROR_TYPE_SERVER, "delta '" + name + "' cannot be served: " + entry->reason);
         } else {
             const std::string path = entry->path;
             const auto        job  = ask(*entry, path, false);
-            if (job->path == path) {
-                wait_for(lock, *job, should_stop);
-            }
-            while (!job->is_done) {  // another file in its place; if that one cannot be served, this one is loaded
+            mine.wait_for(*entry, job);
+            while (!job->is_done) {
                 pause(lock, should_stop);
             }
+            if (!job->error.empty() && job->path == path) {  // a failed reload is not this request's: what was there before is loaded then
+                throw server_delta_error(job->error_type, job->error);
+            }
+            mine.loaded();
         }
     }
 }
@@ -245,6 +298,9 @@ void server_delta_registry::finish(server_delta_entry & entry, int error_type, c
     entry.job->is_done    = true;
     entry.job->error_type = error_type;
     entry.job->error      = error;
+    if (error.empty()) {
+        entry.n_entitled += entry.job->n_waiting;
+    }
     entry.job.reset();
     queue.erase(std::remove(queue.begin(), queue.end(), entry.name), queue.end());
     changed.notify_all();
@@ -299,6 +355,13 @@ void server_delta_registry::retire(server_delta_entry & entry) {
     entry.is_leaving = false;
     is_work          = true;
     changed.notify_all();
+}
+
+// Retires what was told to leave once nobody uses it.
+void server_delta_registry::retire_if_left(server_delta_entry & entry) {
+    if (entry.is_leaving && entry.current && !entry.is_in_use()) {
+        retire(entry);
+    }
 }
 
 // Drops the names that were unloaded and whose last file is freed.
@@ -359,7 +422,7 @@ server_delta_registry::room server_delta_registry::make_room(const server_delta_
         return room::never;
     }
     std::sort(victims.begin(), victims.end(), [](const auto * a, const auto * b) {
-        return std::make_pair(a->current->n_uses > 0, a->used_us) < std::make_pair(b->current->n_uses > 0, b->used_us);
+        return std::make_pair(a->is_in_use(), a->used_us) < std::make_pair(b->is_in_use(), b->used_us);
     });
     for (auto * victim : victims) {
         if (n_kept + wanted <= limits.n_bytes_max) {
@@ -367,13 +430,10 @@ server_delta_registry::room server_delta_registry::make_room(const server_delta_
         }
         n_kept -= victim->current->stamp.n_bytes;
         SRV_INF("delta '%s': goes to make room for '%s', %ju bytes%s\n", victim->name.c_str(), entry.name.c_str(), victim->current->stamp.n_bytes,
-                victim->current->n_uses > 0 ? ", after its requests" : "");
+                victim->is_in_use() ? ", after its requests" : "");
         counts[victim->name].n_evictions++;
-        if (victim->current->n_uses == 0) {
-            retire(*victim);
-        } else {
-            victim->is_leaving = true;
-        }
+        victim->is_leaving = true;
+        retire_if_left(*victim);
     }
     return room::later;
 }

@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <set>
 #include <vector>
 
 using server_should_stop = std::function<bool()>;
@@ -116,6 +117,8 @@ public:
 private:
     using lock_t = std::unique_lock<std::mutex>;
 
+    class claim;
+
     enum class room { yes,
                       later,
                       never };
@@ -129,6 +132,7 @@ private:
     bool                              next_load(work & next);
     room                              make_room(const server_delta_entry & entry, std::string & err);
     void                              retire(server_delta_entry & entry);
+    void                              retire_if_left(server_delta_entry & entry);
     void                              forget_drained();
     void                              update_is_work();
     size_t                            resident_bytes(const std::string & except) const;
@@ -141,7 +145,7 @@ private:
     std::map<std::string, server_delta_entry>  entries;
     std::map<std::string, server_delta_counts> counts;
     std::deque<std::string>                    queue;      // names whose jobs wait for the loader; the first one is at work
-    std::deque<uint64_t>                       line;       // tickets of the requests that wait for their turn
+    std::set<uint64_t>                         line;       // tickets of the requests that wait for their turn; each has a claim on a loaded delta
     uint64_t                                   n_tickets = 0;
     uint64_t                                   n_added   = 0;
     std::vector<std::shared_ptr<server_delta>> leaving;    // retired, maybe still bound or held
