@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from delta_files import meta, write_base, write_delta
+from delta_server import CONTEXT, make_folder, text
 from dqrelo_gguf.fingerprint import base_identity
-from server_fixtures import Artefacts, make_artefacts
+from server_fixtures import Artefacts, Server, make_artefacts, serve
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +43,25 @@ def data_dir() -> Path:
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
     """The example pair's base in F16, its deltas at 1/8, and one of them merged."""
     return make_artefacts(tmp_path_factory.getbasetemp() / "server-artefacts")
+
+
+@pytest.fixture(scope="session")
+def delta_folder(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for --deltas-dir; tests leave it as it is."""
+    return make_folder(artefacts, tmp_path_factory.mktemp("deltas") / "dir")
+
+
+@pytest.fixture
+def delta_server(artefacts: Artefacts, tmp_path: Path) -> Iterator[Server]:
+    """A server with a --deltas-dir that the test may change."""
+    folder = make_folder(artefacts, tmp_path / "dir")
+    with serve(artefacts.base, tmp_path, "--deltas-dir", folder, *CONTEXT) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def delta_texts(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each delta says to delta_server.PROMPT, by a server that has them from the start."""
+    deltas = ("--delta", f"words={artefacts.words},json={artefacts.json},loud={artefacts.loud}")
+    with serve(artefacts.base, tmp_path_factory.mktemp("texts"), *deltas, *CONTEXT) as running:
+        return {name: text(running, name) for name in ("base", "words", "json", "loud")}
