@@ -78,7 +78,7 @@ def run_streams(requests_: Sequence[Request]) -> list[Stream]:
     def read(request: Request) -> Stream:
         with requests.Session() as session:
             start.wait()
-            return _read(session, request)
+            return read_stream(session, request)
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(len(requests_)) as pool:
@@ -86,7 +86,8 @@ def run_streams(requests_: Sequence[Request]) -> list[Stream]:
     return [Stream([t - begun for t in s.seconds], s.n_tokens) for s in streams]
 
 
-def _read(session: requests.Session, request: Request) -> Stream:
+def read_stream(session: requests.Session, request: Request) -> Stream:
+    """Sends one request and reads it to its end; times are those of time.perf_counter."""
     seconds: list[float] = []
     n_tokens: list[int] = []
     with session.post(f"{request.url}/completion", json=request.body(), stream=True, timeout=ANSWER_SECONDS) as reply:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,6 +14,8 @@ from delta_files import meta, write_base, write_delta
 from delta_server import CONTEXT, make_folder, text
 from dqrelo_gguf.fingerprint import base_identity
 from server_fixtures import Artefacts, Server, make_artefacts, serve
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +70,18 @@ def delta_texts(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) 
     deltas = ("--delta", f"words={artefacts.words},json={artefacts.json},loud={artefacts.loud}")
     with serve(artefacts.base, tmp_path_factory.mktemp("texts"), *deltas, *CONTEXT) as running:
         return {name: text(running, name) for name in ("base", "words", "json", "loud")}
+
+
+@pytest.fixture
+def bench_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of bench/ as its programs do; they are no package."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    before = set(sys.modules)
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCH)):
+            del sys.modules[name]

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
 LOG = """\
 0.00.1 I llama_context:        CPU  output buffer size =     0.50 MiB
 0.00.1 I llama_kv_cache:        CPU KV buffer size =     8.00 MiB
@@ -19,21 +13,6 @@ LOG = """\
 1.00.2 I sched_reserve:        CPU compute buffer size =     5.25 MiB
 """
 MIB = 1 << 20
-
-
-@pytest.fixture
-def bench_module(monkeypatch: pytest.MonkeyPatch):
-    """Imports a module of bench/ as its programs do; they are no package."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    before = set(sys.modules)
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield load
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCH)):
-            del sys.modules[name]
 
 
 def test_speed_counts_only_the_time_in_which_all_streams_generate(bench_module):
