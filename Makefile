@@ -8,6 +8,8 @@ TORCH  ?= torch==2.13.0
 TORCH_INDEX ?=
 # DQRELO_CUDA=ON builds the CUDA backend.
 DQRELO_CUDA ?= OFF
+# How long `make soak` sends its traffic.
+SOAK_MINUTES ?= 3
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -21,7 +23,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake patches python cpp g
 CXX_TEST_SOURCES := $(shell find tests/cpp -type f 2>/dev/null)
 CXX_FILES = $(shell find cpp ggml_ops tests/cpp bench \( -name "*.h" -o -name "*.c" -o -name "*.cpp" \) -type f 2>/dev/null)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test soak lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -31,6 +33,10 @@ test: $(VENV)/installed-for-tests
 	$(MAKE) --no-print-directory lint
 	ctest --test-dir $(BUILD) --output-on-failure
 	DQRELO_TEST_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(BIN)/python -m pytest
+
+# Minutes of random traffic on a server whose deltas come and go.
+soak: $(VENV)/installed-for-tests
+	DQRELO_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -m slow tests/soak
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/python cmake/patches.py check
