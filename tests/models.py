@@ -43,6 +43,17 @@ _KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama-tied": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": True}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),  # biases of q, k and v
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {"pad_token_id": 0}),  # norms are stored minus one
+    "gemma3": (  # a layer with a sliding window
+        "Gemma3TextConfig",
+        "Gemma3ForCausalLM",
+        {
+            "pad_token_id": 0,
+            "head_dim": 16,
+            "sliding_window": 32,
+            "max_position_embeddings": 1024,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
     "qwen3next": (  # a linear-attention layer, whose value heads are reordered, and experts that can be fused
         "Qwen3NextConfig",
         "Qwen3NextForCausalLM",
@@ -149,6 +160,7 @@ def rewrite_gguf(
     reader = gguf.GGUFReader(source)
     change, types, fields = change or {}, types or {}, fields or {}
     writer = gguf.GGUFWriter(target, "", use_temp_file=False)
+    writer.data_alignment = reader.alignment
     writer.kv_data[0].clear()
     for key, field in reader.fields.items():
         value = fields.get(key, field.contents())

@@ -134,11 +134,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(base: Path, folder: Path, *args: str | Path) -> Iterator[Server]:
-    """Runs llama-server until the block ends."""
+def serve(base: Path | None, folder: Path, *args: str | Path) -> Iterator[Server]:
+    """Runs llama-server until the block ends; without a base it is a router."""
     port = free_port()
     log = folder / f"server-{port}.log"
-    command = [need_program("llama-server"), "-m", base, "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
+    model = ("-m", base) if base else ()
+    command = [need_program("llama-server"), *model, "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
     with log.open("wb") as out:
         process = subprocess.Popen([*command, *args], stdout=out, stderr=subprocess.STDOUT)
     try:

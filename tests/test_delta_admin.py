@@ -121,3 +121,24 @@ def test_keys_limit_names(artefacts: Artefacts, delta_folder: Path, tmp_path: Pa
             answer = requests.post(server.url + "/deltas/unload", json={"name": "words"}, headers=headers, timeout=60)
             assert answer.status_code == expected
         assert requests.post(server.url + "/deltas/load", json={"name": "words"}, timeout=60).status_code == 401
+
+
+def test_limited_keys_see_no_directories(artefacts: Artefacts, delta_folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"tenant": ["words", "broken", "base"]}))
+    options = ("--deltas-dir", delta_folder, "--delta-keys", keys, "--api-key", "master", *CONTEXT)
+    with serve(artefacts.base, tmp_path, *options) as server:
+
+        def told(key: str) -> str:
+            headers = {"Authorization": f"Bearer {key}"}
+            bodies = [{"model": model, "prompt": PROMPT, "n_predict": 1} for model in ("broken", "words")]
+            answers = [requests.post(server.url + "/completion", json=b, headers=headers, timeout=60) for b in bodies]
+            paths = ("/deltas", "/v1/models", "/props?model=words")
+            answers += [requests.get(server.url + path, headers=headers, timeout=60) for path in paths]
+            return "\n".join(answer.text for answer in answers)
+
+        for key, is_admin in (("master", True), ("tenant", False)):
+            text_of_all = told(key)
+            assert text_of_all.count("broken.dq.gguf") >= 2
+            for folder in (delta_folder, artefacts.base.parent):
+                assert (str(folder) in text_of_all) == is_admin

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 
-from delta_server import CONTEXT, complete, error, row, states, stream, text
+from delta_server import CONTEXT, PROMPT, complete, error, row, states, stream, text
 from server_fixtures import Artefacts, Server, serve
 
 # loading
@@ -152,6 +153,24 @@ def test_deltas_take_turns(
             n_seen += n_running
         assert list(requests_done) == [delta_texts[model] for model in models]
         assert n_seen > 0
+
+
+def test_requests_that_wait_do_not_block_others(
+    artefacts: Artefacts, delta_folder: Path, tmp_path: Path, delta_texts: dict[str, str]
+) -> None:
+    """More requests than the server has HTTP threads at its start wait for a turn; /health answers meanwhile."""
+    options = ("--deltas-dir", delta_folder, "--delta-max-active", "1", "--threads-http", "2", "--context-shift")
+    endless = {"model": "words", "prompt": PROMPT, "n_predict": -1, "ignore_eos": True, "stream": True}
+    with serve(artefacts.base, tmp_path, *options, *CONTEXT) as server, ThreadPoolExecutor(24) as pool:
+        with requests.post(server.url + "/completion", json=endless, stream=True, timeout=120) as running:
+            next(running.iter_lines())
+            waiting = [pool.submit(text, server, "json") for _ in range(24)]
+            while row(server, "json")["state"] != "loaded":
+                time.sleep(0.01)
+            for _ in range(50):
+                assert server.get("/health") == {"status": "ok"}
+            assert not any(request.done() for request in waiting)
+        assert {request.result() for request in waiting} == {delta_texts["json"]}
 
 
 # unloading and reloading

@@ -4,6 +4,7 @@
 #include "delta-set.h"
 
 #include <algorithm>
+#include <filesystem>
 
 static const size_t N_NAME_MAX = 200;  // bytes
 
@@ -23,10 +24,26 @@ void server_delta_set::check_admin() const {
     if (!host.params->dqrelo.admin) {
         throw server_delta_error(ERROR_TYPE_PERMISSION, "deltas cannot be loaded and unloaded over HTTP here (--no-delta-admin)");
     }
-    const auto caller = server_delta_caller::current();
-    if (caller != nullptr && host.params->dqrelo.keys.count(caller->api_key()) > 0) {
+    if (is_limited()) {
         throw server_delta_error(ERROR_TYPE_PERMISSION, "this API key may use deltas, but not load or unload them");
     }
+}
+
+bool server_delta_set::is_limited() const {
+    const auto caller = server_delta_caller::current();
+    return caller != nullptr && host.params->dqrelo.keys.count(caller->api_key()) > 0;
+}
+
+std::string server_delta_set::shown(std::string text, const std::string & path) const {
+    if (!is_limited()) {
+        return text;
+    }
+    for (const std::string & folder : { std::filesystem::path(path).parent_path().string(), host.params->dqrelo.deltas_dir }) {
+        if (!folder.empty()) {
+            string_replace_all(text, folder.back() == '/' ? folder : folder + "/", "");
+        }
+    }
+    return text;
 }
 
 bool server_delta_set::is_allowed(const std::string & name) const {
@@ -40,18 +57,18 @@ bool server_delta_set::is_allowed(const std::string & name) const {
                        [&](const std::string & allowed) { return name.empty() ? is_base_name(allowed) : allowed == name; });
 }
 
-static json row_json(const server_delta_registry::row & row, const std::string & parent) {
+json server_delta_set::row_json(const server_delta_registry::row & row) const {
     const auto & entry = row.entry;
     return {
         { "name", entry.name },
-        { "file", entry.path },
+        { "file", shown(entry.path, entry.path) },
         { "content_hash", entry.hash.empty() ? json() : json(entry.hash) },
-        { "parent", parent },
+        { "parent", base_names[0] },
         { "ratio", entry.hash.empty() ? json() : json(entry.ratio) },
         { "bytes", entry.n_bytes },
         { "bytes_resident", row.n_resident },
         { "state", entry.state() },
-        { "reason", entry.reason.empty() ? json() : json(entry.reason) },
+        { "reason", entry.reason.empty() ? json() : json(shown(entry.reason, entry.path)) },
         { "tensors_applied", entry.hash.empty() ? json() : json(entry.n_applied) },
         { "requests_running", row.n_running },
         { "requests_served", row.counts.n_requests - (uint64_t) std::min<uint64_t>(row.n_running, row.counts.n_requests) },
@@ -64,7 +81,7 @@ json server_delta_set::list() const {
     json data = json::array();
     for (const auto & row : registry ? registry->rows() : std::vector<server_delta_registry::row>()) {
         if (is_allowed(row.entry.name)) {
-            data.push_back(row_json(row, base_names[0]));
+            data.push_back(row_json(row));
         }
     }
     const size_t n_max = registry ? registry->limits.n_bytes_max : 0;
@@ -105,7 +122,7 @@ json server_delta_set::admin_load(const server_delta_load & load, const server_s
     }
     for (const auto & row : registry->rows()) {
         if (row.entry.name == load.name) {
-            return row_json(row, base_names[0]);
+            return row_json(row);
         }
     }
     throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + load.name + "' was unloaded");
@@ -134,7 +151,7 @@ json server_delta_set::props(const std::string & model_name, json base) const {
     defaults.sampling                             = delta.params.sampling;
     base["default_generation_settings"]["params"] = defaults.to_json(true);
     base["model_alias"]                           = name;
-    base["model_path"]                            = delta.path;
+    base["model_path"]                            = shown(delta.path, delta.path);
     base["chat_template"]                         = common_chat_templates_source(delta.chat.tmpls.get());
     base["chat_template_caps"]                    = common_chat_templates_get_caps(delta.chat.tmpls.get());
     base["delta"]                                 = { { "content_hash", delta.hash }, { "parent", base_names[0] } };

@@ -96,3 +96,17 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
                   return answer_text("Success: LoRA adapter '" + name + "' removed successfully.");
               }));
 }
+
+void server_delta_add_router_routes(const server_http_context & http, const common_params & params, server_delta_wrapper wrap) {
+    static const std::string ROUTER  = "router mode serves no deltas: their names are not routed, and options for deltas go to every server that it starts. "
+                                       "Start a server with -m for each base";
+    const auto &             options = params.dqrelo;
+    if (!options.deltas.empty() || !options.deltas_dir.empty()) {
+        SRV_WRN("%s\n", ROUTER.c_str());
+    }
+    const auto refuse = [](const server_http_req &) -> server_http_res_ptr { throw server_delta_error(ERROR_TYPE_NOT_SUPPORTED, ROUTER); };
+    http.get("/deltas", wrap(refuse));
+    for (const char * path : { "/deltas/load", "/deltas/reload", "/deltas/unload", "/v1/load_lora_adapter", "/v1/unload_lora_adapter" }) {
+        http.post(path, wrap(refuse));
+    }
+}

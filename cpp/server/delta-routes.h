@@ -9,3 +9,6 @@ using server_delta_wrapper = server_http_context::handler_t (*)(server_http_cont
 
 // `wrap` turns what a handler throws into an answer.
 void server_delta_add_routes(const server_http_context & http, server_delta_set & deltas, server_delta_wrapper wrap);
+
+// The same endpoints of a router, which has no deltas and says so; in its log, too, where `params` asks for some.
+void server_delta_add_router_routes(const server_http_context & http, const common_params & params, server_delta_wrapper wrap);

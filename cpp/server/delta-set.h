@@ -66,6 +66,10 @@ public:
 private:
     std::string wanted_name(const json & body) const;
     bool        is_allowed(const std::string & name) const;  // for the API key of this thread's request; an empty name is the base
+    bool        is_limited() const;  // this thread's request has an API key of --delta-keys
+    // What this thread's request may see of a text about the file at `path`: without its directory for a limited key.
+    std::string shown(std::string text, const std::string & path) const;
+    json        row_json(const server_delta_registry::row & row) const;
     void        check_admin() const;
     bool        is_base_name(const std::string & name) const;
     std::string names() const;
