@@ -232,7 +232,11 @@ std::shared_ptr<const server_delta_use> server_delta_set::hold(const std::string
         return registry->acquire(name, nullptr);
     }
     if (!caller->use || caller->use->delta->name != name) {
-        caller->use = registry->acquire(name, caller->req.should_stop);
+        try {
+            caller->use = registry->acquire(name, caller->req.should_stop);
+        } catch (const server_delta_error & e) {
+            throw server_delta_error(e.type, shown(e.what(), registry->path_of(name)));
+        }
     }
     return caller->use;
 }
@@ -268,7 +272,7 @@ std::shared_ptr<const server_chat_params> server_delta_set::chat_params(const js
 
 json server_delta_set::list_models(json models) const {
     json & base    = models["data"][0];
-    base["root"]   = host.params->model.path;
+    base["root"]   = shown(host.params->model.path, host.params->model.path);
     base["parent"] = nullptr;
     for (const auto & row : registry->rows()) {
         const auto & entry = row.entry;
@@ -278,7 +282,7 @@ json server_delta_set::list_models(json models) const {
         json model       = models["data"][0];
         model["id"]      = entry.name;
         model["aliases"] = json::array();
-        model["root"]    = entry.path;
+        model["root"]    = shown(entry.path, entry.path);
         model["parent"]  = base_names[0];
         model["delta"]   = { { "content_hash", entry.hash.empty() ? json() : json(entry.hash) }, { "state", entry.state() } };
         models["data"].push_back(model);
