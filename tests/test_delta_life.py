@@ -163,7 +163,8 @@ def test_requests_that_wait_do_not_block_others(
     endless = {"model": "words", "prompt": PROMPT, "n_predict": -1, "ignore_eos": True, "stream": True}
     with serve(artefacts.base, tmp_path, *options, *CONTEXT) as server, ThreadPoolExecutor(24) as pool:
         with requests.post(server.url + "/completion", json=endless, stream=True, timeout=120) as running:
-            next(running.iter_lines())
+            lines = running.iter_lines()  # kept: the answer ends with it
+            assert next(lines)
             waiting = [pool.submit(text, server, "json") for _ in range(24)]
             while row(server, "json")["state"] != "loaded":
                 time.sleep(0.01)
