@@ -84,7 +84,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
         pytest.skip("DQRELO_STOCK_SERVER names no stock llama-server")
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
-        pytest.skip(f"upstream's tests need {', '.join(absent)}: pip install -r {FOLDER / 'requirements.txt'}")
+        pytest.skip(f"upstream's tests need {', '.join(absent)}: pip install 'dqrelo-gguf[upstream]'")
     folder = tmp_path_factory.mktemp("upstream")
     server = need_program("llama-server")
     ours = (Contender("ours", server), Contender("ours with a delta", server, has_delta=True))
