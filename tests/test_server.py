@@ -147,6 +147,13 @@ def test_openai_client(server: Server, answer: str) -> None:
     assert [model.id for model in client.models.list()] == ["small", "words", "json", "loud"]
     found = client.chat.completions.create(model="words", messages=MESSAGES, temperature=0, max_tokens=24)
     assert found.choices[0].message.content == answer
+    chunks = client.chat.completions.create(model="words", messages=MESSAGES, temperature=0, max_tokens=24, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == answer
+    base = client.chat.completions.create(
+        model="words", messages=MESSAGES, temperature=0, max_tokens=24, extra_body={"delta_scale": 0}
+    )
+    assert base.model == "words"
+    assert base.choices[0].message.content != answer
     with pytest.raises(openai.NotFoundError, match="nobody"):
         client.chat.completions.create(model="nobody", messages=MESSAGES)
 
