@@ -1,0 +1,164 @@
+"""What happens to one tiny architecture: two fine-tunes converted, run over an F32 and a Q8_0 base, compared with merged models."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.merge import MergeOptions, merge
+from dqrelo_gguf.pairing import Selection
+from dqrelo_gguf.plan import Options
+from dqrelo_gguf.runtime import Delta, Runtime
+from models import N_VOCAB, convert_hf, read_gguf, rewrite_gguf
+from tiny_architectures import Architecture, write_base, write_tuned
+
+Floats = npt.NDArray[np.float32]
+
+BASE_TYPES = {"F32": "ALL_F32", "Q8_0": "MOSTLY_Q8_0"}
+# Every matrix has its full rank, in F32: what is lost is float32's rounding.
+EXACT: dict[str, Any] = {"ratio": None, "rank": 1 << 20, "factor_type": "f32"}
+EIGHTH: dict[str, Any] = {}
+
+_REFUSED = re.compile(r"tensor '([^']+)' (.+?)\. Convert the fine-tune without it")
+
+
+def nmse(got: Floats, expected: Floats) -> float:
+    """Squared error over squared length, of values about their mean."""
+    wide = expected.astype(np.float64)
+    return float(np.sum((got - wide) ** 2) / np.sum((wide - wide.mean()) ** 2))
+
+
+def nmse_of_most(got: Floats, expected: Floats) -> float:
+    """The median over tokens: rounding sends some token to another expert, and that one is another token then."""
+    return float(np.median([nmse(g, e) for g, e in zip(got, expected, strict=True)]))
+
+
+@dataclass
+class Figures:
+    """NMSE of logits over one base type."""
+
+    merged: float = 0.0  # delta of 1/8 against dqrelo-merge's model
+    tuned: float = 0.0  # near-exact delta against the fine-tune
+    mixed: float = 0.0  # the worse of both in a batch with a row that has no delta
+    rounding: float = 0.0  # what the base's own quantisation costs without any delta
+    effect: float = 0.0  # between base and merged model: what a delta that does nothing would show
+    is_base_kept: bool = False  # the row without a delta is the base's, bit for bit
+
+
+@dataclass
+class Outcome:
+    """A row of the table."""
+
+    name: str
+    n_carried: int = 0
+    refused: dict[str, str] = field(default_factory=dict)  # kind of tensor -> reason
+    inert: set[str] = field(default_factory=set)
+    figures: dict[str, Figures] = field(default_factory=dict)  # by base type
+
+
+def kind(tensor: str) -> str:
+    """blk.0.attn_q.weight and blk.1.attn_q.weight are one kind."""
+    return re.sub(r"\.\d+\.", ".*.", tensor)
+
+
+def pattern(kinds: dict[str, str]) -> str | None:
+    """--exclude for kinds of tensors."""
+    return "|".join("^" + re.escape(k).replace(r"\.\*\.", r"\.\d+\.") + "$" for k in sorted(kinds)) or None
+
+
+class Run:
+    """The files of one architecture in a folder, and what is done with them."""
+
+    def __init__(self, name: str, arch: Architecture, folder: Path) -> None:
+        logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
+        self.arch, self.folder = arch, folder
+        self.outcome = Outcome(name)
+        self.checkpoint = write_base(arch, folder / "base")
+        self.tuned = [write_tuned(self.checkpoint, folder / f"tuned-{i}", i) for i in (1, 2)]
+        rng = np.random.default_rng(0)
+        # longer than the models' windows
+        self.first, self.second = (rng.integers(8, N_VOCAB, n).astype(np.int32) for n in (24, 11))
+
+    def everything(self) -> Outcome:
+        for base_type in BASE_TYPES:
+            self.outcome.figures[base_type] = self._over(base_type)
+        return self.outcome
+
+    def gguf(self, checkpoint: Path, base_type: str) -> Path:
+        """A directory as upstream's script converts it."""
+        out = self.folder / f"{checkpoint.name}-{base_type}.gguf"
+        return out if out.exists() else convert_hf(checkpoint, out, BASE_TYPES[base_type])
+
+    def _over(self, base_type: str) -> Figures:
+        base = self.gguf(self.checkpoint, base_type)
+        with Runtime(base, n_threads=1) as rt:
+            eighth, exact = self._load(rt, base)
+            merged, tuned = self._references(base, eighth, self.tuned[1])
+            return self._compare(rt, (eighth, exact), (merged, tuned))
+
+    def _load(self, rt: Runtime, base: Path) -> tuple[Delta, Delta]:
+        """A delta of 1/8 of the first fine-tune and a near-exact one of the second, without what the runtime refuses."""
+        while True:
+            exclude = pattern(self.outcome.refused)
+            out = self.folder / f"{base.stem}-{len(self.outcome.refused)}"
+            try:
+                eighth, exact = (
+                    self._convert(rt, base, tuned, out.with_suffix(suffix), options, exclude)
+                    for tuned, suffix, options in zip(
+                        self.tuned, (".a.dq.gguf", ".b.dq.gguf"), (EIGHTH, EXACT), strict=True
+                    )
+                )
+            except InputError as error:
+                refused = _REFUSED.search(str(error))
+                if refused is None or "\n" in str(error):
+                    raise
+                self.outcome.refused[kind(refused[1])] = refused[2]
+            else:
+                self.outcome.n_carried = exact.n_weights - len(exact.inert)
+                self.outcome.inert |= {kind(name) for name in exact.inert}
+                return eighth, exact
+
+    def _convert(
+        self, rt: Runtime, base: Path, tuned: Path, out: Path, options: dict[str, Any], exclude: str | None
+    ) -> Delta:
+        convert(Job(base, tuned, out), Options(selection=Selection.of(None, exclude), **options))
+        return rt.load_delta(out)
+
+    def _references(self, base: Path, delta: Delta, tuned: Path) -> tuple[Path, Path]:
+        """The first delta merged, and the second fine-tune as upstream converts it, both F32 models."""
+        merged = base.with_suffix(".merged.gguf")
+        merge(base, delta.path, merged, MergeOptions(out_type="f32"))
+        plain = self.gguf(tuned, "F32")
+        if self.outcome.refused:
+            kept = {name: values for name, values in read_gguf(base).items() if kind(name) in self.outcome.refused}
+            plain = rewrite_gguf(plain, base.with_suffix(".kept.gguf"), kept)
+        return merged, plain
+
+    def _compare(self, rt: Runtime, deltas: tuple[Delta, Delta], references: tuple[Path, Path]) -> Figures:
+        sequences = [self.first, self.second, self.first]
+        expected = [logits(path, tokens) for path, tokens in zip(references, sequences, strict=False)]
+        base = rt.logits(sequences)
+        mixed = rt.logits(sequences, [*deltas, None])
+        error = nmse_of_most if self.arch.routed else nmse
+        plain = rewrite_gguf(Path(rt.path), Path(rt.path).with_suffix(".plain.gguf"), types={"": "F32"})
+        return Figures(
+            merged=error(rt.logits(self.first, deltas[0]), expected[0]),
+            tuned=error(rt.logits(self.second, deltas[1]), expected[1]),
+            mixed=max(error(mixed[i], expected[i]) for i in range(2)),
+            rounding=error(base[0], logits(plain, self.first)),
+            effect=min(error(base[i], expected[i]) for i in range(2)),
+            is_base_kept=np.array_equal(mixed[2], base[2]),
+        )
+
+
+def logits(model: Path, tokens: npt.NDArray[np.int32]) -> Floats:
+    with Runtime(model, n_threads=1) as rt:
+        return rt.logits(tokens)
