@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dqrelo_gguf._pin import conversion_module
 from dqrelo_gguf.convert import Job, convert
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.merge import MergeOptions, merge
@@ -21,11 +23,16 @@ from models import N_VOCAB, convert_hf, read_gguf, rewrite_gguf
 from tiny_architectures import Architecture, write_base, write_tuned
 
 Floats = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
 
 BASE_TYPES = {"F32": "ALL_F32", "Q8_0": "MOSTLY_Q8_0"}
 # Every matrix has its full rank, in F32: what is lost is float32's rounding.
 EXACT: dict[str, Any] = {"ratio": None, "rank": 1 << 20, "factor_type": "f32"}
 EIGHTH: dict[str, Any] = {}
+LEFTOVERS: dict[str, Any] = {
+    "ratio": None,
+    "rank": 16,
+}  # where so much is refused that 1/8 does not pay for the vectors
 
 _REFUSED = re.compile(r"tensor '([^']+)' (.+?)\. Convert the fine-tune without it")
 
@@ -36,9 +43,45 @@ def nmse(got: Floats, expected: Floats) -> float:
     return float(np.sum((got - wide) ** 2) / np.sum((wide - wide.mean()) ** 2))
 
 
-def nmse_of_most(got: Floats, expected: Floats) -> float:
-    """The median over tokens: rounding sends some token to another expert, and that one is another token then."""
-    return float(np.median([nmse(g, e) for g, e in zip(got, expected, strict=True)]))
+@dataclass(frozen=True)
+class Prompts:
+    """What is run: sequences for one delta and sequences for another one."""
+
+    first: list[Tokens]
+    second: list[Tokens]
+    error: Callable[[Floats, Floats], float]
+
+    @classmethod
+    def whole(cls) -> Prompts:
+        """One sequence each, longer than the models' windows."""
+        rng = np.random.default_rng(0)
+        first, second = (rng.integers(8, N_VOCAB, n).astype(np.int32) for n in (24, 11))
+        return cls([first], [second], nmse)
+
+    @classmethod
+    def cut(cls) -> Prompts:
+        """The same tokens as sequences of two, for models with a router over a rounded base.
+
+        Rounding sends some token to another expert, which changes all that follow it. So most sequences count, not all.
+        """
+        whole = cls.whole()
+        first, second = (np.split(part[0], range(2, len(part[0]), 2)) for part in (whole.first, whole.second))
+        return cls(
+            first,
+            second,
+            lambda got, expected: float(np.median([nmse(g, e) for g, e in zip(got, expected, strict=True)])),
+        )
+
+    def logits(self, model: Path, part: list[Tokens]) -> Floats:
+        """Of a plain model, one row a token."""
+        with Runtime(model, n_threads=1, n_seq_max=64) as rt:
+            return np.concatenate(rt.logits(part))
+
+    def together(self, rt: Runtime, parts: list[list[Tokens]], deltas: list[Delta | None]) -> list[Floats]:
+        """The rows of each part, all run in one batch."""
+        owners = [delta for part, delta in zip(parts, deltas, strict=True) for _ in part]
+        rows = np.concatenate(rt.logits([tokens for part in parts for tokens in part], owners))
+        return np.split(rows, np.cumsum([sum(map(len, part)) for part in parts])[:-1])
 
 
 @dataclass
@@ -64,6 +107,12 @@ class Outcome:
     figures: dict[str, Figures] = field(default_factory=dict)  # by base type
 
 
+def hparams_of(checkpoint: Path) -> dict[str, Any]:
+    """A configuration as the conversion reads it."""
+    found: dict[str, Any] = conversion_module().ModelBase.load_hparams(checkpoint, False)
+    return found
+
+
 def kind(tensor: str) -> str:
     """blk.0.attn_q.weight and blk.1.attn_q.weight are one kind."""
     return re.sub(r"\.\d+\.", ".*.", tensor)
@@ -83,11 +132,11 @@ class Run:
         self.outcome = Outcome(name)
         self.checkpoint = write_base(arch, folder / "base")
         self.tuned = [write_tuned(self.checkpoint, folder / f"tuned-{i}", i) for i in (1, 2)]
-        rng = np.random.default_rng(0)
-        # longer than the models' windows
-        self.first, self.second = (rng.integers(8, N_VOCAB, n).astype(np.int32) for n in (24, 11))
 
     def everything(self) -> Outcome:
+        fault = self.arch.fault
+        if fault is not None and fault.hparams is None:
+            return self.outcome
         for base_type in BASE_TYPES:
             self.outcome.figures[base_type] = self._over(base_type)
         return self.outcome
@@ -95,42 +144,45 @@ class Run:
     def gguf(self, checkpoint: Path, base_type: str) -> Path:
         """A directory as upstream's script converts it."""
         out = self.folder / f"{checkpoint.name}-{base_type}.gguf"
-        return out if out.exists() else convert_hf(checkpoint, out, BASE_TYPES[base_type])
+        if out.exists():
+            return out
+        fault = self.arch.fault
+        options = {} if fault is None else {"hparams": hparams_of(checkpoint) | (fault.hparams or {})}
+        return convert_hf(checkpoint, out, BASE_TYPES[base_type], **options)
+
+    def source(self, checkpoint: Path) -> Path:
+        """What dqrelo-convert is given: the directory, unless the conversion is at fault with it."""
+        return checkpoint if self.arch.fault is None else self.gguf(checkpoint, "F32")
 
     def _over(self, base_type: str) -> Figures:
         base = self.gguf(self.checkpoint, base_type)
-        with Runtime(base, n_threads=1) as rt:
+        with Runtime(base, n_threads=1, n_seq_max=64) as rt:
             eighth, exact = self._load(rt, base)
             merged, tuned = self._references(base, eighth, self.tuned[1])
-            return self._compare(rt, (eighth, exact), (merged, tuned))
+            is_cut = self.arch.routed and (base_type != "F32" or self.arch.is_deep)
+            return self._compare(rt, (eighth, exact), (merged, tuned), Prompts.cut() if is_cut else Prompts.whole())
 
     def _load(self, rt: Runtime, base: Path) -> tuple[Delta, Delta]:
         """A delta of 1/8 of the first fine-tune and a near-exact one of the second, without what the runtime refuses."""
         while True:
-            exclude = pattern(self.outcome.refused)
-            out = self.folder / f"{base.stem}-{len(self.outcome.refused)}"
+            selection = Selection.of(None, pattern(self.outcome.refused))
+            loaded = []
             try:
-                eighth, exact = (
-                    self._convert(rt, base, tuned, out.with_suffix(suffix), options, exclude)
-                    for tuned, suffix, options in zip(
-                        self.tuned, (".a.dq.gguf", ".b.dq.gguf"), (EIGHTH, EXACT), strict=True
-                    )
-                )
+                small = LEFTOVERS if self.outcome.refused else EIGHTH
+                for tuned, options in zip(self.tuned, (small, EXACT), strict=True):
+                    out = self.folder / f"{base.stem}-{tuned.name}-{len(self.outcome.refused)}.dq.gguf"
+                    convert(Job(base, self.source(tuned), out), Options(selection=selection, **options))
+                    loaded.append(rt.load_delta(out))
             except InputError as error:
                 refused = _REFUSED.search(str(error))
                 if refused is None or "\n" in str(error):
                     raise
                 self.outcome.refused[kind(refused[1])] = refused[2]
             else:
+                eighth, exact = loaded
                 self.outcome.n_carried = exact.n_weights - len(exact.inert)
                 self.outcome.inert |= {kind(name) for name in exact.inert}
                 return eighth, exact
-
-    def _convert(
-        self, rt: Runtime, base: Path, tuned: Path, out: Path, options: dict[str, Any], exclude: str | None
-    ) -> Delta:
-        convert(Job(base, tuned, out), Options(selection=Selection.of(None, exclude), **options))
-        return rt.load_delta(out)
 
     def _references(self, base: Path, delta: Delta, tuned: Path) -> tuple[Path, Path]:
         """The first delta merged, and the second fine-tune as upstream converts it, both F32 models."""
@@ -142,23 +194,19 @@ class Run:
             plain = rewrite_gguf(plain, base.with_suffix(".kept.gguf"), kept)
         return merged, plain
 
-    def _compare(self, rt: Runtime, deltas: tuple[Delta, Delta], references: tuple[Path, Path]) -> Figures:
-        sequences = [self.first, self.second, self.first]
-        expected = [logits(path, tokens) for path, tokens in zip(references, sequences, strict=False)]
-        base = rt.logits(sequences)
-        mixed = rt.logits(sequences, [*deltas, None])
-        error = nmse_of_most if self.arch.routed else nmse
+    def _compare(
+        self, rt: Runtime, deltas: tuple[Delta, Delta], references: tuple[Path, Path], prompts: Prompts
+    ) -> Figures:
+        parts = [prompts.first, prompts.second, prompts.first]
+        expected = [prompts.logits(path, part) for path, part in zip(references, parts, strict=False)]
         plain = rewrite_gguf(Path(rt.path), Path(rt.path).with_suffix(".plain.gguf"), types={"": "F32"})
+        base = prompts.together(rt, parts, [None] * 3)
+        mixed = prompts.together(rt, parts, [*deltas, None])
         return Figures(
-            merged=error(rt.logits(self.first, deltas[0]), expected[0]),
-            tuned=error(rt.logits(self.second, deltas[1]), expected[1]),
-            mixed=max(error(mixed[i], expected[i]) for i in range(2)),
-            rounding=error(base[0], logits(plain, self.first)),
-            effect=min(error(base[i], expected[i]) for i in range(2)),
+            merged=prompts.error(np.concatenate(rt.logits(prompts.first, deltas[0])), expected[0]),
+            tuned=prompts.error(np.concatenate(rt.logits(prompts.second, deltas[1])), expected[1]),
+            mixed=max(prompts.error(mixed[i], expected[i]) for i in range(2)),
+            rounding=max(prompts.error(base[i], prompts.logits(plain, parts[i])) for i in range(2)),
+            effect=min(prompts.error(base[i], expected[i]) for i in range(2)),
             is_base_kept=np.array_equal(mixed[2], base[2]),
         )
-
-
-def logits(model: Path, tokens: npt.NDArray[np.int32]) -> Floats:
-    with Runtime(model, n_threads=1) as rt:
-        return rt.logits(tokens)

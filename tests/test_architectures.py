@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from architecture_runs import Outcome, Run
+from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.errors import DqreloError
+from encoder_runs import EncoderRun
 from tiny_architectures import ARCHITECTURES
 from tiny_tokenizers import known_to_the_conversion
 
@@ -37,6 +40,24 @@ def check(outcome: Outcome) -> None:
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in ARCHITECTURES]
 )
 def test_architecture(name: str, tmp_path: Path) -> None:
-    outcome = Run(name, ARCHITECTURES[name], tmp_path).everything()
+    arch = ARCHITECTURES[name]
+    outcome = (EncoderRun if arch.is_encoder else Run)(name, arch, tmp_path).everything()
     print(outcome)
     check(outcome)
+
+
+@pytest.mark.parametrize("name", [name for name, arch in ARCHITECTURES.items() if arch.fault is not None])
+def test_fault_of_the_conversion_is_said_in_one_line(name: str, tmp_path: Path) -> None:
+    arch = ARCHITECTURES[name]
+    assert arch.fault is not None
+    if not arch.fault.happens():
+        pytest.skip(f"this transformers is older than {arch.fault.transformers}")
+    run = Run(name, arch, tmp_path)
+    # where nothing helps, a base of the same architecture without the tensors that the conversion stumbles over
+    other = name.split("-", maxsplit=1)[0]
+    base = run if arch.fault.hparams is not None else Run(other, ARCHITECTURES[other], tmp_path / "other")
+    with pytest.raises(DqreloError, match=arch.fault.line) as caught:
+        convert(Job(base.gguf(base.checkpoint, "F32"), run.tuned[0], tmp_path / "out.dq.gguf"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out.dq.gguf").exists()
+    print(caught.value)

@@ -36,6 +36,28 @@ _BYTE_PAIRS = tiny_tokenizers.write_byte_pairs
 
 
 @dataclass(frozen=True)
+class Fault:
+    """What llama.cpp's conversion gets wrong about a directory of this architecture, so that dqrelo-convert must say so.
+
+    Args:
+        line: in the error of dqrelo-convert.
+        why: for the table.
+        hparams: what the conversion has to be told to get it right; None if nothing helps.
+        transformers: the first major version with which it happens.
+    """
+
+    line: str
+    why: str
+    hparams: dict[str, Any] | None = None
+    transformers: int = 0
+
+    def happens(self) -> bool:
+        import transformers
+
+        return int(transformers.__version__.split(".")[0]) >= self.transformers
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A row of the table in docs/architectures.md.
 
@@ -47,7 +69,9 @@ class Architecture:
         tokenizer: writes its files.
         config: the configuration's class.
         routed: a router chooses experts, so that rounding may choose others.
+        is_encoder: gives embeddings and no logits, so that llama-server runs it and not the Python runtime.
         hub: keys that the model's config.json on the Hub has, that transformers no longer writes, and that the conversion reads.
+        fault: of the conversion.
     """
 
     title: str
@@ -57,7 +81,14 @@ class Architecture:
     tokenizer: Callable[[Path], None] = _SENTENCEPIECE
     config: str = ""
     routed: bool = False
+    is_encoder: bool = False
     hub: dict[str, Any] = field(default_factory=dict)
+    fault: Fault | None = None
+
+    @property
+    def is_deep(self) -> bool:
+        """So deep that float32's rounding already sends tokens to other experts."""
+        return bool(self.differs.get("num_hidden_layers", N_LAYER) != N_LAYER)
 
     def configuration(self) -> Any:
         import transformers
@@ -130,7 +161,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         "GPTNeoXForCausalLM",
         "fused q/k/v; biases; parallel blocks",
         tokenizer=_BYTE_PAIRS,
-        hub={"rotary_pct": 0.25},
+        fault=Fault(
+            "rotary_pct",
+            "reads `rotary_pct`, which transformers 5 gives another name; converts with transformers 4.57",
+            {"rotary_pct": 0.25},
+            transformers=5,
+        ),
     ),
     "gpt2": Architecture(
         "GPT-2",
@@ -165,6 +201,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         "partial RoPE; norms with biases",
         {"use_qkv_bias": True},
         _BYTE_PAIRS,
+    ),
+    "stablelm-norms": Architecture(
+        "StableLM 2 12B",
+        "StableLmForCausalLM",
+        "norms of q and k by head",
+        {"qk_layernorm": True},
+        _BYTE_PAIRS,
+        fault=Fault("Unprocessed norms", "drops the stacked norms of q and k and stops (`return` in a generator)"),
     ),
     "glm4": Architecture(
         "GLM-4",
@@ -202,11 +246,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         "DeepseekV2ForCausalLM",
         "latent attention (3-D weights); experts, shared experts, a dense layer",
         {
+            "num_hidden_layers": 27,  # by which llama.cpp tells the Lite models
+            "hidden_size": 64,
             "num_key_value_heads": 4,
             "first_k_dense_replace": 1,
             "n_routed_experts": 4,
             "num_experts_per_tok": 2,
             "n_shared_experts": 1,
+            "intermediate_size": 128,
             "moe_intermediate_size": 64,
             "q_lora_rank": None,
             "kv_lora_rank": 64,
@@ -257,6 +304,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
         _BYTE_PAIRS,
         routed=True,
+        fault=Fault(
+            "head_count_kv",
+            "takes every layer for a Mamba layer, because transformers 5 has other names for `layer_types`; converts with "
+            "transformers 4.57",
+            {"layer_types": ["mamba", "attention"]},
+            transformers=5,
+        ),
     ),
     "lfm2": Architecture(
         "LFM2",
@@ -269,11 +323,22 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Qwen2-VL",
         "Qwen2VLForConditionalGeneration",
         "its language model",
-        {"vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 128, "num_heads": 2}},
+        {
+            "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 128, "num_heads": 2},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+        },
         _BYTE_PAIRS,
         config="Qwen2VLConfig",
     ),
-    "bert": Architecture("BERT", "BertModel", "an encoder", {}, tiny_tokenizers.write_words, config="BertConfig"),
+    "bert": Architecture(
+        "BERT",
+        "BertModel",
+        "an encoder: embeddings",
+        {"num_key_value_heads": ..., "pad_token_id": 0},
+        tiny_tokenizers.write_words,
+        config="BertConfig",
+        is_encoder=True,
+    ),
 }
 
 

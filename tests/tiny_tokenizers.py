@@ -70,5 +70,5 @@ def write_words(path: Path) -> None:
 def known_to_the_conversion() -> Iterator[None]:
     """Lets llama.cpp's conversion take the byte-pair tokenizers made here."""
     model = conversion_module().TextModel
-    with mock.patch.object(model, "get_vocab_base_pre", lambda _self, _tokenizer: "gpt-2"):
+    with mock.patch.object(model, "get_vocab_base_pre", return_value="gpt-2"):
         yield
