@@ -11,6 +11,12 @@ from dqrelo_gguf.fingerprint import base_identity
 from server_fixtures import Artefacts, make_artefacts
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-architectures", action="store_true", help="write the table of docs/architectures.md (with -m '')"
+    )
+
+
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base GGUF with eight small tensors of seven types."""

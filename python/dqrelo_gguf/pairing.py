@@ -17,6 +17,9 @@ EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
 _TOKENS = "tokenizer.ggml.tokens"
 
+# Architectures whose text part is another one, weight for weight: the base's graphs then run the fine-tune's text.
+_TEXT_PARTS = {"qwen2vl": "qwen2"}
+
 # Hyperparameters under `<architecture>.` that may differ: shapes show the ones that matter, and a longer context alone
 # changes nothing that is computed.
 _HARMLESS = frozenset({"context_length", "vocab_size", "block_count", "nextn_predict_layers"})
@@ -75,13 +78,19 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
         ShapeError: a weight has another shape.
         InputError: a weight exists on one side only.
     """
-    if tuned.architecture != base.architecture:
+    is_text_part = _TEXT_PARTS.get(tuned.architecture) == base.architecture
+    if tuned.architecture != base.architecture and not is_text_part:
         raise BaseMismatchError(
             f"{tuned.label}: architecture is '{tuned.architecture}', base {base.label} has '{base.architecture}'. "
             "Is it the model this was tuned from?"
         )
     _check_vocabulary_size(base, tuned)
     result = Pairing([])
+    if is_text_part:
+        result.notes.append(
+            f"architecture: the fine-tune is '{tuned.architecture}', the base '{base.architecture}': text runs as in the "
+            f"fine-tune; images need a base of its own architecture"
+        )
     for name, ne in base.shapes.items():
         if not selection.takes(name):
             result.excluded.append(name)
@@ -147,8 +156,10 @@ def _check_hyperparameters(base: Model, tuned: Model, result: Pairing) -> None:
     """The runtime computes with the base's hyperparameters, so a fine-tune must not have changed any that matter."""
     prefix = base.architecture + "."
     for key in base.field_names():
-        theirs = tuned.field(key)
-        if not key.startswith(prefix) or theirs is None:
+        if not key.startswith(prefix):
+            continue
+        theirs = tuned.field(tuned.architecture + "." + key.removeprefix(prefix))
+        if theirs is None:
             continue
         ours = base.field(key)
         assert ours is not None
