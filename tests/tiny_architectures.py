@@ -97,11 +97,11 @@ class Architecture:
         """So deep that float32's rounding already sends tokens to other experts."""
         return bool(self.differs.get("num_hidden_layers", N_LAYER) != N_LAYER)
 
-    def configuration(self) -> Any:
+    def configuration(self, **sizes: int) -> Any:
         import transformers
 
         name = self.config or self.model.replace("ForCausalLM", "Config")
-        values = {key: value for key, value in {**_SIZES, **self.differs}.items() if value is not ...}
+        values = {key: value for key, value in {**_SIZES, **self.differs, **sizes}.items() if value is not ...}
         return getattr(transformers, name)(**values)
 
 
@@ -123,7 +123,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             },
         },
     ),
-    "mistral": Architecture("Mistral", "MistralForCausalLM", "sliding window", {"sliding_window": 8}),
+    "mistral": Architecture("Mistral", "MistralForCausalLM", "Llama's graph"),
     "qwen2": Architecture("Qwen2", "Qwen2ForCausalLM", "biases of q, k and v", tokenizer=_BYTE_PAIRS),
     "qwen3": Architecture("Qwen3", "Qwen3ForCausalLM", "norms of q and k", {"head_dim": 32}, _BYTE_PAIRS),
     "gemma2": Architecture(
@@ -137,11 +137,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Gemma3ForCausalLM",
         "norms plus one, also of q and k; windows by layer",
         {
+            "num_hidden_layers": 6,  # llama.cpp gives every sixth layer the whole context
             "head_dim": 32,
             "sliding_window": 8,
             "query_pre_attn_scalar": 32,
             "tie_word_embeddings": True,
-            "layer_types": ["sliding_attention", "full_attention"],
+            "layer_types": [*["sliding_attention"] * 5, "full_attention"],
         },
         config="Gemma3TextConfig",
     ),
@@ -355,12 +356,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def write_base(arch: Architecture, path: Path, seed: int = 0) -> Path:
-    """A base with random weights as a Hugging Face directory, bf16."""
+def write_base(arch: Architecture, path: Path, seed: int = 0, **sizes: int) -> Path:
+    """A base with random weights as a Hugging Face directory, bf16; `sizes` differ from the architecture's."""
     import transformers
 
     torch.manual_seed(seed)
-    model = getattr(transformers, arch.model)(arch.configuration())
+    model = getattr(transformers, arch.model)(arch.configuration(**sizes))
     randomise(model)
     model.to(torch.bfloat16).save_pretrained(path)
     edit_json(path / "config.json", **arch.hub)
