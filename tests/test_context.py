@@ -17,8 +17,8 @@ from test_archs import binary
 from tiny_architectures import ARCHITECTURES, write_base, write_tuned
 from tiny_tokenizers import known_to_the_conversion
 
-# Both sides sum the same numbers in another order, and round keys and values to F16 (steps of 1/2048) or to Q8_0 (1/254 of the largest of 32 values): some values
-# are rounded the other way then. Measured at most 2.3e-5 and 2.7e-4, with the six layers of Gemma 3.
+# Both sides sum the same numbers in another order, and round keys and values to F16 (steps of 1/2048) or to Q8_0 (1/254 of the
+# largest of 32 values): some values are rounded the other way then. Measured at most 2.3e-5 and 2.7e-4, with Gemma 3's six layers.
 MAX_NMSE = {"f16": 1e-4, "q8_0": 1e-3}
 SCENARIOS = (
     "shared prefix",
