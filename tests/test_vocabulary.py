@@ -123,6 +123,9 @@ def test_special_tokens_and_template_are_carried(checkpoint: Path, base: Path, t
         assert loaded.chat_template == TEMPLATE
         assert ids[0] in loaded.eog_tokens
         assert rt.chat_template is None
+        # the runtime's texts are the base's: docs/converter.md
+        assert rt.detokenize([40, ids[0]], special=True) == rt.detokenize([40])
+        assert ids[0] not in rt.tokenize(ADDED[0], delta=loaded)
 
 
 def test_rows_that_a_fine_tune_cut_are_the_bases(checkpoint: Path, base: Path, tmp_path: Path) -> None:
