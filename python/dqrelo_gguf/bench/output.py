@@ -37,6 +37,7 @@ def fields(row: Row, machine: Machine, base: str) -> dict[str, Any]:
         **{name: getattr(row.settings, name) for name in ("n_batch", "n_ubatch", "n_threads", "type_k", "type_v")},
         "n_gpu_layers": row.settings.n_gpu_layers,
         "flash_attn": _FLASH_ATTN[row.settings.flash_attn],
+        "use_mmap": bool(row.settings.use_mmap),
         "n_prompt": row.test.n_prompt,
         "n_gen": row.test.n_gen,
         "n_streams": row.test.n_streams,
@@ -141,6 +142,7 @@ def _columns(machine: Machine, settings: Sequence[Settings]) -> list[_Column]:
         ("type_k", "type_k", 6),
         ("type_v", "type_v", 6),
         ("fa", "flash_attn", 4),
+        ("mmap", "use_mmap", 4),
     ):
         if {getattr(one, name) for one in settings} != {getattr(Settings(), name)}:
             columns.append(_Column(heading, width, partial(_setting, name)))

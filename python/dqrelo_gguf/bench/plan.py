@@ -44,6 +44,7 @@ class Settings:
     type_v: str = "f16"
     n_gpu_layers: int = -1
     flash_attn: str = "auto"
+    use_mmap: int = 1
     n_threads: int | None = None
 
 

@@ -24,6 +24,7 @@ _DEFAULTS = {
     "cache_type_v": "f16",
     "n_gpu_layers": "-1",
     "flash_attn": "auto",
+    "mmap": "1",
 }
 _FLASH_ATTN = {"-1": "auto", "0": "off", "1": "on"}  # what llama-bench takes too
 
@@ -91,6 +92,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     _add_list(group, "-ctv", "--cache-type-v", "TYPE", "type of the cached values")
     _add_list(group, "-ngl", "--n-gpu-layers", "N", "layers on a GPU; -1: all")
     _add_list(group, "-fa", "--flash-attn", "WHEN", "flash attention: on, off or auto")
+    _add_list(group, "-mmp", "--mmap", "0|1", "map the base file, or read it into memory")
 
 
 def _add_list(group: argparse._ArgumentGroup, short: str, long: str, metavar: str, text: str) -> None:
@@ -141,6 +143,7 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, ...]:
         names(_given(args, "cache_type_v")),
         numbers("-ngl/--n-gpu-layers", _given(args, "n_gpu_layers"), -1),
         [_FLASH_ATTN.get(name, name) for name in names(_given(args, "flash_attn"))],
+        [min(number, 1) for number in numbers("-mmp/--mmap", _given(args, "mmap"), 0)],
         numbers("-t/--threads", args.threads, 1) if args.threads else [None],
     )
     return tuple(dict.fromkeys(Settings(*one) for one in values))
