@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +63,14 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
     return WeightData(planes=[(bits, scale)], u=u, v=v), change.astype(np.float32)
 
 
-def make(base: Path, delta: Path, merged: Path, seed: int = 1) -> list[str]:
+def make(base: Path, delta: Path, merged: Path, seed: int = 1, unchanged: Iterable[str] = ()) -> list[str]:
     """Writes the delta and the merged model; returns the names of the changed tensors."""
     reader = gguf.GGUFReader(base)
     plain = copied_metadata(reader, merged)
     # a weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that
     scales = {t.name: t.data for t in reader.tensors if SCALE.search(t.name)}
-    specs = {t.name: spec_of(t.name, tuple(int(n) for n in t.shape)) for t in reader.tensors if t.name not in scales}
+    kept = {*scales, *unchanged}
+    specs = {t.name: spec_of(t.name, tuple(int(n) for n in t.shape)) for t in reader.tensors if t.name not in kept}
     architecture = str(reader.fields["general.architecture"].contents())
     meta = DeltaMeta(
         architecture=architecture, name=f"exact-{seed}", method="exact", converter="tests", options={"seed": seed},

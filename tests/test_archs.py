@@ -68,12 +68,17 @@ class Outcome:
 
 def run_arch(base: Path, directory: Path, driver: Path) -> Outcome:
     outcome = Outcome(base.stem)
-    if base.stem != "llama-dense":  # it keeps its random scales, whose form is the same for all
+    unchanged = []
+    if (
+        base.stem == "llama-dense"
+    ):  # it keeps its random scales, whose form is the same for all, in ubatches of many deltas
+        unchanged = ["rope_freqs.weight"]
+    else:
         exact_delta.without_scales(base, directory / "base.gguf")
         base = directory / "base.gguf"
     names = [directory / n for n in ("a.dq.gguf", "b.dq.gguf", "a.gguf", "b.gguf")]
     for seed, (delta, merged) in enumerate(zip(names[:2], names[2:], strict=True)):
-        outcome.carried = len(exact_delta.make(base, delta, merged, seed))
+        outcome.carried = len(exact_delta.make(base, delta, merged, seed, unchanged))
     done = subprocess.run([driver, base, *names], capture_output=True, text=True, timeout=300, check=False)
     outcome.own_batch = "own_batch 1" in done.stdout
     outcome.inert = re.findall(r"^inert (\S+\.\S+)$", done.stdout, re.MULTILINE)
