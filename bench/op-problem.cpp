@@ -53,6 +53,7 @@ random_delta make_delta(const op_problem & p, std::mt19937 & rng) {
     random_delta d;
     d.e.n_in          = p.n_in;
     d.e.n_out         = p.n_out;
+    d.e.n_mat         = 1;
     d.e.n_planes      = p.kind.n_planes;
     d.e.rank          = (int32_t) p.rank;
     d.e.type_u        = p.kind.factors;
@@ -194,7 +195,7 @@ ggml_tensor * run::product(const op_problem & p, method m, int k) {
             ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, sizeof(dqrelo_entry));
             memcpy(table->data, &d.e, sizeof(d.e));
             const int32_t stride[] = { 1, 0, 0 };
-            return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, table, owner, stride);
+            return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, nullptr, table, owner, stride);
         }
         case method::composed: {
             ggml_tensor * vx  = ggml_mul_mat(ctx, weight(ctx, p.kind.factors, p.n_in, p.rank, d.v.data()), x);

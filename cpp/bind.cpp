@@ -34,12 +34,6 @@ std::string problem_of(const llama_model & model, const dqrelo_context & dctx, c
     if (used != dctx.usage.end() && !used->second.supported) {
         return used->second.problem;
     }
-    if (used != dctx.usage.end() && used->second.elementwise && w.n_planes > 0) {
-        return "is read elementwise, which needs a delta kept whole, and has sign planes";
-    }
-    if (w.ne[2] > 1 || w.ne[3] > 1) {
-        return "is a stack of matrices (experts), which the operator does not support";
-    }
     const ggml_tensor * t = model.get_tensor(w.name.c_str());
     if (t && !on_cpu(t)) {
         return std::string("lies on ") + ggml_backend_buffer_name(t->buffer) + ", where the operator does not exist; run with -ngl 0";
@@ -63,14 +57,18 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
         dqrelo::scan_usage(ctx, dctx);
     }
     std::vector<std::string> inert;
+    bool                     own_batch = false;
     for (const auto & w : delta.file->weights()) {
         const std::string problem = problem_of(*delta.model, dctx, w);
         if (!problem.empty()) {
             err = delta.file->path() + ": tensor '" + w.name + "' " + problem + ". Convert the fine-tune without it (--exclude), or merge the delta";
             return false;
         }
-        if (dctx.usage.count(w.name) == 0) {
+        const auto used = dctx.usage.find(w.name);
+        if (used == dctx.usage.end()) {
             inert.push_back(w.name);
+        } else {
+            own_batch = own_batch || used->second.own_batch;
         }
     }
     n_inert   = (int32_t) inert.size();
@@ -79,7 +77,7 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
         err = delta.file->path() + ": the graphs of this context read none of the delta's " + std::to_string(n_inert) + " weights, so it would change nothing";
         return false;
     }
-    dctx.checked.insert(delta.file->content_hash());
+    dctx.checked[delta.file->content_hash()] = own_batch;
     std::lock_guard<std::mutex> lock(delta.mutex);
     delta.inert = std::move(inert);
     return true;
@@ -160,6 +158,14 @@ bool dqrelo_bind(llama_context * ctx, llama_seq_id seq_id, dqrelo_delta * delta,
     }
     dqrelo::copy_error(text, err, n_err);
     return ok;
+}
+
+bool dqrelo_needs_own_batch(const llama_context * ctx, const dqrelo_delta * delta) {
+    if (!ctx->dqrelo) {
+        return false;
+    }
+    const auto it = ctx->dqrelo->checked.find(delta->file->content_hash());
+    return it != ctx->dqrelo->checked.end() && it->second;
 }
 
 const dqrelo_delta * dqrelo_bound(const llama_context * ctx, llama_seq_id seq_id) {

@@ -7,9 +7,12 @@
 #include "ggml-cpu.h"
 #include "llama-batch.h"
 #include "llama-context.h"
+#include "llama-impl.h"
 #include "llama-memory.h"
 
 #include <algorithm>
+#include <cstring>
+#include <functional>
 #include <stdexcept>
 
 dqrelo_context::dqrelo_context(uint32_t n_seq_max) : slots(n_seq_max), seqs(n_seq_max) {}
@@ -77,7 +80,8 @@ int32_t dqrelo_context::acquire(dqrelo_delta * delta) {
     slot & s = slots[free_slot];
     if (!s.delta) {
         write_entries(free_slot, delta);
-        s.delta = delta;
+        s.delta     = delta;
+        s.own_batch = checked.at(delta->file->content_hash());
     }
     s.n_bound++;
     delta->n_bound++;
@@ -100,19 +104,48 @@ dqrelo_context::binding dqrelo_context::binding_of(const int32_t * seq_ids, int3
     return first;
 }
 
+std::vector<uint64_t> dqrelo_token_groups(const dqrelo_context * dctx, const llama_batch & batch) {
+    if (!dctx) {
+        return {};
+    }
+    std::vector<uint64_t> groups;
+    bool                  own_batch = false;
+    for (int32_t i = 0; i < batch.n_tokens; i++) {
+        bool       agree = true;
+        const auto b     = dctx->binding_of(batch.seq_id[i], batch.n_seq_id[i], agree);
+        uint32_t   scale_bits;
+        memcpy(&scale_bits, &b.scale, sizeof(scale_bits));
+        groups.push_back(b.slot < 0 ? 0 : (uint64_t) (b.slot + 1) << 32 | scale_bits);
+        own_batch = own_batch || (b.slot >= 0 && dctx->slots[b.slot].own_batch);
+    }
+    return own_batch ? groups : std::vector<uint64_t>();
+}
+
+bool dqrelo_one_group(const dqrelo_context * dctx, const llama_batch & batch) {
+    const std::vector<uint64_t> groups = dqrelo_token_groups(dctx, batch);
+    const bool                  one    = std::adjacent_find(groups.begin(), groups.end(), std::not_equal_to<uint64_t>()) == groups.end();
+    if (!one) {
+        LLAMA_LOG_ERROR("dqrelo: the batch has sequences of several deltas, of which one needs a batch of its own (dqrelo_needs_own_batch); encode them one after another\n");
+    }
+    return one;
+}
+
 uint64_t dqrelo_graph_key(const dqrelo_context * dctx, const llama_ubatch & ubatch) {
     if (!dctx) {
         return 0;
     }
     bool any = false;
+    bool own = false;
     for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
-        bool agree = true;
-        any        = dctx->binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree).slot >= 0 || any;
+        bool       agree = true;
+        const auto b     = dctx->binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree);
+        any              = any || b.slot >= 0;
+        own              = own || (b.slot >= 0 && dctx->slots[b.slot].own_batch);
         if (!agree) {
             return UINT64_MAX; // never equal to a graph that was built: the pass refuses it
         }
     }
-    return any ? dctx->tables.size() : 0;
+    return any ? 2 * dctx->tables.size() + (own ? 1 : 0) : 0;
 }
 
 void dqrelo::scan_usage(llama_context & ctx, dqrelo_context & dctx) {

@@ -12,7 +12,6 @@
 #include <map>
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 struct dqrelo_delta;
@@ -22,14 +21,15 @@ struct llama_ubatch;
 // How the graphs of a context read a weight.
 struct dqrelo_usage {
     bool        supported = true;
-    std::string problem; // one line, where not supported
-    bool        elementwise = false; // multiplied or added: the delta must be kept whole
+    std::string problem;             // one line, where not supported
+    bool        own_batch = false;   // only right in a ubatch whose tokens all have one delta and scale
 };
 
 struct dqrelo_context {
     struct slot {
-        dqrelo_delta * delta   = nullptr;
-        int32_t        n_bound = 0;
+        dqrelo_delta * delta     = nullptr;
+        int32_t        n_bound   = 0;
+        bool           own_batch = false; // its tokens share no ubatch with others
     };
     struct binding {
         int32_t slot  = -1;
@@ -47,7 +47,7 @@ struct dqrelo_context {
     dqrelo_context(const dqrelo_context &)             = delete;
     dqrelo_context & operator=(const dqrelo_context &) = delete;
 
-    // The slot that holds `delta`, else a free one that now does, else -1.
+    // The slot that holds `delta`, which was checked, else a free one that now does, else -1.
     int32_t acquire(dqrelo_delta * delta);
     void    release(int32_t slot);
 
@@ -61,7 +61,7 @@ struct dqrelo_context {
     std::vector<binding>                   seqs; // by sequence id
     std::unordered_map<std::string, table> tables;
 
-    std::unordered_set<std::string> checked; // content hashes of deltas that the graphs can carry
+    std::unordered_map<std::string, bool> checked; // content hashes of deltas that the graphs can carry -> whether in ubatches of their own
 
     // what the graphs of this context read, collected once by building them; see scan_usage
     std::map<std::string, dqrelo_usage> usage;

@@ -144,16 +144,15 @@ int64_t delta_file::find(const std::string & name) const {
 
 const uint8_t * delta_file::data(size_t i) const { return p->file->data() + p->layout.weights[i].offset_bytes; }
 
-dqrelo_entry delta_file::entry(size_t i, int64_t e) const { return entry_at(i, e, data(i)); }
+dqrelo_entry delta_file::entry(size_t i) const { return entry_at(i, data(i)); }
 
-dqrelo_entry delta_file::entry_at(size_t i, int64_t e, const void * pack) const {
+dqrelo_entry delta_file::entry_at(size_t i, const void * pack) const {
     const weight_info & weight = p->layout.weights[i];
     const pack_layout & layout = p->layout.packs[i];
-    GGML_ASSERT(e >= 0 && e < weight.ne[2] * weight.ne[3]);
 
     // Integer arithmetic: `pack` may be an address of another device.
     const auto at = [&](const part_layout & part) -> const void * {
-        return part.present ? (const void *) ((uintptr_t) pack + part.offset_bytes + (size_t) e * part.n_bytes_a_matrix) : nullptr;
+        return part.present ? (const void *) ((uintptr_t) pack + part.offset_bytes) : nullptr;
     };
     dqrelo_entry entry = {};
     for (int32_t k = 0; k < weight.n_planes; ++k) {
@@ -166,6 +165,7 @@ dqrelo_entry delta_file::entry_at(size_t i, int64_t e, const void * pack) const 
     entry.dense         = at(layout.dense);
     entry.n_in          = weight.ne[0];
     entry.n_out         = weight.ne[1];
+    entry.n_mat         = weight.ne[2] * weight.ne[3];
     entry.n_planes      = weight.n_planes;
     entry.rank          = weight.rank;
     entry.type_u        = layout.u.type;

@@ -42,12 +42,12 @@ public:
     // Index of the weight with this name, or -1.
     int64_t find(const std::string & name) const;
 
-    // Entry of weight i for its matrix e (0 <= e < ne[2] * ne[3]; 0 for a 2-D weight or a vector), pointing into the mapping. A vector has n_out 1.
-    dqrelo_entry entry(size_t i, int64_t e = 0) const;
+    // Entry of weight i, pointing into the mapping; all matrices of a weight of three dimensions. A vector has n_out 1.
+    dqrelo_entry entry(size_t i) const;
 
     // The same for a copy of the weight's bytes [offset_bytes, offset_bytes + n_bytes) that lies at `pack`, for instance in a device's memory.
     // `pack` is only added to, never read.
-    dqrelo_entry entry_at(size_t i, int64_t e, const void * pack) const;
+    dqrelo_entry entry_at(size_t i, const void * pack) const;
 
     // The bytes of weight i in the mapping: n_bytes of them, 64-byte aligned.
     const uint8_t * data(size_t i) const;

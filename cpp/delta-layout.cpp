@@ -297,10 +297,9 @@ private:
         if (!err.empty()) {
             return false;
         }
-        part.present          = true;
-        part.type             = tensor.type;
-        part.offset_bytes     = (size_t) (tensor.offset_bytes - header.tensors[first].offset_bytes);
-        part.n_bytes_a_matrix = tensor.n_bytes / (size_t) (weight.ne[2] * weight.ne[3]);
+        part.present      = true;
+        part.type         = tensor.type;
+        part.offset_bytes = (size_t) (tensor.offset_bytes - header.tensors[first].offset_bytes);
         ++next;
         return true;
     }

@@ -11,10 +11,9 @@ namespace dqrelo {
 
 // Where one tensor lies inside a weight's pack (the bytes from the weight's first tensor to the end of its last).
 struct part_layout {
-    bool      present          = false;
-    ggml_type type             = GGML_TYPE_F32;
-    size_t    offset_bytes     = 0;  // from the start of the pack
-    size_t    n_bytes_a_matrix = 0;  // 3-D tensors: distance from matrix e to e + 1
+    bool      present      = false;
+    ggml_type type         = GGML_TYPE_F32;
+    size_t    offset_bytes = 0;  // from the start of the pack
 };
 
 struct pack_layout {

@@ -2,12 +2,20 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+struct llama_batch;
 struct llama_model;
 struct llama_ubatch;
 struct llm_graph_params;
 
 struct dqrelo_context;
+
+// For each token of a batch the group of tokens with which it may share a ubatch. Empty where all may: unless some token's delta needs a ubatch of its own.
+std::vector<uint64_t> dqrelo_token_groups(const dqrelo_context * dctx, const llama_batch & batch);
+
+// For batches that are not split: false, having logged one line, if there is more than one group.
+bool dqrelo_one_group(const dqrelo_context * dctx, const llama_batch & batch);
 
 // Part of the key under which a graph may be reused: 0 when no row of the ubatch has a delta (the graph is then the base's own).
 uint64_t dqrelo_graph_key(const dqrelo_context * dctx, const llama_ubatch & ubatch);

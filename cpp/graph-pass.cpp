@@ -11,6 +11,7 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -49,14 +50,19 @@ private:
 struct weight_read {
     ggml_tensor * node   = nullptr; // whose result the delta is added to
     ggml_tensor * weight = nullptr;
-    ggml_tensor * x      = nullptr; // activation, or ids
+    int           k      = 0;       // which of the node's sources the weight is
+    ggml_tensor * x      = nullptr; // activation
+    ggml_tensor * ids    = nullptr; // rows or matrices that are selected
     dqrelo_form   form   = DQRELO_FORM_MATMUL;
-    std::string   problem;          // why the op cannot do it, or empty
+
+    bool        swap      = false; // the node reads a copy of the weight merged with its delta, in place of the weight
+    bool        own_batch = false; // only right in a ubatch whose tokens all have one delta and scale
+    std::string problem;           // why the op cannot do it, or empty
 };
 
 class graph_pass {
 public:
-    graph_pass(const llama_model & model, const llm_graph_params & params) : dctx(*params.dqrelo), params(params), gf(params.res->get_gf()), ctx(params.res->get_ctx()), tokens(make_tokens()), owners(params, ctx, tokens) {
+    graph_pass(const llama_model & model, const llm_graph_params & params) : dctx(*params.dqrelo), params(params), gf(params.res->get_gf()), ctx(params.res->get_ctx()), tokens(make_tokens()), owners(params, ctx, tokens), own_batch(params.dqrelo_key & 1) {
         for (const auto & [name, tensor] : model.tensors_by_name) {
             names.insert(name);
         }
@@ -69,7 +75,7 @@ public:
             owners.visit(node);
             for (const weight_read & read : reads_of(node)) {
                 dqrelo_usage & usage = dctx.usage[read.weight->name];
-                usage.elementwise    = usage.elementwise || read.form == DQRELO_FORM_MUL || read.form == DQRELO_FORM_ADD;
+                usage.own_batch      = usage.own_batch || read.own_batch;
                 if (!read.problem.empty()) {
                     usage.supported = false;
                     usage.problem   = read.problem;
@@ -87,16 +93,21 @@ public:
         bool                       any = false;
         for (ggml_tensor * node : nodes) {
             owners.visit(node);
-            for (const weight_read & read : reads_of(node)) {
+            std::vector<weight_read> reads = reads_of(node);
+            // merged copies first: the others move the node's op, with the sources that it then has
+            std::stable_partition(reads.begin(), reads.end(), [](const weight_read & read) { return read.swap; });
+            for (weight_read & read : reads) {
                 ggml_tensor * table = dctx.find_table(read.weight->name);
                 if (!table) {
                     continue;
                 }
-                if (!read.problem.empty()) {
-                    problem = std::string("tensor '") + read.weight->name + "' " + read.problem;
+                if (!carries(read, problem)) {
                     return false;
                 }
-                attach(read, table);
+                if (read.own_batch && !own_batch) {
+                    continue; // no token of this ubatch has a delta that changes the weight: such a delta has ubatches of its own
+                }
+                read.swap ? swap(read, table) : attach(read, table);
                 any = true;
             }
         }
@@ -106,6 +117,11 @@ public:
         // the nodes again in their order, each new one before the node that it feeds; what was left unselected stays so
         ggml_graph_clear(gf);
         for (ggml_tensor * node : nodes) {
+            const auto merged_root = node->view_src ? merged.find(node->view_src) : merged.end();
+            if (merged_root != merged.end()) { // a view of the weight is one of the copy
+                node->view_src = merged_root->second;
+                node->data     = nullptr;
+            }
             ggml_build_forward_order(gf, node);
         }
         params.res->add_input(std::make_unique<input_owner>(dctx, tokens));
@@ -124,6 +140,19 @@ private:
         return t && t->op == GGML_OP_NONE && !(t->flags & GGML_TENSOR_FLAG_INPUT) && names.count(t->name) > 0;
     }
 
+    bool carries(const weight_read & read, std::string & problem) const {
+        const auto  used    = dctx.usage.find(read.weight->name);
+        const bool  checked = used != dctx.usage.end() && used->second.own_batch;
+        std::string why     = read.problem;
+        if (why.empty() && read.own_batch && !own_batch && !checked) {
+            why = std::string("is read by ") + ggml_op_desc(read.node) + " ('" + read.node->name + "') for all tokens at once, which graphs of other batches of this context do not";
+        }
+        if (!why.empty()) {
+            problem = std::string("tensor '") + read.weight->name + "' " + why;
+        }
+        return why.empty();
+    }
+
     // `*.scale` of a weight `*.weight`: a tensor that the graph multiplies onto the matmul's result, or an empty string
     std::string scale_name(const ggml_tensor * weight) const {
         const std::string name = weight->name;
@@ -135,13 +164,21 @@ private:
         return names.count(scale) > 0 ? scale : "";
     }
 
+    // The weight that a tensor is, or whose values it selects or repeats: the scales of a token's experts.
+    const ggml_tensor * source_weight(const ggml_tensor * t) const {
+        while (t && (t->op == GGML_OP_RESHAPE || t->op == GGML_OP_REPEAT || t->op == GGML_OP_GET_ROWS)) {
+            t = t->src[0];
+        }
+        return is_weight(t) ? t : nullptr;
+    }
+
     std::vector<weight_read> reads_of(ggml_tensor * node) {
         std::vector<weight_read> reads;
         // a matmul whose delta goes onto the multiplication by its scale
         const auto pending = scaled.find(node->src[0]);
-        if (pending != scaled.end() && is_weight(node->src[1])) {
+        if (pending != scaled.end() && source_weight(node->src[1])) {
             weight_read read = pending->second;
-            if (node->op == GGML_OP_MUL && scale_name(read.weight) == node->src[1]->name) {
+            if (node->op == GGML_OP_MUL && scale_name(read.weight) == source_weight(node->src[1])->name) {
                 scaled.erase(pending);
                 read.node = node;
                 reads.push_back(checked(read));
@@ -157,7 +194,7 @@ private:
                 continue;
             }
             weight_read read = classified(node, k);
-            if (read.problem.empty() && read.form == DQRELO_FORM_MATMUL && !scale_name(read.weight).empty()) {
+            if (!read.swap && (read.form == DQRELO_FORM_MATMUL || read.form == DQRELO_FORM_MATMUL_ID) && !scale_name(read.weight).empty()) {
                 scaled[node] = read;
                 continue;
             }
@@ -171,54 +208,67 @@ private:
         weight_read read;
         read.node   = node;
         read.weight = node->src[k];
+        read.k      = k;
         if (node->op == GGML_OP_MUL_MAT && k == 0) {
             read.form = DQRELO_FORM_MATMUL;
             read.x    = node->src[1];
+        } else if (node->op == GGML_OP_MUL_MAT_ID && k == 0) {
+            read.form = DQRELO_FORM_MATMUL_ID;
+            read.x    = node->src[1];
+            read.ids  = node->src[2];
         } else if (node->op == GGML_OP_GET_ROWS && k == 0) {
             read.form = DQRELO_FORM_ROWS;
-            read.x    = node->src[1];
+            read.ids  = node->src[1];
         } else if (node->op == GGML_OP_MUL && k == 1) {
             read.form = DQRELO_FORM_MUL;
             read.x    = node->src[0];
         } else if (node->op == GGML_OP_ADD && k == 1) {
             read.form = DQRELO_FORM_ADD;
-            read.x    = node->src[0];
+        } else if (node->op == GGML_OP_ADD_ID && k == 1) {
+            read.form = DQRELO_FORM_ADD;
+            read.ids  = node->src[2];
         } else {
-            read.problem = std::string("is read by ") + ggml_op_desc(node) + " ('" + node->name + "'), a form that the operator does not support";
+            read.swap = true;
         }
         return read;
     }
 
-    // Completes `problem` with what the op demands of shapes, types and rows.
-    weight_read checked(weight_read read) const {
-        if (!read.problem.empty()) {
-            return read;
-        }
+    // Whether the op's form does what the node does, whatever its rows belong to.
+    static bool has_form(const weight_read & read) {
         const ggml_tensor * node   = read.node;
-        const auto          refuse = [&](const std::string & why) {
-            read.problem = std::string("is read by ") + ggml_op_desc(node) + " ('" + node->name + "') " + why;
+        const ggml_tensor * weight = read.weight;
+        if (read.swap || node->view_src || node->type != GGML_TYPE_F32 || weight->ne[3] > 1) {
+            return false; // in place, or not F32
+        }
+        if (read.x && (read.x->type != GGML_TYPE_F32 || read.x->nb[0] != sizeof(float))) {
+            return false;
+        }
+        if (read.ids && read.ids->type != GGML_TYPE_I32) {
+            return false;
+        }
+        return read.form != DQRELO_FORM_ROWS || weight->ne[2] == 1;
+    }
+
+    // Decides between the op on the node's result and a merged copy of the weight, and completes `problem`.
+    weight_read checked(weight_read read) const {
+        if (!has_form(read)) {
+            read.swap      = true;
+            read.own_batch = true;
+            if (read.weight->type != GGML_TYPE_F32 || !ggml_is_contiguous(read.weight)) {
+                read.problem = std::string("is read by ") + ggml_op_desc(read.node) + " ('" + read.node->name + "'), a form that the operator supports for F32 tensors only, not " +
+                               ggml_type_name(read.weight->type);
+            }
             return read;
-        };
-        const dqrelo::row_owner rows = owners.of(node);
-        if (read.weight->ne[2] > 1 || read.weight->ne[3] > 1) {
-            return refuse("as a stack of matrices, which the operator does not support");
         }
-        if (node->view_src) {
-            return refuse("in place, which the operator does not support");
-        }
-        if (node->type != GGML_TYPE_F32 || (read.form != DQRELO_FORM_ROWS && (read.x->type != GGML_TYPE_F32 || read.x->nb[0] != sizeof(float)))) {
-            return refuse("with activations that are not F32");
-        }
-        if (!rows.known || !rows.owner || rows.stride[0] != 0) {
-            return refuse("where it is not known which token each row is for");
-        }
+        const dqrelo::row_owner rows            = owners.of(read.node);
+        const bool              one_for_experts = read.form != DQRELO_FORM_MATMUL_ID || rows.stride[1] == 0;
+        read.own_batch                          = !rows.known || !rows.owner || rows.stride[0] != 0 || !one_for_experts;
         return read;
     }
 
+    // The node's op moves to a new node, and the node becomes the delta on top of it.
     void attach(const weight_read & read, ggml_tensor * table) {
-        ggml_tensor *           node = read.node;
-        const dqrelo::row_owner rows = owners.of(node);
-
+        ggml_tensor * node = read.node;
         ggml_tensor * base = ggml_new_tensor(ctx, node->type, GGML_MAX_DIMS, node->ne);
         base->op           = node->op;
         base->flags |= node->flags & GGML_TENSOR_FLAG_COMPUTE; // never OUTPUT: that stays with the node that consumers read
@@ -226,7 +276,30 @@ private:
         memcpy(base->src, node->src, sizeof(node->src));
         ggml_format_name(base, "%s (base)", node->name);
 
-        ggml_dqrelo_set(node, read.form, base, read.x, table, rows.owner, rows.stride + 1);
+        const dqrelo::row_owner rows    = read.own_batch ? first_token() : owners.of(node);
+        const auto              swapped = merged.find(read.x); // x is a weight too
+        ggml_tensor *           x       = swapped != merged.end() ? swapped->second : read.x ? read.x
+                                                                                             : base;
+        ggml_dqrelo_set(node, read.form, base, x, read.ids, table, rows.owner, rows.stride + 1);
+    }
+
+    // The node reads weight + s * D_hat in place of the weight.
+    void swap(const weight_read & read, ggml_tensor * table) {
+        ggml_tensor *& copy = merged[read.weight];
+        if (!copy) {
+            const dqrelo::row_owner rows = first_token();
+            copy                         = ggml_dqrelo(ctx, DQRELO_FORM_ADD, read.weight, read.weight, nullptr, table, rows.owner, rows.stride + 1);
+            ggml_format_name(copy, "%s (merged)", read.weight->name);
+        }
+        copy->flags |= read.node->flags & GGML_TENSOR_FLAG_COMPUTE;
+        read.node->src[read.k] = copy;
+    }
+
+    // In a ubatch of one delta, every row belongs to the first token's.
+    dqrelo::row_owner first_token() const {
+        dqrelo::row_owner rows;
+        rows.owner = tokens;
+        return rows;
     }
 
     dqrelo_context &         dctx;
@@ -236,8 +309,11 @@ private:
     ggml_tensor *            tokens; // F32 [2, n_tokens]
     dqrelo::row_owners       owners;
 
-    std::unordered_set<std::string>                      names;  // of the model's tensors
-    std::unordered_map<const ggml_tensor *, weight_read> scaled; // matmuls whose *.scale multiplication is still to come
+    bool own_batch; // the ubatch has tokens of one delta and scale only, and that needs it
+
+    std::unordered_set<std::string>                        names;  // of the model's tensors
+    std::unordered_map<const ggml_tensor *, weight_read>   scaled; // matmuls whose *.scale multiplication is still to come
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> merged; // weight -> its copy with the delta
 };
 
 } // namespace
@@ -266,6 +342,6 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
 }
 
 uint32_t dqrelo_graph_extra_nodes(const llama_model & model) {
-    // a base node and a table for each weight, twice for one that is read twice (tied embeddings), and the owners
+    // a base node (or merged copy) and a table for each weight, twice for one that is read twice (tied embeddings), and the owners
     return 2 * (uint32_t) model.n_tensors() + 32;
 }

@@ -6,31 +6,45 @@
 static constexpr int OP_PARAM_FORM   = 0;
 static constexpr int OP_PARAM_STRIDE = 1;
 
-static void check_shapes(enum dqrelo_form form, const ggml_tensor * y, const ggml_tensor * x, const ggml_tensor * table, const ggml_tensor * owner) {
+static void check_ids(enum dqrelo_form form, const ggml_tensor * y, const ggml_tensor * ids) {
+    if (form == DQRELO_FORM_MATMUL || form == DQRELO_FORM_MUL || (form == DQRELO_FORM_ADD && !ids)) {
+        GGML_ASSERT(!ids);
+        return;
+    }
+    GGML_ASSERT(ids && ids->type == GGML_TYPE_I32);
+    for (int i = 1; i < GGML_MAX_DIMS; i++) {
+        GGML_ASSERT(ids->ne[i - 1] == y->ne[i]);
+    }
+}
+
+static void check_x(enum dqrelo_form form, const ggml_tensor * y, const ggml_tensor * x) {
+    if (form == DQRELO_FORM_ROWS || form == DQRELO_FORM_ADD) {
+        return;
+    }
+    GGML_ASSERT(x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float));
+    GGML_ASSERT(form != DQRELO_FORM_MUL || x->ne[0] == y->ne[0]);
+    GGML_ASSERT(x->ne[1] == y->ne[1] || (form == DQRELO_FORM_MATMUL_ID && x->ne[1] == 1));
+    GGML_ASSERT(x->ne[2] == y->ne[2] && x->ne[3] == y->ne[3]);
+}
+
+static void check_shapes(enum dqrelo_form form, const ggml_tensor * y, const ggml_tensor * x, const ggml_tensor * ids, const ggml_tensor * table, const ggml_tensor * owner) {
     GGML_ASSERT(y->type == GGML_TYPE_F32 && y->nb[0] == sizeof(float));
     GGML_ASSERT(table->type == GGML_TYPE_I8 && ggml_is_contiguous(table) && ggml_nelements(table) == table->ne[0]);
     GGML_ASSERT(table->ne[0] % (int64_t) sizeof(dqrelo_entry) == 0);
     GGML_ASSERT(owner->type == GGML_TYPE_F32 && owner->ne[0] == 2 && ggml_is_contiguous(owner));
-
-    if (form == DQRELO_FORM_ROWS) {
-        GGML_ASSERT(x->type == GGML_TYPE_I32);
-        GGML_ASSERT(x->ne[0] == y->ne[1] && x->ne[1] == y->ne[2] && x->ne[2] == y->ne[3]);
-        return;
-    }
-    GGML_ASSERT(x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float));
-    for (int i = form == DQRELO_FORM_MATMUL ? 1 : 0; i < GGML_MAX_DIMS; i++) {
-        GGML_ASSERT(x->ne[i] == y->ne[i]);
-    }
+    check_ids(form, y, ids);
+    check_x(form, y, x);
 }
 
 void ggml_dqrelo_set(
     struct ggml_tensor * dst, enum dqrelo_form form,
-    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
-    check_shapes(form, y, x, table, owner);
+    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
+    check_shapes(form, y, x, ids, table, owner);
     GGML_ASSERT(dst->type == GGML_TYPE_F32 && dst->nb[0] == sizeof(float) && ggml_are_same_shape(dst, y));
 
     // the last owner that a row can name
     const int64_t last = (y->ne[1] - 1) * stride[0] + (y->ne[2] - 1) * stride[1] + (y->ne[3] - 1) * stride[2];
+    GGML_ASSERT(form != DQRELO_FORM_MATMUL_ID || stride[0] == 0);
     GGML_ASSERT(stride[0] >= 0 && stride[1] >= 0 && stride[2] >= 0 && last < ggml_nelements(owner) / 2);
 
     dst->op = GGML_OP_DQRELO;
@@ -41,6 +55,7 @@ void ggml_dqrelo_set(
     dst->src[1] = x;
     dst->src[2] = table;
     dst->src[3] = owner;
+    dst->src[4] = ids;
 
     const int32_t params[] = { form, stride[0], stride[1], stride[2] };
     ggml_set_op_params(dst, params, sizeof(params));
@@ -48,9 +63,9 @@ void ggml_dqrelo_set(
 
 struct ggml_tensor * ggml_dqrelo(
     struct ggml_context * ctx, enum dqrelo_form form,
-    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
+    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
     struct ggml_tensor * dst = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, y->ne);
-    ggml_dqrelo_set(dst, form, y, x, table, owner, stride);
+    ggml_dqrelo_set(dst, form, y, x, ids, table, owner, stride);
     return dst;
 }
 

@@ -1,7 +1,7 @@
 """A delta with no error, for any base GGUF in F32 or F16: what the delta holds and what is merged into a plain model are the same numbers.
 
-Every tensor changes: matrices by sign planes and factors made at random, all else whole. So logits of base+delta and of the merged model may differ only
-by the arithmetic of the runtime, whatever the architecture.
+Every tensor changes: matrices and stacks of them (experts, heads) by sign planes and factors made at random, all else whole. So logits of base+delta and
+of the merged model may differ only by the arithmetic of the runtime, whatever the architecture.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ Array = npt.NDArray[np.float32]
 
 
 def spec_of(name: str, ne: tuple[int, ...]) -> WeightSpec:
-    matrix = len([n for n in ne if n > 1]) == 2 and ne[0] % 8 == 0 and len(ne) == 2
-    if not matrix or "norm" in name:  # a norm a head is a matrix that is multiplied elementwise
+    axes = [n for n in ne if n > 1]
+    matrices = 2 <= len(axes) == len(ne) <= 3 and ne[0] % 8 == 0
+    if not matrices or "norm" in name:  # a norm a head is a matrix that is multiplied elementwise
         return WeightSpec.dense(name, ne)
     return WeightSpec(
         name=name,
         ne=ne,
         n_planes=1,
-        rank=min(RANK, *ne),
+        rank=min(RANK, *ne[:2]),
         scale_per_row=False,
         cscale=False,
         u_type=F32,
@@ -52,12 +53,13 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
     if spec.n_planes == 0:
         change = (STEP * rng.standard_normal(shape)).astype(np.float32)
         return WeightData(dense=change), change
-    n_out, n_in = shape
+    *stack, n_out, n_in = shape
     bits = pack_signs(rng.standard_normal(shape))
-    scale = np.full(1, STEP, np.float32)
-    u = rng.standard_normal((n_out, spec.rank)).astype(np.float32)
-    v = (STEP * rng.standard_normal((spec.rank, n_in))).astype(np.float32)
-    change = scale * unpack_signs(bits, n_in) + u @ v
+    # a scale for each matrix of a stack
+    scale = (STEP * rng.uniform(0.5, 1.5, (*stack, 1))).astype(np.float32)
+    u = rng.standard_normal((*stack, n_out, spec.rank)).astype(np.float32)
+    v = (STEP * rng.standard_normal((*stack, spec.rank, n_in))).astype(np.float32)
+    change = scale[..., np.newaxis] * unpack_signs(bits, n_in) + u @ v
     return WeightData(planes=[(bits, scale)], u=u, v=v), change.astype(np.float32)
 
 

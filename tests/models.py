@@ -78,14 +78,20 @@ def save_model(path: Path, kind: str = "llama", seed: int = 0, max_shard_size: s
     config = getattr(transformers, config_name)(**{**_SIZES, **differs, **sizes})
     torch.manual_seed(seed)
     model = getattr(transformers, model_name)(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            scale = 0.1 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
-            parameter.normal_(std=scale).add_(float("norm" in name))
+    randomise(model)
     model.to(torch.bfloat16).save_pretrained(path, max_shard_size=max_shard_size)
     for file in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(EXAMPLES / "base" / file, path)
     return path
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Random weights under which activations keep their size from layer to layer; torch's own seed decides."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = parameter.dim() == 1 and any(part in name for part in ("norm", "ln_"))
+            scale = 0.1 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
+            parameter.normal_(std=scale).add_(float(is_norm and not name.endswith("bias")))
 
 
 def tune(source: Path, target: Path, amount: float = 0.2, seed: int = 1) -> Path:

@@ -55,6 +55,11 @@ LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_tok
 // Returns false with one line in `err` when that fails, or when more than LLAMA's maximum of different deltas would be bound.
 LLAMA_API bool dqrelo_bind(struct llama_context * ctx, llama_seq_id seq_id, struct dqrelo_delta * delta, float scale, char * err, size_t n_err);
 
+// Whether a delta that was bound to the context, or checked, changes a weight that is read for all tokens of a batch at once (attention sinks, convolutions and scans of
+// recurrent layers). llama_decode then splits a batch so that its tokens share no ubatch with those of other deltas, of the base, or of another scale: right, but slower
+// than a shared one. llama_encode, which does not split, refuses such a mixed batch.
+LLAMA_API bool dqrelo_needs_own_batch(const struct llama_context * ctx, const struct dqrelo_delta * delta);
+
 // The delta bound to a sequence, or NULL.
 LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * ctx, llama_seq_id seq_id);
 

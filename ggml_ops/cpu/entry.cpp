@@ -1,6 +1,7 @@
 #include "entry.h"
 
 #include "factor-types.h"
+#include "stack.h"
 
 static int64_t min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -19,9 +20,8 @@ static float scale_of(const struct dqrelo_entry * e, int p, int64_t i) {
 // MATMUL
 //
 
-// t[r0 .. r1) = V[r0 .. r1) x, for every row of the group
-static void factor_in(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t r0, int64_t r1) {
-    const struct dqrelo_entry * e = g->e;
+void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t r0, int64_t r1) {
+    const struct dqrelo_entry * e = &g->e;
     for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
         const int     n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
         const float * x[DQRELO_TILE_T];
@@ -34,30 +34,9 @@ static void factor_in(const struct dqrelo_kernels * kernels, const struct dqrelo
     }
 }
 
-void dqrelo_matmul_prepare(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int ith, int nth) {
-    const struct dqrelo_entry * e = g->e;
-    if (e->dense) {
-        return;
-    }
-    if (e->n_planes > 0) {
-        const int64_t q_stride = dqrelo_q_bytes(e->n_in);
-        for (int64_t t = ith; t < g->n_rows; t += nth) {
-            kernels->quantize_row(g->rows[t].x, e->cscale, e->n_in, g->q + t * q_stride, g->act + t);
-        }
-    }
-    // the thread that quantised the last row begins at the end of V
-    const int64_t n_lines = (e->rank + 15) / 16; // of t
-    const int     share   = nth - 1 - ith;
-    const int64_t r0      = min_i64(e->rank, n_lines * share / nth * 16);
-    const int64_t r1      = min_i64(e->rank, n_lines * (share + 1) / nth * 16);
-    if (r0 < r1) {
-        factor_in(kernels, g, r0, r1);
-    }
-}
-
 // uv of a tile: U t, or dense x
 static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i, float * uv) {
-    const struct dqrelo_entry * e = g->e;
+    const struct dqrelo_entry * e = &g->e;
     const float *               b[DQRELO_TILE_T];
     for (int t = 0; t < n_t; t++) {
         b[t] = e->dense ? g->rows[t0 + t].x : g->t + (t0 + t) * g->t_stride;
@@ -70,7 +49,7 @@ static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrel
 
 static void apply_tile(
     const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i, struct dqrelo_scratch * scratch) {
-    const struct dqrelo_entry * e        = g->e;
+    const struct dqrelo_entry * e        = &g->e;
     const int                   n_planes = e->dense ? 0 : e->n_planes;
     const bool                  has_uv   = e->dense || e->rank > 0;
 
@@ -110,14 +89,14 @@ void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqr
 }
 
 //
-// ROWS
+// ROWS, MUL, ADD
 //
 
-// acc[j] += sum_p scale_p s_p(id, j0 + j) c(j0 + j)
-static void add_signs(const struct dqrelo_entry * e, int64_t id, int64_t j0, int64_t n, float * acc) {
+// acc[j] += sum_p scale_p s_p(i, j0 + j) c(j0 + j); j0 is a multiple of 8
+static void add_signs(const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
     for (int p = 0; p < e->n_planes; p++) {
-        const uint8_t * sign  = e->sign[p] + id * (e->n_in / 8) + j0 / 8;
-        const float     scale = scale_of(e, p, id);
+        const uint8_t * sign  = e->sign[p] + i * (e->n_in / 8) + j0 / 8;
+        const float     scale = scale_of(e, p, i);
         for (int64_t j = 0; j < n; j++) {
             const float c = e->cscale ? e->cscale[j0 + j] * scale : scale;
             acc[j] += (sign[j / 8] >> (j % 8)) & 1 ? c : -c;
@@ -125,11 +104,11 @@ static void add_signs(const struct dqrelo_entry * e, int64_t id, int64_t j0, int
     }
 }
 
-// acc[j] += sum_k U(id, k) V(k, j0 + j)
-static void add_factors(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t id, int64_t j0, int64_t n, float * acc) {
+// acc[j] += sum_k U(i, k) V(k, j0 + j)
+static void add_factors(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
     const enum ggml_type type_u = (enum ggml_type) e->type_u;
     const enum ggml_type type_v = (enum ggml_type) e->type_v;
-    const uint8_t *      u_row  = row_of(e->u, e->type_u, id, e->rank);
+    const uint8_t *      u_row  = row_of(e->u, e->type_u, i, e->rank);
     for (int64_t k0 = 0; k0 < e->rank; k0 += DQRELO_QK) {
         float     u[DQRELO_QK];
         const int n_k = (int) min_i64(DQRELO_QK, e->rank - k0);
@@ -144,40 +123,44 @@ static void add_factors(const struct dqrelo_kernels * kernels, const struct dqre
     }
 }
 
+// out[j] = D_hat(i, j0 + j) for n <= DQRELO_TILE_J columns from a multiple of DQRELO_TILE_J
+static void delta_columns(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * out) {
+    if (e->dense) {
+        const enum ggml_type type = (enum ggml_type) e->type_dense;
+        kernels->to_float(type, row_of(e->dense, e->type_dense, i, e->n_in) + dqrelo_type_bytes(type, j0), n, out);
+        return;
+    }
+    for (int64_t j = 0; j < n; j++) {
+        out[j] = 0.0f;
+    }
+    add_signs(e, i, j0, n, out);
+    add_factors(kernels, e, i, j0, n, out);
+}
+
 void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t j0, int64_t j1) {
+    const struct dqrelo_entry matrix = dqrelo_entry_matrix(e, row->id / e->n_out);
     for (; j0 < j1; j0 += DQRELO_TILE_J) {
-        const int64_t n                  = min_i64(DQRELO_TILE_J, j1 - j0);
-        float         acc[DQRELO_TILE_J] = { 0.0f };
-        if (e->dense) {
-            const enum ggml_type type = (enum ggml_type) e->type_dense;
-            kernels->to_float(type, row_of(e->dense, e->type_dense, row->id, e->n_in) + dqrelo_type_bytes(type, j0), n, acc);
-        } else {
-            add_signs(e, row->id, j0, n, acc);
-            add_factors(kernels, e, row->id, j0, n, acc);
-        }
+        const int64_t n = min_i64(DQRELO_TILE_J, j1 - j0);
+        float         delta[DQRELO_TILE_J];
+        delta_columns(kernels, &matrix, row->id % e->n_out, j0, n, delta);
         for (int64_t j = 0; j < n; j++) {
-            row->dst[j0 + j] = row->y[j0 + j] + row->s * acc[j];
+            row->dst[j0 + j] = row->y[j0 + j] + row->s * delta[j];
         }
     }
 }
 
-//
-// MUL, ADD
-//
-
 void dqrelo_elementwise_apply(
     const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t n) {
-    const enum ggml_type type  = (enum ggml_type) e->type_dense;
-    const uint8_t *      dense = row_of(e->dense, e->type_dense, row->id % e->n_out, e->n_in);
-    for (int64_t j0 = 0; j0 < n;) {
-        const int64_t column  = j0 % e->n_in; // ggml broadcasts a short row along the long one
-        const int64_t n_piece = min_i64(min_i64(DQRELO_TILE_J, n - j0), e->n_in - column);
+    const struct dqrelo_entry matrix = dqrelo_entry_matrix(e, row->id / e->n_out);
+    for (int64_t column = 0; column < e->n_in; column += DQRELO_TILE_J) {
+        const int64_t n_tile = min_i64(DQRELO_TILE_J, e->n_in - column);
         float         delta[DQRELO_TILE_J];
-        kernels->to_float(type, dense + dqrelo_type_bytes(type, column), n_piece, delta);
-        for (int64_t j = j0; j < j0 + n_piece; j++) {
-            const float factor = form == DQRELO_FORM_MUL ? row->x[j] : 1.0f;
-            row->dst[j]        = row->y[j] + row->s * (factor * delta[j - j0]);
+        delta_columns(kernels, &matrix, row->id % e->n_out, column, n_tile, delta);
+        for (int64_t j0 = column; j0 < n; j0 += e->n_in) { // ggml broadcasts a short row along the long one
+            for (int64_t j = 0; j < n_tile; j++) {
+                const float factor = form == DQRELO_FORM_MUL ? row->x[j0 + j] : 1.0f;
+                row->dst[j0 + j]   = row->y[j0 + j] + row->s * (factor * delta[j]);
+            }
         }
-        j0 += n_piece;
     }
 }

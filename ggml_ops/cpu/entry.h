@@ -6,22 +6,23 @@
 
 // One row of the op's output.
 struct dqrelo_row {
-    const float * x;   // MATMUL [n_in]; MUL: as y
-    const float * y;   // may be dst
+    const float * x;     // MATMUL, MATMUL_ID [n_in]; MUL: as y
+    const float * y;     // may be dst
     float *       dst;
-    int64_t       id;  // ROWS: the row of the weight; MUL, ADD: i1, the row of the dense array before broadcast
-    float         s;   // request scale
+    int64_t       id;    // ROWS, MUL, ADD: the row of D_hat, counted through all matrices of a stack
+    float         s;     // request scale
+    int32_t       group; // MATMUL, MATMUL_ID: of the plan
 };
 
-// The rows of a batch that use one entry, with their place in the work memory.
+// The rows of a batch that use one matrix, with their place in the work memory.
 struct dqrelo_group {
-    const struct dqrelo_entry * e;
-    const struct dqrelo_row *   rows; // [n_rows]
-    int64_t                     n_rows;
-    int8_t *                    q;            // [n_rows] rows of dqrelo_q_bytes(n_in)
-    struct dqrelo_act *         act;          // [n_rows]
-    float *                     t;            // [n_rows] rows of t_stride values: V x
-    int64_t                     t_stride;     // at least the rank
+    struct dqrelo_entry       e; // of this matrix alone
+    const struct dqrelo_row * rows; // [n_rows]
+    int64_t                   n_rows;
+    const int8_t *            q;        // [n_rows] rows of dqrelo_q_bytes(n_in)
+    const struct dqrelo_act * act;      // [n_rows]
+    float *                   t;        // [n_rows] rows of t_stride values: V x
+    int64_t                   t_stride; // at least the rank
 };
 
 // Rows and output features that are handled at once: bounds the scratch memory, never the result.
@@ -37,9 +38,8 @@ static inline bool dqrelo_entry_is_empty(const struct dqrelo_entry * e) {
     return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr;
 }
 
-// MATMUL, first half: quantises the activation rows and computes t = V x. Thread ith of nth does its share; all must be done
-// before the second half.
-void dqrelo_matmul_prepare(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int ith, int nth);
+// MATMUL, first half, beside the quantisation of the activation rows: values r0 <= r < r1 of t = V x for all rows of the group. All must be done before the second half.
+void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1);
 
 // MATMUL, second half: output features i0 <= i < i1 of all rows of the group.
 void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1, struct dqrelo_scratch * scratch);

@@ -5,6 +5,7 @@
 
 #include "entry.h"
 #include "kernels.h"
+#include "stack.h"
 
 #include "ggml-cpu-impl.h"
 #include "ggml-impl.h"
@@ -27,15 +28,26 @@ struct arena {
     }
 };
 
+// The sorted rows that use one matrix of one slot.
+struct group_rows {
+    int32_t slot;
+    int32_t matrix;
+    int64_t begin, end;
+};
+
 struct work {
-    // shared by all threads; MATMUL only
-    int8_t *     q;   // [n_rows] rows of dqrelo_q_bytes(n_in)
+    // shared by all threads; matmul forms only
+    int8_t *     q;   // [n_rows] rows of dqrelo_q_bytes(n_in), by sorted row
     dqrelo_act * act; // [n_rows]
     float *      t;   // [n_rows] rows of t_stride
     int64_t      t_stride;
     // one a thread
-    dqrelo_row *     rows;  // [n_rows] sorted by slot
-    int64_t *        begin; // [n_slots + 2] first sorted row of each slot; slot n_slots is the base
+    uint64_t *       keys;   // [n_rows] while sorting
+    dqrelo_row *     rows;   // [n_rows] sorted by slot and matrix; those of the base alone are the last
+    int32_t *        place;  // [n_rows] sorted place of each row of y
+    group_rows *     groups; // [n_rows] at most
+    int64_t          n_groups;
+    int64_t          n_changed; // rows with a delta
     dqrelo_scratch * scratch;
 };
 
@@ -43,30 +55,38 @@ static int64_t count_slots(const ggml_tensor * dst) {
     return dst->src[2]->ne[0] / (int64_t) sizeof(dqrelo_entry);
 }
 
-// The rank is not known when the work memory is planned (tables change between runs), so room is for the largest that makes sense; in whole
-// cache lines, because different threads compute different ranks.
-static int64_t max_rank(int64_t n_in, int64_t n_out) {
-    return (std::min(n_in, n_out) + 15) / 16 * 16;
+static const dqrelo_entry * entry_of(const ggml_tensor * dst, int64_t slot) {
+    return (const dqrelo_entry *) dst->src[2]->data + slot;
+}
+
+static bool is_matmul(const ggml_tensor * dst) {
+    return ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL || ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID;
+}
+
+// Ranks are padded to whole cache lines, because different threads compute different ones.
+static int64_t padded_rank(int64_t rank) {
+    return (rank + 15) / 16 * 16;
 }
 
 static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
     const int64_t n_rows = ggml_nrows(dst);
     work          w      = {};
-    if (ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL) {
+    if (is_matmul(dst)) {
         const int64_t n_in = dst->src[1]->ne[0];
-        w.t_stride         = max_rank(n_in, dst->ne[0]);
         w.q                = memory.take<int8_t>(n_rows * dqrelo_q_bytes(n_in));
         w.act              = memory.take<dqrelo_act>(n_rows);
-        w.t                = memory.take<float>(n_rows * w.t_stride);
+        // the rank is not known when the work memory is planned (tables change between runs), so room is for the largest that makes sense
+        w.t = memory.take<float>(n_rows * padded_rank(std::min(n_in, dst->ne[0])));
     }
     for (int i = 0; i < nth; i++) {
-        dqrelo_row *     rows    = memory.take<dqrelo_row>(n_rows);
-        int64_t *        begin   = memory.take<int64_t>(count_slots(dst) + 2);
-        dqrelo_scratch * scratch = memory.take<dqrelo_scratch>(1);
+        work own    = w;
+        own.keys    = memory.take<uint64_t>(n_rows);
+        own.rows    = memory.take<dqrelo_row>(n_rows);
+        own.place   = memory.take<int32_t>(n_rows);
+        own.groups  = memory.take<group_rows>(n_rows);
+        own.scratch = memory.take<dqrelo_scratch>(1);
         if (i == ith) {
-            w.rows    = rows;
-            w.begin   = begin;
-            w.scratch = scratch;
+            w = own;
         }
     }
     return w;
@@ -78,158 +98,281 @@ size_t dqrelo_cpu_work_bytes(const struct ggml_tensor * dst, int n_threads) {
     return memory.n_bytes + ALIGNMENT; // the work memory itself may be aligned to less
 }
 
-// The slot whose entry row (i1, i2, i3) uses, or n_slots where the base alone is wanted; its scale in *s.
-static int64_t slot_of(const ggml_tensor * dst, int64_t i1, int64_t i2, int64_t i3, float * s) {
-    const int32_t * stride  = ggml_dqrelo_stride(dst);
-    const float *   owner   = (const float *) dst->src[3]->data + 2 * (i1 * stride[0] + i2 * stride[1] + i3 * stride[2]);
-    const int64_t   n_slots = count_slots(dst);
-    const int64_t   slot    = (int64_t) owner[0];
-    *s                      = owner[1];
-    GGML_ASSERT(slot < n_slots);
-    if (slot < 0 || *s == 0.0f || dqrelo_entry_is_empty((const dqrelo_entry *) dst->src[2]->data + slot)) {
-        return n_slots;
-    }
-    return slot;
+// A row of y: its place on y's axes 1 to 3.
+struct position {
+    int64_t i1, i2, i3;
+};
+
+static position position_of(const ggml_tensor * dst, int64_t row) {
+    return { row % dst->ne[1], row / dst->ne[1] % dst->ne[2], row / (dst->ne[1] * dst->ne[2]) };
 }
 
-static dqrelo_row make_row(const ggml_tensor * dst, int64_t i1, int64_t i2, int64_t i3, float s) {
-    const ggml_tensor * y = dst->src[0];
-    const ggml_tensor * x = dst->src[1];
-    dqrelo_row          row;
-    row.dst = (float *) ((char *) dst->data + i1 * dst->nb[1] + i2 * dst->nb[2] + i3 * dst->nb[3]);
-    row.y   = (const float *) ((const char *) y->data + i1 * y->nb[1] + i2 * y->nb[2] + i3 * y->nb[3]);
-    row.x   = nullptr;
-    row.id  = i1;
-    row.s   = s;
-    if (ggml_dqrelo_form(dst) == DQRELO_FORM_ROWS) {
-        row.id = *(const int32_t *) ((const char *) x->data + i1 * x->nb[0] + i2 * x->nb[1] + i3 * x->nb[2]);
-    } else {
-        row.x = (const float *) ((const char *) x->data + i1 * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3]);
+// Slot and scale of a row.
+static const float * owner_of(const ggml_tensor * dst, const position & at) {
+    const int32_t * stride = ggml_dqrelo_stride(dst);
+    return (const float *) dst->src[3]->data + 2 * (at.i1 * stride[0] + at.i2 * stride[1] + at.i3 * stride[2]);
+}
+
+static int32_t id_of(const ggml_tensor * ids, const position & at) {
+    return *(const int32_t *) ((const char *) ids->data + at.i1 * ids->nb[0] + at.i2 * ids->nb[1] + at.i3 * ids->nb[2]);
+}
+
+// Which matrix of a stack a row is multiplied with.
+static int64_t matrix_of(const ggml_tensor * dst, const dqrelo_entry * e, const position & at) {
+    switch (ggml_dqrelo_form(dst)) {
+        case DQRELO_FORM_MATMUL_ID: return id_of(dst->src[4], at);
+        case DQRELO_FORM_MATMUL: return at.i2 / (dst->ne[2] / e->n_mat);
+        default: return 0;
+    }
+}
+
+// Which row of D_hat a row takes; for the forms that are no matmul.
+static int64_t row_id(const ggml_tensor * dst, const dqrelo_entry * e, const position & at) {
+    const int64_t id = dst->src[4] ? id_of(dst->src[4], at) : at.i1 % e->n_out + at.i2 % e->n_mat * e->n_out;
+    GGML_ASSERT(id >= 0 && id < e->n_out * e->n_mat);
+    return id;
+}
+
+// Sort key of a row: slot, matrix and the row itself, so that equal ones stay in order.
+static constexpr uint64_t KEY_BASE = UINT64_C(0xffff) << 48;
+
+static uint64_t key_of(const ggml_tensor * dst, int64_t row) {
+    const position at    = position_of(dst, row);
+    const float *  owner = owner_of(dst, at);
+    const int64_t  slot  = (int64_t) owner[0];
+    GGML_ASSERT(slot < count_slots(dst) && slot < 0xffff);
+    if (slot < 0 || owner[1] == 0.0f || dqrelo_entry_is_empty(entry_of(dst, slot))) {
+        return KEY_BASE | (uint64_t) row;
+    }
+    const int64_t matrix = matrix_of(dst, entry_of(dst, slot), at);
+    GGML_ASSERT(matrix >= 0 && matrix < std::min<int64_t>(entry_of(dst, slot)->n_mat, 0x10000));
+    return (uint64_t) slot << 48 | (uint64_t) matrix << 32 | (uint64_t) row;
+}
+
+static const char * row_data(const ggml_tensor * t, const position & at) {
+    return (const char *) t->data + at.i1 % t->ne[1] * t->nb[1] + at.i2 * t->nb[2] + at.i3 * t->nb[3];
+}
+
+static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group) {
+    const position    at   = position_of(dst, (int64_t) (key & UINT32_MAX));
+    const dqrelo_form form = ggml_dqrelo_form(dst);
+    dqrelo_row        row  = {};
+    row.dst                = (float *) row_data(dst, at);
+    row.y                  = (const float *) row_data(dst->src[0], at);
+    row.s                  = owner_of(dst, at)[1];
+    row.group              = group;
+    if (key >= KEY_BASE) {
+        return row;
+    }
+    if (is_matmul(dst) || form == DQRELO_FORM_MUL) {
+        row.x = (const float *) row_data(dst->src[1], at);
+    }
+    if (!is_matmul(dst)) {
+        row.id = row_id(dst, entry_of(dst, (int64_t) (key >> 48)), at);
     }
     return row;
 }
 
-// Fills w.rows and w.begin: a counting sort of the rows by slot. Every thread makes its own copy, which costs less than a barrier.
-static void sort_rows(const ggml_tensor * dst, const work & w) {
-    const int64_t n_slots = count_slots(dst);
-    int64_t *     next    = w.begin + 1; // counts first, then where the slot's next row goes; in the end where the slot ends
-    std::fill(w.begin, w.begin + n_slots + 2, 0);
+// Fills the plan of w: rows, place, groups. Every thread makes its own copy, which costs less than a barrier.
+static void sort_rows(const ggml_tensor * dst, work & w) {
+    const int64_t n_rows = ggml_nrows(dst);
+    GGML_ASSERT(n_rows <= INT32_MAX);
+    for (int64_t r = 0; r < n_rows; r++) {
+        w.keys[r] = key_of(dst, r);
+    }
+    std::sort(w.keys, w.keys + n_rows);
 
-    for (int pass = 0; pass < 2; pass++) {
-        for (int64_t i3 = 0; i3 < dst->ne[3]; i3++) {
-            for (int64_t i2 = 0; i2 < dst->ne[2]; i2++) {
-                for (int64_t i1 = 0; i1 < dst->ne[1]; i1++) {
-                    float         s;
-                    const int64_t slot = slot_of(dst, i1, i2, i3, &s);
-                    if (pass == 1) {
-                        w.rows[next[slot]] = make_row(dst, i1, i2, i3, s);
-                    }
-                    next[slot]++;
-                }
+    w.n_groups  = 0;
+    w.n_changed = 0;
+    for (int64_t r = 0; r < n_rows; r++) {
+        const uint64_t key = w.keys[r];
+        if (key < KEY_BASE) {
+            if (r == 0 || key >> 32 != w.keys[r - 1] >> 32) {
+                w.groups[w.n_groups++] = { (int32_t) (key >> 48), (int32_t) (key >> 32 & 0xffff), r, r };
             }
+            w.groups[w.n_groups - 1].end = ++w.n_changed;
         }
-        if (pass == 0) {
-            int64_t first = 0;
-            for (int64_t slot = 0; slot <= n_slots; slot++) {
-                const int64_t n = next[slot];
-                next[slot]      = first;
-                first += n;
-            }
-        }
+        w.rows[r]                 = make_row(dst, key, (int32_t) w.n_groups - 1);
+        w.place[key & UINT32_MAX] = (int32_t) r;
     }
 }
 
-static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t slot) {
-    dqrelo_group g;
-    g.e        = (const dqrelo_entry *) dst->src[2]->data + slot;
-    g.rows     = w.rows + w.begin[slot];
-    g.n_rows   = w.begin[slot + 1] - w.begin[slot];
-    g.q        = w.q + w.begin[slot] * dqrelo_q_bytes(dst->src[1]->ne[0]);
-    g.act      = w.act + w.begin[slot];
-    g.t        = w.t + w.begin[slot] * w.t_stride;
-    g.t_stride = w.t_stride;
-    return g;
-}
-
 static void copy_rows(const ggml_tensor * dst, const work & w, int64_t i0, int64_t i1) {
-    const int64_t n_slots = count_slots(dst);
-    for (int64_t r = w.begin[n_slots]; r < w.begin[n_slots + 1]; r++) {
+    const int64_t n_rows = ggml_nrows(dst);
+    for (int64_t r = w.n_changed; r < n_rows; r++) {
         if (w.rows[r].dst != w.rows[r].y) {
             memcpy(w.rows[r].dst + i0, w.rows[r].y + i0, (i1 - i0) * sizeof(float));
         }
     }
 }
 
-static void forward_matmul(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
-    const dqrelo_kernels * kernels = dqrelo_cpu_kernels();
-    const int64_t          n_slots = count_slots(dst);
-    const int64_t          n_out   = dst->ne[0];
-    const int              ith     = params->ith;
-    const int              nth     = params->nth;
+//
+// matmul forms
+//
 
-    bool wait = false;
-    for (int64_t slot = 0; slot < n_slots; slot++) {
-        const dqrelo_group g = group_of(dst, w, slot);
-        if (g.n_rows > 0) {
-            GGML_ASSERT(g.e->n_in == dst->src[1]->ne[0] && g.e->n_out == n_out && g.e->rank <= w.t_stride && g.e->n_planes <= DQRELO_MAX_PLANES);
-            dqrelo_matmul_prepare(kernels, &g, (int) ((ith + slot) % nth), nth); // shares rotate, for many slots of one row
-            wait = wait || !g.e->dense;
+static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i) {
+    const group_rows & rows = w.groups[i];
+    dqrelo_group       g;
+    g.e        = dqrelo_entry_matrix(entry_of(dst, rows.slot), rows.matrix);
+    g.rows     = w.rows + rows.begin;
+    g.n_rows   = rows.end - rows.begin;
+    g.q        = w.q + rows.begin * dqrelo_q_bytes(dst->src[1]->ne[0]);
+    g.act      = w.act + rows.begin;
+    g.t        = w.t + rows.begin * w.t_stride;
+    g.t_stride = w.t_stride;
+    return g;
+}
+
+// Work laid out in a line, of which each thread takes an equal part: the work of a group has pieces of equal cost. Groups may have one row or hundreds, one piece or
+// hundreds; all threads are busy either way.
+struct share {
+    int64_t begin, end;
+    int64_t at = 0;
+
+    share(int64_t total, int ith, int nth) : begin(total * ith / nth), end(total * (ith + 1) / nth) {}
+
+    // Which of the next group's pieces are this thread's: [*p0, *p1), maybe none.
+    void take(int64_t n_pieces, int64_t cost, int64_t * p0, int64_t * p1) {
+        *p0 = std::clamp<int64_t>((begin - at + cost - 1) / cost, 0, n_pieces);
+        *p1 = std::clamp<int64_t>((end - at + cost - 1) / cost, 0, n_pieces);
+        at += n_pieces * cost;
+    }
+};
+
+// A piece is LINE rows of the matrix: a cache line of the result. To read them costs about as much as to multiply them with one row of x.
+static constexpr int64_t LINE = 16;
+
+static int64_t cost_of(const dqrelo_group & g) {
+    return 1 + g.n_rows;
+}
+
+static int64_t count_lines(int64_t n) {
+    return (n + LINE - 1) / LINE;
+}
+
+static int64_t rank_lines(const dqrelo_group & g) {
+    return g.e.dense ? 0 : count_lines(g.e.rank);
+}
+
+// Quantises each row of x once, though several experts read it; only a column scale makes rows of their own for each expert.
+static void quantize(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
+    const int64_t q_bytes = dqrelo_q_bytes(dst->src[1]->ne[0]);
+    const int64_t n_share = dst->ne[1] / dst->src[1]->ne[1]; // rows of y that are made from one row of x
+    const int64_t n_x     = ggml_nrows(dst) / n_share;
+    for (int64_t i = params->ith; i < n_x; i += params->nth) {
+        int64_t done = -1;
+        for (int64_t r = i * n_share; r < (i + 1) * n_share; r++) {
+            const int64_t place = w.place[r];
+            if (place >= w.n_changed) {
+                continue;
+            }
+            const group_rows &   group = w.groups[w.rows[place].group];
+            const dqrelo_entry * e     = entry_of(dst, group.slot);
+            if (e->dense || e->n_planes == 0) {
+                continue;
+            }
+            if (done >= 0 && !e->cscale) {
+                memcpy(w.q + place * q_bytes, w.q + done * q_bytes, (size_t) q_bytes);
+                w.act[place] = w.act[done];
+                continue;
+            }
+            const float * cscale = e->cscale ? e->cscale + group.matrix * e->n_in : nullptr;
+            dqrelo_cpu_kernels()->quantize_row(w.rows[place].x, cscale, e->n_in, w.q + place * q_bytes, w.act + place);
+            done = place;
         }
     }
-    if (wait) {
+}
+
+// Everything that must be there before the second half; returns whether there is anything.
+static bool prepare_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
+    bool    any      = false;
+    int64_t max_rank = 0;
+    for (int64_t i = 0; i < w.n_groups; i++) {
+        const dqrelo_entry * e = entry_of(dst, w.groups[i].slot);
+        GGML_ASSERT(e->n_in == dst->src[1]->ne[0] && e->n_out == dst->ne[0] && e->rank <= std::min(e->n_in, e->n_out) && e->n_planes <= DQRELO_MAX_PLANES);
+        any      = any || !e->dense;
+        max_rank = std::max<int64_t>(max_rank, e->rank);
+    }
+    if (!any) {
+        return false;
+    }
+    w.t_stride = padded_rank(max_rank);
+    quantize(params, dst, w);
+
+    int64_t total = 0;
+    for (int64_t i = 0; i < w.n_groups; i++) {
+        const dqrelo_group g = group_of(dst, w, i);
+        total += rank_lines(g) * cost_of(g);
+    }
+    share mine(total, params->nth - 1 - params->ith, params->nth); // the first threads may have quantised one row more
+    for (int64_t i = 0; i < w.n_groups; i++) {
+        const dqrelo_group g = group_of(dst, w, i);
+        int64_t            l0, l1;
+        mine.take(rank_lines(g), cost_of(g), &l0, &l1);
+        if (l0 < l1) {
+            dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, l0 * LINE, std::min<int64_t>(l1 * LINE, g.e.rank));
+        }
+    }
+    return true;
+}
+
+static void forward_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
+    if (prepare_matmul(params, dst, w)) {
         ggml_barrier(params->threadpool);
     }
-
-    // a share begins at a multiple of a cache line of dst
-    const int64_t n_lines = (n_out + 15) / 16;
-    const int64_t i0      = std::min(n_out, n_lines * ith / nth * 16);
-    const int64_t i1      = std::min(n_out, n_lines * (ith + 1) / nth * 16);
-    for (int64_t slot = 0; slot < n_slots; slot++) {
-        const dqrelo_group g = group_of(dst, w, slot);
-        if (g.n_rows > 0) {
-            dqrelo_matmul_apply(kernels, &g, i0, i1, w.scratch);
+    const int64_t n_out   = dst->ne[0];
+    const int64_t n_lines = count_lines(n_out);
+    int64_t       total   = 0;
+    for (int64_t i = 0; i < w.n_groups; i++) {
+        total += n_lines * cost_of(group_of(dst, w, i));
+    }
+    share mine(total, params->ith, params->nth);
+    for (int64_t i = 0; i < w.n_groups; i++) {
+        const dqrelo_group g = group_of(dst, w, i);
+        int64_t            l0, l1;
+        mine.take(n_lines, cost_of(g), &l0, &l1);
+        if (l0 < l1) {
+            dqrelo_matmul_apply(dqrelo_cpu_kernels(), &g, l0 * LINE, std::min(l1 * LINE, n_out), w.scratch);
         }
     }
-    copy_rows(dst, w, i0, i1);
+    copy_rows(dst, w, std::min(n_out, n_lines * params->ith / params->nth * LINE), std::min(n_out, n_lines * (params->ith + 1) / params->nth * LINE));
 }
+
+//
+// the others
+//
 
 static void forward_rows(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     const int64_t n_tiles = (dst->ne[0] + DQRELO_TILE_J - 1) / DQRELO_TILE_J;
     const int64_t j0      = std::min(dst->ne[0], n_tiles * params->ith / params->nth * DQRELO_TILE_J);
     const int64_t j1      = std::min(dst->ne[0], n_tiles * (params->ith + 1) / params->nth * DQRELO_TILE_J);
-    for (int64_t slot = 0; slot < count_slots(dst); slot++) {
-        const dqrelo_entry * e = (const dqrelo_entry *) dst->src[2]->data + slot;
-        for (int64_t r = w.begin[slot]; r < w.begin[slot + 1]; r++) {
-            GGML_ASSERT(e->n_in == dst->ne[0] && w.rows[r].id >= 0 && w.rows[r].id < e->n_out);
-            dqrelo_rows_apply(dqrelo_cpu_kernels(), e, &w.rows[r], j0, j1);
-        }
+    for (int64_t r = 0; r < w.n_changed; r++) {
+        const dqrelo_entry * e = entry_of(dst, w.groups[w.rows[r].group].slot);
+        GGML_ASSERT(e->n_in == dst->ne[0]);
+        dqrelo_rows_apply(dqrelo_cpu_kernels(), e, &w.rows[r], j0, j1);
     }
     copy_rows(dst, w, j0, j1);
 }
 
 static void forward_elementwise(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
-    const int64_t n_slots = count_slots(dst);
-    for (int64_t slot = 0; slot < n_slots; slot++) {
-        const dqrelo_entry * e = (const dqrelo_entry *) dst->src[2]->data + slot;
-        for (int64_t r = w.begin[slot] + params->ith; r < w.begin[slot + 1]; r += params->nth) {
-            GGML_ASSERT(e->dense && dst->ne[0] % e->n_in == 0 && e->n_out > 0);
-            dqrelo_elementwise_apply(dqrelo_cpu_kernels(), ggml_dqrelo_form(dst), e, &w.rows[r], dst->ne[0]);
-        }
+    for (int64_t r = params->ith; r < w.n_changed; r += params->nth) {
+        const dqrelo_entry * e = entry_of(dst, w.groups[w.rows[r].group].slot);
+        GGML_ASSERT(dst->ne[0] % e->n_in == 0);
+        dqrelo_elementwise_apply(dqrelo_cpu_kernels(), ggml_dqrelo_form(dst), e, &w.rows[r], dst->ne[0]);
     }
-    const int64_t i0 = dst->ne[0] * params->ith / params->nth;
-    const int64_t i1 = dst->ne[0] * (params->ith + 1) / params->nth;
-    copy_rows(dst, w, i0, i1);
+    copy_rows(dst, w, dst->ne[0] * params->ith / params->nth, dst->ne[0] * (params->ith + 1) / params->nth);
 }
 
 void dqrelo_cpu_forward(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
-    uint8_t *  base   = (uint8_t *) (((uintptr_t) params->wdata + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-    arena      memory = { base };
-    const work w      = lay_out(dst, params->ith, params->nth, memory);
+    uint8_t * base   = (uint8_t *) (((uintptr_t) params->wdata + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    arena     memory = { base };
+    work      w      = lay_out(dst, params->ith, params->nth, memory);
     GGML_ASSERT(base + memory.n_bytes <= (uint8_t *) params->wdata + params->wsize);
     sort_rows(dst, w);
 
     switch (ggml_dqrelo_form(dst)) {
-        case DQRELO_FORM_MATMUL: forward_matmul(params, dst, w); break;
+        case DQRELO_FORM_MATMUL:
+        case DQRELO_FORM_MATMUL_ID: forward_matmul(params, dst, w); break;
         case DQRELO_FORM_ROWS: forward_rows(params, dst, w); break;
         case DQRELO_FORM_MUL:
         case DQRELO_FORM_ADD: forward_elementwise(params, dst, w); break;

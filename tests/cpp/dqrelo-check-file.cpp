@@ -4,6 +4,7 @@
 //   dqrelo-check-file --base BASE      identity of a base
 //
 // Exit status: 0 good, 1 refused (one line on stderr), 2 usage.
+#include "cpu/stack.h"
 #include "delta-file.h"
 #include "fingerprint.h"
 #include "ggml.h"
@@ -65,8 +66,9 @@ static void print_sums(const delta_file & delta, size_t w) {
     double              sum      = 0.0;
     double              weighted = 0.0;
     int64_t             n        = 0;
-    for (int64_t e = 0; e < weight.ne[2] * weight.ne[3]; ++e) {
-        const dqrelo_entry entry = delta.entry(w, e);
+    const dqrelo_entry  stack    = delta.entry(w);
+    for (int64_t e = 0; e < stack.n_mat; ++e) {
+        const dqrelo_entry entry = dqrelo_entry_matrix(&stack, e);
         for (int64_t i = 0; i < entry.n_out; ++i) {
             for (double x : delta_row(entry, i)) {
                 sum += x;

@@ -38,20 +38,31 @@ inline ggml_tensor * make_f32(ggml_context * ctx, const shape & ne, const std::v
 struct op_case {
     dqrelo_form                       form   = DQRELO_FORM_MATMUL;
     shape                             ne     = { 33, 1, 1, 1 }; // of y
-    int64_t                           n_in   = 64;              // MATMUL: row length of x
+    int64_t                           n_in   = 64;              // MATMUL, MATMUL_ID: row length of x
+    bool                              one_x  = false;           // MATMUL_ID: x has one row a token, for all of its experts
     std::array<int32_t, 3>            stride = { 1, 0, 0 };
     std::vector<owner_of>             owners;
     std::vector<const random_entry *> entries;      // null: a zeroed entry
-    std::vector<int32_t>              ids;          // ROWS
-    bool                              gaps = false; // x and y have rows further apart than their length
+    std::vector<const random_stack *> stacks;       // instead of entries: weights of three dimensions
+    std::vector<int32_t>              ids;          // one for each row of y, or none
+    bool                              gaps = false; // x, y and ids have rows further apart than their length
 
     std::vector<float> y, x, out; // contiguous copies, row after row
 
     int64_t n_rows() const {
         return ne[1] * ne[2] * ne[3];
     }
+    bool is_matmul() const {
+        return form == DQRELO_FORM_MATMUL || form == DQRELO_FORM_MATMUL_ID;
+    }
     int64_t x_row() const {
-        return form == DQRELO_FORM_MATMUL ? n_in : ne[0];
+        return is_matmul() ? n_in : ne[0];
+    }
+    int64_t x_rows() const { // of a token
+        return one_x ? 1 : ne[1];
+    }
+    const float * x_of(int64_t row) const {
+        return x.data() + (one_x ? row / ne[1] : row) * x_row();
     }
     const owner_of & owner(int64_t row) const {
         const int64_t i1 = row % ne[1];
@@ -60,31 +71,62 @@ struct op_case {
         return owners[(size_t) (i1 * stride[0] + i2 * stride[1] + i3 * stride[2])];
     }
 
+    // The delta of a row, or null.
+    const random_entry * entry_of(int64_t row) const {
+        const int slot = owner(row).slot;
+        if (slot < 0 || stacks.empty()) {
+            return slot < 0 ? nullptr : entries[(size_t) slot];
+        }
+        const random_stack * stack = stacks[(size_t) slot];
+        if (!stack) {
+            return nullptr;
+        }
+        const int64_t i2 = row / ne[1] % ne[2];
+        switch (form) {
+            case DQRELO_FORM_MATMUL_ID: return stack->matrices[(size_t) ids[(size_t) row]].get();
+            case DQRELO_FORM_MATMUL: return stack->matrices[(size_t) (i2 / (ne[2] / stack->e.n_mat))].get();
+            default: return stack->matrices[(size_t) (i2 % stack->e.n_mat)].get();
+        }
+    }
+    size_t n_slots() const {
+        return stacks.empty() ? entries.size() : stacks.size();
+    }
+    dqrelo_entry slot(size_t k) const {
+        if (stacks.empty()) {
+            return entries[k] ? entries[k]->e : dqrelo_entry{};
+        }
+        return stacks[k] ? stacks[k]->e : dqrelo_entry{};
+    }
+
     void fill(uint32_t seed) {
         std::mt19937 rng(seed);
         y = random_row(ne[0] * n_rows(), rng);
-        x = random_row(x_row() * n_rows(), rng);
+        x = random_row(x_row() * x_rows() * ne[2] * ne[3], rng);
+    }
+
+    ggml_tensor * make_ids(ggml_context * ctx) const {
+        const int64_t n_row = ne[1] + (gaps ? 3 : 0);
+        ggml_tensor * whole = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, n_row, ne[2], ne[3]);
+        for (size_t r = 0; r < ids.size(); r++) {
+            ((int32_t *) whole->data)[(int64_t) r / ne[1] * n_row + (int64_t) r % ne[1]] = ids[r];
+        }
+        return gaps ? ggml_view_3d(ctx, whole, ne[1], ne[2], ne[3], whole->nb[1], whole->nb[2], 0) : whole;
     }
 
     // The op's node, its sources filled in.
     ggml_tensor * build(ggml_context * ctx) const {
-        ggml_tensor * ty = make_f32(ctx, ne, y, gaps);
-        ggml_tensor * tx;
-        if (form == DQRELO_FORM_ROWS) {
-            tx = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, ne[1], ne[2], ne[3]);
-            memcpy(tx->data, ids.data(), ids.size() * sizeof(int32_t));
-        } else {
-            tx = make_f32(ctx, { x_row(), ne[1], ne[2], ne[3] }, x, gaps);
-        }
-        ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * entries.size()));
-        for (size_t k = 0; k < entries.size(); k++) {
-            ((dqrelo_entry *) table->data)[k] = entries[k] ? entries[k]->e : dqrelo_entry{};
+        ggml_tensor * ty    = make_f32(ctx, ne, y, gaps);
+        ggml_tensor * tx    = make_f32(ctx, { x_row(), x_rows(), ne[2], ne[3] }, x, gaps);
+        ggml_tensor * tids  = ids.empty() ? nullptr : make_ids(ctx);
+        ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * n_slots()));
+        for (size_t k = 0; k < n_slots(); k++) {
+            ((dqrelo_entry *) table->data)[k] = slot(k);
         }
         ggml_tensor * owner = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, (int64_t) owners.size());
         for (size_t i = 0; i < owners.size(); i++) {
             ((float *) owner->data)[2 * i]     = (float) owners[i].slot;
             ((float *) owner->data)[2 * i + 1] = owners[i].scale;
         }
-        return ggml_dqrelo(ctx, form, ty, tx, table, owner, stride.data());
+        return ggml_dqrelo(ctx, form, ty, tx, tids, table, owner, stride.data());
     }
 };

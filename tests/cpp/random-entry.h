@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -109,6 +110,7 @@ struct random_entry {
         std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
         e.n_in  = o.n_in;
         e.n_out = o.n_out;
+        e.n_mat = 1;
         if (o.dense) {
             dense        = make_matrix(o.type_dense, o.n_in * o.n_out, rng);
             e.dense      = dense.data.data();
@@ -158,6 +160,46 @@ struct random_entry {
     }
     double cscale_at(int64_t j) const {
         return cscale.empty() ? 1.0 : cscale[(size_t) j];
+    }
+};
+
+// A stack of matrices: each with its decoded values, and one entry for all, whose arrays hold theirs one behind the other.
+struct random_stack {
+    dqrelo_entry                               e = {};
+    std::vector<std::unique_ptr<random_entry>> matrices;
+    bytes                                      sign[DQRELO_MAX_PLANES], scale[DQRELO_MAX_PLANES], cscale, u, v, dense;
+
+    random_stack(const entry_options & o, int64_t n_mat, uint32_t seed) {
+        for (int64_t m = 0; m < n_mat; m++) {
+            matrices.push_back(std::make_unique<random_entry>(o, seed + 1000 * (uint32_t) m));
+            const random_entry & one = *matrices.back();
+            for (int p = 0; p < one.e.n_planes; p++) {
+                append_all(sign[p], one.sign[p]);
+                append_all(scale[p], one.scale[p]);
+            }
+            append_all(cscale, one.cscale);
+            append_all(u, one.u.data);
+            append_all(v, one.v.data);
+            append_all(dense, one.dense.data);
+        }
+        e       = matrices.front()->e;
+        e.n_mat = n_mat;
+        for (int p = 0; p < e.n_planes; p++) {
+            e.sign[p]  = sign[p].data();
+            e.scale[p] = (const float *) scale[p].data();
+        }
+        e.cscale = e.cscale ? (const float *) cscale.data() : nullptr;
+        e.u      = e.u ? u.data() : nullptr;
+        e.v      = e.v ? v.data() : nullptr;
+        e.dense  = e.dense ? dense.data() : nullptr;
+    }
+    random_stack(const random_stack &)             = delete;
+    random_stack & operator=(const random_stack &) = delete;
+
+    template <typename T>
+    static void append_all(bytes & out, const std::vector<T> & values) {
+        const uint8_t * data = (const uint8_t *) values.data();
+        out.insert(out.end(), data, data + values.size() * sizeof(T));
     }
 };
 

@@ -1,6 +1,7 @@
 // test-delta-file.cpp: what the reader makes of a delta, and that it refuses what docs/format.md section 4 refuses.
 // The longer list of malformed files is in tests/test_cpp_reader.py, where the Python reader is asked too.
 #include "check.h"
+#include "cpu/stack.h"
 #include "delta-file.h"
 #include "gguf-builder.h"
 
@@ -55,8 +56,10 @@ static void test_entries() {
     CHECK(same_bytes(entry.sign[1], d.tensors[6].data) && same_bytes(entry.scale[1], d.tensors[7].data));
 
     check::begin("entries/experts");
+    const dqrelo_entry stack = delta->entry(2);
+    CHECK(stack.n_mat == 3);
     for (int64_t e = 0; e < 3; ++e) {
-        entry = delta->entry(2, e);
+        entry = dqrelo_entry_matrix(&stack, e);
         CHECK(same_bytes(entry.sign[0], d.tensors[8].data, 256 * (size_t) e, 256));
         CHECK(entry.scale_per_row == 1 && same_bytes(entry.scale[0], d.tensors[9].data, 128 * (size_t) e, 128));
         CHECK(same_bytes(entry.cscale, d.tensors[10].data, 256 * (size_t) e, 256));
@@ -69,17 +72,19 @@ static void test_entries() {
     check::begin("entries/dense");
     entry = delta->entry(3);
     CHECK(entry.n_in == 24 && entry.n_out == 1 && entry.n_planes == 0 && entry.type_dense == GGML_TYPE_F32 && same_bytes(entry.dense, d.tensors[13].data));
-    entry = delta->entry(4, 1);
+    entry = delta->entry(4);
+    CHECK(entry.n_mat == 2);
+    entry = dqrelo_entry_matrix(&entry, 1);
     CHECK(entry.n_in == 3 && entry.n_out == 5 && entry.type_dense == GGML_TYPE_F16 && same_bytes(entry.dense, d.tensors[14].data, 30, 30));
 
     check::begin("entry_at/copy of the pack");
     const weight_info &  experts = delta->weights()[2];
     std::vector<uint8_t> copy(delta->data(2), delta->data(2) + experts.n_bytes);
-    const dqrelo_entry   moved    = delta->entry_at(2, 2, copy.data());
-    const dqrelo_entry   there    = delta->entry(2, 2);
+    const dqrelo_entry   moved    = delta->entry_at(2, copy.data());
+    const dqrelo_entry   there    = delta->entry(2);
     const std::ptrdiff_t distance = copy.data() - delta->data(2);
     CHECK(moved.sign[0] - there.sign[0] == distance && (const uint8_t *) moved.v - (const uint8_t *) there.v == distance);
-    CHECK((const uint8_t *) moved.v + ggml_row_size(GGML_TYPE_Q8_0, 64) * 32 == copy.data() + copy.size());
+    CHECK((const uint8_t *) moved.v + ggml_row_size(GGML_TYPE_Q8_0, 64) * 32 * 3 == copy.data() + copy.size());
 }
 
 static void test_facts() {

@@ -1,6 +1,7 @@
 // test-delta-fuzz.cpp: thousands of damaged files, in a fixed order. Each is refused with one line, or opens and can be read to the last byte.
 // Built with AddressSanitizer over heap-file.cpp, so that reading one byte too many ends the test.
 #include "check.h"
+#include "cpu/stack.h"
 #include "delta-file.h"
 #include "fingerprint.h"
 #include "gguf-builder.h"
@@ -62,8 +63,9 @@ static void read_all(const delta_file & delta) {
     volatile uint8_t sink = 0;
     for (size_t i = 0; i < delta.weights().size(); ++i) {
         const weight_info & weight = delta.weights()[i];
-        for (int64_t e = 0; e < weight.ne[2] * weight.ne[3]; ++e) {
-            const dqrelo_entry entry = delta.entry(i, e);
+        const dqrelo_entry  stack  = delta.entry(i);
+        for (int64_t e = 0; e < stack.n_mat; ++e) {
+            const dqrelo_entry entry = dqrelo_entry_matrix(&stack, e);
             const auto         touch = [&](const void * data, size_t n_bytes) {
                 const uint8_t * p = (const uint8_t *) data;
                 sink              = p ? (uint8_t) (sink + p[0] + p[n_bytes - 1]) : sink;

@@ -254,15 +254,18 @@ static std::vector<std::vector<float>> run_entry(
     std::vector<std::vector<float>> out(x.size(), std::vector<float>((size_t) e.n_out, 99.0f));
     std::vector<dqrelo_row>         rows;
     for (size_t t = 0; t < x.size(); t++) {
-        rows.push_back({ x[t].data(), y[t].data(), out[t].data(), 0, s });
+        rows.push_back({ x[t].data(), y[t].data(), out[t].data(), 0, s, 0 });
     }
     std::vector<int8_t>         q((size_t) (n_t * dqrelo_q_bytes(e.n_in)));
     std::vector<dqrelo_act>     act(x.size());
     std::vector<float>          work((size_t) (n_t * (e.rank + 3)));
     std::vector<dqrelo_scratch> scratch(1);
-    const dqrelo_group          g = { &e, rows.data(), n_t, q.data(), act.data(), work.data(), e.rank + 3 };
-    for (int ith = 0; ith < nth; ith++) {
-        dqrelo_matmul_prepare(kernels, &g, ith, nth);
+    const dqrelo_group          g = { e, rows.data(), n_t, q.data(), act.data(), work.data(), e.rank + 3 };
+    for (size_t t = 0; t < x.size() && e.n_planes > 0; t++) {
+        kernels->quantize_row(x[t].data(), e.cscale, e.n_in, q.data() + (int64_t) t * dqrelo_q_bytes(e.n_in), &act[t]);
+    }
+    for (int ith = 0; ith < nth && e.rank > 0; ith++) {
+        dqrelo_matmul_factor(kernels, &g, e.rank * ith / nth, e.rank * (ith + 1) / nth);
     }
     for (int ith = 0; ith < nth; ith++) {
         dqrelo_matmul_apply(kernels, &g, e.n_out * ith / nth, e.n_out * (ith + 1) / nth, scratch.data());

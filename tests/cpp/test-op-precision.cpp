@@ -46,7 +46,7 @@ static ggml_tensor * build_fused(ggml_context * ctx, const random_entry & r, ggm
     memcpy(table->data, &r.e, sizeof(dqrelo_entry));
     ggml_tensor * owner    = make_f32(ctx, 2, 1, { 0.0f, 1.0f });
     const int32_t stride[] = { 0, 0, 0 };
-    return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, table, owner, stride);
+    return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, nullptr, table, owner, stride);
 }
 
 static ggml_tensor * build_composed(ggml_context * ctx, const random_entry & r, ggml_tensor * x) {

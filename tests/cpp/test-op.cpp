@@ -24,19 +24,20 @@ static expected_delta expect(const op_case & c, const random_entry & entry, int6
     if (c.form == DQRELO_FORM_ROWS) {
         return expect_row(entry, c.ids[(size_t) r]);
     }
-    const float * x = c.x.data() + r * c.x_row();
-    if (c.form == DQRELO_FORM_MATMUL) {
+    const float * x = c.x_of(r);
+    if (c.is_matmul()) {
         double v_max = 0.0;
         for (int64_t j = 0; j < c.n_in; j++) {
             v_max = std::fmax(v_max, std::fabs(entry.cscale_at(j) * x[j]));
         }
         return expect_matmul(entry, x, v_max / 32639.0); // every row here is shorter than 65536
     }
-    expected_delta out;
+    const expected_delta row = expect_row(entry, c.ids.empty() ? r % c.ne[1] % entry.e.n_out : c.ids[(size_t) r] % entry.e.n_out);
+    expected_delta       out;
     for (int64_t j = 0; j < c.ne[0]; j++) {
-        const double dense = entry.dense.value[(size_t) ((r % c.ne[1]) % entry.e.n_out * entry.e.n_in + j % entry.e.n_in)];
-        out.value.push_back(c.form == DQRELO_FORM_MUL ? dense * x[j] : dense);
-        out.tolerance.push_back(4.0 * U_F32 * std::fabs(out.value.back())); // products with x and s, the final sum
+        const double factor = c.form == DQRELO_FORM_MUL ? x[j] : 1.0;
+        out.value.push_back(factor * row.value[(size_t) (j % entry.e.n_in)]);
+        out.tolerance.push_back(4.0 * U_F32 * std::fabs(out.value.back()) + std::fabs(factor) * row.tolerance[(size_t) (j % entry.e.n_in)]);
     }
     return out;
 }
@@ -47,7 +48,7 @@ static bool matches(const op_case & c) {
         const owner_of &     o     = c.owner(r);
         const float *        y     = c.y.data() + r * c.ne[0];
         const float *        got   = c.out.data() + r * c.ne[0];
-        const random_entry * entry = o.slot >= 0 ? c.entries[(size_t) o.slot] : nullptr;
+        const random_entry * entry = c.entry_of(r);
         if (entry == nullptr || o.scale == 0.0f) {
             if (memcmp(got, y, (size_t) c.ne[0] * sizeof(float)) != 0) {
                 printf("  row %lld is not the base's\n", (long long) r);
@@ -210,6 +211,147 @@ static void test_matmul_strides() {
     check_case("matmul/stride={0,0,0}", c);
 }
 
+// A stack of experts: every kind of delta, x with a row a token or a row an expert, ids that repeat and ids that lie apart.
+static void test_matmul_id() {
+    entry_options o;
+    o.n_in           = 136;
+    o.n_out          = 70;
+    o.rank           = 5;
+    entry_options o1 = o;
+    o1.n_planes      = 2;
+    o1.rank          = 33;
+    o1.cscale        = true;
+    o1.scale_per_row = true;
+    o1.type_u        = GGML_TYPE_F32;
+    entry_options o2 = o;
+    o2.dense         = true;
+    o2.type_dense    = GGML_TYPE_F16;
+    entry_options o3 = o;
+    o3.n_in          = 64;
+    o3.rank          = 32;
+    o3.type_u        = GGML_TYPE_Q8_0;
+    o3.type_v        = GGML_TYPE_Q4_0;
+    const random_stack a(o, 5, 51), b(o1, 5, 52), d(o2, 5, 53), q(o3, 5, 54);
+    for (bool one_x : { true, false }) {
+        for (int64_t n_tokens : { 1, 5, 40 }) { // 5: as many as experts
+            op_case c;
+            c.form   = DQRELO_FORM_MATMUL_ID;
+            c.one_x  = one_x;
+            c.n_in   = o.n_in;
+            c.ne     = { o.n_out, 3, n_tokens, 1 };
+            c.stride = { 0, 1, 0 };
+            c.gaps   = n_tokens == 5;
+            c.owners = mixed_owners(n_tokens);
+            for (int64_t r = 0; r < c.n_rows(); r++) {
+                c.ids.push_back((int32_t) ((r * 7 + r / 3) % 5));
+            }
+            const std::string name = std::string("/x=") + (one_x ? "token" : "expert") + "/tokens=" + std::to_string(n_tokens);
+            for (const random_stack * second : { &b, &d }) {
+                c.stacks = { &a, second, nullptr };
+                check_case("matmul_id/" + std::string(second == &d ? "dense" : "signs") + name, c);
+            }
+            c.n_in   = o3.n_in;
+            c.stacks = { &q, &q, nullptr };
+            check_case("matmul_id/quantised factors" + name, c);
+        }
+    }
+}
+
+// A token's result is, bit for bit, the same alone and in a batch, and for each expert what its matrix gives as a weight of its own.
+static void test_matmul_id_row_alone() {
+    check::begin("matmul_id/a token alone and in a batch");
+    entry_options o;
+    o.n_in  = 576;
+    o.n_out = 130;
+    o.rank  = 20;
+    const random_stack a(o, 8, 55), b(o, 8, 56);
+    op_case            c;
+    c.form   = DQRELO_FORM_MATMUL_ID;
+    c.one_x  = true;
+    c.n_in   = o.n_in;
+    c.ne     = { o.n_out, 4, 60, 1 };
+    c.stride = { 0, 1, 0 };
+    c.owners = mixed_owners(60);
+    c.stacks = { &a, &b, nullptr };
+    for (int64_t r = 0; r < c.n_rows(); r++) {
+        c.ids.push_back((int32_t) (r * r % 8));
+    }
+    c.fill(38);
+    run(c, 3);
+    for (int64_t t : { 0, 2, 36, 56 }) {
+        for (int64_t u = 0; u < 4; u++) {
+            const int64_t r = t * 4 + u;
+            op_case       alone;
+            alone.n_in    = o.n_in;
+            alone.ne      = { o.n_out, 1, 1, 1 };
+            alone.owners  = { { 0, c.owners[(size_t) t].scale } };
+            alone.entries = { c.entry_of(r) };
+            alone.x.assign(c.x_of(r), c.x_of(r) + o.n_in);
+            alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
+            run(alone, 1);
+            CHECK(memcmp(alone.out.data(), c.out.data() + r * o.n_out, (size_t) o.n_out * sizeof(float)) == 0);
+        }
+    }
+}
+
+// A matrix a head: MLA. As many tokens as heads, and heads that share a matrix.
+static void test_matmul_batched() {
+    entry_options o;
+    o.n_in           = 72;
+    o.rank           = 3;
+    entry_options o1 = o;
+    o1.cscale        = true;
+    const random_stack a(o, 4, 57), b(o1, 4, 58);
+    for (int64_t n_head : { 4, 8 }) {
+        op_case c;
+        c.n_in   = o.n_in;
+        c.ne     = { o.n_out, 4, n_head, 1 };
+        c.gaps   = true;
+        c.owners = mixed_owners(4);
+        c.stacks = { &a, &b, nullptr };
+        check_case("matmul/batched/heads=" + std::to_string(n_head), c);
+    }
+}
+
+// Biases of experts, whole and as signs.
+static void test_add_id() {
+    for (bool dense : { true, false }) {
+        entry_options o;
+        o.dense = dense;
+        o.n_in  = 200;
+        o.n_out = 6;
+        o.rank  = 2;
+        const random_entry a(o, 61), b(o, 62);
+        op_case            c;
+        c.form    = DQRELO_FORM_ADD;
+        c.ne      = { 200, 3, 7, 1 };
+        c.stride  = { 0, 1, 0 };
+        c.owners  = mixed_owners(7);
+        c.entries = { &a, &b, nullptr };
+        c.gaps    = true;
+        for (int64_t r = 0; r < c.n_rows(); r++) {
+            c.ids.push_back((int32_t) (r * 5 % 6));
+        }
+        check_case(std::string("add_id/") + (dense ? "dense" : "signs"), c);
+    }
+}
+
+// ADD on a weight itself: the weight merged with its delta.
+static void test_merged_weight() {
+    entry_options o;
+    o.n_in  = 136;
+    o.n_out = 9;
+    o.rank  = 4;
+    const random_stack a(o, 3, 63);
+    op_case            c;
+    c.form   = DQRELO_FORM_ADD;
+    c.ne     = { 136, 9, 3, 1 };
+    c.stride = { 0, 0, 0 };
+    c.owners = { { 0, 0.5f } };
+    c.stacks = { &a };
+    check_case("add/a stack of weights", c);
+}
+
 static void test_matmul_dense() {
     entry_options o;
     o.dense = true;
@@ -301,11 +443,11 @@ static void test_set() {
     ggml_tensor *  owner    = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, 4);
     ggml_tensor *  node     = ggml_add(ctx, y, y);
     const int32_t  stride[] = { 1, 2, 3 };
-    ggml_dqrelo_set(node, DQRELO_FORM_MATMUL, y, x, table, owner, stride);
+    ggml_dqrelo_set(node, DQRELO_FORM_MATMUL, y, x, nullptr, table, owner, stride);
     CHECK(node->op == GGML_OP_DQRELO && strcmp(ggml_op_name(node->op), "DQRELO") == 0);
     CHECK(ggml_dqrelo_form(node) == DQRELO_FORM_MATMUL);
     CHECK(memcmp(ggml_dqrelo_stride(node), stride, sizeof(stride)) == 0);
-    CHECK(node->src[0] == y && node->src[1] == x && node->src[2] == table && node->src[3] == owner && node->src[4] == nullptr);
+    CHECK(node->src[0] == y && node->src[1] == x && node->src[2] == table && node->src[3] == owner && node->src[4] == nullptr && node->src[5] == nullptr);
     ggml_free(ctx);
 }
 
@@ -328,6 +470,11 @@ int main() {
     test_matmul_16_deltas();
     test_matmul_strides();
     test_matmul_dense();
+    test_matmul_id();
+    test_matmul_id_row_alone();
+    test_matmul_batched();
+    test_add_id();
+    test_merged_weight();
     test_rows();
     test_elementwise();
     test_set();
