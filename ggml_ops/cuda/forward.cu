@@ -1,0 +1,19 @@
+// forward.cu: which kernel runs a node.
+
+#include "elements.cuh"
+#include "matmul.cuh"
+
+static bool is_matmul(const dqrelo_cuda_op & op) {
+    return op.form == DQRELO_FORM_MATMUL || op.form == DQRELO_FORM_MATMUL_ID;
+}
+
+size_t dqrelo_cuda_work_bytes(const struct dqrelo_cuda_op * op) {
+    return is_matmul(*op) ? dqrelo_cuda_matmul_rows_bytes(*op) : 0;
+}
+
+int dqrelo_cuda_forward(const struct dqrelo_cuda_op * op, void * work, int32_t * counters, int n_sm, void * stream) {
+    if (dqrelo_cuda_n_rows(op) == 0) {
+        return cudaSuccess;
+    }
+    return is_matmul(*op) ? dqrelo_cuda_matmul_rows(*op, work, counters, n_sm, (cudaStream_t) stream) : dqrelo_cuda_elements(*op, (cudaStream_t) stream);
+}
