@@ -5,8 +5,7 @@
 // 128 threads a block. Shared memory: the plan, under 1 KiB.
 
 #include "dqrelo-cuda.h"
-#include "matmul.cuh"
-#include "signs.cuh"
+#include "plan.cuh"
 #include "values.cuh"
 
 #include "../cpu/kernels.h"
@@ -15,10 +14,7 @@
 
 static constexpr int BLOCKS_PER_SM = 3; // up to 168 registers a thread
 
-enum counter { TAKEN,
-               QUANTIZED,
-               FACTORED,
-               LEFT };
+static constexpr int TAKEN = 0, QUANTIZED = 1, FACTORED = 2, LEFT = 3; // the counters
 
 struct matmul_work {
     quantized_row * quantized; // [MAX_ROWS], by sorted row, as the others
@@ -264,11 +260,11 @@ static __device__ void copy_unit(const dqrelo_cuda_op & op, int32_t row) {
 // kernel and launcher
 //
 
-static __global__ void __launch_bounds__(N_THREADS, BLOCKS_PER_SM) matmul_rows(const dqrelo_cuda_op op, const matmul_work work, const int32_t row0, const int32_t n_rows) {
+static __global__ void __launch_bounds__(N_THREADS, BLOCKS_PER_SM) matmul_rows(const dqrelo_cuda_op op, const matmul_work work, const int32_t n_rows) {
     __shared__ row_plan plan;
     __shared__ int32_t  taken;
     if (threadIdx.x < WARP) {
-        make_plan(op, row0, n_rows, plan);
+        make_plan(op, n_rows, plan);
     }
     bool quantized = false, factored = false; // nothing left to wait for
     while (true) {
@@ -329,19 +325,12 @@ size_t dqrelo_cuda_matmul_rows_bytes(const dqrelo_cuda_op & op) {
 
 cudaError_t dqrelo_cuda_matmul_rows(const dqrelo_cuda_op & op, void * memory, int32_t * counters, int n_sm, cudaStream_t stream) {
     int64_t     n_bytes;
-    matmul_work work    = lay_out(op, memory, &n_bytes);
-    work.counters       = counters;
-    const int64_t total = dqrelo_cuda_n_rows(&op);
-    for (int64_t row0 = 0; row0 < total; row0 += MAX_ROWS) {
-        const int32_t n_rows   = (int32_t) (total - row0 < MAX_ROWS ? total - row0 : MAX_ROWS);
-        const int64_t n_groups = op.form == DQRELO_FORM_MATMUL && op.n_slots < n_rows ? op.n_slots : n_rows; // at most, unless a weight is a stack
-        const int64_t n_units  = n_rows + n_groups * ((op.n_out + UNIT_OUTPUTS - 1) / UNIT_OUTPUTS + work.t_stride / V_ROWS);
-        const int64_t n_blocks = n_units < BLOCKS_PER_SM * (int64_t) n_sm ? n_units : BLOCKS_PER_SM * (int64_t) n_sm;
-        matmul_rows<<<(unsigned) n_blocks, N_THREADS, 0, stream>>>(op, work, (int32_t) row0, n_rows);
-        const cudaError_t error = cudaGetLastError();
-        if (error != cudaSuccess) {
-            return error;
-        }
-    }
-    return cudaSuccess;
+    matmul_work work       = lay_out(op, memory, &n_bytes);
+    work.counters          = counters;
+    const int32_t n_rows   = (int32_t) dqrelo_cuda_n_rows(&op);
+    const int64_t n_groups = op.n_slots < n_rows && op.form == DQRELO_FORM_MATMUL && op.ne[1] == 1 ? op.n_slots : n_rows; // at most
+    const int64_t n_units  = n_rows + n_groups * ((op.n_out + UNIT_OUTPUTS - 1) / UNIT_OUTPUTS + work.t_stride / V_ROWS);
+    const int64_t n_room   = BLOCKS_PER_SM * (int64_t) n_sm;
+    matmul_rows<<<(unsigned) (n_units < n_room ? n_units : n_room), N_THREADS, 0, stream>>>(op, work, n_rows);
+    return cudaGetLastError();
 }

@@ -1,16 +1,13 @@
 // plan.cuh: which rows of a small batch use which matrix of which delta. Every block makes the plan for itself: what the rows use is known on the device only.
 #pragma once
 
-#include "rows.cuh"
+#include "matmul.cuh"
+#include "signs.cuh"
 
-static constexpr int WARP          = 32;
-static constexpr int MAX_ROWS      = 32; // of one launch: a lane each
-static constexpr int N_WARPS       = 4;
-static constexpr int N_THREADS     = N_WARPS * WARP;
-static constexpr int V_ROWS        = N_WARPS; // rows of V in a unit of work: one a warp
-static constexpr int ROW_LANES     = 16;      // lanes that share a row of signs or of U
-static constexpr int TILE_FEATURES = 4;       // output features that such lanes compute at once
-static constexpr int UNIT_OUTPUTS  = N_THREADS / ROW_LANES * TILE_FEATURES; // output features in a unit of work
+static constexpr int MAX_ROWS      = DQRELO_CUDA_FEW_ROWS; // a lane each
+static constexpr int V_ROWS        = N_WARPS;              // rows of V in a unit of work: one a warp
+static constexpr int TILE_FEATURES = 4;                    // output features that the lanes of a row of signs compute at once
+static constexpr int UNIT_OUTPUTS  = N_THREADS / ROW_LANES * TILE_FEATURES;
 
 // Rows sorted by matrix: those of group g are row[begin[g]] to row[begin[g + 1] - 1], those of the base alone the last.
 // Units of work are numbered in the order quantise, V x, output features, copies.
@@ -24,31 +21,25 @@ struct row_plan {
     int32_t apply_begin, copy_begin, n_units;
 };
 
-static __device__ __forceinline__ int32_t matrix_of(const dqrelo_cuda_op & op, const dqrelo_entry & e, const dqrelo_position & at) {
-    const int32_t matrix = op.form == DQRELO_FORM_MATMUL_ID ? op.ids[offset_of(op.ids_nb, at)] : at.i2 / (op.ne[1] / (int32_t) e.n_mat);
-    check(matrix >= 0 && matrix < e.n_mat);
-    return matrix;
-}
-
 // Number of lanes before this one.
 static __device__ __forceinline__ int count_before(unsigned lanes, int lane) {
     return __popc(lanes & ((1u << lane) - 1));
 }
 
 // By the first warp; the others must wait for it.
-static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t row0, int32_t n_rows, row_plan & plan) {
+static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_plan & plan) {
     const unsigned       all  = 0xffffffffu;
     const int            lane = (int) threadIdx.x;
     const dqrelo_entry * e    = nullptr;
     int32_t              slot = -1, matrix = -1;
     float                scale = 0.0f;
     if (lane < n_rows) {
-        const dqrelo_position at    = position_of(op, row0 + lane);
+        const dqrelo_position at    = position_of(op, lane);
         const float *         owner = owner_of(op, at);
         e                           = entry_of(op, owner);
         scale                       = owner[1];
         if (e) {
-            check(e->n_in == op.n_in && e->n_out == op.n_out && e->n_planes <= DQRELO_MAX_PLANES && e->rank <= min(op.n_in, op.n_out));
+            check_matrix(op, *e);
             slot   = (int32_t) owner[0];
             matrix = matrix_of(op, *e, at);
         }
@@ -83,7 +74,7 @@ static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t row0, int32_
     __syncwarp();
     if (lane < n_rows) {
         const int place   = e ? plan.begin[count_before(firsts, first)] + count_before(same, lane) : plan.n_changed + count_before(base, lane);
-        plan.row[place]   = row0 + lane;
+        plan.row[place]   = lane;
         plan.scale[place] = scale;
     }
 }

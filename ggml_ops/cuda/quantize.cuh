@@ -7,7 +7,7 @@
 //   vector 4 w + 2, 3                         lo bytes
 #pragma once
 
-#include "plan.cuh"
+#include "rows.cuh"
 
 static constexpr int CHUNK_COLUMNS = 2048;
 static constexpr int CHUNK_BYTES   = 2 * CHUNK_COLUMNS;

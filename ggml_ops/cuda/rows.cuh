@@ -10,6 +10,10 @@
 #include <cuda_runtime.h>
 #endif
 
+static constexpr int WARP      = 32;
+static constexpr int N_WARPS   = 4;
+static constexpr int N_THREADS = N_WARPS * WARP; // of a block that computes a matrix form
+
 struct dqrelo_position {
     int32_t i1, i2, i3;
 };
@@ -68,3 +72,15 @@ private:
         return (const uint8_t *) data + i * dqrelo_type_bytes((ggml_type) type, n_columns);
     }
 };
+
+// MATMUL, MATMUL_ID: which matrix of a stack a row is multiplied with.
+static __device__ __forceinline__ int32_t matrix_of(const dqrelo_cuda_op & op, const dqrelo_entry & e, const dqrelo_position & at) {
+    const int32_t matrix = op.form == DQRELO_FORM_MATMUL_ID ? op.ids[offset_of(op.ids_nb, at)] : at.i2 / (op.ne[1] / (int32_t) e.n_mat);
+    check(matrix >= 0 && matrix < e.n_mat);
+    return matrix;
+}
+
+// What the host cannot check.
+static __device__ __forceinline__ void check_matrix(const dqrelo_cuda_op & op, const dqrelo_entry & e) {
+    check(e.n_in == op.n_in && e.n_out == op.n_out && e.n_planes <= DQRELO_MAX_PLANES && e.rank <= min(op.n_in, op.n_out));
+}

@@ -7,6 +7,8 @@
 
 #include "quantize.cuh"
 
+static constexpr int ROW_LANES = 16; // lanes that share a row of signs
+
 // 16 bytes of a sign row, from `offset` on; zeros behind its end. `aligned`: the row begins at, and is, a multiple of 16 bytes.
 static __device__ __forceinline__ uint4 load_signs(const uint8_t * row, int offset, int n_bytes, bool aligned) {
     if (aligned) {
