@@ -57,7 +57,7 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
         dqrelo::scan_usage(ctx, dctx);
     }
     std::vector<std::string> inert;
-    bool                     own_batch = false;
+    std::string              own_batch; // the first reason
     for (const auto & w : delta.file->weights()) {
         const std::string problem = problem_of(*delta.model, dctx, w);
         if (!problem.empty()) {
@@ -67,8 +67,8 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
         const auto used = dctx.usage.find(w.name);
         if (used == dctx.usage.end()) {
             inert.push_back(w.name);
-        } else {
-            own_batch = own_batch || used->second.own_batch;
+        } else if (own_batch.empty() && !used->second.own_batch.empty()) {
+            own_batch = "'" + w.name + "' " + used->second.own_batch;
         }
     }
     n_inert   = (int32_t) inert.size();
@@ -77,7 +77,10 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
         err = delta.file->path() + ": the graphs of this context read none of the delta's " + std::to_string(n_inert) + " weights, so it would change nothing";
         return false;
     }
-    dctx.checked[delta.file->content_hash()] = own_batch;
+    if (!own_batch.empty()) {
+        LLAMA_LOG_INFO("dqrelo: %s: its tokens share no ubatch with those of others: tensor %s\n", delta.file->path().c_str(), own_batch.c_str());
+    }
+    dctx.checked[delta.file->content_hash()] = !own_batch.empty();
     std::lock_guard<std::mutex> lock(delta.mutex);
     delta.inert = std::move(inert);
     return true;

@@ -21,8 +21,8 @@ struct llama_ubatch;
 // How the graphs of a context read a weight.
 struct dqrelo_usage {
     bool        supported = true;
-    std::string problem;             // one line, where not supported
-    bool        own_batch = false;   // only right in a ubatch whose tokens all have one delta and scale
+    std::string problem;   // one line, where not supported
+    std::string own_batch; // why that is only right in a ubatch whose tokens all have one delta and scale, or empty
 };
 
 struct dqrelo_context {

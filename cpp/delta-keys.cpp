@@ -51,6 +51,9 @@ const key_rule KEY_RULES[] = {
     { "tokenizer.ggml.padding_token_id", GGUF_TYPE_UINT32, false, false },
     { "tokenizer.ggml.add_bos_token", GGUF_TYPE_BOOL, false, false },
     { "tokenizer.ggml.add_eos_token", GGUF_TYPE_BOOL, false, false },
+    { "dqrelo.token.ids", GGUF_TYPE_UINT32, true, false },
+    { "dqrelo.token.texts", GGUF_TYPE_STRING, true, false },
+    { "dqrelo.token.types", GGUF_TYPE_INT32, true, false },
 };
 
 // A scalar, strings in quotes, or what is there instead.
@@ -93,6 +96,20 @@ bool check_versions(const gguf_header & header, std::string & err) {
     return err.empty();
 }
 
+// The three arrays of changed tokens have an entry each for every one.
+bool check_changed_tokens(const gguf_header & header, std::string & err) {
+    uint64_t n[3] = { 0, 0, 0 };
+    for (int i = 0; i < 3; i++) {
+        static const char * const keys[] = { "dqrelo.token.ids", "dqrelo.token.texts", "dqrelo.token.types" };
+        const gguf_entry * const  entry  = header.find(keys[i]);
+        n[i]                             = entry ? entry->n : 0;
+    }
+    if (n[0] != n[1] || n[0] != n[2]) {
+        err = message("dqrelo.token.ids, dqrelo.token.texts, dqrelo.token.types: have [%" PRIu64 ", %" PRIu64 ", %" PRIu64 "] entries, expected equal numbers", n[0], n[1], n[2]);
+    }
+    return err.empty();
+}
+
 } // namespace
 
 bool check_delta_keys(const gguf_header & header, std::string & err) {
@@ -120,7 +137,7 @@ bool check_delta_keys(const gguf_header & header, std::string & err) {
         err = message("general.alignment is %" PRIu32 ", expected %" PRIu32, header.alignment, ALIGNMENT);
         return false;
     }
-    return true;
+    return check_changed_tokens(header, err);
 }
 
 } // namespace dqrelo

@@ -55,8 +55,8 @@ struct weight_read {
     ggml_tensor * ids    = nullptr; // rows or matrices that are selected
     dqrelo_form   form   = DQRELO_FORM_MATMUL;
 
-    bool        swap      = false; // the node reads a copy of the weight merged with its delta, in place of the weight
-    bool        own_batch = false; // only right in a ubatch whose tokens all have one delta and scale
+    bool        swap = false; // the node reads a copy of the weight merged with its delta, in place of the weight
+    std::string own_batch;         // why that is only right in a ubatch whose tokens all have one delta and scale, or empty
     std::string problem;           // why the op cannot do it, or empty
 };
 
@@ -75,7 +75,7 @@ public:
             owners.visit(node);
             for (const weight_read & read : reads_of(node)) {
                 dqrelo_usage & usage = dctx.usage[read.weight->name];
-                usage.own_batch      = usage.own_batch || read.own_batch;
+                usage.own_batch      = usage.own_batch.empty() ? read.own_batch : usage.own_batch;
                 if (!read.problem.empty()) {
                     usage.supported = false;
                     usage.problem   = read.problem;
@@ -104,7 +104,7 @@ public:
                 if (!carries(read, problem)) {
                     return false;
                 }
-                if (read.own_batch && !own_batch) {
+                if (!read.own_batch.empty() && !own_batch) {
                     continue; // no token of this ubatch has a delta that changes the weight: such a delta has ubatches of its own
                 }
                 read.swap ? swap(read, table) : attach(read, table);
@@ -142,10 +142,10 @@ private:
 
     bool carries(const weight_read & read, std::string & problem) const {
         const auto  used    = dctx.usage.find(read.weight->name);
-        const bool  checked = used != dctx.usage.end() && used->second.own_batch;
+        const bool  checked = used != dctx.usage.end() && !used->second.own_batch.empty();
         std::string why     = read.problem;
-        if (why.empty() && read.own_batch && !own_batch && !checked) {
-            why = std::string("is read by ") + ggml_op_desc(read.node) + " ('" + read.node->name + "') for all tokens at once, which graphs of other batches of this context do not";
+        if (why.empty() && !own_batch && !checked) {
+            why = read.own_batch; // this graph reads the weight otherwise than those that were checked
         }
         if (!why.empty()) {
             problem = std::string("tensor '") + read.weight->name + "' " + why;
@@ -249,20 +249,22 @@ private:
         return read.form != DQRELO_FORM_ROWS || weight->ne[2] == 1;
     }
 
-    // Decides between the op on the node's result and a merged copy of the weight, and completes `problem`.
+    // Decides between the op on the node's result and a merged copy of the weight, and completes `own_batch` and `problem`.
     weight_read checked(weight_read read) const {
+        const std::string by = std::string("is read by ") + ggml_op_desc(read.node) + " ('" + read.node->name + "')";
         if (!has_form(read)) {
             read.swap      = true;
-            read.own_batch = true;
+            read.own_batch = by + " for all tokens at once";
             if (read.weight->type != GGML_TYPE_F32 || !ggml_is_contiguous(read.weight)) {
-                read.problem = std::string("is read by ") + ggml_op_desc(read.node) + " ('" + read.node->name + "'), a form that the operator supports for F32 tensors only, not " +
-                               ggml_type_name(read.weight->type);
+                read.problem = by + ", a form that the operator supports for F32 tensors only, not " + ggml_type_name(read.weight->type);
             }
             return read;
         }
         const dqrelo::row_owner rows            = owners.of(read.node);
         const bool              one_for_experts = read.form != DQRELO_FORM_MATMUL_ID || rows.stride[1] == 0;
-        read.own_batch                          = !rows.known || !rows.owner || rows.stride[0] != 0 || !one_for_experts;
+        if (!rows.known || !rows.owner || rows.stride[0] != 0 || !one_for_experts) {
+            read.own_batch = by + " where it is not known which token each row is for";
+        }
         return read;
     }
 
@@ -276,7 +278,7 @@ private:
         memcpy(base->src, node->src, sizeof(node->src));
         ggml_format_name(base, "%s (base)", node->name);
 
-        const dqrelo::row_owner rows    = read.own_batch ? first_token() : owners.of(node);
+        const dqrelo::row_owner rows    = read.own_batch.empty() ? owners.of(node) : first_token();
         const auto              swapped = merged.find(read.x); // x is a weight too
         ggml_tensor *           x       = swapped != merged.end() ? swapped->second : read.x ? read.x
                                                                                              : base;

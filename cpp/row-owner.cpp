@@ -35,6 +35,9 @@ int64_t index_at(const row_owner & o, const int64_t * ne, int64_t linear) {
 
 // Same elements in the same order under another shape. Holds only if the owner is still linear in each new axis.
 row_owner reshaped(const row_owner & from, const ggml_tensor * src, const ggml_tensor * dst) {
+    if (ggml_is_empty(src)) { // a ubatch without outputs selects no rows
+        return with_strides(from, { 0, 0, 0, 0 });
+    }
     row_owner to   = from;
     int64_t   step = 1;
     for (int d = 0; d < 4; d++) {
@@ -83,6 +86,9 @@ std::optional<int32_t> stride_of_hop(const row_owner & from, const ggml_tensor *
 }
 
 row_owner viewed(const row_owner & from, const ggml_tensor * src, const ggml_tensor * view) {
+    if (ggml_is_empty(src)) {
+        return with_strides(from, { 0, 0, 0, 0 });
+    }
     // a view that begins at a later token would need an offset, which the op has no field for
     size_t             offset = view->view_offs - src->view_offs;
     std::array<int, 4> axes   = { 0, 1, 2, 3 };

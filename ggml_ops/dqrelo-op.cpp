@@ -45,7 +45,7 @@ void ggml_dqrelo_set(
     // the last owner that a row can name
     const int64_t last = (y->ne[1] - 1) * stride[0] + (y->ne[2] - 1) * stride[1] + (y->ne[3] - 1) * stride[2];
     GGML_ASSERT(form != DQRELO_FORM_MATMUL_ID || stride[0] == 0);
-    GGML_ASSERT(stride[0] >= 0 && stride[1] >= 0 && stride[2] >= 0 && last < ggml_nelements(owner) / 2);
+    GGML_ASSERT(stride[0] >= 0 && stride[1] >= 0 && stride[2] >= 0 && (ggml_is_empty(y) || last < ggml_nelements(owner) / 2));
 
     dst->op = GGML_OP_DQRELO;
     for (int i = 0; i < GGML_MAX_SRC; i++) {

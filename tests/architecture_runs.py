@@ -20,7 +20,7 @@ from dqrelo_gguf.pairing import Selection
 from dqrelo_gguf.plan import Options
 from dqrelo_gguf.runtime import Delta, Runtime
 from models import N_VOCAB, convert_hf, read_gguf, rewrite_gguf
-from tiny_architectures import Architecture, write_base, write_tuned
+from tiny_architectures import ARCHITECTURES, Architecture, share_weights, write_base, write_tuned
 
 Floats = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
@@ -131,7 +131,11 @@ class Run:
         self.arch, self.folder = arch, folder
         self.outcome = Outcome(name)
         self.checkpoint = write_base(arch, folder / "base")
-        self.tuned = [write_tuned(self.checkpoint, folder / f"tuned-{i}", i) for i in (1, 2)]
+        start = self.checkpoint
+        if arch.over:
+            self.checkpoint = write_base(ARCHITECTURES[arch.over], folder / "text")
+            share_weights(self.checkpoint, start)
+        self.tuned = [write_tuned(start, folder / f"tuned-{i}", i) for i in (1, 2)]
 
     def everything(self) -> Outcome:
         fault = self.arch.fault

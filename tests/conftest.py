@@ -18,6 +18,12 @@ from server_fixtures import Artefacts, Server, make_artefacts, serve
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-architectures", action="store_true", help="write the table of docs/architectures.md (with -m '')"
+    )
+
+
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base GGUF with eight small tensors of seven types."""

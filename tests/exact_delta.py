@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -63,18 +62,13 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
     return WeightData(planes=[(bits, scale)], u=u, v=v), change.astype(np.float32)
 
 
-def make(base: Path, delta: Path, merged: Path, seed: int = 1, exclude: Iterable[str] = ()) -> list[str]:
-    """Writes the delta and the merged model; returns the names of the changed tensors. `exclude` has regular expressions of names to leave alone."""
+def make(base: Path, delta: Path, merged: Path, seed: int = 1) -> list[str]:
+    """Writes the delta and the merged model; returns the names of the changed tensors."""
     reader = gguf.GGUFReader(base)
     plain = copied_metadata(reader, merged)
-    skip = [re.compile(e) for e in exclude]
     # a weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that
     scales = {t.name: t.data for t in reader.tensors if SCALE.search(t.name)}
-    specs = {
-        t.name: spec_of(t.name, tuple(int(n) for n in t.shape))
-        for t in reader.tensors
-        if t.name not in scales and not any(s.fullmatch(t.name) for s in skip)
-    }
+    specs = {t.name: spec_of(t.name, tuple(int(n) for n in t.shape)) for t in reader.tensors if t.name not in scales}
     architecture = str(reader.fields["general.architecture"].contents())
     meta = DeltaMeta(
         architecture=architecture, name=f"exact-{seed}", method="exact", converter="tests", options={"seed": seed},
@@ -100,6 +94,17 @@ def without_scales(base: Path, out: Path) -> None:
     for tensor in reader.tensors:
         if not SCALE.search(tensor.name):
             plain.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    finish(plain)
+
+
+def with_tensor(base: Path, out: Path, name: str, values: npt.NDArray[np.float16] | Array) -> None:
+    """A copy of a model with one tensor more, or with other values in one."""
+    reader = gguf.GGUFReader(base)
+    plain = copied_metadata(reader, out)
+    for tensor in reader.tensors:
+        if tensor.name != name:
+            plain.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    plain.add_tensor(name, values)
     finish(plain)
 
 

@@ -151,7 +151,7 @@ def test_directory_without_tokenizer(tmp_path: Path) -> None:
     path = shutil.copytree(pico("llama"), tmp_path / "m")
     (path / "tokenizer.model").unlink()
     checkpoint = open_checkpoint(path, GgufModel(pico_gguf("llama")))
-    with pytest.raises(InputError, match="cannot read the tokenizer of this model"):
+    with pytest.raises(InputError, match="cannot read the hyperparameters and the tokenizer of this model"):
         checkpoint.field("tokenizer.ggml.tokens")
 
 

@@ -63,6 +63,9 @@ class Family:
 
 Maker = Callable[..., Family]
 
+# Types that gguf writes; llama-quantize makes the others from an F32 model.
+WRITTEN = frozenset({"F32", "F16", "BF16", "MXFP4"})
+
 
 @pytest.fixture(scope="module")
 def make_family(tmp_path_factory: pytest.TempPathFactory) -> Maker:
@@ -80,7 +83,7 @@ def make_family(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 def _write_family(folder: Path, shape: Shape, base_type: str, n_tuned: int, options: tuple[str, ...]) -> Family:
     weights = base_weights(shape)
-    plain = Type[base_type] if base_type in {"F32", "F16"} else Type.F32
+    plain = Type[base_type] if base_type in WRITTEN else Type.F32
     base = write_model(folder / "plain.gguf", shape, weights, plain)
     if base_type != plain.name:
         base = quantize(base, folder / "base.gguf", base_type)
@@ -152,7 +155,9 @@ def test_the_bound_sees_one_vector_left_out(make_family: Maker, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("repack", [True, False], ids=["repacked", "plain"])
-@pytest.mark.parametrize("base_type", ["Q8_0", "Q4_1", "Q4_0", "Q4_K_M"])
+@pytest.mark.parametrize(
+    "base_type", ["BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_1", "Q4_0", "IQ4_XS", "Q2_K", "MXFP4"]
+)
 def test_delta_on_a_quantised_base_adds_no_more_error_than_the_base_has(
     make_family: Maker, tmp_path: Path, base_type: str, repack: bool
 ) -> None:

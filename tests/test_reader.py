@@ -270,7 +270,12 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "alignment 0": (set_field("general.alignment", 0, U32), "expected a power of two"),
     "no alignment": (drop_field("general.alignment"), "'general.alignment' is missing"),
     "token id": (set_field("tokenizer.ggml.eos_token_id", 1 << 31, U32), "expected a token id under 2\\^31"),
+    "changed tokens' type": (
+        set_field("dqrelo.token.ids", ["a"], ARRAY, STRING),
+        r"type \[STRING\], expected \[UINT32\]",
+    ),
     # 3: array lengths
+    "changed tokens": (set_field("dqrelo.token.ids", [5], ARRAY, U32), r"\[1, 0, 0\] entries, expected equal numbers"),
     "short names": (lambda e: e.fields["dqrelo.tensor.names"].value.pop(), "has 33 items, expected 34"),
     "short ne": (lambda e: e.fields["dqrelo.tensor.ne"].value.pop(), "has 135 items, expected 136"),
     "short ranks": (lambda e: e.fields["dqrelo.weight.rank"].value.pop(), "has 7 items, expected 8"),

@@ -31,6 +31,11 @@ _SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_QWEN2VL = {
+    "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 128, "num_heads": 2},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+    "rms_norm_eps": 1e-6,
+}
 _SENTENCEPIECE = tiny_tokenizers.write_sentencepiece
 _BYTE_PAIRS = tiny_tokenizers.write_byte_pairs
 
@@ -71,6 +76,7 @@ class Architecture:
         routed: a router chooses experts, so that rounding may choose others.
         is_encoder: gives embeddings and no logits, so that llama-server runs it and not the Python runtime.
         hub: keys that the model's config.json on the Hub has, that transformers no longer writes, and that the conversion reads.
+        over: the architecture of its base, where that is another one.
         fault: of the conversion.
     """
 
@@ -83,6 +89,7 @@ class Architecture:
     routed: bool = False
     is_encoder: bool = False
     hub: dict[str, Any] = field(default_factory=dict)
+    over: str = ""
     fault: Fault | None = None
 
     @property
@@ -90,11 +97,11 @@ class Architecture:
         """So deep that float32's rounding already sends tokens to other experts."""
         return bool(self.differs.get("num_hidden_layers", N_LAYER) != N_LAYER)
 
-    def configuration(self) -> Any:
+    def configuration(self, **sizes: int) -> Any:
         import transformers
 
         name = self.config or self.model.replace("ForCausalLM", "Config")
-        values = {key: value for key, value in {**_SIZES, **self.differs}.items() if value is not ...}
+        values = {key: value for key, value in {**_SIZES, **self.differs, **sizes}.items() if value is not ...}
         return getattr(transformers, name)(**values)
 
 
@@ -116,7 +123,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             },
         },
     ),
-    "mistral": Architecture("Mistral", "MistralForCausalLM", "sliding window", {"sliding_window": 8}),
+    "mistral": Architecture("Mistral", "MistralForCausalLM", "Llama's graph"),
     "qwen2": Architecture("Qwen2", "Qwen2ForCausalLM", "biases of q, k and v", tokenizer=_BYTE_PAIRS),
     "qwen3": Architecture("Qwen3", "Qwen3ForCausalLM", "norms of q and k", {"head_dim": 32}, _BYTE_PAIRS),
     "gemma2": Architecture(
@@ -130,11 +137,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Gemma3ForCausalLM",
         "norms plus one, also of q and k; windows by layer",
         {
+            "num_hidden_layers": 6,  # llama.cpp gives every sixth layer the whole context
             "head_dim": 32,
             "sliding_window": 8,
             "query_pre_attn_scalar": 32,
             "tie_word_embeddings": True,
-            "layer_types": ["sliding_attention", "full_attention"],
+            "layer_types": [*["sliding_attention"] * 5, "full_attention"],
         },
         config="Gemma3TextConfig",
     ),
@@ -322,13 +330,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2vl": Architecture(
         "Qwen2-VL",
         "Qwen2VLForConditionalGeneration",
-        "its language model",
-        {
-            "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 128, "num_heads": 2},
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-        },
+        "its language model; RoPE in three sections",
+        _QWEN2VL,
         _BYTE_PAIRS,
         config="Qwen2VLConfig",
+    ),
+    "qwen2vl-over-qwen2": Architecture(
+        "Qwen2-VL over Qwen2",
+        "Qwen2VLForConditionalGeneration",
+        "its language model over the text model that it was made from; text only",
+        _QWEN2VL,
+        _BYTE_PAIRS,
+        config="Qwen2VLConfig",
+        over="qwen2",
     ),
     "bert": Architecture(
         "BERT",
@@ -342,17 +356,26 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def write_base(arch: Architecture, path: Path, seed: int = 0) -> Path:
-    """A base with random weights as a Hugging Face directory, bf16."""
+def write_base(arch: Architecture, path: Path, seed: int = 0, **sizes: int) -> Path:
+    """A base with random weights as a Hugging Face directory, bf16; `sizes` differ from the architecture's."""
     import transformers
 
     torch.manual_seed(seed)
-    model = getattr(transformers, arch.model)(arch.configuration())
+    model = getattr(transformers, arch.model)(arch.configuration(**sizes))
     randomise(model)
     model.to(torch.bfloat16).save_pretrained(path)
     edit_json(path / "config.json", **arch.hub)
     arch.tokenizer(path)
     return path
+
+
+def share_weights(source: Path, target: Path) -> None:
+    """Gives a model the weights that another one has under the same names."""
+    from safetensors.torch import load_file, save_file
+
+    shared = load_file(source / "model.safetensors")
+    file = target / "model.safetensors"
+    save_file({name: shared.get(name, weight) for name, weight in load_file(file).items()}, file, {"format": "pt"})
 
 
 def write_tuned(source: Path, target: Path, seed: int, amount: float = 0.2) -> Path:

@@ -367,3 +367,13 @@ std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx,
     }
     return string_format("delta '%s': %s", is_base ? "" : delta->name.c_str(), err);
 }
+
+bool server_delta_can_batch(const server_delta_ref & a, const server_delta_ref & b, const llama_context * ctx) {
+    if (a.key() == b.key() || llama_get_memory(ctx) != nullptr) {
+        return true;  // llama_decode splits the batch itself
+    }
+    const auto needs_own = [ctx](const server_delta_ref & ref) {
+        return ref.delta() != nullptr && dqrelo_needs_own_batch(ctx, ref.delta()->handle);
+    };
+    return !needs_own(a) && !needs_own(b);
+}

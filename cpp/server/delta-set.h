@@ -91,3 +91,6 @@ const common_params & server_delta_params(const server_delta_ref & ref, const co
 
 // Makes sequence `id_slot` run under `ref` from the next decode on. Returns an error line, empty on success.
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot);
+
+// Whether slots with these may share a batch: an encoder reads all of it at once, and some deltas need that to themselves (dqrelo_needs_own_batch).
+bool server_delta_can_batch(const server_delta_ref & a, const server_delta_ref & b, const llama_context * ctx);

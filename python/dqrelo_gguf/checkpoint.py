@@ -115,7 +115,9 @@ class HfCheckpoint:
     @cached_property
     def _fields(self) -> dict[str, GGUFValue]:
         assert self._infos is not None  # the conversion counts the parameters for its metadata
-        self._call("read the tokenizer of", lambda: self._model.prepare_metadata(vocab_only=False))
+        self._call(
+            "read the hyperparameters and the tokenizer of", lambda: self._model.prepare_metadata(vocab_only=False)
+        )
         return dict(self._model.gguf_writer.kv_data[0])
 
     def _call(self, what: str, fn: Any) -> Any:
@@ -126,6 +128,8 @@ class HfCheckpoint:
             raise
         except Exception as e:
             reason = " ".join(str(e).split()) or type(e).__name__
+            if isinstance(e, KeyError):
+                reason = f"its configuration, as this version of transformers reads it, has no {reason}"
             raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
 
 

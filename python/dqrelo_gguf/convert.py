@@ -23,6 +23,7 @@ from dqrelo_gguf.plan import Options, Planned, plan
 from dqrelo_gguf.progress import Phases, Silent
 from dqrelo_gguf.result import ConvertResult, WeightResult
 from dqrelo_gguf.selfcheck import Checked, check_weight
+from dqrelo_gguf.vocabulary import fit_vocabulary
 from dqrelo_gguf.writer import DeltaWriter
 
 
@@ -71,7 +72,7 @@ def convert(job: Job, options: Options | None = None, phases: Phases = Silent) -
     check_target(outfile, job.force)  # at once, not after the work
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
-    tuned = open_checkpoint(job.tuned, base)
+    tuned = fit_vocabulary(base, open_checkpoint(job.tuned, base))
     with open_blocks(job.n_threads) as blocks:
         work = _Work(reference or base, tuned, options, blocks, phases)
         pairing = pair_weights(base, tuned, options.selection, blocks)

@@ -49,6 +49,10 @@ KEY_ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 KEY_ADD_EOS: Final = "tokenizer.ggml.add_eos_token"
 TOKEN_ID_KEYS: Final = tuple(f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom", "padding"))
 
+KEY_CHANGED_IDS: Final = "dqrelo.token.ids"
+KEY_CHANGED_TEXTS: Final = "dqrelo.token.texts"
+KEY_CHANGED_TYPES: Final = "dqrelo.token.types"
+
 # --- declared tensor types, and the suffixes of the tensors that have them ---
 
 DQ_SIGN: Final = "DQ_SIGN"

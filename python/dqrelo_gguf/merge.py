@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -202,10 +202,23 @@ def _metadata(base: GgufModel, delta_path: str | os.PathLike[str], t: Type) -> l
     for key in delta_keys:
         if key.startswith(("general.", "tokenizer.")) and key not in _OF_THE_DELTA:
             fields[key] = _field(delta, key)
+    _rename_tokens(fields, delta)
     fields["general.file_type"] = GGUFValue(int(_FILE_TYPES[t]), ValueType.UINT32)
     fields["general.quantization_version"] = GGUFValue(gguf.GGML_QUANT_VERSION, ValueType.UINT32)
     fields[fmt.KEY_ALIGNMENT] = GGUFValue(fmt.ALIGNMENT, ValueType.UINT32)
     return list(fields.items())
+
+
+def _rename_tokens(fields: dict[str, GGUFValue], delta: GGUFFile) -> None:
+    """Gives the tokens that the fine-tune changed their texts and types."""
+    for key, changed in (
+        ("tokenizer.ggml.tokens", fmt.KEY_CHANGED_TEXTS),
+        ("tokenizer.ggml.token_type", fmt.KEY_CHANGED_TYPES),
+    ):
+        news = dict(zip(delta.value(fmt.KEY_CHANGED_IDS, []), delta.value(changed, []), strict=True))
+        if news and key in fields:
+            values = [news.get(i, value) for i, value in enumerate(fields[key].value)]
+            fields[key] = replace(fields[key], value=values)
 
 
 def _field(file: GGUFFile, key: str) -> GGUFValue:

@@ -10,6 +10,7 @@ from dqrelo_gguf import format as fmt
 from dqrelo_gguf.base import GgufModel, Model
 from dqrelo_gguf.fingerprint import base_identity
 from dqrelo_gguf.plan import Options
+from dqrelo_gguf.vocabulary import changed_tokens
 from dqrelo_gguf.writer import DeltaMeta
 
 # `general.*` keys that describe the fine-tune's file, not the fine-tune.
@@ -55,6 +56,7 @@ def delta_meta(
         token_ids={key: int(value) for key, value in token_ids.items() if value is not None},
         add_bos=None if add_bos is None else bool(add_bos),
         add_eos=None if add_eos is None else bool(add_eos),
+        changed_tokens=changed_tokens(base, tuned),
         general={key: value for key, value in general.items() if value is not None and key not in _NOT_CARRIED},
     )
 

@@ -12,10 +12,10 @@ from dqrelo_gguf.base import GgufModel, Model
 from dqrelo_gguf.blocks import Blocks
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.layout import ne_text, stripped_ne
+from dqrelo_gguf.vocabulary import EMBEDDING, OUTPUT, changed_tokens
 
-EMBEDDING = "token_embd.weight"
-OUTPUT = "output.weight"
-_TOKENS = "tokenizer.ggml.tokens"
+# Architectures whose text part is another one, weight for weight: the base's graphs then run the fine-tune's text.
+_TEXT_PARTS = {"qwen2vl": "qwen2"}
 
 # Hyperparameters under `<architecture>.` that may differ: shapes show the ones that matter, and a longer context alone
 # changes nothing that is computed.
@@ -71,17 +71,22 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
     """Matches the weights of a fine-tune with those of its base.
 
     Raises:
-        BaseMismatchError: another architecture, vocabulary or hyperparameter.
+        BaseMismatchError: another architecture or hyperparameter.
         ShapeError: a weight has another shape.
         InputError: a weight exists on one side only.
     """
-    if tuned.architecture != base.architecture:
+    is_text_part = _TEXT_PARTS.get(tuned.architecture) == base.architecture
+    if tuned.architecture != base.architecture and not is_text_part:
         raise BaseMismatchError(
             f"{tuned.label}: architecture is '{tuned.architecture}', base {base.label} has '{base.architecture}'. "
             "Is it the model this was tuned from?"
         )
-    _check_vocabulary_size(base, tuned)
     result = Pairing([])
+    if is_text_part:
+        result.notes.append(
+            f"architecture: the fine-tune is '{tuned.architecture}', the base '{base.architecture}': text runs as in the "
+            f"fine-tune; images need a base of its own architecture"
+        )
     for name, ne in base.shapes.items():
         if not selection.takes(name):
             result.excluded.append(name)
@@ -96,19 +101,8 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
                 f"Is {base.label} the model this was tuned from?"
             )
     _check_hyperparameters(base, tuned, result)
-    _check_tokens(base, tuned, result)
+    _note_tokens(base, tuned, result)
     return result
-
-
-def _check_vocabulary_size(base: Model, tuned: Model) -> None:
-    if EMBEDDING not in base.shapes or EMBEDDING not in tuned.shapes:
-        return
-    n_base, n_tuned = base.shapes[EMBEDDING][1], tuned.shapes[EMBEDDING][1]
-    if n_base != n_tuned:
-        raise BaseMismatchError(
-            f"{tuned.label}: vocabulary has {n_tuned} entries, base {base.label} has {n_base}. A delta cannot add "
-            f"or remove tokens: resize the fine-tune's embeddings to {n_base}, or use a base with {n_tuned}"
-        )
 
 
 def _counterpart(name: str, base: Model, tuned: Model) -> str:
@@ -147,8 +141,10 @@ def _check_hyperparameters(base: Model, tuned: Model, result: Pairing) -> None:
     """The runtime computes with the base's hyperparameters, so a fine-tune must not have changed any that matter."""
     prefix = base.architecture + "."
     for key in base.field_names():
-        theirs = tuned.field(key)
-        if not key.startswith(prefix) or theirs is None:
+        if not key.startswith(prefix):
+            continue
+        theirs = tuned.field(tuned.architecture + "." + key.removeprefix(prefix))
+        if theirs is None:
             continue
         ours = base.field(key)
         assert ours is not None
@@ -167,29 +163,15 @@ def _check_hyperparameters(base: Model, tuned: Model, result: Pairing) -> None:
             result.notes.append(f"{key}: the base has none; the fine-tune's is not applied")
 
 
-def _check_tokens(base: Model, tuned: Model, result: Pairing) -> None:
-    """Renamed tokens keep the base's text, which is said aloud."""
-    ours, theirs = base.field(_TOKENS), tuned.field(_TOKENS)
-    if ours is None or theirs is None:
-        return
-    base_tokens, tuned_tokens = ([_text(t) for t in f.value] for f in (ours, theirs))
-    if len(base_tokens) != len(tuned_tokens):
-        raise BaseMismatchError(
-            f"{tuned.label}: vocabulary has {len(tuned_tokens)} tokens, base {base.label} has {len(base_tokens)}. "
-            "A delta cannot add or remove tokens"
-        )
-    changed = [(i, a, b) for i, (a, b) in enumerate(zip(base_tokens, tuned_tokens, strict=True)) if a != b]
+def _note_tokens(base: Model, tuned: Model, result: Pairing) -> None:
+    """The runtime's tokenizer is the base's, so another text of a token is said aloud."""
+    changed = changed_tokens(base, tuned)
     if changed:
-        i, a, b = changed[0]
+        first = changed[0]
         result.notes.append(
-            f"{len(changed)} tokens have another text than in the base, which stays in force (token {i}: "
-            f"base {a!r}, fine-tune {b!r})"
+            f"{len(changed)} tokens have another text or type than in the base (token {first.id}: {first.text!r}). Their "
+            "rows are carried, and dqrelo-merge writes their texts; the runtime reads and writes text with the base's"
         )
-
-
-def _text(token: str | bytes) -> str:
-    """The conversion gives some tokens as bytes."""
-    return token.decode("utf-8", "replace") if isinstance(token, bytes | bytearray) else token
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -63,6 +63,9 @@ _OPTIONAL: dict[str, tuple[ValueType, ValueType | None]] = {
     fmt.KEY_ADD_BOS: (ValueType.BOOL, None),
     fmt.KEY_ADD_EOS: (ValueType.BOOL, None),
     **dict.fromkeys(fmt.TOKEN_ID_KEYS, (ValueType.UINT32, None)),
+    fmt.KEY_CHANGED_IDS: _U32S,
+    fmt.KEY_CHANGED_TEXTS: _STRINGS,
+    fmt.KEY_CHANGED_TYPES: (ValueType.ARRAY, ValueType.INT32),
 }
 
 
@@ -121,6 +124,7 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     _check_lengths(file)
     _check_digests(file)
     _check_token_ids(file)
+    _check_changed_tokens(file)
     weights, tensors = _Matcher(file).weights()
     _check_offsets(file)
     _check_scales(file, tensors)
@@ -171,6 +175,13 @@ def _check_token_ids(file: GGUFFile) -> None:
     for key in fmt.TOKEN_ID_KEYS:
         if file.value(key, 0) >= 1 << 31:
             file.fail(f"metadata key '{key}' is {file.value(key)}, expected a token id under 2^31")
+
+
+def _check_changed_tokens(file: GGUFFile) -> None:
+    keys = (fmt.KEY_CHANGED_IDS, fmt.KEY_CHANGED_TEXTS, fmt.KEY_CHANGED_TYPES)
+    lengths = [len(file.value(key, [])) for key in keys]
+    if len(set(lengths)) != 1:
+        file.fail(f"{', '.join(keys)}: have {lengths} entries, expected equal numbers")
 
 
 def _type_text(value_type: tuple[ValueType, ValueType | None]) -> str:

@@ -36,6 +36,7 @@ from dqrelo_gguf.errors import (
 )
 from dqrelo_gguf.fingerprint import BaseIdentity
 from dqrelo_gguf.layout import TensorSpec, Type, WeightSpec, content_hash, padded_bytes, padded_ne
+from dqrelo_gguf.vocabulary import Token
 
 __all__ = ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec", "delta_ratio"]
 
@@ -84,6 +85,7 @@ class DeltaMeta:
         chat_template: the fine-tune's, None for the base's.
         token_ids: token ids of the fine-tune by key (format.TOKEN_ID_KEYS).
         add_bos, add_eos: None for the base's.
+        changed_tokens: tokens with another text or type than in the base.
         general: other `general.*` keys, for instance the licence, general.base_model.* and general.sampling.*.
     """
 
@@ -99,6 +101,7 @@ class DeltaMeta:
     token_ids: Mapping[str, int] = field(default_factory=dict)
     add_bos: bool | None = None
     add_eos: bool | None = None
+    changed_tokens: Sequence[Token] = ()
     general: Mapping[str, GGUFValue] = field(default_factory=dict)
 
 
@@ -369,6 +372,12 @@ def _tokenizer_fields(meta: DeltaMeta) -> list[tuple[str, GGUFValue]]:
     for key, flag in ((fmt.KEY_ADD_BOS, meta.add_bos), (fmt.KEY_ADD_EOS, meta.add_eos)):
         if flag is not None:
             fields.append((key, GGUFValue(flag, ValueType.BOOL)))
+    if meta.changed_tokens:
+        fields += [
+            (fmt.KEY_CHANGED_IDS, _array([t.id for t in meta.changed_tokens], ValueType.UINT32)),
+            (fmt.KEY_CHANGED_TEXTS, _array([t.text for t in meta.changed_tokens], ValueType.STRING)),
+            (fmt.KEY_CHANGED_TYPES, _array([t.type for t in meta.changed_tokens], ValueType.INT32)),
+        ]
     return fields
 
 

@@ -229,6 +229,18 @@ static void test_matmul_batched() {
     }
 }
 
+// A ubatch of which no row has an output: the selected rows are none.
+static void test_no_rows() {
+    const random_entry a({}, 64);
+    op_case            c;
+    c.entries = { &a };
+    for (dqrelo_form form : { DQRELO_FORM_MATMUL, DQRELO_FORM_ADD }) {
+        c.form = form;
+        c.ne   = { a.e.n_out, 0, 1, 1 };
+        check_case("no rows/form=" + std::to_string(form), c);
+    }
+}
+
 // Biases of experts, whole and as signs.
 static void test_add_id() {
     for (bool dense : { true, false }) {
@@ -359,6 +371,7 @@ static void test_all_cases() {
     test_matmul_dense();
     test_rows();
     test_elementwise();
+    test_no_rows();
     test_add_id();
     test_merged_weight();
 }

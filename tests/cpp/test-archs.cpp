@@ -54,19 +54,21 @@ struct test_case {
     std::string name;
     int         n_seq;
     int         n_tokens;
-    bool        embeddings = false;
+    bool        embeddings  = false;
+    bool        all_outputs = false; // as many outputs as tokens: their rows are selected with all ids
 };
 
-// Logits of all rows [n_seq*n_tokens, n_vocab], or nothing if decoding fails.
-std::vector<float> logits(runner & r, const test_case & c) {
+// Logits of all rows [n_seq*n_tokens, n_vocab], or nothing if decoding fails. Only sequences from `first` on are decoded; the rows of others are zeros.
+std::vector<float> logits(runner & r, const test_case & c, int first = 0) {
     const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(r.model.get()));
     const int n_embd  = llama_model_n_embd(r.model.get());
     const int n       = c.n_seq * c.n_tokens;
 
-    std::mt19937 gen(c.n_seq * 1000 + c.n_tokens);
-    llama_batch  batch = llama_batch_init(n, c.embeddings ? n_embd : 0, 1);
-    batch.n_tokens     = n;
-    for (int i = 0; i < n; i++) {
+    std::mt19937     gen(c.n_seq * 1000 + c.n_tokens);
+    llama_batch      batch = llama_batch_init(n, c.embeddings ? n_embd : 0, 1);
+    std::vector<int> row_of; // of each token of the batch
+    for (int row = 0; row < n; row++) {
+        const int i = (int) row_of.size();
         if (c.embeddings) {
             for (int j = 0; j < n_embd; j++) {
                 batch.embd[(size_t) i * n_embd + j] = std::normal_distribution<float>(0, 0.3f)(gen);
@@ -74,11 +76,15 @@ std::vector<float> logits(runner & r, const test_case & c) {
         } else {
             batch.token[i] = std::uniform_int_distribution<int>(0, n_vocab - 1)(gen);
         }
-        batch.pos[i]       = i / c.n_seq;
+        batch.pos[i]       = row / c.n_seq;
         batch.n_seq_id[i]  = 1;
-        batch.seq_id[i][0] = i % c.n_seq;
-        batch.logits[i]    = i % 3 != 1; // some rows have no output: rows are then selected inside the graph
+        batch.seq_id[i][0] = row % c.n_seq;
+        batch.logits[i]    = c.all_outputs || row % 3 != 1; // rows without an output are left out inside the graph
+        if (row % c.n_seq >= first) {
+            row_of.push_back(row);
+        }
     }
+    batch.n_tokens = (int) row_of.size();
     if (llama_get_memory(r.ctx.get())) {
         llama_memory_clear(llama_get_memory(r.ctx.get()), true);
     }
@@ -86,7 +92,7 @@ std::vector<float> logits(runner & r, const test_case & c) {
     const llama_rope_type  rope = llama_model_rope_type(r.model.get());
     std::vector<llama_pos> pos;
     for (int p = 0; p < (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1); p++) {
-        pos.insert(pos.end(), batch.pos, batch.pos + n);
+        pos.insert(pos.end(), batch.pos, batch.pos + batch.n_tokens);
     }
     llama_pos * const batch_pos = batch.pos;
     batch.pos                   = pos.data();
@@ -94,9 +100,9 @@ std::vector<float> logits(runner & r, const test_case & c) {
     std::vector<float> out;
     if (llama_decode(r.ctx.get(), batch) == 0) {
         out.resize((size_t) n * n_vocab, 0.0f);
-        for (int i = 0; i < n; i++) {
+        for (int i = 0; i < batch.n_tokens; i++) {
             if (batch.logits[i]) {
-                std::copy_n(llama_get_logits_ith(r.ctx.get(), i), n_vocab, out.begin() + (size_t) i * n_vocab);
+                std::copy_n(llama_get_logits_ith(r.ctx.get(), i), n_vocab, out.begin() + (size_t) row_of[(size_t) i] * n_vocab);
             }
         }
     }
@@ -105,13 +111,24 @@ std::vector<float> logits(runner & r, const test_case & c) {
     return out;
 }
 
+// Experts of the model, or 1.
+int n_expert(const llama_model * model) {
+    char arch[64]   = "";
+    char number[32] = "1";
+    llama_model_meta_val_str(model, "general.architecture", arch, sizeof(arch));
+    llama_model_meta_val_str(model, (std::string(arch) + ".expert_count").c_str(), number, sizeof(number));
+    return std::max(1, atoi(number));
+}
+
 struct row_error {
     double error = 0, power = 0;
 };
 
-void run_case(const test_case & c, runner & base, runner & plain, std::vector<runner *> merged, const std::vector<int> & delta_of_seq) {
-    const std::vector<float>        got     = logits(base, c);
-    const std::vector<float>        without = logits(plain, c);
+void run_case(const test_case & c, runner & base, runner & plain, std::vector<runner *> merged, const std::vector<int> & delta_of_seq, bool own_batch) {
+    const std::vector<float> got     = logits(base, c);
+    const std::vector<float> without = logits(plain, c);
+    // where deltas need ubatches of their own, rows without one have theirs: the base's product depends on the ubatch's size
+    const std::vector<float>        base_alone = own_batch && delta_of_seq[c.n_seq - 1] < 0 && !without.empty() ? logits(plain, c, c.n_seq - 1) : without;
     std::vector<std::vector<float>> expected;
     for (runner * m : merged) {
         expected.push_back(logits(*m, c));
@@ -130,7 +147,7 @@ void run_case(const test_case & c, runner & base, runner & plain, std::vector<ru
     for (size_t i = 0; i < got.size(); i++) {
         const int kind = delta_of_seq[(i / n_vocab) % c.n_seq]; // -1: the base
         if (kind < 0) {
-            without_delta = std::max(without_delta, (double) std::fabs(got[i] - without[i]));
+            without_delta = std::max(without_delta, (double) std::fabs(got[i] - base_alone[i]));
             continue;
         }
         const double e = expected[kind][i];
@@ -182,16 +199,20 @@ int main(int argc, char ** argv) {
         }
         delta_of_seq.push_back(delta ? s % 2 : -1);
     }
+    const bool own_batch = dqrelo_needs_own_batch(base.ctx.get(), deltas[0]);
+    printf("own_batch %d\n", own_batch);
     const int n_head = llama_model_n_head(base.model.get());
     for (const test_case & c : {
              test_case{ "one_token", 1, 1 },
              test_case{ "n_head", 1, n_head },
+             test_case{ "n_expert", 1, n_expert(base.model.get()) },
+             test_case{ "n_outputs", N_SEQ, n_head, false, true },
              test_case{ "many_tokens", 1, 40 },
              test_case{ "mixed_decode", N_SEQ, 1 },
              test_case{ "mixed_batch", N_SEQ, 7 },
              test_case{ "embeddings", 1, 5, true },
          }) {
-        run_case(c, base, plain, { &merged_a, &merged_b }, delta_of_seq);
+        run_case(c, base, plain, { &merged_a, &merged_b }, delta_of_seq, own_batch);
     }
     // a bound delta stays, and only sequences of the context can be bound
     const bool kept = !dqrelo_free(deltas[0]) && dqrelo_bound(base.ctx.get(), 0) == deltas[0] && dqrelo_n_bound(deltas[0]) == 1;
@@ -202,7 +223,7 @@ int main(int argc, char ** argv) {
     for (int s = 0; s < N_SEQ; s++) {
         dqrelo_bind(base.ctx.get(), s, nullptr, 1.0f, err, sizeof(err));
     }
-    run_case({ "unbound", N_SEQ, 3 }, base, plain, { &merged_a, &merged_b }, std::vector<int>(N_SEQ, -1));
+    run_case({ "unbound", N_SEQ, 3 }, base, plain, { &merged_a, &merged_b }, std::vector<int>(N_SEQ, -1), false);
     bool freed = true;
     for (dqrelo_delta * delta : deltas) {
         freed = dqrelo_free(delta) && freed;

@@ -30,7 +30,7 @@ enum kernel { CHOSEN,
               TILES };
 
 static bool can_run(const op_case & c, kernel which) {
-    return which == CHOSEN || (c.is_matmul() && (which == TILES || c.n_rows() <= DQRELO_CUDA_FEW_ROWS));
+    return which == CHOSEN || (c.is_matmul() && c.n_rows() > 0 && (which == TILES || c.n_rows() <= DQRELO_CUDA_FEW_ROWS));
 }
 
 static void forward(const ggml_tensor * dst, kernel which) {
