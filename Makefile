@@ -20,8 +20,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALL := $(PIP) install --quiet --no-build-isolation \
 	-C build-dir=$(BUILD) -C cmake.define.DQRELO_CUDA=$(DQRELO_CUDA)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake patches python cpp ggml_ops -type f -not -path '*/__pycache__/*')
-CXX_TEST_SOURCES := $(shell find tests/cpp -type f 2>/dev/null)
-CXX_FILES = $(shell find cpp ggml_ops tests/cpp bench \( -name "*.h" -o -name "*.c" -o -name "*.cpp" \) -type f 2>/dev/null)
+CXX_TEST_SOURCES := $(shell find tests/cpp tests/cuda -type f 2>/dev/null)
+CXX_FILES = $(shell find cpp ggml_ops tests/cpp tests/cuda bench \( -name "*.h" -o -name "*.c" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" \) -type f 2>/dev/null)
 
 .PHONY: demo test soak lint format clean
 .DELETE_ON_ERROR:

@@ -6,6 +6,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __CUDACC__
+#define DQRELO_DEVICE __host__ __device__ // kernels for GPUs read the same types
+#else
+#define DQRELO_DEVICE
+#endif
+
 #define DQRELO_QK 32 // values in a block of Q8_0 and Q4_0
 
 struct dqrelo_q8_0 { // value j = d * qs[j]
@@ -22,7 +28,7 @@ static_assert(sizeof(struct dqrelo_q8_0) == 34, "as ggml's block_q8_0");
 static_assert(sizeof(struct dqrelo_q4_0) == 18, "as ggml's block_q4_0");
 
 // Bytes of n contiguous values; 0 for a type that is none of ours.
-static inline int64_t dqrelo_type_bytes(enum ggml_type type, int64_t n) {
+static inline DQRELO_DEVICE int64_t dqrelo_type_bytes(enum ggml_type type, int64_t n) {
     switch (type) {
         case GGML_TYPE_F32: return n * 4;
         case GGML_TYPE_F16:
@@ -33,13 +39,13 @@ static inline int64_t dqrelo_type_bytes(enum ggml_type type, int64_t n) {
     }
 }
 
-static inline float dqrelo_f32_from_bits(uint32_t bits) {
+static inline DQRELO_DEVICE float dqrelo_f32_from_bits(uint32_t bits) {
     float f;
     memcpy(&f, &bits, sizeof(f));
     return f;
 }
 
-static inline uint32_t dqrelo_f32_bits(float f) {
+static inline DQRELO_DEVICE uint32_t dqrelo_f32_bits(float f) {
     uint32_t bits;
     memcpy(&bits, &f, sizeof(bits));
     return bits;

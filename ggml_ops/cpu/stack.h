@@ -4,12 +4,12 @@
 #include "dqrelo-op.h"
 #include "factor-types.h"
 
-static inline const void * dqrelo_skip_bytes(const void * data, int64_t n_bytes) {
+static inline DQRELO_DEVICE const void * dqrelo_skip_bytes(const void * data, int64_t n_bytes) {
     return data ? (const uint8_t *) data + n_bytes : nullptr;
 }
 
 // Matrix m of a stack, as an entry of its own.
-static inline struct dqrelo_entry dqrelo_entry_matrix(const struct dqrelo_entry * e, int64_t m) {
+static inline DQRELO_DEVICE struct dqrelo_entry dqrelo_entry_matrix(const struct dqrelo_entry * e, int64_t m) {
     struct dqrelo_entry one = *e;
     one.n_mat               = 1;
     for (int p = 0; p < e->n_planes; p++) {

@@ -1,0 +1,40 @@
+// dqrelo-cuda.h: the op DQRELO on a CUDA device: what the host gives to the launchers. No CUDA type but the stream is needed to include it.
+#pragma once
+
+#include "dqrelo-op.h"
+
+#include <stddef.h>
+
+// A node of the op, as plain numbers: passed to the kernels by value. Rows are F32; distances between rows are in elements.
+struct dqrelo_cuda_op {
+    enum dqrelo_form            form;
+    float *                     dst;
+    const float *               y;
+    const float *               x;   // MATMUL, MATMUL_ID, MUL
+    const int32_t *             ids; // or NULL
+    const struct dqrelo_entry * table;
+    const float *               owner;      // {slot or -1, scale}
+    int32_t                     n_slots;
+    int32_t                     n_in;       // row length of x
+    int32_t                     n_out;      // row length of y
+    int32_t                     ne[3];      // of y: its axes 1 to 3
+    int32_t                     x_ne1;      // MATMUL_ID: 1 if all experts of a token read one row
+    int32_t                     stride[3];  // owner of a row
+    int64_t                     dst_nb[3], y_nb[3], x_nb[3], ids_nb[3];
+};
+
+struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst);
+
+static inline int64_t dqrelo_cuda_n_rows(const struct dqrelo_cuda_op * op) {
+    return (int64_t) op->ne[0] * op->ne[1] * op->ne[2];
+}
+
+// What MATMUL needs besides: any contents, no longer needed when the op is done.
+size_t dqrelo_cuda_work_bytes(const struct dqrelo_cuda_op * op);
+
+// Counters that every launch on a stream uses: zero before the first one. A launch leaves zeros, so that no call has to clear them.
+#define DQRELO_CUDA_COUNTERS 4
+
+// Launches the op: nothing is read from the device, and what is launched depends on shapes only, so that it can be part of a CUDA graph.
+// n_sm: multiprocessors of the device. Returns a cudaError_t.
+int dqrelo_cuda_forward(const struct dqrelo_cuda_op * op, void * work, int32_t * counters, int n_sm, void * stream);

@@ -1,0 +1,58 @@
+// elements.cu: ROWS, MUL and ADD: rows of D_hat itself, in one launch. A block computes 128 columns of one row of y, a thread one of them.
+
+#include "elements.cuh"
+#include "values.cuh"
+
+static constexpr int N_COLUMNS = 128;
+
+// Which row of D_hat a row takes, counted through all matrices of a stack.
+static __device__ __forceinline__ int64_t delta_row_of(const dqrelo_cuda_op & op, const dqrelo_entry & e, const dqrelo_position & at) {
+    const int64_t id = op.ids ? op.ids[offset_of(op.ids_nb, at)] : at.i1 % e.n_out + at.i2 % e.n_mat * e.n_out;
+    check(id >= 0 && id < e.n_out * e.n_mat);
+    return id;
+}
+
+// D_hat(i, j) of one matrix.
+static __device__ float delta_at(const matrix_ref & matrix, int64_t i, int j) {
+    const dqrelo_entry & e = *matrix.e;
+    if (e.dense) {
+        return value_of(e.type_dense, matrix.dense_row(i), j);
+    }
+    float sum = 0.0f;
+    for (int p = 0; p < e.n_planes; p++) {
+        const float scale = e.cscale ? matrix.cscale()[j] * matrix.scale(p, i) : matrix.scale(p, i);
+        sum += matrix.sign_row(p, i)[j / 8] >> (j % 8) & 1 ? scale : -scale;
+    }
+    const void * u = matrix.u_row(i);
+    for (int k = 0; k < e.rank; k++) {
+        sum = fmaf(value_of(e.type_u, u, k), value_of(e.type_v, matrix.v_row(k), j), sum);
+    }
+    return sum;
+}
+
+static __global__ void __launch_bounds__(N_COLUMNS) add_elements(const dqrelo_cuda_op op) {
+    const dqrelo_position at = position_of(op, (int32_t) blockIdx.x);
+    const int32_t         j  = (int32_t) (blockIdx.y * N_COLUMNS + threadIdx.x);
+    if (j >= op.n_out) {
+        return;
+    }
+    const float *        owner = owner_of(op, at);
+    const dqrelo_entry * e     = entry_of(op, owner);
+    float *              dst   = op.dst + offset_of(op.dst_nb, at) + j;
+    const float          y     = op.y[offset_of(op.y_nb, at) + j];
+    if (!e) {
+        *dst = y;
+        return;
+    }
+    check(op.n_out % e->n_in == 0); // ggml broadcasts a short row along the long one
+    const int64_t    id     = delta_row_of(op, *e, at);
+    const matrix_ref matrix = { e, id / e->n_out };
+    const float      factor = op.form == DQRELO_FORM_MUL ? op.x[offset_of(op.x_nb, at) + j] : 1.0f;
+    *dst                    = y + owner[1] * (factor * delta_at(matrix, id % e->n_out, (int) (j % e->n_in)));
+}
+
+cudaError_t dqrelo_cuda_elements(const dqrelo_cuda_op & op, cudaStream_t stream) {
+    const dim3 grid((unsigned) dqrelo_cuda_n_rows(&op), (unsigned) ((op.n_out + N_COLUMNS - 1) / N_COLUMNS));
+    add_elements<<<grid, N_COLUMNS, 0, stream>>>(op);
+    return cudaGetLastError();
+}

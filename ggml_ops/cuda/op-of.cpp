@@ -1,0 +1,37 @@
+#include "dqrelo-cuda.h"
+
+#include "ggml.h"
+
+// Distances between the rows of t on its axes from `axis` on.
+static void copy_strides(const ggml_tensor * t, int axis, int64_t element_bytes, int64_t out[3]) {
+    for (int i = 0; i < 3; i++) {
+        out[i] = t ? (int64_t) t->nb[axis + i] / element_bytes : 0;
+    }
+}
+
+struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst) {
+    const ggml_tensor * y   = dst->src[0];
+    const ggml_tensor * x   = dst->src[1];
+    const ggml_tensor * ids = dst->src[4];
+    dqrelo_cuda_op      op  = {};
+    op.form                 = ggml_dqrelo_form(dst);
+    op.dst                  = (float *) dst->data;
+    op.y                    = (const float *) y->data;
+    op.x                    = (const float *) x->data;
+    op.ids                  = ids ? (const int32_t *) ids->data : nullptr;
+    op.table                = (const dqrelo_entry *) dst->src[2]->data;
+    op.owner                = (const float *) dst->src[3]->data;
+    op.n_slots              = (int32_t) (dst->src[2]->ne[0] / (int64_t) sizeof(dqrelo_entry));
+    op.n_in                 = (int32_t) x->ne[0];
+    op.n_out                = (int32_t) dst->ne[0];
+    op.x_ne1                = (int32_t) x->ne[1];
+    for (int i = 0; i < 3; i++) {
+        op.ne[i]     = (int32_t) dst->ne[i + 1];
+        op.stride[i] = ggml_dqrelo_stride(dst)[i];
+    }
+    copy_strides(dst, 1, sizeof(float), op.dst_nb);
+    copy_strides(y, 1, sizeof(float), op.y_nb);
+    copy_strides(x, 1, sizeof(float), op.x_nb);
+    copy_strides(ids, 0, sizeof(int32_t), op.ids_nb);
+    return op;
+}

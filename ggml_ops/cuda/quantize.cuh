@@ -1,0 +1,90 @@
+// quantize.cuh: an activation row as 16-bit integers in two byte planes: the same integers as ../cpu/scalar.cpp's, in an order that suits signs.cuh.
+//
+// A row's columns are cut into pieces of 128 (16 bytes of signs), 16 pieces a chunk. A word of 32 signs is multiplied as eight times four signs: those of columns j, 8 + j, 16 + j,
+// 24 + j, because (word >> j) & 0x01010101 moves them to a byte each. A chunk is stored as 16 vectors [16 pieces][16 bytes], which 16 lanes read side by side:
+//
+//   vector 4 w + 0, 1    word w of the piece, hi bytes of j = 0..3, 4..7
+//   vector 4 w + 2, 3                         lo bytes
+#pragma once
+
+#include "rows.cuh"
+
+static constexpr int CHUNK_COLUMNS = 2048;
+static constexpr int CHUNK_BYTES   = 2 * CHUNK_COLUMNS;
+static constexpr int PIECE_BYTES   = 16; // of signs
+static constexpr int CHUNK_PIECES  = 16;
+
+struct quantized_row {
+    float   d;   // step; 0 for a row of zeros, NaN where x has NaN or infinity
+    int32_t sum; // of all q
+};
+
+static __host__ __device__ __forceinline__ int32_t quantized_bytes(int32_t n) {
+    return (n + CHUNK_COLUMNS - 1) / CHUNK_COLUMNS * CHUNK_BYTES;
+}
+
+static __device__ __forceinline__ float activation(const float * x, const float * cscale, int j) {
+    return cscale ? __fmul_rn(x[j], cscale[j]) : x[j];
+}
+
+// Over all threads of the block; `part` has room for a value a warp.
+template <typename T, typename F>
+static __device__ __forceinline__ T reduce_block(T value, T * part, F combine) {
+#pragma unroll
+    for (int bits = WARP / 2; bits > 0; bits /= 2) {
+        value = combine(value, __shfl_xor_sync(0xffffffffu, value, bits));
+    }
+    if (threadIdx.x % WARP == 0) {
+        part[threadIdx.x / WARP] = value;
+    }
+    __syncthreads();
+    value = part[0];
+    for (int w = 1; w < N_WARPS; w++) {
+        value = combine(value, part[w]);
+    }
+    __syncthreads(); // `part` may be written again
+    return value;
+}
+
+// By all threads of a block.
+static __device__ void quantize_row(const float * x, const float * cscale, int n, float q_max, int8_t * q, quantized_row * out) {
+    __shared__ int32_t part[N_WARPS];
+    int32_t            max_bits = 0; // bits of |v| order as integers, NaN above infinity above every number
+    for (int j = (int) threadIdx.x; j < n; j += N_THREADS) {
+        max_bits = max(max_bits, __float_as_int(activation(x, cscale, j)) & 0x7fffffff);
+    }
+    max_bits            = reduce_block(max_bits, part, [](int32_t a, int32_t b) { return a > b ? a : b; });
+    const float v_max   = __int_as_float(max_bits);
+    const float inv     = __fdiv_rn(q_max, v_max);
+    const bool  finite  = max_bits < 0x7f800000;
+    const bool  usable  = finite && (__float_as_int(inv) & 0x7fffffff) < 0x7f800000; // else v_max is 0, or less than 1e-34
+    int32_t     sum     = 0;
+    const int   n_quads = quantized_bytes(n) / 8; // four columns each
+    for (int i = (int) threadIdx.x; i < n_quads; i += N_THREADS) {
+        const int j     = i % 8; // of a word
+        const int piece = i / 8 / 4;
+        const int w     = i / 8 % 4;
+        uint32_t  hi = 0, lo = 0;
+#pragma unroll
+        for (int b = 0; b < 4; b++) {
+            const int column = 128 * piece + 32 * w + 8 * b + j;
+            if (usable && column < n) {
+                const int32_t v    = __float2int_rn(__fmul_rn(activation(x, cscale, column), inv));
+                const int32_t high = (v + 128) >> 8;
+                hi |= (uint32_t) (high & 255) << (8 * b);
+                lo |= (uint32_t) ((v - 256 * high) & 255) << (8 * b);
+                sum += v;
+            }
+        }
+        int8_t *   vector             = q + piece / CHUNK_PIECES * CHUNK_BYTES + (4 * w + j / 4) * (CHUNK_PIECES * 16) + piece % CHUNK_PIECES * 16;
+        uint32_t * hi_quad            = (uint32_t *) vector + j % 4;
+        hi_quad[0]                    = hi;
+        hi_quad[2 * CHUNK_PIECES * 4] = lo;
+    }
+    sum = reduce_block(sum, part, [](int32_t a, int32_t b) { return a + b; });
+    if (threadIdx.x == 0) {
+        out->d   = !finite ? __int_as_float(0x7fffffff) : usable ? __fdiv_rn(v_max, q_max)
+                                                                 : 0.0f;
+        out->sum = sum;
+    }
+}

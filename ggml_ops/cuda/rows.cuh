@@ -1,0 +1,86 @@
+// rows.cuh: rows of the op's tensors on the device: where they lie, and which entry and matrix they use.
+#pragma once
+
+#include "../cpu/factor-types.h"
+#include "dqrelo-cuda.h"
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+static constexpr int WARP      = 32;
+static constexpr int N_WARPS   = 4;
+static constexpr int N_THREADS = N_WARPS * WARP; // of a block that computes a matrix form
+
+struct dqrelo_position {
+    int32_t i1, i2, i3;
+};
+
+static __device__ __forceinline__ dqrelo_position position_of(const dqrelo_cuda_op & op, int32_t row) {
+    return { row % op.ne[0], row / op.ne[0] % op.ne[1], row / (op.ne[0] * op.ne[1]) };
+}
+
+static __device__ __forceinline__ int64_t offset_of(const int64_t nb[3], const dqrelo_position & at) {
+    return at.i1 * nb[0] + at.i2 * nb[1] + at.i3 * nb[2];
+}
+
+static __device__ __forceinline__ const float * x_row(const dqrelo_cuda_op & op, int32_t row) {
+    dqrelo_position at = position_of(op, row);
+    at.i1 %= op.x_ne1;
+    return op.x + offset_of(op.x_nb, at);
+}
+
+// {slot or -1, request scale} of a row.
+static __device__ __forceinline__ const float * owner_of(const dqrelo_cuda_op & op, const dqrelo_position & at) {
+    return op.owner + 2 * (at.i1 * op.stride[0] + at.i2 * op.stride[1] + at.i3 * op.stride[2]);
+}
+
+// The host never sees tables, owners and ids: a wrong one stops the device, as GGML_ASSERT stops the CPU.
+static __device__ __forceinline__ void check(bool good) {
+    if (!good) {
+        __trap();
+    }
+}
+
+// The entry that changes a row, or null: no delta, scale 0, or nothing for this weight.
+static __device__ __forceinline__ const dqrelo_entry * entry_of(const dqrelo_cuda_op & op, const float * owner) {
+    const int32_t slot = (int32_t) owner[0];
+    check(slot < op.n_slots);
+    if (slot < 0 || owner[1] == 0.0f) {
+        return nullptr;
+    }
+    const dqrelo_entry * e = op.table + slot;
+    return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr ? nullptr : e;
+}
+
+// One matrix of an entry. The entry stays in device memory: a copy with an array indexed by the plane would lie in local memory.
+struct matrix_ref {
+    const dqrelo_entry * e;
+    int64_t              m;
+
+    __device__ __forceinline__ const uint8_t * sign_row(int p, int64_t i) const { return e->sign[p] + (m * e->n_out + i) * (e->n_in / 8); }
+    __device__ __forceinline__ float           scale(int p, int64_t i) const { return e->scale[p][(e->scale_per_row >> p) & 1 ? m * e->n_out + i : m]; }
+    __device__ __forceinline__ const float *   cscale() const { return e->cscale ? e->cscale + m * e->n_in : nullptr; }
+    __device__ __forceinline__ const void *    u_row(int64_t i) const { return row(e->u, e->type_u, e->rank, m * e->n_out + i); }
+    __device__ __forceinline__ const void *    v_row(int64_t k) const { return row(e->v, e->type_v, e->n_in, m * e->rank + k); }
+    __device__ __forceinline__ const void *    dense_row(int64_t i) const { return row(e->dense, e->type_dense, e->n_in, m * e->n_out + i); }
+
+private:
+    static __device__ __forceinline__ const void * row(const void * data, int32_t type, int64_t n_columns, int64_t i) {
+        return (const uint8_t *) data + i * dqrelo_type_bytes((ggml_type) type, n_columns);
+    }
+};
+
+// MATMUL, MATMUL_ID: which matrix of a stack a row is multiplied with.
+static __device__ __forceinline__ int32_t matrix_of(const dqrelo_cuda_op & op, const dqrelo_entry & e, const dqrelo_position & at) {
+    const int32_t matrix = op.form == DQRELO_FORM_MATMUL_ID ? op.ids[offset_of(op.ids_nb, at)] : at.i2 / (op.ne[1] / (int32_t) e.n_mat);
+    check(matrix >= 0 && matrix < e.n_mat);
+    return matrix;
+}
+
+// What the host cannot check.
+static __device__ __forceinline__ void check_matrix(const dqrelo_cuda_op & op, const dqrelo_entry & e) {
+    check(e.n_in == op.n_in && e.n_out == op.n_out && e.n_planes <= DQRELO_MAX_PLANES && e.rank <= min(op.n_in, op.n_out));
+}

@@ -1,0 +1,269 @@
+// test-op-cuda.cpp: the op's CUDA kernels on the emulator: the cases of every implementation against F64, and the signs' sums bit by bit against the CPU's scalar kernels.
+//
+//   test-op-cuda          everything
+//   test-op-cuda small    what the sanitizers can do in seconds
+
+#include "check.h"
+#include "op-cases.h"
+
+#include "../../ggml_ops/cpu/kernels.h"
+#include "matmul.cuh"
+
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+
+static constexpr int N_SM = 2; // so that blocks take several units of work each
+
+struct heap_block {
+    void * data;
+    explicit heap_block(size_t n_bytes) :
+        data(malloc(n_bytes)) { memset(data, 0xA5, n_bytes); }
+    ~heap_block() { free(data); }
+    heap_block(const heap_block &)             = delete;
+    heap_block & operator=(const heap_block &) = delete;
+};
+
+// Who runs a node: the op's own choice, or one of the two kernels for matrices.
+enum kernel { CHOSEN,
+              ROWS,
+              TILES };
+
+static bool can_run(const op_case & c, kernel which) {
+    return which == CHOSEN || (c.is_matmul() && c.n_rows() > 0 && (which == TILES || c.n_rows() <= DQRELO_CUDA_FEW_ROWS));
+}
+
+static void forward(const ggml_tensor * dst, kernel which) {
+    const dqrelo_cuda_op op      = dqrelo_cuda_op_of(dst);
+    const size_t         n_bytes = which == CHOSEN ? dqrelo_cuda_work_bytes(&op) : which == ROWS ? dqrelo_cuda_matmul_rows_bytes(op)
+                                                                                                 : dqrelo_cuda_matmul_tiles_bytes(op);
+    heap_block           work(n_bytes);
+    int32_t              counters[DQRELO_CUDA_COUNTERS] = {};
+    switch (which) {
+        case CHOSEN: CHECK(dqrelo_cuda_forward(&op, work.data, counters, N_SM, nullptr) == 0); break;
+        case ROWS: CHECK(dqrelo_cuda_matmul_rows(op, work.data, counters, N_SM, nullptr) == 0); break;
+        case TILES: CHECK(dqrelo_cuda_matmul_tiles(op, work.data, nullptr) == 0); break;
+    }
+    for (int32_t counter : counters) {
+        CHECK(counter == 0);
+    }
+}
+
+// Runs a node. Its tensors move to memory of exactly their size, so that a sanitizer sees an access behind them.
+static void run_node(ggml_tensor * dst, kernel which) {
+    std::vector<std::unique_ptr<heap_block>> blocks;
+    for (int i = -1; i < 5; i++) {
+        ggml_tensor * t = i < 0 ? dst : dst->src[i];
+        if (t) {
+            blocks.push_back(std::make_unique<heap_block>(ggml_nbytes(t)));
+            if (i >= 0) {
+                memcpy(blocks.back()->data, t->data, ggml_nbytes(t));
+            }
+            t->data = blocks.back()->data;
+        }
+    }
+    forward(dst, which);
+    void * kept = malloc(ggml_nbytes(dst)); // the blocks end here
+    memcpy(kept, dst->data, ggml_nbytes(dst));
+    dst->data = kept;
+}
+
+static void run(op_case & c, kernel which) {
+    ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
+    ggml_tensor *  dst = c.build(ctx);
+    run_node(dst, which);
+    c.out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
+    free(dst->data);
+    ggml_free(ctx);
+}
+
+static void check_case(const std::string & name, op_case & c) {
+    check::begin(name.c_str());
+    c.fill(31);
+    for (kernel which : { CHOSEN, ROWS, TILES }) {
+        if (can_run(c, which)) {
+            run(c, which);
+            CHECK(matches(c));
+        }
+    }
+}
+
+// y = 0 and one plane: the result is d scale (S q), whose integers must be those of the CPU's scalar kernels. Bits are compared: NaN too.
+static void check_exact(int64_t n_in, float factor, const char * what, kernel which) {
+    check::begin(("exact/" + std::string(which == TILES ? "tiles/" : "rows/") + what + "/n_in=" + std::to_string(n_in)).c_str());
+    entry_options o;
+    o.n_in   = n_in;
+    o.n_out  = 37;
+    o.cscale = n_in % 16 == 0;
+    const random_entry r(o, 71);
+    op_case            c;
+    c.n_in    = n_in;
+    c.ne      = { o.n_out, 3, 1, 1 };
+    c.entries = { &r };
+    c.owners  = { { 0, 1.0f }, { 0, 1.0f }, { 0, 1.0f } };
+    c.fill(73);
+    c.y.assign(c.y.size(), 0.0f);
+    c.x[1] *= factor;
+    c.x[(size_t) n_in + 5] = 0.0f;
+    run(c, which);
+
+    const dqrelo_kernels & scalar = dqrelo_kernels_scalar;
+    std::vector<int8_t>    q((size_t) dqrelo_q_bytes(n_in));
+    std::vector<int32_t>   sums((size_t) o.n_out);
+    int                    wrong = 0;
+    for (int64_t t = 0; t < 3; t++) {
+        dqrelo_act act;
+        scalar.quantize_row(c.x_of(t), r.e.cscale, n_in, q.data(), &act);
+        std::vector<float> want((size_t) o.n_out, 0.0f);
+        for (int p = 0; p < r.e.n_planes; p++) {
+            scalar.sign_dots(r.e.sign[p], (int) o.n_out, q.data(), 0, &act, 1, n_in, sums.data(), o.n_out);
+            for (size_t i = 0; i < want.size(); i++) {
+                want[i] += act.d * r.e.scale[p][0] * (float) sums[i];
+            }
+        }
+        for (size_t i = 0; i < want.size(); i++) {
+            const float got = c.out[(size_t) t * want.size() + i];
+            wrong += !(got == want[i] || (std::isnan(got) && std::isnan(want[i])));
+        }
+    }
+    CHECK(wrong == 0);
+}
+
+static void test_exact(bool small) {
+    for (kernel which : { ROWS, TILES }) {
+        for (int64_t n_in : { 8, 120, 128, 264, 2048, 2176, 4104, 14336, 66048 }) {
+            if (n_in < 300 || (!small && (n_in < 20000 || which == ROWS))) { // emulated tensor cores are slow
+                check_exact(n_in, 1.0f, "signs", which);
+            }
+        }
+        check_exact(256, 1000.0f, "outlier", which);
+        check_exact(256, INFINITY, "infinity", which);
+        check_exact(256, NAN, "nan", which);
+        check_exact(256, 1e-40f, "subnormal", which);
+    }
+}
+
+// A row of zeros and a row too small for a step size: the signs add nothing.
+static void test_zero_rows() {
+    check::begin("rows of zeros");
+    entry_options o;
+    o.n_in = 128;
+    const random_entry r(o, 74);
+    op_case            c;
+    c.n_in    = o.n_in;
+    c.ne      = { o.n_out, 2, 1, 1 };
+    c.entries = { &r };
+    c.owners  = { { 0, 1.0f }, { 0, 1.0f } };
+    c.fill(75);
+    c.x.assign(c.x.size(), 0.0f);
+    c.x[200] = 1e-36f;
+    for (kernel which : { ROWS, TILES }) {
+        run(c, which);
+        CHECK(memcmp(c.out.data(), c.y.data(), c.y.size() * sizeof(float)) == 0);
+    }
+}
+
+// In place: rows without a delta are not touched, the others are added to.
+static void test_in_place() {
+    check::begin("in place");
+    entry_options o;
+    o.n_in = 136;
+    o.rank = 3;
+    const random_entry a(o, 76), b(o, 77);
+    op_case            c;
+    c.n_in    = o.n_in;
+    c.ne      = { o.n_out, 6, 1, 1 };
+    c.owners  = mixed_owners(6);
+    c.entries = { &a, &b, nullptr };
+    c.fill(78);
+    for (kernel which : { ROWS, TILES }) {
+        ggml_context * ctx = ggml_init({ (size_t) 1 << 20, nullptr, false });
+        ggml_tensor *  dst = c.build(ctx);
+        dst->data          = dst->src[0]->data;
+        forward(dst, which);
+        c.out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
+        CHECK(matches(c));
+        ggml_free(ctx);
+    }
+}
+
+// With the same kernel a row of a batch is, bit for bit, what it is alone: also where x's rows are not aligned alike.
+static void test_row_alone(kernel which, int64_t n_rows) {
+    check::begin(which == TILES ? "tiles/a row alone and in a batch" : "rows/a row alone and in a batch");
+    entry_options o;
+    o.n_in  = 333 * 8;
+    o.n_out = 50;
+    o.rank  = 20;
+    const random_entry a(o, 3), b(o, 4);
+    op_case            c;
+    c.ne      = { o.n_out, n_rows, 1, 1 };
+    c.n_in    = o.n_in;
+    c.owners  = mixed_owners(n_rows);
+    c.entries = { &a, &b, nullptr };
+    c.gaps    = true;
+    c.fill(37);
+    run(c, which);
+    for (int64_t r : { (int64_t) 0, (int64_t) 2, n_rows - 2 }) {
+        op_case alone = c;
+        alone.gaps    = false;
+        alone.ne      = { o.n_out, 1, 1, 1 };
+        alone.owners  = { c.owners[(size_t) r] };
+        alone.x.assign(c.x.begin() + r * o.n_in, c.x.begin() + (r + 1) * o.n_in);
+        alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
+        run(alone, which);
+        CHECK(memcmp(alone.out.data(), c.out.data() + r * o.n_out, (size_t) o.n_out * sizeof(float)) == 0);
+    }
+}
+
+// Every kind of entry in small shapes: what ends inside a block of work, a piece of signs or a vector.
+static void test_small() {
+    entry_options o;
+    o.n_in           = 136;
+    o.n_out          = 35;
+    o.rank           = 5;
+    entry_options o1 = o;
+    o1.n_in = o.n_in = 160;
+    o1.n_planes      = 2;
+    o1.cscale        = true;
+    o1.scale_per_row = true;
+    o1.rank          = 32;
+    o1.type_u        = GGML_TYPE_Q8_0;
+    o1.type_v        = GGML_TYPE_Q4_0;
+    entry_options o2 = o;
+    o2.dense         = true;
+    const random_entry a(o, 81), b(o1, 82), d(o2, 83);
+    op_case            c;
+    c.n_in    = o.n_in;
+    c.ne      = { o.n_out, 7, 1, 1 };
+    c.entries = { &a, &b, &d };
+    c.gaps    = true;
+    for (int i = 0; i < 7; i++) {
+        c.owners.push_back({ i % 4 - 1, 1.0f });
+    }
+    check_case("small/matmul", c);
+    const random_stack s(o1, 3, 84);
+    c.form   = DQRELO_FORM_MATMUL_ID;
+    c.one_x  = true;
+    c.ne     = { o.n_out, 2, 3, 1 };
+    c.stride = { 0, 1, 0 };
+    c.owners = mixed_owners(3);
+    c.stacks = { &s, &s, nullptr };
+    c.ids    = { 2, 0, 1, 1, 0, 2 };
+    check_case("small/matmul_id", c);
+    test_add_id();
+    test_merged_weight();
+}
+
+int main(int argc, char ** argv) {
+    const bool small = argc > 1 && strcmp(argv[1], "small") == 0;
+    test_small();
+    test_exact(small);
+    test_zero_rows();
+    test_in_place();
+    if (!small) {
+        test_row_alone(ROWS, 16);
+        test_row_alone(TILES, 80);
+        test_all_cases();
+    }
+    return check::finish();
+}
