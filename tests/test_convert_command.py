@@ -30,6 +30,7 @@ from models import (
     save_model,
     tune,
 )
+from tiny_architectures import ARCHITECTURES, write_base, write_tuned
 
 
 @pytest.fixture
@@ -131,10 +132,12 @@ def test_killed_command_leaves_nothing(sign: signal.Signals, tmp_path: Path, out
     assert list(out.parent.iterdir()) == []
 
 
-# Runs a conversion and prints by how many bytes its resident memory rose over what it was with every library loaded.
+# Runs a conversion and prints by how many bytes its resident memory rose over what it was with every library loaded: all of it, and what is its
+# own, without the pages of mapped files, which the kernel takes back at need.
 _MEMORY_PROBE = """
 import sys
 import termios
+import threading
 from dqrelo_gguf.convert import Job, convert
 
 convert(Job(*sys.argv[4:6], sys.argv[3] + ".warm"))  # a tiny one, so that every library is there
@@ -143,10 +146,30 @@ def status(key):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))
 
 open("/proc/self/clear_refs", "w").write("5")  # sets the peak to the present size
-before = status("VmRSS:")
+before = status("VmRSS:"), status("RssAnon:")
+own, is_over = [before[1]], threading.Event()
+
+def watch():
+    while not is_over.wait(0.002):
+        own.append(status("RssAnon:"))
+
+watcher = threading.Thread(target=watch)
+watcher.start()
 convert(Job(*sys.argv[1:4]))
-print(status("VmHWM:") - before)
+is_over.set()
+watcher.join()
+print(status("VmHWM:") - before[0], max(own) - before[1])
 """
+
+
+def _peak_bytes(base: Path, tuned: Path, out: Path) -> tuple[int, int]:
+    """By how much a conversion's memory rises: all of it, and its own."""
+    paths = base, tuned, out, pico_gguf("llama"), pico_tuned("llama")
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY_PROBE, *map(str, paths)], check=True, capture_output=True, text=True
+    )
+    whole, own = map(int, done.stdout.split())
+    return whole, own
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -156,10 +179,20 @@ def test_peak_memory(source: str, tmp_path: Path, out: Path) -> None:
     n_vocab, n_in = 60_000, 256
     directory, base, tuned = _dominated_model(tmp_path, n_vocab, n_in)
     target = directory if source == "directory" else tuned
-    small = pico_gguf("llama"), pico_tuned("llama")
-    command = [sys.executable, "-c", _MEMORY_PROBE, *map(str, (base, target, out, *small))]
-    rise = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    rise, _ = _peak_bytes(base, target, out)
     assert rise <= 4 * 4 * n_vocab * n_in
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_of_experts(tmp_path: Path, out: Path) -> None:
+    """The same for its own memory, where the largest weights are stacks of experts, all in mapped files."""
+    n_expert, n_ff, n_embd = 64, 512, 256
+    sizes = {"num_local_experts": n_expert, "intermediate_size": n_ff, "hidden_size": n_embd, "num_hidden_layers": 1}
+    plain = write_base(ARCHITECTURES["mixtral"], tmp_path / "plain", **sizes)
+    tuned = write_tuned(plain, tmp_path / "tuned", seed=1)
+    base = convert_hf(plain, tmp_path / "base.gguf")
+    _, rise = _peak_bytes(base, tuned, out)
+    assert rise <= 4 * 4 * n_expert * n_ff * n_embd
 
 
 def _dominated_model(tmp_path: Path, n_vocab: int, n_in: int) -> tuple[Path, Path, Path]:
