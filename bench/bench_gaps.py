@@ -26,7 +26,7 @@ import numpy as np
 import requests
 from bench_load import drop_from_page_cache
 from llama_servers import MIB, Server, Setup, running
-from machine import commit, cpu, isa
+from machine import facts_of, heading
 from streams import Request, random_prompt, read_stream
 
 from dqrelo_gguf.blocks import n_cores
@@ -130,12 +130,7 @@ def bench(args: argparse.Namespace) -> None:
         windows, answers, loads = measure(started, args, pinned, paths[args.pinned :])
     gaps = {kind: windows.gaps(kind, answers) for kind in (QUIET, CHANGING)}
     facts = {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit(),
-        "cpu": cpu(),
-        "isa": isa(server),
-        "threads": args.threads,
-        "base": f"{base.name}, {base.stat().st_size:,} bytes",
+        **facts_of(server, base, args.threads),
         "delta": f"{paths[0].stat().st_size:,} bytes",
         "streams": f"the base and {args.pinned} pinned deltas",
         "loads": f"{len(loads)}, each evicting one, {np.median(loads):.0f} ms (median)",
@@ -148,14 +143,13 @@ def bench(args: argparse.Namespace) -> None:
 
 def markdown(facts: dict[str, object], gaps: dict[str, np.ndarray]) -> str:
     """The facts, a table of the gaps, and the ratio of the 99th percentiles."""
-    head = "\n".join(f"# {name}: {value}" for name, value in facts.items())
     rows = "\n".join(
         f"| {kind} | {len(ms)} | " + " | ".join(f"{np.percentile(ms, q):.1f}" for q in (50, 90, 99, 100)) + " |"
         for kind, ms in gaps.items()
     )
     ratio = np.percentile(gaps[CHANGING], 99) / np.percentile(gaps[QUIET], 99)
     table = f"| | gaps | median ms | 90 % | 99 % | longest |\n|---|---|---|---|---|---|\n{rows}"
-    return f"{head}\n\n{table}\n\n99th percentile: {ratio:.2f} times that without changes"
+    return f"{heading(facts)}\n\n{table}\n\n99th percentile: {ratio:.2f} times that without changes"
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_servers import Setup, running
-from machine import commit, cpu, isa
+from machine import facts_of, heading
 from streams import Request, random_prompt, run_streams
 
 from dqrelo_gguf.blocks import n_cores
@@ -142,12 +142,7 @@ def bench(args: argparse.Namespace) -> None:
     setup = Setup(server, base, 1, 512, args.threads, deltas, ["--delta-allow-other-base"])
     measure_switch(setup, args.repeat, args.n_prompt, times)
     facts = {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit(),
-        "cpu": cpu(),
-        "isa": isa(server),
-        "threads": args.threads,
-        "base": f"{base.name}, {base.stat().st_size:,} bytes",
+        **facts_of(server, base, args.threads),
         "delta": f"{paths[0].stat().st_size:,} bytes",
         "repeats": args.repeat,
     }
@@ -172,9 +167,8 @@ def markdown(facts: dict[str, object], medians: dict[str, float]) -> str:
         "first token after a request for the same delta": f"{same:.1f}",
         "first token after a request for the other delta": f"{other:.1f} ({other - same:+.1f})",
     }
-    head = "\n".join(f"# {name}: {value}" for name, value in facts.items())
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return f"{head}\n\n| what | ms |\n|---|---|\n{table}"
+    return f"{heading(facts)}\n\n| what | ms |\n|---|---|\n{table}"
 
 
 def main() -> int:

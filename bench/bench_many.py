@@ -33,7 +33,7 @@ from pathlib import Path
 import psutil
 from bench_many_report import markdown
 from llama_servers import Server, Setup, pss_bytes, running
-from machine import commit, cpu, isa
+from machine import facts_of
 from streams import Request, Speed, random_prompt, run_speed, run_streams, speed_of
 
 from dqrelo_gguf.blocks import n_cores
@@ -197,12 +197,7 @@ def bench(args: argparse.Namespace) -> None:
     """Measures and prints."""
     measuring = Bench(args)
     facts = {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit(),
-        "cpu": cpu(),
-        "isa": isa(measuring.server),
-        "threads": args.threads,
-        "base": f"{measuring.base.name}, {measuring.base.stat().st_size:,} bytes",
+        **facts_of(measuring.server, measuring.base, args.threads),
         "streams": f"{args.n_prompt} prompt tokens, {args.n_predict} generated, context {measuring.n_ctx} a stream",
         "repeats": args.repeat,
     }

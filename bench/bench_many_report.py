@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from machine import heading
+
 if TYPE_CHECKING:
     from bench_many import Row
 
@@ -20,8 +22,7 @@ def memory_bound(row: Row) -> float:
 
 def markdown(facts: Mapping[str, object], rows: Sequence[Row]) -> str:
     """The facts, the paper's Table 4, throughput, and memory against its bound."""
-    parts = ["\n".join(f"# {name}: {value}" for name, value in facts.items())]
-    parts += [_paper_table(rows), _throughput(rows), _memory(rows)]
+    parts = [heading(facts), _paper_table(rows), _throughput(rows), _memory(rows)]
     return "\n\n".join(parts)
 
 

@@ -1,10 +1,12 @@
-"""What a figure was measured on: processor, instruction set, commit."""
+"""What a figure was measured on: command, commit, processor, instruction set, base."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -34,3 +36,20 @@ def isa(program: Path) -> str:
     name.restype = ctypes.c_char_p
     text: bytes = name()
     return text.decode()
+
+
+def facts_of(program: Path, base: Path, n_threads: int) -> dict[str, object]:
+    """What every report of this process begins with; `program` runs `base`."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit(),
+        "cpu": cpu(),
+        "isa": isa(program),
+        "threads": n_threads,
+        "base": f"{base.name}, {base.stat().st_size:,} bytes",
+    }
+
+
+def heading(facts: Mapping[str, object]) -> str:
+    """The facts, a line each, above a report's tables."""
+    return "\n".join(f"# {name}: {value}" for name, value in facts.items())
