@@ -27,6 +27,7 @@ _GROUPS = {
     "0002-llama-graph-hooks": "src",
     "0003-common-args": "common",
     "0004-server": "tools",
+    "0005-http-threads": "vendor",
 }
 _UPSTREAM_COMMENT = 2  # lines at the top of patches/UPSTREAM that a bump keeps
 
