@@ -144,6 +144,8 @@ int64_t delta_file::find(const std::string & name) const {
 
 const uint8_t * delta_file::data(size_t i) const { return p->file->data() + p->layout.weights[i].offset_bytes; }
 
+void delta_file::discard(size_t i) const { p->file->discard(p->layout.weights[i].offset_bytes, p->layout.weights[i].n_bytes); }
+
 dqrelo_entry delta_file::entry(size_t i) const { return entry_at(i, data(i)); }
 
 dqrelo_entry delta_file::entry_at(size_t i, const void * pack) const {

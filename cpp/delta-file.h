@@ -52,6 +52,9 @@ public:
     // The bytes of weight i in the mapping: n_bytes of them, 64-byte aligned.
     const uint8_t * data(size_t i) const;
 
+    // The bytes of weight i will not be read soon: their pages may go. Reading them later is slower, not wrong.
+    void discard(size_t i) const;
+
     const std::string & path() const;
     const std::string & name() const;           // general.name
     const std::string & architecture() const;   // of the base

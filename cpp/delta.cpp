@@ -9,30 +9,81 @@
 
 #include <algorithm>
 #include <exception>
+#include <unordered_map>
 
 namespace {
 
-const ggml_tensor * find_tensor(const llama_model & model, const std::string & name) {
-    for (const auto & [tensor_name, tensor] : model.tensors_by_name) {
-        if (tensor_name == name) {
-            return tensor;
-        }
+using tensors_of_name = std::unordered_map<std::string, std::vector<const ggml_tensor *>>; // a tied matrix may be in memory twice
+
+tensors_of_name tensors_of(const llama_model & model) {
+    tensors_of_name tensors;
+    for (const auto & [name, tensor] : model.tensors_by_name) {
+        tensors[name].push_back(tensor);
     }
-    return nullptr;
+    return tensors;
 }
 
 // The loaded model must have what the base file has: a loader may have been told to override or to skip tensors.
-bool check_loaded_shapes(const llama_model & model, const dqrelo::delta_file & file, std::string & err) {
+bool check_loaded_shapes(const tensors_of_name & tensors, const dqrelo::delta_file & file, std::string & err) {
     for (const auto & w : file.weights()) {
-        const ggml_tensor * t = find_tensor(model, w.name);
-        if (!t) {
+        const auto found = tensors.find(w.name);
+        if (found == tensors.end()) {
             continue; // not loaded for this model (for instance a skipped prediction layer): dqrelo_check lists it as inert
         }
+        const ggml_tensor * t = found->second.front();
         for (int d = 0; d < 4; d++) {
             if (t->ne[d] != w.ne[d]) {
                 err = file.path() + ": tensor '" + w.name + "': the loaded model has another shape than the delta's base (ne[" + std::to_string(d) + "] is " +
                       std::to_string(t->ne[d]) + ", expected " + std::to_string(w.ne[d]) + "). Is this the base that the delta was made from?";
                 return false;
+            }
+        }
+    }
+    return true;
+}
+
+// Finds out where each weight of the delta is needed.
+bool place(dqrelo_delta & delta, const tensors_of_name & tensors, std::string & err) {
+    const auto & weights = delta.file->weights();
+    for (size_t i = 0; i < weights.size(); i++) {
+        const auto   found = tensors.find(weights[i].name);
+        const size_t first = delta.copies.size();
+        for (size_t k = 0; found != tensors.end() && k < found->second.size(); k++) {
+            const dqrelo::placement p = dqrelo::placement_of(found->second[k]);
+            if (!p.problem.empty()) {
+                err = delta.file->path() + ": tensor '" + weights[i].name + "' " + p.problem;
+                return false;
+            }
+            const auto same = [&](const dqrelo_delta::weight_copy & copy) { return copy.buft == p.buft; };
+            if (std::none_of(delta.copies.begin() + (ptrdiff_t) first, delta.copies.end(), same)) {
+                delta.copies.push_back({ i, p.how, p.buft });
+            }
+        }
+    }
+    return true;
+}
+
+// Copies to devices what is needed there, and lets go of the file's pages that nothing else reads.
+bool load_packs(dqrelo_delta & delta, std::string & err) {
+    std::map<ggml_backend_buffer_type_t, std::vector<size_t>> fused;
+    std::vector<bool>                                         mapped(delta.file->weights().size());
+    for (const auto & copy : delta.copies) {
+        if (copy.how == dqrelo::method::fused) {
+            fused[copy.buft].push_back(copy.weight);
+        } else {
+            mapped[copy.weight] = true;
+        }
+    }
+    for (const auto & [buft, weights] : fused) {
+        delta.packs[buft] = dqrelo::device_pack::load(*delta.file, buft, weights, err);
+        if (!delta.packs[buft]) {
+            return false;
+        }
+    }
+    for (const auto & [buft, weights] : fused) {
+        for (size_t i : weights) {
+            if (!mapped[i]) {
+                delta.file->discard(i);
             }
         }
     }
@@ -81,10 +132,14 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_
     if (!check_base(*delta, path_model, params.allow_other_base_bytes, err)) {
         return nullptr;
     }
-    if (!check_loaded_shapes(model, *delta->file, err)) {
+    const tensors_of_name tensors = tensors_of(model);
+    if (!check_loaded_shapes(tensors, *delta->file, err) || !place(*delta, tensors, err)) {
         return nullptr;
     }
     if (params.verify && !delta->file->verify(err)) {
+        return nullptr;
+    }
+    if (!load_packs(*delta, err)) {
         return nullptr;
     }
 
