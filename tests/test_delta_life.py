@@ -28,6 +28,7 @@ def test_a_delta_of_the_folder_is_loaded_on_first_use(delta_server: Server, delt
     assert found["parent"] == "base"
     assert len(found["content_hash"]) == 64
     assert found["bytes"] == found["bytes_resident"] == Path(found["file"]).stat().st_size
+    assert found["memory"] == {"CPU": found["bytes"]}
     assert found["tensors_applied"] > 0
     assert 0 < found["ratio"] < 1
     assert found["reason"] is None
