@@ -5,10 +5,12 @@
 #include "error-text.h"
 #include "fingerprint.h"
 
+#include "llama-impl.h"
 #include "llama-model.h"
 
 #include <algorithm>
 #include <exception>
+#include <set>
 #include <unordered_map>
 
 namespace {
@@ -63,28 +65,50 @@ bool place(dqrelo_delta & delta, const tensors_of_name & tensors, std::string & 
     return true;
 }
 
-// Copies to devices what is needed there, and lets go of the file's pages that nothing else reads.
-bool load_packs(dqrelo_delta & delta, std::string & err) {
-    std::map<ggml_backend_buffer_type_t, std::vector<size_t>> fused;
-    std::vector<bool>                                         mapped(delta.file->weights().size());
+using weights_of_buft = std::map<ggml_backend_buffer_type_t, std::vector<size_t>>;
+
+weights_of_buft weights_by(const dqrelo_delta & delta, dqrelo::method how) {
+    weights_of_buft weights;
     for (const auto & copy : delta.copies) {
-        if (copy.how == dqrelo::method::fused) {
-            fused[copy.buft].push_back(copy.weight);
-        } else {
-            mapped[copy.weight] = true;
+        if (copy.how == how) {
+            weights[copy.buft].push_back(copy.weight);
         }
     }
-    for (const auto & [buft, weights] : fused) {
+    return weights;
+}
+
+// Says once for each device how deltas run there.
+void log_composed(ggml_backend_buffer_type_t buft) {
+    static std::mutex                           mutex;
+    static std::set<ggml_backend_buffer_type_t> logged;
+    const std::lock_guard<std::mutex>           lock(mutex);
+    if (logged.insert(buft).second) {
+        LLAMA_LOG_INFO("dqrelo: %s has no DQRELO operator: deltas run as ordinary ggml ops there (composed path)\n", ggml_backend_buft_name(buft));
+    }
+}
+
+// Copies to devices what is needed there, and lets go of the file's pages that nothing else reads.
+bool load_packs(dqrelo_delta & delta, std::string & err) {
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::fused)) {
         delta.packs[buft] = dqrelo::device_pack::load(*delta.file, buft, weights, err);
         if (!delta.packs[buft]) {
             return false;
         }
     }
-    for (const auto & [buft, weights] : fused) {
-        for (size_t i : weights) {
-            if (!mapped[i]) {
-                delta.file->discard(i);
-            }
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::composed)) {
+        log_composed(buft);
+        delta.composed[buft] = dqrelo::composed_pack::load(*delta.file, buft, weights, err);
+        if (!delta.composed[buft]) {
+            return false;
+        }
+    }
+    std::vector<bool> mapped(delta.file->weights().size());
+    for (const auto & copy : delta.copies) {
+        mapped[copy.weight] = mapped[copy.weight] || copy.how == dqrelo::method::mapped;
+    }
+    for (const auto & copy : delta.copies) {
+        if (!mapped[copy.weight]) {
+            delta.file->discard(copy.weight);
         }
     }
     return true;
