@@ -155,8 +155,6 @@ void composed_pack::make_tensors(const delta_file & file, ggml_backend_buffer_ty
             plane.sign = make(name + ".dq_sign", sign_type(buft, e), { e.n_in, e.n_out, e.n_mat });
             if (per_row || e.n_mat > 1) {
                 plane.scale = make(name + ".dq_scale", GGML_TYPE_F32, { per_row ? e.n_out : 1, e.n_mat, 1 });
-            } else {
-                plane.alpha = e.scale[p][0];
             }
             w.planes.push_back(plane);
         }
@@ -170,7 +168,7 @@ void composed_pack::make_tensors(const delta_file & file, ggml_backend_buffer_ty
     }
 }
 
-size_t composed_pack::bytes_for(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights) {
+size_t composed_pack::bytes_needed(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights) {
     composed_pack pack;
     pack.make_tensors(file, buft, weights);
     return ggml_backend_alloc_ctx_tensors_from_buft_size(pack.ctx.get(), buft);
@@ -182,18 +180,19 @@ std::unique_ptr<composed_pack> composed_pack::load(const delta_file & file, ggml
     pack->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(pack->ctx.get(), buft));
     if (!pack->buffer) {
         err = message("%s: %.1f MiB do not fit into the free memory of %s. Unload other deltas, or offload fewer layers (-ngl)", file.path().c_str(),
-                      (double) ggml_backend_alloc_ctx_tensors_from_buft_size(pack->ctx.get(), buft) / (1024 * 1024), ggml_backend_buft_name(buft));
+                      (double) bytes_needed(file, buft, weights) / (1024 * 1024), ggml_backend_buft_name(buft));
         return nullptr;
     }
     // the scheduler keeps an op on the backend of its weights
     ggml_backend_buffer_set_usage(pack->buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
 
     writer out(buft);
-    for (const auto & [i, w] : pack->packs) {
+    for (auto & [i, w] : pack->packs) {
         const dqrelo_entry e = file.entry(i);
         for (size_t p = 0; p < w.planes.size(); p++) {
             out.signs(w.planes[p].sign, e.sign[p]);
             out.numbers(w.planes[p].scale, e.scale[p], GGML_TYPE_F32);
+            w.planes[p].alpha = e.scale[p][0];
         }
         out.numbers(w.cscale, e.cscale, GGML_TYPE_F32);
         out.numbers(w.u, e.u, e.type_u);

@@ -36,8 +36,8 @@ public:
     // Copies `weights`, indices in the file. Returns nullptr with one line in `err`, which starts with the file's path, if the device's memory does not hold them.
     static std::unique_ptr<composed_pack> load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights, std::string & err);
 
-    // Bytes that load() would take.
-    static size_t bytes_for(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights);
+    // What `load` takes of the device's memory. No data of the file is read.
+    static size_t bytes_needed(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights);
 
     // Weight i of the file, or nullptr if it was not copied.
     const composed_weight * find(size_t i) const;

@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 struct llama_model;
@@ -35,6 +36,8 @@ struct dqrelo_delta {
     std::vector<weight_copy>                                                     copies;
     std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::device_pack>>   packs;    // in the memory of devices
     std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::composed_pack>> composed; // the same for devices without the operator
+
+    std::vector<std::pair<std::string, size_t>> memory; // names of memories, and the bytes in each
 
     bool same_base_file = false; // false: the model is another quantisation of the delta's base
 

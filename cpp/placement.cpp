@@ -39,14 +39,6 @@ bool has_operator(ggml_backend_dev_t dev) {
     return it != known.end() ? it->second : known[dev] = ask_for_operator(dev);
 }
 
-bool all_composed() {
-    static const bool on = [] {
-        const char * value = getenv("DQRELO_COMPOSED");
-        return value && strcmp(value, "1") == 0;
-    }();
-    return on;
-}
-
 // Memory from which a delta cannot be read, whatever its device can compute; or nullptr.
 const char * problem_of(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft) {
     if (ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_META) {
@@ -63,6 +55,14 @@ const char * problem_of(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft)
 }
 
 } // namespace
+
+bool all_composed() {
+    static const bool on = [] {
+        const char * value = getenv("DQRELO_COMPOSED");
+        return value && strcmp(value, "1") == 0;
+    }();
+    return on;
+}
 
 placement placement_of(const ggml_tensor * weight) {
     placement result;

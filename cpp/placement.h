@@ -25,6 +25,9 @@ struct placement {
 // environment everything is composed, on the CPU too: for tests, and to find out whether the operator or something else is at fault.
 placement placement_of(const ggml_tensor * weight);
 
+// Whether DQRELO_COMPOSED is 1.
+bool all_composed();
+
 // The device whose memory it is; ggml names none for the CPU's.
 ggml_backend_dev_t device_of(ggml_backend_buffer_type_t buft);
 
