@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf.runtime import Delta, Runtime
+from greedy import Tokens
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = dict[str, tuple[Floats, Floats]]  # logits with the deltas, and the base's for the same batch
@@ -26,7 +27,7 @@ OTHER = "a cat sees the five dogs"
 
 def batches(rt: Runtime, first: Delta, second: Delta, rows: Rows, when: str) -> None:
     text, other = rt.tokenize(TEXT), rt.tokenize(OTHER)
-    cases = {
+    cases: dict[str, tuple[list[Tokens], list[Delta | None], list[float]]] = {
         "alone": ([text], [first], [1.0]),
         "half": ([text], [second], [0.5]),
         "mixed": ([text, other, text, other, text], [first, None, second, first, None], [1.0, 1.0, 1.0, 0.5, 1.0]),
@@ -46,7 +47,8 @@ def main(base: str, first: str, second: str, out: str) -> None:
             batches(rt, a, b, rows, "first")
         with rt.load_delta(second) as a, rt.load_delta(first) as b:
             batches(rt, a, b, rows, "swapped")
-    np.savez(out, **{f"{name}|{i}": array for name, pair in rows.items() for i, array in enumerate(pair)})
+    arrays: dict[str, Any] = {f"{name}|{i}": array for name, pair in rows.items() for i, array in enumerate(pair)}
+    np.savez(out, **arrays)
 
 
 def read(path: Path) -> Rows:
