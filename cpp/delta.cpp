@@ -5,11 +5,13 @@
 #include "error-text.h"
 #include "fingerprint.h"
 
+#include "llama-impl.h"
 #include "llama-model.h"
 
 #include <algorithm>
 #include <exception>
 #include <filesystem>
+#include <set>
 #include <unordered_map>
 
 namespace {
@@ -67,14 +69,14 @@ bool place(dqrelo_delta & delta, const tensors_of_name & tensors, std::string & 
 // Indices of the weights that a memory needs, by memory.
 using weights_of_memory = std::map<ggml_backend_buffer_type_t, std::vector<size_t>>;
 
-weights_of_memory fused_weights(const dqrelo_delta & delta) {
-    weights_of_memory fused;
+weights_of_memory weights_by(const dqrelo_delta & delta, dqrelo::method how) {
+    weights_of_memory weights;
     for (const auto & copy : delta.copies) {
-        if (copy.how == dqrelo::method::fused) {
-            fused[copy.buft].push_back(copy.weight);
+        if (copy.how == how) {
+            weights[copy.buft].push_back(copy.weight);
         }
     }
-    return fused;
+    return weights;
 }
 
 // Weights of which the mapped file is not read, once devices have their copies.
@@ -98,17 +100,41 @@ void count_memory(dqrelo_delta & delta) {
     for (size_t i : unmapped_weights(delta)) {
         n_mapped -= delta.file->weights()[i].n_bytes;
     }
-    delta.memory.emplace_back("CPU", n_mapped);
-    for (const auto & [buft, weights] : fused_weights(delta)) {
-        delta.memory.emplace_back(ggml_backend_buft_name(buft), dqrelo::device_pack::bytes_needed(*delta.file, buft, weights));
+    std::map<std::string, size_t> on_device;
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::fused)) {
+        on_device[ggml_backend_buft_name(buft)] += dqrelo::device_pack::bytes_needed(*delta.file, buft, weights);
+    }
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::composed)) {
+        on_device[ggml_backend_buft_name(buft)] += dqrelo::composed_pack::bytes_needed(*delta.file, buft, weights);
+    }
+    const auto on_host = on_device.extract("CPU"); // where DQRELO_COMPOSED is set
+    delta.memory.emplace_back("CPU", n_mapped + (on_host.empty() ? 0 : on_host.mapped()));
+    delta.memory.insert(delta.memory.end(), on_device.begin(), on_device.end());
+}
+
+// Says once for each device how deltas run there.
+void log_composed(ggml_backend_buffer_type_t buft) {
+    static std::mutex                           mutex;
+    static std::set<ggml_backend_buffer_type_t> logged;
+    const std::lock_guard<std::mutex>           lock(mutex);
+    if (logged.insert(buft).second) {
+        const char * why = dqrelo::all_composed() ? "is to do without the DQRELO operator (DQRELO_COMPOSED)" : "has no DQRELO operator";
+        LLAMA_LOG_INFO("dqrelo: %s %s: deltas run as ordinary ggml ops there (composed path)\n", ggml_backend_dev_name(dqrelo::device_of(buft)), why);
     }
 }
 
 // Copies to devices what is needed there, and lets go of the file's pages that nothing else reads.
 bool load_packs(dqrelo_delta & delta, std::string & err) {
-    for (const auto & [buft, weights] : fused_weights(delta)) {
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::fused)) {
         delta.packs[buft] = dqrelo::device_pack::load(*delta.file, buft, weights, err);
         if (!delta.packs[buft]) {
+            return false;
+        }
+    }
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::composed)) {
+        log_composed(buft);
+        delta.composed[buft] = dqrelo::composed_pack::load(*delta.file, buft, weights, err);
+        if (!delta.composed[buft]) {
             return false;
         }
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,22 +29,42 @@ STEP = 0.02  # size of the change, against weights of about 0.1
 Array = npt.NDArray[np.float32]
 
 
-def spec_of(name: str, ne: tuple[int, ...]) -> WeightSpec:
+@dataclass(frozen=True)
+class Kind:
+    """What a delta of matrices is made of."""
+
+    n_planes: int = 1
+    rank: int = RANK
+    row_scales: bool = False
+    column_scales: bool = False
+    factors: gguf.GGMLQuantizationType = F32
+
+
+PLAIN = Kind()
+
+
+def spec_of(name: str, ne: tuple[int, ...], kind: Kind = PLAIN) -> WeightSpec:
     axes = [n for n in ne if n > 1]
     matrices = 2 <= len(axes) == len(ne) <= 3 and ne[0] % 8 == 0
     if not matrices or "norm" in name:  # a norm a head is a matrix that is multiplied elementwise
         return WeightSpec.dense(name, ne)
+    rank = min(kind.rank, *ne[:2])
     return WeightSpec(
         name=name,
         ne=ne,
-        n_planes=1,
-        rank=min(RANK, *ne[:2]),
-        scale_per_row=False,
-        cscale=False,
-        u_type=F32,
-        v_type=F32,
+        n_planes=kind.n_planes,
+        rank=rank,
+        scale_per_row=kind.row_scales,
+        cscale=kind.column_scales,
+        u_type=_fitting(kind.factors, rank),
+        v_type=_fitting(kind.factors, ne[0]),
         dense_type=None,
     )
+
+
+def _fitting(factors: gguf.GGMLQuantizationType, n: int) -> gguf.GGMLQuantizationType:
+    """A type whose blocks fill rows of n."""
+    return factors if n % gguf.GGML_QUANT_SIZES[factors][0] == 0 else gguf.GGMLQuantizationType.F16
 
 
 def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
@@ -54,23 +75,42 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
         change = (STEP * rng.standard_normal(shape)).astype(np.float32)
         return WeightData(dense=change), change
     *stack, n_out, n_in = shape
-    bits = pack_signs(rng.standard_normal(shape))
-    # a scale for each matrix of a stack
-    scale = (STEP * rng.uniform(0.5, 1.5, (*stack, 1))).astype(np.float32)
-    u = rng.standard_normal((*stack, n_out, spec.rank)).astype(np.float32)
-    v = (STEP * rng.standard_normal((*stack, spec.rank, n_in))).astype(np.float32)
-    change = scale[..., np.newaxis] * unpack_signs(bits, n_in) + u @ v
-    return WeightData(planes=[(bits, scale)], u=u, v=v), change.astype(np.float32)
+    planes = []
+    change = np.zeros(shape, np.float32)
+    for _ in range(spec.n_planes):
+        bits = pack_signs(rng.standard_normal(shape))
+        # a scale for each matrix of a stack, or each row
+        scale = (STEP * rng.uniform(0.5, 1.5, (*stack, n_out if spec.scale_per_row else 1))).astype(np.float32)
+        planes.append((bits, scale))
+        change += scale[..., np.newaxis] * unpack_signs(bits, n_in)
+    cscale = rng.uniform(0.5, 1.5, (*stack, n_in)).astype(np.float32) if spec.cscale else None
+    if cscale is not None:
+        change *= cscale[..., np.newaxis, :]
+    if spec.rank == 0:
+        return WeightData(planes=planes, cscale=cscale), change
+    u = _rounded(rng.standard_normal((*stack, n_out, spec.rank)), spec.u_type)
+    v = _rounded(STEP * rng.standard_normal((*stack, spec.rank, n_in)), spec.v_type)
+    return WeightData(planes=planes, cscale=cscale, u=u, v=v), change + u @ v
 
 
-def make(base: Path, delta: Path, merged: Path, seed: int = 1, unchanged: Iterable[str] = ()) -> list[str]:
+def _rounded(values: npt.NDArray[np.float64], to: gguf.GGMLQuantizationType) -> Array:
+    """Values that the type holds as they are."""
+    rounded: Array = gguf.quants.dequantize(gguf.quants.quantize(values.astype(np.float32), to), to)
+    return rounded.astype(np.float32)
+
+
+def make(
+    base: Path, delta: Path, merged: Path, seed: int = 1, unchanged: Iterable[str] = (), *, kind: Kind = PLAIN
+) -> list[str]:
     """Writes the delta and the merged model; returns the names of the changed tensors."""
     reader = gguf.GGUFReader(base)
     plain = copied_metadata(reader, merged)
     # a weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that
     scales = {t.name: t.data for t in reader.tensors if SCALE.search(t.name)}
     kept = {*scales, *unchanged}
-    specs = {t.name: spec_of(t.name, tuple(int(n) for n in t.shape)) for t in reader.tensors if t.name not in kept}
+    specs = {
+        t.name: spec_of(t.name, tuple(int(n) for n in t.shape), kind) for t in reader.tensors if t.name not in kept
+    }
     architecture = str(reader.fields["general.architecture"].contents())
     meta = DeltaMeta(
         architecture=architecture, name=f"exact-{seed}", method="exact", converter="tests", options={"seed": seed},

@@ -66,7 +66,9 @@ class Outcome:
     failed: str = ""
 
 
-def run_arch(base: Path, directory: Path, driver: Path) -> Outcome:
+def run_arch(
+    base: Path, directory: Path, driver: Path, kind: exact_delta.Kind = exact_delta.PLAIN, **env: str
+) -> Outcome:
     outcome = Outcome(base.stem)
     unchanged = []
     if (
@@ -78,8 +80,10 @@ def run_arch(base: Path, directory: Path, driver: Path) -> Outcome:
         base = directory / "base.gguf"
     names = [directory / n for n in ("a.dq.gguf", "b.dq.gguf", "a.gguf", "b.gguf")]
     for seed, (delta, merged) in enumerate(zip(names[:2], names[2:], strict=True)):
-        outcome.carried = len(exact_delta.make(base, delta, merged, seed, unchanged))
-    done = subprocess.run([driver, base, *names], capture_output=True, text=True, timeout=300, check=False)
+        outcome.carried = len(exact_delta.make(base, delta, merged, seed, unchanged, kind=kind))
+    done = subprocess.run(
+        [driver, base, *names], capture_output=True, text=True, timeout=300, check=False, env=os.environ | env
+    )
     outcome.own_batch = "own_batch 1" in done.stdout
     outcome.inert = re.findall(r"^inert (\S+\.\S+)$", done.stdout, re.MULTILINE)
     for case, nmse, diff in re.findall(r"^(\w+): nmse (\S+) base_nmse \S+ base_diff (\S+)$", done.stdout, re.MULTILINE):
