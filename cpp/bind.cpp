@@ -4,10 +4,8 @@
 #include "dqrelo.h"
 #include "error-text.h"
 
-#include "ggml-backend.h"
 #include "llama-context.h"
 #include "llama-impl.h"
-#include "llama-model.h"
 
 #include <exception>
 
@@ -20,25 +18,9 @@ dqrelo_context & state_of(llama_context & ctx) {
     return *ctx.dqrelo;
 }
 
-// The op exists for the CPU backend: a weight on another device cannot have a delta there.
-bool on_cpu(const ggml_tensor * weight) {
-    if (!weight->buffer) {
-        return true;
-    }
-    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(weight->buffer));
-    return !dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
-}
-
-std::string problem_of(const llama_model & model, const dqrelo_context & dctx, const dqrelo::weight_info & w) {
+std::string problem_of(const dqrelo_context & dctx, const dqrelo::weight_info & w) {
     const auto used = dctx.usage.find(w.name);
-    if (used != dctx.usage.end() && !used->second.supported) {
-        return used->second.problem;
-    }
-    const ggml_tensor * t = model.get_tensor(w.name.c_str());
-    if (t && !on_cpu(t)) {
-        return std::string("lies on ") + ggml_backend_buffer_name(t->buffer) + ", where the operator does not exist; run with -ngl 0";
-    }
-    return "";
+    return used != dctx.usage.end() && !used->second.supported ? used->second.problem : "";
 }
 
 bool is_for(const llama_context & ctx, const dqrelo_delta & delta, std::string & err) {
@@ -59,7 +41,7 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
     std::vector<std::string> inert;
     std::string              own_batch; // the first reason
     for (const auto & w : delta.file->weights()) {
-        const std::string problem = problem_of(*delta.model, dctx, w);
+        const std::string problem = problem_of(dctx, w);
         if (!problem.empty()) {
             err = delta.file->path() + ": tensor '" + w.name + "' " + problem + ". Convert the fine-tune without it (--exclude), or merge the delta";
             return false;

@@ -3,8 +3,6 @@
 #include "delta.h"
 #include "dqrelo-hooks.h"
 
-#include "ggml-backend.h"
-#include "ggml-cpu.h"
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -13,53 +11,14 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
-#include <stdexcept>
 
-dqrelo_context::dqrelo_context(uint32_t n_seq_max) : slots(n_seq_max), seqs(n_seq_max) {}
+dqrelo_context::dqrelo_context(uint32_t n_seq_max) : slots(n_seq_max), seqs(n_seq_max), tables(n_seq_max) {}
 
 dqrelo_context::~dqrelo_context() {
     for (const slot & s : slots) {
         if (s.delta) {
             s.delta->n_bound -= s.n_bound;
         }
-    }
-}
-
-ggml_tensor * dqrelo_context::find_table(const char * weight) const {
-    const auto it = tables.find(weight);
-    return it == tables.end() ? nullptr : it->second.tensor;
-}
-
-dqrelo_context::table & dqrelo_context::get_table(const std::string & weight) {
-    table & t = tables[weight];
-    if (!t.tensor) {
-        t.ctx.reset(ggml_init({ ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
-        t.tensor = ggml_new_tensor_1d(t.ctx.get(), GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * slots.size()));
-        ggml_format_name(t.tensor, "%s.dq", weight.c_str());
-        t.buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(t.ctx.get(), ggml_backend_cpu_buffer_type()));
-        if (!t.buffer) {
-            throw std::runtime_error("out of memory for the delta tables");
-        }
-        // the scheduler keeps an op on the backend of its weights
-        ggml_backend_buffer_set_usage(t.buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
-        ggml_backend_buffer_clear(t.buffer.get(), 0);
-    }
-    return t;
-}
-
-void dqrelo_context::write_entries(int32_t slot, const dqrelo_delta * delta) {
-    const size_t       offset = sizeof(dqrelo_entry) * slot;
-    const dqrelo_entry none   = {};
-    for (auto & [name, t] : tables) {
-        ggml_backend_tensor_set(t.tensor, &none, offset, sizeof(none));
-    }
-    if (!delta) {
-        return;
-    }
-    const auto & weights = delta->file->weights();
-    for (size_t i = 0; i < weights.size(); i++) {
-        const dqrelo_entry entry = delta->file->entry(i);
-        ggml_backend_tensor_set(get_table(weights[i].name).tensor, &entry, offset, sizeof(entry));
     }
 }
 
@@ -79,7 +38,7 @@ int32_t dqrelo_context::acquire(dqrelo_delta * delta) {
     }
     slot & s = slots[free_slot];
     if (!s.delta) {
-        write_entries(free_slot, delta);
+        tables.set(free_slot, *delta);
         s.delta     = delta;
         s.own_batch = checked.at(delta->file->content_hash());
     }
@@ -92,7 +51,7 @@ void dqrelo_context::release(int32_t i) {
     slot & s = slots[i];
     s.delta->n_bound--;
     if (--s.n_bound == 0) {
-        write_entries(i, nullptr);
+        tables.clear(i);
         s.delta = nullptr;
     }
 }

@@ -1,12 +1,9 @@
 // context-state.h: which delta each sequence of a context has, and the tables through which the operator finds their weights.
 //
-// A context has a fixed number of slots, each holding one bound delta. Every weight that some delta changes has a table with one dqrelo_entry a slot.
-// The graph refers to tables and slot numbers only, so binding another delta rewrites table entries and never the graph.
+// A context has a fixed number of slots, each holding one bound delta. The graph refers to tables and slot numbers only, so binding another delta rewrites table entries and never the graph.
 #pragma once
 
-#include "dqrelo-op.h"
-
-#include "ggml-cpp.h"
+#include "delta-tables.h"
 
 #include <cstdint>
 #include <map>
@@ -36,11 +33,6 @@ struct dqrelo_context {
         float   scale = 1.0f;
         bool    operator==(const binding & other) const { return slot == other.slot && (slot < 0 || scale == other.scale); }
     };
-    struct table {
-        ggml_tensor *           tensor = nullptr; // I8 [sizeof(dqrelo_entry) * n_slots]
-        ggml_context_ptr        ctx;
-        ggml_backend_buffer_ptr buffer;
-    };
 
     explicit dqrelo_context(uint32_t n_seq_max);
     ~dqrelo_context();
@@ -54,12 +46,9 @@ struct dqrelo_context {
     // Of a token with the given sequences; false in `agree` if they have different deltas.
     binding binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
 
-    // Table of a weight, or nullptr if no delta so far changes it.
-    ggml_tensor * find_table(const char * weight) const;
-
-    std::vector<slot>                      slots;
-    std::vector<binding>                   seqs; // by sequence id
-    std::unordered_map<std::string, table> tables;
+    std::vector<slot>    slots;
+    std::vector<binding> seqs; // by sequence id
+    dqrelo::delta_tables tables;
 
     std::unordered_map<std::string, bool> checked; // content hashes of deltas that the graphs can carry -> whether in ubatches of their own
 
@@ -67,10 +56,6 @@ struct dqrelo_context {
     std::map<std::string, dqrelo_usage> usage;
     bool                                scanned  = false;
     bool                                scanning = false;
-
-private:
-    void    write_entries(int32_t slot, const dqrelo_delta * delta);
-    table & get_table(const std::string & weight);
 };
 
 namespace dqrelo {

@@ -9,25 +9,29 @@
 
 #include <algorithm>
 #include <exception>
+#include <filesystem>
+#include <unordered_map>
 
 namespace {
 
-const ggml_tensor * find_tensor(const llama_model & model, const std::string & name) {
-    for (const auto & [tensor_name, tensor] : model.tensors_by_name) {
-        if (tensor_name == name) {
-            return tensor;
-        }
+using tensors_of_name = std::unordered_map<std::string, std::vector<const ggml_tensor *>>; // a tied matrix may be in memory twice
+
+tensors_of_name tensors_of(const llama_model & model) {
+    tensors_of_name tensors;
+    for (const auto & [name, tensor] : model.tensors_by_name) {
+        tensors[name].push_back(tensor);
     }
-    return nullptr;
+    return tensors;
 }
 
 // The loaded model must have what the base file has: a loader may have been told to override or to skip tensors.
-bool check_loaded_shapes(const llama_model & model, const dqrelo::delta_file & file, std::string & err) {
+bool check_loaded_shapes(const tensors_of_name & tensors, const dqrelo::delta_file & file, std::string & err) {
     for (const auto & w : file.weights()) {
-        const ggml_tensor * t = find_tensor(model, w.name);
-        if (!t) {
+        const auto found = tensors.find(w.name);
+        if (found == tensors.end()) {
             continue; // not loaded for this model (for instance a skipped prediction layer): dqrelo_check lists it as inert
         }
+        const ggml_tensor * t = found->second.front();
         for (int d = 0; d < 4; d++) {
             if (t->ne[d] != w.ne[d]) {
                 err = file.path() + ": tensor '" + w.name + "': the loaded model has another shape than the delta's base (ne[" + std::to_string(d) + "] is " +
@@ -35,6 +39,81 @@ bool check_loaded_shapes(const llama_model & model, const dqrelo::delta_file & f
                 return false;
             }
         }
+    }
+    return true;
+}
+
+// Finds out where each weight of the delta is needed.
+bool place(dqrelo_delta & delta, const tensors_of_name & tensors, std::string & err) {
+    const auto & weights = delta.file->weights();
+    for (size_t i = 0; i < weights.size(); i++) {
+        const auto   found = tensors.find(weights[i].name);
+        const size_t first = delta.copies.size();
+        for (size_t k = 0; found != tensors.end() && k < found->second.size(); k++) {
+            const dqrelo::placement p = dqrelo::placement_of(found->second[k]);
+            if (!p.problem.empty()) {
+                err = delta.file->path() + ": tensor '" + weights[i].name + "' " + p.problem;
+                return false;
+            }
+            const auto same = [&](const dqrelo_delta::weight_copy & copy) { return copy.buft == p.buft; };
+            if (std::none_of(delta.copies.begin() + (ptrdiff_t) first, delta.copies.end(), same)) {
+                delta.copies.push_back({ i, p.how, p.buft });
+            }
+        }
+    }
+    return true;
+}
+
+// Indices of the weights that a memory needs, by memory.
+using weights_of_memory = std::map<ggml_backend_buffer_type_t, std::vector<size_t>>;
+
+weights_of_memory fused_weights(const dqrelo_delta & delta) {
+    weights_of_memory fused;
+    for (const auto & copy : delta.copies) {
+        if (copy.how == dqrelo::method::fused) {
+            fused[copy.buft].push_back(copy.weight);
+        }
+    }
+    return fused;
+}
+
+// Weights of which the mapped file is not read, once devices have their copies.
+std::vector<size_t> unmapped_weights(const dqrelo_delta & delta) {
+    std::vector<bool> on_device(delta.file->weights().size());
+    std::vector<bool> mapped(delta.file->weights().size());
+    for (const auto & copy : delta.copies) {
+        (copy.how == dqrelo::method::mapped ? mapped : on_device)[copy.weight] = true;
+    }
+    std::vector<size_t> unmapped;
+    for (size_t i = 0; i < mapped.size(); i++) {
+        if (on_device[i] && !mapped[i]) {
+            unmapped.push_back(i);
+        }
+    }
+    return unmapped;
+}
+
+void count_memory(dqrelo_delta & delta) {
+    size_t n_mapped = delta.file->n_bytes_mapped();
+    for (size_t i : unmapped_weights(delta)) {
+        n_mapped -= delta.file->weights()[i].n_bytes;
+    }
+    delta.memory.emplace_back("CPU", n_mapped);
+    for (const auto & [buft, weights] : fused_weights(delta)) {
+        delta.memory.emplace_back(ggml_backend_buft_name(buft), dqrelo::device_pack::bytes_needed(*delta.file, buft, weights));
+    }
+}
+
+// Copies to devices what is needed there, and lets go of the file's pages that nothing else reads.
+bool load_packs(dqrelo_delta & delta, std::string & err) {
+    for (const auto & [buft, weights] : fused_weights(delta)) {
+        delta.packs[buft] = dqrelo::device_pack::load(*delta.file, buft, weights, err);
+        if (!delta.packs[buft]) {
+            return false;
+        }
+    }
+    for (size_t i : unmapped_weights(delta)) {
+        delta.file->discard(i);
     }
     return true;
 }
@@ -81,12 +160,17 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_
     if (!check_base(*delta, path_model, params.allow_other_base_bytes, err)) {
         return nullptr;
     }
-    if (!check_loaded_shapes(model, *delta->file, err)) {
+    const tensors_of_name tensors = tensors_of(model);
+    if (!check_loaded_shapes(tensors, *delta->file, err) || !place(*delta, tensors, err)) {
         return nullptr;
     }
     if (params.verify && !delta->file->verify(err)) {
         return nullptr;
     }
+    if (!load_packs(*delta, err)) {
+        return nullptr;
+    }
+    count_memory(*delta);
 
     delta->eog = end_tokens(*delta->file, model.vocab);
     for (const auto & key : delta->file->meta_keys()) {
@@ -146,6 +230,33 @@ int32_t dqrelo_eog_tokens(const dqrelo_delta * delta, llama_token * ids, int32_t
         ids[i] = delta->eog[i];
     }
     return (int32_t) delta->eog.size();
+}
+
+const char * dqrelo_memory(const dqrelo_delta * delta, int32_t i, size_t * n_bytes) {
+    if (i < 0 || i >= (int32_t) delta->memory.size()) {
+        return nullptr;
+    }
+    *n_bytes = delta->memory[i].second;
+    return delta->memory[i].first.c_str();
+}
+
+size_t dqrelo_bytes_needed(const llama_model * model, const char * path) {
+    const bool   on_host = std::all_of(model->tensors_by_name.begin(), model->tensors_by_name.end(),
+                                       [](const auto & tensor) { return dqrelo::placement_of(tensor.second).how == dqrelo::method::mapped; });
+    std::string  err;
+    dqrelo_delta delta;
+    delta.file = on_host ? nullptr : dqrelo::delta_file::open_header(path, err); // most often there is no need to look into the file
+    if (!delta.file || !place(delta, tensors_of(*model), err)) {
+        std::error_code code;
+        const auto      n_bytes = std::filesystem::file_size(path, code);
+        return code ? 0 : (size_t) n_bytes;
+    }
+    count_memory(delta);
+    size_t n_bytes = 0;
+    for (const auto & memory : delta.memory) {
+        n_bytes += memory.second;
+    }
+    return n_bytes;
 }
 
 const char * dqrelo_inert_weight(const dqrelo_delta * delta, int32_t i) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "delta-file.h"
+#include "device-pack.h"
+#include "placement.h"
 
 #include <atomic>
 #include <cstdint>
@@ -9,13 +11,31 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 struct llama_model;
 
 struct dqrelo_delta {
+    // A weight of the delta where a tensor of the model needs it. A tied matrix may be needed in two places.
+    struct weight_copy {
+        size_t                     weight; // index in the file
+        dqrelo::method             how;
+        ggml_backend_buffer_type_t buft;
+    };
+
+    // Operator entry of one of `copies`.
+    dqrelo_entry entry(const weight_copy & copy) const {
+        return copy.how == dqrelo::method::mapped ? file->entry(copy.weight) : packs.at(copy.buft)->entry(copy.weight);
+    }
+
     std::unique_ptr<dqrelo::delta_file> file;
     const llama_model *                 model = nullptr;
+
+    std::vector<weight_copy>                                                   copies;
+    std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::device_pack>> packs; // in the memory of devices
+
+    std::vector<std::pair<std::string, size_t>> memory; // names of memories, and the bytes in each
 
     bool same_base_file = false; // false: the model is another quantisation of the delta's base
 

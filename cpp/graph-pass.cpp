@@ -97,7 +97,7 @@ public:
             // merged copies first: the others move the node's op, with the sources that it then has
             std::stable_partition(reads.begin(), reads.end(), [](const weight_read & read) { return read.swap; });
             for (weight_read & read : reads) {
-                ggml_tensor * table = dctx.find_table(read.weight->name);
+                ggml_tensor * table = dctx.tables.find(read.weight);
                 if (!table) {
                     continue;
                 }

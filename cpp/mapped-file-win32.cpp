@@ -67,6 +67,11 @@ void mapped_file::prefault(size_t offset_bytes, size_t n_bytes) const {
     (void) sink;
 }
 
+// Pages that were never locked leave the working set.
+void mapped_file::discard(size_t offset_bytes, size_t n_bytes) const {
+    VirtualUnlock((void *) (data_ + offset_bytes), n_bytes);
+}
+
 } // namespace dqrelo
 
 #endif

@@ -81,6 +81,15 @@ void mapped_file::prefault(size_t offset_bytes, size_t n_bytes) const {
     touch(data, n_bytes, page);
 }
 
+void mapped_file::discard(size_t offset_bytes, size_t n_bytes) const {
+    const size_t page  = (size_t) sysconf(_SC_PAGESIZE);
+    const size_t begin = (offset_bytes + page - 1) / page * page;
+    const size_t end   = (offset_bytes + n_bytes) / page * page;
+    if (begin < end) {
+        madvise((void *) (data_ + begin), end - begin, MADV_DONTNEED);
+    }
+}
+
 } // namespace dqrelo
 
 #endif

@@ -28,6 +28,9 @@ public:
     // Reads every page of [offset_bytes, offset_bytes + n_bytes) into memory.
     void prefault(size_t offset_bytes, size_t n_bytes) const;
 
+    // Takes the pages that lie wholly in [offset_bytes, offset_bytes + n_bytes) out of this process's memory; the system may keep the file cached.
+    void discard(size_t offset_bytes, size_t n_bytes) const;
+
 private:
     mapped_file() = default;
 

@@ -1,0 +1,26 @@
+// placement.h: where the delta of a weight has to lie, and what computes it there.
+#pragma once
+
+#include "ggml-backend.h"
+
+#include <string>
+
+struct ggml_tensor;
+
+namespace dqrelo {
+
+enum class method {
+    mapped, // the operator on the CPU, which reads the mapped file
+    fused,  // the operator of a device, which reads a copy in the device's memory
+};
+
+struct placement {
+    method                     how  = method::mapped;
+    ggml_backend_buffer_type_t buft = nullptr; // of the tables, and of the copy
+    std::string                problem;        // why there is none, or empty
+};
+
+// By the memory that `weight` lies in; a tensor without a buffer, as in a model that was loaded without its data, counts as the CPU's.
+placement placement_of(const ggml_tensor * weight);
+
+} // namespace dqrelo

@@ -1,0 +1,40 @@
+// upload.h: copies from pageable memory to a device, beside what the device computes.
+#pragma once
+
+#include "ggml-cpp.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace dqrelo {
+
+// Copies through a few pinned buffers on a stream of its own: while one is on its way to the device, the next is filled. A device without pinned memory, streams or
+// events gets plain copies.
+class uploader {
+public:
+    explicit uploader(ggml_backend_dev_t dev);
+    ~uploader();
+    uploader(const uploader &)             = delete;
+    uploader & operator=(const uploader &) = delete;
+
+    // Copies n_bytes from `data` into `dst` at `offset`. On return `data` is no longer needed, but the copy may not have ended.
+    void copy(ggml_tensor * dst, size_t offset, const void * data, size_t n_bytes);
+
+    // Waits for all copies.
+    void finish();
+
+private:
+    struct staging {
+        ggml_backend_buffer_ptr buffer;
+        ggml_backend_event_ptr  event; // recorded behind the last copy out of the buffer
+    };
+
+    bool start(ggml_backend_dev_t dev);
+
+    ggml_backend_ptr     stream; // before `ring`: events end first
+    std::vector<staging> ring;   // empty: plain copies
+    size_t               next = 0;
+};
+
+} // namespace dqrelo
