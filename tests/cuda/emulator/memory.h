@@ -104,7 +104,7 @@ inline device_memory & the_memory() {
 
 // While one lives, the memory of a device can be read and written.
 struct opened {
-    const int                             device;
+    const int                              device;
     std::unique_lock<std::recursive_mutex> lock;
 
     explicit opened(int device_) :

@@ -10,11 +10,11 @@
 #define __builtin_align__(n) __attribute__((aligned(n)))
 #define __builtin_assume(x) ((void) 0)
 
-enum cudaError_t { cudaSuccess                     = 0,
-                   cudaErrorInvalidValue           = 1,
-                   cudaErrorMemoryAllocation       = 2,
-                   cudaErrorInvalidDevice          = 101,
-                   cudaErrorNotSupported           = 801,
+enum cudaError_t { cudaSuccess                       = 0,
+                   cudaErrorInvalidValue             = 1,
+                   cudaErrorMemoryAllocation         = 2,
+                   cudaErrorInvalidDevice            = 101,
+                   cudaErrorNotSupported             = 801,
                    cudaErrorPeerAccessAlreadyEnabled = 704,
                    cudaErrorPeerAccessNotEnabled     = 705 };
 inline const char * cudaGetErrorString(cudaError_t error) {
@@ -195,8 +195,8 @@ inline cudaError_t cudaMemsetAsync(void * dst, int value, size_t n_bytes, cudaSt
 
 enum { cudaStreamNonBlocking  = 1,
        cudaEventDisableTiming = 2 };
-typedef struct CUevent_st * cudaEvent_t;
-typedef struct CUgraph_st * cudaGraph_t;
+typedef struct CUevent_st *     cudaEvent_t;
+typedef struct CUgraph_st *     cudaGraph_t;
 typedef struct CUgraphExec_st * cudaGraphExec_t;
 typedef struct CUgraphNode_st * cudaGraphNode_t;
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
