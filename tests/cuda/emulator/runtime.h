@@ -121,8 +121,8 @@ typedef struct CUstream_st * cudaStream_t;
 
 template <typename T>
 cudaError_t cudaMalloc(T ** p, size_t n_bytes) {
-    *p = (T *) cuemu::the_memory().take(n_bytes);
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+    *p = n_bytes == 0 ? nullptr : (T *) cuemu::the_memory().take(n_bytes); // nothing is no error
+    return *p || n_bytes == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaFree(void * p) {
     if (p) {
