@@ -154,10 +154,10 @@ struct launch {
         dynamic_bytes(dynamic_bytes_) {}
 
     void operator<<(const std::function<void()> & body) const {
-        const opened   memory(current_device());
-        unwatched      quiet;
-        const int      n     = (int) (threads.x * threads.y * threads.z);
-        const uint64_t total = (uint64_t) grid.x * grid.y * grid.z;
+        const computing memory;
+        unwatched       quiet;
+        const int       n     = (int) (threads.x * threads.y * threads.z);
+        const uint64_t  total = (uint64_t) grid.x * grid.y * grid.z;
         if (n < 1 || n > 1024 || threads.z > 64 || total == 0 || grid.y > 65535 || grid.z > 65535 || dynamic_bytes > dynamic_limit()) {
             fprintf(stderr, "cuemu: bad launch: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of shared memory\n", grid.x, grid.y, grid.z, threads.x, threads.y, threads.z, dynamic_bytes);
             abort();

@@ -141,8 +141,7 @@ inline cudaError_t cudaMemGetInfo(size_t * n_free, size_t * n_total) {
 }
 
 inline cudaError_t cudaMallocHost(void ** p, size_t n_bytes) {
-    *p = aligned_alloc(256, (n_bytes + 255) / 256 * 256);
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+    return posix_memalign(p, 256, n_bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaHostAlloc(void ** p, size_t n_bytes, unsigned) {
     return cudaMallocHost(p, n_bytes);
@@ -163,7 +162,7 @@ inline cudaError_t cudaHostUnregister(void *) {
 }
 
 inline cudaError_t cudaMemcpy(void * dst, const void * src, size_t n_bytes, cudaMemcpyKind) {
-    const cuemu::opened memory(cuemu::ALL_DEVICES);
+    const cuemu::copying memory;
     memmove(dst, src, n_bytes);
     return cudaSuccess;
 }
@@ -174,14 +173,14 @@ inline cudaError_t cudaMemcpyPeerAsync(void * dst, int, const void * src, int, s
     return cudaMemcpy(dst, src, n_bytes, cudaMemcpyDeviceToDevice);
 }
 inline cudaError_t cudaMemcpy2DAsync(void * dst, size_t dst_pitch, const void * src, size_t src_pitch, size_t width, size_t height, cudaMemcpyKind, cudaStream_t = nullptr) {
-    const cuemu::opened memory(cuemu::ALL_DEVICES);
+    const cuemu::copying memory;
     for (size_t i = 0; i < height; i++) {
         memmove((char *) dst + i * dst_pitch, (const char *) src + i * src_pitch, width);
     }
     return cudaSuccess;
 }
 inline cudaError_t cudaMemset(void * dst, int value, size_t n_bytes) {
-    const cuemu::opened memory(cuemu::ALL_DEVICES);
+    const cuemu::copying memory;
     memset(dst, value, n_bytes);
     return cudaSuccess;
 }
