@@ -31,8 +31,11 @@ _FLASH_ATTN = {"-1": "auto", "0": "off", "1": "on"}  # what llama-bench takes to
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    args = _parser().parse_args(argv)
-    return run(lambda: _bench(args), PROG)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.model is None and not args.gpu_check:
+        parser.error("the following arguments are required: -m/--model")
+    return run(lambda: _check_gpu(args) if args.gpu_check else _bench(args), PROG)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"example: {PROG} -m base.gguf --delta math.dq.gguf --delta words.dq.gguf -p 512 -n 128. "
         "Numbers may be lists (-t 1,2), and options given more than once.",
     )
-    parser.add_argument("-m", "--model", metavar="FILE", required=True, help="the base GGUF")
+    parser.add_argument("-m", "--model", metavar="FILE", help="the base GGUF")
     parser.add_argument(
         "--delta",
         metavar="[NAME=]FILE",
@@ -69,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     tests.add_argument("--no-warmup", action="store_true", help="measure at once (default: run each first)")
     _add_settings(parser.add_argument_group("llama.cpp"))
+    parser.add_argument(
+        "--gpu-check",
+        action="store_true",
+        help="compare the operator of every GPU with what is expected; with -m, also the logits with the CPU's; with "
+        "-m and --delta, then time steps of 1, 2, 4, 8 and 16 deltas (-npl for others), a token of each (default: off)",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "-o", "--output", choices=("md", "json", "jsonl", "csv"), default="md", help="format (default: %(default)s)"
@@ -110,6 +119,19 @@ def _bench(args: argparse.Namespace) -> None:
     print_rows(args.output, rows, machine(), plan, sys.stdout)
 
 
+def _check_gpu(args: argparse.Namespace) -> None:
+    from dqrelo_gguf.bench.gpu import check_logits, check_operator, print_steps, time_steps
+    from dqrelo_gguf.bench.plan import numbers
+
+    n_streams = numbers("-npl/--parallel", args.parallel or ["1,2,4,8,16"], 1)
+    plan = _plan(args) if args.model is not None else None
+    check_operator()
+    if plan is not None:
+        check_logits(plan, sys.stdout)
+    if plan is not None and plan.deltas:
+        print_steps(time_steps(plan, n_streams), sys.stdout)
+
+
 def _plan(args: argparse.Namespace) -> Plan:
     from dqrelo_gguf.bench.plan import Plan, delta_files, make_tests, numbers, pairs
 
@@ -143,10 +165,21 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, ...]:
         names(_given(args, "cache_type_v")),
         numbers("-ngl/--n-gpu-layers", _given(args, "n_gpu_layers"), -1),
         [_FLASH_ATTN.get(name, name) for name in names(_given(args, "flash_attn"))],
-        [min(number, 1) for number in numbers("-mmp/--mmap", _given(args, "mmap"), 0)],
+        _switches("-mmp/--mmap", _given(args, "mmap")),
         numbers("-t/--threads", args.threads, 1) if args.threads else [None],
     )
     return tuple(dict.fromkeys(Settings(*one) for one in values))
+
+
+def _switches(option: str, texts: Sequence[str]) -> list[int]:
+    """Comma lists of 0 and 1."""
+    from dqrelo_gguf.bench.plan import numbers
+    from dqrelo_gguf.errors import InputError
+
+    found = numbers(option, texts, 0)
+    if max(found) > 1:
+        raise InputError(f"{option} '{max(found)}': expected 0 or 1")
+    return found
 
 
 def _given(args: argparse.Namespace, name: str) -> list[str]:
