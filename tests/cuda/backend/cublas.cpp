@@ -73,8 +73,8 @@ cublasStatus_t cublasGemmStridedBatchedEx(
     const void * b, cudaDataType_t type_b, int ldb, long long stride_b,
     const void * beta, void * c, cudaDataType_t type_c, int ldc, long long stride_c, int n_batch, cudaDataType_t compute, cublasGemmAlgo_t) {
     const cuemu::computing memory;
-    const product       one(op_a, op_b, m, n, k, alpha, beta, compute);
-    const matrix        all_a = { (void *) a, type_a, lda }, all_b = { (void *) b, type_b, ldb }, all_c = { c, type_c, ldc };
+    const product          one(op_a, op_b, m, n, k, alpha, beta, compute);
+    const matrix           all_a = { (void *) a, type_a, lda }, all_b = { (void *) b, type_b, ldb }, all_c = { c, type_c, ldc };
     for (int i = 0; i < n_batch; i++) {
         one.compute(all_a.moved(i * stride_a), all_b.moved(i * stride_b), all_c.moved(i * stride_c));
     }
@@ -87,7 +87,7 @@ cublasStatus_t cublasGemmBatchedEx(
     const void * const b[], cudaDataType_t type_b, int ldb,
     const void * beta, void * const c[], cudaDataType_t type_c, int ldc, int n_batch, cudaDataType_t compute, cublasGemmAlgo_t) {
     const cuemu::computing memory;
-    const product       one(op_a, op_b, m, n, k, alpha, beta, compute);
+    const product          one(op_a, op_b, m, n, k, alpha, beta, compute);
     for (int i = 0; i < n_batch; i++) {
         one.compute({ (void *) a[i], type_a, lda }, { (void *) b[i], type_b, ldb }, { c[i], type_c, ldc });
     }

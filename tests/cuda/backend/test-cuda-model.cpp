@@ -70,6 +70,7 @@ struct subject {
         c.n_batch = c.n_ubatch = N_SEQ * N_PROMPT;
         c.n_seq_max            = N_SEQ;
         c.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+        c.type_k = c.type_v = GGML_TYPE_F32; // the CPU rounds what it multiplies with F16
         c.n_threads = c.n_threads_batch = 1;
         c.cb_eval                       = op_counter::count;
         c.cb_eval_user_data             = counter.get();
