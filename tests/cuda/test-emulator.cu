@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include <unistd.h>
+
 static constexpr int N_THREADS = 256;
 
 // Device memory with the contents of a vector, and back.
@@ -215,6 +217,19 @@ static __global__ void endless_poll(int * y) {
     }
 }
 
+static __global__ void copy_bytes(char * y, const char * x) {
+    y[threadIdx.x] = x[threadIdx.x];
+}
+
+// A page of a new file, which is gone when the program ends; kernels shall not see it.
+static const char * mapped_file(std::string name) {
+    const int file = mkstemp(&name[0]);
+    if (file < 0 || unlink(name.c_str()) != 0 || ftruncate(file, 4096) != 0 || setenv("CUEMU_HIDE", name.c_str(), 1) != 0) {
+        abort();
+    }
+    return (const char *) mmap(nullptr, 4096, PROT_READ, MAP_PRIVATE, file, 0);
+}
+
 static int run_fault(const std::string & fault) {
     device_array<int>   ints(std::vector<int>(N_THREADS, 0));
     device_array<float> floats(random_values(4 * N_THREADS)), sums(std::vector<float>(4));
@@ -237,6 +252,14 @@ static int run_fault(const std::string & fault) {
         dynamic_overrun<<<1, N_THREADS, N_THREADS * sizeof(int)>>>(ints.data);
     } else if (fault == "device-overrun") {
         device_overrun<<<1, N_THREADS>>>(ints.data);
+    } else if (fault == "host-access") {
+        ints.data[0] = 1;
+    } else if (fault == "other-device") {
+        cudaSetDevice(1);
+        device_overrun<<<1, 32>>>(ints.data);
+    } else if (fault == "hidden-file") {
+        const char * file = mapped_file("cuemu-hidden-XXXXXX");
+        copy_bytes<<<1, 32>>>((char *) ints.data, file);
     } else if (fault == "misaligned-load") {
         misaligned_load<<<1, 32>>>(ints.data);
     } else if (fault == "endless-poll") {

@@ -35,6 +35,27 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     return result;
 }
 
+// Bytes, each for itself.
+namespace cuemu {
+template <typename F>
+unsigned each_byte(unsigned a, unsigned b, F f) {
+    unsigned result = 0;
+    for (int i = 0; i < 32; i += 8) {
+        result |= ((unsigned) f(a >> i & 255, b >> i & 255) & 255) << i;
+    }
+    return result;
+}
+} // namespace cuemu
+inline unsigned __vsub4(unsigned a, unsigned b) {
+    return cuemu::each_byte(a, b, [](unsigned x, unsigned y) { return x - y; });
+}
+inline unsigned __vcmpne4(unsigned a, unsigned b) {
+    return cuemu::each_byte(a, b, [](unsigned x, unsigned y) { return x != y ? 255u : 0u; });
+}
+
+inline unsigned __umulhi(unsigned a, unsigned b) {
+    return (unsigned) ((uint64_t) a * b >> 32);
+}
 inline int __popc(unsigned v) {
     return __builtin_popcount(v);
 }
@@ -73,6 +94,23 @@ inline float __fdiv_rn(float a, float b) {
 inline float __fmaf_rn(float a, float b, float c) {
     return fmaf(a, b, c);
 }
+inline float __frcp_rn(float x) {
+    return 1.0f / x;
+}
+inline float rsqrtf(float x) {
+    return 1.0f / sqrtf(x);
+}
+// The C library has functions of these names.
+namespace cuemu {
+inline float exp_fast(float x) {
+    return expf(x);
+}
+inline float log_fast(float x) {
+    return logf(x);
+}
+} // namespace cuemu
+#define __expf cuemu::exp_fast
+#define __logf cuemu::log_fast
 inline int __float2int_rn(float x) { // to nearest even
     return (int) lrintf(x);
 }
@@ -156,6 +194,9 @@ inline void __threadfence() {
     cuemu::fence();
 }
 inline void __threadfence_block() {
+    cuemu::fence();
+}
+inline void __threadfence_system() {
     cuemu::fence();
 }
 

@@ -1,6 +1,7 @@
 // launch.h: a launch: blocks in waves, their threads and their shared memory.
 #pragma once
 
+#include "memory.h"
 #include "sync.h"
 
 #include <functional>
@@ -40,6 +41,12 @@ T & shared(const char * key) {
     }
     b.variables.emplace_back(key, take_shared(b, sizeof(T)));
     return *(T *) b.variables.back().second;
+}
+
+// How much dynamic shared memory a launch may ask for: more than 48 KiB only after cudaFuncSetAttribute, here of any kernel.
+inline size_t & dynamic_limit() {
+    static size_t n_bytes = 48 * 1024;
+    return n_bytes;
 }
 
 inline void * dynamic_shared() {
@@ -147,10 +154,11 @@ struct launch {
         dynamic_bytes(dynamic_bytes_) {}
 
     void operator<<(const std::function<void()> & body) const {
-        unwatched      quiet;
-        const int      n     = (int) (threads.x * threads.y * threads.z);
-        const uint64_t total = (uint64_t) grid.x * grid.y * grid.z;
-        if (n < 1 || n > 1024 || threads.z > 64 || total == 0 || grid.y > 65535 || grid.z > 65535 || dynamic_bytes > 48 * 1024) {
+        const computing memory;
+        unwatched       quiet;
+        const int       n     = (int) (threads.x * threads.y * threads.z);
+        const uint64_t  total = (uint64_t) grid.x * grid.y * grid.z;
+        if (n < 1 || n > 1024 || threads.z > 64 || total == 0 || grid.y > 65535 || grid.z > 65535 || dynamic_bytes > dynamic_limit()) {
             fprintf(stderr, "cuemu: bad launch: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of shared memory\n", grid.x, grid.y, grid.z, threads.x, threads.y, threads.z, dynamic_bytes);
             abort();
         }

@@ -1,6 +1,6 @@
 """Rewrite CUDA source into C++ for cuemu.h: the three constructs that no macro can express.
 
-  preprocess.py IN OUT
+  preprocess.py IN OUT    a file, or a directory with all .cu and .cuh below it; a file that would stay the same is not touched
 
   kernel<args><<<grid, block, bytes, stream>>>(...)   ->  ::cuemu::launch(grid, block, bytes, stream) << [&]() { kernel<args>(...); }
   extern __shared__ T name[];                         ->  T * name = (T *) ::cuemu::dynamic_shared();
@@ -18,11 +18,13 @@ from pathlib import Path
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
 ALIGN = r"(?:(?:__align__|alignas)\s*\(\s*\d+\s*\)\s*)?"
 DYNAMIC = re.compile(r"extern\s+__shared__\s+" + ALIGN + r"([^;\[\]]+?)\s*(\w+)\s*\[\s*\]\s*;")
-STATIC = re.compile(r"__shared__\s+" + ALIGN + r"([^;\[\]]+?)\s*\b(\w+)\s*((?:\[[^\]]*\]\s*)*);")
+NAME = r"(\w+)\s*((?:\[[^\]]*\]\s*)*)"
+STATIC = re.compile(rf"__shared__\s+{ALIGN}([^;\[\]]+?)\s*\b{NAME}((?:,\s*{NAME})*);")
 
 
 def blank(text: str) -> str:
-    """Comments and strings as spaces of the same length, so that brackets can be counted."""
+    """Comments, strings and the backslashes of long macros as spaces of the same length, so that brackets can be counted."""
+    text = text.replace("\\\n", " \n")
     pattern = r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\''
     return re.sub(pattern, lambda m: re.sub(r"[^\n]", " ", m.group()), text, flags=re.DOTALL)
 
@@ -57,12 +59,18 @@ def kernel_begin(text: str, end: int) -> int:
 
 
 def static_shared(match: re.Match[str]) -> str:
-    kind, name, dimensions = match[1], match[2], match[3].strip()
+    kind, name, dimensions, others = match[1], match[2], match[3], match[4]
     if "," in re.sub(r"<.*>", "", kind):
-        raise SystemExit(f"one variable a declaration: {match[0]}")
+        raise SystemExit(f"one variable a declaration, or arrays only: {match[0]}")
+    names = [(name, dimensions), *re.findall(rf",\s*{NAME}", others)]
+    return "".join(one_shared(kind, n, d.strip()) for n, d in names) + "\n" * match[0].count("\n")
+
+
+def one_shared(kind: str, name: str, dimensions: str) -> str:
     reference = f"(&{name}){dimensions}" if dimensions else f"& {name}"
-    lines = "\n" * match[0].count("\n")
-    return f"static const char key_{name} = 0; {kind} {reference} = ::cuemu::shared<{kind}{dimensions}>(&key_{name});{lines}"
+    whole = re.sub(r"\[(.*?)\]", r"[(\1)]", dimensions)  # a size may hold a >
+    value = f"::cuemu::shared<{kind}{whole}>(&key_{name})"
+    return f"static const char key_{name} = 0; {kind} {reference} = {value};"
 
 
 def convert(text: str) -> str:
@@ -81,10 +89,21 @@ def convert(text: str) -> str:
     return text
 
 
+def rewrite(source: Path, target: Path, name: str) -> None:
+    text = f'#line 1 "{name}"\n' + convert(source.read_text())
+    if not target.exists() or target.read_text() != text:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+
+
 def main() -> None:
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(f'#line 1 "{source}"\n' + convert(source.read_text()))
+    if not source.is_dir():
+        rewrite(source, target, str(source))
+        return
+    for file in sorted([*source.rglob("*.cu"), *source.rglob("*.cuh")]):
+        inside = file.relative_to(source)
+        rewrite(file, target / inside, f"{source.name}/{inside}")  # the same on every machine, so that ccache hits
 
 
 if __name__ == "__main__":

@@ -1,0 +1,2 @@
+// reduce.h: nothing of it is used.
+#pragma once

@@ -1,0 +1,4 @@
+// cuda_bf16.h: cuemu.h has it.
+#pragma once
+
+#include "cuemu.h"

@@ -1,0 +1,4 @@
+// cuda_runtime.h: cuemu.h has it.
+#pragma once
+
+#include "cuemu.h"
