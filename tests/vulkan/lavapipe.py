@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = Path(__file__).resolve().parent
-TARGETS = ("_core", "llama-quantize", "llama-completion")
+TARGETS = ("_core", "llama-quantize")
 
 DRIVERS = Path("/usr/share/vulkan/icd.d")
 SPIRV = Path("/usr/share/cmake/SPIRV-Headers")
