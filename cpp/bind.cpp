@@ -59,10 +59,16 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
         err = delta.file->path() + ": the graphs of this context read none of the delta's " + std::to_string(n_inert) + " weights, so it would change nothing";
         return false;
     }
+    uint32_t          n_composed = 0;
+    const std::string lacks      = dqrelo::composed_problem(dctx, delta, n_composed);
+    if (!lacks.empty()) {
+        err = delta.file->path() + ": " + lacks + ". Convert the fine-tune without it (--exclude), or run with -ngl 0";
+        return false;
+    }
     if (!own_batch.empty()) {
         LLAMA_LOG_INFO("dqrelo: %s: its tokens share no ubatch with those of others: tensor %s\n", delta.file->path().c_str(), own_batch.c_str());
     }
-    dctx.checked[delta.file->content_hash()] = !own_batch.empty();
+    dctx.checked[delta.file->content_hash()] = { !own_batch.empty(), n_composed };
     std::lock_guard<std::mutex> lock(delta.mutex);
     delta.inert = std::move(inert);
     return true;
@@ -100,12 +106,13 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
     }
     if (delta) {
         // there are as many slots as sequences, and this sequence has none: one is free
-        const size_t n_tables = dctx.tables.size();
+        const size_t   n_tables   = dctx.tables.size();
+        const uint32_t n_composed = dctx.n_composed_nodes();
 
         bound.slot  = dctx.acquire(delta);
         bound.scale = scale;
-        if (dctx.tables.size() != n_tables) {
-            // the graphs cover more weights: take their memory here, where a failure has a caller, and not in the next decode
+        if (dctx.tables.size() != n_tables || dctx.n_composed_nodes() != n_composed) {
+            // the graphs cover more weights, or have more nodes: take their memory here, where a failure has a caller, and not in the next decode
             ctx.dqrelo_graphs_grew();
             try {
                 ctx.sched_reserve();
@@ -150,7 +157,7 @@ bool dqrelo_needs_own_batch(const llama_context * ctx, const dqrelo_delta * delt
         return false;
     }
     const auto it = ctx->dqrelo->checked.find(delta->file->content_hash());
-    return it != ctx->dqrelo->checked.end() && it->second;
+    return it != ctx->dqrelo->checked.end() && it->second.own_batch;
 }
 
 const dqrelo_delta * dqrelo_bound(const llama_context * ctx, llama_seq_id seq_id) {

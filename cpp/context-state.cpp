@@ -39,12 +39,23 @@ int32_t dqrelo_context::acquire(dqrelo_delta * delta) {
     slot & s = slots[free_slot];
     if (!s.delta) {
         tables.set(free_slot, *delta);
-        s.delta     = delta;
-        s.own_batch = checked.at(delta->file->content_hash());
+        s.delta      = delta;
+        s.generation = ++n_generations;
+        s.own_batch  = checked.at(delta->file->content_hash()).own_batch;
+        grow_composed();
     }
     s.n_bound++;
     delta->n_bound++;
     return free_slot;
+}
+
+void dqrelo_context::grow_composed() {
+    uint32_t n = 0;
+    for (const slot & s : slots) {
+        const uint32_t n_nodes = s.delta ? checked.at(s.delta->file->content_hash()).n_composed : 0;
+        n += n_nodes > 0 ? n_nodes + dqrelo::composed_graph::MAX_NODES : 0;
+    }
+    n_composed = std::max(n_composed, n);
 }
 
 void dqrelo_context::release(int32_t i) {
@@ -104,7 +115,7 @@ uint64_t dqrelo_graph_key(const dqrelo_context * dctx, const llama_ubatch & ubat
             return UINT64_MAX; // never equal to a graph that was built: the pass refuses it
         }
     }
-    return any ? 2 * dctx->tables.size() + (own ? 1 : 0) : 0;
+    return any ? 2 * (dctx->tables.size() + 1) + (own ? 1 : 0) : 0;
 }
 
 void dqrelo::scan_usage(llama_context & ctx, dqrelo_context & dctx) {

@@ -3,6 +3,7 @@
 // A context has a fixed number of slots, each holding one bound delta. The graph refers to tables and slot numbers only, so binding another delta rewrites table entries and never the graph.
 #pragma once
 
+#include "composed-check.h"
 #include "delta-tables.h"
 
 #include <cstdint>
@@ -20,13 +21,18 @@ struct dqrelo_usage {
     bool        supported = true;
     std::string problem;   // one line, where not supported
     std::string own_batch; // why that is only right in a ubatch whose tokens all have one delta and scale, or empty
+
+    // on devices without the operator
+    std::vector<dqrelo::read_shape> composed;    // each once
+    uint32_t                        n_reads = 0; // of the graph that reads it most often
 };
 
 struct dqrelo_context {
     struct slot {
-        dqrelo_delta * delta     = nullptr;
-        int32_t        n_bound   = 0;
-        bool           own_batch = false; // its tokens share no ubatch with others
+        dqrelo_delta * delta      = nullptr;
+        int32_t        n_bound    = 0;
+        bool           own_batch  = false; // its tokens share no ubatch with others
+        uint64_t       generation = 0;    // differs for each delta that the slot gets
     };
     struct binding {
         int32_t slot  = -1;
@@ -43,6 +49,9 @@ struct dqrelo_context {
     int32_t acquire(dqrelo_delta * delta);
     void    release(int32_t slot);
 
+    // Nodes that graphs must have room for besides those of the operator.
+    uint32_t n_composed_nodes() const { return n_composed; }
+
     // Of a token with the given sequences; false in `agree` if they have different deltas.
     binding binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
 
@@ -50,12 +59,22 @@ struct dqrelo_context {
     std::vector<binding> seqs; // by sequence id
     dqrelo::delta_tables tables;
 
-    std::unordered_map<std::string, bool> checked; // content hashes of deltas that the graphs can carry -> whether in ubatches of their own
+    struct verdict {
+        bool     own_batch  = false; // in ubatches of its own
+        uint32_t n_composed = 0;     // nodes that it adds to a graph where it is composed of ordinary ops
+    };
+    std::unordered_map<std::string, verdict> checked; // by content hash, the deltas that the graphs can carry
 
     // what the graphs of this context read, collected once by building them; see scan_usage
     std::map<std::string, dqrelo_usage> usage;
     bool                                scanned  = false;
     bool                                scanning = false;
+
+private:
+    void grow_composed();
+
+    uint64_t n_generations = 0;
+    uint32_t n_composed    = 0; // the most so far, so that graphs grow seldom
 };
 
 namespace dqrelo {

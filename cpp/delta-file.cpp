@@ -105,7 +105,11 @@ std::string delta_file::impl::content_lines() const {
     return text;
 }
 
-std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::string & err) {
+std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::string & err) { return open(path, /*header_only =*/false, err); }
+
+std::unique_ptr<delta_file> delta_file::open_header(const std::string & path, std::string & err) { return open(path, /*header_only =*/true, err); }
+
+std::unique_ptr<delta_file> delta_file::open(const std::string & path, bool header_only, std::string & err) {
     std::unique_ptr<impl> p(new impl());
     p->path = path;
     std::string reason;
@@ -113,7 +117,7 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::stri
 
     bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) && check_delta_keys(p->header, reason) &&
                 p->read_metadata(reason) && read_delta_layout(p->header, p->layout, reason);
-    if (good) {
+    if (good && !header_only) {
         // From the first byte to the last: a disk serves that far better than the scales, which lie all over the file.
         p->file->prefault(0, p->file->n_bytes());
         good = check_scales(p->header, p->layout, p->file->data(), reason);
@@ -183,6 +187,7 @@ const std::string & delta_file::architecture() const { return p->architecture; }
 const std::string & delta_file::content_hash() const { return p->content_hash; }
 double              delta_file::ratio() const { return p->ratio; }
 size_t              delta_file::n_bytes() const { return p->n_bytes; }
+size_t              delta_file::n_bytes_mapped() const { return p->file->n_bytes(); }
 
 const std::string &              delta_file::base_name() const { return p->base_name; }
 const std::string &              delta_file::base_digest() const { return p->base_digest; }

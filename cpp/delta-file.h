@@ -33,6 +33,9 @@ public:
     // Maps and validates the file at `path`; all of it is in memory then, so that no page fault falls into a decode step. Returns nullptr with one line in `err` on failure.
     static std::unique_ptr<delta_file> open(const std::string & path, std::string & err);
 
+    // Without reading what lies behind the header: items 1-5 are checked.
+    static std::unique_ptr<delta_file> open_header(const std::string & path, std::string & err);
+
     ~delta_file();
     delta_file(const delta_file &)             = delete;
     delta_file & operator=(const delta_file &) = delete;
@@ -61,6 +64,7 @@ public:
     const std::string & content_hash() const;   // 64 hex digits
     double              ratio() const;          // dqrelo.ratio
     size_t              n_bytes() const;        // of all tensors, without padding
+    size_t              n_bytes_mapped() const; // of the file
 
     const std::string &              base_name() const;
     const std::string &              base_digest() const;     // 64 hex digits
@@ -81,6 +85,7 @@ public:
 
 private:
     struct impl;
+    static std::unique_ptr<delta_file> open(const std::string & path, bool header_only, std::string & err);
     explicit delta_file(std::unique_ptr<impl> p);
     std::unique_ptr<impl> p;
 };

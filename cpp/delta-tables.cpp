@@ -42,7 +42,7 @@ void delta_tables::set(size_t slot, const dqrelo_delta & delta) {
     std::map<ggml_backend_buffer_type_t, std::vector<std::string>> missing;
     for (const auto & copy : delta.copies) {
         const std::string & name = weights[copy.weight].name;
-        if (tables.count({ copy.buft, name }) == 0) {
+        if (copy.how != method::composed && tables.count({ copy.buft, name }) == 0) {
             missing[copy.buft].push_back(name);
         }
     }
@@ -50,6 +50,9 @@ void delta_tables::set(size_t slot, const dqrelo_delta & delta) {
         make(buft, names);
     }
     for (const auto & copy : delta.copies) {
+        if (copy.how == method::composed) {
+            continue;
+        }
         const table & t               = tables.at({ copy.buft, weights[copy.weight].name });
         t.in->entries[t.first + slot] = delta.entry(copy);
         t.in->changed                 = true;

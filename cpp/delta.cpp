@@ -5,10 +5,13 @@
 #include "error-text.h"
 #include "fingerprint.h"
 
+#include "llama-impl.h"
 #include "llama-model.h"
 
 #include <algorithm>
 #include <exception>
+#include <filesystem>
+#include <set>
 #include <unordered_map>
 
 namespace {
@@ -63,29 +66,80 @@ bool place(dqrelo_delta & delta, const tensors_of_name & tensors, std::string & 
     return true;
 }
 
-// Copies to devices what is needed there, and lets go of the file's pages that nothing else reads.
-bool load_packs(dqrelo_delta & delta, std::string & err) {
-    std::map<ggml_backend_buffer_type_t, std::vector<size_t>> fused;
-    std::vector<bool>                                         mapped(delta.file->weights().size());
+// Indices of the weights that a memory needs, by memory.
+using weights_of_memory = std::map<ggml_backend_buffer_type_t, std::vector<size_t>>;
+
+weights_of_memory weights_by(const dqrelo_delta & delta, dqrelo::method how) {
+    weights_of_memory weights;
     for (const auto & copy : delta.copies) {
-        if (copy.how == dqrelo::method::fused) {
-            fused[copy.buft].push_back(copy.weight);
-        } else {
-            mapped[copy.weight] = true;
+        if (copy.how == how) {
+            weights[copy.buft].push_back(copy.weight);
         }
     }
-    for (const auto & [buft, weights] : fused) {
+    return weights;
+}
+
+// Weights of which the mapped file is not read, once devices have their copies.
+std::vector<size_t> unmapped_weights(const dqrelo_delta & delta) {
+    std::vector<bool> on_device(delta.file->weights().size());
+    std::vector<bool> mapped(delta.file->weights().size());
+    for (const auto & copy : delta.copies) {
+        (copy.how == dqrelo::method::mapped ? mapped : on_device)[copy.weight] = true;
+    }
+    std::vector<size_t> unmapped;
+    for (size_t i = 0; i < mapped.size(); i++) {
+        if (on_device[i] && !mapped[i]) {
+            unmapped.push_back(i);
+        }
+    }
+    return unmapped;
+}
+
+void count_memory(dqrelo_delta & delta) {
+    size_t n_mapped = delta.file->n_bytes_mapped();
+    for (size_t i : unmapped_weights(delta)) {
+        n_mapped -= delta.file->weights()[i].n_bytes;
+    }
+    std::map<std::string, size_t> on_device;
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::fused)) {
+        on_device[ggml_backend_buft_name(buft)] += dqrelo::device_pack::bytes_needed(*delta.file, buft, weights);
+    }
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::composed)) {
+        on_device[ggml_backend_buft_name(buft)] += dqrelo::composed_pack::bytes_needed(*delta.file, buft, weights);
+    }
+    const auto on_host = on_device.extract("CPU"); // where DQRELO_COMPOSED is set
+    delta.memory.emplace_back("CPU", n_mapped + (on_host.empty() ? 0 : on_host.mapped()));
+    delta.memory.insert(delta.memory.end(), on_device.begin(), on_device.end());
+}
+
+// Says once for each device how deltas run there.
+void log_composed(ggml_backend_buffer_type_t buft) {
+    static std::mutex                           mutex;
+    static std::set<ggml_backend_buffer_type_t> logged;
+    const std::lock_guard<std::mutex>           lock(mutex);
+    if (logged.insert(buft).second) {
+        const char * why = dqrelo::all_composed() ? "is to do without the DQRELO operator (DQRELO_COMPOSED)" : "has no DQRELO operator";
+        LLAMA_LOG_INFO("dqrelo: %s %s: deltas run as ordinary ggml ops there (composed path)\n", ggml_backend_dev_name(dqrelo::device_of(buft)), why);
+    }
+}
+
+// Copies to devices what is needed there, and lets go of the file's pages that nothing else reads.
+bool load_packs(dqrelo_delta & delta, std::string & err) {
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::fused)) {
         delta.packs[buft] = dqrelo::device_pack::load(*delta.file, buft, weights, err);
         if (!delta.packs[buft]) {
             return false;
         }
     }
-    for (const auto & [buft, weights] : fused) {
-        for (size_t i : weights) {
-            if (!mapped[i]) {
-                delta.file->discard(i);
-            }
+    for (const auto & [buft, weights] : weights_by(delta, dqrelo::method::composed)) {
+        log_composed(buft);
+        delta.composed[buft] = dqrelo::composed_pack::load(*delta.file, buft, weights, err);
+        if (!delta.composed[buft]) {
+            return false;
         }
+    }
+    for (size_t i : unmapped_weights(delta)) {
+        delta.file->discard(i);
     }
     return true;
 }
@@ -142,6 +196,7 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_
     if (!load_packs(*delta, err)) {
         return nullptr;
     }
+    count_memory(*delta);
 
     delta->eog = end_tokens(*delta->file, model.vocab);
     for (const auto & key : delta->file->meta_keys()) {
@@ -201,6 +256,33 @@ int32_t dqrelo_eog_tokens(const dqrelo_delta * delta, llama_token * ids, int32_t
         ids[i] = delta->eog[i];
     }
     return (int32_t) delta->eog.size();
+}
+
+const char * dqrelo_memory(const dqrelo_delta * delta, int32_t i, size_t * n_bytes) {
+    if (i < 0 || i >= (int32_t) delta->memory.size()) {
+        return nullptr;
+    }
+    *n_bytes = delta->memory[i].second;
+    return delta->memory[i].first.c_str();
+}
+
+size_t dqrelo_bytes_needed(const llama_model * model, const char * path) {
+    const bool   on_host = std::all_of(model->tensors_by_name.begin(), model->tensors_by_name.end(),
+                                       [](const auto & tensor) { return dqrelo::placement_of(tensor.second).how == dqrelo::method::mapped; });
+    std::string  err;
+    dqrelo_delta delta;
+    delta.file = on_host ? nullptr : dqrelo::delta_file::open_header(path, err); // most often there is no need to look into the file
+    if (!delta.file || !place(delta, tensors_of(*model), err)) {
+        std::error_code code;
+        const auto      n_bytes = std::filesystem::file_size(path, code);
+        return code ? 0 : (size_t) n_bytes;
+    }
+    count_memory(delta);
+    size_t n_bytes = 0;
+    for (const auto & memory : delta.memory) {
+        n_bytes += memory.second;
+    }
+    return n_bytes;
 }
 
 const char * dqrelo_inert_weight(const dqrelo_delta * delta, int32_t i) {

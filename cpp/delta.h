@@ -1,6 +1,7 @@
 // delta.h: a loaded delta, what dqrelo.h calls struct dqrelo_delta.
 #pragma once
 
+#include "composed-pack.h"
 #include "delta-file.h"
 #include "device-pack.h"
 #include "placement.h"
@@ -11,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 struct llama_model;
@@ -23,7 +25,7 @@ struct dqrelo_delta {
         ggml_backend_buffer_type_t buft;
     };
 
-    // Operator entry of one of `copies`.
+    // Operator entry of one of `copies` that is not composed.
     dqrelo_entry entry(const weight_copy & copy) const {
         return copy.how == dqrelo::method::mapped ? file->entry(copy.weight) : packs.at(copy.buft)->entry(copy.weight);
     }
@@ -31,8 +33,11 @@ struct dqrelo_delta {
     std::unique_ptr<dqrelo::delta_file> file;
     const llama_model *                 model = nullptr;
 
-    std::vector<weight_copy>                                                   copies;
-    std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::device_pack>> packs; // in the memory of devices
+    std::vector<weight_copy>                                                     copies;
+    std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::device_pack>>   packs;    // in the memory of devices
+    std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::composed_pack>> composed; // the same for devices without the operator
+
+    std::vector<std::pair<std::string, size_t>> memory; // names of memories, and the bytes in each
 
     bool same_base_file = false; // false: the model is another quantisation of the delta's base
 

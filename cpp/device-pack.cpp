@@ -11,17 +11,15 @@ namespace dqrelo {
 std::unique_ptr<device_pack> device_pack::load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights, std::string & err) {
     std::unique_ptr<device_pack> pack(new device_pack(file));
     pack->ctx.reset(ggml_init({ weights.size() * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
-    size_t n_bytes = 0;
     for (size_t i : weights) {
         const weight_info & w = file.weights()[i];
         pack->packs[i]        = ggml_new_tensor_1d(pack->ctx.get(), GGML_TYPE_I8, (int64_t) w.n_bytes);
         ggml_set_name(pack->packs[i], w.name.c_str());
-        n_bytes += w.n_bytes;
     }
     pack->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(pack->ctx.get(), buft));
     if (!pack->buffer) {
         err = message("%s: %.1f MiB do not fit into the free memory of %s. Unload other deltas, or offload fewer layers (-ngl)", file.path().c_str(),
-                      (double) n_bytes / (1024 * 1024), ggml_backend_buft_name(buft));
+                      (double) bytes_needed(file, buft, weights) / (1024 * 1024), ggml_backend_buft_name(buft));
         return nullptr;
     }
     ggml_backend_buffer_set_usage(pack->buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
@@ -32,6 +30,15 @@ std::unique_ptr<device_pack> device_pack::load(const delta_file & file, ggml_bac
     }
     up.finish();
     return pack;
+}
+
+size_t device_pack::bytes_needed(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights) {
+    const size_t alignment = ggml_backend_buft_get_alignment(buft);
+    size_t       n_bytes   = 0;
+    for (size_t i : weights) {
+        n_bytes += GGML_PAD(file.weights()[i].n_bytes, alignment);
+    }
+    return n_bytes;
 }
 
 dqrelo_entry device_pack::entry(size_t i) const { return file.entry_at(i, packs.at(i)->data); }

@@ -24,5 +24,5 @@ uint64_t dqrelo_graph_key(const dqrelo_context * dctx, const llama_ubatch & ubat
 // Returns false, having logged one line, when the graph cannot carry them; the graph must not be run then.
 bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & params);
 
-// Nodes and leaves that the pass may add to a graph of this model.
-uint32_t dqrelo_graph_extra_nodes(const llama_model & model);
+// Nodes and leaves that the pass may add to a graph of this model, for the deltas that are bound.
+uint32_t dqrelo_graph_extra_nodes(const llama_model & model, const dqrelo_context * dctx);

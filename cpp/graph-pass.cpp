@@ -1,8 +1,12 @@
 // The pass over a finished graph. It finds each node that reads a weight which some delta changes, moves the node's op to a new node, and turns the old node, to
 // which all consumers already point, into the delta op on top of the new one. One mechanism serves every architecture.
+#include "composed.h"
 #include "context-state.h"
+#include "delta.h"
 #include "dqrelo-hooks.h"
+#include "placement.h"
 #include "row-owner.h"
+#include "weight-read.h"
 
 #include "ggml-backend.h"
 #include "ggml-impl.h"
@@ -20,6 +24,8 @@
 #include <vector>
 
 namespace {
+
+using dqrelo::weight_read;
 
 // Writes, before each run, which slot and scale each token of the batch has.
 class input_owner : public llm_graph_input_i {
@@ -46,36 +52,35 @@ private:
     ggml_tensor *          owner; // F32 [2, n_tokens]
 };
 
-// A read of a weight by a node.
-struct weight_read {
-    ggml_tensor * node   = nullptr; // whose result the delta is added to
-    ggml_tensor * weight = nullptr;
-    int           k      = 0;       // which of the node's sources the weight is
-    ggml_tensor * x      = nullptr; // activation
-    ggml_tensor * ids    = nullptr; // rows or matrices that are selected
-    dqrelo_form   form   = DQRELO_FORM_MATMUL;
-
-    bool        swap = false; // the node reads a copy of the weight merged with its delta, in place of the weight
-    std::string own_batch;         // why that is only right in a ubatch whose tokens all have one delta and scale, or empty
-    std::string problem;           // why the op cannot do it, or empty
-};
-
 class graph_pass {
 public:
     graph_pass(const llama_model & model, const llm_graph_params & params) : dctx(*params.dqrelo), params(params), gf(params.res->get_gf()), ctx(params.res->get_ctx()), tokens(make_tokens()), owners(params, ctx, tokens), own_batch(params.dqrelo_key & 1) {
         for (const auto & [name, tensor] : model.tensors_by_name) {
             names.insert(name);
         }
+        for (const auto & input : params.res->inputs) {
+            if (const auto * inp = dynamic_cast<const llm_graph_input_out_ids *>(input.get())) {
+                out_ids = inp->out_ids;
+            }
+        }
     }
 
     // Records how the graph reads the model's weights.
     void scan() {
+        std::unordered_map<std::string, uint32_t> n_reads;
         for (int i = 0; i < ggml_graph_n_nodes(gf); i++) {
             ggml_tensor * node = ggml_graph_node(gf, i);
             owners.visit(node);
             for (const weight_read & read : reads_of(node)) {
                 dqrelo_usage & usage = dctx.usage[read.weight->name];
                 usage.own_batch      = usage.own_batch.empty() ? read.own_batch : usage.own_batch;
+                usage.n_reads        = std::max(usage.n_reads, ++n_reads[read.weight->name]);
+                if (read.problem.empty() && is_composed(read.weight)) {
+                    const dqrelo::read_shape shape = dqrelo::read_shape::of(read, layout_of(read));
+                    if (std::find(usage.composed.begin(), usage.composed.end(), shape) == usage.composed.end()) {
+                        usage.composed.push_back(shape);
+                    }
+                }
                 if (!read.problem.empty()) {
                     usage.supported = false;
                     usage.problem   = read.problem;
@@ -83,48 +88,46 @@ public:
             }
         }
         for (const auto & [node, read] : scaled) {
-            dctx.usage[read.weight->name] = { false, "has a scale tensor that the graph does not multiply onto its result" };
+            dqrelo_usage & usage = dctx.usage[read.weight->name];
+            usage.supported      = false;
+            usage.problem        = "has a scale tensor that the graph does not multiply onto its result";
         }
     }
 
     // Puts the deltas onto the graph. On failure `problem` says which tensor and why.
     bool rewrite(std::string & problem) {
         std::vector<ggml_tensor *> nodes(ggml_graph_nodes(gf), ggml_graph_nodes(gf) + ggml_graph_n_nodes(gf));
-        bool                       any = false;
+        if (dctx.n_composed_nodes() > 0) {
+            start_composed();
+        }
+        bool any = false;
         for (ggml_tensor * node : nodes) {
             owners.visit(node);
             std::vector<weight_read> reads = reads_of(node);
             // merged copies first: the others move the node's op, with the sources that it then has
             std::stable_partition(reads.begin(), reads.end(), [](const weight_read & read) { return read.swap; });
             for (weight_read & read : reads) {
-                ggml_tensor * table = dctx.tables.find(read.weight);
-                if (!table) {
+                ggml_tensor * table = is_composed(read.weight) ? nullptr : dctx.tables.find(read.weight);
+                if (!table && !is_changed_by_ops(read)) {
                     continue;
                 }
-                if (!carries(read, problem)) {
+                if (!carries(read, problem) || !has_room(read, problem)) {
                     return false;
                 }
                 if (!read.own_batch.empty() && !own_batch) {
                     continue; // no token of this ubatch has a delta that changes the weight: such a delta has ubatches of its own
                 }
                 read.swap ? swap(read, table) : attach(read, table);
-                any = true;
+                any       = true;
+                any_table = any_table || table;
             }
         }
-        if (!any) {
-            return true;
+        if (any) {
+            add_nodes(nodes);
         }
-        // the nodes again in their order, each new one before the node that it feeds; what was left unselected stays so
-        ggml_graph_clear(gf);
-        for (ggml_tensor * node : nodes) {
-            const auto merged_root = node->view_src ? merged.find(node->view_src) : merged.end();
-            if (merged_root != merged.end()) { // a view of the weight is one of the copy
-                node->view_src = merged_root->second;
-                node->data     = nullptr;
-            }
-            ggml_build_forward_order(gf, node);
+        if (any_table) {
+            params.res->add_input(std::make_unique<input_owner>(dctx, tokens));
         }
-        params.res->add_input(std::make_unique<input_owner>(dctx, tokens));
         return true;
     }
 
@@ -134,6 +137,69 @@ private:
         ggml_set_name(t, "dqrelo_owner");
         ggml_set_input(t);
         return t;
+    }
+
+    // The nodes again in their order, each new one before the node that it feeds; what was left unselected stays so.
+    void add_nodes(const std::vector<ggml_tensor *> & nodes) {
+        ggml_graph_clear(gf);
+        for (ggml_tensor * node : nodes) {
+            const auto merged_root = node->view_src ? merged.find(node->view_src) : merged.end();
+            if (merged_root != merged.end()) { // a view of the weight is one of the copy
+                node->view_src = merged_root->second;
+                node->data     = nullptr;
+            }
+            ggml_build_forward_order(gf, node);
+        }
+    }
+
+    // The inputs are added even if no node comes to read them: they decide whether the graph may be used again.
+    void start_composed() {
+        plan        = dqrelo::row_plan::of(dctx, params.ubatch, params.n_outputs);
+        auto inputs = std::make_unique<dqrelo::composed_inputs>(dctx, plan);
+        composed    = std::make_unique<dqrelo::composed_graph>(ctx, plan, *inputs, [this](int32_t slot, const ggml_tensor * weight) { return find_composed(slot, weight); });
+        params.res->add_input(std::move(inputs));
+    }
+
+    bool is_composed(const ggml_tensor * weight) {
+        const auto known = how.find(weight);
+        return (known != how.end() ? known->second : how[weight] = dqrelo::placement_of(weight).how) == dqrelo::method::composed;
+    }
+
+    const dqrelo::composed_weight * find_composed(int32_t slot, const ggml_tensor * weight) const {
+        const dqrelo_delta & delta = *dctx.slots[slot].delta;
+        const auto           pack  = delta.composed.find(dqrelo::placement_of(weight).buft);
+        const int64_t        i     = delta.file->find(weight->name);
+        return pack == delta.composed.end() || i < 0 ? nullptr : pack->second->find((size_t) i);
+    }
+
+    bool is_changed_by_ops(const weight_read & read) {
+        return composed && is_composed(read.weight) && composed->changes(read.weight, layout_of(read).kind);
+    }
+
+    // Ordinary ops need rows that are numbered over all tokens, or over those with outputs.
+    bool is_numbered(const dqrelo::row_owner & rows) const {
+        return rows.owner == tokens || (rows.owner && rows.owner->src[0] == tokens && rows.owner->src[1] == out_ids);
+    }
+
+    dqrelo::composed_layout layout_of(const weight_read & read) const {
+        dqrelo::composed_layout layout;
+        layout.one_slot = read.swap || !read.own_batch.empty();
+        if (!layout.one_slot) {
+            const dqrelo::row_owner rows = owners.of(read.node);
+            layout.kind                  = rows.owner == tokens ? dqrelo::ROWS_TOKENS : dqrelo::ROWS_OUTPUTS;
+            std::copy_n(rows.stride, 4, layout.stride);
+        }
+        return layout;
+    }
+
+    // The graph's size was planned from what was checked; another graph may read weights more often.
+    bool has_room(const weight_read & read, std::string & problem) const {
+        const size_t n_nodes = composed ? (plan.slots.size() + 1) * dqrelo::composed_graph::MAX_NODES : 0;
+        const bool   fits    = ggml_used_mem(ctx) + n_nodes * ggml_tensor_overhead() <= ggml_get_mem_size(ctx);
+        if (!fits) {
+            problem = std::string("tensor '") + read.weight->name + "' is read by a graph with more nodes than those that were checked, and there is no room for them";
+        }
+        return fits;
     }
 
     bool is_weight(const ggml_tensor * t) const {
@@ -250,7 +316,7 @@ private:
     }
 
     // Decides between the op on the node's result and a merged copy of the weight, and completes `own_batch` and `problem`.
-    weight_read checked(weight_read read) const {
+    weight_read checked(weight_read read) {
         const std::string by = std::string("is read by ") + ggml_op_desc(read.node) + " ('" + read.node->name + "')";
         if (!has_form(read)) {
             read.swap      = true;
@@ -264,11 +330,13 @@ private:
         const bool              one_for_experts = read.form != DQRELO_FORM_MATMUL_ID || rows.stride[1] == 0;
         if (!rows.known || !rows.owner || rows.stride[0] != 0 || !one_for_experts) {
             read.own_batch = by + " where it is not known which token each row is for";
+        } else if (is_composed(read.weight) && !is_numbered(rows)) {
+            read.own_batch = by + " for rows that are selected otherwise than by their outputs";
         }
         return read;
     }
 
-    // The node's op moves to a new node, and the node becomes the delta on top of it.
+    // The node's op moves to a new node, and the node becomes the delta on top of it: the operator with a table, or a sum with ordinary ops.
     void attach(const weight_read & read, ggml_tensor * table) {
         ggml_tensor * node = read.node;
         ggml_tensor * base = ggml_new_tensor(ctx, node->type, GGML_MAX_DIMS, node->ne);
@@ -278,10 +346,14 @@ private:
         memcpy(base->src, node->src, sizeof(node->src));
         ggml_format_name(base, "%s (base)", node->name);
 
-        const dqrelo::row_owner rows    = read.own_batch.empty() ? owners.of(node) : first_token();
-        const auto              swapped = merged.find(read.x); // x is a weight too
-        ggml_tensor *           x       = swapped != merged.end() ? swapped->second : read.x ? read.x
-                                                                                             : base;
+        const auto    swapped = merged.find(read.x); // x is a weight too
+        ggml_tensor * x       = swapped != merged.end() ? swapped->second : read.x ? read.x
+                                                                                   : base;
+        if (!table) {
+            composed->attach(read, layout_of(read), base, x);
+            return;
+        }
+        const dqrelo::row_owner rows = read.own_batch.empty() ? owners.of(node) : first_token();
         ggml_dqrelo_set(node, read.form, base, x, read.ids, table, rows.owner, rows.stride + 1);
     }
 
@@ -290,7 +362,7 @@ private:
         ggml_tensor *& copy = merged[read.weight];
         if (!copy) {
             const dqrelo::row_owner rows = first_token();
-            copy                         = ggml_dqrelo(ctx, DQRELO_FORM_ADD, read.weight, read.weight, nullptr, table, rows.owner, rows.stride + 1);
+            copy                         = table ? ggml_dqrelo(ctx, DQRELO_FORM_ADD, read.weight, read.weight, nullptr, table, rows.owner, rows.stride + 1) : composed->merged(read.weight);
             ggml_format_name(copy, "%s (merged)", read.weight->name);
         }
         copy->flags |= read.node->flags & GGML_TENSOR_FLAG_COMPUTE;
@@ -311,7 +383,14 @@ private:
     ggml_tensor *            tokens; // F32 [2, n_tokens]
     dqrelo::row_owners       owners;
 
-    bool own_batch; // the ubatch has tokens of one delta and scale only, and that needs it
+    ggml_tensor * out_ids = nullptr; // I32 [n_outputs]: tokens with outputs
+
+    bool own_batch;         // the ubatch has tokens of one delta and scale only, and that needs it
+    bool any_table = false; // some node is the operator
+
+    dqrelo::row_plan                                        plan;
+    std::unique_ptr<dqrelo::composed_graph>                 composed; // null where no delta is composed of ordinary ops
+    std::unordered_map<const ggml_tensor *, dqrelo::method> how;      // of weights
 
     std::unordered_set<std::string>                        names;  // of the model's tensors
     std::unordered_map<const ggml_tensor *, weight_read>   scaled; // matmuls whose *.scale multiplication is still to come
@@ -343,7 +422,7 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
     return true;
 }
 
-uint32_t dqrelo_graph_extra_nodes(const llama_model & model) {
+uint32_t dqrelo_graph_extra_nodes(const llama_model & model, const dqrelo_context * dctx) {
     // a base node (or merged copy) and a table for each weight, twice for one that is read twice (tied embeddings), and the owners
-    return 2 * (uint32_t) model.n_tensors() + 32;
+    return 2 * (uint32_t) model.n_tensors() + 32 + (dctx ? dctx->n_composed_nodes() + dqrelo::composed_graph::MAX_NODES : 0);
 }

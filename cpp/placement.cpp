@@ -5,6 +5,7 @@
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -55,8 +56,17 @@ const char * problem_of(ggml_backend_dev_t dev, ggml_backend_buffer_type_t buft)
 
 } // namespace
 
+bool all_composed() {
+    static const bool on = [] {
+        const char * value = getenv("DQRELO_COMPOSED");
+        return value && strcmp(value, "1") == 0;
+    }();
+    return on;
+}
+
 placement placement_of(const ggml_tensor * weight) {
     placement result;
+    result.how  = all_composed() ? method::composed : method::mapped;
     result.buft = ggml_backend_cpu_buffer_type();
     if (!weight->buffer) {
         return result;
@@ -66,17 +76,18 @@ placement placement_of(const ggml_tensor * weight) {
     if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU || ggml_backend_buft_is_host(buft)) {
         return result;
     }
-    const char * problem = problem_of(dev, buft);
-    if (!problem && !has_operator(dev)) {
-        problem = "where the operator does not exist; run with -ngl 0";
-    }
-    if (problem) {
+    if (const char * problem = problem_of(dev, buft)) {
         result.problem = std::string("lies on ") + ggml_backend_buft_name(buft) + ", " + problem;
         return result;
     }
-    result.how  = method::fused;
+    result.how  = all_composed() || !has_operator(dev) ? method::composed : method::fused;
     result.buft = ggml_backend_dev_buffer_type(dev);
     return result;
+}
+
+ggml_backend_dev_t device_of(ggml_backend_buffer_type_t buft) {
+    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
+    return dev ? dev : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
 }
 
 } // namespace dqrelo

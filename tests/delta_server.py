@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ def row(server: Server, name: str) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [row for row in server.get("/deltas")["data"] if row["name"] == name]
     assert len(rows) == 1
     return rows[0]
+
+
+def idle_row(server: Server, name: str) -> dict[str, Any]:
+    """The row once no request holds the delta: the last one lets go just after it was answered."""
+    deadline = time.monotonic() + 60
+    while (found := row(server, name))["requests_running"] > 0:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.005)
+    return found
 
 
 def states(server: Server) -> dict[str, str]:

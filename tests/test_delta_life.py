@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from delta_server import CONTEXT, PROMPT, complete, error, row, states, stream, text
+from delta_server import CONTEXT, PROMPT, complete, error, idle_row, row, states, stream, text
 from server_fixtures import Artefacts, Server, serve
 
 # loading
@@ -23,15 +23,15 @@ def test_a_delta_of_the_folder_is_loaded_on_first_use(delta_server: Server, delt
     assert delta_server.get("/deltas")["bytes_resident"] == 0
     assert text(delta_server, "words") == delta_texts["words"]
 
-    found = row(delta_server, "words")
+    found = idle_row(delta_server, "words")
     assert found["state"] == "loaded"
     assert found["parent"] == "base"
     assert len(found["content_hash"]) == 64
     assert found["bytes"] == found["bytes_resident"] == Path(found["file"]).stat().st_size
+    assert found["memory"] == {"CPU": found["bytes"]}
     assert found["tensors_applied"] > 0
     assert 0 < found["ratio"] < 1
     assert found["reason"] is None
-    assert found["requests_running"] == 0
     assert found["requests_served"] == 1
     assert abs(found["last_used"] - time.time()) < 60
     assert states(delta_server)["json"] == "registered"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from delta_server import CONTEXT, PROMPT, complete, error, row, text
+from delta_server import CONTEXT, PROMPT, complete, error, idle_row, row, text
 from server_fixtures import Artefacts, Server, serve
 
 
@@ -24,6 +24,7 @@ def test_metrics(artefacts: Artefacts, delta_folder: Path, tmp_path: Path) -> No
             text(server, name)
         complete(server, "broken")
         server.ask("/deltas/unload", name="json")
+        idle_row(server, "loud")
         found = metrics(server)
 
         def of(what: str, name: str) -> float:

@@ -145,7 +145,7 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
             .set_env("LLAMA_ARG_DELTAS_DIR"));
     add(common_arg(
             { "--delta-memory" }, "MiB",
-            "what the files of all loaded deltas may take together; the least recently used ones go when another one is asked for (default: no limit)",
+            "memory that all loaded deltas may take together, the devices' included; the least recently used ones go when another one is asked for (default: no limit)",
             [](common_params & params, int value) { params.dqrelo.n_bytes_max = positive("--delta-memory", value) << 20; })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_MEMORY"));

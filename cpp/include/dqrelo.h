@@ -42,12 +42,18 @@ LLAMA_API const char * dqrelo_chat_template(const struct dqrelo_delta * delta); 
 LLAMA_API const char * dqrelo_meta_str(const struct dqrelo_delta * delta, const char * key);  // any metadata value as text (scalars only)
 LLAMA_API bool         dqrelo_same_base_file(const struct dqrelo_delta * delta);  // false: another quantisation of the base
 LLAMA_API double       dqrelo_ratio(const struct dqrelo_delta * delta);  // bytes / (2 x elements)
-LLAMA_API size_t       dqrelo_n_bytes(const struct dqrelo_delta * delta);  // of all tensors
+LLAMA_API size_t       dqrelo_n_bytes(const struct dqrelo_delta * delta);  // of all tensors in the file
 LLAMA_API int32_t      dqrelo_n_weights(const struct dqrelo_delta * delta);  // base tensors that it changes
 LLAMA_API int32_t      dqrelo_n_bound(const struct dqrelo_delta * delta);  // sequences that it is bound to, over all contexts
 // End-of-generation tokens under the fine-tune, as a merged model would have them: those its file names, and the vocabulary's. Writes up to n_max ids, returns how many
 // there are; 0: the file names none, the vocabulary's apply.
 LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_token * ids, int32_t n_max);
+
+// Memories that a loaded delta lies in: the name of memory i ("CPU": pages of the mapped file; else as ggml calls a device's memory) and its bytes, or NULL behind the last.
+LLAMA_API const char * dqrelo_memory(const struct dqrelo_delta * delta, int32_t i, size_t * n_bytes);
+
+// What all memories together will hold of the delta at `path` once it is loaded for `model`; the file's size if it cannot be read as a delta, which dqrelo_load then tells.
+LLAMA_API size_t dqrelo_bytes_needed(const struct llama_model * model, const char * path);
 
 // Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune). Takes effect with the next llama_decode.
 // What the sequence's memory (KV cache) holds stays as it was computed: clear it if it came from another delta.

@@ -58,7 +58,11 @@ bool server_delta_set::is_allowed(const std::string & name) const {
 }
 
 json server_delta_set::row_json(const server_delta_registry::row & row) const {
-    const auto & entry = row.entry;
+    const auto & entry  = row.entry;
+    json         memory = json::object();
+    for (const auto & [name, n_bytes] : row.memory) {
+        memory[name] = n_bytes;
+    }
     return {
         { "name", entry.name },
         { "file", shown(entry.path, entry.path) },
@@ -67,6 +71,7 @@ json server_delta_set::row_json(const server_delta_registry::row & row) const {
         { "ratio", entry.hash.empty() ? json() : json(entry.ratio) },
         { "bytes", entry.n_bytes },
         { "bytes_resident", row.n_resident },
+        { "memory", memory },
         { "state", entry.state() },
         { "reason", entry.reason.empty() ? json() : json(shown(entry.reason, entry.path)) },
         { "tensors_applied", entry.hash.empty() ? json() : json(entry.n_applied) },

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -31,6 +32,10 @@ struct server_delta {
     server_delta_stamp stamp;           // the file as it was when it was loaded
     double             ratio   = 0.0;
     double             load_ms = 0.0;
+    size_t             n_bytes = 0;     // in all memories
+
+    std::map<std::string, size_t> memory; // the same by memory: "CPU", and devices
+
     dqrelo_applied     applied;
     dqrelo_eog         eog;             // end tokens, empty: the vocabulary's
     common_params      params;          // the server's, with the fine-tune's sampling defaults
@@ -51,7 +56,7 @@ struct server_delta {
 // A load that was asked for. Guarded by the registry's lock.
 struct server_delta_job {
     std::string path;
-    size_t      n_bytes    = 0;
+    size_t      n_bytes    = 0;      // that it will take; known before it starts
     bool        is_reload  = false;  // also where a file is loaded already
     bool        is_done    = false;
     int         n_waiting  = 0;      // requests that wait for it; when it went well they are the entry's n_entitled

@@ -57,6 +57,12 @@ std::shared_ptr<server_delta> server_delta_read(const std::string & name, const 
     delta->eog    = dqrelo_eog_of(delta->handle, llama_model_get_vocab(host.model));
     delta->params = *host.params;
 
+    size_t       n_bytes = 0;
+    const char * memory  = nullptr;
+    for (int32_t i = 0; (memory = dqrelo_memory(delta->handle, i, &n_bytes)) != nullptr; i++) {
+        delta->memory[memory] = n_bytes;
+        delta->n_bytes += n_bytes;
+    }
     delta->params.sampling = sampling_of(delta->handle, host.params->sampling);
     delta->load_ms         = (ggml_time_us() - t_start) / 1000.0;
     return delta;
@@ -139,7 +145,7 @@ void server_delta_loader::run() {
     while (registry->next_work(work)) {
         if (work.to_free) {
             work.to_free->free_handle();
-            SRV_INF("delta '%s': freed, %ju bytes\n", work.to_free->name.c_str(), work.to_free->stamp.n_bytes);
+            SRV_INF("delta '%s': freed, %zu bytes\n", work.to_free->name.c_str(), work.to_free->n_bytes);
             registry->freed();
         } else if (work.to_load) {
             load(work);

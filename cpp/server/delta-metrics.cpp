@@ -66,13 +66,13 @@ std::string server_delta_set::metrics() const {
         }
         text += lines.lines("counter", counter.help);
     }
-    metric resident("resident_bytes", "gauge", "Bytes of loaded files");
+    metric resident("resident_bytes", "gauge", "Bytes in memory, the devices' included");
     metric running("requests_running", "gauge", "Requests that hold the delta");
     for (const auto & row : registry->rows()) {
         resident.add(row.entry.name, (double) row.n_resident);
         running.add(row.entry.name, row.n_running);
     }
-    return text + resident.lines("gauge", "Bytes of loaded files") + running.lines("gauge", "Requests that hold a delta");
+    return text + resident.lines("gauge", "Bytes in memory, the devices' included") + running.lines("gauge", "Requests that hold a delta");
 }
 
 void server_delta_set::log_table() const {

@@ -16,6 +16,7 @@ bool server_delta_registry::next_load(work & next) {
             finish(entry, 0, "");
             continue;
         }
+        entry.job->n_bytes = limits.bytes_needed(entry.job->path);
         std::string err;
         switch (make_room(entry, err)) {
             case room::never:

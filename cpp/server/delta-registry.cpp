@@ -99,13 +99,19 @@ std::vector<server_delta_registry::row> server_delta_registry::rows() const {
     const lock_t     lock(mutex);
     std::vector<row> rows;
     for (const auto & [name, entry] : entries) {
-        row r{ entry, counts.at(name), n_running(name), entry.current ? entry.current->stamp.n_bytes : 0 };
-        for (const auto * list : { &leaving, &dead }) {
-            for (const auto & delta : *list) {
-                r.n_resident += delta->name == name ? delta->stamp.n_bytes : 0;
+        row        r{ entry, counts.at(name), n_running(name), 0, {} };
+        const auto add = [&](const std::shared_ptr<server_delta> & delta) {
+            if (delta && delta->name == name) {
+                r.n_resident += delta->n_bytes;
+                for (const auto & [memory, n_bytes] : delta->memory) {
+                    r.memory[memory] += n_bytes;
+                }
             }
-        }
-        r.n_resident += freeing && freeing->name == name ? freeing->stamp.n_bytes : 0;
+        };
+        add(entry.current);
+        std::for_each(leaving.begin(), leaving.end(), add);
+        std::for_each(dead.begin(), dead.end(), add);
+        add(freeing);
         rows.push_back(std::move(r));
     }
     std::sort(rows.begin(), rows.end(), [](const row & a, const row & b) { return a.entry.order < b.entry.order; });
@@ -285,7 +291,6 @@ std::shared_ptr<server_delta_job> server_delta_registry::ask(server_delta_entry 
     if (!entry.job) {
         entry.job            = std::make_shared<server_delta_job>();
         entry.job->path      = path;
-        entry.job->n_bytes   = server_delta_stamp::of(path).n_bytes;
         entry.job->is_reload = is_reload;
         queue.push_back(entry.name);
         changed.notify_all();
@@ -381,14 +386,14 @@ void server_delta_registry::forget_drained() {
 size_t server_delta_registry::resident_bytes(const std::string & except) const {
     size_t n_bytes = 0;
     for (const auto & [name, entry] : entries) {
-        n_bytes += entry.current && name != except ? entry.current->stamp.n_bytes : 0;
+        n_bytes += entry.current && name != except ? entry.current->n_bytes : 0;
     }
     for (const auto * list : { &leaving, &dead }) {
         for (const auto & delta : *list) {
-            n_bytes += delta->name != except ? delta->stamp.n_bytes : 0;
+            n_bytes += delta->name != except ? delta->n_bytes : 0;
         }
     }
-    return n_bytes + (freeing && freeing->name != except ? freeing->stamp.n_bytes : 0);
+    return n_bytes + (freeing && freeing->name != except ? freeing->n_bytes : 0);
 }
 
 size_t server_delta_registry::n_resident() const {
@@ -410,8 +415,8 @@ server_delta_registry::room server_delta_registry::make_room(const server_delta_
         if (!other.current || &other == &entry) {
             continue;
         }
-        n_pinned += other.is_pinned ? other.current->stamp.n_bytes : 0;
-        n_kept += other.is_leaving ? 0 : other.current->stamp.n_bytes;
+        n_pinned += other.is_pinned ? other.current->n_bytes : 0;
+        n_kept += other.is_leaving ? 0 : other.current->n_bytes;
         if (!other.is_pinned && !other.is_leaving) {
             victims.push_back(&other);
         }
@@ -428,8 +433,8 @@ server_delta_registry::room server_delta_registry::make_room(const server_delta_
         if (n_kept + wanted <= limits.n_bytes_max) {
             break;
         }
-        n_kept -= victim->current->stamp.n_bytes;
-        SRV_INF("delta '%s': goes to make room for '%s', %ju bytes%s\n", victim->name.c_str(), entry.name.c_str(), victim->current->stamp.n_bytes,
+        n_kept -= victim->current->n_bytes;
+        SRV_INF("delta '%s': goes to make room for '%s', %zu bytes%s\n", victim->name.c_str(), entry.name.c_str(), victim->current->n_bytes,
                 victim->is_in_use() ? ", after its requests" : "");
         counts[victim->name].n_evictions++;
         victim->is_leaving = true;

@@ -20,13 +20,16 @@
 using server_should_stop = std::function<bool()>;
 
 struct server_delta_limits {
-    size_t n_bytes_max  = 0;  // of all loaded files, 0: any
+    size_t n_bytes_max  = 0;  // of all that is loaded, in all memories; 0: any
     size_t n_active_max = 0;  // deltas that run at a time, 0: any
+
+    // what a file will take once it is loaded; not called while the server sleeps, when there is no model
+    std::function<size_t(const std::string & path)> bytes_needed = [](const std::string & path) { return (size_t) server_delta_stamp::of(path).n_bytes; };
 };
 
 class server_delta_registry : public std::enable_shared_from_this<server_delta_registry> {
 public:
-    explicit server_delta_registry(server_delta_limits limits) : limits(limits) {}
+    explicit server_delta_registry(server_delta_limits limits) : limits(std::move(limits)) {}
 
     // --- any thread
 
@@ -50,6 +53,8 @@ public:
         server_delta_counts counts;
         int                 n_running  = 0;
         size_t              n_resident = 0;  // bytes
+
+        std::map<std::string, size_t> memory;  // the same by memory
     };
     std::vector<row> rows() const;
 

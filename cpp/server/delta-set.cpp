@@ -29,7 +29,12 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     base_names = { model_name };
     base_names.insert(base_names.end(), params.model_alias.begin(), params.model_alias.end());
     base_names.push_back(std::filesystem::path(params.model.path).filename().string());
-    registry = std::make_shared<server_delta_registry>(server_delta_limits{ params.dqrelo.n_bytes_max, params.dqrelo.n_active_max });
+
+    server_delta_limits limits;
+    limits.n_bytes_max  = params.dqrelo.n_bytes_max;
+    limits.n_active_max = params.dqrelo.n_active_max;
+    limits.bytes_needed = [this](const std::string & path) { return dqrelo_bytes_needed(host.model, path.c_str()); };
+    registry            = std::make_shared<server_delta_registry>(std::move(limits));
 
     if (!add_all()) {
         return false;
@@ -92,7 +97,7 @@ bool server_delta_set::add_folder() {
 bool server_delta_set::load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources) {
     const size_t n_max = registry->limits.n_bytes_max;
     for (const auto & source : sources) {
-        const size_t n_bytes   = server_delta_stamp::of(source.path).n_bytes;
+        const size_t n_bytes   = registry->limits.bytes_needed(source.path);
         const bool   must_stay = contains(host.params->dqrelo.pinned, source.name);
         if (n_max > 0 && registry->n_resident() + n_bytes > n_max) {
             if (must_stay || n_bytes > n_max) {

@@ -34,10 +34,11 @@ struct fixture {
     }
 
     std::shared_ptr<server_delta> make(const std::string & name, const std::string & path) const {
-        auto delta   = std::make_shared<server_delta>();
-        delta->name  = name;
-        delta->path  = path;
-        delta->stamp = server_delta_stamp::of(path);
+        auto delta     = std::make_shared<server_delta>();
+        delta->name    = name;
+        delta->path    = path;
+        delta->stamp   = server_delta_stamp::of(path);
+        delta->n_bytes = delta->stamp.n_bytes;
         return delta;
     }
 

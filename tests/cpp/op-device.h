@@ -1,0 +1,105 @@
+// op-device.h: runs one op DQRELO with everything that it reads in the memory of a device, as a delta and its tables are.
+#pragma once
+
+#include "op-case.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+
+#include <map>
+
+class device_op {
+public:
+    explicit device_op(ggml_backend_dev_t dev) : dev(dev), backend(ggml_backend_dev_init(dev, nullptr)) {}
+
+    // Whether the device has the operator for this case.
+    bool supports(const op_case & c) {
+        place(c);
+        return ggml_backend_dev_supports_op(dev, node);
+    }
+
+    // Computes the case into c.out.
+    void run(op_case & c) {
+        place(c);
+        ggml_cgraph * graph = ggml_new_graph(ctx.get());
+        ggml_build_forward_expand(graph, node);
+        ggml_backend_graph_compute(backend.get(), graph);
+        c.out.resize((size_t) ggml_nelements(node));
+        if (!c.out.empty()) {
+            ggml_backend_tensor_get(node, c.out.data(), 0, ggml_nbytes(node));
+        }
+    }
+
+private:
+    static constexpr size_t ALIGNMENT = 64; // as weights lie in a delta file
+
+    // Takes over the tensors that c.build makes in the host's memory, views as views.
+    void place(const op_case & c) {
+        host.reset(ggml_init({ (size_t) 64 << 20, nullptr, false }));
+        ctx.reset(ggml_init({ 32 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
+        roots.clear();
+        const ggml_tensor * built = c.build(host.get());
+        ggml_tensor *       src[5];
+        for (int i = 0; i < 5; i++) {
+            src[i] = built->src[i] ? twin(built->src[i]) : nullptr;
+        }
+        ggml_tensor * packs = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I8, (int64_t) pack(c, nullptr, nullptr) + 1);
+        node                = ggml_dqrelo(ctx.get(), c.form, src[0], src[1], src[4], src[2], src[3], c.stride.data());
+        buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_dev_buffer_type(dev)));
+        for (const auto & [from, to] : roots) {
+            if (ggml_nbytes(from) > 0) {
+                ggml_backend_tensor_set(to, from->data, 0, ggml_nbytes(from));
+            }
+        }
+        std::vector<dqrelo_entry> table(c.n_slots());
+        pack(c, packs, table.data());
+        if (!table.empty()) {
+            ggml_backend_tensor_set(src[2], table.data(), 0, table.size() * sizeof(dqrelo_entry));
+        }
+    }
+
+    ggml_tensor * twin(ggml_tensor * t) {
+        ggml_tensor * root = t->view_src ? t->view_src : t;
+        if (roots.count(root) == 0) {
+            roots[root] = ggml_dup_tensor(ctx.get(), root);
+        }
+        return t == root ? roots[root] : ggml_view_4d(ctx.get(), roots[root], t->ne[0], t->ne[1], t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3], t->view_offs);
+    }
+
+    // Copies the arrays of all entries behind each other into `packs` and points `table` to them; without `packs` it only counts their bytes.
+    static size_t pack(const op_case & c, ggml_tensor * packs, dqrelo_entry * table) {
+        size_t     at  = 0;
+        const auto put = [&](auto & array, int64_t n_bytes) {
+            if (!array) {
+                return;
+            }
+            if (packs) {
+                ggml_backend_tensor_set(packs, array, at, (size_t) n_bytes);
+                array = (std::remove_reference_t<decltype(array)>) ((uintptr_t) packs->data + at);
+            }
+            at += GGML_PAD((size_t) n_bytes, ALIGNMENT);
+        };
+        for (size_t k = 0; k < c.n_slots(); k++) {
+            dqrelo_entry e = c.slot(k);
+            for (int p = 0; p < e.n_planes; p++) {
+                put(e.sign[p], e.n_mat * e.n_out * (e.n_in / 8));
+                put(e.scale[p], e.n_mat * (((e.scale_per_row >> p) & 1) ? e.n_out : 1) * (int64_t) sizeof(float));
+            }
+            put(e.cscale, e.n_mat * e.n_in * (int64_t) sizeof(float));
+            put(e.u, e.n_mat * e.n_out * (int64_t) ggml_row_size((ggml_type) e.type_u, e.rank));
+            put(e.v, e.n_mat * e.rank * (int64_t) ggml_row_size((ggml_type) e.type_v, e.n_in));
+            put(e.dense, e.n_mat * e.n_out * (int64_t) ggml_row_size((ggml_type) e.type_dense, e.n_in));
+            if (table) {
+                table[k] = e;
+            }
+        }
+        return at;
+    }
+
+    ggml_backend_dev_t                           dev;
+    ggml_backend_ptr                             backend;
+    ggml_context_ptr                             host, ctx;
+    ggml_backend_buffer_ptr                      buffer;
+    std::map<const ggml_tensor *, ggml_tensor *> roots;
+    ggml_tensor *                                node = nullptr;
+};
