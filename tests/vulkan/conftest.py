@@ -1,0 +1,5 @@
+"""The families of models that test_parity.py makes, for these tests too."""
+
+from test_parity import make_family
+
+__all__ = ["make_family"]
