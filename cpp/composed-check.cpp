@@ -14,6 +14,15 @@ namespace dqrelo {
 
 namespace {
 
+// Tensors of the weight, which become leaves of the graph.
+uint32_t n_tensors(const composed_weight & w) {
+    uint32_t n = (w.cscale ? 1 : 0) + (w.u ? 2 : 0) + (w.dense ? 1 : 0);
+    for (const auto & plane : w.planes) {
+        n += plane.scale ? 2 : 1;
+    }
+    return n;
+}
+
 // A plan in which one slot has every other row, with scales: the form that needs most ops.
 row_plan probe_plan(int64_t n_rows) {
     slot_rows s;
@@ -33,7 +42,7 @@ row_plan probe_plan(int64_t n_rows) {
 
 struct probe_result {
     std::string lacks; // an op that the device has not, or empty
-    uint32_t    n_nodes = 0;
+    uint32_t    n_nodes = 0; // and leaves: a scheduler's size counts both
 };
 
 probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const composed_weight & w, ggml_backend_dev_t dev) {
@@ -59,12 +68,17 @@ probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const 
         graph.attach(read, shape.layout, base, read.x);
     }
     probe_result result;
-    for (ggml_tensor * t = ggml_get_first_tensor(ctx.get()); t; t = ggml_get_next_tensor(ctx.get(), t)) {
-        result.n_nodes++;
+    result.n_nodes = n_tensors(w) + 2; // x and ids, which lie in one piece here, may have to be copied into one
+    const auto ask = [&](ggml_tensor * t) {
         if (result.lacks.empty() && t->op != GGML_OP_NONE && !ggml_backend_dev_supports_op(dev, t)) {
             const ggml_tensor * first = t->src[0];
             result.lacks              = message("%s of %s %s", ggml_op_desc(t), first ? ggml_type_name(first->type) : "", shape_text(first ? first->ne : t->ne).c_str());
         }
+    };
+    ask(read.node); // the sum
+    for (ggml_tensor * t = ggml_get_next_tensor(ctx.get(), base); t; t = ggml_get_next_tensor(ctx.get(), t)) {
+        result.n_nodes++;
+        ask(t);
     }
     return result;
 }

@@ -330,6 +330,8 @@ private:
         const bool              one_for_experts = read.form != DQRELO_FORM_MATMUL_ID || rows.stride[1] == 0;
         if (!rows.known || !rows.owner || rows.stride[0] != 0 || !one_for_experts) {
             read.own_batch = by + " where it is not known which token each row is for";
+        } else if (is_composed(read.weight) && read.form == DQRELO_FORM_MATMUL && read.weight->ne[2] > 1 && read.node->ne[2] != read.weight->ne[2] && read.node->ne[3] > 1) {
+            read.problem = by + " with several rows of matrices for one of the stack and several sequences, which ordinary ops cannot follow";
         } else if (is_composed(read.weight) && !is_numbered(rows)) {
             read.own_batch = by + " for rows that are selected otherwise than by their outputs";
         }
