@@ -21,19 +21,20 @@
 
 namespace {
 
-// Writes, before each run, which slot and scale each token of the batch has.
+// Writes, before each run, which slot and scale each token of the batch has, and the order of the tokens by slot.
 class input_owner : public llm_graph_input_i {
 public:
     input_owner(const dqrelo_context & dctx, ggml_tensor * owner) : dctx(dctx), owner(owner) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        std::vector<float> data(2 * ubatch->n_tokens);
+        std::vector<float> data(4 * ubatch->n_tokens);
         for (uint32_t i = 0; i < ubatch->n_tokens; i++) {
             bool       agree = true;
             const auto b     = dctx.binding_of(ubatch->seq_id[i], ubatch->n_seq_id[i], agree);
             data[2 * i + 0]  = (float) b.slot;
             data[2 * i + 1]  = b.scale;
         }
+        ggml_dqrelo_set_order(data.data(), ubatch->n_tokens);
         ggml_backend_tensor_set(owner, data.data(), 0, ggml_nbytes(owner));
     }
 
@@ -43,7 +44,7 @@ public:
 
 private:
     const dqrelo_context & dctx;
-    ggml_tensor *          owner; // F32 [2, n_tokens]
+    ggml_tensor *          owner; // F32 [2, n_tokens, 2]
 };
 
 // A read of a weight by a node.
@@ -130,7 +131,7 @@ public:
 
 private:
     ggml_tensor * make_tokens() const {
-        ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, params.ubatch.n_tokens);
+        ggml_tensor * t = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 2, params.ubatch.n_tokens, 2);
         ggml_set_name(t, "dqrelo_owner");
         ggml_set_input(t);
         return t;
@@ -308,7 +309,7 @@ private:
     const llm_graph_params & params;
     ggml_cgraph *            gf;
     ggml_context *           ctx;
-    ggml_tensor *            tokens; // F32 [2, n_tokens]
+    ggml_tensor *            tokens; // F32 [2, n_tokens, 2]
     dqrelo::row_owners       owners;
 
     bool own_batch; // the ubatch has tokens of one delta and scale only, and that needs it
