@@ -174,7 +174,6 @@ static __device__ __forceinline__ float sign_share(
     for (int t = 0; t < 2; t++) {
         rows[t] = quantized_row_of(op, *matrix.e, plan.row[place + min(t, T - 1)]);
     }
-    const int32_t mine_row = mine.place == place ? rows[0] : rows[1];
     for (int p = 0; p < matrix.e->n_planes; p++) {
         int32_t sum[TILE_FEATURES][T];
         sign_dots<TILE_FEATURES, T>(matrix.sign_row(p, first), min(TILE_FEATURES, op.n_out - first), op.n_in, work.q + rows[0] * work.q_bytes, (rows[1] - rows[0]) * work.q_bytes, sum);
@@ -183,7 +182,7 @@ static __device__ __forceinline__ float sign_share(
         for (int k = 0; k < TILE_FEATURES * T; k++) {
             share = lane == k ? sum[k % TILE_FEATURES][k / TILE_FEATURES] : share;
         }
-        const quantized_row quantized = work.quantized[mine_row];
+        const quantized_row quantized = work.quantized[quantized_row_of(op, *matrix.e, plan.row[mine.place])];
         delta += quantized.d * matrix.scale(p, mine.i) * (float) (int32_t) (2u * (uint32_t) share - (uint32_t) quantized.sum);
     }
     return delta;

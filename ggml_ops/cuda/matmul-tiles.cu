@@ -10,6 +10,11 @@
 
 #include "../cpu/kernels.h"
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+static constexpr int APPLY_BLOCKS = 3; // a multiprocessor: up to 168 registers a thread, which Turing's shorter mma need
+#else
+static constexpr int APPLY_BLOCKS = 4; // up to 128
+#endif
 static constexpr int RANK_BLOCKS = 8; // blocks side by side for a tile's V x, 64 ranks each
 
 // By row of y.
@@ -204,7 +209,7 @@ static __device__ __forceinline__ void delta_tile(
     }
 }
 
-static __global__ void __launch_bounds__(N_THREADS, 4) apply_tiles(const dqrelo_cuda_op op, const tiles_work work) {
+static __global__ void __launch_bounds__(N_THREADS, APPLY_BLOCKS) apply_tiles(const dqrelo_cuda_op op, const tiles_work work) {
     __shared__ tile_memory memory;
     __shared__ tile_rows   rows;
     const int              i0 = (int) blockIdx.x * TILE_OUTPUTS;

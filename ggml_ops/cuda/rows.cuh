@@ -77,7 +77,7 @@ static __device__ __forceinline__ int32_t quantized_row_of(const dqrelo_cuda_op 
 // One matrix of an entry. The entry stays in device memory: a copy with an array indexed by the plane would lie in local memory.
 struct matrix_ref {
     const dqrelo_entry * e;
-    int64_t              m;
+    int32_t              m;
 
     __device__ __forceinline__ const uint8_t * sign_row(int p, int64_t i) const { return e->sign[p] + (m * e->n_out + i) * (e->n_in / 8); }
     __device__ __forceinline__ float           scale(int p, int64_t i) const { return e->scale[p][(e->scale_per_row >> p) & 1 ? m * e->n_out + i : m]; }

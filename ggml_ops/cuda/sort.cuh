@@ -25,7 +25,7 @@ static __device__ __forceinline__ uint32_t key_of_row(const dqrelo_cuda_op & op,
 }
 
 static __device__ __forceinline__ matrix_ref matrix_of_key(const dqrelo_cuda_op & op, uint32_t key) {
-    return { op.table + (key >> 16), (int64_t) (key & 0xffff) };
+    return { op.table + (key >> 16), (int32_t) (key & 0xffff) };
 }
 
 // Places of SORT_ROWS rows from row0 on: how many rows come before each. A lane counts for one row, each warp among a quarter of the keys.

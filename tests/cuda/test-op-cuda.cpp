@@ -18,7 +18,7 @@ static constexpr int N_SM = 2; // so that blocks take several units of work each
 struct heap_block {
     void * data;
     explicit heap_block(size_t n_bytes) :
-        data(malloc(n_bytes)) { memset(data, 0xA5, n_bytes); }
+        data(malloc(n_bytes)) { memset(data, 0x7B, n_bytes); } // as integers and as floats far above all that is right
     ~heap_block() { free(data); }
     heap_block(const heap_block &)             = delete;
     heap_block & operator=(const heap_block &) = delete;
@@ -211,6 +211,51 @@ static void test_zero_rows() {
     }
 }
 
+// Activations far larger and far smaller than F16 can hold, through F16 factors; the slot between two deltas has nothing for this weight, so that rows of the base lie between theirs.
+static void test_factor_range() {
+    check::begin("factors of rows of any magnitude");
+    entry_options o;
+    o.n_in     = 136;
+    o.n_planes = 0;
+    o.n_out    = 75;
+    o.rank     = 70; // more than a tile of V has
+    const random_entry a(o, 86), b(o, 87);
+    op_case            c;
+    c.n_in    = o.n_in;
+    c.ne      = { o.n_out, 40, 1, 1 };
+    c.entries = { &a, nullptr, &b };
+    for (int i = 0; i < 40; i++) {
+        c.owners.push_back({ i * 5 % 4 - 1, 1.0f });
+    }
+    c.fill(88);
+    c.y.assign(c.y.size(), 0.0f);
+    const float factor[] = { 1e-30f, 1e-12f, 1e-5f, 1.0f, 1e6f, 1e12f, 1e30f };
+    for (size_t i = 0; i < c.x.size(); i++) {
+        c.x[i] *= factor[i / (size_t) o.n_in % 7];
+    }
+    for (kernel which : { TILES, SORTED_TILES }) {
+        run(c, which);
+        CHECK(matches(c));
+    }
+}
+
+// More rows than a block's shared memory has room for while it sorts.
+static void test_many_rows() {
+    check::begin("sort many rows");
+    entry_options o;
+    o.n_in  = 8;
+    o.n_out = 3;
+    const random_entry a(o, 89), b(o, 90);
+    op_case            c;
+    c.n_in    = o.n_in;
+    c.ne      = { o.n_out, 2100, 1, 1 };
+    c.entries = { &a, &b, nullptr };
+    c.owners  = mixed_owners(2100);
+    c.fill(91);
+    run(c, SORTED_TILES);
+    CHECK(matches(c));
+}
+
 // In place: rows without a delta are not touched, the others are added to.
 static void test_in_place() {
     check::begin("in place");
@@ -310,7 +355,9 @@ int main(int argc, char ** argv) {
     test_exact(small);
     test_zero_rows();
     test_in_place();
+    test_factor_range();
     if (!small) {
+        test_many_rows();
         test_row_alone(ROWS, 16);
         test_row_alone(TILES, 80);
         test_all_cases();
