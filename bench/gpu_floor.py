@@ -116,12 +116,19 @@ def step_ms(gpu: Gpu, bytes_per_weight: float, n_deltas: int) -> float:
     return 1000 * (base + n_deltas * delta)
 
 
-def prompt_ms(gpu: Gpu, n_rows: int) -> tuple[float, float]:
-    """Milliseconds of tensor cores for n_rows of a prompt: the base's F16 product, and the delta's (signs with two int8 planes, factors in F16)."""
+def prompt_ms(gpu: Gpu, n_rows: int) -> tuple[float, float, float, float]:
+    """Milliseconds of arithmetic for n_rows of a prompt: the base's F16 product, the signs with two int8 planes, F16 factors with rows as two F16
+    values an element (all tensor cores), and factors of other types (F32).
+    """
     base = sum(2 * w.n * w.weights() for w in WEIGHTS) * n_rows / (gpu.f16_tflops * 1e12)
     signs = sum(2 * 2 * w.n * w.weights() for w in WEIGHTS) * n_rows / (gpu.int8_tops * 1e12)
-    factors = sum(2 * w.n * w.factor_values() for w in WEIGHTS) * n_rows / (gpu.f16_tflops * 1e12)
-    return 1000 * base, 1000 * (signs + factors)
+    products = sum(w.n * w.factor_values() for w in WEIGHTS) * n_rows
+    return (
+        1000 * base,
+        1000 * signs,
+        1000 * 2 * 2 * products / (gpu.f16_tflops * 1e12),
+        1000 * products / gpu.f32_per_s(),
+    )
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
@@ -169,12 +176,15 @@ def print_steps() -> None:
 
 def print_prompts() -> None:
     rows = [[gpu.name, *(f"{ms:.1f}" for ms in prompt_ms(gpu, 512))] for gpu in GPUS]
-    print_table(["512 rows of one delta, ms", "base, F16", "delta"], rows)
+    header = ["512 rows of one delta, ms", "base, F16", "signs", "U and V in F16", "U and V of other types"]
+    print_table(header, rows)
 
 
 def main() -> None:
     print(f"base {base_gb(2.0):.2f} GB in F16, {base_gb(0.6):.2f} GB in Q4_K_M, one delta {delta_gb():.2f} GB")
-    print(f"launches of the op a step: {N_LAYER * OPS_PER_LAYER + OPS_ONCE}\n")
+    n_ops = N_LAYER * OPS_PER_LAYER + OPS_ONCE
+    n_matrices = sum(w.n for w in WEIGHTS)
+    print(f"launches of the op: {n_ops} a step, {n_ops + 2 * n_matrices} a prompt of more than 16 rows\n")
     print_ops()
     print_rows()
     print_steps()

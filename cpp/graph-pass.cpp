@@ -27,19 +27,20 @@ namespace {
 
 using dqrelo::weight_read;
 
-// Writes, before each run, which slot and scale each token of the batch has.
+// Writes, before each run, which slot and scale each token of the batch has, and the order of the tokens by slot.
 class input_owner : public llm_graph_input_i {
 public:
     input_owner(const dqrelo_context & dctx, ggml_tensor * owner) : dctx(dctx), owner(owner) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        std::vector<float> data(2 * ubatch->n_tokens);
+        std::vector<float> data(4 * ubatch->n_tokens);
         for (uint32_t i = 0; i < ubatch->n_tokens; i++) {
             bool       agree = true;
             const auto b     = dctx.binding_of(ubatch->seq_id[i], ubatch->n_seq_id[i], agree);
             data[2 * i + 0]  = (float) b.slot;
             data[2 * i + 1]  = b.scale;
         }
+        ggml_dqrelo_set_order(data.data(), ubatch->n_tokens);
         ggml_backend_tensor_set(owner, data.data(), 0, ggml_nbytes(owner));
     }
 
@@ -49,7 +50,7 @@ public:
 
 private:
     const dqrelo_context & dctx;
-    ggml_tensor *          owner; // F32 [2, n_tokens]
+    ggml_tensor *          owner; // F32 [2, n_tokens, 2]
 };
 
 class graph_pass {
@@ -133,7 +134,7 @@ public:
 
 private:
     ggml_tensor * make_tokens() const {
-        ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, params.ubatch.n_tokens);
+        ggml_tensor * t = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 2, params.ubatch.n_tokens, 2);
         ggml_set_name(t, "dqrelo_owner");
         ggml_set_input(t);
         return t;
@@ -178,7 +179,8 @@ private:
 
     // Ordinary ops need rows that are numbered over all tokens, or over those with outputs.
     bool is_numbered(const dqrelo::row_owner & rows) const {
-        return rows.owner == tokens || (rows.owner && rows.owner->src[0] == tokens && rows.owner->src[1] == out_ids);
+        const auto is_selection = [this](const ggml_tensor * t) { return t && t->src[0] && t->src[0]->view_src == tokens && t->src[1] == out_ids; };
+        return rows.owner == tokens || is_selection(rows.owner);
     }
 
     dqrelo::composed_layout layout_of(const weight_read & read) const {
@@ -382,7 +384,7 @@ private:
     const llm_graph_params & params;
     ggml_cgraph *            gf;
     ggml_context *           ctx;
-    ggml_tensor *            tokens; // F32 [2, n_tokens]
+    ggml_tensor *            tokens; // F32 [2, n_tokens, 2]
     dqrelo::row_owners       owners;
 
     ggml_tensor * out_ids = nullptr; // I32 [n_outputs]: tokens with outputs

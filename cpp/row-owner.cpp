@@ -218,10 +218,10 @@ row_owner row_owners::derive_get_rows(const ggml_tensor * node) {
     // some tokens are selected (those with outputs): select their owners with the same ids
     ggml_tensor *& owner = selected[node->src[1]];
     if (!owner) {
-        owner = ggml_get_rows(ctx, rows.owner, node->src[1]);
+        owner = ggml_get_rows(ctx, ggml_view_2d(ctx, rows.owner, 2, rows.owner->ne[1], rows.owner->nb[1], 0), node->src[1]);
         owner->flags |= GGML_TENSOR_FLAG_COMPUTE;
         ggml_format_name(owner, "dqrelo_owner (%s)", node->src[1]->name);
-    } else if (owner->src[0] != rows.owner) {
+    } else if (owner->src[0]->view_src != rows.owner) {
         return unknown();
     }
     row_owner r;

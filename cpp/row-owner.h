@@ -17,7 +17,7 @@ namespace dqrelo {
 
 // Element (i0, i1, i2, i3) of the tensor belongs to entry  sum_d i_d * stride[d]  of `owner`.
 struct row_owner {
-    ggml_tensor * owner     = nullptr; // F32 [2, n]: {slot or -1, scale} of each entry; null: rows belong to no token (weights, masks, caches)
+    ggml_tensor * owner     = nullptr; // F32 [2, n] or [2, n, 2], as the op takes it; null: rows belong to no token (weights, masks, caches)
     int32_t       stride[4] = { 0, 0, 0, 0 };
     bool          known     = true;    // false: some rows belong to tokens, but which is not known
 
@@ -26,7 +26,7 @@ struct row_owner {
 
 class row_owners {
 public:
-    // Starts from the graph's inputs. `tokens` is the owner tensor of the batch, F32 [2, n_tokens]; tensors made on the way (the owners of selected rows)
+    // Starts from the graph's inputs. `tokens` is the owner tensor of the batch, F32 [2, n_tokens, 2]; tensors made on the way (the owners of selected rows)
     // are built in `ctx`.
     row_owners(const llm_graph_params & params, ggml_context * ctx, ggml_tensor * tokens);
 

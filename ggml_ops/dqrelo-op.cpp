@@ -2,6 +2,10 @@
 
 #include "ggml-impl.h"
 
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
 // op_params: {form, stride[0], stride[1], stride[2]}
 static constexpr int OP_PARAM_FORM   = 0;
 static constexpr int OP_PARAM_STRIDE = 1;
@@ -31,7 +35,7 @@ static void check_shapes(enum dqrelo_form form, const ggml_tensor * y, const ggm
     GGML_ASSERT(y->type == GGML_TYPE_F32 && y->nb[0] == sizeof(float));
     GGML_ASSERT(table->type == GGML_TYPE_I8 && ggml_is_contiguous(table) && ggml_nelements(table) == table->ne[0]);
     GGML_ASSERT(table->ne[0] % (int64_t) sizeof(dqrelo_entry) == 0);
-    GGML_ASSERT(owner->type == GGML_TYPE_F32 && owner->ne[0] == 2 && ggml_is_contiguous(owner));
+    GGML_ASSERT(owner->type == GGML_TYPE_F32 && owner->ne[0] == 2 && owner->ne[2] <= 2 && owner->ne[3] == 1 && ggml_is_contiguous(owner));
     check_ids(form, y, ids);
     check_x(form, y, x);
 }
@@ -45,7 +49,7 @@ void ggml_dqrelo_set(
     // the last owner that a row can name
     const int64_t last = (y->ne[1] - 1) * stride[0] + (y->ne[2] - 1) * stride[1] + (y->ne[3] - 1) * stride[2];
     GGML_ASSERT(form != DQRELO_FORM_MATMUL_ID || stride[0] == 0);
-    GGML_ASSERT(stride[0] >= 0 && stride[1] >= 0 && stride[2] >= 0 && (ggml_is_empty(y) || last < ggml_nelements(owner) / 2));
+    GGML_ASSERT(stride[0] >= 0 && stride[1] >= 0 && stride[2] >= 0 && (ggml_is_empty(y) || last < owner->ne[1]));
 
     dst->op = GGML_OP_DQRELO;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
@@ -67,6 +71,18 @@ struct ggml_tensor * ggml_dqrelo(
     struct ggml_tensor * dst = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, y->ne);
     ggml_dqrelo_set(dst, form, y, x, ids, table, owner, stride);
     return dst;
+}
+
+void ggml_dqrelo_set_order(float * owner, int64_t n_owner) {
+    const auto           slot = [&](int64_t i) { return owner[2 * i + 1] == 0.0f || owner[2 * i] < 0.0f ? -1.0f : owner[2 * i]; };
+    std::vector<int64_t> order((size_t) n_owner);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return slot(a) >= 0.0f && (slot(b) < 0.0f || slot(a) < slot(b)); });
+    float * sorted = owner + 2 * n_owner;
+    for (int64_t i : order) {
+        *sorted++ = (float) i;
+        *sorted++ = slot(i);
+    }
 }
 
 enum dqrelo_form ggml_dqrelo_form(const struct ggml_tensor * node) {

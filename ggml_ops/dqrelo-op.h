@@ -64,7 +64,7 @@ struct dqrelo_entry {
 //          ROWS and ADD: y itself may be given
 //   ids    I32, rows of D_hat [y's ne[1..3]] (ROWS), matrices or rows [n_used, n_tokens] (MATMUL_ID, ADD); else NULL. May be a view.
 //   table  I8  [sizeof(dqrelo_entry) * n_slots]   entries of this weight; lives in the backend's memory, may change between runs
-//   owner  F32 [2, n_owner]    {slot or -1, scale} for each position of the token axis
+//   owner  F32 [2, n_owner]    {slot or -1, scale} for each position of the token axis; or F32 [2, n_owner, 2] with a second plane from ggml_dqrelo_set_order
 //   stride the owner of row (i1, i2, i3) of y is i1*stride[0] + i2*stride[1] + i3*stride[2]; stride[0] is 0 in MATMUL_ID: a token's experts are of one delta
 // Returns F32 of y's shape. GGML_ASSERTs on shapes: callers decide support beforehand.
 GGML_API struct ggml_tensor * ggml_dqrelo(
@@ -75,6 +75,10 @@ GGML_API struct ggml_tensor * ggml_dqrelo(
 GGML_API void ggml_dqrelo_set(
     struct ggml_tensor * dst, enum dqrelo_form form,
     struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
+
+// Fills in the second plane of an owner tensor [2, n_owner, 2] from its first: {position, slot or -1} of the owners sorted by slot, those without a delta last. With it,
+// rows are grouped by delta once for all ops of a graph, where an implementation would else sort them in each op. One that needs no such help ignores it.
+GGML_API void ggml_dqrelo_set_order(float * owner, int64_t n_owner);
 
 GGML_API enum dqrelo_form ggml_dqrelo_form(const struct ggml_tensor * node);
 GGML_API const int32_t *  ggml_dqrelo_stride(const struct ggml_tensor * node); // [3]

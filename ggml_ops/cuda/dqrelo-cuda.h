@@ -14,6 +14,9 @@ struct dqrelo_cuda_op {
     const int32_t *             ids; // or NULL
     const struct dqrelo_entry * table;
     const float *               owner;      // {slot or -1, scale}
+    const float *               order;      // MATMUL: {position, slot or -1} of the owners sorted by slot; NULL where there is none that orders the rows of y
+    int32_t                     n_order;    // owners in it
+    int32_t                     order_step; // rows of y that lie side by side and have one owner, before those of the next owner
     int32_t                     n_slots;
     int32_t                     n_in;       // row length of x
     int32_t                     n_out;      // row length of y

@@ -46,7 +46,7 @@ static __global__ void __launch_bounds__(N_COLUMNS) add_elements(const dqrelo_cu
     }
     check(op.n_out % e->n_in == 0); // ggml broadcasts a short row along the long one
     const int64_t    id     = delta_row_of(op, *e, at);
-    const matrix_ref matrix = { e, id / e->n_out };
+    const matrix_ref matrix = { e, (int32_t) (id / e->n_out) };
     const float      factor = op.form == DQRELO_FORM_MUL ? op.x[offset_of(op.x_nb, at) + j] : 1.0f;
     *dst                    = y + owner[1] * (factor * delta_at(matrix, id % e->n_out, (int) (j % e->n_in)));
 }

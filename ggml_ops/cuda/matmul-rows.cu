@@ -17,9 +17,9 @@ static constexpr int BLOCKS_PER_SM = 3; // up to 168 registers a thread
 static constexpr int TAKEN = 0, QUANTIZED = 1, FACTORED = 2, LEFT = 3; // the counters
 
 struct matmul_work {
-    quantized_row * quantized; // [MAX_ROWS], by sorted row, as the others
-    int8_t *        q;         // [MAX_ROWS] rows of q_bytes
-    float *         t;         // [MAX_ROWS] rows of t_stride: V x
+    quantized_row * quantized; // [MAX_ROWS], by row of y
+    int8_t *        q;         // [MAX_ROWS] rows of q_bytes, by row of y
+    float *         t;         // [MAX_ROWS] rows of t_stride: V x, by sorted row
     int32_t         q_bytes, t_stride;
     float           q_max;
     int32_t *       counters;
@@ -84,8 +84,9 @@ static __device__ __forceinline__ int group_of_row(const row_plan & plan, int pl
 
 static __device__ void quantize_unit(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan, int place) {
     const matrix_ref matrix = matrix_of_group(op, plan, group_of_row(plan, place));
-    if (matrix.e->dense == nullptr && matrix.e->n_planes > 0) {
-        quantize_row(x_row(op, plan.row[place]), matrix.cscale(), op.n_in, work.q_max, work.q + place * work.q_bytes, work.quantized + place);
+    const int32_t    row    = plan.row[place];
+    if (matrix.e->dense == nullptr && matrix.e->n_planes > 0 && quantized_row_of(op, *matrix.e, row) == row) {
+        quantize_row(x_row(op, row), matrix.cscale(), op.n_in, work.q_max, work.q + row * work.q_bytes, work.quantized + row);
     }
 }
 
@@ -163,19 +164,25 @@ struct tile_share {
 // sum over planes of scale d (S q), of this thread's share
 template <int T>
 static __device__ __forceinline__ float sign_share(
-    const dqrelo_cuda_op & op, const matmul_work & work, const matrix_ref & matrix, const tile_share<T> & mine, int place, int i0) {
+    const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan, const matrix_ref & matrix, const tile_share<T> & mine, int place, int i0) {
+    static_assert(T <= 2, "a tile has one row or two");
     const int lane  = (int) threadIdx.x % ROW_LANES;
     const int first = min(i0, op.n_out - 1);
     float     delta = 0.0f;
+    int32_t   rows[2]; // of the quantised activations
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+        rows[t] = quantized_row_of(op, *matrix.e, plan.row[place + min(t, T - 1)]);
+    }
     for (int p = 0; p < matrix.e->n_planes; p++) {
         int32_t sum[TILE_FEATURES][T];
-        sign_dots<TILE_FEATURES, T>(matrix.sign_row(p, first), min(TILE_FEATURES, op.n_out - first), op.n_in, work.q + place * work.q_bytes, work.q_bytes, sum);
+        sign_dots<TILE_FEATURES, T>(matrix.sign_row(p, first), min(TILE_FEATURES, op.n_out - first), op.n_in, work.q + rows[0] * work.q_bytes, (rows[1] - rows[0]) * work.q_bytes, sum);
         int32_t share = 0;
 #pragma unroll
         for (int k = 0; k < TILE_FEATURES * T; k++) {
             share = lane == k ? sum[k % TILE_FEATURES][k / TILE_FEATURES] : share;
         }
-        const quantized_row quantized = work.quantized[mine.place];
+        const quantized_row quantized = work.quantized[quantized_row_of(op, *matrix.e, plan.row[mine.place])];
         delta += quantized.d * matrix.scale(p, mine.i) * (float) (int32_t) (2u * (uint32_t) share - (uint32_t) quantized.sum);
     }
     return delta;
@@ -212,7 +219,7 @@ template <int T>
 static __device__ __forceinline__ void apply_tile(
     const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan, const matrix_ref & matrix, int place, int i0, bool & factored) {
     const tile_share<T> mine(place, i0, op.n_out);
-    float               delta = sign_share<T>(op, work, matrix, mine, place, i0);
+    float               delta = sign_share<T>(op, work, plan, matrix, mine, place, i0);
     if (!factored && matrix.e->rank > 0) {
         wait_for(work.counters + FACTORED, plan.apply_begin - plan.n_changed);
         factored = true;

@@ -9,6 +9,25 @@ static void copy_strides(const ggml_tensor * t, int axis, int64_t element_bytes,
     }
 }
 
+// The owners' order is one of the rows too where all owners follow each other along y's axes: some rows of the first, as many of the second, and so on; several times over, maybe.
+static void set_order(dqrelo_cuda_op & op, const ggml_tensor * owner) {
+    int32_t step = 1, n = 1;
+    int     axis = 0;
+    for (; axis < 3 && (op.stride[axis] == 0 || op.ne[axis] == 1); axis++) {
+        step *= op.ne[axis];
+    }
+    for (; axis < 3 && (op.stride[axis] == n || op.ne[axis] == 1); axis++) {
+        n *= op.ne[axis];
+    }
+    for (; axis < 3 && (op.stride[axis] == 0 || op.ne[axis] == 1); axis++) {
+    }
+    if (op.form == DQRELO_FORM_MATMUL && owner->ne[2] == 2 && axis == 3 && n == owner->ne[1]) {
+        op.order      = op.owner + 2 * owner->ne[1];
+        op.n_order    = n;
+        op.order_step = step;
+    }
+}
+
 struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst) {
     const ggml_tensor * y   = dst->src[0];
     const ggml_tensor * x   = dst->src[1];
@@ -29,6 +48,7 @@ struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst) {
         op.ne[i]     = (int32_t) dst->ne[i + 1];
         op.stride[i] = ggml_dqrelo_stride(dst)[i];
     }
+    set_order(op, dst->src[3]);
     copy_strides(dst, 1, sizeof(float), op.dst_nb);
     copy_strides(y, 1, sizeof(float), op.y_nb);
     copy_strides(x, 1, sizeof(float), op.x_nb);

@@ -46,20 +46,25 @@ static __device__ __forceinline__ T reduce_block(T value, T * part, F combine) {
     return value;
 }
 
-// By all threads of a block.
-static __device__ void quantize_row(const float * x, const float * cscale, int n, float q_max, int8_t * q, quantized_row * out) {
-    __shared__ int32_t part[N_WARPS];
-    int32_t            max_bits = 0; // bits of |v| order as integers, NaN above infinity above every number
+// The bits of a row's largest magnitude, by all threads of a block. Bits of |v| order as integers, NaN above infinity above every number.
+static __device__ int32_t max_bits_of(const float * x, const float * cscale, int n, int32_t * part) {
+    int32_t max_bits = 0;
     for (int j = (int) threadIdx.x; j < n; j += N_THREADS) {
         max_bits = max(max_bits, __float_as_int(activation(x, cscale, j)) & 0x7fffffff);
     }
-    max_bits            = reduce_block(max_bits, part, [](int32_t a, int32_t b) { return a > b ? a : b; });
-    const float v_max   = __int_as_float(max_bits);
-    const float inv     = __fdiv_rn(q_max, v_max);
-    const bool  finite  = max_bits < 0x7f800000;
-    const bool  usable  = finite && (__float_as_int(inv) & 0x7fffffff) < 0x7f800000; // else v_max is 0, or less than 1e-34
-    int32_t     sum     = 0;
-    const int   n_quads = quantized_bytes(n) / 8; // four columns each
+    return reduce_block(max_bits, part, [](int32_t a, int32_t b) { return a > b ? a : b; });
+}
+
+// By all threads of a block.
+static __device__ void quantize_row(const float * x, const float * cscale, int n, float q_max, int8_t * q, quantized_row * out) {
+    __shared__ int32_t part[N_WARPS];
+    const int32_t      max_bits = max_bits_of(x, cscale, n, part);
+    const float        v_max    = __int_as_float(max_bits);
+    const float        inv      = __fdiv_rn(q_max, v_max);
+    const bool         finite   = max_bits < 0x7f800000;
+    const bool         usable   = finite && (__float_as_int(inv) & 0x7fffffff) < 0x7f800000; // else v_max is 0, or less than 1e-34
+    int32_t            sum      = 0;
+    const int          n_quads  = quantized_bytes(n) / 8; // four columns each
     for (int i = (int) threadIdx.x; i < n_quads; i += N_THREADS) {
         const int j     = i % 8; // of a word
         const int piece = i / 8 / 4;

@@ -44,21 +44,40 @@ static __device__ __forceinline__ void check(bool good) {
     }
 }
 
-// The entry that changes a row, or null: no delta, scale 0, or nothing for this weight.
-static __device__ __forceinline__ const dqrelo_entry * entry_of(const dqrelo_cuda_op & op, const float * owner) {
-    const int32_t slot = (int32_t) owner[0];
+// The entry of a slot, or null: no slot, or nothing for this weight.
+static __device__ __forceinline__ const dqrelo_entry * entry_of_slot(const dqrelo_cuda_op & op, int32_t slot) {
     check(slot < op.n_slots);
-    if (slot < 0 || owner[1] == 0.0f) {
+    if (slot < 0) {
         return nullptr;
     }
     const dqrelo_entry * e = op.table + slot;
     return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr ? nullptr : e;
 }
 
+// The slot of an owner, or -1: no delta, or scale 0.
+static __device__ __forceinline__ int32_t slot_of(const float * owner) {
+    return owner[1] == 0.0f ? -1 : (int32_t) owner[0];
+}
+
+// The entry that changes a row, or null.
+static __device__ __forceinline__ const dqrelo_entry * entry_of(const dqrelo_cuda_op & op, const float * owner) {
+    return entry_of_slot(op, slot_of(owner));
+}
+
+// MATMUL, MATMUL_ID: the first row of y that is made from the same row of x: of a token's experts, which have one entry (their owner is one).
+static __device__ __forceinline__ int32_t first_row_of_x(const dqrelo_cuda_op & op, int32_t row) {
+    return op.x_ne1 == 1 ? row - row % op.ne[0] : row;
+}
+
+// Whose quantised activation a row uses: only a column scale makes rows of their own for each expert.
+static __device__ __forceinline__ int32_t quantized_row_of(const dqrelo_cuda_op & op, const dqrelo_entry & e, int32_t row) {
+    return e.cscale ? row : first_row_of_x(op, row);
+}
+
 // One matrix of an entry. The entry stays in device memory: a copy with an array indexed by the plane would lie in local memory.
 struct matrix_ref {
     const dqrelo_entry * e;
-    int64_t              m;
+    int32_t              m;
 
     __device__ __forceinline__ const uint8_t * sign_row(int p, int64_t i) const { return e->sign[p] + (m * e->n_out + i) * (e->n_in / 8); }
     __device__ __forceinline__ float           scale(int p, int64_t i) const { return e->scale[p][(e->scale_per_row >> p) & 1 ? m * e->n_out + i : m]; }

@@ -32,9 +32,9 @@ static __device__ __forceinline__ void dot_half_word(uint32_t bits, const int4 &
     twice                = __dp4a((int) (later & 0x02020202), q.w, twice);
 }
 
-// sum[r][t] = sum of q where the bit is set, modulo 2^32, of rows r of signs and t of the batch, in all 16 lanes. sign: the first of n_r <= R rows; q: the first of T rows.
+// sum[r][t] = sum of q where the bit is set, modulo 2^32, of rows r of signs and t of the batch, in all 16 lanes. sign: the first of n_r <= R rows; q: the first of T rows, q_step bytes apart.
 template <int R, int T>
-static __device__ __forceinline__ void sign_dots(const uint8_t * sign, int n_r, int n_in, const int8_t * q, int q_bytes, int32_t sum[R][T]) {
+static __device__ __forceinline__ void sign_dots(const uint8_t * sign, int n_r, int n_in, const int8_t * q, int q_step, int32_t sum[R][T]) {
     const int  lane          = (int) threadIdx.x % ROW_LANES;
     const int  n_bytes       = n_in / 8;
     const int  n_pieces      = (n_bytes + PIECE_BYTES - 1) / PIECE_BYTES;
@@ -58,7 +58,7 @@ static __device__ __forceinline__ void sign_dots(const uint8_t * sign, int n_r, 
             for (int v = 0; v < 4; v++) { // half words
 #pragma unroll
                 for (int t = 0; t < T; t++) {
-                    const int4 * hi_lo = vectors + t * (q_bytes / 16) + (v / 2 * 4 + v % 2) * CHUNK_PIECES;
+                    const int4 * hi_lo = vectors + t * (q_step / 16) + (v / 2 * 4 + v % 2) * CHUNK_PIECES;
                     const int4   hi    = hi_lo[0];
                     const int4   lo    = hi_lo[2 * CHUNK_PIECES];
 #pragma unroll

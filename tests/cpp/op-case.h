@@ -45,7 +45,8 @@ struct op_case {
     std::vector<const random_entry *> entries;      // null: a zeroed entry
     std::vector<const random_stack *> stacks;       // instead of entries: weights of three dimensions
     std::vector<int32_t>              ids;          // one for each row of y, or none
-    bool                              gaps = false; // x, y and ids have rows further apart than their length
+    bool                              gaps    = false; // x, y and ids have rows further apart than their length
+    bool                              ordered = true; // the owners come with their order
 
     std::vector<float> y, x, out; // contiguous copies, row after row
 
@@ -122,10 +123,13 @@ struct op_case {
         for (size_t k = 0; k < n_slots(); k++) {
             ((dqrelo_entry *) table->data)[k] = slot(k);
         }
-        ggml_tensor * owner = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, (int64_t) owners.size());
+        ggml_tensor * owner = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 2, (int64_t) owners.size(), ordered ? 2 : 1);
         for (size_t i = 0; i < owners.size(); i++) {
             ((float *) owner->data)[2 * i]     = (float) owners[i].slot;
             ((float *) owner->data)[2 * i + 1] = owners[i].scale;
+        }
+        if (ordered) {
+            ggml_dqrelo_set_order((float *) owner->data, (int64_t) owners.size());
         }
         return ggml_dqrelo(ctx, form, ty, tx, tids, table, owner, stride.data());
     }

@@ -103,7 +103,7 @@ static void test_matmul_kinds() {
     both.type_u        = GGML_TYPE_F32;
     zero.rank          = 7;
     zero.zero_scale    = true;
-    large.rank         = 512;
+    large.rank         = 540;
     q.rank             = 64;
     q.n_planes         = 4;
     q.type_u           = GGML_TYPE_Q4_0;

@@ -18,19 +18,20 @@ static constexpr int N_SM = 2; // so that blocks take several units of work each
 struct heap_block {
     void * data;
     explicit heap_block(size_t n_bytes) :
-        data(malloc(n_bytes)) { memset(data, 0xA5, n_bytes); }
+        data(malloc(n_bytes)) { memset(data, 0x7B, n_bytes); } // as integers and as floats far above all that is right
     ~heap_block() { free(data); }
     heap_block(const heap_block &)             = delete;
     heap_block & operator=(const heap_block &) = delete;
 };
 
-// Who runs a node: the op's own choice, or one of the two kernels for matrices.
+// Who runs a node: the op's own choice, or one of the two kernels for matrices; that for many rows with the owners' order, or sorting them itself.
 enum kernel { CHOSEN,
               ROWS,
-              TILES };
+              TILES,
+              SORTED_TILES };
 
 static bool can_run(const op_case & c, kernel which) {
-    return which == CHOSEN || (c.is_matmul() && c.n_rows() > 0 && (which == TILES || c.n_rows() <= DQRELO_CUDA_FEW_ROWS));
+    return which == CHOSEN || (c.is_matmul() && c.n_rows() > 0 && (which >= TILES || c.n_rows() <= DQRELO_CUDA_FEW_ROWS));
 }
 
 static void forward(const ggml_tensor * dst, kernel which) {
@@ -42,7 +43,8 @@ static void forward(const ggml_tensor * dst, kernel which) {
     switch (which) {
         case CHOSEN: CHECK(dqrelo_cuda_forward(&op, work.data, counters, N_SM, nullptr) == 0); break;
         case ROWS: CHECK(dqrelo_cuda_matmul_rows(op, work.data, counters, N_SM, nullptr) == 0); break;
-        case TILES: CHECK(dqrelo_cuda_matmul_tiles(op, work.data, nullptr) == 0); break;
+        case TILES:
+        case SORTED_TILES: CHECK(dqrelo_cuda_matmul_tiles(op, work.data, nullptr) == 0); break;
     }
     for (int32_t counter : counters) {
         CHECK(counter == 0);
@@ -70,7 +72,8 @@ static void run_node(ggml_tensor * dst, kernel which) {
 
 static void run(op_case & c, kernel which) {
     ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
-    ggml_tensor *  dst = c.build(ctx);
+    c.ordered          = which != SORTED_TILES;
+    ggml_tensor * dst  = c.build(ctx);
     run_node(dst, which);
     c.out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
     free(dst->data);
@@ -80,7 +83,7 @@ static void run(op_case & c, kernel which) {
 static void check_case(const std::string & name, op_case & c) {
     check::begin(name.c_str());
     c.fill(31);
-    for (kernel which : { CHOSEN, ROWS, TILES }) {
+    for (kernel which : { CHOSEN, ROWS, TILES, SORTED_TILES }) {
         if (can_run(c, which)) {
             run(c, which);
             CHECK(matches(c));
@@ -143,6 +146,51 @@ static void test_exact(bool small) {
     }
 }
 
+// Which rows of y follow the owners' order, and that the order is one: every position once, by slot, those without a delta last.
+static void test_order() {
+    struct {
+        shape                  ne;
+        std::array<int32_t, 3> stride;
+        int64_t                n_owner;
+        int32_t                step; // 0: no order of rows
+    } const cases[] = {
+        { { 33, 7, 1, 1 }, { 1, 0, 0 }, 7, 1 },
+        { { 33, 7, 4, 1 }, { 1, 0, 0 }, 7, 1 },
+        { { 33, 3, 7, 2 }, { 0, 1, 0 }, 7, 3 },
+        { { 33, 3, 7, 2 }, { 1, 3, 21 }, 42, 1 },
+        { { 33, 3, 7, 2 }, { 0, 0, 1 }, 2, 21 },
+        { { 33, 3, 7, 2 }, { 0, 1, 7 }, 14, 3 },
+        { { 33, 1, 7, 1 }, { 1, 1, 0 }, 7, 1 },
+        { { 33, 3, 7, 1 }, { 7, 1, 0 }, 21, 0 },
+        { { 33, 6, 1, 1 }, { 1, 0, 0 }, 7, 0 },
+        { { 33, 3, 7, 2 }, { 1, 0, 3 }, 6, 0 },
+    };
+    check::begin("order");
+    const random_entry a({}, 79);
+    for (const auto & given : cases) {
+        op_case c;
+        c.ne      = given.ne;
+        c.stride  = given.stride;
+        c.owners  = mixed_owners(given.n_owner);
+        c.entries = { &a, &a, nullptr };
+        c.fill(80);
+        ggml_context *       ctx = ggml_init({ (size_t) 1 << 20, nullptr, false });
+        const dqrelo_cuda_op op  = dqrelo_cuda_op_of(c.build(ctx));
+        CHECK((op.order != nullptr) == (given.step > 0));
+        CHECK(!op.order || (op.order_step == given.step && op.n_order == given.n_owner));
+        std::vector<float> seen((size_t) given.n_owner);
+        for (int i = 0; op.order && i < op.n_order; i++) {
+            const size_t at   = (size_t) op.order[2 * i];
+            const float  slot = c.owners[at].scale == 0.0f ? -1.0f : (float) c.owners[at].slot;
+            seen[at] += 1.0f;
+            CHECK(op.order[2 * i + 1] == slot);
+            CHECK(i == 0 || (op.order[2 * i - 1] == slot ? op.order[2 * i - 2] < op.order[2 * i] : slot < 0.0f || (op.order[2 * i - 1] >= 0.0f && op.order[2 * i - 1] < slot)));
+        }
+        CHECK(!op.order || seen == std::vector<float>((size_t) given.n_owner, 1.0f));
+        ggml_free(ctx);
+    }
+}
+
 // A row of zeros and a row too small for a step size: the signs add nothing.
 static void test_zero_rows() {
     check::begin("rows of zeros");
@@ -161,6 +209,51 @@ static void test_zero_rows() {
         run(c, which);
         CHECK(memcmp(c.out.data(), c.y.data(), c.y.size() * sizeof(float)) == 0);
     }
+}
+
+// Activations far larger and far smaller than F16 can hold, through F16 factors; the slot between two deltas has nothing for this weight, so that rows of the base lie between theirs.
+static void test_factor_range() {
+    check::begin("factors of rows of any magnitude");
+    entry_options o;
+    o.n_in     = 136;
+    o.n_planes = 0;
+    o.n_out    = 75;
+    o.rank     = 70; // more than a tile of V has
+    const random_entry a(o, 86), b(o, 87);
+    op_case            c;
+    c.n_in    = o.n_in;
+    c.ne      = { o.n_out, 40, 1, 1 };
+    c.entries = { &a, nullptr, &b };
+    for (int i = 0; i < 40; i++) {
+        c.owners.push_back({ i * 5 % 4 - 1, 1.0f });
+    }
+    c.fill(88);
+    c.y.assign(c.y.size(), 0.0f);
+    const float factor[] = { 1e-30f, 1e-12f, 1e-5f, 1.0f, 1e6f, 1e12f, 1e30f };
+    for (size_t i = 0; i < c.x.size(); i++) {
+        c.x[i] *= factor[i / (size_t) o.n_in % 7];
+    }
+    for (kernel which : { TILES, SORTED_TILES }) {
+        run(c, which);
+        CHECK(matches(c));
+    }
+}
+
+// More rows than a block's shared memory has room for while it sorts.
+static void test_many_rows() {
+    check::begin("sort many rows");
+    entry_options o;
+    o.n_in  = 8;
+    o.n_out = 3;
+    const random_entry a(o, 89), b(o, 90);
+    op_case            c;
+    c.n_in    = o.n_in;
+    c.ne      = { o.n_out, 2100, 1, 1 };
+    c.entries = { &a, &b, nullptr };
+    c.owners  = mixed_owners(2100);
+    c.fill(91);
+    run(c, SORTED_TILES);
+    CHECK(matches(c));
 }
 
 // In place: rows without a delta are not touched, the others are added to.
@@ -203,6 +296,7 @@ static void test_row_alone(kernel which, int64_t n_rows) {
     c.gaps    = true;
     c.fill(37);
     run(c, which);
+    CHECK(matches(c));
     for (int64_t r : { (int64_t) 0, (int64_t) 2, n_rows - 2 }) {
         op_case alone = c;
         alone.gaps    = false;
@@ -256,11 +350,14 @@ static void test_small() {
 
 int main(int argc, char ** argv) {
     const bool small = argc > 1 && strcmp(argv[1], "small") == 0;
+    test_order();
     test_small();
     test_exact(small);
     test_zero_rows();
     test_in_place();
+    test_factor_range();
     if (!small) {
+        test_many_rows();
         test_row_alone(ROWS, 16);
         test_row_alone(TILES, 80);
         test_all_cases();

@@ -1,0 +1,115 @@
+// sort.cuh: the rows of a large batch sorted by delta and matrix, for tiles of them.
+//
+// Where the owners come in order (dqrelo_cuda_op::order: nearly every MATMUL), a row's place is looked up. Else (experts: which matrix a row uses is known on the device only) the first launch sorts.
+#pragma once
+
+#include "rows.cuh"
+
+static constexpr int      SORT_ROWS = WARP; // that a block finds the places of
+static constexpr int      SORT_KEYS = 2048; // that it compares with at once
+static constexpr uint32_t BASE_ROW  = 0xffff0000; // the key of a row without a delta: behind all others
+
+static __device__ __forceinline__ uint32_t key_of(const dqrelo_cuda_op & op, int32_t slot, int32_t row) {
+    const dqrelo_entry * e = entry_of_slot(op, slot);
+    if (!e) {
+        return BASE_ROW;
+    }
+    check_matrix(op, *e);
+    const int32_t matrix = matrix_of(op, *e, position_of(op, row));
+    check(slot < 0xffff && matrix < 0x10000);
+    return (uint32_t) slot << 16 | (uint32_t) matrix;
+}
+
+static __device__ __forceinline__ uint32_t key_of_row(const dqrelo_cuda_op & op, int32_t row) {
+    return key_of(op, slot_of(owner_of(op, position_of(op, row))), row);
+}
+
+static __device__ __forceinline__ matrix_ref matrix_of_key(const dqrelo_cuda_op & op, uint32_t key) {
+    return { op.table + (key >> 16), (int32_t) (key & 0xffff) };
+}
+
+// Places of SORT_ROWS rows from row0 on: how many rows come before each. A lane counts for one row, each warp among a quarter of the keys.
+static __device__ void sort_rows(const dqrelo_cuda_op & op, int32_t n_rows, int32_t row0, int32_t * sorted) {
+    __shared__ uint32_t keys[SORT_KEYS];
+    __shared__ int32_t  counts[N_WARPS][SORT_ROWS];
+    const int           warp  = (int) threadIdx.x / WARP;
+    const int32_t       row   = row0 + (int32_t) threadIdx.x % WARP;
+    const uint32_t      key   = row < n_rows ? key_of_row(op, row) : BASE_ROW;
+    int32_t             count = 0;
+    for (int32_t first = 0; first < n_rows; first += SORT_KEYS) {
+        const int32_t n = min(SORT_KEYS, n_rows - first);
+        __syncthreads();
+#pragma unroll 4
+        for (int32_t k = (int32_t) threadIdx.x; k < n; k += N_THREADS) {
+            keys[k] = key_of_row(op, first + k);
+        }
+        __syncthreads();
+        const int32_t begin = n * warp / N_WARPS, end = n * (warp + 1) / N_WARPS;
+        const int32_t own = max(begin, min(end, row - first)); // equal keys stay in order: those before this row count
+        for (int32_t k = begin; k < own; k++) {
+            count += keys[k] <= key;
+        }
+        for (int32_t k = own; k < end; k++) {
+            count += keys[k] < key;
+        }
+    }
+    counts[warp][threadIdx.x % WARP] = count;
+    __syncthreads();
+    if (warp == 0 && row < n_rows) {
+        for (int w = 1; w < N_WARPS; w++) {
+            count += counts[w][threadIdx.x];
+        }
+        sorted[count] = row;
+    }
+}
+
+//
+// tiles of sorted rows
+//
+
+static constexpr int TILE_ROWS = WARP;
+
+struct tile_rows {
+    uint32_t key[TILE_ROWS];
+    int32_t  row[TILE_ROWS];
+    float    scale[TILE_ROWS]; // of the request
+    int32_t  n;
+};
+
+// The rows of a tile that use one matrix.
+struct tile_range {
+    int32_t begin, end;
+};
+
+// By all threads of a block. sorted: not read where the op has an order.
+static __device__ __forceinline__ void load_tile_rows(const dqrelo_cuda_op & op, int32_t n_rows, const int32_t * sorted, int32_t place0, tile_rows & rows) {
+    const int     lane  = (int) threadIdx.x;
+    const int32_t place = place0 + lane;
+    if (lane < TILE_ROWS && place < n_rows) {
+        int32_t row, slot;
+        if (op.order) {
+            const int32_t owner = place / op.order_step % op.n_order;
+            row                 = place + op.order_step * ((int32_t) op.order[2 * owner] - owner);
+            slot                = (int32_t) op.order[2 * owner + 1];
+        } else {
+            row  = sorted[place];
+            slot = slot_of(owner_of(op, position_of(op, row)));
+        }
+        rows.row[lane]   = row;
+        rows.key[lane]   = key_of(op, slot, row);
+        rows.scale[lane] = owner_of(op, position_of(op, row))[1];
+    }
+    if (lane == 0) {
+        rows.n = min(TILE_ROWS, n_rows - place0);
+    }
+    __syncthreads();
+}
+
+// The first range of a tile, or the one behind `range`; false where there is none.
+static __device__ __forceinline__ bool next_range(const tile_rows & rows, tile_range & range) {
+    range.begin = range.end;
+    while (range.end < rows.n && rows.key[range.end] == rows.key[range.begin]) {
+        range.end++;
+    }
+    return range.begin < rows.n;
+}
