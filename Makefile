@@ -68,7 +68,7 @@ $(VENV)/installed: $(VENV)/prepared $(SOURCES)
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/prepared $(SOURCES) $(CXX_TEST_SOURCES)
-	$(INSTALL) -C cmake.define.DQRELO_BUILD_TESTS=ON ".[test]"
+	$(INSTALL) -C cmake.define.DQRELO_BUILD_TESTS=ON -C cmake.define.DQRELO_TEST_CUDA_BACKEND=ON ".[test]"
 	touch $@ $(VENV)/installed
 
 clean:

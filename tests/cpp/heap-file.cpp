@@ -42,4 +42,6 @@ void mapped_file::expect_random_access() const {}
 
 void mapped_file::prefault(size_t, size_t) const {}
 
+void mapped_file::discard(size_t, size_t) const {}
+
 } // namespace dqrelo
