@@ -3,6 +3,7 @@
 #include "dqrelo-backend.cuh"
 #include "dqrelo-cuda.h"
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -22,7 +23,7 @@ static int32_t * counters_of(int device, cudaStream_t stream) {
 void ggml_cuda_op_dqrelo(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const dqrelo_cuda_op       op     = dqrelo_cuda_op_of(dst);
     const cudaStream_t         stream = ctx.stream();
-    ggml_cuda_pool_alloc<char> work(ctx.pool(), dqrelo_cuda_work_bytes(&op));
+    ggml_cuda_pool_alloc<char> work(ctx.pool(), std::max<size_t>(1, dqrelo_cuda_work_bytes(&op))); // a pool is not asked for nothing
     const int                  n_sm = ggml_cuda_info().devices[ctx.device].nsm;
     CUDA_CHECK((cudaError_t) dqrelo_cuda_forward(&op, work.get(), counters_of(ctx.device, stream), n_sm, stream));
 }
