@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,7 @@ def test_with_everything(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_check(tmp_path, "exit 0", monkeypatch)
+    monkeypatch.setattr(gpu, "_need_gpu", lambda _: None)
     deltas = [argument for file in plan.deltas for argument in ("--delta", file.path)]
     assert bench.main(["--gpu-check", "-m", plan.base, *deltas, "-n", "4", "-npl", "1,3", "-r", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -90,6 +92,7 @@ def test_with_everything(
 
 def test_logits_that_differ_are_an_error(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     real = gpu._logits
+    monkeypatch.setattr(gpu, "_need_gpu", lambda _: None)
 
     def shifted(plan: Plan, n_gpu_layers: int) -> gpu.Logits:
         found = real(plan, 0)
@@ -102,9 +105,19 @@ def test_logits_that_differ_are_an_error(plan: Plan, monkeypatch: pytest.MonkeyP
 
 def test_nan_is_an_error(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = np.full((2, 3), np.nan, np.float32)
+    monkeypatch.setattr(gpu, "_need_gpu", lambda _: None)
     monkeypatch.setattr(gpu, "_logits", lambda _, n: [np.ones((2, 3), np.float32) if n == 0 else nothing] * 3)
     with pytest.raises(gpu.GpuError, match="NMSE of nan"):
         gpu.check_logits(plan, io.StringIO())
+
+
+def test_logits_of_the_cpu_alone_are_no_check(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu._core, "machine", lambda: {"gpu_info": ""})
+    with pytest.raises(gpu.GpuError, match="finds no GPU"):
+        gpu.check_logits(plan, io.StringIO())
+    monkeypatch.setattr(gpu._core, "machine", lambda: {"gpu_info": "a GPU"})
+    with pytest.raises(gpu.GpuError, match="-ngl 0"):
+        gpu.check_logits(replace(plan, settings=(Settings(n_gpu_layers=0),)), io.StringIO())
 
 
 def test_fewer_deltas_than_streams_are_loaded_again() -> None:

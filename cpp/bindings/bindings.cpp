@@ -2,6 +2,8 @@
 #include "machine.h"
 #include "session.h"
 
+#include "ggml-backend.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -233,6 +235,7 @@ void bind_session(py::module_ & m) {
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "Native part of dqrelo_gguf.runtime.";
+    ggml_backend_load_all();  // what GGML_BACKEND_PATH names, too
     register_errors();
     bind_params(m);
     bind_delta(m);

@@ -70,9 +70,10 @@ def check_logits(plan: Plan, out: TextIO) -> None:
         out: where the table goes.
 
     Raises:
-        GpuError: they differ by more than MOST_NMSE.
+        GpuError: they differ by more than MOST_NMSE, or the GPU would have no part in them.
         InputError: a file cannot be used.
     """
+    _need_gpu(plan)
     gpu, cpu = (_logits(plan, n) for n in (plan.settings[0].n_gpu_layers, 0))
     names = ["-", *(file.name for file in plan.deltas)]
     errors = [nmse(a, b) for a, b in zip(gpu, cpu, strict=True)]
@@ -125,6 +126,13 @@ def copies(deltas: Sequence[DeltaFile], n: int) -> tuple[DeltaFile, ...]:
     """The first n deltas; where there are fewer, the same files again under other names."""
     rounds = ((i // len(deltas) + 1, deltas[i % len(deltas)]) for i in range(n))
     return tuple(file if k == 1 else DeltaFile(f"{file.name} ({k})", file.path) for k, file in rounds)
+
+
+def _need_gpu(plan: Plan) -> None:
+    if not _core.machine()["gpu_info"]:
+        raise GpuError("the Python module finds no GPU, so there is nothing to compare")
+    if plan.settings[0].n_gpu_layers == 0:
+        raise GpuError("-ngl 0 keeps every layer off the GPU, so there is nothing to compare; leave it out")
 
 
 def _ms(row: Row) -> float:
