@@ -84,15 +84,16 @@ def test_logits_are_those_of_the_merged_models(
         expected = [cpu_logits(path, tokens) for path in (plain, family.merged[0])]
         expected.append(cpu_logits(family.merged[1], other))
         assert nmse(expected[0], expected[1]) > 0.1  # the delta does much, so that a part left out shows
-        base_error = nmse(rt.logits(tokens), expected[0])
-        assert base_error <= MAX_BASE
-        allowed = MAX_NMSE + MAX_OVER_BASE * base_error
+        # the kernels, and with them the base's error, differ with the number of rows
+        base_errors = [nmse(rt.logits(batch)[0], expected[0]) for batch in ([tokens], [tokens, tokens, other])]
+        assert max(base_errors) <= MAX_BASE
+        allowed, allowed_mixed = (MAX_NMSE + MAX_OVER_BASE * error for error in base_errors)
 
         first, second = (rt.load_delta(path) for path in family.deltas)
         assert first.inert == second.inert == []
         assert nmse(rt.logits(tokens, first), expected[1]) <= allowed
         mixed = rt.logits([tokens, tokens, other], [None, first, second])
-        assert max(nmse(got, want) for got, want in zip(mixed, expected, strict=True)) <= allowed
+        assert max(nmse(got, want) for got, want in zip(mixed, expected, strict=True)) <= allowed_mixed
 
 
 def test_mixed_batches_are_those_of_the_operator_on_the_cpu(make_family: Maker) -> None:
