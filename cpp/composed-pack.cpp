@@ -1,7 +1,6 @@
 #include "composed-pack.h"
 
 #include "delta-file.h"
-#include "message.h"
 #include "placement.h"
 #include "upload.h"
 
@@ -177,14 +176,10 @@ size_t composed_pack::bytes_needed(const delta_file & file, ggml_backend_buffer_
 std::unique_ptr<composed_pack> composed_pack::load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights, std::string & err) {
     std::unique_ptr<composed_pack> pack(new composed_pack());
     pack->make_tensors(file, buft, weights);
-    pack->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(pack->ctx.get(), buft));
+    pack->buffer = allocate_weights(pack->ctx.get(), buft, file.path(), err);
     if (!pack->buffer) {
-        err = message("%s: %.1f MiB do not fit into the free memory of %s. Unload other deltas, or offload fewer layers (-ngl)", file.path().c_str(),
-                      (double) bytes_needed(file, buft, weights) / (1024 * 1024), ggml_backend_buft_name(buft));
         return nullptr;
     }
-    // the scheduler keeps an op on the backend of its weights
-    ggml_backend_buffer_set_usage(pack->buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
 
     writer out(buft);
     for (auto & [i, w] : pack->packs) {

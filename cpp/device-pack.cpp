@@ -1,7 +1,6 @@
 #include "device-pack.h"
 
 #include "delta-file.h"
-#include "message.h"
 #include "upload.h"
 
 #include "ggml-backend.h"
@@ -16,13 +15,10 @@ std::unique_ptr<device_pack> device_pack::load(const delta_file & file, ggml_bac
         pack->packs[i]        = ggml_new_tensor_1d(pack->ctx.get(), GGML_TYPE_I8, (int64_t) w.n_bytes);
         ggml_set_name(pack->packs[i], w.name.c_str());
     }
-    pack->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(pack->ctx.get(), buft));
+    pack->buffer = allocate_weights(pack->ctx.get(), buft, file.path(), err);
     if (!pack->buffer) {
-        err = message("%s: %.1f MiB do not fit into the free memory of %s. Unload other deltas, or offload fewer layers (-ngl)", file.path().c_str(),
-                      (double) bytes_needed(file, buft, weights) / (1024 * 1024), ggml_backend_buft_name(buft));
         return nullptr;
     }
-    ggml_backend_buffer_set_usage(pack->buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
 
     uploader up(ggml_backend_buft_get_device(buft));
     for (size_t i : weights) {

@@ -1,5 +1,8 @@
 #include "upload.h"
 
+#include "message.h"
+
+#include "ggml-alloc.h"
 #include "ggml-backend.h"
 
 #include <algorithm>
@@ -10,6 +13,17 @@ namespace dqrelo {
 // Large enough for the full speed of a bus, small enough to take no memory worth counting.
 static constexpr size_t STAGING_BYTES = 4 * 1024 * 1024;
 static constexpr size_t N_STAGING     = 4;
+
+ggml_backend_buffer_ptr allocate_weights(ggml_context * ctx, ggml_backend_buffer_type_t buft, const std::string & path, std::string & err) {
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft));
+    if (buffer) {
+        ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    } else {
+        err = message("%s: %.1f MiB do not fit into the free memory of %s. Unload other deltas, or offload fewer layers (-ngl)", path.c_str(),
+                      (double) ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) / (1024 * 1024), ggml_backend_buft_name(buft));
+    }
+    return buffer;
+}
 
 uploader::uploader(ggml_backend_dev_t dev) {
     if (!start(dev)) {

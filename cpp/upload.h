@@ -1,13 +1,17 @@
-// upload.h: copies from pageable memory to a device, beside what the device computes.
+// upload.h: memory of a device for what a delta needs there, and copies into it from pageable memory, beside what the device computes.
 #pragma once
 
 #include "ggml-cpp.h"
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace dqrelo {
+
+// Memory for all tensors of `ctx`, as weights: the scheduler keeps an op on the backend of those. nullptr with one line in `err`, which starts with `path`, if it is short.
+ggml_backend_buffer_ptr allocate_weights(ggml_context * ctx, ggml_backend_buffer_type_t buft, const std::string & path, std::string & err);
 
 // Copies through a few pinned buffers on a stream of its own: while one is on its way to the device, the next is filled. A device without pinned memory, streams or
 // events gets plain copies.

@@ -16,7 +16,9 @@ bool server_delta_registry::next_load(work & next) {
             finish(entry, 0, "");
             continue;
         }
-        entry.job->n_bytes = limits.bytes_needed(entry.job->path);
+        if (entry.job->n_bytes == 0) { // once: a load that waits for room comes here again and again
+            entry.job->n_bytes = limits.bytes_needed(entry.job->path);
+        }
         std::string err;
         switch (make_room(entry, err)) {
             case room::never:
