@@ -29,7 +29,7 @@ from llama_servers import MIB, Server, Setup, running
 from machine import facts_of, heading
 from streams import Request, random_prompt, read_stream
 
-from dqrelo_gguf.blocks import n_cores
+from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.errors import InputError

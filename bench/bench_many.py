@@ -36,7 +36,7 @@ from llama_servers import Server, Setup, pss_bytes, running
 from machine import facts_of
 from streams import Request, Speed, random_prompt, run_speed, run_streams, speed_of
 
-from dqrelo_gguf.blocks import n_cores
+from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.errors import InputError

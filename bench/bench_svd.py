@@ -1,6 +1,6 @@
 """How much faster is the randomised truncated SVD than a full one, and what does it lose?
 
-Measures dqrelo_gguf.lowrank.truncated_svd against torch.linalg.svd (gesdd) on the same matrix, in one run, and prints
+Measures dqrelo_gguf.compress.lowrank.truncated_svd against torch.linalg.svd (gesdd) on the same matrix, in one run, and prints
 the time of both and the errors of the rank that both keep. The default, a Gaussian matrix, has the flattest spectrum
 there is and so needs the most passes.
 
@@ -19,8 +19,8 @@ from collections.abc import Callable
 import torch
 from machine import commit, cpu
 
-from dqrelo_gguf.blocks import Blocks, n_cores, open_blocks
-from dqrelo_gguf.lowrank import LowRank, truncated_svd
+from dqrelo_gguf.compress.blocks import Blocks, n_cores, open_blocks
+from dqrelo_gguf.compress.lowrank import LowRank, truncated_svd
 
 
 def main() -> int:

@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf import format as fmt
+from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.base import GgufModel
+from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.merge import MergeOptions, merge
-from dqrelo_gguf.metadata import delta_meta
-from dqrelo_gguf.pairing import Pair
-from dqrelo_gguf.plan import Options, plan
-from dqrelo_gguf.ratio import parse_ratio
-from dqrelo_gguf.writer import DeltaWriter, WeightData, WeightSpec
+from dqrelo_gguf.convert.merge import MergeOptions, merge
+from dqrelo_gguf.convert.metadata import delta_meta
+from dqrelo_gguf.model.pairing import Pair
+from dqrelo_gguf.convert.plan import Options, plan
+from dqrelo_gguf.compress.budget import parse_ratio
+from dqrelo_gguf.file.writer import DeltaWriter, WeightData, WeightSpec
 
 BOS, EOS = 1, 2
 N_BYTES = 256

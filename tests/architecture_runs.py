@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import conversion_module
-from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.merge import MergeOptions, merge
-from dqrelo_gguf.pairing import Selection
-from dqrelo_gguf.plan import Options
-from dqrelo_gguf.runtime import Delta, Runtime
+from dqrelo_gguf.convert.merge import MergeOptions, merge
+from dqrelo_gguf.model.pairing import Selection
+from dqrelo_gguf.convert.plan import Options
+from dqrelo_gguf.runtime.session import Delta, Runtime
 from models import N_VOCAB, convert_hf, read_gguf, rewrite_gguf
 from tiny_architectures import ARCHITECTURES, Architecture, share_weights, write_base, write_tuned
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.runtime import Delta, Runtime
+from dqrelo_gguf.runtime.session import Delta, Runtime
 from greedy import Tokens
 
 Floats: TypeAlias = npt.NDArray[np.float32]

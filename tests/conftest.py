@@ -12,7 +12,7 @@ import pytest
 
 from delta_files import meta, write_base, write_delta
 from delta_server import CONTEXT, make_folder, text
-from dqrelo_gguf.fingerprint import base_identity
+from dqrelo_gguf.file.fingerprint import base_identity
 from server_fixtures import Artefacts, Server, make_artefacts, serve
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.container import GGUFFile, GGUFValue, ValueType, pack_header, pack_string, pack_value
-from dqrelo_gguf.fingerprint import BaseIdentity
-from dqrelo_gguf.layout import WeightSpec, padded_bytes
-from dqrelo_gguf.signs import pack_signs
-from dqrelo_gguf.writer import DeltaMeta, DeltaWriter, WeightData
+from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header, pack_string, pack_value
+from dqrelo_gguf.file.fingerprint import BaseIdentity
+from dqrelo_gguf.file.layout import WeightSpec, padded_bytes
+from dqrelo_gguf.compress.signs import pack_signs
+from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
 
 Type: TypeAlias = gguf.GGMLQuantizationType
 Floats: TypeAlias = npt.NDArray[np.float32]

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from architecture_runs import EIGHTH, EXACT, Figures, Floats, Prompts, Run, Tokens, nmse
-from dqrelo_gguf.convert import Job, convert
-from dqrelo_gguf.merge import MergeOptions, merge
-from dqrelo_gguf.plan import Options
+from dqrelo_gguf.convert.job import Job, convert
+from dqrelo_gguf.convert.merge import MergeOptions, merge
+from dqrelo_gguf.convert.plan import Options
 from models import rewrite_gguf
 from server_fixtures import Server, serve
 

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.fingerprint import base_identity
-from dqrelo_gguf.layout import WeightSpec
-from dqrelo_gguf.signs import pack_signs, unpack_signs
-from dqrelo_gguf.writer import DeltaMeta, DeltaWriter, WeightData
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
+from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
 
 F32 = gguf.GGMLQuantizationType.F32
 RANK = 3

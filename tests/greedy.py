@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.runtime import Delta, Runtime, _core
+from dqrelo_gguf.runtime.session import Delta, Runtime, _core
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
 

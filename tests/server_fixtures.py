@@ -23,9 +23,9 @@ import requests
 
 import dqrelo_gguf
 from dqrelo_gguf.cli.server import program
-from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.merge import MergeOptions, merge
+from dqrelo_gguf.convert.merge import MergeOptions, merge
 
 TINY = Path(__file__).resolve().parents[1] / "examples" / "tiny"
 LOUD_TEMPLATE = "{% for m in messages %}<<{{ m['content'] }}|{{ eos_token }}>>{% endfor %}"

@@ -9,7 +9,7 @@ import pytest
 
 import architecture_table
 from architecture_runs import Outcome, Run
-from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.errors import DqreloError
 from encoder_runs import EncoderRun
 from tiny_architectures import ARCHITECTURES

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.base import GgufModel, fold_scales
-from dqrelo_gguf.blocks import Blocks, open_blocks
+from dqrelo_gguf.model.base import GgufModel, fold_scales
+from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.errors import InputError
 from models import Floats, read_gguf, split_gguf
 

@@ -23,12 +23,12 @@ from dqrelo_gguf.bench.plan import DeltaFile, Plan, Settings, Workload, delta_fi
 from dqrelo_gguf.bench.run import Row, measure
 from dqrelo_gguf.bench.traffic import Traffic
 from dqrelo_gguf.cli import bench
-from dqrelo_gguf.container import GGUFValue, ValueType
+from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.fingerprint import ModelFile, base_identity
-from dqrelo_gguf.layout import WeightSpec
-from dqrelo_gguf.reader import DeltaReader
-from dqrelo_gguf.runtime import Delta, Runtime
+from dqrelo_gguf.file.fingerprint import ModelFile, base_identity
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.runtime.session import Delta, Runtime
 from tiny_llama import Shape, Type, base_weights, weight_shapes, write_model
 
 SHAPE = Shape(n_embd=64, n_head=2, n_head_kv=1, n_ff=96)

@@ -14,8 +14,8 @@ from delta_files import meta, write_delta
 from dqrelo_gguf.bench import gpu
 from dqrelo_gguf.bench.plan import DeltaFile, Plan, Settings, Workload
 from dqrelo_gguf.cli import bench
-from dqrelo_gguf.fingerprint import base_identity
-from dqrelo_gguf.layout import WeightSpec
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import WeightSpec
 from tiny_llama import Shape, Type, base_weights, weight_shapes, write_model
 
 SHAPE = Shape(n_embd=64, n_head=2, n_head_kv=1, n_ff=96)

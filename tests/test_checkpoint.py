@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from dqrelo_gguf._pin import conversion_module, gguf
-from dqrelo_gguf.base import GgufModel
-from dqrelo_gguf.blocks import Blocks, open_blocks
-from dqrelo_gguf.checkpoint import HfCheckpoint, open_checkpoint
+from dqrelo_gguf.model.base import GgufModel
+from dqrelo_gguf.compress.blocks import Blocks, open_blocks
+from dqrelo_gguf.model.checkpoint import HfCheckpoint, open_checkpoint
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.lazy_tensors import evaluate
+from dqrelo_gguf.model.lazy_tensors import evaluate
 from models import convert_hf, pico, pico_gguf, pico_tuned, pico_tuned_gguf, read_gguf, save_model
 
 KINDS = ["llama", "llama-tied", "qwen2", "gemma", "mixtral", "qwen3next"]

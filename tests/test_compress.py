@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from dqrelo_gguf.blocks import BLOCK_ELEMENTS, Blocks, open_blocks
-from dqrelo_gguf.compress import CompressedMatrix, Method, compress, mean_abs, norm, select_by_magnitude
+from dqrelo_gguf.compress.blocks import BLOCK_ELEMENTS, Blocks, open_blocks
+from dqrelo_gguf.compress.paper import CompressedMatrix, Method, compress, mean_abs, norm, select_by_magnitude
 from dqrelo_gguf.errors import NonFiniteError
-from dqrelo_gguf.factors import FACTOR_TYPES, stored_values
-from dqrelo_gguf.signs import unpack_signs
+from dqrelo_gguf.compress.factors import FACTOR_TYPES, stored_values
+from dqrelo_gguf.compress.signs import unpack_signs
 
 # float32 rounding of an element, through a sum of a few terms
 REL = 1e-5

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dqrelo_gguf.convert import Job, convert
-from dqrelo_gguf.merge import MergeOptions, merge
+from dqrelo_gguf.convert.job import Job, convert
+from dqrelo_gguf.convert.merge import MergeOptions, merge
 from models import convert_hf
 from test_archs import binary
 from tiny_architectures import ARCHITECTURES, write_base, write_tuned

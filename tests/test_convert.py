@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqrelo_gguf import format as fmt
-from dqrelo_gguf.base import GgufModel
-from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.model.base import GgufModel
+from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.errors import DiskFullError, DqreloError
-from dqrelo_gguf.fingerprint import Match
-from dqrelo_gguf.pairing import Selection
-from dqrelo_gguf.plan import Options
+from dqrelo_gguf.file.fingerprint import Match
+from dqrelo_gguf.model.pairing import Selection
+from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.progress import Silent
-from dqrelo_gguf.reader import DeltaReader
+from dqrelo_gguf.file.reader import DeltaReader
 from models import (
     EXAMPLES,
     Floats,

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from dqrelo_gguf.cli.convert import main
-from dqrelo_gguf.reader import DeltaReader
+from dqrelo_gguf.file.reader import DeltaReader
 from models import (
     convert_hf,
     pico_gguf,
@@ -138,7 +138,7 @@ _MEMORY_PROBE = """
 import sys
 import termios
 import threading
-from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.convert.job import Job, convert
 
 convert(Job(*sys.argv[4:6], sys.argv[3] + ".warm"))  # a tiny one, so that every library is there
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from delta_files import SPECS, Edited, Type, write_base, write_delta
-from dqrelo_gguf.container import GGUFValue, ValueType
+from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.errors import DqreloError
-from dqrelo_gguf.fingerprint import base_identity
-from dqrelo_gguf.reader import DeltaReader
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.reader import DeltaReader
 from test_reader import MALFORMED
 
 # The sums are of f64 values in C++ and of f32 ones in Python.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.convert.job import Job, convert
 from models import convert_hf
 from tiny_architectures import ARCHITECTURES, N_LAYER, write_base, write_tuned
 from tiny_tokenizers import known_to_the_conversion

@@ -19,10 +19,10 @@ import requests
 import models
 from delta_server import PROMPT, error
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.convert import Job, convert
-from dqrelo_gguf.merge import MergeOptions, merge
-from dqrelo_gguf.pairing import Selection
-from dqrelo_gguf.plan import Options
+from dqrelo_gguf.convert.job import Job, convert
+from dqrelo_gguf.convert.merge import MergeOptions, merge
+from dqrelo_gguf.model.pairing import Selection
+from dqrelo_gguf.convert.plan import Options
 from models import Floats, read_gguf, rewrite_gguf, tuned_gguf
 from server_fixtures import Artefacts, Server, serve
 from upstream.bert import write_bert

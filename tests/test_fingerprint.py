@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
-from dqrelo_gguf import format as fmt
+from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.container import GGUFFile, GGUFValue, ValueType
+from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType
 from dqrelo_gguf.errors import BaseMismatchError, FormatError, InputError, ShapeError
-from dqrelo_gguf.fingerprint import BaseIdentity, Match, ModelFile, base_identity, compare, correlation, shards
-from dqrelo_gguf.reader import DeltaReader
+from dqrelo_gguf.file.fingerprint import BaseIdentity, Match, ModelFile, base_identity, compare, correlation, shards
+from dqrelo_gguf.file.reader import DeltaReader
 
 
 def u16(value: int) -> GGUFValue:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dqrelo_gguf import format as fmt
+from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.errors import FormatError, ShapeError
-from dqrelo_gguf.fingerprint import base_identity
-from dqrelo_gguf.layout import Type, WeightSpec
-from dqrelo_gguf.reader import DeltaReader
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import Type, WeightSpec
+from dqrelo_gguf.file.reader import DeltaReader
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
 HEX_LINE = re.compile(r"^([0-9a-f]{4})  ((?:[0-9a-f]{2} ?)+?)(?: .*)?$", re.MULTILINE)

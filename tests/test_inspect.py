@@ -11,11 +11,11 @@ import pytest
 
 from delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
 from dqrelo_gguf.cli.inspect import main
-from dqrelo_gguf.container import GGUFValue, ValueType
-from dqrelo_gguf.fingerprint import base_identity
-from dqrelo_gguf.layout import WeightSpec
-from dqrelo_gguf.reader import DeltaReader
-from dqrelo_gguf.report import WeightStat, by_kind, by_layer, bytes_text, kind, layer, total
+from dqrelo_gguf.file.container import GGUFValue, ValueType
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.convert.report import WeightStat, by_kind, by_layer, bytes_text, kind, layer, total
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dqrelo_gguf.blocks import Blocks, open_blocks
-from dqrelo_gguf.compress import mean_abs, subtract_signs
-from dqrelo_gguf.lowrank import seed_of, truncated_svd
+from dqrelo_gguf.compress.blocks import Blocks, open_blocks
+from dqrelo_gguf.compress.paper import mean_abs, subtract_signs
+from dqrelo_gguf.compress.lowrank import seed_of, truncated_svd
 from models import EXAMPLES
 
 # The promise: the error of the truncation is at most this much above the smallest possible one.

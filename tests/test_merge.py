@@ -11,14 +11,14 @@ import pytest
 
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.cli.merge import main
-from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.errors import BaseMismatchError, DiskFullError, FormatError, OutputExistsError
-from dqrelo_gguf.fingerprint import Match
-from dqrelo_gguf.merge import MergeOptions, merge
-from dqrelo_gguf.pairing import Selection
-from dqrelo_gguf.plan import Options
+from dqrelo_gguf.file.fingerprint import Match
+from dqrelo_gguf.convert.merge import MergeOptions, merge
+from dqrelo_gguf.model.pairing import Selection
+from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.progress import Silent
-from dqrelo_gguf.reader import DeltaReader
+from dqrelo_gguf.file.reader import DeltaReader
 from models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf, split_gguf
 
 Type = gguf.GGMLQuantizationType

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from dqrelo_gguf.cli import convert, merge
-from dqrelo_gguf.runtime import Delta, Runtime
+from dqrelo_gguf.runtime.session import Delta, Runtime
 from greedy import Tokens, assert_greedy, generate_tokens
 from server_fixtures import TINY, Artefacts
 from tiny_llama import Shape, Type, base_weights, dequantised, quantize, read_weights, tuned_weights, write_model

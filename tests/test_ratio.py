@@ -8,11 +8,11 @@ from math import prod
 import pytest
 
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.layout import WeightSpec
-from dqrelo_gguf.pairing import Pair
-from dqrelo_gguf.plan import Options, Planned, plan
-from dqrelo_gguf.ratio import MatrixShape, factor_types, is_matrix, parse_ratio, ranks_for_ratio, ranks_of_paper
-from dqrelo_gguf.writer import delta_ratio
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.model.pairing import Pair
+from dqrelo_gguf.convert.plan import Options, Planned, plan
+from dqrelo_gguf.compress.budget import MatrixShape, factor_types, is_matrix, parse_ratio, ranks_for_ratio, ranks_of_paper
+from dqrelo_gguf.file.writer import delta_ratio
 
 # SmolLM2-135M: a tied embedding, rows of 576 and 1536
 SMOL = {

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from delta_files import SPECS, Edited, Type, meta, write_delta
-from dqrelo_gguf.container import GGUFValue, ValueType
+from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.errors import DqreloError, FormatError, InputError
-from dqrelo_gguf.layout import WeightSpec
-from dqrelo_gguf.reader import DeltaReader
-from dqrelo_gguf.writer import WeightData
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.file.writer import WeightData
 
 Edit = Callable[[Edited], Any]
 

@@ -18,7 +18,7 @@ import pytest
 
 from dqrelo_gguf.cli import convert
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.runtime import Delta, Runtime
+from dqrelo_gguf.runtime.session import Delta, Runtime
 from greedy import assert_greedy, generate_tokens
 from tiny_llama import BOS, EOS, Shape, Type, base_weights, tuned_weights, write_model
 

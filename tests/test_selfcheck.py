@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqrelo_gguf.base import GgufModel
-from dqrelo_gguf.blocks import Blocks, open_blocks
+from dqrelo_gguf.model.base import GgufModel
+from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.errors import BaseMismatchError, NonFiniteError
-from dqrelo_gguf.pairing import Pair
-from dqrelo_gguf.selfcheck import MIN_COSINE, Checked, check_weight, cosine, count_non_finite
+from dqrelo_gguf.model.pairing import Pair
+from dqrelo_gguf.model.selfcheck import MIN_COSINE, Checked, check_weight, cosine, count_non_finite
 from models import Floats, pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf, tuned_gguf
 
 Q = "blk.1.attn_q.weight"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dqrelo_gguf.errors import ShapeError
-from dqrelo_gguf.signs import pack_signs, unpack_signs
+from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
 
 
 def test_bit_order_is_least_significant_first() -> None:

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from architecture_runs import nmse
-from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.errors import BaseMismatchError
-from dqrelo_gguf.merge import MergeOptions, merge
-from dqrelo_gguf.plan import Options
-from dqrelo_gguf.reader import DeltaReader
-from dqrelo_gguf.runtime import Runtime
+from dqrelo_gguf.convert.merge import MergeOptions, merge
+from dqrelo_gguf.convert.plan import Options
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.runtime.session import Runtime
 from models import N_VOCAB, convert_hf, edit_json, gguf, read_gguf
 from tiny_architectures import ARCHITECTURES, write_base, write_tuned
 from tiny_tokenizers import known_to_the_conversion

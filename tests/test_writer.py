@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from delta_files import SPECS, meta, weight_data, write_delta
-from dqrelo_gguf import format as fmt
+from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.container import GGUFValue, ValueType
+from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.errors import (
     DiskFullError,
     DqreloError,
@@ -29,9 +29,9 @@ from dqrelo_gguf.errors import (
     OutputExistsError,
     ShapeError,
 )
-from dqrelo_gguf.layout import Type, WeightSpec
-from dqrelo_gguf.reader import DeltaReader
-from dqrelo_gguf.writer import DeltaWriter, WeightData, delta_ratio
+from dqrelo_gguf.file.layout import Type, WeightSpec
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.file.writer import DeltaWriter, WeightData, delta_ratio
 
 PLAIN = WeightSpec("blk.0.attn_q.weight", (64, 16), rank=4)
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
         OutputExistsError,
         ShapeError,
     )
-    from dqrelo_gguf.fingerprint import BaseIdentity, Match, base_identity, compare
-    from dqrelo_gguf.reader import DeltaReader
-    from dqrelo_gguf.runtime import Delta, Runtime
-    from dqrelo_gguf.signs import pack_signs, unpack_signs
-    from dqrelo_gguf.writer import DeltaMeta, DeltaWriter, WeightData, WeightSpec
+    from dqrelo_gguf.file.fingerprint import BaseIdentity, Match, base_identity, compare
+    from dqrelo_gguf.file.reader import DeltaReader
+    from dqrelo_gguf.runtime.session import Delta, Runtime
+    from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
+    from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData, WeightSpec
 
 __all__ = [
     "BaseIdentity",
@@ -53,11 +53,11 @@ __all__ = [
 
 _HOMES = {
     "errors": [name for name in __all__ if name.endswith("Error")],
-    "fingerprint": ["BaseIdentity", "Match", "base_identity", "compare"],
-    "reader": ["DeltaReader"],
-    "runtime": ["Delta", "Runtime"],
-    "signs": ["pack_signs", "unpack_signs"],
-    "writer": ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec"],
+    "file.fingerprint": ["BaseIdentity", "Match", "base_identity", "compare"],
+    "file.reader": ["DeltaReader"],
+    "runtime.session": ["Delta", "Runtime"],
+    "compress.signs": ["pack_signs", "unpack_signs"],
+    "file.writer": ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

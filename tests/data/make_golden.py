@@ -17,12 +17,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from delta_files import Type, meta, write_base, write_delta
-from dqrelo_gguf.container import GGUFValue, ValueType
-from dqrelo_gguf.fingerprint import base_identity
-from dqrelo_gguf.layout import WeightSpec
-from dqrelo_gguf.reader import DeltaReader
-from dqrelo_gguf.signs import pack_signs
-from dqrelo_gguf.writer import DeltaMeta, DeltaWriter, WeightData
+from dqrelo_gguf.file.container import GGUFValue, ValueType
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.compress.signs import pack_signs
+from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
 
 
 def main(directory: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from dqrelo_gguf.convert import Job, convert
+from dqrelo_gguf.convert.job import Job, convert
 from models import EXAMPLES, convert_hf, tune
 from server_fixtures import Server
 from soak.answers import Expected, answer_alone

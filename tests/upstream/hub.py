@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.convert import Job, convert
-from dqrelo_gguf.pairing import Selection
-from dqrelo_gguf.plan import Options
+from dqrelo_gguf.convert.job import Job, convert
+from dqrelo_gguf.model.pairing import Selection
+from dqrelo_gguf.convert.plan import Options
 from models import EXAMPLES, convert_hf, rewrite_gguf, tuned_gguf
 from upstream.bert import write_bert
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import exact_delta
-from dqrelo_gguf.runtime import Runtime, _core
+from dqrelo_gguf.runtime.session import Runtime, _core
 from greedy import Tokens, assert_greedy, generate_tokens
 from models import N_VOCAB, convert_hf, save_model
 from test_parity import OTHER, TEXT, Floats, Maker, nmse, open_model

@@ -12,7 +12,7 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-import dqrelo_gguf.runtime  # noqa: F401 - finds the native module
+import dqrelo_gguf.runtime.session  # noqa: F401 - finds the native module
 from dqrelo_gguf import _core
 from dqrelo_gguf.bench.plan import DeltaFile, Plan, Workload
 from dqrelo_gguf.bench.run import Row, run_plan

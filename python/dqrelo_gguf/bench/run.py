@@ -11,12 +11,12 @@ from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Protocol
 
-import dqrelo_gguf.runtime  # noqa: F401 - finds the native module
+import dqrelo_gguf.runtime.session  # noqa: F401 - finds the native module
 from dqrelo_gguf import _core
 from dqrelo_gguf.bench.plan import Plan, Settings, Workload, rows_of
 from dqrelo_gguf.bench.traffic import Traffic
-from dqrelo_gguf.fingerprint import ModelFile
-from dqrelo_gguf.reader import DeltaReader
+from dqrelo_gguf.file.fingerprint import ModelFile
+from dqrelo_gguf.file.reader import DeltaReader
 
 Delta = _core.Delta
 

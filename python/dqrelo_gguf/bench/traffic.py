@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dqrelo_gguf.fingerprint import ModelFile
-from dqrelo_gguf.reader import DeltaReader
+from dqrelo_gguf.file.fingerprint import ModelFile
+from dqrelo_gguf.file.reader import DeltaReader
 
 # Tables of which a token reads one row. The first is the output matrix too where there is no other.
 _EMBEDDING = "token_embd.weight"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from dqrelo_gguf.cli import run
 
 if TYPE_CHECKING:
-    from dqrelo_gguf.plan import Options
-    from dqrelo_gguf.result import ConvertResult
+    from dqrelo_gguf.convert.plan import Options
+    from dqrelo_gguf.convert.result import ConvertResult
 
 PROG = "dqrelo-convert"
 
@@ -105,7 +105,7 @@ def _convert(args: argparse.Namespace) -> None:
     from dqrelo_gguf.quiet import quiet_libraries
 
     quiet_libraries(args.verbose)  # before torch and transformers come in
-    from dqrelo_gguf.convert import Job, convert
+    from dqrelo_gguf.convert.job import Job, convert
     from dqrelo_gguf.errors import InputError
     from dqrelo_gguf.progress import phases_for_stderr
 
@@ -129,9 +129,9 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    from dqrelo_gguf.pairing import Selection
-    from dqrelo_gguf.plan import Options
-    from dqrelo_gguf.ratio import parse_ratio
+    from dqrelo_gguf.model.pairing import Selection
+    from dqrelo_gguf.convert.plan import Options
+    from dqrelo_gguf.compress.budget import parse_ratio
 
     ratio = None if args.rank is not None else parse_ratio(args.ratio or "1/8")
     return Options(
@@ -160,7 +160,7 @@ def _print_report(result: ConvertResult) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from dqrelo_gguf.report import LEGEND, by_kind, table, total
+    from dqrelo_gguf.convert.report import LEGEND, by_kind, table, total
 
     console = Console(highlight=False)
     for line in result.summary():

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dqrelo_gguf.cli import run
 
 if TYPE_CHECKING:
-    from dqrelo_gguf.fingerprint import Comparison
-    from dqrelo_gguf.reader import DeltaReader
+    from dqrelo_gguf.file.fingerprint import Comparison
+    from dqrelo_gguf.file.reader import DeltaReader
 
 PROG = "dqrelo-inspect"
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from dqrelo_gguf.reader import DeltaReader  # late: numpy and gguf take a while
+    from dqrelo_gguf.file.reader import DeltaReader  # late: numpy and gguf take a while
 
     reader = DeltaReader(args.file)
     if args.verify:
@@ -63,9 +63,9 @@ def _print_json(reader: DeltaReader, found: Comparison | None, verified: bool) -
 
 
 def _as_json(reader: DeltaReader, found: Comparison | None, verified: bool) -> dict[str, Any]:
-    from dqrelo_gguf import format as fmt
-    from dqrelo_gguf.layout import type_name
-    from dqrelo_gguf.report import by_kind, by_layer
+    from dqrelo_gguf.file import format as fmt
+    from dqrelo_gguf.file.layout import type_name
+    from dqrelo_gguf.convert.report import by_kind, by_layer
 
     document: dict[str, Any] = {
         "file": str(reader.path),
@@ -102,7 +102,7 @@ def _print_text(reader: DeltaReader, found: Comparison | None, args: argparse.Na
     from rich.console import Console
     from rich.text import Text
 
-    from dqrelo_gguf.report import LEGEND, by_kind, by_layer, table, total
+    from dqrelo_gguf.convert.report import LEGEND, by_kind, by_layer, table, total
 
     console = Console(highlight=False)
     for label, text in _facts(reader):
@@ -122,9 +122,9 @@ def _print_text(reader: DeltaReader, found: Comparison | None, args: argparse.Na
 
 def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
     """(label, text) of each line above the tables."""
-    from dqrelo_gguf import format as fmt
+    from dqrelo_gguf.file import format as fmt
     from dqrelo_gguf.errors import printable
-    from dqrelo_gguf.report import bytes_text
+    from dqrelo_gguf.convert.report import bytes_text
 
     size, version = bytes_text(reader.n_file_bytes), reader.meta(fmt.KEY_VERSION)
     n_dense = sum(w.dense_type is not None for w in reader.weights)

@@ -8,9 +8,9 @@ from math import prod
 
 import torch
 
-from dqrelo_gguf.blocks import Blocks
-from dqrelo_gguf.lowrank import subspace_width
-from dqrelo_gguf.plan import Planned
+from dqrelo_gguf.compress.blocks import Blocks
+from dqrelo_gguf.compress.lowrank import subspace_width
+from dqrelo_gguf.convert.plan import Planned
 
 # Passes that the subspace iteration needs on real residuals, each with two products (see lowrank.py).
 _PASSES = 6

@@ -8,11 +8,11 @@ from fractions import Fraction
 from math import prod
 
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.factors import FACTOR_TYPES, type_of
-from dqrelo_gguf.layout import WeightSpec, stripped_ne
-from dqrelo_gguf.lowrank import SvdMethod
-from dqrelo_gguf.pairing import Pair, Selection
-from dqrelo_gguf.ratio import (
+from dqrelo_gguf.compress.factors import FACTOR_TYPES, type_of
+from dqrelo_gguf.file.layout import WeightSpec, stripped_ne
+from dqrelo_gguf.compress.lowrank import SvdMethod
+from dqrelo_gguf.model.pairing import Pair, Selection
+from dqrelo_gguf.compress.budget import (
     MatrixShape,
     VectorMode,
     factor_types,

@@ -12,7 +12,7 @@ from math import prod
 from typing import Literal
 
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.factors import block_of, row_bytes
+from dqrelo_gguf.compress.factors import block_of, row_bytes
 
 VectorMode = Literal["whole", "paper"]
 

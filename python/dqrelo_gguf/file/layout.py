@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
 
-from dqrelo_gguf import format as fmt
+from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.errors import FormatError, ShapeError
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from dqrelo_gguf.blocks import Blocks
+from dqrelo_gguf.compress.blocks import Blocks
 
 SvdMethod = Literal["randomised", "exact"]
 
@@ -52,7 +52,7 @@ def truncated_svd(
     Returns:
         U (n_out, rank) and V (rank, n_in); each holds the square root of the singular values.
 
-    >>> from dqrelo_gguf.blocks import Blocks
+    >>> from dqrelo_gguf.compress.blocks import Blocks
     >>> U, V = truncated_svd(torch.ones(8, 16), 1, Blocks(1))
     >>> bool(torch.allclose(U @ V, torch.ones(8, 16)))
     True

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.base import GgufModel, Model
-from dqrelo_gguf.blocks import Blocks
-from dqrelo_gguf.container import GGUFValue
+from dqrelo_gguf.model.base import GgufModel, Model
+from dqrelo_gguf.compress.blocks import Blocks
+from dqrelo_gguf.file.container import GGUFValue
 from dqrelo_gguf.errors import BaseMismatchError
 
 EMBEDDING = "token_embd.weight"

@@ -10,9 +10,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from dqrelo_gguf import format as fmt
-from dqrelo_gguf.container import VERSION, GGUFFile, TensorInfo, ValueType
-from dqrelo_gguf.layout import (
+from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.file.container import VERSION, GGUFFile, TensorInfo, ValueType
+from dqrelo_gguf.file.layout import (
     TensorSpec,
     Type,
     WeightSpec,

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dqrelo_gguf.blocks import Blocks, row_slices
+from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.errors import NonFiniteError
-from dqrelo_gguf.factors import store_factor, stored_values
-from dqrelo_gguf.lowrank import SvdMethod, truncated_svd
-from dqrelo_gguf.signs import pack_signs
+from dqrelo_gguf.compress.factors import store_factor, stored_values
+from dqrelo_gguf.compress.lowrank import SvdMethod, truncated_svd
+from dqrelo_gguf.compress.signs import pack_signs
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def compress(D: torch.Tensor, rank: int, method: Method, blocks: Blocks) -> Comp
     Raises:
         NonFiniteError: a factor does not fit its type.
 
-    >>> from dqrelo_gguf.blocks import Blocks
+    >>> from dqrelo_gguf.compress.blocks import Blocks
     >>> out = compress(torch.full((2, 8), 0.5), 0, Method(), Blocks(1))
     >>> float(out.alpha), out.error
     (0.5, 0.0)

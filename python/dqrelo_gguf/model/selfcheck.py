@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dqrelo_gguf.base import GgufModel, Model
-from dqrelo_gguf.blocks import Blocks, row_slices
+from dqrelo_gguf.model.base import GgufModel, Model
+from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.errors import BaseMismatchError, NonFiniteError
-from dqrelo_gguf.pairing import Pair
+from dqrelo_gguf.model.pairing import Pair
 
 # Smallest cosine between a weight and its base that counts as a fine-tune. Measured over three pairs of 0.95 to 135 M
 # parameters: fine-tunes have 0.52 or more (an output matrix after long training; other matrices 0.82, norms 0.99), also

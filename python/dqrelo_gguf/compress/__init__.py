@@ -1,0 +1,1 @@
+"""The mathematics of one matrix: no files, no models."""

@@ -1,0 +1,1 @@
+"""From base and fine-tune to a delta, and back."""

@@ -1,0 +1,1 @@
+"""The delta file: header, layout, checks, reader, writer, base identity."""

@@ -1,0 +1,1 @@
+"""The native module with a Python face."""
