@@ -5,8 +5,8 @@
 //
 // Exit status: 0 good, 1 refused (one line on stderr), 2 usage.
 #include "cpu/stack.h"
-#include "delta-file.h"
-#include "fingerprint.h"
+#include "file/delta-file.h"
+#include "file/fingerprint.h"
 #include "ggml.h"
 
 #include <cinttypes>

@@ -1,6 +1,6 @@
 // heap-file.cpp: mapped_file on the heap, for sanitized builds. Behind a mapping the rest of the last page is readable; behind this exact allocation
 // AddressSanitizer sees every byte read too many.
-#include "mapped-file.h"
+#include "file/mapped-file.h"
 
 #include <cstdio>
 #include <cstdlib>

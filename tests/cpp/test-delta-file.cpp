@@ -2,7 +2,7 @@
 // The longer list of malformed files is in tests/test_cpp_reader.py, where the Python reader is asked too.
 #include "check.h"
 #include "cpu/stack.h"
-#include "delta-file.h"
+#include "file/delta-file.h"
 #include "gguf-builder.h"
 
 #include <limits>

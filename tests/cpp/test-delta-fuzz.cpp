@@ -2,8 +2,8 @@
 // Built with AddressSanitizer over heap-file.cpp, so that reading one byte too many ends the test.
 #include "check.h"
 #include "cpu/stack.h"
-#include "delta-file.h"
-#include "fingerprint.h"
+#include "file/delta-file.h"
+#include "file/fingerprint.h"
 #include "gguf-builder.h"
 
 #include <algorithm>

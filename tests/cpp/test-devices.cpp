@@ -2,11 +2,11 @@
 
 #include "check.h"
 #include "gguf-builder.h"
-#include "delta-file.h"
-#include "device-pack.h"
+#include "file/delta-file.h"
+#include "memory/device-pack.h"
 #include "fake-device.h"
-#include "placement.h"
-#include "upload.h"
+#include "memory/placement.h"
+#include "memory/upload.h"
 
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"

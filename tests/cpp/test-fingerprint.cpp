@@ -1,7 +1,7 @@
 // test-fingerprint.cpp: base identity, docs/format.md section 6: the digest by hand, split files, other quantisations, other models.
 #include "check.h"
-#include "delta-file.h"
-#include "fingerprint.h"
+#include "file/delta-file.h"
+#include "file/fingerprint.h"
 #include "gguf-builder.h"
 
 #include <algorithm>

@@ -1,0 +1,169 @@
+// Binding deltas to the sequences of a context: the part of dqrelo.h that needs one.
+#include "context/context-state.h"
+#include "context/delta.h"
+#include "dqrelo.h"
+#include "file/error-text.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+
+#include <exception>
+
+namespace {
+
+dqrelo_context & state_of(llama_context & ctx) {
+    if (!ctx.dqrelo) {
+        ctx.dqrelo = std::make_shared<dqrelo_context>(ctx.get_cparams().n_seq_max);
+    }
+    return *ctx.dqrelo;
+}
+
+std::string problem_of(const dqrelo_context & dctx, const dqrelo::weight_info & w) {
+    const auto used = dctx.usage.find(w.name);
+    return used != dctx.usage.end() && !used->second.supported ? used->second.problem : "";
+}
+
+bool is_for(const llama_context & ctx, const dqrelo_delta & delta, std::string & err) {
+    if (&ctx.get_model() != delta.model) {
+        err = delta.file->path() + ": the delta was loaded for another model than this context's. Load it for this model";
+    }
+    return err.empty();
+}
+
+bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32_t & n_inert, std::string & err) {
+    if (!is_for(ctx, delta, err)) {
+        return false;
+    }
+    dqrelo_context & dctx = state_of(ctx);
+    if (!dctx.scanned) {
+        dqrelo::scan_usage(ctx, dctx);
+    }
+    std::vector<std::string> inert;
+    std::string              own_batch; // the first reason
+    for (const auto & w : delta.file->weights()) {
+        const std::string problem = problem_of(dctx, w);
+        if (!problem.empty()) {
+            err = delta.file->path() + ": tensor '" + w.name + "' " + problem + ". Convert the fine-tune without it (--exclude), or merge the delta";
+            return false;
+        }
+        const auto used = dctx.usage.find(w.name);
+        if (used == dctx.usage.end()) {
+            inert.push_back(w.name);
+        } else if (own_batch.empty() && !used->second.own_batch.empty()) {
+            own_batch = "'" + w.name + "' " + used->second.own_batch;
+        }
+    }
+    n_inert   = (int32_t) inert.size();
+    n_applied = (int32_t) delta.file->weights().size() - n_inert;
+    if (n_applied == 0) {
+        err = delta.file->path() + ": the graphs of this context read none of the delta's " + std::to_string(n_inert) + " weights, so it would change nothing";
+        return false;
+    }
+    uint32_t          n_composed = 0;
+    const std::string lacks      = dqrelo::composed_problem(dctx, delta, n_composed);
+    if (!lacks.empty()) {
+        err = delta.file->path() + ": " + lacks + ". Convert the fine-tune without it (--exclude), or run with -ngl 0";
+        return false;
+    }
+    if (!own_batch.empty()) {
+        LLAMA_LOG_INFO("dqrelo: %s: its tokens share no ubatch with those of others: tensor %s\n", delta.file->path().c_str(), own_batch.c_str());
+    }
+    dctx.checked[delta.file->content_hash()] = { !own_batch.empty(), n_composed };
+    std::lock_guard<std::mutex> lock(delta.mutex);
+    delta.inert = std::move(inert);
+    return true;
+}
+
+bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float scale, std::string & err) {
+    if (seq_id < 0 || (uint32_t) seq_id >= ctx.get_cparams().n_seq_max) {
+        err = "sequence id " + std::to_string(seq_id) + " is not in 0 .. " + std::to_string(ctx.get_cparams().n_seq_max - 1) + " (n_seq_max - 1)";
+        return false;
+    }
+    if (!delta && !ctx.dqrelo) {
+        return true;
+    }
+    dqrelo_context & dctx  = state_of(ctx);
+    auto &           bound = dctx.seqs[seq_id];
+
+    const dqrelo_delta * previous = bound.slot >= 0 ? dctx.slots[bound.slot].delta : nullptr;
+    if (previous == delta) {
+        bound.scale = scale;
+        return true;
+    }
+    if (delta && !is_for(ctx, *delta, err)) {
+        return false;
+    }
+    if (delta && dctx.checked.count(delta->file->content_hash()) == 0) {
+        int32_t n_applied, n_inert;
+        if (!check(ctx, *delta, n_applied, n_inert, err)) {
+            return false;
+        }
+    }
+    ctx.synchronize(); // a running graph may still read the tables
+    if (bound.slot >= 0) {
+        dctx.release(bound.slot);
+        bound = {};
+    }
+    if (delta) {
+        // there are as many slots as sequences, and this sequence has none: one is free
+        const size_t   n_tables   = dctx.tables.size();
+        const uint32_t n_composed = dctx.n_composed_nodes();
+
+        bound.slot  = dctx.acquire(delta);
+        bound.scale = scale;
+        if (dctx.tables.size() != n_tables || dctx.n_composed_nodes() != n_composed) {
+            // the graphs cover more weights, or have more nodes: take their memory here, where a failure has a caller, and not in the next decode
+            ctx.dqrelo_graphs_grew();
+            try {
+                ctx.sched_reserve();
+            } catch (...) {
+                dctx.release(bound.slot);
+                bound = {};
+                throw;
+            }
+        }
+    }
+    return true;
+}
+
+} // namespace
+
+bool dqrelo_check(llama_context * ctx, dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err, size_t n_err) {
+    std::string text;
+    bool        ok = false;
+    try {
+        ok = check(*ctx, *delta, *n_applied, *n_inert, text);
+    } catch (const std::exception & e) {
+        text = delta->file->path() + ": " + e.what();
+    }
+    dqrelo::copy_error(text, err, n_err);
+    return ok;
+}
+
+bool dqrelo_bind(llama_context * ctx, llama_seq_id seq_id, dqrelo_delta * delta, float scale, char * err, size_t n_err) {
+    std::string text;
+    bool        ok = false;
+    try {
+        ok = bind(*ctx, seq_id, delta, scale, text);
+    } catch (const std::exception & e) {
+        text = e.what();
+    }
+    dqrelo::copy_error(text, err, n_err);
+    return ok;
+}
+
+bool dqrelo_needs_own_batch(const llama_context * ctx, const dqrelo_delta * delta) {
+    if (!ctx->dqrelo) {
+        return false;
+    }
+    const auto it = ctx->dqrelo->checked.find(delta->file->content_hash());
+    return it != ctx->dqrelo->checked.end() && it->second.own_batch;
+}
+
+const dqrelo_delta * dqrelo_bound(const llama_context * ctx, llama_seq_id seq_id) {
+    if (!ctx->dqrelo || seq_id < 0 || seq_id >= (int32_t) ctx->dqrelo->seqs.size()) {
+        return nullptr;
+    }
+    const int32_t slot = ctx->dqrelo->seqs[seq_id].slot;
+    return slot >= 0 ? ctx->dqrelo->slots[slot].delta : nullptr;
+}

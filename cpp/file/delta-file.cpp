@@ -1,0 +1,247 @@
+#include "file/delta-file.h"
+
+#include "file/delta-keys.h"
+#include "file/delta-layout.h"
+#include "file/gguf-header.h"
+#include "hash/hash.h"
+#include "file/mapped-file.h"
+#include "file/message.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <unordered_map>
+
+namespace dqrelo {
+
+namespace {
+
+const char * const EOG_KEYS[] = { "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id" };
+
+// The value of a key that check_delta_keys found to be there.
+template <typename T>
+T value_of(const gguf_header & header, const char * key) {
+    T value{};
+    header.get(key, value);
+    return value;
+}
+
+bool check_digest(const char * key, const std::string & digest, std::string & err) {
+    if (!is_sha256_text(digest)) {
+        err = message("%s is '%s', expected 64 lower-case hex digits", key, printable(digest).c_str());
+        return false;
+    }
+    return true;
+}
+
+} // namespace
+
+struct delta_file::impl {
+    std::string                             path;
+    std::unique_ptr<mapped_file>            file;
+    gguf_header                             header;
+    delta_layout                            layout;
+    std::unordered_map<std::string, size_t> index;  // weight name -> its number
+
+    std::string                name, architecture, content_hash, base_name, base_digest;
+    double                     ratio   = 0.0;
+    size_t                     n_bytes = 0;
+    std::vector<std::string>   sample_tensors;
+    std::vector<float>         samples;
+    std::optional<std::string> chat_template;
+    std::vector<int32_t>       eog_tokens;
+
+    bool        read_metadata(std::string & err);
+    bool        read_tokens(std::string & err);
+    std::string content_lines() const;
+};
+
+bool delta_file::impl::read_metadata(std::string & err) {
+    architecture   = value_of<std::string>(header, "general.architecture");
+    name           = value_of<std::string>(header, "general.name");
+    ratio          = value_of<double>(header, "dqrelo.ratio");
+    content_hash   = value_of<std::string>(header, "dqrelo.content_hash");
+    base_name      = value_of<std::string>(header, "dqrelo.base.name");
+    base_digest    = value_of<std::string>(header, "dqrelo.base.digest");
+    sample_tensors = value_of<std::vector<std::string>>(header, "dqrelo.base.sample_tensors");
+    samples        = value_of<std::vector<float>>(header, "dqrelo.base.samples");
+
+    constexpr size_t n_samples = 32;  // of each tensor
+    if (samples.size() != n_samples * sample_tensors.size()) {
+        err = message("metadata key 'dqrelo.base.samples' has %zu items, expected %zu", samples.size(), n_samples * sample_tensors.size());
+        return false;
+    }
+    return check_digest("dqrelo.content_hash", content_hash, err) && check_digest("dqrelo.base.digest", base_digest, err) && read_tokens(err);
+}
+
+bool delta_file::impl::read_tokens(std::string & err) {
+    std::string text;
+    if (header.get("tokenizer.chat_template", text)) {
+        chat_template = text;
+    }
+    for (const char * key : EOG_KEYS) {
+        uint32_t id = 0;
+        if (!header.get(key, id)) {
+            continue;
+        }
+        if (id > INT32_MAX) {
+            err = message("metadata key '%s' is %" PRIu32 ", expected a token id under 2^31", key, id);
+            return false;
+        }
+        if (std::find(eog_tokens.begin(), eog_tokens.end(), (int32_t) id) == eog_tokens.end()) {
+            eog_tokens.push_back((int32_t) id);
+        }
+    }
+    return true;
+}
+
+// The text whose SHA-256 is the content hash: docs/format.md, section 5.
+std::string delta_file::impl::content_lines() const {
+    std::string text;
+    for (size_t i = 0; i < header.tensors.size(); ++i) {
+        const gguf_tensor_entry & tensor = header.tensors[i];
+        const declared_tensor &   facts  = layout.tensors[i];
+        text += tensor.name + " " + facts.type + " " + storage_name(tensor.type) + " " + dims_text(facts.ne, 4) + " " + facts.sha256 + "\n";
+    }
+    return text;
+}
+
+std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::string & err) { return open(path, /*header_only =*/false, err); }
+
+std::unique_ptr<delta_file> delta_file::open_header(const std::string & path, std::string & err) { return open(path, /*header_only =*/true, err); }
+
+std::unique_ptr<delta_file> delta_file::open(const std::string & path, bool header_only, std::string & err) {
+    std::unique_ptr<impl> p(new impl());
+    p->path = path;
+    std::string reason;
+    p->file = mapped_file::open(path, reason);
+
+    bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) && check_delta_keys(p->header, reason) &&
+                p->read_metadata(reason) && read_delta_layout(p->header, p->layout, reason);
+    if (good && !header_only) {
+        // From the first byte to the last: a disk serves that far better than the scales, which lie all over the file.
+        p->file->prefault(0, p->file->n_bytes());
+        good = check_scales(p->header, p->layout, p->file->data(), reason);
+    }
+    if (!good) {
+        err = path + ": " + reason;
+        return nullptr;
+    }
+    for (size_t i = 0; i < p->layout.weights.size(); ++i) {
+        p->index.emplace(p->layout.weights[i].name, i);
+    }
+    for (const gguf_tensor_entry & tensor : p->header.tensors) {
+        p->n_bytes += tensor.n_bytes;
+    }
+    return std::unique_ptr<delta_file>(new delta_file(std::move(p)));
+}
+
+delta_file::delta_file(std::unique_ptr<impl> p) : p(std::move(p)) {}
+
+delta_file::~delta_file() = default;
+
+const std::vector<weight_info> & delta_file::weights() const { return p->layout.weights; }
+
+int64_t delta_file::find(const std::string & name) const {
+    const auto it = p->index.find(name);
+    return it == p->index.end() ? -1 : (int64_t) it->second;
+}
+
+const uint8_t * delta_file::data(size_t i) const { return p->file->data() + p->layout.weights[i].offset_bytes; }
+
+void delta_file::discard(size_t i) const { p->file->discard(p->layout.weights[i].offset_bytes, p->layout.weights[i].n_bytes); }
+
+dqrelo_entry delta_file::entry(size_t i) const { return entry_at(i, data(i)); }
+
+dqrelo_entry delta_file::entry_at(size_t i, const void * pack) const {
+    const weight_info & weight = p->layout.weights[i];
+    const pack_layout & layout = p->layout.packs[i];
+
+    // Integer arithmetic: `pack` may be an address of another device.
+    const auto at = [&](const part_layout & part) -> const void * {
+        return part.present ? (const void *) ((uintptr_t) pack + part.offset_bytes) : nullptr;
+    };
+    dqrelo_entry entry = {};
+    for (int32_t k = 0; k < weight.n_planes; ++k) {
+        entry.sign[k]  = (const uint8_t *) at(layout.sign[k]);
+        entry.scale[k] = (const float *) at(layout.scale[k]);
+    }
+    entry.cscale        = (const float *) at(layout.cscale);
+    entry.u             = at(layout.u);
+    entry.v             = at(layout.v);
+    entry.dense         = at(layout.dense);
+    entry.n_in          = weight.ne[0];
+    entry.n_out         = weight.ne[1];
+    entry.n_mat         = weight.ne[2] * weight.ne[3];
+    entry.n_planes      = weight.n_planes;
+    entry.rank          = weight.rank;
+    entry.type_u        = layout.u.type;
+    entry.type_v        = layout.v.type;
+    entry.type_dense    = layout.dense.type;
+    entry.scale_per_row = layout.scale_per_row;
+    return entry;
+}
+
+const std::string & delta_file::path() const { return p->path; }
+const std::string & delta_file::name() const { return p->name; }
+const std::string & delta_file::architecture() const { return p->architecture; }
+const std::string & delta_file::content_hash() const { return p->content_hash; }
+double              delta_file::ratio() const { return p->ratio; }
+size_t              delta_file::n_bytes() const { return p->n_bytes; }
+size_t              delta_file::n_bytes_mapped() const { return p->file->n_bytes(); }
+
+const std::string &              delta_file::base_name() const { return p->base_name; }
+const std::string &              delta_file::base_digest() const { return p->base_digest; }
+const std::vector<std::string> & delta_file::sample_tensors() const { return p->sample_tensors; }
+const std::vector<float> &       delta_file::samples() const { return p->samples; }
+
+const std::optional<std::string> & delta_file::chat_template() const { return p->chat_template; }
+const std::vector<int32_t> &       delta_file::eog_tokens() const { return p->eog_tokens; }
+
+std::optional<std::string> delta_file::meta_str(const std::string & key) const {
+    const gguf_entry * entry = p->header.find(key);
+    if (entry == nullptr || entry->is_array) {
+        return std::nullopt;
+    }
+    return scalar_text(*entry);
+}
+
+std::vector<std::string> delta_file::meta_keys() const {
+    std::vector<std::string> keys;
+    for (const gguf_entry & entry : p->header.entries) {
+        if (!entry.is_array) {
+            keys.push_back(entry.key);
+        }
+    }
+    return keys;
+}
+
+bool delta_file::verify(std::string & err) const {
+    std::string damaged;
+    size_t      n_damaged = 0;
+    for (size_t i = 0; i < p->header.tensors.size(); ++i) {
+        const gguf_tensor_entry & tensor = p->header.tensors[i];
+        const uint8_t *           bytes  = p->file->data() + p->header.data_offset_bytes + tensor.offset_bytes;
+        if (hash_sha256_hex(bytes, tensor.n_bytes) == p->layout.tensors[i].sha256) {
+            continue;
+        }
+        if (n_damaged < 3) {
+            damaged += (n_damaged > 0 ? ", '" : "'") + printable(tensor.name) + "'";
+        }
+        ++n_damaged;
+    }
+    if (n_damaged > 0) {
+        const std::string more = n_damaged > 3 ? message(" and %zu more", n_damaged - 3) : "";
+        err                    = message("%s: damaged: the data of %s%s does not have its declared SHA-256. Download it again", p->path.c_str(), damaged.c_str(),
+                                         more.c_str());
+        return false;
+    }
+    const std::string lines = p->content_lines();
+    const std::string found = hash_sha256_hex(lines.data(), lines.size());
+    if (found != p->content_hash) {
+        err = message("%s: damaged: dqrelo.content_hash is %s, its tensors have %s", p->path.c_str(), p->content_hash.c_str(), found.c_str());
+        return false;
+    }
+    return true;
+}
+
+} // namespace dqrelo

@@ -1,0 +1,143 @@
+#include "file/delta-keys.h"
+
+#include "file/message.h"
+
+#include <cinttypes>
+
+namespace dqrelo {
+
+namespace {
+
+constexpr uint32_t GGUF_FILE_VERSION  = 3;
+constexpr uint32_t DELTA_FILE_VERSION = 1;
+constexpr uint32_t ALIGNMENT          = 64;
+
+struct key_rule {
+    const char * key;
+    gguf_type    type;
+    bool         is_array;
+    bool         is_required;
+};
+
+const key_rule KEY_RULES[] = {
+    { "general.architecture", GGUF_TYPE_STRING, false, true },
+    { "general.alignment", GGUF_TYPE_UINT32, false, true },
+    { "general.name", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.method", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.converter", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.options", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.ratio", GGUF_TYPE_FLOAT64, false, true },
+    { "dqrelo.content_hash", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.reference", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.tensor.names", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.tensor.types", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.tensor.ne", GGUF_TYPE_UINT64, true, true },
+    { "dqrelo.tensor.sha256", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.weight.names", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.weight.ne", GGUF_TYPE_UINT64, true, true },
+    { "dqrelo.weight.rank", GGUF_TYPE_UINT32, true, true },
+    { "dqrelo.weight.n_planes", GGUF_TYPE_UINT32, true, true },
+    { "dqrelo.weight.error_delta", GGUF_TYPE_FLOAT32, true, true },
+    { "dqrelo.weight.error_weight", GGUF_TYPE_FLOAT32, true, true },
+    { "dqrelo.base.name", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.base.digest", GGUF_TYPE_STRING, false, true },
+    { "dqrelo.base.sample_tensors", GGUF_TYPE_STRING, true, true },
+    { "dqrelo.base.samples", GGUF_TYPE_FLOAT32, true, true },
+    { "tokenizer.chat_template", GGUF_TYPE_STRING, false, false },
+    { "tokenizer.ggml.bos_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.eos_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.eot_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.eom_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.padding_token_id", GGUF_TYPE_UINT32, false, false },
+    { "tokenizer.ggml.add_bos_token", GGUF_TYPE_BOOL, false, false },
+    { "tokenizer.ggml.add_eos_token", GGUF_TYPE_BOOL, false, false },
+    { "dqrelo.token.ids", GGUF_TYPE_UINT32, true, false },
+    { "dqrelo.token.texts", GGUF_TYPE_STRING, true, false },
+    { "dqrelo.token.types", GGUF_TYPE_INT32, true, false },
+};
+
+// A scalar, strings in quotes, or what is there instead.
+std::string value_text(const gguf_header & header, const char * key) {
+    const gguf_entry * entry = header.find(key);
+    if (entry == nullptr || entry->is_array) {
+        return entry == nullptr ? "None" : "an array";
+    }
+    const std::string text = printable(scalar_text(*entry));
+    return entry->type == GGUF_TYPE_STRING ? "'" + text + "'" : text;
+}
+
+bool check_kind(const gguf_header & header, std::string & err) {
+    const std::string kind    = value_text(header, "general.type");
+    const std::string adapter = value_text(header, "adapter.type");
+    if ((kind == "None" || kind == "'model'") && !header.tensors.empty()) {
+        std::string architecture = "None";
+        header.get("general.architecture", architecture);
+        err = "is a model (architecture " + printable(architecture) + "), not a delta file. A delta is made with dqrelo-convert";
+    } else if (kind != "'adapter'") {
+        err = "is not a delta file, its general.type is " + kind + ", expected 'adapter'";
+    } else if (adapter == "'lora'") {
+        err = "is a LoRA adapter, not a delta file. llama-server takes it with --lora";
+    } else if (adapter != "'dqrelo'") {
+        err = "is not a delta file, its adapter.type is " + adapter + ", expected 'dqrelo'";
+    }
+    return err.empty();
+}
+
+bool check_versions(const gguf_header & header, std::string & err) {
+    uint32_t version = 0;
+    if (!header.get("dqrelo.version", version)) {
+        err = "dqrelo.version is " + value_text(header, "dqrelo.version") + ", expected a UINT32";
+    } else if (version != DELTA_FILE_VERSION) {
+        err = message("delta file version %" PRIu32 ", expected %" PRIu32 "%s", version, DELTA_FILE_VERSION,
+                      version > DELTA_FILE_VERSION ? ". Update dqrelo-gguf to read it" : "");
+    } else if (header.version != GGUF_FILE_VERSION) {
+        err = message("GGUF version %" PRIu32 ", expected %" PRIu32, header.version, GGUF_FILE_VERSION);
+    }
+    return err.empty();
+}
+
+// The three arrays of changed tokens have an entry each for every one.
+bool check_changed_tokens(const gguf_header & header, std::string & err) {
+    uint64_t n[3] = { 0, 0, 0 };
+    for (int i = 0; i < 3; i++) {
+        static const char * const keys[] = { "dqrelo.token.ids", "dqrelo.token.texts", "dqrelo.token.types" };
+        const gguf_entry * const  entry  = header.find(keys[i]);
+        n[i]                             = entry ? entry->n : 0;
+    }
+    if (n[0] != n[1] || n[0] != n[2]) {
+        err = message("dqrelo.token.ids, dqrelo.token.texts, dqrelo.token.types: have [%" PRIu64 ", %" PRIu64 ", %" PRIu64 "] entries, expected equal numbers", n[0], n[1], n[2]);
+    }
+    return err.empty();
+}
+
+} // namespace
+
+bool check_delta_keys(const gguf_header & header, std::string & err) {
+    err.clear();
+    if (!check_kind(header, err) || !check_versions(header, err)) {
+        return false;
+    }
+    for (const key_rule & rule : KEY_RULES) {
+        const gguf_entry * entry = header.find(rule.key);
+        if (entry == nullptr && rule.is_required) {
+            err = message("metadata key '%s' is missing", rule.key);
+            return false;
+        }
+        if (entry != nullptr && (entry->type != rule.type || entry->is_array != rule.is_array)) {
+            err = message("metadata key '%s' has type %s, expected %s", rule.key, value_type_text(entry->type, entry->is_array).c_str(),
+                          value_type_text(rule.type, rule.is_array).c_str());
+            return false;
+        }
+        if (entry != nullptr && !is_text(*entry)) {
+            err = message("%s: is not UTF-8", rule.key);
+            return false;
+        }
+    }
+    if (header.alignment != ALIGNMENT) {
+        err = message("general.alignment is %" PRIu32 ", expected %" PRIu32, header.alignment, ALIGNMENT);
+        return false;
+    }
+    return check_changed_tokens(header, err);
+}
+
+} // namespace dqrelo

@@ -1,0 +1,13 @@
+// delta-keys.h: is this GGUF a delta file of our version, with every metadata key in its type? docs/format.md, section 3 and section 4 (item 2).
+#pragma once
+
+#include "file/gguf-header.h"
+
+#include <string>
+
+namespace dqrelo {
+
+// Returns false with one line in `err` (without the file's name).
+bool check_delta_keys(const gguf_header & header, std::string & err);
+
+} // namespace dqrelo

@@ -1,0 +1,359 @@
+#include "file/delta-layout.h"
+
+#include "file/message.h"
+
+#include <algorithm>
+#include <array>
+#include <cinttypes>
+#include <cmath>
+#include <cstring>
+#include <unordered_map>
+#include <unordered_set>
+
+namespace dqrelo {
+
+namespace {
+
+using shape = std::array<int64_t, 4>;
+
+std::string quoted_tensor(const std::string & name) {
+    return "tensor '" + printable(name) + "'";
+}
+
+// Dimensions without trailing ones, at least 1.
+template <typename T>
+int n_dims(const T ne[4]) {
+    int n = 4;
+    while (n > 1 && ne[n - 1] == 1) {
+        --n;
+    }
+    return n;
+}
+
+// Reads an array of the metadata, which is there in its type, and must have n items.
+template <typename T>
+bool read_array(const gguf_header & header, const char * key, size_t n, std::vector<T> & out, std::string & err) {
+    header.get(key, out);
+    if (out.size() != n) {
+        err = message("metadata key '%s' has %zu items, expected %zu", key, out.size(), n);
+        return false;
+    }
+    return true;
+}
+
+bool read_tensors(const gguf_header & header, delta_layout & out, std::string & err) {
+    const size_t             n = header.tensors.size();
+    std::vector<std::string> names;
+    std::vector<std::string> types;
+    std::vector<std::string> digests;
+    std::vector<uint64_t>    ne;
+    if (!read_array(header, "dqrelo.tensor.names", n, names, err) ||
+        !read_array(header, "dqrelo.tensor.types", n, types, err) ||
+        !read_array(header, "dqrelo.tensor.ne", 4 * n, ne, err) ||
+        !read_array(header, "dqrelo.tensor.sha256", n, digests, err)) {
+        return false;
+    }
+    for (size_t i = 0; i < n; ++i) {
+        const std::string & name = header.tensors[i].name;
+        if (names[i] != name) {
+            err = message("dqrelo.tensor.names[%zu] is '%s', but tensor %zu of the file is '%s'", i, printable(names[i]).c_str(), i,
+                          printable(name).c_str());
+            return false;
+        }
+        if (!is_sha256_text(digests[i])) {
+            err = message("dqrelo.tensor.sha256[%zu] is '%s', expected 64 lower-case hex digits", i, printable(digests[i]).c_str());
+            return false;
+        }
+        declared_tensor tensor;
+        tensor.type   = types[i];
+        tensor.sha256 = digests[i];
+        std::copy_n(&ne[4 * i], 4, tensor.ne);
+        out.tensors.push_back(tensor);
+    }
+    return true;
+}
+
+// The shape of a weight: four numbers of the metadata.
+bool read_shape(const std::string & weight, const uint64_t ne[4], int64_t out[4], std::string & err) {
+    const std::string name = printable(weight);
+    if (std::find(ne, ne + 4, 0u) != ne + 4) {
+        err = "weight '" + name + "' has the impossible shape " + dims_text(ne, 4);
+        return false;
+    }
+    if (!shape_from(ne, out)) {
+        err = name + ": shape " + dims_text(ne, n_dims(ne)) + " has too many elements";
+        return false;
+    }
+    return true;
+}
+
+// Whether a weight of this shape can have this rank and these planes.
+bool check_form(const weight_info & weight, uint32_t rank, uint32_t n_planes, std::string & err) {
+    const std::string name = printable(weight.name);
+    if (n_planes == 0) {
+        if (rank != 0) {
+            err = name + ": a dense weight has no planes, factors or column scale";
+        }
+        return rank == 0;
+    }
+    const int dims = n_dims(weight.ne);
+    if (dims < 2 || dims > 3 || weight.ne[0] % 8 != 0) {
+        err = name + ": shape " + shape_text(weight.ne) + " cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. Store it dense";
+    } else if (n_planes > DQRELO_MAX_PLANES) {
+        err = message("%s: %" PRIu32 " sign planes, expected 1 to %d", name.c_str(), n_planes, DQRELO_MAX_PLANES);
+    } else if (rank > std::min(weight.ne[0], weight.ne[1])) {
+        err = message("%s: rank %" PRIu32 ", expected at most %" PRId64 ", the smaller side of %s", name.c_str(), rank, std::min(weight.ne[0], weight.ne[1]),
+                      shape_text(weight.ne).c_str());
+    }
+    return err.empty();
+}
+
+bool read_weights(const gguf_header & header, delta_layout & out, std::string & err) {
+    std::vector<std::string> names;
+    header.get("dqrelo.weight.names", names);
+    if (names.empty()) {
+        err = "changes no weight, expected at least one";
+        return false;
+    }
+    const size_t          n = names.size();
+    std::vector<uint64_t> ne;
+    std::vector<uint32_t> rank;
+    std::vector<uint32_t> n_planes;
+    std::vector<float>    error_delta;
+    std::vector<float>    error_weight;
+    if (!read_array(header, "dqrelo.weight.ne", 4 * n, ne, err) || !read_array(header, "dqrelo.weight.rank", n, rank, err) ||
+        !read_array(header, "dqrelo.weight.n_planes", n, n_planes, err) ||
+        !read_array(header, "dqrelo.weight.error_delta", n, error_delta, err) ||
+        !read_array(header, "dqrelo.weight.error_weight", n, error_weight, err)) {
+        return false;
+    }
+    std::unordered_set<std::string> seen;
+    for (size_t i = 0; i < n; ++i) {
+        weight_info weight = {};
+        weight.name        = names[i];
+        if (!seen.insert(weight.name).second) {
+            err = "weight '" + printable(weight.name) + "' is declared twice";
+            return false;
+        }
+        if (!read_shape(weight.name, &ne[4 * i], weight.ne, err) || !check_form(weight, rank[i], n_planes[i], err)) {
+            return false;
+        }
+        weight.rank         = (int32_t) rank[i];
+        weight.n_planes     = (int32_t) n_planes[i];
+        weight.error_delta  = error_delta[i];
+        weight.error_weight = error_weight[i];
+        out.weights.push_back(weight);
+    }
+    return true;
+}
+
+// Tensors lie in order, without overlap or gap. That they lie inside the file is checked already.
+bool check_order(const gguf_header & header, std::string & err) {
+    uint64_t expected = 0;
+    for (const gguf_tensor_entry & tensor : header.tensors) {
+        if (tensor.offset_bytes != expected) {
+            err = message("%s %s: begins at byte %" PRIu64 " of the data, expected %" PRIu64, quoted_tensor(tensor.name).c_str(),
+                          tensor.offset_bytes < expected ? "overlaps the tensor before it" : "leaves a gap before it", tensor.offset_bytes,
+                          expected);
+            return false;
+        }
+        expected = (tensor.offset_bytes + tensor.n_bytes + header.alignment - 1) / header.alignment * header.alignment;
+    }
+    return true;
+}
+
+// Walks the file's tensors weight by weight: each weight takes the tensors that it must have, in their order.
+class pack_reader {
+public:
+    pack_reader(const gguf_header & header, delta_layout & out) : header(header), out(out) {
+        for (const gguf_tensor_entry & tensor : header.tensors) {
+            types.emplace(tensor.name, tensor.type);
+        }
+    }
+
+    std::string err;
+
+    bool read_all() {
+        for (weight_info & weight : out.weights) {
+            pack_layout pack;
+            first           = next;
+            const bool good = weight.n_planes > 0 ? read_signs(weight, pack) && read_factors(weight, pack) : read_dense(weight, pack);
+            if (!good) {
+                return false;
+            }
+            const gguf_tensor_entry & last = header.tensors[next - 1];
+            weight.offset_bytes            = header.data_offset_bytes + (size_t) header.tensors[first].offset_bytes;
+            weight.n_bytes                 = (size_t) (last.offset_bytes - header.tensors[first].offset_bytes) + last.n_bytes;
+            out.packs.push_back(pack);
+        }
+        if (next < header.tensors.size()) {
+            err = quoted_tensor(header.tensors[next].name) + " belongs to no declared weight";
+            return false;
+        }
+        return true;
+    }
+
+private:
+    // What a tensor of a weight must be.
+    struct expected_tensor {
+        std::string  suffix;
+        const char * declared;
+        ggml_type    type;
+        shape        ne;
+    };
+
+    const gguf_header &                        header;
+    delta_layout &                             out;
+    std::unordered_map<std::string, ggml_type> types;      // of the file's tensors
+    size_t                                     first = 0;  // the weight's first tensor
+    size_t                                     next  = 0;  // the next tensor to take
+
+    bool read_signs(const weight_info & weight, pack_layout & pack) {
+        const int64_t * ne = weight.ne;
+        if (!check_factor_types(weight)) {
+            return false;
+        }
+        for (int32_t p = 0; p < weight.n_planes; ++p) {
+            const std::string plane = p == 0 ? "" : std::to_string(p);
+            if (!take(weight, { ".dq_sign" + plane, "DQ_SIGN", GGML_TYPE_I8, { ne[0] / 8, ne[1], ne[2], 1 } }, pack.sign[p])) {
+                return false;
+            }
+            const bool    per_row = has_next(weight, ".dq_scale" + plane) && header.tensors[next].ne[0] != 1;
+            const int64_t n_scale = per_row ? ne[1] : 1;
+            if (!take(weight, { ".dq_scale" + plane, "DQ_SCALE", GGML_TYPE_F32, { n_scale, ne[2], 1, 1 } }, pack.scale[p])) {
+                return false;
+            }
+            pack.scale_per_row |= per_row ? 1 << p : 0;
+        }
+        return types.count(weight.name + ".dq_cscale") == 0 ||
+               take(weight, { ".dq_cscale", "DQ_CSCALE", GGML_TYPE_F32, { ne[0], ne[2], 1, 1 } }, pack.cscale);
+    }
+
+    bool read_factors(const weight_info & weight, pack_layout & pack) {
+        const int64_t * ne = weight.ne;
+        return weight.rank == 0 ||
+               (take(weight, { ".dq_u", "DQ_U", type_of(weight, ".dq_u"), { weight.rank, ne[1], ne[2], 1 } }, pack.u) &&
+                take(weight, { ".dq_v", "DQ_V", type_of(weight, ".dq_v"), { ne[0], weight.rank, ne[2], 1 } }, pack.v));
+    }
+
+    bool read_dense(const weight_info & weight, pack_layout & pack) {
+        const int64_t * ne = weight.ne;
+        return check_type(weight, ".dq_dense", { GGML_TYPE_F32, GGML_TYPE_F16 }, ne[0]) &&
+               take(weight, { ".dq_dense", "DQ_DENSE", type_of(weight, ".dq_dense"), { ne[0], ne[1], ne[2], ne[3] } }, pack.dense);
+    }
+
+    bool check_factor_types(const weight_info & weight) {
+        static const std::vector<ggml_type> allowed = { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_F32, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
+        return weight.rank == 0 ||
+               (check_type(weight, ".dq_u", allowed, weight.rank) && check_type(weight, ".dq_v", allowed, weight.ne[0]));
+    }
+
+    // Storage type of a tensor of which several are allowed. An absent tensor passes as F32 and is found missing in its turn.
+    ggml_type type_of(const weight_info & weight, const char * suffix) const {
+        const auto it = types.find(weight.name + suffix);
+        return it == types.end() ? GGML_TYPE_F32 : it->second;
+    }
+
+    bool check_type(const weight_info & weight, const char * suffix, const std::vector<ggml_type> & allowed, int64_t n_row) {
+        const ggml_type   type = type_of(weight, suffix);
+        const std::string name = printable(weight.name + suffix);
+        if (std::find(allowed.begin(), allowed.end(), type) == allowed.end()) {
+            std::string expected;
+            for (ggml_type each : allowed) {
+                expected += (expected.empty() ? "" : ", ") + storage_name(each);
+            }
+            err = name + ": type " + storage_name(type) + ", expected " + expected;
+        } else if (n_row % ggml_blck_size(type) != 0) {
+            err = message("%s: rows of %" PRId64 ", expected a multiple of %" PRId64 " for type %s", name.c_str(), n_row, ggml_blck_size(type),
+                          storage_name(type).c_str());
+        }
+        return err.empty();
+    }
+
+    bool has_next(const weight_info & weight, const std::string & suffix) const {
+        return next < header.tensors.size() && header.tensors[next].name == weight.name + suffix;
+    }
+
+    // The next tensor must be this one.
+    bool take(const weight_info & weight, const expected_tensor & expected, part_layout & part) {
+        if (!has_next(weight, expected.suffix)) {
+            return fail_order(weight.name + expected.suffix);
+        }
+        const gguf_tensor_entry & tensor  = header.tensors[next];
+        const declared_tensor &   facts   = out.tensors[next];
+        const std::string         what    = quoted_tensor(tensor.name);
+        const int64_t *           logical = strcmp(expected.declared, "DQ_SIGN") == 0 ? weight.ne : expected.ne.data();
+        if (tensor.name.size() >= GGML_MAX_NAME) {
+            err = message("%s has a name of more than %d bytes, ggml's limit", what.c_str(), GGML_MAX_NAME - 1);
+        } else if (facts.type != expected.declared) {
+            err = what + " is declared " + printable(facts.type) + ", expected " + expected.declared;
+        } else if (tensor.type != expected.type) {
+            err = what + " is stored as " + storage_name(tensor.type) + ", expected " + storage_name(expected.type);
+        } else if (!std::equal(tensor.ne, tensor.ne + 4, expected.ne.data())) {
+            err = what + " has shape " + shape_text(tensor.ne) + ", expected " + shape_text(expected.ne.data());
+        } else if (!std::equal(facts.ne, facts.ne + 4, logical, [](uint64_t a, int64_t b) { return a == (uint64_t) b; })) {
+            err = what + " is declared with shape " + dims_text(facts.ne, 4) + ", expected " + full_shape_text(logical);
+        }
+        if (!err.empty()) {
+            return false;
+        }
+        part.present      = true;
+        part.type         = tensor.type;
+        part.offset_bytes = (size_t) (tensor.offset_bytes - header.tensors[first].offset_bytes);
+        ++next;
+        return true;
+    }
+
+    // The tensor that has to come next does not.
+    bool fail_order(const std::string & name) {
+        if (types.count(name) == 0) {
+            err = quoted_tensor(name) + " is missing";
+        } else {
+            const std::string found = next < header.tensors.size() ? "'" + printable(header.tensors[next].name) + "'" : "the end";
+            err                     = quoted_tensor(name) + " is out of order, " + found + " is in its place";
+        }
+        return false;
+    }
+};
+
+} // namespace
+
+bool is_sha256_text(const std::string & text) {
+    return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+bool read_delta_layout(const gguf_header & header, delta_layout & out, std::string & err) {
+    err.clear();
+    if (!read_tensors(header, out, err) || !read_weights(header, out, err)) {
+        return false;
+    }
+    pack_reader packs(header, out);
+    if (!packs.read_all()) {
+        err = packs.err;
+        return false;
+    }
+    return check_order(header, err);
+}
+
+bool check_scales(const gguf_header & header, const delta_layout & layout, const uint8_t * data, std::string & err) {
+    for (size_t i = 0; i < header.tensors.size(); ++i) {
+        const gguf_tensor_entry & tensor = header.tensors[i];
+        if (layout.tensors[i].type != "DQ_SCALE" && layout.tensors[i].type != "DQ_CSCALE") {
+            continue;
+        }
+        const uint8_t * p     = data + header.data_offset_bytes + tensor.offset_bytes;
+        size_t          n_bad = 0;
+        for (size_t j = 0; j < tensor.n_bytes; j += sizeof(float)) {
+            float value;
+            memcpy(&value, p + j, sizeof(float));
+            n_bad += !std::isfinite(value);
+        }
+        if (n_bad > 0) {
+            err = message("%s has %zu scales that are NaN or infinite", quoted_tensor(tensor.name).c_str(), n_bad);
+            return false;
+        }
+    }
+    return true;
+}
+
+} // namespace dqrelo

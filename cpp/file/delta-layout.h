@@ -1,0 +1,52 @@
+// delta-layout.h: where the tensors of each weight of a delta lie, checked against docs/format.md sections 2 and 4 (items 3-6).
+#pragma once
+
+#include "file/delta-file.h"
+#include "file/gguf-header.h"
+
+#include <string>
+#include <vector>
+
+namespace dqrelo {
+
+// Where one tensor lies inside a weight's pack (the bytes from the weight's first tensor to the end of its last).
+struct part_layout {
+    bool      present      = false;
+    ggml_type type         = GGML_TYPE_F32;
+    size_t    offset_bytes = 0;  // from the start of the pack
+};
+
+struct pack_layout {
+    part_layout sign[DQRELO_MAX_PLANES];
+    part_layout scale[DQRELO_MAX_PLANES];
+    part_layout cscale;
+    part_layout u;
+    part_layout v;
+    part_layout dense;
+    int32_t     scale_per_row = 0;  // bit p: plane p has a scale per row
+};
+
+// A tensor's declared facts, in file order (dqrelo.tensor.*).
+struct declared_tensor {
+    std::string type;     // "DQ_SIGN", ...
+    uint64_t    ne[4];    // logical shape
+    std::string sha256;
+};
+
+struct delta_layout {
+    std::vector<weight_info>     weights;
+    std::vector<pack_layout>     packs;    // as weights
+    std::vector<declared_tensor> tensors;  // as gguf_header::tensors
+};
+
+// Reads and checks the arrays of the metadata (whose types check_delta_keys has seen), and every tensor's name, type, shape and place.
+// Returns false with one line in `err` (without the file's name).
+bool read_delta_layout(const gguf_header & header, delta_layout & out, std::string & err);
+
+// Checks that every scale is finite. `data` is the whole file.
+bool check_scales(const gguf_header & header, const delta_layout & layout, const uint8_t * data, std::string & err);
+
+// True for 64 lower-case hex digits.
+bool is_sha256_text(const std::string & text);
+
+} // namespace dqrelo

@@ -1,0 +1,206 @@
+#include "memory/composed-pack.h"
+
+#include "file/delta-file.h"
+#include "memory/placement.h"
+#include "memory/upload.h"
+
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+namespace dqrelo {
+
+namespace {
+
+constexpr size_t CONVERTED_BYTES = 1 << 20; // of a tensor at a time, on their way to the device
+
+// Whether the device multiplies n_mat matrices of a type, n_in x n_out, by activations in F32.
+bool takes(ggml_backend_buffer_type_t buft, ggml_type type, int64_t n_in, int64_t n_out, int64_t n_mat) {
+    if (n_in % ggml_blck_size(type) != 0) {
+        return false;
+    }
+    const ggml_backend_dev_t dev = device_of(buft);
+    ggml_context_ptr         ctx(ggml_init({ 8 * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
+    ggml_backend_buffer_ptr  empty(ggml_backend_buft_alloc_buffer(buft, 0));
+    ggml_tensor *            w   = ggml_new_tensor_3d(ctx.get(), type, n_in, n_out, n_mat);
+    ggml_tensor *            x   = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_in, 1, n_mat);
+    ggml_tensor *            ids = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, 1, n_mat);
+    w->buffer                    = empty.get();
+    const bool product           = ggml_backend_dev_supports_op(dev, ggml_mul_mat(ctx.get(), w, x));
+    const bool by_id             = n_mat == 1 || ggml_backend_dev_supports_op(dev, ggml_mul_mat_id(ctx.get(), w, x, ids));
+    return product && by_id;
+}
+
+ggml_type sign_type(ggml_backend_buffer_type_t buft, const dqrelo_entry & e) {
+    for (ggml_type type : { GGML_TYPE_Q1_0, GGML_TYPE_Q4_0 }) {
+        if (takes(buft, type, e.n_in, e.n_out, e.n_mat)) {
+            return type;
+        }
+    }
+    return GGML_TYPE_F16;
+}
+
+ggml_type factor_type(ggml_backend_buffer_type_t buft, int32_t type, int64_t n_cols, int64_t n_rows, int64_t n_mat) {
+    return takes(buft, (ggml_type) type, n_cols, n_rows, n_mat) ? (ggml_type) type : GGML_TYPE_F16;
+}
+
+// One row of signs, LSB first, as +-1 of `type`.
+void expand_signs(const uint8_t * bits, int64_t n, ggml_type type, uint8_t * out) {
+    const uint16_t one   = ggml_fp32_to_fp16(1.0f);
+    const uint16_t minus = ggml_fp32_to_fp16(-1.0f);
+    const auto     bit   = [bits](int64_t j) { return bits[j / 8] >> (j % 8) & 1; };
+    if (type == GGML_TYPE_Q1_0) { // blocks of 128: {F16 scale, 16 bytes of bits in our order}
+        for (int64_t b = 0; b < n / 128; b++, out += 18) {
+            memcpy(out, &one, 2);
+            memcpy(out + 2, bits + 16 * b, 16);
+        }
+    } else if (type == GGML_TYPE_Q4_0) { // blocks of 32: {F16 scale, 16 bytes with columns j and 16 + j}, a nibble less 8 is the value
+        for (int64_t b = 0; b < n / 32; b++, out += 18) {
+            memcpy(out, &one, 2);
+            for (int64_t j = 0; j < 16; j++) {
+                out[2 + j] = (uint8_t) (7 + 2 * bit(32 * b + j) + 16 * (7 + 2 * bit(32 * b + 16 + j)));
+            }
+        }
+    } else {
+        for (int64_t j = 0; j < n; j++) {
+            memcpy(out + 2 * j, bit(j) ? &one : &minus, 2);
+        }
+    }
+}
+
+// One row of numbers in another type, F16 or F32.
+void convert_row(const void * from, ggml_type from_type, int64_t n, ggml_type type, uint8_t * out) {
+    std::vector<float> values((size_t) n);
+    if (from_type == GGML_TYPE_F32) {
+        memcpy(values.data(), from, ggml_row_size(from_type, n));
+    } else {
+        ggml_get_type_traits(from_type)->to_float(from, values.data(), n);
+    }
+    if (type == GGML_TYPE_F32) {
+        memcpy(out, values.data(), ggml_row_size(type, n));
+    } else {
+        ggml_fp32_to_fp16_row(values.data(), (ggml_fp16_t *) out, n);
+    }
+}
+
+class writer {
+public:
+    explicit writer(ggml_backend_buffer_type_t buft) : up(device_of(buft)) {}
+
+    // Rows of `dst` from packed rows in the file; each is written by convert(row in the file, row of dst).
+    template <typename Convert>
+    void rows(ggml_tensor * dst, const uint8_t * data, size_t n_row_bytes, Convert convert) {
+        const int64_t n_rows     = ggml_nrows(dst);
+        const size_t  n_dst      = ggml_row_size(dst->type, dst->ne[0]);
+        const int64_t n_together = std::max<int64_t>(1, (int64_t) (CONVERTED_BYTES / n_dst));
+        for (int64_t i = 0; i < n_rows; i += n_together) {
+            const int64_t n = std::min(n_together, n_rows - i);
+            buffer.resize((size_t) n * n_dst);
+            for (int64_t k = 0; k < n; k++) {
+                convert(data + (size_t) (i + k) * n_row_bytes, buffer.data() + (size_t) k * n_dst);
+            }
+            up.copy(dst, (size_t) i * n_dst, buffer.data(), buffer.size());
+        }
+    }
+
+    void signs(ggml_tensor * dst, const uint8_t * data) {
+        rows(dst, data, (size_t) dst->ne[0] / 8, [dst](const uint8_t * from, uint8_t * to) { expand_signs(from, dst->ne[0], dst->type, to); });
+    }
+
+    void numbers(ggml_tensor * dst, const void * data, int32_t type) {
+        if (!dst) {
+            return;
+        }
+        if (dst->type == type) {
+            up.copy(dst, 0, data, ggml_nbytes(dst));
+            return;
+        }
+        const ggml_type from_type = (ggml_type) type;
+        rows(dst, (const uint8_t *) data, ggml_row_size(from_type, dst->ne[0]),
+             [dst, from_type](const uint8_t * from, uint8_t * to) { convert_row(from, from_type, dst->ne[0], dst->type, to); });
+    }
+
+    void finish() { up.finish(); }
+
+private:
+    uploader             up;
+    std::vector<uint8_t> buffer;
+};
+
+} // namespace
+
+void composed_pack::make_tensors(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights) {
+    const size_t n_max = weights.size() * (2 * DQRELO_MAX_PLANES + 4);
+    ctx.reset(ggml_init({ n_max * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
+    const auto make = [&](const std::string & name, ggml_type type, std::array<int64_t, 3> ne) {
+        ggml_tensor * t = ggml_new_tensor_3d(ctx.get(), type, ne[0], ne[1], ne[2]);
+        ggml_set_name(t, name.c_str());
+        return t;
+    };
+    for (size_t i : weights) {
+        const dqrelo_entry  e    = file.entry(i);
+        const std::string & name = file.weights()[i].name;
+        composed_weight &   w    = packs[i];
+        w.n_mat                  = e.n_mat;
+        if (e.dense) {
+            w.dense = make(name + ".dq_dense", GGML_TYPE_F32, { e.n_in, e.n_out, e.n_mat });
+        }
+        for (int32_t p = 0; p < e.n_planes; p++) {
+            const bool             per_row = e.scale_per_row >> p & 1;
+            composed_weight::plane plane;
+            plane.sign = make(name + ".dq_sign", sign_type(buft, e), { e.n_in, e.n_out, e.n_mat });
+            if (per_row || e.n_mat > 1) {
+                plane.scale = make(name + ".dq_scale", GGML_TYPE_F32, { per_row ? e.n_out : 1, e.n_mat, 1 });
+            }
+            w.planes.push_back(plane);
+        }
+        if (e.cscale) {
+            w.cscale = make(name + ".dq_cscale", GGML_TYPE_F32, { e.n_in, e.n_mat, 1 });
+        }
+        if (e.rank > 0) {
+            w.u = make(name + ".dq_u", factor_type(buft, e.type_u, e.rank, e.n_out, e.n_mat), { e.rank, e.n_out, e.n_mat });
+            w.v = make(name + ".dq_v", factor_type(buft, e.type_v, e.n_in, e.rank, e.n_mat), { e.n_in, e.rank, e.n_mat });
+        }
+    }
+}
+
+size_t composed_pack::bytes_needed(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights) {
+    composed_pack pack;
+    pack.make_tensors(file, buft, weights);
+    return ggml_backend_alloc_ctx_tensors_from_buft_size(pack.ctx.get(), buft);
+}
+
+std::unique_ptr<composed_pack> composed_pack::load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights, std::string & err) {
+    std::unique_ptr<composed_pack> pack(new composed_pack());
+    pack->make_tensors(file, buft, weights);
+    pack->buffer = allocate_weights(pack->ctx.get(), buft, file.path(), err);
+    if (!pack->buffer) {
+        return nullptr;
+    }
+
+    writer out(buft);
+    for (auto & [i, w] : pack->packs) {
+        const dqrelo_entry e = file.entry(i);
+        for (size_t p = 0; p < w.planes.size(); p++) {
+            out.signs(w.planes[p].sign, e.sign[p]);
+            out.numbers(w.planes[p].scale, e.scale[p], GGML_TYPE_F32);
+            w.planes[p].alpha = e.scale[p][0];
+        }
+        out.numbers(w.cscale, e.cscale, GGML_TYPE_F32);
+        out.numbers(w.u, e.u, e.type_u);
+        out.numbers(w.v, e.v, e.type_v);
+        out.numbers(w.dense, e.dense, e.type_dense);
+    }
+    out.finish();
+    return pack;
+}
+
+const composed_weight * composed_pack::find(size_t i) const {
+    const auto it = packs.find(i);
+    return it == packs.end() ? nullptr : &it->second;
+}
+
+} // namespace dqrelo
