@@ -9,7 +9,7 @@
 // over the outputs of that product, on Gaussian x and with 1 in 128 channels 100 times larger.
 // AVX-512 VNNI only.
 
-#include "bench.h"
+#include "support/bench.h"
 
 #include "cpu/kernels.h"
 

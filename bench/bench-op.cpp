@@ -9,8 +9,8 @@
 // hold, as in a model. The four are measured in turn, round after round; figures are medians. "of read" is the speed of the fused op in bytes of the
 // delta a second, as a part of the plain read's.
 
-#include "bench.h"
-#include "op-problem.h"
+#include "support/bench.h"
+#include "support/op-problem.h"
 
 #include "dqrelo-cpu.h"
 

@@ -24,15 +24,15 @@ from pathlib import Path
 
 import numpy as np
 import requests
-from bench_load import drop_from_page_cache
-from llama_servers import MIB, Server, Setup, running
-from machine import facts_of, heading
-from streams import Request, random_prompt, read_stream
 
-from dqrelo_gguf.compress.blocks import n_cores
+from bench_load import drop_from_page_cache
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.cli.server import program
+from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.errors import InputError
+from support.llama_servers import MIB, Server, Setup, running
+from support.machine import facts_of, heading
+from support.streams import Request, random_prompt, read_stream
 
 N_CTX = 512
 N_PROMPT = 16

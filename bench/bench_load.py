@@ -25,15 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llama_servers import Setup, running
-from machine import facts_of, heading
-from streams import Request, random_prompt, run_streams
-
-from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.cli.server import program
+from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.runtime.session import Runtime
+from support.llama_servers import Setup, running
+from support.machine import facts_of, heading
+from support.streams import Request, random_prompt, run_streams
 
 READ_BYTES = 1 << 20  # a read of a plain copy program
 TOKEN = 1  # any: it is decoded for its time only

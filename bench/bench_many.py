@@ -31,15 +31,15 @@ from functools import cached_property
 from pathlib import Path
 
 import psutil
-from bench_many_report import markdown
-from llama_servers import Server, Setup, pss_bytes, running
-from machine import facts_of
-from streams import Request, Speed, random_prompt, run_speed, run_streams, speed_of
 
-from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.cli.server import program
+from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.errors import InputError
+from support.llama_servers import Server, Setup, pss_bytes, running
+from support.machine import facts_of
+from support.many_report import markdown
+from support.streams import Request, Speed, random_prompt, run_speed, run_streams, speed_of
 
 CTX_STEP = 256  # llama.cpp gives a sequence a multiple of this
 N_WARM_UP = 4  # tokens: touch the pages, build the graphs

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from machine import commit, cpu
 
 from dqrelo_gguf.compress.blocks import Blocks, n_cores, open_blocks
 from dqrelo_gguf.compress.lowrank import LowRank, truncated_svd
+from support.machine import commit, cpu
 
 
 def main() -> int:

@@ -12,11 +12,10 @@ import argparse
 import sys
 from dataclasses import dataclass
 
-from random_models import RandomModel, add_arguments, make_all
-
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.errors import InputError
+from support.random_models import RandomModel, add_arguments, make_all
 
 PROG = "make_llama_1b.py"
 

@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from delta_files import meta, write_base, write_delta
-from delta_server import CONTEXT, make_folder, text
 from dqrelo_gguf.file.fingerprint import base_identity
-from server_fixtures import Artefacts, Server, make_artefacts, serve
+from tests.support.delta_files import meta, write_base, write_delta
+from tests.support.delta_server import CONTEXT, make_folder, text
+from tests.support.server_fixtures import Artefacts, Server, make_artefacts, serve
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 

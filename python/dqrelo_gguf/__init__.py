@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
     from dqrelo_gguf.errors import (
         BaseMismatchError,
         DiskFullError,
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
     )
     from dqrelo_gguf.file.fingerprint import BaseIdentity, Match, base_identity, compare
     from dqrelo_gguf.file.reader import DeltaReader
-    from dqrelo_gguf.runtime.session import Delta, Runtime
-    from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
     from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData, WeightSpec
+    from dqrelo_gguf.runtime.session import Delta, Runtime
 
 __all__ = [
     "BaseIdentity",

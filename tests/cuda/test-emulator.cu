@@ -1,6 +1,6 @@
 // test-emulator.cu: what the emulator models, against plain C++, and that it finds the faults that are planted here.
 // With an argument: runs the kernel with that fault. test-emulator.cmake expects what each must end with.
-#include "check.h"
+#include "support/check.h"
 
 #ifndef CUEMU
 #include <cuda_fp16.h>

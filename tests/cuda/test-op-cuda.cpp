@@ -3,8 +3,8 @@
 //   test-op-cuda          everything
 //   test-op-cuda small    what the sanitizers can do in seconds
 
-#include "check.h"
-#include "op-cases.h"
+#include "support/check.h"
+#include "support/op-cases.h"
 
 #include "../../ggml_ops/cpu/kernels.h"
 #include "matmul.cuh"

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from delta_files import Type, meta, write_base, write_delta
+from dqrelo_gguf.compress.signs import pack_signs
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
-from dqrelo_gguf.compress.signs import pack_signs
 from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
+from tests.support.delta_files import Type, meta, write_base, write_delta
 
 
 def main(directory: Path) -> None:

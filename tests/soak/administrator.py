@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import requests
 
-from server_fixtures import Server
-from soak.traffic import OK, Tally
+from tests.soak.traffic import OK, Tally
+from tests.support.server_fixtures import Server
 
 SWAPPED, PASSING, BROKEN = "swapped", "passing", "broken"  # names that the clients ask for while they change
 PAUSE_S = 0.2

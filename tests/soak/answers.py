@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from server_fixtures import Server
+from tests.support.server_fixtures import Server
 
 N_PREDICT = 24
 N_PROBS = 5

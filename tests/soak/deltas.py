@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from dqrelo_gguf.convert.job import Job, convert
-from models import EXAMPLES, convert_hf, tune
-from server_fixtures import Server
-from soak.answers import Expected, answer_alone
+from tests.soak.answers import Expected, answer_alone
+from tests.support.models import EXAMPLES, convert_hf, tune
+from tests.support.server_fixtures import Server
 
 PROMPTS = (
     "### Question:\nPut these letters in alphabetical order: d b e a c\n### Answer:\n",

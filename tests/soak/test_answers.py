@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from soak.answers import NOISE, Expected, Verdict
+from tests.soak.answers import NOISE, Expected, Verdict
 
 ALONE = Expected((7, 8, 9), ({7: 0.0, 3: 0.5}, {8: 0.0, 3: NOISE / 2, 4: 2 * NOISE}, {9: 0.0, 3: 1.0}))
 

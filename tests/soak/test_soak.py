@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 import requests
 
-from server_fixtures import Server, free_port, need_program, serve
-from soak.administrator import PASSING, SWAPPED, Administrator, Timeline
-from soak.answers import Expected, Verdict, answer_alone
-from soak.deltas import PROMPTS, answers_alone, break_file, make_deltas
-from soak.memory import MemoryWatch, process_at
-from soak.traffic import OK, Client, Tally, seeded
+from tests.soak.administrator import PASSING, SWAPPED, Administrator, Timeline
+from tests.soak.answers import Expected, Verdict, answer_alone
+from tests.soak.deltas import PROMPTS, answers_alone, break_file, make_deltas
+from tests.soak.memory import MemoryWatch, process_at
+from tests.soak.traffic import OK, Client, Tally, seeded
+from tests.support.server_fixtures import Server, free_port, need_program, serve
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from soak.administrator import Timeline
+from tests.soak.administrator import Timeline
 
 
 def test_request_that_overlaps_a_change_may_meet_both_contents() -> None:

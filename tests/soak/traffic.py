@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import requests
 
-from server_fixtures import ANSWER_SECONDS, Server
-from soak.answers import Expected, Verdict, request_body
-from soak.deltas import PROMPTS
+from tests.soak.answers import Expected, Verdict, request_body
+from tests.soak.deltas import PROMPTS
+from tests.support.server_fixtures import ANSWER_SECONDS, Server
 
 OK = 200
 AWAY = (404, 503)  # unloaded, or no room for it

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.convert.job import Job, convert
-from dqrelo_gguf.model.pairing import Selection
 from dqrelo_gguf.convert.plan import Options
-from models import EXAMPLES, convert_hf, rewrite_gguf, tuned_gguf
-from upstream.bert import write_bert
+from dqrelo_gguf.model.pairing import Selection
+from tests.support.models import EXAMPLES, convert_hf, rewrite_gguf, tuned_gguf
+from tests.upstream.bert import write_bert
 
 COMMIT = "0" * 40  # llama.cpp finds a cached file under the commit that refs/main names
 DRAFT_URL = "https://huggingface.co/ggml-org/tiny-llamas/resolve/main/stories15M-q4_0.gguf"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server_fixtures import free_port
-from upstream.hub import Hub
+from tests.support.server_fixtures import free_port
+from tests.upstream.hub import Hub
 
 PASSED = "passed"
 RUN_SECONDS = 1200  # of one file; a server that hangs ends it

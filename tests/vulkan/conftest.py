@@ -1,5 +1,5 @@
 """The families of models that test_parity.py makes, for these tests too."""
 
-from test_parity import make_family
+from tests.graph.test_parity import make_family
 
 __all__ = ["make_family"]

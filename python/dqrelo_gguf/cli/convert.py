@@ -129,9 +129,9 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    from dqrelo_gguf.model.pairing import Selection
-    from dqrelo_gguf.convert.plan import Options
     from dqrelo_gguf.compress.budget import parse_ratio
+    from dqrelo_gguf.convert.plan import Options
+    from dqrelo_gguf.model.pairing import Selection
 
     ratio = None if args.rank is not None else parse_ratio(args.ratio or "1/8")
     return Options(

@@ -63,9 +63,9 @@ def _print_json(reader: DeltaReader, found: Comparison | None, verified: bool) -
 
 
 def _as_json(reader: DeltaReader, found: Comparison | None, verified: bool) -> dict[str, Any]:
+    from dqrelo_gguf.convert.report import by_kind, by_layer
     from dqrelo_gguf.file import format as fmt
     from dqrelo_gguf.file.layout import type_name
-    from dqrelo_gguf.convert.report import by_kind, by_layer
 
     document: dict[str, Any] = {
         "file": str(reader.path),
@@ -122,9 +122,9 @@ def _print_text(reader: DeltaReader, found: Comparison | None, args: argparse.Na
 
 def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
     """(label, text) of each line above the tables."""
-    from dqrelo_gguf.file import format as fmt
-    from dqrelo_gguf.errors import printable
     from dqrelo_gguf.convert.report import bytes_text
+    from dqrelo_gguf.errors import printable
+    from dqrelo_gguf.file import format as fmt
 
     size, version = bytes_text(reader.n_file_bytes), reader.meta(fmt.KEY_VERSION)
     n_dense = sum(w.dense_type is not None for w in reader.weights)

@@ -50,10 +50,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from dqrelo_gguf.errors import InputError
     from dqrelo_gguf.convert.merge import MergeOptions, merge
-    from dqrelo_gguf.progress import phases_for_stderr
     from dqrelo_gguf.convert.report import bytes_text
+    from dqrelo_gguf.errors import InputError
+    from dqrelo_gguf.progress import phases_for_stderr
 
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads {args.threads}: must be at least 1")

@@ -11,8 +11,8 @@ from fractions import Fraction
 from math import prod
 from typing import Literal
 
-from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.compress.factors import block_of, row_bytes
+from dqrelo_gguf.errors import InputError
 
 VectorMode = Literal["whole", "paper"]
 

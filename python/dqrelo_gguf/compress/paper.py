@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
-from dqrelo_gguf.errors import NonFiniteError
 from dqrelo_gguf.compress.factors import store_factor, stored_values
 from dqrelo_gguf.compress.lowrank import SvdMethod, truncated_svd
 from dqrelo_gguf.compress.signs import pack_signs
+from dqrelo_gguf.errors import NonFiniteError
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.compress.blocks import Blocks
-from dqrelo_gguf.compress.paper import CompressedMatrix, Method, compress, norm, select_by_magnitude
-from dqrelo_gguf.errors import NonFiniteError
 from dqrelo_gguf.compress.factors import stored_values
 from dqrelo_gguf.compress.lowrank import seed_of
+from dqrelo_gguf.compress.paper import CompressedMatrix, Method, compress, norm, select_by_magnitude
 from dqrelo_gguf.convert.plan import Options, Planned
+from dqrelo_gguf.errors import NonFiniteError
 from dqrelo_gguf.file.writer import WeightData
+from dqrelo_gguf.model.base import GgufModel, Model
 
 F32 = npt.NDArray[np.float32]
 

@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
-from dqrelo_gguf.model.checkpoint import open_checkpoint
 from dqrelo_gguf.convert.encode import encode_weight
-from dqrelo_gguf.errors import BaseMismatchError, ShapeError
 from dqrelo_gguf.convert.estimate import estimate
-from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
 from dqrelo_gguf.convert.metadata import delta_meta
-from dqrelo_gguf.output import check_target
-from dqrelo_gguf.model.pairing import Pairing, pair_weights
 from dqrelo_gguf.convert.plan import Options, Planned, plan
-from dqrelo_gguf.progress import Phases, Silent
 from dqrelo_gguf.convert.result import ConvertResult, WeightResult
+from dqrelo_gguf.errors import BaseMismatchError, ShapeError
+from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
+from dqrelo_gguf.file.writer import DeltaWriter
+from dqrelo_gguf.model.base import GgufModel, Model
+from dqrelo_gguf.model.checkpoint import open_checkpoint
+from dqrelo_gguf.model.pairing import Pairing, pair_weights
 from dqrelo_gguf.model.selfcheck import Checked, check_weight
 from dqrelo_gguf.model.vocabulary import fit_vocabulary
-from dqrelo_gguf.file.writer import DeltaWriter
+from dqrelo_gguf.output import check_target
+from dqrelo_gguf.progress import Phases, Silent
 
 
 @dataclass(frozen=True)

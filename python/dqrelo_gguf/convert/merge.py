@@ -12,18 +12,18 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks, row_slices
-from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header
-from dqrelo_gguf.errors import BaseMismatchError
 from dqrelo_gguf.compress.factors import block_of, type_of
+from dqrelo_gguf.errors import BaseMismatchError
+from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header
 from dqrelo_gguf.file.fingerprint import Comparison, Match
 from dqrelo_gguf.file.layout import Type, n_data_bytes, padded_bytes, stripped_ne
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.output import check_target, replacing
 from dqrelo_gguf.progress import Phases, Silent
-from dqrelo_gguf.file.reader import DeltaReader
 
 OUT_TYPES = {"f16": Type.F16, "bf16": Type.BF16, "f32": Type.F32, "q8_0": Type.Q8_0}
 

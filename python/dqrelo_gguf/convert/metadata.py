@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from dqrelo_gguf import __version__
-from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.model.base import GgufModel, Model
-from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.convert.plan import Options
-from dqrelo_gguf.model.vocabulary import changed_tokens
+from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.writer import DeltaMeta
+from dqrelo_gguf.model.base import GgufModel, Model
+from dqrelo_gguf.model.vocabulary import changed_tokens
 
 # `general.*` keys that describe the fine-tune's file, not the fine-tune.
 _NOT_CARRIED = frozenset(

@@ -7,11 +7,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from math import prod
 
-from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.compress.factors import FACTOR_TYPES, type_of
-from dqrelo_gguf.file.layout import WeightSpec, stripped_ne
-from dqrelo_gguf.compress.lowrank import SvdMethod
-from dqrelo_gguf.model.pairing import Pair, Selection
 from dqrelo_gguf.compress.budget import (
     MatrixShape,
     VectorMode,
@@ -21,6 +16,11 @@ from dqrelo_gguf.compress.budget import (
     ranks_for_ratio,
     ranks_of_paper,
 )
+from dqrelo_gguf.compress.factors import FACTOR_TYPES, type_of
+from dqrelo_gguf.compress.lowrank import SvdMethod
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.file.layout import WeightSpec, stripped_ne
+from dqrelo_gguf.model.pairing import Pair, Selection
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dqrelo_gguf.convert.estimate import Estimate
-from dqrelo_gguf.file.layout import WeightSpec, type_name
 from dqrelo_gguf.convert.plan import Planned
 from dqrelo_gguf.convert.report import bytes_text
+from dqrelo_gguf.file.layout import WeightSpec, type_name
 from dqrelo_gguf.file.writer import WeightData
 
 # Names shown of a longer list; the JSON report has them all.

@@ -18,9 +18,9 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.errors import FormatError, raise_os_error
+from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.layout import n_data_bytes, ne_text, padded_bytes, type_name
 
 ValueType: TypeAlias = gguf.GGUFValueType

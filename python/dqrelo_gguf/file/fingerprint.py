@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.file.container import GGUFFile, TensorInfo
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.file.container import GGUFFile, TensorInfo
 from dqrelo_gguf.file.layout import Type, ne_text, padded_ne, type_name
 
 _SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<n>\d{5})\.gguf")

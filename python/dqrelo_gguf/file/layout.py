@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import TypeAlias
 
-from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.errors import FormatError, ShapeError
+from dqrelo_gguf.file import format as fmt
 
 Type: TypeAlias = gguf.GGMLQuantizationType
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.file.container import GGUFFile
+from dqrelo_gguf.compress.signs import unpack_signs
 from dqrelo_gguf.errors import BaseMismatchError, ShapeError
+from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.file.container import GGUFFile
 from dqrelo_gguf.file.fingerprint import BaseIdentity, Comparison, Match, ModelFile, compare
 from dqrelo_gguf.file.layout import TensorSpec, Type, content_hash, ne_text, stripped_ne
-from dqrelo_gguf.compress.signs import unpack_signs
 from dqrelo_gguf.file.validate import WeightInfo, check_delta
 
 __all__ = ["DeltaReader", "StoredWeight", "WeightInfo"]

@@ -22,9 +22,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.file.container import GGUFValue, ValueType, pack_header
 from dqrelo_gguf.errors import (
     DiskFullError,
     FormatError,
@@ -34,6 +32,8 @@ from dqrelo_gguf.errors import (
     ShapeError,
     raise_os_error,
 )
+from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.file.container import GGUFValue, ValueType, pack_header
 from dqrelo_gguf.file.fingerprint import BaseIdentity
 from dqrelo_gguf.file.layout import TensorSpec, Type, WeightSpec, content_hash, padded_bytes, padded_ne
 from dqrelo_gguf.model.vocabulary import Token

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
-from dqrelo_gguf.file.container import GGUFFile, GGUFValue, TensorInfo
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.file.container import GGUFFile, GGUFValue, TensorInfo
 from dqrelo_gguf.file.fingerprint import ModelFile
 
 # numpy types of the GGUF types that are no blocks of bytes, and those of them that gguf's dequantize does not take

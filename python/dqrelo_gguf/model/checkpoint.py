@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 
 from dqrelo_gguf._pin import conversion_module, gguf
-from dqrelo_gguf.model.base import GgufModel, Model, fold_scales
 from dqrelo_gguf.compress.blocks import Blocks
-from dqrelo_gguf.file.container import GGUFValue
 from dqrelo_gguf.errors import DqreloError, InputError
+from dqrelo_gguf.file.container import GGUFValue
+from dqrelo_gguf.model.base import GgufModel, Model, fold_scales
 from dqrelo_gguf.model.lazy_tensors import evaluate
 from dqrelo_gguf.model.safetensors_files import check_weight_files
 

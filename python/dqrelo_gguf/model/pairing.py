@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file.layout import ne_text, stripped_ne
+from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.vocabulary import EMBEDDING, OUTPUT, changed_tokens
 
 # Architectures whose text part is another one, weight for weight: the base's graphs then run the fine-tune's text.

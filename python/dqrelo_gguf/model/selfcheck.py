@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.errors import BaseMismatchError, NonFiniteError
+from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.pairing import Pair
 
 # Smallest cosine between a weight and its base that counts as a fine-tune. Measured over three pairs of 0.95 to 135 M

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.compress.blocks import Blocks
-from dqrelo_gguf.file.container import GGUFValue
 from dqrelo_gguf.errors import BaseMismatchError
+from dqrelo_gguf.file.container import GGUFValue
+from dqrelo_gguf.model.base import GgufModel, Model
 
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"

@@ -1,9 +1,9 @@
 // test-cuda-backend: ggml-cuda on the emulator. Some ordinary ops against the CPU backend, which shows that the emulation is right; and for which tables it supports
 // the op DQRELO. What the op gives there dqrelo-op-check tests.
 
-#include "check.h"
+#include "support/check.h"
 #include "emulated.h"
-#include "random-entry.h"
+#include "support/random-entry.h"
 
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"

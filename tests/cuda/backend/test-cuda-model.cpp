@@ -4,7 +4,7 @@
 //
 //   name: nmse N base B ops G of A    NMSE against the CPU, NMSE of the base without deltas against it, and how many ops DQRELO ran on devices, of all
 //
-// and a line for each memory that delta A lies in. tests/test_cuda_model.py makes the files and judges the figures.
+// and a line for each memory that delta A lies in. tests/cuda/test_cuda_model.py makes the files and judges the figures.
 #include "dqrelo.h"
 #include "emulated.h"
 #include "llama.h"

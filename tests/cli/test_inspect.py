@@ -1,0 +1,184 @@
+"""dqrelo-inspect: what it prints, and its one line for everything that is not a sound delta."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dqrelo_gguf.cli.inspect import main
+from dqrelo_gguf.convert.report import WeightStat, by_kind, by_layer, bytes_text, kind, layer, total
+from dqrelo_gguf.file.container import GGUFValue, ValueType
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.reader import DeltaReader
+from tests.support.delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that a failing run prints."""
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("dqrelo-inspect: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+# --- what it prints ---
+
+
+def test_text_says_what_it_is(small_delta: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(small_delta)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "a D-QReLO delta, version 1" in out
+    assert f"base       base (llama), digest {DeltaReader(small_delta).base.digest}" in out
+    assert "8: 6 with signs, 2 dense, rank 0 to 32" in out
+    assert f"content    {DeltaReader(small_delta).content_hash}" in out
+    assert "blk.*.attn_k.weight" in out
+    assert max(len(line) for line in out.splitlines() if not line.startswith(("file", "base", "content"))) <= 80
+
+
+def test_json_holds_every_weight(small_delta: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(small_delta), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [w["name"] for w in document["weights"]] == [s.name for s in SPECS]
+    weight = document["weights"][2]
+    assert weight["ne"] == [64, 16]
+    assert weight["v_type"] == "q4_0"
+    assert weight["dense_type"] is None
+    assert document["options"] == {"ratio": "1/8", "seed": 0}
+    assert document["token_ids"] == {"tokenizer.ggml.eos_token_id": 2}
+    assert sum(k["n_bytes"] for k in document["kinds"]) == document["n_bytes"]
+    assert "check" not in document
+
+
+def test_names_from_the_file_are_not_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = WeightSpec("[bold]w[/bold]", (64, 4))
+    write_delta(tmp_path / "a.dq.gguf", [spec], meta(name="[red]x\n\ny[/red]\x1b[2J"))
+    assert main([str(tmp_path / "a.dq.gguf")]) == 0
+    out = capsys.readouterr().out
+    assert "[bold]w[/bold]" in out
+    assert "[red]x y[/red]?[2J" in out
+
+
+# --- checks ---
+
+
+def test_check_and_verify_report_success(
+    small_delta: Path, small_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(small_delta), "--check", str(small_base), "--verify"]) == 0
+    out = capsys.readouterr().out
+    assert "all 34 tensors have their declared SHA-256" in out
+    assert "same file (correlation 1.0000)" in out
+
+
+def test_check_accepts_another_quantisation_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = BASE_TENSORS[:5]
+    original = write_base(tmp_path / "f32.gguf", all_type=Type.F32, tensors=tensors)
+    again = write_base(tmp_path / "q8.gguf", all_type=Type.F16, tensors=tensors)
+    write_delta(tmp_path / "a.dq.gguf", SPECS[:3], meta(base_identity(original)))
+    assert main([str(tmp_path / "a.dq.gguf"), "--json", "--check", str(again)]) == 0
+    assert json.loads(capsys.readouterr().out)["check"]["match"] == "same model, other bytes"
+
+
+def test_check_fails_for_another_model(small_delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_base(tmp_path / "other.gguf", seed=5, all_type=Type.F32)
+    assert "another model" in refused(capsys, str(small_delta), "--check", str(other))
+
+
+def test_verify_names_the_damaged_tensor(small_delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edited = Edited(small_delta)
+    edited.data[0] ^= 1
+    path = edited.save(tmp_path / "a.dq.gguf")
+    assert main([str(path)]) == 0
+    capsys.readouterr()
+    assert "damaged: the data of 'token_embd.weight.dq_sign'" in refused(capsys, str(path), "--verify")
+
+
+# --- what is no delta ---
+
+
+def test_a_model_is_named(small_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "base.gguf: is a model (architecture llama), not a delta file" in refused(capsys, str(small_base))
+
+
+def test_a_lora_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {
+        "general.type": GGUFValue("adapter", ValueType.STRING),
+        "adapter.type": GGUFValue("lora", ValueType.STRING),
+    }
+    path = write_base(tmp_path / "lora.gguf", fields=fields)
+    assert "lora.gguf: is a LoRA adapter, not a delta file" in refused(capsys, str(path))
+
+
+def test_a_random_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.bin").write_bytes(b"\x00\x01binary")
+    assert "a.bin: is not a GGUF file" in refused(capsys, str(tmp_path / "a.bin"))
+
+
+def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none.gguf: no such file" in refused(capsys, str(tmp_path / "none.gguf"))
+
+
+def test_a_missing_base_is_named(small_delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none.gguf: no such file" in refused(capsys, str(small_delta), "--check", str(tmp_path / "none.gguf"))
+
+
+def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "usage: dqrelo-inspect" in capsys.readouterr().err
+
+
+def test_help_needs_no_numpy_and_fits_80_columns() -> None:
+    code = (
+        "import sys\n"
+        "from dqrelo_gguf.cli.inspect import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(m in sys.modules for m in ('numpy', 'gguf', 'rich')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=None)
+    assert "--check BASE" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+# --- the sums ---
+
+
+def stat(name: str, n_elements: int, error: float, rank: int = 1) -> WeightStat:
+    return WeightStat(name, n_elements // 4, n_elements, 1, rank, error, error / 10)
+
+
+def test_kind_and_layer_of_a_name() -> None:
+    assert kind("blk.12.attn_q.weight") == "blk.*.attn_q.weight"
+    assert kind("token_embd.weight") == "token_embd.weight"
+    assert layer("blk.12.attn_q.weight") == 12
+    assert layer("token_embd.weight") is None
+
+
+def test_groups_sum_up() -> None:
+    weights = [stat("blk.10.a", 100, 0.3), stat("blk.2.a", 300, 0.1, rank=5), stat("output.weight", 8, 0.0)]
+    a, output = by_kind(weights)
+    assert (a.label, a.n_weights, a.n_bytes, a.ranks) == ("blk.*.a", 2, 100, (1, 5))
+    assert a.error_delta == pytest.approx(((0.09 * 100 + 0.01 * 300) / 400) ** 0.5)
+    assert output.error_delta == 0
+    assert [g.label for g in by_layer(weights)] == ["2", "10", "other"]
+    assert total(weights).ratio == 102 / 816
+
+
+def test_bytes_for_people() -> None:
+    assert [bytes_text(n) for n in (0, 1023, 1024, 1536 * 1024, 5 * 1024**3)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.5 MiB",
+        "5.0 GiB",
+    ]

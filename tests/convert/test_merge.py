@@ -1,0 +1,194 @@
+"""merge: a plain GGUF that holds base + delta, with the fine-tune's metadata."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.cli.merge import main
+from dqrelo_gguf.convert.job import Job, convert
+from dqrelo_gguf.convert.merge import MergeOptions, merge
+from dqrelo_gguf.convert.plan import Options
+from dqrelo_gguf.errors import BaseMismatchError, DiskFullError, FormatError, OutputExistsError
+from dqrelo_gguf.file.fingerprint import Match
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.model.pairing import Selection
+from dqrelo_gguf.progress import Silent
+from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf, split_gguf
+
+Type = gguf.GGMLQuantizationType
+TEMPLATE = "{{ messages[0]['content'] }}"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A base and a delta over it; the fine-tune has a template and an end token of its own."""
+    directory = tmp_path_factory.mktemp("pair")
+    writer_base = pico_gguf("llama")
+    base = rewrite_gguf(writer_base, directory / "base.gguf", {}, {"": "F16"} | _vectors_f32(writer_base))
+    fields = {"general.name": "My Tune", "tokenizer.ggml.eos_token_id": 7}
+    tuned = rewrite_gguf(pico_tuned_gguf("llama"), directory / "tuned.gguf", fields=fields, added_template=TEMPLATE)
+    delta = directory / "tune.dq.gguf"
+    convert(Job(base, tuned, delta))
+    return base, delta
+
+
+def _vectors_f32(path: Path) -> dict[str, str]:
+    return {name: "F32" for name, w in read_gguf(path).items() if w.ndim == 1}
+
+
+def test_values_are_base_plus_delta(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, delta = pair
+    result = merge(base, delta, tmp_path / "m.gguf", MergeOptions("f32"))
+    assert result.comparison.match is Match.SAME_FILE
+    assert result.n_file_bytes == (tmp_path / "m.gguf").stat().st_size
+    merged, plain, reader = read_gguf(tmp_path / "m.gguf"), read_gguf(base), DeltaReader(delta)
+    assert list(merged) == list(plain)
+    assert {w.name for w in reader.weights} == set(plain)
+    for name, values in plain.items():
+        assert np.array_equal(merged[name], values + reader.reconstruct(name)), name
+
+
+def test_merged_is_nearer_to_the_fine_tune_than_the_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, delta = pair
+    merge(base, delta, tmp_path / "m.gguf", MergeOptions("f32"))
+    merged, plain, tuned = read_gguf(tmp_path / "m.gguf"), read_gguf(base), read_gguf(pico_tuned_gguf("llama"))
+    for name, target in tuned.items():
+        stated = next(w.error_delta for w in DeltaReader(delta).weights if w.name == name)
+        measured = np.linalg.norm(merged[name] - target) / np.linalg.norm(plain[name] - target)
+        assert measured == pytest.approx(stated, abs=1e-4), name
+
+
+@pytest.mark.parametrize("out_type", ["f32", "f16", "bf16", "q8_0"])
+def test_types(out_type: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    merge(*pair, tmp_path / "m.gguf", MergeOptions(out_type))
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    for t in reader.tensors:
+        n_dims = sum(n > 1 for n in t.shape.tolist())
+        assert t.tensor_type == (Type.F32 if n_dims == 1 else Type[out_type.upper()]), t.name
+    exact = read_gguf_f32(pair, tmp_path)
+    for name, values in read_gguf(tmp_path / "m.gguf").items():
+        step = {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 127}[out_type]
+        assert np.abs(values - exact[name]).max() <= step * np.abs(exact[name]).max(), name
+
+
+def read_gguf_f32(pair: tuple[Path, Path], tmp_path: Path) -> dict[str, np.ndarray]:
+    merge(*pair, tmp_path / "f32.gguf", MergeOptions("f32"))
+    return read_gguf(tmp_path / "f32.gguf")
+
+
+def test_metadata_is_the_fine_tunes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, delta = pair
+    merge(base, delta, tmp_path / "m.gguf")
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    plain = gguf.GGUFReader(base).fields
+    assert fields["general.name"].contents() == "My Tune"
+    assert fields["tokenizer.chat_template"].contents() == TEMPLATE
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 7
+    assert fields["general.type"].contents() == "model"
+    assert fields["general.file_type"].contents() == gguf.LlamaFileType.MOSTLY_F16
+    assert not [key for key in fields if key.startswith(("dqrelo.", "adapter.", "split."))]
+    for key in plain:
+        if key.startswith(("llama.", "tokenizer.ggml.tokens", "tokenizer.ggml.scores")):
+            assert fields[key].contents() == plain[key].contents()
+            assert fields[key].types == plain[key].types
+
+
+def test_split_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, delta = pair
+    first = split_gguf(base, tmp_path)
+    merge(base, delta, tmp_path / "whole.gguf")
+    merge(first, delta, tmp_path / "split.gguf")
+    assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "split.gguf").read_bytes()
+
+
+def test_partial_delta_leaves_the_rest(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base = pair[0]
+    convert(Job(base, pico_tuned_gguf("llama"), tmp_path / "p.dq.gguf"), Options(selection=Selection(include="attn_q")))
+    result = merge(base, tmp_path / "p.dq.gguf", tmp_path / "m.gguf", MergeOptions("f32"))
+    assert result.n_changed == 2
+    merged, plain = read_gguf(tmp_path / "m.gguf"), read_gguf(base)
+    assert {name for name in plain if not np.array_equal(plain[name], merged[name])} == {
+        "blk.0.attn_q.weight",
+        "blk.1.attn_q.weight",
+    }
+
+
+def test_other_quantisation_needs_the_flag(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, delta = pair
+    other = rewrite_gguf(base, tmp_path / "q8.gguf", {}, {"": "Q8_0"} | _vectors_f32(base))
+    with pytest.raises(BaseMismatchError, match="--allow-other-base"):
+        merge(other, delta, tmp_path / "m.gguf")
+    result = merge(other, delta, tmp_path / "m.gguf", MergeOptions(allow_other_base=True))
+    assert result.comparison.match is Match.SAME_MODEL
+
+
+def test_other_model_is_refused_with_the_flag(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, delta = pair
+    rng = np.random.default_rng(0)
+    noise = {n: rng.standard_normal(w.shape).astype(np.float32) for n, w in read_gguf(base).items()}
+    other = rewrite_gguf(base, tmp_path / "other.gguf", dict(noise))
+    with pytest.raises(BaseMismatchError, match="another model"):
+        merge(other, delta, tmp_path / "m.gguf", MergeOptions(allow_other_base=True))
+
+
+def test_damaged_delta_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    base, delta = pair
+    raw = bytearray(delta.read_bytes())
+    raw[-100] ^= 1
+    (tmp_path / "bad.dq.gguf").write_bytes(raw)
+    with pytest.raises(FormatError, match="damaged"):
+        merge(base, tmp_path / "bad.dq.gguf", tmp_path / "m.gguf")
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.dq.gguf"]
+
+
+def test_existing_output_needs_force(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    out.write_text("old")
+    with pytest.raises(OutputExistsError, match="--force"):
+        merge(*pair, out)
+    assert out.read_text() == "old"
+    merge(*pair, out, MergeOptions(force=True))
+    assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_full_disk(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(DiskFullError, match=r"needs .* bytes"):
+        merge(*pair, tmp_path / "m.gguf")
+
+
+def test_disk_that_fills_up_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as with a full disk, writes fail from there on
+    try:
+        with pytest.raises(DiskFullError):
+            merge(*pair, tmp_path / "m.gguf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Interrupted(Silent):
+    def step(self, n_params: int, name: str) -> None:  # noqa: ARG002
+        raise KeyboardInterrupt
+
+
+def test_interrupt_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        merge(*pair, tmp_path / "m.gguf", phases=_Interrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, delta = pair
+    out = tmp_path / "m.gguf"
+    assert main([str(base), str(delta), "-o", str(out), "--outtype", "q8_0"]) == 0
+    assert "weights changed" in capsys.readouterr().out
+    assert main([str(base), str(delta), "-o", str(out)]) == 1
+    assert capsys.readouterr().err == f"dqrelo-merge: error: {out}: exists. Use --force to replace it\n"

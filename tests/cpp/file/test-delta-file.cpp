@@ -1,0 +1,206 @@
+// test-delta-file.cpp: what the reader makes of a delta, and that it refuses what docs/format.md section 4 refuses.
+// The longer list of malformed files is in tests/file/test_cpp_reader.py, where the Python reader is asked too.
+#include "support/check.h"
+#include "cpu/stack.h"
+#include "file/delta-file.h"
+#include "support/gguf-builder.h"
+
+#include <limits>
+
+using namespace dqrelo;
+using namespace testing;
+
+static const char * const PATH = "test-delta-file.dq.gguf";
+
+static std::unique_ptr<delta_file> open_bytes(const std::string & bytes, std::string & err) {
+    write_file(PATH, bytes);
+    return delta_file::open(PATH, err);
+}
+
+// True if the file is refused with one line that has `part` in it.
+static bool refused(const std::string & bytes, const std::string & part) {
+    std::string err;
+    const auto  delta = open_bytes(bytes, err);
+    const bool  good  = !delta && err.find(part) != std::string::npos && err.find('\n') == std::string::npos && err.find(PATH) == 0;
+    if (!good) {
+        printf("  expected '%s', got %s\n", part.c_str(), delta ? "no error" : err.c_str());
+    }
+    return good;
+}
+
+static bool same_bytes(const void * data, const std::string & bytes, size_t offset = 0, size_t n = std::string::npos) {
+    const std::string part = bytes.substr(offset, n);
+    return memcmp(data, part.data(), part.size()) == 0;
+}
+
+static void test_entries() {
+    check::begin("entries/paper");
+    const delta_builder d = delta_of_every_form();
+    std::string         err;
+    const auto          delta = open_bytes(d.file(), err);
+    CHECK(delta != nullptr);
+    if (!delta) {
+        printf("  %s\n", err.c_str());
+        return;
+    }
+    dqrelo_entry entry = delta->entry(0);
+    CHECK(entry.n_in == 64 && entry.n_out == 24 && entry.n_planes == 1 && entry.rank == 4 && entry.scale_per_row == 0);
+    CHECK(same_bytes(entry.sign[0], d.tensors[0].data) && same_bytes(entry.scale[0], d.tensors[1].data));
+    CHECK(entry.type_u == GGML_TYPE_F16 && same_bytes(entry.u, d.tensors[2].data) && same_bytes(entry.v, d.tensors[3].data));
+    CHECK(entry.cscale == nullptr && entry.dense == nullptr && entry.sign[1] == nullptr);
+    CHECK((uintptr_t) entry.sign[0] % 64 == 0 && (uintptr_t) entry.u % 64 == 0 && (uintptr_t) entry.v % 64 == 0);
+
+    check::begin("entries/planes");
+    entry = delta->entry(1);
+    CHECK(entry.n_planes == 2 && entry.rank == 0 && entry.u == nullptr && entry.v == nullptr && entry.scale_per_row == 2);
+    CHECK(same_bytes(entry.sign[1], d.tensors[6].data) && same_bytes(entry.scale[1], d.tensors[7].data));
+
+    check::begin("entries/experts");
+    const dqrelo_entry stack = delta->entry(2);
+    CHECK(stack.n_mat == 3);
+    for (int64_t e = 0; e < 3; ++e) {
+        entry = dqrelo_entry_matrix(&stack, e);
+        CHECK(same_bytes(entry.sign[0], d.tensors[8].data, 256 * (size_t) e, 256));
+        CHECK(entry.scale_per_row == 1 && same_bytes(entry.scale[0], d.tensors[9].data, 128 * (size_t) e, 128));
+        CHECK(same_bytes(entry.cscale, d.tensors[10].data, 256 * (size_t) e, 256));
+        const size_t n_u = ggml_row_size(GGML_TYPE_Q8_0, 32) * 32;
+        const size_t n_v = ggml_row_size(GGML_TYPE_Q8_0, 64) * 32;
+        CHECK(entry.type_u == GGML_TYPE_Q8_0 && same_bytes(entry.u, d.tensors[11].data, n_u * (size_t) e, n_u));
+        CHECK(entry.type_v == GGML_TYPE_Q8_0 && same_bytes(entry.v, d.tensors[12].data, n_v * (size_t) e, n_v));
+    }
+
+    check::begin("entries/dense");
+    entry = delta->entry(3);
+    CHECK(entry.n_in == 24 && entry.n_out == 1 && entry.n_planes == 0 && entry.type_dense == GGML_TYPE_F32 && same_bytes(entry.dense, d.tensors[13].data));
+    entry = delta->entry(4);
+    CHECK(entry.n_mat == 2);
+    entry = dqrelo_entry_matrix(&entry, 1);
+    CHECK(entry.n_in == 3 && entry.n_out == 5 && entry.type_dense == GGML_TYPE_F16 && same_bytes(entry.dense, d.tensors[14].data, 30, 30));
+
+    check::begin("entry_at/copy of the pack");
+    const weight_info &  experts = delta->weights()[2];
+    std::vector<uint8_t> copy(delta->data(2), delta->data(2) + experts.n_bytes);
+    const dqrelo_entry   moved    = delta->entry_at(2, copy.data());
+    const dqrelo_entry   there    = delta->entry(2);
+    const std::ptrdiff_t distance = copy.data() - delta->data(2);
+    CHECK(moved.sign[0] - there.sign[0] == distance && (const uint8_t *) moved.v - (const uint8_t *) there.v == distance);
+    CHECK((const uint8_t *) moved.v + ggml_row_size(GGML_TYPE_Q8_0, 64) * 32 * 3 == copy.data() + copy.size());
+}
+
+static void test_facts() {
+    check::begin("facts");
+    delta_builder d = delta_of_every_form();
+    d.set("tokenizer.chat_template", std::string("{{ messages }}"));
+    d.set("tokenizer.ggml.eos_token_id", uint32_t(2));
+    d.set("tokenizer.ggml.eot_token_id", uint32_t(7));
+    d.set("tokenizer.ggml.eom_token_id", uint32_t(2));
+    d.set("tokenizer.ggml.add_bos_token", true);
+    d.set("general.sampling.temp", 0.7f);
+    std::string err;
+    const auto  delta = open_bytes(d.file(), err);
+    CHECK(delta != nullptr);
+    if (!delta) {
+        return;
+    }
+    CHECK(delta->name() == "tuned" && delta->architecture() == "llama" && delta->base_name() == "base model");
+    CHECK(delta->ratio() == 0.125 && delta->path() == PATH && delta->weights().size() == 5);
+    size_t n_bytes = 0;
+    for (const tensor & t : d.tensors) {
+        n_bytes += t.data.size();
+    }
+    CHECK(delta->n_bytes() == n_bytes);
+    CHECK(delta->find("experts") == 2 && delta->find("none") == -1);
+    CHECK(delta->weights()[2].ne[2] == 3 && delta->weights()[2].ne[3] == 1 && delta->weights()[2].error_delta == 0.25f);
+    CHECK(delta->chat_template() && *delta->chat_template() == "{{ messages }}");
+    CHECK((delta->eog_tokens() == std::vector<int32_t>{ 2, 7 }));
+    CHECK(*delta->meta_str("general.sampling.temp") == "0.7" && *delta->meta_str("dqrelo.version") == "1");
+    CHECK(*delta->meta_str("tokenizer.ggml.add_bos_token") == "true" && *delta->meta_str("dqrelo.ratio") == "0.125");
+    CHECK(!delta->meta_str("dqrelo.weight.names") && !delta->meta_str("none"));
+}
+
+static void test_verify() {
+    check::begin("verify");
+    const delta_builder d     = delta_of_every_form();
+    std::string         bytes = d.file();
+    std::string         err;
+    CHECK(open_bytes(bytes, err)->verify(err));
+
+    bytes[d.header().size() + 3] ^= 0x10;
+    const auto damaged = open_bytes(bytes, err);
+    CHECK(damaged && !damaged->verify(err) && err.find("'paper.dq_sign'") != std::string::npos);
+
+    delta_builder forged = delta_of_every_form();
+    forged.set("dqrelo.content_hash", std::string(64, 'a'));
+    const auto other = open_bytes(forged.file(), err);
+    CHECK(other && !other->verify(err) && err.find("dqrelo.content_hash") != std::string::npos);
+}
+
+static void test_truncation() {
+    check::begin("truncation at every byte");
+    const std::string bytes  = delta_of_every_form().file();
+    const size_t      n_last = 60;  // bytes of the last tensor; the padding behind it may be cut
+    bool              good   = true;
+    for (size_t n = 0; n + ALIGNMENT - n_last < bytes.size(); ++n) {
+        std::string err;
+        good = good && !open_bytes(bytes.substr(0, n), err) && !err.empty();
+    }
+    CHECK(good);
+    std::string err;
+    CHECK(open_bytes(bytes.substr(0, bytes.size() - (ALIGNMENT - n_last)), err) != nullptr);
+}
+
+static void test_refusals() {
+    check::begin("refusals/kind");
+    delta_builder d = delta_of_every_form();
+    d.set("general.type", std::string("model"));
+    CHECK(refused(d.file(), "is a model"));
+    d = delta_of_every_form();
+    d.set("adapter.type", std::string("lora"));
+    CHECK(refused(d.file(), "LoRA"));
+    d = delta_of_every_form();
+    d.set("dqrelo.version", uint32_t(2));
+    CHECK(refused(d.file(), "delta file version 2, expected 1"));
+
+    check::begin("refusals/keys");
+    const std::vector<std::string> must = { "general.name", "dqrelo.ratio", "dqrelo.content_hash", "dqrelo.weight.rank", "dqrelo.base.samples" };
+    for (const std::string & key : must) {
+        d = delta_of_every_form();
+        d.remove(key);
+        CHECK(refused(d.file(), "'" + key + "' is missing"));
+        d.set(key, true);
+        CHECK(refused(d.file(), "'" + key + "' has type BOOL"));
+    }
+    d = delta_of_every_form();
+    d.set("general.name", std::string("\xff\xfe"));
+    CHECK(refused(d.file(), "not UTF-8"));
+
+    check::begin("refusals/tensors");
+    d               = delta_of_every_form();
+    d.tensors[0].ne = { 8, 25 };
+    d.tensors[0].data.resize(8 * 25);
+    d.declare();
+    CHECK(refused(d.file(), "'paper.dq_sign' has shape 8x25, expected 8x24"));
+    d = delta_of_every_form();
+    std::swap(d.tensors[2], d.tensors[3]);
+    d.declare();
+    CHECK(refused(d.file(), "'paper.dq_u' is out of order"));
+    d               = delta_of_every_form();
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    memcpy(&d.tensors[7].data[8], &nan, sizeof(nan));
+    CHECK(refused(d.file(), "'planes.dq_scale1' has 1 scales that are NaN or infinite"));
+
+    check::begin("refusals/hostile text stays one printable line");
+    d = delta_of_every_form();
+    d.set("adapter.type", std::string("a\nb\x1b[31m"));
+    CHECK(refused(d.file(), "'a?b?[31m'"));
+}
+
+int main() {
+    test_entries();
+    test_facts();
+    test_verify();
+    test_truncation();
+    test_refusals();
+    remove(PATH);
+    return check::finish();
+}

@@ -1,0 +1,233 @@
+// test-archs BASE DELTA_A DELTA_B MERGED_A MERGED_B
+//
+// Runs one architecture with deltas and compares logits with the same weights merged into plain models, for several shapes of batches. All models see the very same
+// batch, so the graphs have the same shapes. Prints a line a case: name, NMSE of the rows with a delta against the merged models, and the largest difference of the rows
+// without one from the base's. tests/graph/test_archs.py makes the files and judges the figures. Exit code 3: the delta was refused; the line says why.
+#include "dqrelo.h"
+#include "llama.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr int N_DELTAS = 16; // loaded at once
+constexpr int N_SEQ    = N_DELTAS + 1;
+
+struct model_deleter {
+    void operator()(llama_model * m) const { llama_model_free(m); }
+};
+struct context_deleter {
+    void operator()(llama_context * c) const { llama_free(c); }
+};
+
+struct runner {
+    std::unique_ptr<llama_model, model_deleter>     model;
+    std::unique_ptr<llama_context, context_deleter> ctx;
+
+    explicit runner(const char * path) {
+        llama_model_params mparams = llama_model_default_params();
+        mparams.n_gpu_layers       = 0;
+        model.reset(llama_model_load_from_file(path, mparams));
+        llama_context_params cparams = llama_context_default_params();
+        cparams.n_ctx                = 64 * N_SEQ;
+        cparams.n_batch              = 512;
+        cparams.n_ubatch             = 128;
+        cparams.n_seq_max            = N_SEQ;
+        cparams.n_threads = cparams.n_threads_batch = 2;
+        ctx.reset(model ? llama_init_from_model(model.get(), cparams) : nullptr);
+        if (!ctx) {
+            printf("failed: cannot load %s\n", path);
+            exit(1);
+        }
+    }
+};
+
+// n_seq sequences of n_tokens random tokens each (or random embeddings).
+struct test_case {
+    std::string name;
+    int         n_seq;
+    int         n_tokens;
+    bool        embeddings  = false;
+    bool        all_outputs = false; // as many outputs as tokens: their rows are selected with all ids
+};
+
+// Logits of all rows [n_seq*n_tokens, n_vocab], or nothing if decoding fails. Only sequences from `first` on are decoded; the rows of others are zeros.
+std::vector<float> logits(runner & r, const test_case & c, int first = 0) {
+    const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(r.model.get()));
+    const int n_embd  = llama_model_n_embd(r.model.get());
+    const int n       = c.n_seq * c.n_tokens;
+
+    std::mt19937     gen(c.n_seq * 1000 + c.n_tokens);
+    llama_batch      batch = llama_batch_init(n, c.embeddings ? n_embd : 0, 1);
+    std::vector<int> row_of; // of each token of the batch
+    for (int row = 0; row < n; row++) {
+        const int i = (int) row_of.size();
+        if (c.embeddings) {
+            for (int j = 0; j < n_embd; j++) {
+                batch.embd[(size_t) i * n_embd + j] = std::normal_distribution<float>(0, 0.3f)(gen);
+            }
+        } else {
+            batch.token[i] = std::uniform_int_distribution<int>(0, n_vocab - 1)(gen);
+        }
+        batch.pos[i]       = row / c.n_seq;
+        batch.n_seq_id[i]  = 1;
+        batch.seq_id[i][0] = row % c.n_seq;
+        batch.logits[i]    = c.all_outputs || row % 3 != 1; // rows without an output are left out inside the graph
+        if (row % c.n_seq >= first) {
+            row_of.push_back(row);
+        }
+    }
+    batch.n_tokens = (int) row_of.size();
+    if (llama_get_memory(r.ctx.get())) {
+        llama_memory_clear(llama_get_memory(r.ctx.get()), true);
+    }
+    // embeddings of models with several positions a token (M-RoPE) take all of them: batch.pos is then [n_pos][n]
+    const llama_rope_type  rope = llama_model_rope_type(r.model.get());
+    std::vector<llama_pos> pos;
+    for (int p = 0; p < (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1); p++) {
+        pos.insert(pos.end(), batch.pos, batch.pos + batch.n_tokens);
+    }
+    llama_pos * const batch_pos = batch.pos;
+    batch.pos                   = pos.data();
+
+    std::vector<float> out;
+    if (llama_decode(r.ctx.get(), batch) == 0) {
+        out.resize((size_t) n * n_vocab, 0.0f);
+        for (int i = 0; i < batch.n_tokens; i++) {
+            if (batch.logits[i]) {
+                std::copy_n(llama_get_logits_ith(r.ctx.get(), i), n_vocab, out.begin() + (size_t) row_of[(size_t) i] * n_vocab);
+            }
+        }
+    }
+    batch.pos = batch_pos;
+    llama_batch_free(batch);
+    return out;
+}
+
+// Experts of the model, or 1.
+int n_expert(const llama_model * model) {
+    char arch[64]   = "";
+    char number[32] = "1";
+    llama_model_meta_val_str(model, "general.architecture", arch, sizeof(arch));
+    llama_model_meta_val_str(model, (std::string(arch) + ".expert_count").c_str(), number, sizeof(number));
+    return std::max(1, atoi(number));
+}
+
+struct row_error {
+    double error = 0, power = 0;
+};
+
+void run_case(const test_case & c, runner & base, runner & plain, std::vector<runner *> merged, const std::vector<int> & delta_of_seq, bool own_batch) {
+    const std::vector<float> got     = logits(base, c);
+    const std::vector<float> without = logits(plain, c);
+    // where deltas need ubatches of their own, rows without one have theirs: the base's product depends on the ubatch's size
+    const std::vector<float>        base_alone = own_batch && delta_of_seq[c.n_seq - 1] < 0 && !without.empty() ? logits(plain, c, c.n_seq - 1) : without;
+    std::vector<std::vector<float>> expected;
+    for (runner * m : merged) {
+        expected.push_back(logits(*m, c));
+    }
+    if (without.empty()) {
+        printf("%s: skipped: the base alone cannot run it\n", c.name.c_str());
+        return;
+    }
+    if (got.empty()) {
+        printf("%s: failed: decoding with deltas failed\n", c.name.c_str());
+        return;
+    }
+    const size_t n_vocab = got.size() / (c.n_seq * c.n_tokens);
+    row_error    with_delta, changed;
+    double       without_delta = 0;
+    for (size_t i = 0; i < got.size(); i++) {
+        const int kind = delta_of_seq[(i / n_vocab) % c.n_seq]; // -1: the base
+        if (kind < 0) {
+            without_delta = std::max(without_delta, (double) std::fabs(got[i] - base_alone[i]));
+            continue;
+        }
+        const double e = expected[kind][i];
+        with_delta.error += (got[i] - e) * (got[i] - e);
+        with_delta.power += e * e;
+        changed.error += (without[i] - e) * (without[i] - e);
+    }
+    printf("%s: nmse %.3e base_nmse %.3e base_diff %.3e\n", c.name.c_str(), with_delta.error / with_delta.power, changed.error / with_delta.power, without_delta);
+}
+
+} // namespace
+
+int main(int argc, char ** argv) {
+    if (argc != 6) {
+        fprintf(stderr, "usage: %s BASE DELTA_A DELTA_B MERGED_A MERGED_B\n", argv[0]);
+        return 2;
+    }
+    llama_log_set([](ggml_log_level level, const char * text, void *) { if (level == GGML_LOG_LEVEL_ERROR) { fputs(text, stderr); } }, nullptr);
+    setvbuf(stdout, nullptr, _IOLBF, 0);
+
+    runner base(argv[1]), plain(argv[1]), merged_a(argv[4]), merged_b(argv[5]);
+
+    std::vector<dqrelo_delta *> deltas;
+    char                        err[1024];
+    for (int i = 0; i < N_DELTAS; i++) {
+        deltas.push_back(dqrelo_load(base.model.get(), argv[1], argv[2 + i % 2], dqrelo_load_default_params(), err, sizeof(err)));
+        if (!deltas.back()) {
+            printf("refused: %s\n", err);
+            return 3;
+        }
+    }
+    int32_t n_applied = 0, n_inert = 0;
+    if (!dqrelo_check(base.ctx.get(), deltas[0], &n_applied, &n_inert, err, sizeof(err))) {
+        printf("refused: %s\n", err);
+        return 3;
+    }
+    printf("applied %d inert %d\n", n_applied, n_inert);
+    for (int i = 0; i < n_inert; i++) {
+        printf("inert %s\n", dqrelo_inert_weight(deltas[0], i));
+    }
+
+    // sequences 0..15 have a delta each, the last one none
+    std::vector<int> delta_of_seq;
+    for (int s = 0; s < N_SEQ; s++) {
+        dqrelo_delta * delta = s < N_DELTAS ? deltas[s] : nullptr;
+        if (!dqrelo_bind(base.ctx.get(), s, delta, 1.0f, err, sizeof(err))) {
+            printf("refused: %s\n", err);
+            return 3;
+        }
+        delta_of_seq.push_back(delta ? s % 2 : -1);
+    }
+    const bool own_batch = dqrelo_needs_own_batch(base.ctx.get(), deltas[0]);
+    printf("own_batch %d\n", own_batch);
+    const int n_head = llama_model_n_head(base.model.get());
+    for (const test_case & c : {
+             test_case{ "one_token", 1, 1 },
+             test_case{ "n_head", 1, n_head },
+             test_case{ "n_expert", 1, n_expert(base.model.get()) },
+             test_case{ "n_outputs", N_SEQ, n_head, false, true },
+             test_case{ "many_tokens", 1, 40 },
+             test_case{ "mixed_decode", N_SEQ, 1 },
+             test_case{ "mixed_batch", N_SEQ, 7 },
+             test_case{ "embeddings", 1, 5, true },
+         }) {
+        run_case(c, base, plain, { &merged_a, &merged_b }, delta_of_seq, own_batch);
+    }
+    // a bound delta stays, and only sequences of the context can be bound
+    const bool kept = !dqrelo_free(deltas[0]) && dqrelo_bound(base.ctx.get(), 0) == deltas[0] && dqrelo_n_bound(deltas[0]) == 1;
+    printf("kept %d\n", kept && !dqrelo_bind(base.ctx.get(), N_SEQ, deltas[0], 1.0f, err, sizeof(err)));
+    printf("other_context %d\n", !dqrelo_bind(plain.ctx.get(), 0, deltas[0], 1.0f, err, sizeof(err)));
+
+    // off means off
+    for (int s = 0; s < N_SEQ; s++) {
+        dqrelo_bind(base.ctx.get(), s, nullptr, 1.0f, err, sizeof(err));
+    }
+    run_case({ "unbound", N_SEQ, 3 }, base, plain, { &merged_a, &merged_b }, std::vector<int>(N_SEQ, -1), false);
+    bool freed = true;
+    for (dqrelo_delta * delta : deltas) {
+        freed = dqrelo_free(delta) && freed;
+    }
+    printf("freed %d\n", freed);
+    return 0;
+}

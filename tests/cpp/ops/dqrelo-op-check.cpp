@@ -1,0 +1,76 @@
+// dqrelo-op-check.cpp: the operator of a device against F64, with the cases of the tests of every implementation.
+//
+//   dqrelo-op-check            all GPUs
+//   dqrelo-op-check NAME...    devices by the names that llama-server --list-devices gives, or CPU
+//
+// A device without the operator is named and passes: there deltas run as ordinary ggml ops. Exit code 1: results are wrong, or there is no device to check.
+
+#include "support/check.h"
+#include "support/op-cases.h"
+#include "support/op-device.h"
+
+#include <cstring>
+
+static device_op * device; // that of this round
+static int         n_cases;
+static int         n_missing; // cases for which the device has no operator
+
+static void check_case(const std::string & name, op_case & c) {
+    c.fill(31);
+    n_cases++;
+    if (!device->supports(c)) {
+        n_missing++;
+        return;
+    }
+    device->run(c);
+    if (!matches(c)) {
+        printf("  in case %s\n", name.c_str());
+        check::n_failed++;
+    }
+}
+
+static void check_device(ggml_backend_dev_t dev) {
+    device_op op(dev);
+    device           = &op;
+    n_cases          = 0;
+    n_missing        = 0;
+    const int before = check::n_failed;
+    test_all_cases();
+    const int n_wrong = check::n_failed - before;
+    printf("%s (%s): ", ggml_backend_dev_name(dev), ggml_backend_dev_description(dev));
+    if (n_missing == n_cases) {
+        printf("has no operator; deltas run as ordinary ggml ops\n");
+    } else {
+        printf("%d of %d cases agree%s\n", n_cases - n_missing - n_wrong, n_cases, n_missing > 0 ? ", for the others it has no operator" : "");
+    }
+}
+
+static bool is_gpu(ggml_backend_dev_t dev) {
+    const auto type = ggml_backend_dev_type(dev);
+    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+}
+
+int main(int argc, char ** argv) {
+    ggml_backend_load_all();
+    std::vector<ggml_backend_dev_t> devices;
+    for (int i = 1; i < argc; i++) {
+        devices.push_back(ggml_backend_dev_by_name(argv[i]));
+        if (!devices.back()) {
+            fprintf(stderr, "dqrelo-op-check: no device %s; llama-server --list-devices names them\n", argv[i]);
+            return 1;
+        }
+    }
+    for (size_t i = 0; argc == 1 && i < ggml_backend_dev_count(); i++) {
+        if (is_gpu(ggml_backend_dev_get(i))) {
+            devices.push_back(ggml_backend_dev_get(i));
+        }
+    }
+    if (devices.empty()) {
+        fprintf(stderr, "dqrelo-op-check: this build finds no GPU: it needs one that is built in (-DDQRELO_CUDA=ON), its driver, and a device that is visible\n");
+        return 1;
+    }
+    for (ggml_backend_dev_t dev : devices) {
+        check_device(dev);
+    }
+    return check::n_failed == 0 ? 0 : 1;
+}

@@ -1,0 +1,395 @@
+// test-kernels.cpp: every instruction set's kernels against the scalar ones, and one entry's matrix form against F64.
+// Needs no ggml at link time, so it runs under sanitizers with the kernels compiled in.
+
+#include "support/check.h"
+#include "support/random-entry.h"
+
+#include "cpu/entry.h"
+#include "cpu/factor-types.h"
+#include "cpu/kernels.h"
+
+#include <cstdarg>
+#include <string>
+
+static std::string format(const char * fmt, ...) __attribute__((format(printf, 1, 2)));
+static std::string format(const char * fmt, ...) {
+    char    text[256];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof(text), fmt, args);
+    va_end(args);
+    return text;
+}
+
+static const int64_t   N_IN[]  = { 8, 72, 576, 1000, 4104 };
+static const int       N_T[]   = { 1, 3, 17, 33 };
+static const ggml_type TYPES[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 };
+
+static const char * type_name(ggml_type type) {
+    switch (type) {
+        case GGML_TYPE_F32: return "f32";
+        case GGML_TYPE_F16: return "f16";
+        case GGML_TYPE_BF16: return "bf16";
+        case GGML_TYPE_Q8_0: return "q8_0";
+        default: return "q4_0";
+    }
+}
+
+struct quantised {
+    std::vector<int8_t>     q;
+    std::vector<dqrelo_act> act;
+};
+
+static quantised quantise(const dqrelo_kernels * kernels, const std::vector<std::vector<float>> & x, const float * cscale) {
+    const int64_t n = (int64_t) x[0].size();
+    quantised     out;
+    out.q.resize(x.size() * (size_t) dqrelo_q_bytes(n), 99);
+    out.act.resize(x.size());
+    for (size_t t = 0; t < x.size(); t++) {
+        kernels->quantize_row(x[t].data(), cscale, n, out.q.data() + t * (size_t) dqrelo_q_bytes(n), &out.act[t]);
+    }
+    return out;
+}
+
+static bool same(const quantised & a, const quantised & b) {
+    bool equal = a.q == b.q && a.act.size() == b.act.size();
+    for (size_t t = 0; equal && t < a.act.size(); t++) {
+        equal = dqrelo_f32_bits(a.act[t].d) == dqrelo_f32_bits(b.act[t].d) && a.act[t].sum == b.act[t].sum;
+    }
+    return equal;
+}
+
+// q of a row as integers
+static std::vector<int32_t> integers(const int8_t * q, int64_t n) {
+    std::vector<int32_t> out;
+    for (int64_t j = 0; j < n; j++) {
+        const int8_t * block = q + j / 64 * 128;
+        out.push_back(256 * block[j % 64] + block[64 + j % 64]);
+    }
+    return out;
+}
+
+static void test_quantize_is_nearest(const dqrelo_kernels * kernels) {
+    for (int64_t n : N_IN) {
+        check::begin(format("quantize_row/%s/n=%lld", kernels->name, (long long) n).c_str());
+        std::mt19937               rng(7);
+        const std::vector<float>   x    = random_row(n, rng, true);
+        const quantised            a    = quantise(kernels, { x }, nullptr);
+        const std::vector<int32_t> q    = integers(a.q.data(), n);
+        bool                       near = true;
+        int64_t                    sum  = 0;
+        for (int64_t j = 0; j < n; j++) {
+            // half a step, and the roundings of 1/d, d and the product: 3 u of |x|
+            near = near && std::fabs(q[(size_t) j] * (double) a.act[0].d - x[(size_t) j]) <= 0.5 * a.act[0].d + 3 * U_F32 * std::fabs(x[(size_t) j]);
+            sum += q[(size_t) j];
+        }
+        CHECK(near);
+        CHECK(sum == a.act[0].sum);
+        bool zero_tail = true;
+        for (int64_t j = n; j < (n + 63) / 64 * 64; j++) {
+            zero_tail = zero_tail && a.q[(size_t) (j / 64 * 128 + j % 64)] == 0 && a.q[(size_t) (j / 64 * 128 + 64 + j % 64)] == 0;
+        }
+        CHECK(zero_tail);
+    }
+}
+
+static void test_quantize_odd_values(const dqrelo_kernels * kernels) {
+    check::begin(format("quantize_row/%s/zero, tiny, infinite, nan", kernels->name).c_str());
+    const std::vector<float> zero(72, 0.0f);
+    std::vector<float>       tiny(72, 1e-36f), infinite(72, 1.0f), nan(72, 1.0f), largest(72, -3.4028235e38f);
+    infinite[71]      = -INFINITY;
+    nan[3]            = NAN;
+    const quantised a = quantise(kernels, { zero, tiny, infinite, nan, largest }, nullptr);
+    CHECK(a.act[0].d == 0.0f && a.act[0].sum == 0);
+    CHECK(a.act[1].d == 0.0f && a.act[1].sum == 0);
+    CHECK(std::isnan(a.act[2].d) && std::isnan(a.act[3].d));
+    CHECK(a.act[4].sum == -32639 * 72 && std::isfinite(a.act[4].d));
+}
+
+static void test_quantize_equals_scalar(const dqrelo_kernels * kernels) {
+    for (int64_t n : N_IN) {
+        check::begin(format("quantize_row/%s equals scalar/n=%lld", kernels->name, (long long) n).c_str());
+        std::mt19937                          rng(11);
+        const std::vector<float>              c = random_row(n, rng);
+        const std::vector<std::vector<float>> x = { random_row(n, rng), random_row(n, rng, true), std::vector<float>((size_t) n, 0.0f) };
+        CHECK(same(quantise(kernels, x, nullptr), quantise(&dqrelo_kernels_scalar, x, nullptr)));
+        CHECK(same(quantise(kernels, x, c.data()), quantise(&dqrelo_kernels_scalar, x, c.data())));
+    }
+}
+
+static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int n_t, int n_i) {
+    check::begin(format("sign_dots/%s/n=%lld/rows=%d/outputs=%d", kernels->name, (long long) n, n_t, n_i).c_str());
+    std::mt19937                    rng(13);
+    std::vector<std::vector<float>> x;
+    for (int t = 0; t < n_t; t++) {
+        x.push_back(random_row(n, rng, t % 2 == 1));
+    }
+    const quantised a = quantise(&dqrelo_kernels_scalar, x, nullptr);
+    // one byte before, so that no row of signs is aligned, and not one after, so that a sanitizer sees a read past the end
+    bytes sign(1 + (size_t) (n / 8 * n_i));
+    for (uint8_t & b : sign) {
+        b = (uint8_t) rng();
+    }
+    memset(sign.data() + 1, 0, (size_t) (n / 8)); // a row of minus ones
+
+    const int            ld = n_i + 3;
+    std::vector<int32_t> got((size_t) (ld * n_t), 1234567);
+    kernels->sign_dots(sign.data() + 1, n_i, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, got.data(), ld);
+    bool exact  = true;
+    bool inside = true;
+    for (int t = 0; t < n_t; t++) {
+        const std::vector<int32_t> q = integers(a.q.data() + t * dqrelo_q_bytes(n), n);
+        for (int i = 0; i < n_i; i++) {
+            int64_t sum = 0;
+            for (int64_t j = 0; j < n; j++) {
+                sum += (sign[(size_t) (1 + i * (n / 8) + j / 8)] >> (j % 8)) & 1 ? q[(size_t) j] : -q[(size_t) j];
+            }
+            exact = exact && sum == got[(size_t) (t * ld + i)];
+        }
+        for (int i = n_i; i < ld; i++) {
+            inside = inside && got[(size_t) (t * ld + i)] == 1234567;
+        }
+    }
+    CHECK(exact);
+    CHECK(inside);
+}
+
+// Long rows of equal values and signs: the largest sums in every lane. 65536 is the longest row with the full range of q.
+static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, float value) {
+    check::begin(format("sign_dots/%s/n=%lld, all %g", kernels->name, (long long) n, (double) value).c_str());
+    const quantised a = quantise(kernels, { std::vector<float>((size_t) n, value) }, nullptr);
+    const bytes     sign((size_t) (n / 8), 0xff);
+    int32_t         got = 0;
+    kernels->sign_dots(sign.data(), 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), 1, n, &got, 1);
+    CHECK(got == (value < 0.0f ? -dqrelo_q_max(n) : dqrelo_q_max(n)) * n);
+    CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
+}
+
+static void test_to_float(const dqrelo_kernels * kernels, ggml_type type) {
+    check::begin(format("to_float/%s/%s", kernels->name, type_name(type)).c_str());
+    for (int64_t n : { (int64_t) 32, (int64_t) 96, (int64_t) 39 }) {
+        if (n % 32 != 0 && (type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0)) {
+            continue;
+        }
+        std::mt19937        rng(17);
+        const random_matrix m = make_matrix(type, n, rng);
+        std::vector<float>  got((size_t) n + 1, 55.0f);
+        kernels->to_float(type, m.data.data(), n, got.data());
+        bool exact = got[(size_t) n] == 55.0f;
+        for (int64_t j = 0; j < n; j++) {
+            exact = exact && got[(size_t) j] == m.value[(size_t) j]; // products of 11 by 8 bits are exact in F32
+        }
+        CHECK(exact);
+    }
+}
+
+// Every F16 there is, against the definition in IEEE 754.
+static void test_to_float_all_f16(const dqrelo_kernels * kernels) {
+    check::begin(format("to_float/%s/every f16", kernels->name).c_str());
+    std::vector<uint16_t> h(65536);
+    std::vector<float>    got(65536);
+    for (size_t i = 0; i < h.size(); i++) {
+        h[i] = (uint16_t) i;
+    }
+    kernels->to_float(GGML_TYPE_F16, h.data(), 65536, got.data());
+    bool exact = true;
+    for (uint32_t i = 0; i < 65536; i++) {
+        const int    exponent = (i >> 10) & 31;
+        const double sign     = i & 0x8000 ? -1.0 : 1.0;
+        const int    mantissa = i & 1023;
+        if (exponent == 31) {
+            exact = exact && (mantissa ? std::isnan(got[i]) : got[i] == sign * INFINITY);
+        } else {
+            exact = exact && got[i] == sign * (exponent ? std::ldexp(1024 + mantissa, exponent - 25) : std::ldexp(mantissa, -24));
+        }
+    }
+    CHECK(exact);
+}
+
+static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n, int n_t) {
+    if (n % 32 != 0 && (type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0)) {
+        return;
+    }
+    check::begin(format("dots/%s/%s/n=%lld/rows=%d", kernels->name, type_name(type), (long long) n, n_t).c_str());
+    const int                       n_i = 21;
+    std::mt19937                    rng(19);
+    const random_matrix             a = make_matrix(type, n * n_i, rng);
+    std::vector<std::vector<float>> x;
+    std::vector<const float *>      b;
+    for (int t = 0; t < n_t; t++) {
+        x.push_back(random_row(n, rng));
+    }
+    for (const std::vector<float> & row : x) {
+        b.push_back(row.data());
+    }
+    const int          ld = n_i + 2;
+    std::vector<float> got((size_t) (ld * n_t), 99.0f), alone((size_t) n_i);
+    kernels->dots(type, a.data.data(), dqrelo_type_bytes(type, n), n_i, b.data(), n_t, n, got.data(), ld);
+    bool close  = true;
+    bool inside = true;
+    for (int t = 0; t < n_t; t++) {
+        for (int i = 0; i < n_i; i++) {
+            bounded sum;
+            for (int64_t j = 0; j < n; j++) {
+                sum.add(a.value[(size_t) (i * n + j)] * x[(size_t) t][(size_t) j]);
+            }
+            close = close && std::fabs(got[(size_t) (t * ld + i)] - sum.value) <= ((double) n + 2.0) * U_F32 * sum.magnitude;
+        }
+        inside = inside && got[(size_t) (t * ld + n_i)] == 99.0f;
+    }
+    CHECK(close);
+    CHECK(inside);
+    // a row's result is the same, bit for bit, alone and among others, and whatever piece of a it is computed with
+    const int t = n_t - 1;
+    kernels->dots(type, a.data.data(), dqrelo_type_bytes(type, n), n_i, &b[(size_t) t], 1, n, alone.data(), n_i);
+    CHECK(memcmp(alone.data(), &got[(size_t) (t * ld)], (size_t) n_i * sizeof(float)) == 0);
+    kernels->dots(type, a.data.data() + 5 * dqrelo_type_bytes(type, n), dqrelo_type_bytes(type, n), n_i - 5, b.data(), n_t, n, got.data(), ld);
+    CHECK(memcmp(alone.data() + 5, &got[(size_t) (t * ld)], (size_t) (n_i - 5) * sizeof(float)) == 0);
+}
+
+// Rows through both halves of an entry.
+static std::vector<std::vector<float>> run_entry(
+    const dqrelo_kernels * kernels, const dqrelo_entry & e, const std::vector<std::vector<float>> & x, const std::vector<std::vector<float>> & y, float s, int nth) {
+    const int64_t                   n_t = (int64_t) x.size();
+    std::vector<std::vector<float>> out(x.size(), std::vector<float>((size_t) e.n_out, 99.0f));
+    std::vector<dqrelo_row>         rows;
+    for (size_t t = 0; t < x.size(); t++) {
+        rows.push_back({ x[t].data(), y[t].data(), out[t].data(), 0, s, 0 });
+    }
+    std::vector<int8_t>         q((size_t) (n_t * dqrelo_q_bytes(e.n_in)));
+    std::vector<dqrelo_act>     act(x.size());
+    std::vector<float>          work((size_t) (n_t * (e.rank + 3)));
+    std::vector<dqrelo_scratch> scratch(1);
+    const dqrelo_group          g = { e, rows.data(), n_t, q.data(), act.data(), work.data(), e.rank + 3 };
+    for (size_t t = 0; t < x.size() && e.n_planes > 0; t++) {
+        kernels->quantize_row(x[t].data(), e.cscale, e.n_in, q.data() + (int64_t) t * dqrelo_q_bytes(e.n_in), &act[t]);
+    }
+    for (int ith = 0; ith < nth && e.rank > 0; ith++) {
+        dqrelo_matmul_factor(kernels, &g, e.rank * ith / nth, e.rank * (ith + 1) / nth);
+    }
+    for (int ith = 0; ith < nth; ith++) {
+        dqrelo_matmul_apply(kernels, &g, e.n_out * ith / nth, e.n_out * (ith + 1) / nth, scratch.data());
+    }
+    return out;
+}
+
+static void test_entry(const dqrelo_kernels * kernels, const entry_options & o, int n_t, const char * what) {
+    check::begin(format("matmul/%s/n_in=%lld/n_out=%lld/rows=%d/planes=%d/rank=%d/u=%s/v=%s%s", kernels->name, (long long) o.n_in, (long long) o.n_out, n_t,
+                        o.dense ? 0 : o.n_planes, o.rank, type_name(o.type_u), type_name(o.type_v), what)
+                     .c_str());
+    const random_entry              r(o, 23);
+    const float                     s = 0.75f;
+    std::mt19937                    rng(29);
+    std::vector<std::vector<float>> x, y;
+    for (int t = 0; t < n_t; t++) {
+        x.push_back(random_row(o.n_in, rng, t % 3 == 2));
+        y.push_back(random_row(o.n_out, rng));
+    }
+    const auto got   = run_entry(kernels, r.e, x, y, s, 1);
+    bool       close = true;
+    for (int t = 0; t < n_t; t++) {
+        double v_max = 0.0;
+        for (int64_t j = 0; j < o.n_in; j++) {
+            v_max = std::fmax(v_max, std::fabs(r.cscale_at(j) * x[(size_t) t][(size_t) j]));
+        }
+        const expected_delta want = expect_matmul(r, x[(size_t) t].data(), v_max / dqrelo_q_max(o.n_in));
+        for (int64_t i = 0; i < o.n_out; i++) {
+            const double y_i       = y[(size_t) t][(size_t) i];
+            const double tolerance = s * want.tolerance[(size_t) i] + 2 * U_F32 * (std::fabs(y_i) + s * std::fabs(want.value[(size_t) i]));
+            close                  = close && std::fabs(got[(size_t) t][(size_t) i] - (y_i + s * want.value[(size_t) i])) <= tolerance;
+        }
+    }
+    CHECK(close);
+    CHECK(run_entry(kernels, r.e, x, y, s, 3) == got);
+    CHECK(run_entry(kernels, r.e, { x.back() }, { y.back() }, s, 1)[0] == got.back());
+}
+
+static void test_entries(const dqrelo_kernels * kernels) {
+    for (int64_t n : N_IN) {
+        for (int n_t : N_T) {
+            entry_options o;
+            o.n_in = n;
+            o.rank = n < 64 ? 1 : 7;
+            test_entry(kernels, o, n_t, "");
+        }
+    }
+    for (int rank : { 0, 1, 7, 64, 512 }) {
+        for (int n_planes = 1; n_planes <= 4; n_planes++) {
+            entry_options o;
+            o.n_in     = 576;
+            o.n_out    = 517;
+            o.rank     = rank;
+            o.n_planes = n_planes;
+            test_entry(kernels, o, 3, "");
+            o.n_out         = 130;
+            o.scale_per_row = true;
+            o.cscale        = true;
+            test_entry(kernels, o, 5, "/scale per row/cscale");
+        }
+    }
+    for (ggml_type type_u : TYPES) {
+        for (ggml_type type_v : TYPES) {
+            entry_options o;
+            o.n_in   = 96;
+            o.n_out  = 70;
+            o.rank   = 64;
+            o.type_u = type_u;
+            o.type_v = type_v;
+            test_entry(kernels, o, 4, "");
+        }
+    }
+    entry_options o;
+    o.zero_scale = true;
+    o.rank       = 7;
+    test_entry(kernels, o, 2, "/scale=0");
+    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16 }) {
+        o.dense      = true;
+        o.rank       = 0;
+        o.n_in       = 37;
+        o.type_dense = type;
+        test_entry(kernels, o, 3, type == GGML_TYPE_F32 ? "/dense f32" : "/dense f16");
+    }
+}
+
+static void test_isa(const dqrelo_kernels * kernels) {
+    test_quantize_is_nearest(kernels);
+    test_quantize_odd_values(kernels);
+    test_quantize_equals_scalar(kernels);
+    for (int64_t n : N_IN) {
+        for (int n_t : N_T) {
+            for (int n_i : { 1, 13, 64 }) {
+                test_sign_dots_exact(kernels, n, n_t, n_i);
+            }
+        }
+    }
+    for (int64_t n : { 4104, 65536, 262144 }) {
+        test_sign_dots_long_row(kernels, n, 3.0f);
+        test_sign_dots_long_row(kernels, n, -3.0f);
+    }
+    for (ggml_type type : TYPES) {
+        test_to_float(kernels, type);
+        for (int64_t n : { 1, 7, 64, 512, 576, 4104 }) {
+            for (int n_t : N_T) {
+                test_dots(kernels, type, n, n_t);
+            }
+        }
+    }
+    test_to_float_all_f16(kernels);
+    test_entries(kernels);
+}
+
+// test-kernels        every table that this CPU runs
+// test-kernels NAME   the table NAME, which must be the one that the op uses here, with the environment as it is
+int main(int argc, char ** argv) {
+    if (argc > 1) {
+        check::begin(format("dispatch/%s", argv[1]).c_str());
+        CHECK(strcmp(dqrelo_cpu_kernels()->name, argv[1]) == 0);
+        test_isa(dqrelo_cpu_kernels());
+        return check::finish();
+    }
+    const dqrelo_kernels * list[8];
+    for (int i = dqrelo_cpu_kernels_all(list, 8) - 1; i >= 0; i--) {
+        test_isa(list[i]);
+    }
+    return check::finish();
+}

@@ -1,0 +1,172 @@
+// test-op-threads.cpp: the op on 4 threads under ThreadSanitizer, and the same result, bit for bit, as on one.
+// The operator's CPU sources are compiled in, with this file's threads and barrier in place of ggml's, which are built without the sanitizer.
+
+#include "support/check.h"
+#include "support/op-case.h"
+
+#include "dqrelo-cpu.h"
+
+#include "ggml-cpu-impl.h"
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+struct ggml_threadpool {
+    int                     n_threads;
+    int                     n_waiting = 0;
+    int                     round     = 0;
+    std::mutex              mutex;
+    std::condition_variable next_round;
+};
+
+void ggml_barrier(ggml_threadpool * tp) {
+    std::unique_lock<std::mutex> lock(tp->mutex);
+    const int                    round = tp->round;
+    if (++tp->n_waiting == tp->n_threads) {
+        tp->n_waiting = 0;
+        tp->round++;
+        tp->next_round.notify_all();
+        return;
+    }
+    tp->next_round.wait(lock, [&] { return tp->round != round; });
+}
+
+// Computes the nodes one after the other with one work memory, and a barrier after each, as ggml does.
+static void compute(const std::vector<ggml_tensor *> & nodes, int n_threads) {
+    size_t n_bytes = 0;
+    for (ggml_tensor * node : nodes) {
+        const size_t n_node = dqrelo_cpu_work_bytes(node, n_threads);
+        n_bytes             = n_node > n_bytes ? n_node : n_bytes;
+    }
+    const std::unique_ptr<uint8_t[]> work(new uint8_t[n_bytes]); // exactly as many as asked for
+    ggml_threadpool                  pool;
+    pool.n_threads = n_threads;
+    std::vector<std::thread> threads;
+    for (int ith = 0; ith < n_threads; ith++) {
+        threads.emplace_back([&, ith] {
+            ggml_compute_params params = {};
+            params.ith                 = ith;
+            params.nth                 = n_threads;
+            params.wsize               = n_bytes;
+            params.wdata               = work.get();
+            params.threadpool          = &pool;
+            for (ggml_tensor * node : nodes) {
+                dqrelo_cpu_forward(&params, node);
+                ggml_barrier(&pool);
+            }
+        });
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+}
+
+// The case twice in a row, so that the second finds the work memory as the first left it.
+static std::vector<float> run(const op_case & c, int n_threads) {
+    ggml_context *                   ctx   = ggml_init({ (size_t) 16 << 20, nullptr, false });
+    const std::vector<ggml_tensor *> nodes = { c.build(ctx), c.build(ctx) };
+    compute(nodes, n_threads);
+    std::vector<float> out;
+    for (const ggml_tensor * node : nodes) {
+        out.insert(out.end(), (const float *) node->data, (const float *) node->data + ggml_nelements(node));
+    }
+    ggml_free(ctx);
+    return out;
+}
+
+static void check_case(const std::string & name, op_case & c) {
+    check::begin(name.c_str());
+    c.fill(41);
+    const std::vector<float> one = run(c, 1);
+    for (int n_threads : { 2, 3, 4 }) {
+        const std::vector<float> many = run(c, n_threads);
+        CHECK(memcmp(one.data(), many.data(), one.size() * sizeof(float)) == 0);
+    }
+}
+
+// Ranks that 4 threads share unevenly, or that leave some of them without work; outputs that end inside a cache line.
+static void test_matmul(int64_t n_rows) {
+    for (int rank : { 0, 1, 7, 40, 65 }) {
+        for (int64_t n_out : { 7, 65, 130 }) {
+            entry_options o;
+            o.n_in           = 200;
+            o.n_out          = n_out;
+            o.rank           = rank < n_out ? rank : (int) n_out;
+            entry_options o1 = o;
+            o1.n_planes      = 2;
+            o1.cscale        = true;
+            o1.scale_per_row = true;
+            const random_entry a(o, 1), b(o1, 2);
+            op_case            c;
+            c.ne      = { n_out, n_rows, 1, 1 };
+            c.n_in    = o.n_in;
+            c.owners  = mixed_owners(n_rows);
+            c.entries = { &a, &b, nullptr };
+            check_case("matmul/rows=" + std::to_string(n_rows) + "/rank=" + std::to_string(rank) + "/n_out=" + std::to_string(n_out), c);
+        }
+    }
+}
+
+static void test_matmul_16_deltas() {
+    entry_options o;
+    o.n_in  = 136;
+    o.n_out = 90;
+    o.rank  = 17;
+    std::vector<std::unique_ptr<random_entry>> deltas;
+    op_case                                    c;
+    c.ne   = { o.n_out, 21, 1, 1 };
+    c.n_in = o.n_in;
+    for (uint32_t k = 0; k < 16; k++) {
+        deltas.push_back(std::make_unique<random_entry>(o, 100 + k));
+        c.entries.push_back(deltas.back().get());
+    }
+    for (int i = 0; i < 21; i++) {
+        c.owners.push_back({ (i * 7) % 17 - 1, 1.0f });
+    }
+    check_case("matmul/16 deltas in one batch", c);
+}
+
+static void test_rows() {
+    entry_options o;
+    o.n_in  = 520;
+    o.n_out = 51;
+    o.rank  = 7;
+    const random_entry a(o, 9), b(o, 10);
+    op_case            c;
+    c.form    = DQRELO_FORM_ROWS;
+    c.ne      = { o.n_in, 13, 1, 1 };
+    c.owners  = mixed_owners(13);
+    c.entries = { &a, &b, nullptr };
+    for (int i = 0; i < 13; i++) {
+        c.ids.push_back((i * 31) % 51);
+    }
+    check_case("rows", c);
+}
+
+static void test_elementwise(dqrelo_form form) {
+    entry_options o;
+    o.dense = true;
+    o.n_in  = 300;
+    o.n_out = 1;
+    const random_entry a(o, 11), b(o, 12);
+    op_case            c;
+    c.form    = form;
+    c.ne      = { o.n_in, 11, 1, 1 };
+    c.owners  = mixed_owners(11);
+    c.entries = { &a, &b, nullptr };
+    check_case(form == DQRELO_FORM_MUL ? "mul" : "add", c);
+}
+
+int main() {
+    for (int64_t n_rows : { 1, 3, 50 }) {
+        test_matmul(n_rows);
+    }
+    test_matmul_16_deltas();
+    test_rows();
+    test_elementwise(DQRELO_FORM_MUL);
+    test_elementwise(DQRELO_FORM_ADD);
+    return check::finish();
+}

@@ -1,0 +1,131 @@
+// test-op.cpp: the op DQRELO in a ggml graph on the CPU, against F64: forms, slots, strides, threads. The kernels alone are in test-kernels.cpp.
+
+#include "support/check.h"
+#include "support/op-cases.h"
+
+#include "dqrelo-cpu.h"
+#include "ggml-cpu.h"
+
+static void run(op_case & c, int n_threads) {
+    ggml_context * ctx   = ggml_init({ (size_t) 64 << 20, nullptr, false });
+    ggml_tensor *  dst   = c.build(ctx);
+    ggml_cgraph *  graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, dst);
+    ggml_graph_compute_with_ctx(ctx, graph, n_threads);
+    c.out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
+    ggml_free(ctx);
+}
+
+static void check_case(const std::string & name, op_case & c) {
+    check::begin(name.c_str());
+    c.fill(31);
+    run(c, 1);
+    CHECK(matches(c));
+    const std::vector<float> one = c.out;
+    for (int n_threads : { 2, 4 }) {
+        run(c, n_threads);
+        CHECK(memcmp(one.data(), c.out.data(), one.size() * sizeof(float)) == 0);
+    }
+}
+
+// A row of a mixed batch is, bit for bit, what it is alone.
+static void test_matmul_row_alone() {
+    check::begin("matmul/a row alone and in a batch");
+    entry_options o;
+    o.n_in  = 576;
+    o.n_out = 130;
+    o.rank  = 20;
+    const random_entry a(o, 3), b(o, 4);
+    op_case            c;
+    c.ne      = { o.n_out, 40, 1, 1 };
+    c.n_in    = o.n_in;
+    c.owners  = mixed_owners(40);
+    c.entries = { &a, &b, nullptr };
+    c.fill(37);
+    run(c, 2);
+    for (int64_t r : { 0, 2, 24, 38 }) {
+        op_case alone = c;
+        alone.ne      = { o.n_out, 1, 1, 1 };
+        alone.owners  = { c.owners[(size_t) r] };
+        alone.x.assign(c.x.begin() + r * o.n_in, c.x.begin() + (r + 1) * o.n_in);
+        alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
+        run(alone, 1);
+        CHECK(memcmp(alone.out.data(), c.out.data() + r * o.n_out, (size_t) o.n_out * sizeof(float)) == 0);
+    }
+}
+
+// A token's result is, bit for bit, the same alone and in a batch, and for each expert what its matrix gives as a weight of its own.
+static void test_matmul_id_row_alone() {
+    check::begin("matmul_id/a token alone and in a batch");
+    entry_options o;
+    o.n_in  = 576;
+    o.n_out = 130;
+    o.rank  = 20;
+    const random_stack a(o, 8, 55), b(o, 8, 56);
+    op_case            c;
+    c.form   = DQRELO_FORM_MATMUL_ID;
+    c.one_x  = true;
+    c.n_in   = o.n_in;
+    c.ne     = { o.n_out, 4, 60, 1 };
+    c.stride = { 0, 1, 0 };
+    c.owners = mixed_owners(60);
+    c.stacks = { &a, &b, nullptr };
+    for (int64_t r = 0; r < c.n_rows(); r++) {
+        c.ids.push_back((int32_t) (r * r % 8));
+    }
+    c.fill(38);
+    run(c, 3);
+    for (int64_t t : { 0, 2, 36, 56 }) {
+        for (int64_t u = 0; u < 4; u++) {
+            const int64_t r = t * 4 + u;
+            op_case       alone;
+            alone.n_in    = o.n_in;
+            alone.ne      = { o.n_out, 1, 1, 1 };
+            alone.owners  = { { 0, c.owners[(size_t) t].scale } };
+            alone.entries = { c.entry_of(r) };
+            alone.x.assign(c.x_of(r), c.x_of(r) + o.n_in);
+            alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
+            run(alone, 1);
+            CHECK(memcmp(alone.out.data(), c.out.data() + r * o.n_out, (size_t) o.n_out * sizeof(float)) == 0);
+        }
+    }
+}
+
+// ggml_dqrelo_set on a node that had another op, as the graph pass does.
+static void test_set() {
+    check::begin("set/a node becomes the op");
+    ggml_context * ctx      = ggml_init({ (size_t) 1 << 20, nullptr, false });
+    ggml_tensor *  y        = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 33, 4);
+    ggml_tensor *  x        = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 64, 4);
+    ggml_tensor *  table    = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, 3 * (int64_t) sizeof(dqrelo_entry));
+    ggml_tensor *  owner    = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, 4);
+    ggml_tensor *  node     = ggml_add(ctx, y, y);
+    const int32_t  stride[] = { 1, 2, 3 };
+    ggml_dqrelo_set(node, DQRELO_FORM_MATMUL, y, x, nullptr, table, owner, stride);
+    CHECK(node->op == GGML_OP_DQRELO && strcmp(ggml_op_name(node->op), "DQRELO") == 0);
+    CHECK(ggml_dqrelo_form(node) == DQRELO_FORM_MATMUL);
+    CHECK(memcmp(ggml_dqrelo_stride(node), stride, sizeof(stride)) == 0);
+    CHECK(node->src[0] == y && node->src[1] == x && node->src[2] == table && node->src[3] == owner && node->src[4] == nullptr && node->src[5] == nullptr);
+    ggml_free(ctx);
+}
+
+static void test_dq1_type() {
+    check::begin("dq1/type traits");
+    const ggml_type_traits * traits = ggml_get_type_traits(GGML_TYPE_DQ1);
+    CHECK(strcmp(traits->type_name, "dq1") == 0 && ggml_blck_size(GGML_TYPE_DQ1) == 8 && ggml_row_size(GGML_TYPE_DQ1, 576) == 72);
+    const uint8_t bits    = 0x59; // the example of docs/format.md
+    const float   want[8] = { 1, -1, -1, 1, 1, -1, 1, -1 };
+    float         got[8];
+    traits->to_float(&bits, got, 8);
+    CHECK(memcmp(got, want, sizeof(want)) == 0);
+}
+
+int main() {
+    printf("instruction set: %s\n", dqrelo_cpu_isa());
+    test_all_cases();
+    test_matmul_row_alone();
+    test_matmul_id_row_alone();
+    test_set();
+    test_dq1_type();
+    return check::finish();
+}

@@ -1,0 +1,240 @@
+"""The C++ reader against the Python one: what they find in sound files, and what they say of malformed ones.
+
+`dqrelo-check-file` is the C++ reader with AddressSanitizer and UBSan, and holds the file on the heap: a read of one byte too many ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dqrelo_gguf.errors import DqreloError
+from dqrelo_gguf.file.container import GGUFValue, ValueType
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.reader import DeltaReader
+from tests.file.test_reader import MALFORMED
+from tests.support.delta_files import SPECS, Edited, Type, write_base, write_delta
+
+# The sums are of f64 values in C++ and of f32 ones in Python.
+SUM_TOLERANCE = 1e-4
+
+
+def binary(name: str) -> Path:
+    root = Path(__file__).parents[2]
+    places = [os.environ.get("DQRELO_TEST_BIN_DIR", ""), root / "build/venv/bin", root / "build/bin"]
+    for place in places:
+        if place and (Path(place) / name).is_file():
+            return Path(place) / name
+    pytest.skip(f"{name}: not found; build with -DDQRELO_BUILD_TESTS=ON and set DQRELO_TEST_BIN_DIR to its directory")
+
+
+def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([binary("dqrelo-check-file"), *args], capture_output=True, text=True, timeout=60, check=False)
+
+
+def found(*args: str | Path) -> dict[str, list[str]]:
+    """What the C++ reader prints, as lists of values by key."""
+    done = run(*args)
+    assert done.returncode == 0, done.stderr
+    out: dict[str, list[str]] = {}
+    for line in done.stdout.splitlines():
+        key, _, value = line.partition("=")
+        out.setdefault(key, []).append(value)
+    return out
+
+
+def refusal(*args: str | Path) -> str:
+    """What the C++ reader says when it refuses, without the program's name."""
+    done = run(*args)
+    assert done.returncode == 1, (done.returncode, done.stderr)
+    assert done.stderr.count("\n") == 1
+    return done.stderr.removeprefix("dqrelo-check-file: error: ").strip()
+
+
+# --- sound files ---
+
+
+def test_facts_are_the_same(small_delta: Path) -> None:
+    reader = DeltaReader(small_delta)
+    facts = found(small_delta)
+    assert facts["name"] == [reader.name]
+    assert facts["content_hash"] == [reader.content_hash]
+    assert facts["base_digest"] == [reader.base.digest]
+    assert float(facts["ratio"][0]) == reader.ratio
+    assert int(facts["n_bytes"][0]) == reader.n_bytes
+    assert int(facts["n_samples"][0]) == reader.base.samples.size
+    assert facts["chat_template"] == ["{{ messages }}"]
+    assert facts["eog"] == [" 2"]
+    assert "tokenizer.ggml.add_bos_token true" in facts["meta"]
+
+
+def test_weights_are_the_same(small_delta: Path) -> None:
+    reader = DeltaReader(small_delta)
+    lines = [line.split() for line in found(small_delta)["weight"]]
+    assert [line[0] for line in lines] == [w.name for w in reader.weights]
+    for line, w in zip(lines, reader.weights, strict=True):
+        assert (int(line[1]), int(line[2])) == (w.n_planes, w.rank)
+        d_hat = reader.reconstruct(w.name).astype(np.float64).ravel()
+        # the second sum weighs each place, so that it sees an exchange of rows, columns or matrices
+        weighted = d_hat * (np.arange(d_hat.size) % 1009 + 1)
+        assert np.isclose(float(line[3]), d_hat.sum(), rtol=0, atol=SUM_TOLERANCE * np.abs(d_hat).sum())
+        assert np.isclose(float(line[4]), weighted.sum(), rtol=0, atol=SUM_TOLERANCE * np.abs(weighted).sum())
+
+
+@pytest.mark.parametrize("all_type", [None, Type.F32, Type.F16, Type.BF16], ids=str)
+def test_base_identity_is_the_same(tmp_path: Path, all_type: Type | None) -> None:
+    path = write_base(tmp_path / "base.gguf", all_type=all_type)
+    identity = base_identity(path)
+    facts = found("--base", path)
+    assert facts["base.digest"] == [identity.digest]
+    lines = [line.split() for line in facts["base.samples"]]
+    assert tuple(line[0] for line in lines) == identity.sample_tensors
+    samples = np.array([[float(x) for x in line[1:]] for line in lines], np.float32)
+    assert np.array_equal(samples.ravel(), identity.samples)
+
+
+def test_split_base_is_the_same(small_base: Path, tmp_path: Path) -> None:
+    whole = Edited(small_base)
+    shards = [tmp_path / f"base-0000{no}-of-00002.gguf" for no in (1, 2)]
+    for no, path in enumerate(shards):
+        part = Edited(small_base)
+        part.tensors = part.tensors[3:] if no else part.tensors[:3]
+        part.fields["split.no"] = GGUFValue(no, ValueType.UINT16)
+        part.fields["split.count"] = GGUFValue(2, ValueType.UINT16)
+        part.fields["split.tensors.count"] = GGUFValue(len(whole.tensors), ValueType.INT32)
+        part.save(path)
+    digest = base_identity(small_base).digest
+    for path in shards:
+        assert base_identity(path).digest == digest
+        assert found("--base", path)["base.digest"] == [digest]
+
+    shards[1].rename(tmp_path / "renamed.gguf")
+    for path in (shards[0], tmp_path / "renamed.gguf"):
+        with pytest.raises(DqreloError) as caught:
+            base_identity(path)
+        assert bare(refusal("--base", path)) == bare(str(caught.value))
+
+
+def test_comparison_with_bases_is_the_same(small_delta: Path, small_base: Path, tmp_path: Path) -> None:
+    same = found(small_delta, small_base)
+    assert same["match"] == ["same_file"]
+
+    other_bytes = bytearray(small_base.read_bytes())
+    other_bytes[-3000] ^= 1  # in the last tensor, of which every byte of a block matters little
+    other_bytes[-64] ^= 1
+    (tmp_path / "other.gguf").write_bytes(other_bytes)
+    comparison = DeltaReader(small_delta).check_base(tmp_path / "other.gguf")
+    facts = found(small_delta, tmp_path / "other.gguf")
+    assert facts["match"] == [comparison.match.name.lower()]
+    assert float(facts["correlation"][0]) == pytest.approx(comparison.correlation, abs=1e-6)
+
+    stranger = write_base(tmp_path / "stranger.gguf", seed=8, all_type=Type.F32)
+    facts = found(small_delta, stranger)
+    assert facts["match"] == ["other_model"]
+    with pytest.raises(DqreloError) as caught:
+        DeltaReader(small_delta).check_base(stranger)
+    assert bare(facts["reason"][0]) == bare(str(caught.value))
+
+
+def test_a_base_with_another_shape_is_refused_alike(small_delta: Path, small_base: Path, tmp_path: Path) -> None:
+    edited = Edited(small_base)
+    edited.tensor("blk.0.attn_q.bias").ne = (47,)
+    other = edited.save(tmp_path / "other.gguf")
+    with pytest.raises(DqreloError) as caught:
+        DeltaReader(small_delta).check_base(other)
+    assert bare(refusal(small_delta, other)) == bare(str(caught.value))
+
+
+# --- malformed files ---
+
+
+def bare(message: str) -> str:
+    """A message without directories, which only C++ prints, without the b of Python's bytes and the system's longer words."""
+    return re.sub(r"/\S*/", "", message).replace("b'", "'").replace("no such file or directory", "no such file")
+
+
+def python_refusal(path: Path) -> str:
+    with pytest.raises(DqreloError) as caught:
+        DeltaReader(path).verify()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_file_is_refused_alike(small_delta: Path, tmp_path: Path, case: str) -> None:
+    edit, message = MALFORMED[case]
+    edited = Edited(small_delta)
+    edit(edited)
+    path = edited.save(tmp_path / "bad.dq.gguf")
+    assert re.search(message, refusal(path))
+    assert bare(refusal(path)) == bare(python_refusal(path))
+
+
+COUNTS = struct.Struct("<4sIQQ")  # magic, version, tensors, keys
+KEY = struct.Struct("<Q1sI")  # a key of one letter and its type
+
+BROKEN_HEADERS = {
+    "magic": b"PK and so on",
+    "counts": b"GGUF",
+    "version": COUNTS.pack(b"GGUF", 1, 0, 0),
+    "tensors": COUNTS.pack(b"GGUF", 3, 1 << 60, 0),
+    "keys": COUNTS.pack(b"GGUF", 3, 0, 1 << 60),
+    "key's length": COUNTS.pack(b"GGUF", 3, 0, 1) + struct.pack("<Q", 1 << 63) + b"x" * 32,
+    "key's text": COUNTS.pack(b"GGUF", 3, 0, 1) + KEY.pack(1, b"\xff", 0) + b"x" * 32,
+    "value's type": COUNTS.pack(b"GGUF", 3, 0, 1) + KEY.pack(1, b"k", 99) + b"x" * 32,
+    "items": COUNTS.pack(b"GGUF", 3, 0, 1) + KEY.pack(1, b"k", 9) + struct.pack("<IQ", 4, 1 << 61),
+    "item's length": COUNTS.pack(b"GGUF", 3, 0, 1) + KEY.pack(1, b"k", 9) + struct.pack("<IQQ", 8, 1, 1 << 62),
+    "array of arrays": COUNTS.pack(b"GGUF", 3, 0, 1) + KEY.pack(1, b"k", 9) + struct.pack("<IQ", 9, 1),
+    "nothing in it": COUNTS.pack(b"GGUF", 3, 0, 0),
+    "shape": COUNTS.pack(b"GGUF", 3, 1, 0) + struct.pack("<Q1sI", 1, b"t", 4) + b"\1" * 20,
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_HEADERS)
+def test_broken_header_is_refused_alike(tmp_path: Path, case: str) -> None:
+    path = tmp_path / "bad.dq.gguf"
+    path.write_bytes(BROKEN_HEADERS[case])
+    assert bare(refusal(path)) == bare(python_refusal(path))
+
+
+def test_no_file_is_refused_alike(tmp_path: Path) -> None:
+    assert bare(refusal(tmp_path / "none")) == bare(python_refusal(tmp_path / "none"))
+    (tmp_path / "empty").touch()
+    assert refusal(tmp_path / "empty").endswith("is empty")
+
+
+def test_damage_is_named_alike(small_delta: Path, tmp_path: Path) -> None:
+    edited = Edited(small_delta)
+    for spec in SPECS[:5]:
+        edited.data[edited.tensor(f"{spec.name}.dq_sign").offset] ^= 1
+    path = edited.save(tmp_path / "bad.dq.gguf")
+    assert "and 2 more" in refusal(path)
+    assert bare(refusal(path)) == bare(python_refusal(path))
+
+    edited = Edited(small_delta)
+    edited.fields["dqrelo.content_hash"] = GGUFValue("0" * 64, ValueType.STRING)
+    path = edited.save(tmp_path / "worse.dq.gguf")
+    assert bare(refusal(path)) == bare(python_refusal(path))
+
+
+def test_random_damage_is_judged_alike(tmp_path: Path) -> None:
+    write_delta(tmp_path / "whole.dq.gguf", [SPECS[2], SPECS[6]])
+    raw = (tmp_path / "whole.dq.gguf").read_bytes()
+    rng = np.random.default_rng(3)
+    path = tmp_path / "broken.dq.gguf"
+    for _ in range(100):
+        broken = bytearray(raw)
+        for at in rng.integers(0, len(raw), int(rng.integers(1, 4))):
+            broken[at] = int(rng.integers(0, 256))
+        path.write_bytes(broken)
+        try:
+            DeltaReader(path).verify()
+        except DqreloError:
+            refusal(path)
+        else:
+            found(path)

@@ -1,0 +1,477 @@
+"""Runtime: tokens, logits, scores and text from a base and its deltas, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dqrelo_gguf.cli import convert
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.runtime.session import Delta, Runtime
+from tests.support.greedy import assert_greedy, generate_tokens
+from tests.support.tiny_llama import BOS, EOS, Shape, Type, base_weights, tuned_weights, write_model
+
+SHAPE = Shape(n_embd=64, n_head=2, n_head_kv=1, n_ff=96)
+TEXT = "the dog sees a cat and makes two?"
+# Sums in another order, and keys and values in F16.
+MAX_NMSE = 1e-5
+
+
+def nmse(got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    return float(np.sum((got - expected) ** 2.0) / np.sum(expected**2.0))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("base") / "base.gguf", SHAPE, base_weights(SHAPE), Type.F16)
+
+
+@pytest.fixture(scope="module")
+def delta_path(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    folder = tmp_path_factory.mktemp("delta")
+    tuned = write_model(folder / "tuned.gguf", SHAPE, tuned_weights(base_weights(SHAPE), 1), Type.F32, "words")
+    path = folder / "words.dq.gguf"
+    assert convert.main([str(base), str(tuned), "-o", str(path), "--rank", "8"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def runtime(base: Path) -> Iterator[Runtime]:
+    with Runtime(base, n_threads=1) as rt:
+        yield rt
+
+
+@pytest.fixture(scope="module")
+def delta(runtime: Runtime, delta_path: Path) -> Delta:
+    return runtime.load_delta(delta_path)
+
+
+# --- the model
+
+
+def test_facts(runtime: Runtime, base: Path) -> None:
+    assert runtime.path == str(base)
+    assert (runtime.n_embd, runtime.n_layer, runtime.n_seq_max, runtime.n_threads) == (64, 2, 8, 1)
+    assert (runtime.n_ctx, runtime.n_ctx_train, runtime.n_ubatch) == (4096, 4096, 512)
+    assert runtime.chat_template is None
+    assert "llama" in repr(runtime)
+
+
+def test_closes_with_its_block_and_refuses_calls_after(base: Path, delta_path: Path) -> None:
+    with Runtime(base, n_threads=1) as rt:
+        loaded = rt.load_delta(delta_path)
+    rt.close()  # twice is fine
+    assert loaded.closed
+    assert "closed" in repr(rt)
+    calls: list[Callable[[], object]] = [
+        lambda: rt.logits([1]),
+        lambda: rt.tokenize("a"),
+        lambda: rt.detokenize([1]),
+        lambda: rt.load_delta(delta_path),
+        lambda: rt.loglikelihood([("a", "b")]),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match="is closed"):
+            call()
+
+
+# --- tokens
+
+
+def test_tokenize_returns_int32_with_bos(runtime: Runtime) -> None:
+    tokens = runtime.tokenize(TEXT)
+    assert tokens.dtype == np.int32
+    assert tokens.ndim == 1
+    assert tokens[0] == BOS
+    assert np.array_equal(tokens[1:], runtime.tokenize(TEXT, add_special=False))
+    assert runtime.detokenize(tokens).strip() == TEXT
+
+
+def test_tokenize_reads_special_tokens_unless_told_not_to(runtime: Runtime) -> None:
+    assert runtime.tokenize("a</s>")[-1] == EOS
+    assert EOS not in runtime.tokenize("a</s>", parse_special=False)
+    assert runtime.detokenize([EOS]) == ""
+    assert runtime.detokenize([EOS], special=True) == "</s>"
+
+
+@pytest.mark.parametrize("text", ["", "żółw 🐢", "a\x00b", "x" * 5000])
+def test_tokenize_keeps_any_text(runtime: Runtime, text: str) -> None:
+    assert runtime.detokenize(runtime.tokenize(text)).strip() == text
+
+
+# --- logits
+
+
+def test_logits_shapes(runtime: Runtime, delta: Delta) -> None:
+    tokens = runtime.tokenize(TEXT)
+    one = runtime.logits(tokens, delta)
+    assert one.dtype == np.float32
+    assert one.shape == (len(tokens), runtime.n_vocab)
+    assert runtime.logits(tokens.tolist()).shape == one.shape
+    assert runtime.logits(TEXT).shape == one.shape
+    many = runtime.logits([tokens, tokens[:3].astype(np.int64), TEXT], [None, delta, None])
+    assert [rows.shape[0] for rows in many] == [len(tokens), 3, len(tokens)]
+    assert runtime.logits([]) == []
+    assert len(runtime.logits([tokens])) == 1
+
+
+def test_logits_own_their_memory(runtime: Runtime) -> None:
+    first = runtime.logits([BOS, 5, 6])
+    copy = first.copy()
+    runtime.logits([BOS, 9, 9, 9])
+    assert np.array_equal(first, copy)
+
+
+def test_logits_of_a_prefix_do_not_see_what_follows(runtime: Runtime, delta: Delta) -> None:
+    tokens = runtime.tokenize(TEXT)
+    assert nmse(runtime.logits(tokens[:5], delta), runtime.logits(tokens, delta)[:5]) <= MAX_NMSE
+
+
+def test_more_sequences_than_fit_are_run_in_turns(base: Path, delta_path: Path, runtime: Runtime, delta: Delta) -> None:
+    rng = np.random.default_rng(0)
+    batch = [rng.integers(3, runtime.n_vocab, n) for n in (1, 90, 7, 200, 33, 2, 150, 64, 5, 1, 120)]
+    owners = [0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1]
+    expected = [runtime.logits(tokens, delta if owner else None) for tokens, owner in zip(batch, owners, strict=True)]
+    for options in ({"n_ctx": 256}, {"n_ctx": 1024, "kv_unified": False}, {"n_seq_max": 1}):
+        with Runtime(base, n_threads=1, n_ubatch=16, n_batch=48, **({"n_seq_max": 3} | options)) as rt:
+            loaded = rt.load_delta(delta_path)
+            rows = rt.logits(batch, [loaded if owner else None for owner in owners])
+        for got, want in zip(rows, expected, strict=True):
+            assert nmse(got, want) <= MAX_NMSE
+
+
+@pytest.mark.parametrize("options", [{"type_k": "f32", "type_v": "f32", "flash_attn": "off"}, {"use_mmap": False}])
+def test_options_keep_the_result(base: Path, runtime: Runtime, options: dict[str, object]) -> None:
+    with Runtime(base, n_threads=1, **options) as rt:  # type: ignore[arg-type]
+        assert nmse(rt.logits(TEXT), runtime.logits(TEXT)) <= MAX_NMSE
+
+
+# --- log-likelihoods
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
+
+def test_loglikelihood_is_the_sum_of_log_softmax(runtime: Runtime, delta: Delta) -> None:
+    tokens = runtime.tokenize(TEXT)
+    pairs = [(tokens[:4], tokens[4:]), (tokens[:9], tokens[9:10]), (tokens[:1], tokens[1:])]
+    owners = [delta, None, delta]
+    for (total, _), (context, continuation), owner in zip(
+        runtime.loglikelihood(pairs, owners), pairs, owners, strict=True
+    ):
+        scores = log_softmax(runtime.logits(tokens, owner))
+        positions = np.arange(len(context), len(context) + len(continuation))
+        assert total == pytest.approx(scores[positions - 1, tokens[positions]].sum(), rel=1e-4)
+
+
+def test_loglikelihood_of_what_is_most_probable_is_greedy(runtime: Runtime, delta: Delta) -> None:
+    context = runtime.tokenize(TEXT)
+    best = int(runtime.logits(context, delta)[-1].argmax())
+    worst = int(runtime.logits(context, delta)[-1].argmin())
+    scores = runtime.loglikelihood([(context, [best]), (context, [worst]), (context, [best, worst])], delta)
+    assert [is_greedy for _, is_greedy in scores] == [True, False, False]
+    assert scores[0][0] > scores[1][0]
+
+
+def test_loglikelihood_of_texts_cuts_them_where_running_text_would(runtime: Runtime) -> None:
+    whole = runtime.tokenize("the dog sees a cat")
+    n_context = len(runtime.tokenize("the dog"))
+    expected = runtime.loglikelihood([(whole[:n_context], whole[n_context:])])
+    assert runtime.loglikelihood([("the dog", " sees a cat")]) == expected
+    assert runtime.loglikelihood([("the dog ", "sees a cat")]) == expected
+
+
+def test_loglikelihood_of_an_empty_context_starts_from_bos(runtime: Runtime) -> None:
+    tokens = runtime.tokenize(TEXT)
+    expected = runtime.loglikelihood([(tokens[:1], tokens[1:])])
+    assert runtime.loglikelihood([("", TEXT)]) == expected
+    assert runtime.loglikelihood([([], tokens[1:])]) == expected
+
+
+def test_loglikelihood_refuses_a_pair_with_nothing_to_score(runtime: Runtime) -> None:
+    for pair in (("a", ""), ([1, 5], []), ("", "")):
+        with pytest.raises(InputError, match="pair 1: its continuation has no tokens"):
+            runtime.loglikelihood([("a", " b"), pair])
+    with pytest.raises(InputError, match="two texts or two token arrays"):
+        runtime.loglikelihood([("a", [5])])
+
+
+# --- generation
+
+
+def test_generate_is_greedy_by_default(runtime: Runtime, delta: Delta) -> None:
+    prompt = runtime.tokenize(TEXT)
+    for owner, tokens in zip((None, delta), generate_tokens(runtime, prompt, [None, delta], 12), strict=True):
+        assert_greedy(runtime, prompt, tokens, owner)
+
+
+def test_generate_takes_text_or_tokens(runtime: Runtime, delta: Delta) -> None:
+    text = runtime.generate(TEXT, delta, max_tokens=6)
+    assert runtime.generate(runtime.tokenize(TEXT), delta, max_tokens=6) == text
+    assert runtime.generate([TEXT, TEXT], delta, max_tokens=6) == [text, text]
+    assert runtime.generate([], delta) == []
+
+
+def test_generate_runs_many_prompts_in_shared_batches(runtime: Runtime, delta: Delta) -> None:
+    prompts = [TEXT, "a cat", "three dogs and two cats"] * 5
+    owners = [None, delta, delta, None, delta] * 3
+    together = runtime.generate(prompts, owners, max_tokens=1)
+    alone = [runtime.generate(p, o, max_tokens=1) for p, o in zip(prompts, owners, strict=True)]
+    assert together == alone
+
+
+def test_generate_draws_with_a_seed(runtime: Runtime, delta: Delta) -> None:
+    def draw(seed: int, **options: float) -> list[str]:
+        return runtime.generate([TEXT] * 4, delta, max_tokens=12, temperature=1.0, seed=seed, **options)  # type: ignore[arg-type]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert len(set(draw(1))) == 4
+    assert draw(1)[1] == draw(2)[0]  # prompt i draws with seed + i
+    greedy = runtime.generate(TEXT, delta, max_tokens=12)
+    assert draw(1, top_k=1)[0] == greedy
+    assert draw(1, top_p=1e-6)[0] == greedy
+
+
+def test_generate_ends_before_a_stop_text(runtime: Runtime, delta: Delta) -> None:
+    full = runtime.generate(TEXT, delta, max_tokens=30, temperature=1.0, seed=7)
+    words = re.findall("[ -~]{2,}", full)  # away from broken UTF-8
+    for stop in (words[-1], words[-1][0]):
+        expected = full[: full.index(stop)]
+        assert runtime.generate(TEXT, delta, max_tokens=30, temperature=1.0, seed=7, stop=stop) == expected
+        assert runtime.generate(TEXT, delta, max_tokens=30, temperature=1.0, seed=7, stop=["@@", stop]) == expected
+
+
+def test_generate_ends_at_the_deltas_own_end_token(tmp_path: Path, base: Path, runtime: Runtime, delta: Delta) -> None:
+    prompt = runtime.tokenize(TEXT)
+    tokens = generate_tokens(runtime, prompt, [delta], 8)[0]
+    tuned = tuned_weights(base_weights(SHAPE), 1)
+    write_model(tmp_path / "tuned.gguf", SHAPE, tuned, Type.F32, "other end", eos=int(tokens[3]), add_bos=False)
+    path = tmp_path / "end.dq.gguf"
+    assert convert.main([str(base), str(tmp_path / "tuned.gguf"), "-o", str(path), "--rank", "8"]) == 0
+    with runtime.load_delta(path) as ending:
+        assert tokens[3] in ending.eog_tokens
+        outputs = generate_tokens(runtime, prompt, [delta, ending, None], 8)
+        assert runtime.tokenize(TEXT, delta=ending)[0] != BOS  # and its own way to begin
+    n = list(tokens).index(tokens[3])
+    assert np.array_equal(outputs[1], tokens[:n])
+    assert np.array_equal(outputs[0], tokens)
+
+
+# --- deltas
+
+
+def test_delta_says_what_it_is(delta: Delta, delta_path: Path) -> None:
+    assert delta.name == "words"
+    assert delta.path == str(delta_path)
+    assert len(delta.content_hash) == 64
+    assert 0.0625 < delta.ratio < 1.0
+    assert 0 < delta.n_bytes < delta_path.stat().st_size
+    assert delta.n_weights == 3 + 9 * SHAPE.n_layer
+    assert delta.inert == []
+    assert delta.same_base_file
+    assert delta.meta("general.name") == "words"
+    assert delta.meta("no.such.key") is None
+    assert "words" in repr(delta)
+
+
+def test_delta_is_refused_once_closed(runtime: Runtime, delta_path: Path) -> None:
+    with runtime.load_delta(delta_path, verify=True) as loaded:
+        runtime.logits(TEXT, loaded)
+    assert loaded.closed
+    assert loaded.name == "words"
+    loaded.close()
+    for call in (lambda: runtime.logits(TEXT, loaded), lambda: loaded.meta("general.name")):
+        with pytest.raises(InputError, match="delta 'words' is closed"):
+            call()
+
+
+def test_delta_of_another_runtime_is_refused(base: Path, runtime: Runtime, delta: Delta) -> None:
+    with Runtime(base, n_threads=1) as other, pytest.raises(InputError, match="loaded for another runtime"):
+        other.logits(TEXT, delta)
+    assert runtime.logits([TEXT], delta)
+
+
+def test_delta_of_another_base_is_refused(tmp_path: Path, delta_path: Path) -> None:
+    stranger = write_model(tmp_path / "stranger.gguf", SHAPE, base_weights(SHAPE, seed=9), Type.F16)
+    with Runtime(stranger, n_threads=1) as rt:
+        for allow in (False, True):
+            with pytest.raises(InputError, match=r"words\.dq\.gguf") as caught:
+                rt.load_delta(delta_path, allow_other_base=allow)
+            assert "\n" not in str(caught.value)
+
+
+def test_delta_of_another_quantisation_is_refused_unless_allowed(tmp_path: Path, delta_path: Path) -> None:
+    same = write_model(tmp_path / "same.gguf", SHAPE, base_weights(SHAPE), Type.Q8_0)
+    with Runtime(same, n_threads=1) as rt, pytest.raises(InputError, match=r"words\.dq\.gguf"):
+        rt.load_delta(delta_path)
+    with Runtime(same, n_threads=1, allow_other_base=True) as rt:
+        assert not rt.load_delta(delta_path).same_base_file
+
+
+def test_damaged_delta_is_found_when_verified(tmp_path: Path, runtime: Runtime, delta_path: Path) -> None:
+    data = bytearray(delta_path.read_bytes())
+    data[-2000] ^= 1
+    damaged = tmp_path / "damaged.dq.gguf"
+    damaged.write_bytes(data)
+    with pytest.raises(InputError, match=r"damaged\.dq\.gguf"):
+        runtime.load_delta(damaged, verify=True)
+    truncated = tmp_path / "truncated.dq.gguf"
+    truncated.write_bytes(data[:-4096])
+    with pytest.raises(InputError, match=r"truncated\.dq\.gguf"):
+        runtime.load_delta(truncated)
+
+
+# --- what is refused
+
+
+def test_files_that_are_no_models_are_refused(tmp_path: Path, delta_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        Runtime(tmp_path / "missing.gguf")
+    text = tmp_path / "text.gguf"
+    text.write_text("hello")
+    for path in (text, delta_path):
+        with pytest.raises(InputError, match=r"cannot be loaded as a model: ."):
+            Runtime(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_ctx": -1}, "n_ctx: got -1"),
+        ({"n_seq_max": 257}, "n_seq_max: got 257, expected 1 to 256"),
+        ({"flash_attn": "maybe"}, "expected auto, on or off"),
+        ({"type_k": "q4_k"}, "type_k: got 'q4_k', expected one of f32, f16"),
+        ({"n_threads": 0}, "n_threads: got 0"),
+    ],
+)
+def test_bad_options_are_refused(base: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Runtime(base, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda rt, _: rt.logits([[]]), "sequence 0: has no tokens"),
+        (lambda rt, _: rt.logits([5, 99999]), "sequence 0: token 99999 at 1, expected 0 to"),
+        (lambda rt, _: rt.logits([[5], [-1]]), "sequence 1: token -1 at 0"),
+        (lambda rt, _: rt.logits(np.array([2**40])), "is no token id"),
+        (lambda rt, _: rt.logits([1.5]), "expected integers"),
+        (lambda rt, _: rt.logits(np.ones((2, 2, 2), int)), "expected \\[n_tokens\\]"),
+        (lambda rt, _: rt.logits(np.full(4097, 5)), "has 4097 tokens, the context holds 4096"),
+        (lambda rt, d: rt.logits([[5], [5]], [d]), "delta: got a list of 1, expected one for each of 2"),
+        (lambda rt, d: rt.logits([[5]], d, scale=[1, 2]), "scale: got a list of 2"),
+        (lambda rt, d: rt.logits([5], d, scale=math.nan), "scale: got nan"),
+        (lambda rt, _: rt.detokenize([-3]), "token -3 at 0"),
+        (lambda rt, _: rt.generate("a", max_tokens=0), "max_tokens: got 0"),
+        (lambda rt, _: rt.generate("a", max_tokens=4096), "and 4095 to generate, the context holds 4096"),
+        (lambda rt, _: rt.generate("a", temperature=-1), "temperature: got -1"),
+        (lambda rt, _: rt.generate("a", top_p=1.5), "top_p: got 1.5"),
+        (lambda rt, _: rt.generate("a", stop=""), "stop: got an empty text"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    runtime: Runtime, delta: Delta, call: Callable[[Runtime, Delta], object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        call(runtime, delta)
+    assert "\n" not in str(caught.value)
+    assert runtime.logits([BOS], delta).shape == (1, runtime.n_vocab)  # still in order
+
+
+# --- threads and signals
+
+
+def test_calls_release_the_gil(runtime: Runtime, delta: Delta) -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        runtime.logits(np.full(2000, 5), delta)
+        done.set()
+
+    thread = threading.Thread(target=work)
+    begun = time.monotonic()
+    longest = 0.0
+    thread.start()
+    last = begun
+    while not done.is_set():
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+        time.sleep(0.001)
+    thread.join()
+    assert longest < 0.5 * (time.monotonic() - begun)  # this thread was never shut out for the length of the call
+
+
+def test_threads_wait_for_each_other(runtime: Runtime, delta: Delta) -> None:
+    expected = [runtime.generate(TEXT, owner, max_tokens=16) for owner in (None, delta)]
+    results: dict[int, str] = {}
+
+    def work(i: int) -> None:
+        results[i] = runtime.generate(TEXT, delta if i % 2 else None, max_tokens=16)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results[i] for i in range(6)] == expected * 3
+
+
+def test_delta_in_use_cannot_be_closed(runtime: Runtime, delta_path: Path) -> None:
+    def work(loaded: Delta) -> None:
+        with contextlib.suppress(InputError):  # closed before the call began
+            runtime.logits(np.full(3000, 5), loaded)
+
+    def is_refused(loaded: Delta) -> bool:
+        try:
+            loaded.close()
+        except InputError as error:
+            return "delta 'words' is in use" in str(error)
+        return False
+
+    for _ in range(50):
+        with runtime.load_delta(delta_path) as loaded:
+            thread = threading.Thread(target=work, args=(loaded,))
+            thread.start()
+            time.sleep(0.01)
+            refused = is_refused(loaded)
+            thread.join()
+        if refused:
+            return
+    pytest.fail("the delta could always be closed")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
+def test_a_signal_ends_a_long_call(runtime: Runtime, delta: Delta) -> None:
+    class Interrupted(Exception):  # noqa: N818 - stands for KeyboardInterrupt
+        pass
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupted
+
+    before = runtime.generate(TEXT, delta, max_tokens=4)
+    old = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(Interrupted):
+            runtime.generate(["a"] * 64, delta, max_tokens=2000, temperature=1.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    with contextlib.closing(runtime.load_delta(delta.path)) as again:
+        assert runtime.generate(TEXT, again, max_tokens=4) == before

@@ -1,0 +1,168 @@
+"""A delta with no error, for any base GGUF in F32 or F16: what the delta holds and what is merged into a plain model are the same numbers.
+
+Every tensor changes: matrices and stacks of them (experts, heads) by sign planes and factors made at random, all else whole. So logits of base+delta and
+of the merged model may differ only by the arithmetic of the runtime, whatever the architecture.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
+
+F32 = gguf.GGMLQuantizationType.F32
+RANK = 3
+SCALE = re.compile(r"\.(input_)?scale$")
+STEP = 0.02  # size of the change, against weights of about 0.1
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a delta of matrices is made of."""
+
+    n_planes: int = 1
+    rank: int = RANK
+    row_scales: bool = False
+    column_scales: bool = False
+    factors: gguf.GGMLQuantizationType = F32
+
+
+PLAIN = Kind()
+
+
+def spec_of(name: str, ne: tuple[int, ...], kind: Kind = PLAIN) -> WeightSpec:
+    axes = [n for n in ne if n > 1]
+    matrices = 2 <= len(axes) == len(ne) <= 3 and ne[0] % 8 == 0
+    if not matrices or "norm" in name:  # a norm a head is a matrix that is multiplied elementwise
+        return WeightSpec.dense(name, ne)
+    rank = min(kind.rank, *ne[:2])
+    return WeightSpec(
+        name=name,
+        ne=ne,
+        n_planes=kind.n_planes,
+        rank=rank,
+        scale_per_row=kind.row_scales,
+        cscale=kind.column_scales,
+        u_type=_fitting(kind.factors, rank),
+        v_type=_fitting(kind.factors, ne[0]),
+        dense_type=None,
+    )
+
+
+def _fitting(factors: gguf.GGMLQuantizationType, n: int) -> gguf.GGMLQuantizationType:
+    """A type whose blocks fill rows of n."""
+    return factors if n % gguf.GGML_QUANT_SIZES[factors][0] == 0 else gguf.GGMLQuantizationType.F16
+
+
+def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
+    """The tensors of one weight, and the change that they mean in the weight's numpy shape."""
+    rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
+    shape = tuple(reversed(spec.ne))
+    if spec.n_planes == 0:
+        change = (STEP * rng.standard_normal(shape)).astype(np.float32)
+        return WeightData(dense=change), change
+    *stack, n_out, n_in = shape
+    planes = []
+    change = np.zeros(shape, np.float32)
+    for _ in range(spec.n_planes):
+        bits = pack_signs(rng.standard_normal(shape))
+        # a scale for each matrix of a stack, or each row
+        scale = (STEP * rng.uniform(0.5, 1.5, (*stack, n_out if spec.scale_per_row else 1))).astype(np.float32)
+        planes.append((bits, scale))
+        change += scale[..., np.newaxis] * unpack_signs(bits, n_in)
+    cscale = rng.uniform(0.5, 1.5, (*stack, n_in)).astype(np.float32) if spec.cscale else None
+    if cscale is not None:
+        change *= cscale[..., np.newaxis, :]
+    if spec.rank == 0:
+        return WeightData(planes=planes, cscale=cscale), change
+    u = _rounded(rng.standard_normal((*stack, n_out, spec.rank)), spec.u_type)
+    v = _rounded(STEP * rng.standard_normal((*stack, spec.rank, n_in)), spec.v_type)
+    return WeightData(planes=planes, cscale=cscale, u=u, v=v), change + u @ v
+
+
+def _rounded(values: npt.NDArray[np.float64], to: gguf.GGMLQuantizationType) -> Array:
+    """Values that the type holds as they are."""
+    rounded: Array = gguf.quants.dequantize(gguf.quants.quantize(values.astype(np.float32), to), to)
+    return rounded.astype(np.float32)
+
+
+def make(
+    base: Path, delta: Path, merged: Path, seed: int = 1, unchanged: Iterable[str] = (), *, kind: Kind = PLAIN
+) -> list[str]:
+    """Writes the delta and the merged model; returns the names of the changed tensors."""
+    reader = gguf.GGUFReader(base)
+    plain = copied_metadata(reader, merged)
+    # a weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that
+    scales = {t.name: t.data for t in reader.tensors if SCALE.search(t.name)}
+    kept = {*scales, *unchanged}
+    specs = {
+        t.name: spec_of(t.name, tuple(int(n) for n in t.shape), kind) for t in reader.tensors if t.name not in kept
+    }
+    architecture = str(reader.fields["general.architecture"].contents())
+    meta = DeltaMeta(
+        architecture=architecture, name=f"exact-{seed}", method="exact", converter="tests", options={"seed": seed},
+        base_name=base.stem, base=base_identity(base),
+    )  # fmt: skip
+    with DeltaWriter(delta, meta, list(specs.values()), force=True) as writer:
+        for tensor in reader.tensors:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            if tensor.name in specs:
+                data, change = change_of(specs[tensor.name], seed)
+                writer.write(data)
+                scale = scales.get(re.sub(r"\.weight$", ".scale", tensor.name), np.ones(1, np.float32))
+                values = values + change.reshape(values.shape) / scale
+            plain.add_tensor(tensor.name, values)
+    finish(plain)
+    return list(specs)
+
+
+def without_scales(base: Path, out: Path) -> None:
+    """A copy of a model without the separate scales that some file types give to their weights; all are optional."""
+    reader = gguf.GGUFReader(base)
+    plain = copied_metadata(reader, out)
+    for tensor in reader.tensors:
+        if not SCALE.search(tensor.name):
+            plain.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    finish(plain)
+
+
+def with_tensor(base: Path, out: Path, name: str, values: npt.NDArray[np.float16] | Array) -> None:
+    """A copy of a model with one tensor more, or with other values in one."""
+    reader = gguf.GGUFReader(base)
+    plain = copied_metadata(reader, out)
+    for tensor in reader.tensors:
+        if tensor.name != name:
+            plain.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    plain.add_tensor(name, values)
+    finish(plain)
+
+
+def copied_metadata(reader: gguf.GGUFReader, out: Path) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(out, str(reader.fields["general.architecture"].contents()))
+    for field in reader.fields.values():
+        value = field.contents()
+        if field.name.startswith("GGUF.") or field.name == "general.architecture" or value == []:
+            continue  # the writer's own, and empty arrays, which it refuses
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, value, field.types[0], sub_type=sub_type)
+    return writer
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
