@@ -127,7 +127,8 @@ struct variants {
     std::vector<int32_t>         isum = std::vector<int32_t>(N);
     std::vector<float>           out  = std::vector<float>(N);
 
-    variants(const std::vector<uint8_t> & signs, const std::vector<float> & x) : sign(signs), b32(quantise_blocks(x, 32)), b64(quantise_blocks(x, 64)), q((size_t) dqrelo_q_bytes(N)) {
+    variants(const std::vector<uint8_t> & signs, const std::vector<float> & x) :
+        sign(signs), b32(quantise_blocks(x, 32)), b64(quantise_blocks(x, 64)), q((size_t) dqrelo_q_bytes(N)) {
         dqrelo_kernels_avx512vnni.quantize_row(x.data(), nullptr, N, q.data(), &act);
         for (int j = 0; j < N; j++) {
             words.push_back((int16_t) (256 * q[(size_t) (j / 64 * 128 + j % 64)] + q[(size_t) (j / 64 * 128 + 64 + j % 64)]));
@@ -140,7 +141,8 @@ struct variants {
             case 2: words_int16(sign.data(), words, act.d, act.sum, out.data()); break;
             case 3:
                 for (int i = 0; i < N; i += 64) {
-                    dqrelo_kernels_avx512vnni.sign_dots(sign.data() + i * (N / 8), 64, q.data(), dqrelo_q_bytes(N), &act, 1, N, isum.data() + i, N);
+                    dqrelo_kernels_avx512vnni.sign_dots(sign.data() + i * (N / 8), 64, q.data(), dqrelo_q_bytes(N), &act, 1, N,
+                                                        isum.data() + i, N);
                 }
                 for (int i = 0; i < N; i++) {
                     out[(size_t) i] = act.d * (float) isum[(size_t) i];
@@ -173,11 +175,14 @@ int main(int argc, char ** argv) {
         const double seconds = bench::best(bench::clock::thread, 1.0, [&] { a.run(v); });
         a.run(v);
         b.run(v);
-        printf("%-8s %10.1f %16.1f %11.4f%% %11.4f%%\n", names[v], seconds * 1e6, N / 8.0 * N / seconds * 1e-9, 100.0 * error(a.out, want_a), 100.0 * error(b.out, want_b));
+        printf("%-8s %10.1f %16.1f %11.4f%% %11.4f%%\n", names[v], seconds * 1e6, N / 8.0 * N / seconds * 1e-9,
+               100.0 * error(a.out, want_a), 100.0 * error(b.out, want_b));
     }
     const std::vector<uint64_t> memory((size_t) 32 << 20, 1); // 256 MiB: no cache holds it
-    uint64_t                    sum     = 0;
-    const double                seconds = bench::best(bench::clock::thread, 1.0, [&] { sum += bench::read_all((const uint8_t *) memory.data(), memory.size() * sizeof(memory[0])); });
-    printf("memory read, one thread: %.1f GB/s (checksum %llu)\n", (double) memory.size() * 8.0 / seconds * 1e-9, (unsigned long long) (sum != 0));
+    uint64_t                    sum = 0;
+    const double seconds = bench::best(bench::clock::thread, 1.0,
+                                       [&] { sum += bench::read_all((const uint8_t *) memory.data(), memory.size() * sizeof(memory[0])); });
+    printf("memory read, one thread: %.1f GB/s (checksum %llu)\n", (double) memory.size() * 8.0 / seconds * 1e-9,
+           (unsigned long long) (sum != 0));
     return 0;
 }

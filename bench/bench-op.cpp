@@ -5,9 +5,9 @@
 //   composed  the same from ordinary ops: Q1_0 mul_mat, mul by the scales, two mul_mats with the factors, adds
 //   read      a plain read of the delta's bytes by the same threads, as an op of the same graph machinery
 //
-// Rank as the paper's ratio gives it (1/8 of 16 bits a weight). Every product is done for several different weights in turn, more than the caches
-// hold, as in a model. The four are measured in turn, round after round; figures are medians. "of read" is the speed of the fused op in bytes of the
-// delta a second, as a part of the plain read's.
+// Rank as the paper's ratio gives it (1/8 of 16 bits a weight). Every product is done for several different weights in turn, more than the
+// caches hold, as in a model. The four are measured in turn, round after round; figures are medians. "of read" is the speed of the fused op
+// in bytes of the delta a second, as a part of the plain read's.
 
 #include "support/bench.h"
 #include "support/op-problem.h"
@@ -33,13 +33,13 @@ struct options {
     double                                   seconds = 1.0; // of each measurement
 };
 
-constexpr const char * USAGE =
-    "usage: bench-op [-b BASE_TYPE] [-f FACTOR_TYPE] [-p PLANES] [-s matrix|row] [-c] [-t THREADS,...] [-n ROWS,...] [-x N_INxN_OUT,...] [-d SECONDS]\n"
-    "  -b f16     type of the base weight\n"
-    "  -f f16     type of U and V: f16, bf16, q8_0, q4_0\n"
-    "  -p 1       sign planes\n"
-    "  -s matrix  scales: one a matrix, or one a row\n"
-    "  -c         with scales of the columns too\n";
+constexpr const char * USAGE = "usage: bench-op [-b BASE_TYPE] [-f FACTOR_TYPE] [-p PLANES] [-s matrix|row] [-c] [-t THREADS,...] [-n "
+                               "ROWS,...] [-x N_INxN_OUT,...] [-d SECONDS]\n"
+                               "  -b f16     type of the base weight\n"
+                               "  -f f16     type of U and V: f16, bf16, q8_0, q4_0\n"
+                               "  -p 1       sign planes\n"
+                               "  -s matrix  scales: one a matrix, or one a row\n"
+                               "  -c         with scales of the columns too\n";
 
 ggml_type type_of(const char * name) {
     for (int t = 0; t < GGML_TYPE_COUNT; t++) {
@@ -112,9 +112,10 @@ void measure(const op_problem & p, int64_t n_rows, int n_threads, double seconds
 
     const double n_bytes = (double) p.delta_bytes();
     const auto   us      = [&](size_t i) { return t[i] / p.n_weights(n_rows) * 1e6; };
-    printf("| %lld x %lld, %lld | %d | %lld | %.1f | %.1f | %.1f | %.2f | %.2f | %.1f | %.1f | %.0f %% | %.4f %% | %.4f %% |\n", (long long) p.n_in,
-           (long long) p.n_out, (long long) p.rank, n_threads, (long long) n_rows, us(0), us(1), us(2), us(1) / us(0), us(2) / us(1), n_bytes / us(1) * 1e-3,
-           n_bytes / us(3) * 1e-3, 100.0 * us(3) / us(1), 100.0 * p.error(x, runs[1]->first_row()), 100.0 * p.error(x, runs[2]->first_row()));
+    printf("| %lld x %lld, %lld | %d | %lld | %.1f | %.1f | %.1f | %.2f | %.2f | %.1f | %.1f | %.0f %% | %.4f %% | %.4f %% |\n",
+           (long long) p.n_in, (long long) p.n_out, (long long) p.rank, n_threads, (long long) n_rows, us(0), us(1), us(2), us(1) / us(0),
+           us(2) / us(1), n_bytes / us(1) * 1e-3, n_bytes / us(3) * 1e-3, 100.0 * us(3) / us(1), 100.0 * p.error(x, runs[1]->first_row()),
+           100.0 * p.error(x, runs[2]->first_row()));
     fflush(stdout);
 }
 
@@ -123,9 +124,11 @@ void measure(const op_problem & p, int64_t n_rows, int n_threads, double seconds
 int main(int argc, char ** argv) {
     const options o = parse(argc, argv);
     print_machine(argc, argv);
-    printf("kernels: %s; base: %s; factors: %s; planes: %d; scales a %s%s\n\n", dqrelo_cpu_isa(), ggml_type_name(o.base), ggml_type_name(o.kind.factors),
-           o.kind.n_planes, o.kind.row_scales ? "row" : "matrix", o.kind.column_scales ? ", and a column" : "");
-    printf("| n_in x n_out, rank | threads | rows | base us | fused us | composed us | fused / base | composed / fused | fused GB/s | read GB/s | of read | error fused | error "
+    printf("kernels: %s; base: %s; factors: %s; planes: %d; scales a %s%s\n\n", dqrelo_cpu_isa(), ggml_type_name(o.base),
+           ggml_type_name(o.kind.factors), o.kind.n_planes, o.kind.row_scales ? "row" : "matrix",
+           o.kind.column_scales ? ", and a column" : "");
+    printf("| n_in x n_out, rank | threads | rows | base us | fused us | composed us | fused / base | composed / fused | fused GB/s | read "
+           "GB/s | of read | error fused | error "
            "composed |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     for (const auto & ne : o.shapes) {
         const op_problem p(ne.first, ne.second, o.base, o.kind);

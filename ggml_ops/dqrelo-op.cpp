@@ -31,7 +31,8 @@ static void check_x(enum dqrelo_form form, const ggml_tensor * y, const ggml_ten
     GGML_ASSERT(x->ne[2] == y->ne[2] && x->ne[3] == y->ne[3]);
 }
 
-static void check_shapes(enum dqrelo_form form, const ggml_tensor * y, const ggml_tensor * x, const ggml_tensor * ids, const ggml_tensor * table, const ggml_tensor * owner) {
+static void check_shapes(enum dqrelo_form form, const ggml_tensor * y, const ggml_tensor * x, const ggml_tensor * ids,
+                         const ggml_tensor * table, const ggml_tensor * owner) {
     GGML_ASSERT(y->type == GGML_TYPE_F32 && y->nb[0] == sizeof(float));
     GGML_ASSERT(table->type == GGML_TYPE_I8 && ggml_is_contiguous(table) && ggml_nelements(table) == table->ne[0]);
     GGML_ASSERT(table->ne[0] % (int64_t) sizeof(dqrelo_entry) == 0);
@@ -40,9 +41,8 @@ static void check_shapes(enum dqrelo_form form, const ggml_tensor * y, const ggm
     check_x(form, y, x);
 }
 
-void ggml_dqrelo_set(
-    struct ggml_tensor * dst, enum dqrelo_form form,
-    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
+void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
+                     struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
     check_shapes(form, y, x, ids, table, owner);
     GGML_ASSERT(dst->type == GGML_TYPE_F32 && dst->nb[0] == sizeof(float) && ggml_are_same_shape(dst, y));
 
@@ -65,9 +65,9 @@ void ggml_dqrelo_set(
     ggml_set_op_params(dst, params, sizeof(params));
 }
 
-struct ggml_tensor * ggml_dqrelo(
-    struct ggml_context * ctx, enum dqrelo_form form,
-    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
+struct ggml_tensor * ggml_dqrelo(struct ggml_context * ctx, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
+                                 struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner,
+                                 const int32_t stride[3]) {
     struct ggml_tensor * dst = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, y->ne);
     ggml_dqrelo_set(dst, form, y, x, ids, table, owner, stride);
     return dst;
@@ -77,7 +77,8 @@ void ggml_dqrelo_set_order(float * owner, int64_t n_owner) {
     const auto           slot = [&](int64_t i) { return owner[2 * i + 1] == 0.0f || owner[2 * i] < 0.0f ? -1.0f : owner[2 * i]; };
     std::vector<int64_t> order((size_t) n_owner);
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return slot(a) >= 0.0f && (slot(b) < 0.0f || slot(a) < slot(b)); });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return slot(a) >= 0.0f && (slot(b) < 0.0f || slot(a) < slot(b)); });
     float * sorted = owner + 2 * n_owner;
     for (int64_t i : order) {
         *sorted++ = (float) i;

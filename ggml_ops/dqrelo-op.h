@@ -6,9 +6,11 @@
 //   MATMUL_ID  the same with matrix ids_t of a stack                             y = mul_mat_id(W, x, ids)  (experts)
 //   ROWS       dst_t = y_t + s * D_hat[ids_t]                                    y = get_rows(W, ids)       (embeddings)
 //   MUL        dst_t = y_t + s * (x_t * D_hat)                                   y = x * w                  (norm weights)
-//   ADD        dst_t = y_t + s * D_hat                                           y = x + b                  (biases); with ids: add_id(x, b, ids)
+//   ADD        dst_t = y_t + s * D_hat                                           y = x + b                  (biases); with ids: add_id(x,
+//   b, ids)
 //
-// D_hat is sign planes plus factors, or one dense array. A weight of three dimensions is a stack of matrices, D_hat one of its own for each:
+// D_hat is sign planes plus factors, or one dense array. A weight of three dimensions is a stack of matrices, D_hat one of its own for
+// each:
 //
 //   MATMUL     row (i1, i2, i3) of y uses matrix i2 / (ne2 / n_mat), as ggml_mul_mat broadcasts (y has ne2 matrices of rows)
 //   MUL, ADD   row (i1, i2, i3) of y takes row i1 % n_out of matrix i2 % n_mat, as ggml broadcasts; ADD with ids takes row ids(i1, i2)
@@ -40,10 +42,10 @@ enum dqrelo_form {
 // One weight of one delta, as it lies in the delta file (mapped, or copied to a device). All pointers are in the memory of the
 // backend that runs the op. A zeroed entry means: this slot does not change this weight.
 //
-// The pointers are to the first of n_mat matrices. Every array has one part a matrix, each right behind the one before: sign n_out * n_in/8 bytes, scale 1 or n_out values,
-// cscale n_in values, u n_out rows, v rank rows, dense n_out rows.
+// The pointers are to the first of n_mat matrices. Every array has one part a matrix, each right behind the one before: sign n_out * n_in/8
+// bytes, scale 1 or n_out values, cscale n_in values, u n_out rows, v rank rows, dense n_out rows.
 struct dqrelo_entry {
-    const uint8_t * sign[DQRELO_MAX_PLANES]; // (n_out, n_in) bits, row-major, LSB first; a row is n_in/8 bytes
+    const uint8_t * sign[DQRELO_MAX_PLANES];  // (n_out, n_in) bits, row-major, LSB first; a row is n_in/8 bytes
     const float *   scale[DQRELO_MAX_PLANES]; // [1] or [n_out]
     const float *   cscale;                   // [n_in] or NULL
     const void *    u;                        // (n_out, rank), rows of type_u; NULL when rank is 0
@@ -53,31 +55,33 @@ struct dqrelo_entry {
     int64_t         n_out;                    // ne[1] of the weight
     int64_t         n_mat;                    // ne[2] * ne[3] of the weight: 1, or the size of a stack
     int32_t         n_planes;
-    int32_t         rank;                     // at most min(n_in, n_out): work memory is planned for that
+    int32_t         rank;                       // at most min(n_in, n_out): work memory is planned for that
     int32_t         type_u, type_v, type_dense; // enum ggml_type: F32, F16, BF16, Q8_0, Q4_0; dense F32, F16
-    int32_t         scale_per_row;            // bit p: plane p has a scale per row
+    int32_t         scale_per_row;              // bit p: plane p has a scale per row
 };
 
 // Builds the op. No data is read.
 //   y      F32 [n_out, ...]    output of the base op
-//   x      F32 [n_in, ...] (MATMUL: ne[1..3] as y; MATMUL_ID: [n_in, 1 or n_used, n_tokens] for y [n_out, n_used, n_tokens]), F32 as y (MUL); not read by
+//   x      F32 [n_in, ...] (MATMUL: ne[1..3] as y; MATMUL_ID: [n_in, 1 or n_used, n_tokens] for y [n_out, n_used, n_tokens]), F32 as y
+//   (MUL); not read by
 //          ROWS and ADD: y itself may be given
 //   ids    I32, rows of D_hat [y's ne[1..3]] (ROWS), matrices or rows [n_used, n_tokens] (MATMUL_ID, ADD); else NULL. May be a view.
 //   table  I8  [sizeof(dqrelo_entry) * n_slots]   entries of this weight; lives in the backend's memory, may change between runs
-//   owner  F32 [2, n_owner]    {slot or -1, scale} for each position of the token axis; or F32 [2, n_owner, 2] with a second plane from ggml_dqrelo_set_order
-//   stride the owner of row (i1, i2, i3) of y is i1*stride[0] + i2*stride[1] + i3*stride[2]; stride[0] is 0 in MATMUL_ID: a token's experts are of one delta
+//   owner  F32 [2, n_owner]    {slot or -1, scale} for each position of the token axis; or F32 [2, n_owner, 2] with a second plane from
+//   ggml_dqrelo_set_order stride the owner of row (i1, i2, i3) of y is i1*stride[0] + i2*stride[1] + i3*stride[2]; stride[0] is 0 in
+//   MATMUL_ID: a token's experts are of one delta
 // Returns F32 of y's shape. GGML_ASSERTs on shapes: callers decide support beforehand.
-GGML_API struct ggml_tensor * ggml_dqrelo(
-    struct ggml_context * ctx, enum dqrelo_form form,
-    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
+GGML_API struct ggml_tensor * ggml_dqrelo(struct ggml_context * ctx, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
+                                          struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner,
+                                          const int32_t stride[3]);
 
 // As above, but makes an existing node `dst` (same shape and type as y) the op. Consumers of dst then see the delta.
-GGML_API void ggml_dqrelo_set(
-    struct ggml_tensor * dst, enum dqrelo_form form,
-    struct ggml_tensor * y, struct ggml_tensor * x, struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
+GGML_API void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
+                              struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
 
-// Fills in the second plane of an owner tensor [2, n_owner, 2] from its first: {position, slot or -1} of the owners sorted by slot, those without a delta last. With it,
-// rows are grouped by delta once for all ops of a graph, where an implementation would else sort them in each op. One that needs no such help ignores it.
+// Fills in the second plane of an owner tensor [2, n_owner, 2] from its first: {position, slot or -1} of the owners sorted by slot, those
+// without a delta last. With it, rows are grouped by delta once for all ops of a graph, where an implementation would else sort them in
+// each op. One that needs no such help ignores it.
 GGML_API void ggml_dqrelo_set_order(float * owner, int64_t n_owner);
 
 GGML_API enum dqrelo_form ggml_dqrelo_form(const struct ggml_tensor * node);

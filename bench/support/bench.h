@@ -1,4 +1,5 @@
-// bench.h: timing and memory for the benchmarks. Each benchmark prints its command, its CPU and the best of many runs: other load only adds time.
+// bench.h: timing and memory for the benchmarks. Each benchmark prints its command, its CPU and the best of many runs: other load only adds
+// time.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +12,7 @@
 
 namespace bench {
 
-enum class clock { wall,
-                   thread }; // thread: this thread's own CPU time, which other load does not stretch; for one thread only
+enum class clock { wall, thread }; // thread: this thread's own CPU time, which other load does not stretch; for one thread only
 
 inline double now(clock which) {
     timespec t;
@@ -34,7 +34,8 @@ double best(clock which, double seconds, F && call) {
     return fastest;
 }
 
-// Calls run(0) .. run(n-1) in turn, round after round, for at least `seconds` and 5 rounds after one to warm up; returns the median seconds of each.
+// Calls run(0) .. run(n-1) in turn, round after round, for at least `seconds` and 5 rounds after one to warm up; returns the median seconds
+// of each.
 template <typename F>
 std::vector<double> medians_in_turn(size_t n, double seconds, F && run) {
     std::vector<std::vector<double>> samples(n);

@@ -109,11 +109,7 @@ ggml_tensor * weight(ggml_context * ctx, ggml_type type, int64_t ne0, int64_t ne
 } // namespace
 
 op_problem::op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const delta_kind & kind) :
-    n_in(n_in),
-    n_out(n_out),
-    rank(rank_at_an_eighth(n_in, n_out, kind)),
-    base_type(base_type),
-    kind(kind) {
+    n_in(n_in), n_out(n_out), rank(rank_at_an_eighth(n_in, n_out, kind)), base_type(base_type), kind(kind) {
     std::mt19937 rng(1);
     const auto   w = quantised(base_type, random_floats((size_t) (n_in * n_out), 0.01f, rng), n_in);
     deltas.push_back(make_delta(*this, rng));
@@ -160,7 +156,9 @@ double op_problem::error(const std::vector<float> & x, const float * got) const 
 }
 
 run::run(const op_problem & p, method m, const std::vector<float> & x_values, int64_t n_rows, int n_threads) {
-    const size_t n_floats = (size_t) (n_rows * (p.n_in + p.n_out) + p.n_weights(n_rows) * n_rows * (m == method::composed ? 3 * p.n_out * (1 + p.kind.n_planes) + p.n_in + 2 * p.rank : p.n_out));
+    const size_t n_floats = (size_t) (n_rows * (p.n_in + p.n_out) +
+                                      p.n_weights(n_rows) * n_rows *
+                                          (m == method::composed ? 3 * p.n_out * (1 + p.kind.n_planes) + p.n_in + 2 * p.rank : p.n_out));
     ctx                   = ggml_init({ n_floats * sizeof(float) + ((size_t) 8 << 20), nullptr, false });
     graph                 = ggml_new_graph(ctx);
     x                     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_in, n_rows);
@@ -189,8 +187,7 @@ run::~run() {
 ggml_tensor * run::product(const op_problem & p, method m, int k) {
     const random_delta & d = p.deltas[(size_t) k];
     switch (m) {
-        case method::base:
-            return ggml_mul_mat(ctx, weight(ctx, p.base_type, p.n_in, p.n_out, p.base[(size_t) k].data()), x);
+        case method::base: return ggml_mul_mat(ctx, weight(ctx, p.base_type, p.n_in, p.n_out, p.base[(size_t) k].data()), x);
         case method::fused: {
             ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, sizeof(dqrelo_entry));
             memcpy(table->data, &d.e, sizeof(d.e));
@@ -203,7 +200,8 @@ ggml_tensor * run::product(const op_problem & p, method m, int k) {
             ggml_tensor * cx  = d.cscale.empty() ? x : ggml_mul(ctx, x, weight(ctx, GGML_TYPE_F32, p.n_in, 1, d.cscale.data()));
             for (size_t i = 0; i < d.sign.size(); i++) {
                 ggml_tensor * sx = ggml_mul_mat(ctx, weight(ctx, GGML_TYPE_Q1_0, p.n_in, p.n_out, d.q1_0[i].data()), cx);
-                sx               = p.kind.row_scales ? ggml_mul(ctx, sx, weight(ctx, GGML_TYPE_F32, p.n_out, 1, d.scale[i].data())) : ggml_scale(ctx, sx, d.scale[i][0]);
+                sx               = p.kind.row_scales ? ggml_mul(ctx, sx, weight(ctx, GGML_TYPE_F32, p.n_out, 1, d.scale[i].data()))
+                                                     : ggml_scale(ctx, sx, d.scale[i][0]);
                 sum              = ggml_add(ctx, sum, sx);
             }
             return ggml_add(ctx, y, sum);

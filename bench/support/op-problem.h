@@ -1,4 +1,5 @@
-// op-problem.h: products with random weights and deltas, by the base's mul_mat, by the op DQRELO, by ordinary ggml ops, and a plain read of the deltas.
+// op-problem.h: products with random weights and deltas, by the base's mul_mat, by the op DQRELO, by ordinary ggml ops, and a plain read of
+// the deltas.
 #pragma once
 
 #include "bench.h"
@@ -28,19 +29,14 @@ struct random_delta {
     dqrelo_entry                      e = {};
 };
 
-enum class method { base,
-                    fused,
-                    composed,
-                    read };
+enum class method { base, fused, composed, read };
 
 class op_problem {
 public:
     op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const delta_kind & kind);
 
     // Weights that take turns: more bytes than the caches hold, but two where arithmetic is the limit.
-    int n_weights(int64_t n_rows) const {
-        return n_rows < 64 ? (int) deltas.size() : 2;
-    }
+    int     n_weights(int64_t n_rows) const { return n_rows < 64 ? (int) deltas.size() : 2; }
     int64_t delta_bytes() const; // of one weight
     // ||got - exact|| / ||exact|| of the delta's part of row 0 of the first weight, in F64
     double error(const std::vector<float> & x, const float * got) const;
@@ -60,9 +56,7 @@ public:
     run & operator=(const run &) = delete;
     ~run();
 
-    void compute() {
-        ggml_graph_compute(graph, &plan);
-    }
+    void          compute() { ggml_graph_compute(graph, &plan); }
     const float * first_row() const { // of the first weight's product
         return (const float *) first->data;
     }

@@ -10,7 +10,7 @@ namespace {
 struct active_job {
     job *        item;
     llama_seq_id seq_id;
-    size_t       n_fed;  // tokens evaluated so far
+    size_t       n_fed; // tokens evaluated so far
 };
 
 // Which position of which job a row of the batch belongs to.
@@ -23,10 +23,7 @@ struct output_row {
 class runner {
 public:
     runner(llama_context * ctx, bool kv_unified) :
-        ctx(ctx),
-        kv_unified(kv_unified),
-        n_batch((int32_t) llama_n_batch(ctx)),
-        batch(llama_batch_init(n_batch, 0, 1)) {
+        ctx(ctx), kv_unified(kv_unified), n_batch((int32_t) llama_n_batch(ctx)), batch(llama_batch_init(n_batch, 0, 1)) {
         for (llama_seq_id id = (llama_seq_id) llama_n_seq_max(ctx) - 1; id >= 0; --id) {
             free_ids.push_back(id);
         }
@@ -110,16 +107,16 @@ private:
     }
 
     llama_context *           ctx;
-    const bool                kv_unified;  // all sequences share n_ctx cells; otherwise each has its own
+    const bool                kv_unified; // all sequences share n_ctx cells; otherwise each has its own
     const int32_t             n_batch;
     llama_batch               batch;
-    std::vector<llama_seq_id> free_ids;    // the lowest is taken first
+    std::vector<llama_seq_id> free_ids; // the lowest is taken first
     std::vector<active_job>   active;
     std::vector<output_row>   rows;
     size_t                    n_cells_used = 0;
 };
 
-}  // namespace
+} // namespace
 
 int32_t batch_add(llama_batch & batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output) {
     const int32_t i    = batch.n_tokens++;
@@ -135,8 +132,8 @@ void decode_batch(llama_context * ctx, const llama_batch & batch) {
     log_clear();
     const int32_t status = llama_decode(ctx, batch);
     if (status == 1) {
-        throw input_error("llama_decode: no room in the context's memory for " + std::to_string(batch.n_tokens) +
-                          " more tokens (n_ctx " + std::to_string(llama_n_ctx(ctx)) + "). Use a larger n_ctx");
+        throw input_error("llama_decode: no room in the context's memory for " + std::to_string(batch.n_tokens) + " more tokens (n_ctx " +
+                          std::to_string(llama_n_ctx(ctx)) + "). Use a larger n_ctx");
     }
     if (status != 0) {
         throw input_error("llama_decode: " + log_first_error("failed with status " + std::to_string(status)));

@@ -18,10 +18,10 @@ public:
     virtual void on_row(size_t pos, const float * row) = 0;
 
     std::vector<llama_token>      tokens;
-    std::shared_ptr<loaded_delta> owner;             // NULL: the base
+    std::shared_ptr<loaded_delta> owner; // NULL: the base
     float                         scale        = 1.0f;
     size_t                        first_output = 0;
-    size_t                        n_cells      = 0;  // of the context's memory that it may come to need
+    size_t                        n_cells      = 0; // of the context's memory that it may come to need
 };
 
 // Called before each llama_decode; may throw to stop the run.

@@ -63,22 +63,16 @@ py::list logits(session & self, const std::vector<token_array> & tokens, const d
     return result;
 }
 
-std::vector<std::pair<double, bool>> score(session &                        self,
-                                           const std::vector<token_array> & tokens,
-                                           const std::vector<size_t> &      n_context,
-                                           const delta_list &               owners,
-                                           const std::vector<float> &       scales) {
+std::vector<std::pair<double, bool>> score(session & self, const std::vector<token_array> & tokens, const std::vector<size_t> & n_context,
+                                           const delta_list & owners, const std::vector<float> & scales) {
     const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
     py::gil_scoped_release      free_gil;
     return self.score(seqs, n_context, check_signals);
 }
 
 // A list of (bytes, int32 [n_generated]).
-py::list generate(session &                        self,
-                  const std::vector<token_array> & tokens,
-                  const delta_list &               owners,
-                  const std::vector<float> &       scales,
-                  generate_params                  params) {
+py::list generate(session & self, const std::vector<token_array> & tokens, const delta_list & owners, const std::vector<float> & scales,
+                  generate_params params) {
     const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
     std::vector<generated>      items;
     {
@@ -98,8 +92,9 @@ uint64_t time_streams(session & self, const delta_list & owners, size_t n_prompt
 
 py::dict machine() {
     const machine_info info = read_machine_info();
-    return py::dict(py::arg("build_commit") = info.build_commit, py::arg("build_number") = info.build_number, py::arg("cpu_info") = info.cpus,
-                    py::arg("gpu_info") = info.gpus, py::arg("backends") = info.backends, py::arg("isa") = info.isa);
+    return py::dict(py::arg("build_commit") = info.build_commit, py::arg("build_number") = info.build_number,
+                    py::arg("cpu_info") = info.cpus, py::arg("gpu_info") = info.gpus, py::arg("backends") = info.backends,
+                    py::arg("isa") = info.isa);
 }
 
 // input_error becomes the package's exception of that name.
@@ -144,13 +139,9 @@ void bind_params(py::module_ & m) {
 }
 
 void bind_delta(py::module_ & m) {
-    const auto enter = [](const std::shared_ptr<loaded_delta> & self) {
-        return self;
-    };
-    const auto exit = [](loaded_delta & self, const py::args &) {
-        self.close();
-    };
-    const auto repr = [](const loaded_delta & self) {
+    const auto enter = [](const std::shared_ptr<loaded_delta> & self) { return self; };
+    const auto exit  = [](loaded_delta & self, const py::args &) { self.close(); };
+    const auto repr  = [](const loaded_delta & self) {
         return "Delta('" + self.name + "', " + (self.is_closed() ? "closed" : self.content_hash.substr(0, 12)) + ")";
     };
     py::class_<loaded_delta, std::shared_ptr<loaded_delta>>(m, "Delta", "A delta file loaded by Runtime.load_delta.")
@@ -206,13 +197,7 @@ void bind_session(py::module_ & m) {
         .def("logits", &logits, py::arg("tokens"), py::arg("deltas"), py::arg("scales"))
         .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("deltas"), py::arg("scales"))
         .def("generate", &generate, py::arg("tokens"), py::arg("deltas"), py::arg("scales"), py::arg("params"))
-        .def("time_streams",
-             &time_streams,
-             py::arg("deltas"),
-             py::arg("n_prompt"),
-             py::arg("n_gen"),
-             py::arg("n_threads"),
-             py::arg("seed"),
+        .def("time_streams", &time_streams, py::arg("deltas"), py::arg("n_prompt"), py::arg("n_gen"), py::arg("n_threads"), py::arg("seed"),
              no_gil())
         .def_property_readonly("closed", &session::is_closed)
         .def_readonly("path", &session::path)
@@ -231,11 +216,11 @@ void bind_session(py::module_ & m) {
         .def_readonly("n_params", &session::n_params);
 }
 
-}  // namespace
+} // namespace
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "Native part of dqrelo_gguf.runtime.";
-    ggml_backend_load_all();  // what GGML_BACKEND_PATH names, too
+    ggml_backend_load_all(); // what GGML_BACKEND_PATH names, too
     register_errors();
     bind_params(m);
     bind_delta(m);

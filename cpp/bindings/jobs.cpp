@@ -20,9 +20,7 @@ void score_job::on_row(size_t pos, const float * row) {
 }
 
 generate_job::generate_job(const llama_vocab * vocab, const generate_params & params) :
-    vocab(vocab),
-    params(params),
-    candidates((size_t) llama_vocab_n_tokens(vocab)) {
+    vocab(vocab), params(params), candidates((size_t) llama_vocab_n_tokens(vocab)) {
     if (params.temperature <= 0.0f) {
         return;
     }
@@ -48,9 +46,7 @@ llama_token generate_job::sample(const float * row) {
         candidates[suppressed[i]].logit = -INFINITY;
     }
     if (sampler == nullptr) {
-        const auto is_less = [](const llama_token_data & a, const llama_token_data & b) {
-            return a.logit < b.logit;
-        };
+        const auto is_less = [](const llama_token_data & a, const llama_token_data & b) { return a.logit < b.logit; };
         return std::max_element(candidates.begin(), candidates.end(), is_less)->id;
     }
     llama_token_data_array array = { candidates.data(), candidates.size(), -1, false };

@@ -6,7 +6,7 @@ std::string text_or_empty(const char * text) {
     return text == nullptr ? std::string() : std::string(text);
 }
 
-}  // namespace
+} // namespace
 
 loaded_delta::loaded_delta(std::shared_ptr<delta_registry> registry, dqrelo_delta * handle, std::vector<std::string> inert) :
     name(text_or_empty(dqrelo_name(handle))),

@@ -10,7 +10,7 @@ namespace {
 std::atomic<bool> is_verbose{ false };
 
 thread_local ggml_log_level last_level = GGML_LOG_LEVEL_NONE;
-thread_local std::string    first_error;  // the cause; what follows it are its consequences
+thread_local std::string    first_error; // the cause; what follows it are its consequences
 thread_local bool           is_complete = false;
 
 void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
@@ -35,7 +35,7 @@ std::string message_of(const std::string & line) {
     return end == std::string::npos || end < begin ? std::string() : line.substr(begin, end + 1 - begin);
 }
 
-}  // namespace
+} // namespace
 
 void log_install(bool verbose) {
     is_verbose = verbose;

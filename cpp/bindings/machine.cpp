@@ -10,7 +10,7 @@ void join(std::string & text, const char * separator, const char * item) {
     text += item;
 }
 
-}  // namespace
+} // namespace
 
 machine_info read_machine_info() {
     machine_info info;

@@ -4,12 +4,12 @@
 #include <string>
 
 struct machine_info {
-    std::string build_commit;  // of llama.cpp
+    std::string build_commit; // of llama.cpp
     int         build_number;
-    std::string cpus;          // names of the devices, joined with ", "
+    std::string cpus; // names of the devices, joined with ", "
     std::string gpus;
-    std::string backends;      // joined with ","; CPU only where there is no other
-    std::string isa;           // of the operator's CPU kernels
+    std::string backends; // joined with ","; CPU only where there is no other
+    std::string isa;      // of the operator's CPU kernels
 };
 
 machine_info read_machine_info();

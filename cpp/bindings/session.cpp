@@ -21,7 +21,7 @@ llama_flash_attn_type flash_attn_from(const std::string & text) {
 }
 
 ggml_type cache_type_from(const char * option, const std::string & text) {
-    static const ggml_type types[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
+    static const ggml_type types[] = { GGML_TYPE_F32,  GGML_TYPE_F16,    GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
                                        GGML_TYPE_Q4_1, GGML_TYPE_IQ4_NL, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1 };
     std::string            names;
     for (const ggml_type type : types) {
@@ -45,8 +45,9 @@ bool special_flag(const loaded_delta * owner, const char * key, bool of_base) {
 }
 
 std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_special, bool parse_special) {
-    std::vector<llama_token> tokens(text.size() + 2);  // at most one a byte, BOS and EOS
-    int32_t                  n = llama_tokenize(vocab, text.data(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), add_special, parse_special);
+    std::vector<llama_token> tokens(text.size() + 2); // at most one a byte, BOS and EOS
+    int32_t                  n =
+        llama_tokenize(vocab, text.data(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), add_special, parse_special);
     if (n < 0 && n != INT32_MIN) {
         tokens.resize((size_t) -n);
         n = llama_tokenize(vocab, text.data(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), add_special, parse_special);
@@ -58,12 +59,10 @@ std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const std::str
     return tokens;
 }
 
-}  // namespace
+} // namespace
 
 session::session(const std::string & path, const session_params & params) :
-    path(path),
-    registry(std::make_shared<delta_registry>()),
-    kv_unified(params.kv_unified) {
+    path(path), registry(std::make_shared<delta_registry>()), kv_unified(params.kv_unified) {
     log_install(params.verbose);
     static const bool is_initialised = (llama_backend_init(), true);
     (void) is_initialised;
@@ -198,9 +197,9 @@ std::vector<llama_token> session::tokenize(const std::string & text, bool add_sp
     const bool        add_bos = special_flag(owner, "add_bos_token", llama_vocab_get_add_bos(vocab));
     const bool        add_eos = special_flag(owner, "add_eos_token", llama_vocab_get_add_eos(vocab));
 
-    const bool               as_base = bos == llama_vocab_bos(vocab) && eos == llama_vocab_eos(vocab) && add_bos == llama_vocab_get_add_bos(vocab) &&
-                                       add_eos == llama_vocab_get_add_eos(vocab);
-    std::vector<llama_token> tokens  = tokenize_text(vocab, text, add_special && as_base, parse_special);
+    const bool as_base = bos == llama_vocab_bos(vocab) && eos == llama_vocab_eos(vocab) && add_bos == llama_vocab_get_add_bos(vocab) &&
+                         add_eos == llama_vocab_get_add_eos(vocab);
+    std::vector<llama_token> tokens = tokenize_text(vocab, text, add_special && as_base, parse_special);
     if (add_special && !as_base) {
         if (add_bos && bos != LLAMA_TOKEN_NULL) {
             tokens.insert(tokens.begin(), bos);
@@ -215,10 +214,8 @@ std::vector<llama_token> session::tokenize(const std::string & text, bool add_sp
 std::string session::detokenize(const std::vector<llama_token> & tokens, bool special) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
-    const auto is_bad = [this](llama_token token) {
-        return token < 0 || token >= n_vocab;
-    };
-    const auto bad = std::find_if(tokens.begin(), tokens.end(), is_bad);
+    const auto is_bad = [this](llama_token token) { return token < 0 || token >= n_vocab; };
+    const auto bad    = std::find_if(tokens.begin(), tokens.end(), is_bad);
     if (bad != tokens.end()) {
         throw input_error("detokenize: token " + std::to_string(*bad) + " at " + std::to_string(bad - tokens.begin()) + ", expected 0 to " +
                           std::to_string(n_vocab - 1));
@@ -281,9 +278,8 @@ void session::logits(const std::vector<sequence> & seqs, const std::vector<float
     run_jobs(ctx, kv_unified, jobs, check);
 }
 
-std::vector<std::pair<double, bool>> session::score(const std::vector<sequence> & seqs,
-                                                    const std::vector<size_t> &   n_context,
-                                                    const check_fn &              check) {
+std::vector<std::pair<double, bool>> session::score(const std::vector<sequence> & seqs, const std::vector<size_t> & n_context,
+                                                    const check_fn & check) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
     std::vector<score_job> items;
@@ -297,7 +293,7 @@ std::vector<std::pair<double, bool>> session::score(const std::vector<sequence> 
         }
         items.emplace_back(std::vector<llama_token>(tokens.begin() + (ptrdiff_t) n_context[i], tokens.end()), n_vocab);
         prepare(items[i], seqs[i], i, 0);
-        items[i].tokens.pop_back();  // nothing is predicted from the last token
+        items[i].tokens.pop_back(); // nothing is predicted from the last token
         items[i].n_cells--;
         items[i].first_output = n_context[i] - 1;
         jobs.push_back(&items[i]);
@@ -335,7 +331,8 @@ std::vector<generated> session::generate(const std::vector<sequence> & seqs, con
     return result;
 }
 
-uint64_t session::time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check) {
+uint64_t session::time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params,
+                               const check_fn & check) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
     if (owners.empty() || owners.size() > n_seq_max) {

@@ -11,25 +11,25 @@
 #include <vector>
 
 struct session_params {
-    uint32_t    n_ctx        = 4096;  // tokens in the context's memory; 0: the model's own
-    uint32_t    n_batch      = 2048;  // tokens a llama_decode
-    uint32_t    n_ubatch     = 512;   // tokens a graph
-    uint32_t    n_seq_max    = 8;     // sequences evaluated together
-    int32_t     n_threads    = 0;     // 0: llama.cpp's default
-    int32_t     n_gpu_layers = -1;    // -1: all
+    uint32_t    n_ctx        = 4096; // tokens in the context's memory; 0: the model's own
+    uint32_t    n_batch      = 2048; // tokens a llama_decode
+    uint32_t    n_ubatch     = 512;  // tokens a graph
+    uint32_t    n_seq_max    = 8;    // sequences evaluated together
+    int32_t     n_threads    = 0;    // 0: llama.cpp's default
+    int32_t     n_gpu_layers = -1;   // -1: all
     std::string flash_attn   = "auto";
     std::string type_k       = "f16";
     std::string type_v       = "f16";
     bool        use_mmap     = true;
-    bool        repack       = true;  // the CPU's repacked weight layouts
-    bool        kv_unified   = true;  // sequences share the memory; otherwise each has n_ctx / n_seq_max
+    bool        repack       = true; // the CPU's repacked weight layouts
+    bool        kv_unified   = true; // sequences share the memory; otherwise each has n_ctx / n_seq_max
     bool        verbose      = false;
 };
 
 // A sequence to evaluate.
 struct sequence {
     std::vector<llama_token>      tokens;
-    std::shared_ptr<loaded_delta> owner;  // NULL: the base
+    std::shared_ptr<loaded_delta> owner; // NULL: the base
     float                         scale = 1.0f;
 };
 
@@ -60,8 +60,10 @@ public:
     // outs[i]: [n_tokens of sequence i, n_vocab] to be written.
     void logits(const std::vector<sequence> & seqs, const std::vector<float *> & outs, const check_fn & check);
 
-    // Of each sequence, tokens from n_context[i] on are scored: the sum of log P(token | all before), and whether each was the most probable.
-    std::vector<std::pair<double, bool>> score(const std::vector<sequence> & seqs, const std::vector<size_t> & n_context, const check_fn & check);
+    // Of each sequence, tokens from n_context[i] on are scored: the sum of log P(token | all before), and whether each was the most
+    // probable.
+    std::vector<std::pair<double, bool>> score(const std::vector<sequence> & seqs, const std::vector<size_t> & n_context,
+                                               const check_fn & check);
 
     // Continues each sequence. Sequence i draws with seed + i.
     std::vector<generated> generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check);
@@ -70,12 +72,12 @@ public:
     uint64_t time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check);
 
     std::string path;
-    std::string description;                // of the model: architecture, size, type
-    std::string chat_template;              // of the base; empty if it has none
+    std::string description;   // of the model: architecture, size, type
+    std::string chat_template; // of the base; empty if it has none
     int32_t     n_vocab, n_ctx_train, n_embd, n_layer;
     uint32_t    n_ctx, n_batch, n_ubatch, n_seq_max;
     int32_t     n_threads;
-    uint64_t    n_bytes, n_params;          // of the model's tensors
+    uint64_t    n_bytes, n_params; // of the model's tensors
 
 private:
     void load_model(const session_params & params);
@@ -84,7 +86,7 @@ private:
     void require_open() const;
     void prepare(job & item, const sequence & seq, size_t i, size_t n_new) const;
 
-    std::mutex                      mutex;  // model and context
+    std::mutex                      mutex; // model and context
     std::atomic<bool>               is_open{ true };
     std::shared_ptr<delta_registry> registry;
     llama_model *                   model = nullptr;

@@ -14,9 +14,7 @@ using steady_clock = std::chrono::steady_clock;
 class attached_threads {
 public:
     attached_threads(llama_context * ctx, int32_t n_threads) :
-        ctx(ctx),
-        n_before(llama_n_threads(ctx)),
-        n_before_batch(llama_n_threads_batch(ctx)) {
+        ctx(ctx), n_before(llama_n_threads(ctx)), n_before_batch(llama_n_threads_batch(ctx)) {
         ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
         pool                          = ggml_threadpool_new(&params);
         if (pool == nullptr) {
@@ -120,14 +118,15 @@ private:
     const check_fn &       check;
     const size_t           n_batch;
     llama_batch            batch;
-    std::vector<llama_pos> next_pos;  // of each stream
+    std::vector<llama_pos> next_pos; // of each stream
     std::mt19937           random;
     steady_clock::duration elapsed{};
 };
 
-}  // namespace
+} // namespace
 
-uint64_t time_streams(llama_context * ctx, const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check) {
+uint64_t time_streams(llama_context * ctx, const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params,
+                      const check_fn & check) {
     const attached_threads threads(ctx, params.n_threads);
     streams                run(ctx, owners.size(), params.seed, check);
     for (size_t i = 0; i < owners.size(); ++i) {

@@ -8,13 +8,14 @@
 #include <vector>
 
 struct timing_params {
-    size_t   n_prompt;   // tokens of each stream's prompt, in pieces of the context's n_batch; the logits of a piece's last token are computed
-    size_t   n_gen;      // steps after the prompts; a step is one token of every stream, all in one batch
-    int32_t  n_threads;  // CPU threads, which wait for work between the graphs
-    uint32_t seed;       // of the tokens, which are random but for BOS where the model begins with it
+    size_t  n_prompt; // tokens of each stream's prompt, in pieces of the context's n_batch; the logits of a piece's last token are computed
+    size_t  n_gen;    // steps after the prompts; a step is one token of every stream, all in one batch
+    int32_t n_threads; // CPU threads, which wait for work between the graphs
+    uint32_t seed;     // of the tokens, which are random but for BOS where the model begins with it
 };
 
 // Nanoseconds that the prompts, one after another, and then the steps take. Stream i runs on owners[i] (NULL: the base).
-// Only decoding is on the clock: not the choice of tokens, not `check`, nor an untimed first step where there are no prompts, so that the steps measured
-// find their graph built. The context's memory is empty and nothing is bound before and after.
-uint64_t time_streams(llama_context * ctx, const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check);
+// Only decoding is on the clock: not the choice of tokens, not `check`, nor an untimed first step where there are no prompts, so that the
+// steps measured find their graph built. The context's memory is empty and nothing is bound before and after.
+uint64_t time_streams(llama_context * ctx, const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params,
+                      const check_fn & check);

@@ -88,7 +88,7 @@ static void read_keys(common_params & params, const std::string & path) {
     try {
         keys = common_json::parse(std::string(std::istreambuf_iterator<char>(file), {}));
     } catch (const std::exception &) {
-        throw std::invalid_argument(expected);  // what was parsed holds secrets: it is not repeated
+        throw std::invalid_argument(expected); // what was parsed holds secrets: it is not repeated
     }
     if (!keys.is_object() || keys.empty()) {
         throw std::invalid_argument(expected);
@@ -103,7 +103,7 @@ static void read_keys(common_params & params, const std::string & path) {
             }
             params.dqrelo.keys[key].push_back(name.get<std::string>());
         }
-        params.dqrelo.keys[key];  // a key without names may use nothing
+        params.dqrelo.keys[key]; // a key without names may use nothing
         params.api_keys.push_back(key);
     }
 }
@@ -131,28 +131,22 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
             [](common_params & params, const std::string & value) { dqrelo_add_deltas(params.dqrelo, value); })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA"));
-    add(common_arg(
-            { "--delta" }, "[NAME=]PATH",
-            "run a fine-tune from its delta file (*.dq.gguf) over the base model",
-            add_only_delta)
+    add(common_arg({ "--delta" }, "[NAME=]PATH", "run a fine-tune from its delta file (*.dq.gguf) over the base model", add_only_delta)
             .set_examples({ LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY })
             .set_env("LLAMA_ARG_DELTA"));
-    add(common_arg(
-            { "--deltas-dir" }, "DIR",
-            "serve every *.dq.gguf in DIR under its name without that ending; each is loaded when it is first asked for",
-            [](common_params & params, const std::string & value) { params.dqrelo.deltas_dir = value; })
+    add(common_arg({ "--deltas-dir" }, "DIR",
+                   "serve every *.dq.gguf in DIR under its name without that ending; each is loaded when it is first asked for",
+                   [](common_params & params, const std::string & value) { params.dqrelo.deltas_dir = value; })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTAS_DIR"));
-    add(common_arg(
-            { "--delta-memory" }, "MiB",
-            "memory that all loaded deltas may take together, the devices' included; the least recently used ones go when another one is asked for (default: no limit)",
-            [](common_params & params, int value) { params.dqrelo.n_bytes_max = positive("--delta-memory", value) << 20; })
+    add(common_arg({ "--delta-memory" }, "MiB",
+                   "memory that all loaded deltas may take together, the devices' included; the least recently used ones go when another "
+                   "one is asked for (default: no limit)",
+                   [](common_params & params, int value) { params.dqrelo.n_bytes_max = positive("--delta-memory", value) << 20; })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_MEMORY"));
-    add(common_arg(
-            { "--delta-pin" }, "NAME",
-            "a delta that is loaded at the start and never goes to make room; several with commas between",
-            add_pins)
+    add(common_arg({ "--delta-pin" }, "NAME",
+                   "a delta that is loaded at the start and never goes to make room; several with commas between", add_pins)
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_PIN"));
     add(common_arg(
@@ -161,34 +155,26 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
             [](common_params & params, int value) { params.dqrelo.n_active_max = positive("--delta-max-active", value); })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_MAX_ACTIVE"));
-    add(common_arg(
-            { "--no-delta-admin" },
-            "do not load, unload and reload deltas over HTTP (default: allowed, with an API key if one is set)",
-            [](common_params & params) { params.dqrelo.admin = false; })
+    add(common_arg({ "--no-delta-admin" },
+                   "do not load, unload and reload deltas over HTTP (default: allowed, with an API key if one is set)",
+                   [](common_params & params) { params.dqrelo.admin = false; })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_NO_DELTA_ADMIN"));
-    add(common_arg(
-            { "--delta-keys" }, "FILE",
-            "API keys that may use some models only: a JSON object {\"key\": [\"name\", ...], ...}; they cannot load or unload",
-            read_keys)
+    add(common_arg({ "--delta-keys" }, "FILE",
+                   "API keys that may use some models only: a JSON object {\"key\": [\"name\", ...], ...}; they cannot load or unload",
+                   read_keys)
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_KEYS"));
-    add(common_arg(
-            { "--delta-unknown" }, "{error,base}",
-            "what a request for an unknown model name gets when deltas are loaded: a 404, or the base (default: error)",
-            set_unknown)
+    add(common_arg({ "--delta-unknown" }, "{error,base}",
+                   "what a request for an unknown model name gets when deltas are loaded: a 404, or the base (default: error)", set_unknown)
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_UNKNOWN"));
-    add(common_arg(
-            { "--delta-verify" },
-            "check the digest of every tensor of a delta before serving it (default: disabled)",
-            [](common_params & params) { params.dqrelo.verify = true; })
+    add(common_arg({ "--delta-verify" }, "check the digest of every tensor of a delta before serving it (default: disabled)",
+                   [](common_params & params) { params.dqrelo.verify = true; })
             .set_examples({ LLAMA_EXAMPLE_SERVER, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY })
             .set_env("LLAMA_ARG_DELTA_VERIFY"));
-    add(common_arg(
-            { "--delta-allow-other-base" },
-            "accept a delta that was made from another quantisation of this base (default: refuse)",
-            [](common_params & params) { params.dqrelo.allow_other_base = true; })
+    add(common_arg({ "--delta-allow-other-base" }, "accept a delta that was made from another quantisation of this base (default: refuse)",
+                   [](common_params & params) { params.dqrelo.allow_other_base = true; })
             .set_examples({ LLAMA_EXAMPLE_SERVER, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY })
             .set_env("LLAMA_ARG_DELTA_ALLOW_OTHER_BASE"));
 }

@@ -38,9 +38,9 @@ void dqrelo_ban_eog(std::vector<llama_logit_bias> & logit_bias, const llama_voca
 //
 
 struct eog_grammar {
-    llama_sampler * inner;      // owned
-    dqrelo_eog      eog;        // the fine-tune's
-    dqrelo_eog      vocab_eog;  // the vocabulary's
+    llama_sampler * inner;     // owned
+    dqrelo_eog      eog;       // the fine-tune's
+    dqrelo_eog      vocab_eog; // the vocabulary's
     bool            lazy;
 
     bool is_special(llama_token token) const { return contains(eog, token) || contains(vocab_eog, token); }
@@ -48,7 +48,7 @@ struct eog_grammar {
     // whether the grammar accepts an end here (a sleeping one does)
     bool may_end() const {
         if (vocab_eog.empty()) {
-            return true;  // the stock sampler has no notion of an end: never hold the fine-tune back
+            return true; // the stock sampler has no notion of an end: never hold the fine-tune back
         }
         llama_token_data       probe       = { vocab_eog[0], 1.0f, 0.0f };
         llama_token_data_array probe_array = { &probe, 1, -1, false };
@@ -68,7 +68,7 @@ static const char * eog_grammar_name(const llama_sampler * smpl) {
 static void eog_grammar_accept(llama_sampler * smpl, llama_token token) {
     const auto & grammar = grammar_of(smpl);
     if (contains(grammar.eog, token)) {
-        return;  // the answer ends here; the stock sampler would read the token as text
+        return; // the answer ends here; the stock sampler would read the token as text
     }
     llama_sampler_accept(grammar.inner, token);
 }
@@ -76,8 +76,8 @@ static void eog_grammar_accept(llama_sampler * smpl, llama_token token) {
 static void eog_grammar_apply(llama_sampler * smpl, llama_token_data_array * cur_p) {
     const auto & grammar = grammar_of(smpl);
 
-    std::vector<llama_token_data> text;   // ordinary tokens: the stock sampler's business
-    std::vector<size_t>           index;  // their places in cur_p
+    std::vector<llama_token_data> text;  // ordinary tokens: the stock sampler's business
+    std::vector<size_t>           index; // their places in cur_p
     text.reserve(cur_p->size);
     index.reserve(cur_p->size);
     for (size_t i = 0; i < cur_p->size; i++) {

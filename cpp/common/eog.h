@@ -1,4 +1,5 @@
-// eog.h: end-of-generation tokens of one request. In llama.cpp they belong to the vocabulary; a fine-tune may end its answers with other ones.
+// eog.h: end-of-generation tokens of one request. In llama.cpp they belong to the vocabulary; a fine-tune may end its answers with other
+// ones.
 #pragma once
 
 #include "llama.h"

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cstdlib>
 
-static const size_t N_ERR     = 1024;  // bytes of an error line
-static const int    N_EOG_MAX = 64;    // end tokens of a fine-tune: real ones have a handful
+static const size_t N_ERR     = 1024; // bytes of an error line
+static const int    N_EOG_MAX = 64;   // end tokens of a fine-tune: real ones have a handful
 
 dqrelo_eog dqrelo_eog_of(const dqrelo_delta * delta, const llama_vocab * vocab) {
     dqrelo_eog eog(N_EOG_MAX);
@@ -42,7 +42,8 @@ void dqrelo_log_last_words(const std::string & name, const std::string & err) {
     common_log_flush(common_log_main());
 }
 
-dqrelo_delta * dqrelo_load_file(const std::string & path, const common_params & params, const llama_model * model, bool verify, std::string & err) {
+dqrelo_delta * dqrelo_load_file(const std::string & path, const common_params & params, const llama_model * model, bool verify,
+                                std::string & err) {
     char text[N_ERR]                   = "";
     auto load_params                   = dqrelo_load_default_params();
     load_params.verify                 = verify;

@@ -24,9 +24,11 @@ struct dqrelo_applied {
 };
 
 // Reads one delta file for a model, on any thread; with `verify` every digest is checked. NULL with one line in `err` on failure.
-dqrelo_delta * dqrelo_load_file(const std::string & path, const common_params & params, const llama_model * model, bool verify, std::string & err);
+dqrelo_delta * dqrelo_load_file(const std::string & path, const common_params & params, const llama_model * model, bool verify,
+                                std::string & err);
 
-// Checks a delta against the context's graphs, on the thread that decodes. False with one line in `err`, also where nothing of it would apply.
+// Checks a delta against the context's graphs, on the thread that decodes. False with one line in `err`, also where nothing of it would
+// apply.
 bool dqrelo_check_applies(dqrelo_delta * delta, llama_context * ctx, dqrelo_applied & applied, std::string & err);
 
 // The log line of a delta that can serve.
@@ -43,8 +45,9 @@ public:
     dqrelo_single_delta(const dqrelo_single_delta &)             = delete;
     dqrelo_single_delta & operator=(const dqrelo_single_delta &) = delete;
 
-    // Loads and binds the delta of `params`, if there is one. Its chat template and end tokens go into `params` (a template of the command line wins).
-    // `sampler`, where given, is replaced when those tokens differ from the vocabulary's; it stays this object's. Returns false after an error line.
+    // Loads and binds the delta of `params`, if there is one. Its chat template and end tokens go into `params` (a template of the command
+    // line wins). `sampler`, where given, is replaced when those tokens differ from the vocabulary's; it stays this object's. Returns false
+    // after an error line.
     bool init(common_params & params, llama_context * ctx, common_sampler ** sampler = nullptr);
 
 private:

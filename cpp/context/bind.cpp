@@ -43,7 +43,8 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
     for (const auto & w : delta.file->weights()) {
         const std::string problem = problem_of(dctx, w);
         if (!problem.empty()) {
-            err = delta.file->path() + ": tensor '" + w.name + "' " + problem + ". Convert the fine-tune without it (--exclude), or merge the delta";
+            err = delta.file->path() + ": tensor '" + w.name + "' " + problem +
+                  ". Convert the fine-tune without it (--exclude), or merge the delta";
             return false;
         }
         const auto used = dctx.usage.find(w.name);
@@ -56,7 +57,8 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
     n_inert   = (int32_t) inert.size();
     n_applied = (int32_t) delta.file->weights().size() - n_inert;
     if (n_applied == 0) {
-        err = delta.file->path() + ": the graphs of this context read none of the delta's " + std::to_string(n_inert) + " weights, so it would change nothing";
+        err = delta.file->path() + ": the graphs of this context read none of the delta's " + std::to_string(n_inert) +
+              " weights, so it would change nothing";
         return false;
     }
     uint32_t          n_composed = 0;
@@ -66,7 +68,8 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
         return false;
     }
     if (!own_batch.empty()) {
-        LLAMA_LOG_INFO("dqrelo: %s: its tokens share no ubatch with those of others: tensor %s\n", delta.file->path().c_str(), own_batch.c_str());
+        LLAMA_LOG_INFO("dqrelo: %s: its tokens share no ubatch with those of others: tensor %s\n", delta.file->path().c_str(),
+                       own_batch.c_str());
     }
     dctx.checked[delta.file->content_hash()] = { !own_batch.empty(), n_composed };
     std::lock_guard<std::mutex> lock(delta.mutex);
@@ -76,7 +79,8 @@ bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32
 
 bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float scale, std::string & err) {
     if (seq_id < 0 || (uint32_t) seq_id >= ctx.get_cparams().n_seq_max) {
-        err = "sequence id " + std::to_string(seq_id) + " is not in 0 .. " + std::to_string(ctx.get_cparams().n_seq_max - 1) + " (n_seq_max - 1)";
+        err = "sequence id " + std::to_string(seq_id) + " is not in 0 .. " + std::to_string(ctx.get_cparams().n_seq_max - 1) +
+              " (n_seq_max - 1)";
         return false;
     }
     if (!delta && !ctx.dqrelo) {
@@ -112,7 +116,8 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
         bound.slot  = dctx.acquire(delta);
         bound.scale = scale;
         if (dctx.tables.size() != n_tables || dctx.n_composed_nodes() != n_composed) {
-            // the graphs cover more weights, or have more nodes: take their memory here, where a failure has a caller, and not in the next decode
+            // the graphs cover more weights, or have more nodes: take their memory here, where a failure has a caller, and not in the next
+            // decode
             ctx.dqrelo_graphs_grew();
             try {
                 ctx.sched_reserve();

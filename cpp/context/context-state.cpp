@@ -95,7 +95,8 @@ bool dqrelo_one_group(const dqrelo_context * dctx, const llama_batch & batch) {
     const std::vector<uint64_t> groups = dqrelo_token_groups(dctx, batch);
     const bool                  one    = std::adjacent_find(groups.begin(), groups.end(), std::not_equal_to<uint64_t>()) == groups.end();
     if (!one) {
-        LLAMA_LOG_ERROR("dqrelo: the batch has sequences of several deltas, of which one needs a batch of its own (dqrelo_needs_own_batch); encode them one after another\n");
+        LLAMA_LOG_ERROR("dqrelo: the batch has sequences of several deltas, of which one needs a batch of its own "
+                        "(dqrelo_needs_own_batch); encode them one after another\n");
     }
     return one;
 }

@@ -1,6 +1,7 @@
 // context-state.h: which delta each sequence of a context has, and the tables through which the operator finds their weights.
 //
-// A context has a fixed number of slots, each holding one bound delta. The graph refers to tables and slot numbers only, so binding another delta rewrites table entries and never the graph.
+// A context has a fixed number of slots, each holding one bound delta. The graph refers to tables and slot numbers only, so binding another
+// delta rewrites table entries and never the graph.
 #pragma once
 
 #include "graph/composed-check.h"
@@ -32,7 +33,7 @@ struct dqrelo_context {
         dqrelo_delta * delta      = nullptr;
         int32_t        n_bound    = 0;
         bool           own_batch  = false; // its tokens share no ubatch with others
-        uint64_t       generation = 0;    // differs for each delta that the slot gets
+        uint64_t       generation = 0;     // differs for each delta that the slot gets
     };
     struct binding {
         int32_t slot  = -1;

@@ -16,8 +16,8 @@
 
 namespace dqrelo {
 
-// Every weight that some delta changes has a table with one dqrelo_entry a slot, in the memory where the weight's delta is computed. A tied matrix may have two: where
-// embeddings are read, and where the output is computed.
+// Every weight that some delta changes has a table with one dqrelo_entry a slot, in the memory where the weight's delta is computed. A tied
+// matrix may have two: where embeddings are read, and where the output is computed.
 class delta_tables {
 public:
     explicit delta_tables(size_t n_slots) : n_slots(n_slots) {}
@@ -25,7 +25,8 @@ public:
     // Table of a weight of the model, I8 [sizeof(dqrelo_entry) * n_slots], or nullptr if no delta so far changes it.
     ggml_tensor * find(const ggml_tensor * weight) const;
 
-    // Fills a slot with the entries of a delta, or clears it. Tables are made as they are needed, and stay. Throws std::runtime_error without memory for them.
+    // Fills a slot with the entries of a delta, or clears it. Tables are made as they are needed, and stay. Throws std::runtime_error
+    // without memory for them.
     void set(size_t slot, const dqrelo_delta & delta);
     void clear(size_t slot);
 

@@ -36,8 +36,9 @@ bool check_loaded_shapes(const tensors_of_name & tensors, const dqrelo::delta_fi
         const ggml_tensor * t = found->second.front();
         for (int d = 0; d < 4; d++) {
             if (t->ne[d] != w.ne[d]) {
-                err = file.path() + ": tensor '" + w.name + "': the loaded model has another shape than the delta's base (ne[" + std::to_string(d) + "] is " +
-                      std::to_string(t->ne[d]) + ", expected " + std::to_string(w.ne[d]) + "). Is this the base that the delta was made from?";
+                err = file.path() + ": tensor '" + w.name + "': the loaded model has another shape than the delta's base (ne[" +
+                      std::to_string(d) + "] is " + std::to_string(t->ne[d]) + ", expected " + std::to_string(w.ne[d]) +
+                      "). Is this the base that the delta was made from?";
                 return false;
             }
         }
@@ -119,7 +120,8 @@ void log_composed(ggml_backend_buffer_type_t buft) {
     const std::lock_guard<std::mutex>           lock(mutex);
     if (logged.insert(buft).second) {
         const char * why = dqrelo::all_composed() ? "is to do without the DQRELO operator (DQRELO_COMPOSED)" : "has no DQRELO operator";
-        LLAMA_LOG_INFO("dqrelo: %s %s: deltas run as ordinary ggml ops there (composed path)\n", ggml_backend_dev_name(dqrelo::device_of(buft)), why);
+        LLAMA_LOG_INFO("dqrelo: %s %s: deltas run as ordinary ggml ops there (composed path)\n",
+                       ggml_backend_dev_name(dqrelo::device_of(buft)), why);
     }
 }
 
@@ -162,7 +164,8 @@ bool check_base(dqrelo_delta & delta, const char * path_model, bool allow_other_
     return err.empty();
 }
 
-// As in a merged model: llama.cpp takes the ids that the file names, and every token whose text means an end, which the base's vocabulary has found.
+// As in a merged model: llama.cpp takes the ids that the file names, and every token whose text means an end, which the base's vocabulary
+// has found.
 std::vector<llama_token> end_tokens(const dqrelo::delta_file & file, const llama_vocab & vocab) {
     std::vector<llama_token> eog = file.eog_tokens();
     if (eog.empty()) {
@@ -176,7 +179,8 @@ std::vector<llama_token> end_tokens(const dqrelo::delta_file & file, const llama
     return eog;
 }
 
-std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_model, const char * path, const dqrelo_load_params & params, std::string & err) {
+std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_model, const char * path, const dqrelo_load_params & params,
+                                   std::string & err) {
     auto delta   = std::make_unique<dqrelo_delta>();
     delta->model = &model;
     delta->file  = dqrelo::delta_file::open(path, err);
@@ -211,7 +215,8 @@ dqrelo_load_params dqrelo_load_default_params(void) {
     return { /*.allow_other_base_bytes =*/false, /*.verify =*/false };
 }
 
-dqrelo_delta * dqrelo_load(const llama_model * model, const char * path_model, const char * path, dqrelo_load_params params, char * err, size_t n_err) {
+dqrelo_delta * dqrelo_load(const llama_model * model, const char * path_model, const char * path, dqrelo_load_params params, char * err,
+                           size_t n_err) {
     std::string                   text;
     std::unique_ptr<dqrelo_delta> delta;
     try {
@@ -231,9 +236,15 @@ bool dqrelo_free(dqrelo_delta * delta) {
     return true;
 }
 
-const char * dqrelo_name(const dqrelo_delta * delta) { return delta->file->name().c_str(); }
-const char * dqrelo_path(const dqrelo_delta * delta) { return delta->file->path().c_str(); }
-const char * dqrelo_content_hash(const dqrelo_delta * delta) { return delta->file->content_hash().c_str(); }
+const char * dqrelo_name(const dqrelo_delta * delta) {
+    return delta->file->name().c_str();
+}
+const char * dqrelo_path(const dqrelo_delta * delta) {
+    return delta->file->path().c_str();
+}
+const char * dqrelo_content_hash(const dqrelo_delta * delta) {
+    return delta->file->content_hash().c_str();
+}
 
 const char * dqrelo_chat_template(const dqrelo_delta * delta) {
     const auto & tmpl = delta->file->chat_template();
@@ -245,11 +256,21 @@ const char * dqrelo_meta_str(const dqrelo_delta * delta, const char * key) {
     return it == delta->meta.end() ? nullptr : it->second.c_str();
 }
 
-bool    dqrelo_same_base_file(const dqrelo_delta * delta) { return delta->same_base_file; }
-double  dqrelo_ratio(const dqrelo_delta * delta) { return delta->file->ratio(); }
-size_t  dqrelo_n_bytes(const dqrelo_delta * delta) { return delta->file->n_bytes(); }
-int32_t dqrelo_n_weights(const dqrelo_delta * delta) { return (int32_t) delta->file->weights().size(); }
-int32_t dqrelo_n_bound(const dqrelo_delta * delta) { return delta->n_bound; }
+bool dqrelo_same_base_file(const dqrelo_delta * delta) {
+    return delta->same_base_file;
+}
+double dqrelo_ratio(const dqrelo_delta * delta) {
+    return delta->file->ratio();
+}
+size_t dqrelo_n_bytes(const dqrelo_delta * delta) {
+    return delta->file->n_bytes();
+}
+int32_t dqrelo_n_weights(const dqrelo_delta * delta) {
+    return (int32_t) delta->file->weights().size();
+}
+int32_t dqrelo_n_bound(const dqrelo_delta * delta) {
+    return delta->n_bound;
+}
 
 int32_t dqrelo_eog_tokens(const dqrelo_delta * delta, llama_token * ids, int32_t n_max) {
     for (int32_t i = 0; i < (int32_t) delta->eog.size() && i < n_max; i++) {
@@ -267,8 +288,8 @@ const char * dqrelo_memory(const dqrelo_delta * delta, int32_t i, size_t * n_byt
 }
 
 size_t dqrelo_bytes_needed(const llama_model * model, const char * path) {
-    const bool   on_host = std::all_of(model->tensors_by_name.begin(), model->tensors_by_name.end(),
-                                       [](const auto & tensor) { return dqrelo::placement_of(tensor.second).how == dqrelo::method::mapped; });
+    const bool on_host = std::all_of(model->tensors_by_name.begin(), model->tensors_by_name.end(),
+                                     [](const auto & tensor) { return dqrelo::placement_of(tensor.second).how == dqrelo::method::mapped; });
     std::string  err;
     dqrelo_delta delta;
     delta.file = on_host ? nullptr : dqrelo::delta_file::open_header(path, err); // most often there is no need to look into the file

@@ -11,7 +11,8 @@ struct llm_graph_params;
 
 struct dqrelo_context;
 
-// For each token of a batch the group of tokens with which it may share a ubatch. Empty where all may: unless some token's delta needs a ubatch of its own.
+// For each token of a batch the group of tokens with which it may share a ubatch. Empty where all may: unless some token's delta needs a
+// ubatch of its own.
 std::vector<uint64_t> dqrelo_token_groups(const dqrelo_context * dctx, const llama_batch & batch);
 
 // For batches that are not split: false, having logged one line, if there is more than one group.

@@ -40,7 +40,7 @@ struct delta_file::impl {
     std::unique_ptr<mapped_file>            file;
     gguf_header                             header;
     delta_layout                            layout;
-    std::unordered_map<std::string, size_t> index;  // weight name -> its number
+    std::unordered_map<std::string, size_t> index; // weight name -> its number
 
     std::string                name, architecture, content_hash, base_name, base_digest;
     double                     ratio   = 0.0;
@@ -65,12 +65,13 @@ bool delta_file::impl::read_metadata(std::string & err) {
     sample_tensors = value_of<std::vector<std::string>>(header, "dqrelo.base.sample_tensors");
     samples        = value_of<std::vector<float>>(header, "dqrelo.base.samples");
 
-    constexpr size_t n_samples = 32;  // of each tensor
+    constexpr size_t n_samples = 32; // of each tensor
     if (samples.size() != n_samples * sample_tensors.size()) {
         err = message("metadata key 'dqrelo.base.samples' has %zu items, expected %zu", samples.size(), n_samples * sample_tensors.size());
         return false;
     }
-    return check_digest("dqrelo.content_hash", content_hash, err) && check_digest("dqrelo.base.digest", base_digest, err) && read_tokens(err);
+    return check_digest("dqrelo.content_hash", content_hash, err) && check_digest("dqrelo.base.digest", base_digest, err) &&
+           read_tokens(err);
 }
 
 bool delta_file::impl::read_tokens(std::string & err) {
@@ -105,9 +106,13 @@ std::string delta_file::impl::content_lines() const {
     return text;
 }
 
-std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::string & err) { return open(path, /*header_only =*/false, err); }
+std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::string & err) {
+    return open(path, /*header_only =*/false, err);
+}
 
-std::unique_ptr<delta_file> delta_file::open_header(const std::string & path, std::string & err) { return open(path, /*header_only =*/true, err); }
+std::unique_ptr<delta_file> delta_file::open_header(const std::string & path, std::string & err) {
+    return open(path, /*header_only =*/true, err);
+}
 
 std::unique_ptr<delta_file> delta_file::open(const std::string & path, bool header_only, std::string & err) {
     std::unique_ptr<impl> p(new impl());
@@ -115,8 +120,8 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, bool head
     std::string reason;
     p->file = mapped_file::open(path, reason);
 
-    bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) && check_delta_keys(p->header, reason) &&
-                p->read_metadata(reason) && read_delta_layout(p->header, p->layout, reason);
+    bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) &&
+                check_delta_keys(p->header, reason) && p->read_metadata(reason) && read_delta_layout(p->header, p->layout, reason);
     if (good && !header_only) {
         // From the first byte to the last: a disk serves that far better than the scales, which lie all over the file.
         p->file->prefault(0, p->file->n_bytes());
@@ -139,18 +144,26 @@ delta_file::delta_file(std::unique_ptr<impl> p) : p(std::move(p)) {}
 
 delta_file::~delta_file() = default;
 
-const std::vector<weight_info> & delta_file::weights() const { return p->layout.weights; }
+const std::vector<weight_info> & delta_file::weights() const {
+    return p->layout.weights;
+}
 
 int64_t delta_file::find(const std::string & name) const {
     const auto it = p->index.find(name);
     return it == p->index.end() ? -1 : (int64_t) it->second;
 }
 
-const uint8_t * delta_file::data(size_t i) const { return p->file->data() + p->layout.weights[i].offset_bytes; }
+const uint8_t * delta_file::data(size_t i) const {
+    return p->file->data() + p->layout.weights[i].offset_bytes;
+}
 
-void delta_file::discard(size_t i) const { p->file->discard(p->layout.weights[i].offset_bytes, p->layout.weights[i].n_bytes); }
+void delta_file::discard(size_t i) const {
+    p->file->discard(p->layout.weights[i].offset_bytes, p->layout.weights[i].n_bytes);
+}
 
-dqrelo_entry delta_file::entry(size_t i) const { return entry_at(i, data(i)); }
+dqrelo_entry delta_file::entry(size_t i) const {
+    return entry_at(i, data(i));
+}
 
 dqrelo_entry delta_file::entry_at(size_t i, const void * pack) const {
     const weight_info & weight = p->layout.weights[i];
@@ -181,21 +194,47 @@ dqrelo_entry delta_file::entry_at(size_t i, const void * pack) const {
     return entry;
 }
 
-const std::string & delta_file::path() const { return p->path; }
-const std::string & delta_file::name() const { return p->name; }
-const std::string & delta_file::architecture() const { return p->architecture; }
-const std::string & delta_file::content_hash() const { return p->content_hash; }
-double              delta_file::ratio() const { return p->ratio; }
-size_t              delta_file::n_bytes() const { return p->n_bytes; }
-size_t              delta_file::n_bytes_mapped() const { return p->file->n_bytes(); }
+const std::string & delta_file::path() const {
+    return p->path;
+}
+const std::string & delta_file::name() const {
+    return p->name;
+}
+const std::string & delta_file::architecture() const {
+    return p->architecture;
+}
+const std::string & delta_file::content_hash() const {
+    return p->content_hash;
+}
+double delta_file::ratio() const {
+    return p->ratio;
+}
+size_t delta_file::n_bytes() const {
+    return p->n_bytes;
+}
+size_t delta_file::n_bytes_mapped() const {
+    return p->file->n_bytes();
+}
 
-const std::string &              delta_file::base_name() const { return p->base_name; }
-const std::string &              delta_file::base_digest() const { return p->base_digest; }
-const std::vector<std::string> & delta_file::sample_tensors() const { return p->sample_tensors; }
-const std::vector<float> &       delta_file::samples() const { return p->samples; }
+const std::string & delta_file::base_name() const {
+    return p->base_name;
+}
+const std::string & delta_file::base_digest() const {
+    return p->base_digest;
+}
+const std::vector<std::string> & delta_file::sample_tensors() const {
+    return p->sample_tensors;
+}
+const std::vector<float> & delta_file::samples() const {
+    return p->samples;
+}
 
-const std::optional<std::string> & delta_file::chat_template() const { return p->chat_template; }
-const std::vector<int32_t> &       delta_file::eog_tokens() const { return p->eog_tokens; }
+const std::optional<std::string> & delta_file::chat_template() const {
+    return p->chat_template;
+}
+const std::vector<int32_t> & delta_file::eog_tokens() const {
+    return p->eog_tokens;
+}
 
 std::optional<std::string> delta_file::meta_str(const std::string & key) const {
     const gguf_entry * entry = p->header.find(key);
@@ -231,14 +270,15 @@ bool delta_file::verify(std::string & err) const {
     }
     if (n_damaged > 0) {
         const std::string more = n_damaged > 3 ? message(" and %zu more", n_damaged - 3) : "";
-        err                    = message("%s: damaged: the data of %s%s does not have its declared SHA-256. Download it again", p->path.c_str(), damaged.c_str(),
-                                         more.c_str());
+        err = message("%s: damaged: the data of %s%s does not have its declared SHA-256. Download it again", p->path.c_str(),
+                      damaged.c_str(), more.c_str());
         return false;
     }
     const std::string lines = p->content_lines();
     const std::string found = hash_sha256_hex(lines.data(), lines.size());
     if (found != p->content_hash) {
-        err = message("%s: damaged: dqrelo.content_hash is %s, its tensors have %s", p->path.c_str(), p->content_hash.c_str(), found.c_str());
+        err =
+            message("%s: damaged: dqrelo.content_hash is %s, its tensors have %s", p->path.c_str(), p->content_hash.c_str(), found.c_str());
         return false;
     }
     return true;

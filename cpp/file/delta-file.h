@@ -1,7 +1,7 @@
 // delta-file.h: bounds-checked reader of a delta file (docs/format.md).
 //
-// A file that opens has passed every check of docs/format.md section 4, items 1-6: its counts, names, shapes, types and offsets can be trusted
-// afterwards. Nothing here aborts or throws on what a file contains.
+// A file that opens has passed every check of docs/format.md section 4, items 1-6: its counts, names, shapes, types and offsets can be
+// trusted afterwards. Nothing here aborts or throws on what a file contains.
 #pragma once
 
 #include "dqrelo-op.h"
@@ -17,20 +17,22 @@ namespace dqrelo {
 
 // One weight of a delta: what it changes, and where its tensors lie.
 struct weight_info {
-    std::string name;           // the base tensor's name
-    int64_t     ne[4];          // the base tensor's shape
-    int32_t     rank;           // of U V, 0: none
-    int32_t     n_planes;       // 0: the delta is kept whole (dense)
-    float       error_delta;    // ||D - D_hat||_F / ||D||_F
-    float       error_weight;   // ||W_ft - W_hat||_F / ||W_ft||_F
-    size_t      offset_bytes;   // of the weight's first tensor, from the start of the file; a multiple of the alignment after the data section's start
-    size_t      n_bytes;        // from there to the end of its last tensor, padding in between included
+    std::string name;         // the base tensor's name
+    int64_t     ne[4];        // the base tensor's shape
+    int32_t     rank;         // of U V, 0: none
+    int32_t     n_planes;     // 0: the delta is kept whole (dense)
+    float       error_delta;  // ||D - D_hat||_F / ||D||_F
+    float       error_weight; // ||W_ft - W_hat||_F / ||W_ft||_F
+    size_t offset_bytes; // of the weight's first tensor, from the start of the file; a multiple of the alignment after the data section's
+                         // start
+    size_t n_bytes;      // from there to the end of its last tensor, padding in between included
 };
 
 // An opened delta file. Immutable: any number of threads may read it. Pointers and references live as long as the object.
 class delta_file {
 public:
-    // Maps and validates the file at `path`; all of it is in memory then, so that no page fault falls into a decode step. Returns nullptr with one line in `err` on failure.
+    // Maps and validates the file at `path`; all of it is in memory then, so that no page fault falls into a decode step. Returns nullptr
+    // with one line in `err` on failure.
     static std::unique_ptr<delta_file> open(const std::string & path, std::string & err);
 
     // Without reading what lies behind the header: items 1-5 are checked.
@@ -48,8 +50,8 @@ public:
     // Entry of weight i, pointing into the mapping; all matrices of a weight of three dimensions. A vector has n_out 1.
     dqrelo_entry entry(size_t i) const;
 
-    // The same for a copy of the weight's bytes [offset_bytes, offset_bytes + n_bytes) that lies at `pack`, for instance in a device's memory.
-    // `pack` is only added to, never read.
+    // The same for a copy of the weight's bytes [offset_bytes, offset_bytes + n_bytes) that lies at `pack`, for instance in a device's
+    // memory. `pack` is only added to, never read.
     dqrelo_entry entry_at(size_t i, const void * pack) const;
 
     // The bytes of weight i in the mapping: n_bytes of them, 64-byte aligned.
@@ -67,9 +69,9 @@ public:
     size_t              n_bytes_mapped() const; // of the file
 
     const std::string &              base_name() const;
-    const std::string &              base_digest() const;     // 64 hex digits
-    const std::vector<std::string> & sample_tensors() const;  // names of base tensors
-    const std::vector<float> &       samples() const;         // 32 values for each of them
+    const std::string &              base_digest() const;    // 64 hex digits
+    const std::vector<std::string> & sample_tensors() const; // names of base tensors
+    const std::vector<float> &       samples() const;        // 32 values for each of them
 
     const std::optional<std::string> & chat_template() const; // empty: the base's
     const std::vector<int32_t> &       eog_tokens() const;    // the fine-tune's EOS, EOT and EOM ids, each once; empty: the base's

@@ -105,7 +105,9 @@ bool check_changed_tokens(const gguf_header & header, std::string & err) {
         n[i]                             = entry ? entry->n : 0;
     }
     if (n[0] != n[1] || n[0] != n[2]) {
-        err = message("dqrelo.token.ids, dqrelo.token.texts, dqrelo.token.types: have [%" PRIu64 ", %" PRIu64 ", %" PRIu64 "] entries, expected equal numbers", n[0], n[1], n[2]);
+        err = message("dqrelo.token.ids, dqrelo.token.texts, dqrelo.token.types: have [%" PRIu64 ", %" PRIu64 ", %" PRIu64
+                      "] entries, expected equal numbers",
+                      n[0], n[1], n[2]);
     }
     return err.empty();
 }

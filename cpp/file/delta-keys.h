@@ -1,4 +1,5 @@
-// delta-keys.h: is this GGUF a delta file of our version, with every metadata key in its type? docs/format.md, section 3 and section 4 (item 2).
+// delta-keys.h: is this GGUF a delta file of our version, with every metadata key in its type? docs/format.md, section 3 and section 4
+// (item 2).
 #pragma once
 
 #include "file/gguf-header.h"

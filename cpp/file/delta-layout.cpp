@@ -47,10 +47,8 @@ bool read_tensors(const gguf_header & header, delta_layout & out, std::string & 
     std::vector<std::string> types;
     std::vector<std::string> digests;
     std::vector<uint64_t>    ne;
-    if (!read_array(header, "dqrelo.tensor.names", n, names, err) ||
-        !read_array(header, "dqrelo.tensor.types", n, types, err) ||
-        !read_array(header, "dqrelo.tensor.ne", 4 * n, ne, err) ||
-        !read_array(header, "dqrelo.tensor.sha256", n, digests, err)) {
+    if (!read_array(header, "dqrelo.tensor.names", n, names, err) || !read_array(header, "dqrelo.tensor.types", n, types, err) ||
+        !read_array(header, "dqrelo.tensor.ne", 4 * n, ne, err) || !read_array(header, "dqrelo.tensor.sha256", n, digests, err)) {
         return false;
     }
     for (size_t i = 0; i < n; ++i) {
@@ -98,12 +96,13 @@ bool check_form(const weight_info & weight, uint32_t rank, uint32_t n_planes, st
     }
     const int dims = n_dims(weight.ne);
     if (dims < 2 || dims > 3 || weight.ne[0] % 8 != 0) {
-        err = name + ": shape " + shape_text(weight.ne) + " cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. Store it dense";
+        err = name + ": shape " + shape_text(weight.ne) +
+              " cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. Store it dense";
     } else if (n_planes > DQRELO_MAX_PLANES) {
         err = message("%s: %" PRIu32 " sign planes, expected 1 to %d", name.c_str(), n_planes, DQRELO_MAX_PLANES);
     } else if (rank > std::min(weight.ne[0], weight.ne[1])) {
-        err = message("%s: rank %" PRIu32 ", expected at most %" PRId64 ", the smaller side of %s", name.c_str(), rank, std::min(weight.ne[0], weight.ne[1]),
-                      shape_text(weight.ne).c_str());
+        err = message("%s: rank %" PRIu32 ", expected at most %" PRId64 ", the smaller side of %s", name.c_str(), rank,
+                      std::min(weight.ne[0], weight.ne[1]), shape_text(weight.ne).c_str());
     }
     return err.empty();
 }
@@ -204,9 +203,9 @@ private:
 
     const gguf_header &                        header;
     delta_layout &                             out;
-    std::unordered_map<std::string, ggml_type> types;      // of the file's tensors
-    size_t                                     first = 0;  // the weight's first tensor
-    size_t                                     next  = 0;  // the next tensor to take
+    std::unordered_map<std::string, ggml_type> types;     // of the file's tensors
+    size_t                                     first = 0; // the weight's first tensor
+    size_t                                     next  = 0; // the next tensor to take
 
     bool read_signs(const weight_info & weight, pack_layout & pack) {
         const int64_t * ne = weight.ne;
@@ -231,9 +230,8 @@ private:
 
     bool read_factors(const weight_info & weight, pack_layout & pack) {
         const int64_t * ne = weight.ne;
-        return weight.rank == 0 ||
-               (take(weight, { ".dq_u", "DQ_U", type_of(weight, ".dq_u"), { weight.rank, ne[1], ne[2], 1 } }, pack.u) &&
-                take(weight, { ".dq_v", "DQ_V", type_of(weight, ".dq_v"), { ne[0], weight.rank, ne[2], 1 } }, pack.v));
+        return weight.rank == 0 || (take(weight, { ".dq_u", "DQ_U", type_of(weight, ".dq_u"), { weight.rank, ne[1], ne[2], 1 } }, pack.u) &&
+                                    take(weight, { ".dq_v", "DQ_V", type_of(weight, ".dq_v"), { ne[0], weight.rank, ne[2], 1 } }, pack.v));
     }
 
     bool read_dense(const weight_info & weight, pack_layout & pack) {
@@ -264,8 +262,8 @@ private:
             }
             err = name + ": type " + storage_name(type) + ", expected " + expected;
         } else if (n_row % ggml_blck_size(type) != 0) {
-            err = message("%s: rows of %" PRId64 ", expected a multiple of %" PRId64 " for type %s", name.c_str(), n_row, ggml_blck_size(type),
-                          storage_name(type).c_str());
+            err = message("%s: rows of %" PRId64 ", expected a multiple of %" PRId64 " for type %s", name.c_str(), n_row,
+                          ggml_blck_size(type), storage_name(type).c_str());
         }
         return err.empty();
     }

@@ -13,7 +13,7 @@ namespace dqrelo {
 struct part_layout {
     bool      present      = false;
     ggml_type type         = GGML_TYPE_F32;
-    size_t    offset_bytes = 0;  // from the start of the pack
+    size_t    offset_bytes = 0; // from the start of the pack
 };
 
 struct pack_layout {
@@ -23,20 +23,20 @@ struct pack_layout {
     part_layout u;
     part_layout v;
     part_layout dense;
-    int32_t     scale_per_row = 0;  // bit p: plane p has a scale per row
+    int32_t     scale_per_row = 0; // bit p: plane p has a scale per row
 };
 
 // A tensor's declared facts, in file order (dqrelo.tensor.*).
 struct declared_tensor {
-    std::string type;     // "DQ_SIGN", ...
-    uint64_t    ne[4];    // logical shape
+    std::string type;  // "DQ_SIGN", ...
+    uint64_t    ne[4]; // logical shape
     std::string sha256;
 };
 
 struct delta_layout {
     std::vector<weight_info>     weights;
-    std::vector<pack_layout>     packs;    // as weights
-    std::vector<declared_tensor> tensors;  // as gguf_header::tensors
+    std::vector<pack_layout>     packs;   // as weights
+    std::vector<declared_tensor> tensors; // as gguf_header::tensors
 };
 
 // Reads and checks the arrays of the metadata (whose types check_delta_keys has seen), and every tensor's name, type, shape and place.

@@ -44,7 +44,7 @@ int64_t get_integer(const gguf_header & header, const std::string & key, int64_t
 
 // All files of a model: the given one, or every shard of PREFIX-00001-of-0000N.gguf, as llama.cpp names them.
 std::vector<std::string> shard_paths(const std::string & path) {
-    const std::string form = "-00000-of-00000.gguf";  // a 0 stands for any digit
+    const std::string form = "-00000-of-00000.gguf"; // a 0 stands for any digit
     if (path.size() <= form.size()) {
         return { path };
     }
@@ -136,7 +136,7 @@ float element(const base_tensor & tensor, int64_t i) {
 struct base_file::impl {
     std::string                                  path, architecture, name, digest;
     std::vector<shard>                           shards;
-    std::vector<base_tensor>                     tensors;  // in ascending byte order of their names
+    std::vector<base_tensor>                     tensors; // in ascending byte order of their names
     std::unordered_map<std::string, base_tensor> index;
 
     bool open_shards(std::string & err);
@@ -219,10 +219,18 @@ base_file::base_file(std::unique_ptr<impl> p) : p(std::move(p)) {}
 
 base_file::~base_file() = default;
 
-const std::string & base_file::path() const { return p->path; }
-const std::string & base_file::architecture() const { return p->architecture; }
-const std::string & base_file::name() const { return p->name; }
-const std::string & base_file::digest() const { return p->digest; }
+const std::string & base_file::path() const {
+    return p->path;
+}
+const std::string & base_file::architecture() const {
+    return p->architecture;
+}
+const std::string & base_file::name() const {
+    return p->name;
+}
+const std::string & base_file::digest() const {
+    return p->digest;
+}
 
 const int64_t * base_file::shape(const std::string & tensor) const {
     const auto it = p->index.find(tensor);
@@ -319,11 +327,12 @@ base_comparison compare(const delta_file & delta, const base_file & base) {
     }
     if (out.correlation >= SAME_MODEL_CORRELATION) {
         out.match  = base_match::same_model;
-        out.reason = both_names(delta, base) + message(": the same model in other bytes (correlation %.3f), expected the same file", out.correlation);
+        out.reason = both_names(delta, base) +
+                     message(": the same model in other bytes (correlation %.3f), expected the same file", out.correlation);
     } else {
         out.match  = base_match::other_model;
-        out.reason = both_names(delta, base) + message(": another model (correlation %.3f, expected at least %.1f)", out.correlation,
-                                                       SAME_MODEL_CORRELATION);
+        out.reason = both_names(delta, base) +
+                     message(": another model (correlation %.3f, expected at least %.1f)", out.correlation, SAME_MODEL_CORRELATION);
     }
     return out;
 }
@@ -340,8 +349,8 @@ bool check_shapes(const delta_file & delta, const base_file & base, std::string 
             return false;
         }
         if (!std::equal(ne, ne + 4, weight.ne)) {
-            err = both_names(delta, base) + message(": '%s' is %s there, expected %s", printable(weight.name).c_str(), shape_text(ne).c_str(),
-                                                    shape_text(weight.ne).c_str());
+            err = both_names(delta, base) + message(": '%s' is %s there, expected %s", printable(weight.name).c_str(),
+                                                    shape_text(ne).c_str(), shape_text(weight.ne).c_str());
             return false;
         }
     }

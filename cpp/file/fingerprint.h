@@ -30,8 +30,8 @@ public:
 
     const std::string & path() const;
     const std::string & architecture() const;
-    const std::string & name() const;           // general.name, or the file name without extension
-    const std::string & digest() const;         // exact identity, 64 hex digits; computed once at open
+    const std::string & name() const;   // general.name, or the file name without extension
+    const std::string & digest() const; // exact identity, 64 hex digits; computed once at open
 
     // Shape of a tensor (4 numbers), or nullptr.
     const int64_t * shape(const std::string & tensor) const;
@@ -49,15 +49,15 @@ private:
 };
 
 enum class base_match {
-    same_file,    // exact digest is equal
-    same_model,   // other bytes, correlated samples: another quantisation
+    same_file,  // exact digest is equal
+    same_model, // other bytes, correlated samples: another quantisation
     other_model,
 };
 
 struct base_comparison {
     base_match  match       = base_match::other_model;
-    double      correlation = 0.0;  // 1 for the same file
-    std::string reason;             // one line for same_model and other_model: both names and digests, and what to do
+    double      correlation = 0.0; // 1 for the same file
+    std::string reason;            // one line for same_model and other_model: both names and digests, and what to do
 };
 
 // Grades `base` as the base of `delta`.

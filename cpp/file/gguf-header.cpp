@@ -12,8 +12,8 @@ namespace dqrelo {
 namespace {
 
 // Smallest possible sizes of an entry and a tensor, in bytes: they bound the header's counts before anything is allocated.
-constexpr uint64_t MIN_ENTRY_BYTES  = 8 + 4 + 1;           // key length, type, a value of one byte
-constexpr uint64_t MIN_TENSOR_BYTES = 8 + 4 + 4 + 8;       // name length, n_dims, type, offset
+constexpr uint64_t MIN_ENTRY_BYTES  = 8 + 4 + 1;     // key length, type, a value of one byte
+constexpr uint64_t MIN_TENSOR_BYTES = 8 + 4 + 4 + 8; // name length, n_dims, type, offset
 
 template <typename T>
 T load(const uint8_t * data) {
@@ -52,7 +52,8 @@ struct cursor {
     std::string text(const std::string & what) {
         const uint64_t n = number<uint64_t>(what);
         if (err.empty() && n > n_bytes - at) {
-            err = message("%s: a string of %" PRIu64 " bytes ends behind the file's %zu bytes. Truncated download?", what.c_str(), n, n_bytes);
+            err = message("%s: a string of %" PRIu64 " bytes ends behind the file's %zu bytes. Truncated download?", what.c_str(), n,
+                          n_bytes);
         }
         const uint8_t * p = take(n, what);
         if (p && !is_utf8((const char *) p, (size_t) n)) {
@@ -76,7 +77,7 @@ size_t element_bytes(gguf_type type) {
         case GGUF_TYPE_UINT64:
         case GGUF_TYPE_INT64:
         case GGUF_TYPE_FLOAT64: return 8;
-        default: return 0;  // strings, arrays, unknown
+        default: return 0; // strings, arrays, unknown
     }
 }
 
@@ -95,7 +96,8 @@ bool read_value(cursor & in, gguf_entry & entry) {
     const size_t      size = element_bytes(entry.type);
     // A string has at least its length.
     if (entry.n > (in.n_bytes - in.at) / (size ? size : sizeof(uint64_t))) {
-        in.err = message("%s has %" PRIu64 " items, but only %zu bytes are left. Truncated download?", what.c_str(), entry.n, in.n_bytes - in.at);
+        in.err = message("%s has %" PRIu64 " items, but only %zu bytes are left. Truncated download?", what.c_str(), entry.n,
+                         in.n_bytes - in.at);
         return false;
     }
     entry.data = in.data + in.at;
@@ -180,7 +182,8 @@ bool read_tensor(cursor & in, uint64_t i, gguf_tensor_entry & tensor) {
         return false;
     }
     const uint64_t n_blocks = (uint64_t) (tensor.ne[0] / n_block * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]);
-    if (n_blocks > (uint64_t) (INT64_MAX / 2) / ggml_type_size(tensor.type)) {  // smaller products are compared with the file's size by check_places
+    if (n_blocks >
+        (uint64_t) (INT64_MAX / 2) / ggml_type_size(tensor.type)) { // smaller products are compared with the file's size by check_places
         in.err = message("%s has shape %s, more than the file's %zu bytes can hold. Truncated download?", what.c_str(),
                          shape_text(tensor.ne).c_str(), in.n_bytes);
         return false;
@@ -230,7 +233,8 @@ bool read_counts(cursor & in, gguf_header & out, uint64_t & n_tensors, uint64_t 
     } else if (n_tensors > in.n_bytes / MIN_TENSOR_BYTES) {
         in.err = message("declares %" PRIu64 " tensors, more than its %zu bytes can hold. Truncated download?", n_tensors, in.n_bytes);
     } else if (n_entries > in.n_bytes / MIN_ENTRY_BYTES) {
-        in.err = message("declares %" PRIu64 " metadata keys, more than its %zu bytes can hold. Truncated download?", n_entries, in.n_bytes);
+        in.err =
+            message("declares %" PRIu64 " metadata keys, more than its %zu bytes can hold. Truncated download?", n_entries, in.n_bytes);
     }
     return in.err.empty();
 }
@@ -344,13 +348,25 @@ bool gguf_header::get(const std::string & key, std::vector<std::string> & out) c
     return true;
 }
 
-bool gguf_header::get(const std::string & key, uint32_t & out) const { return get_scalar(*this, key, GGUF_TYPE_UINT32, out); }
-bool gguf_header::get(const std::string & key, uint16_t & out) const { return get_scalar(*this, key, GGUF_TYPE_UINT16, out); }
-bool gguf_header::get(const std::string & key, double & out) const { return get_scalar(*this, key, GGUF_TYPE_FLOAT64, out); }
+bool gguf_header::get(const std::string & key, uint32_t & out) const {
+    return get_scalar(*this, key, GGUF_TYPE_UINT32, out);
+}
+bool gguf_header::get(const std::string & key, uint16_t & out) const {
+    return get_scalar(*this, key, GGUF_TYPE_UINT16, out);
+}
+bool gguf_header::get(const std::string & key, double & out) const {
+    return get_scalar(*this, key, GGUF_TYPE_FLOAT64, out);
+}
 
-bool gguf_header::get(const std::string & key, std::vector<uint32_t> & out) const { return get_array(*this, key, GGUF_TYPE_UINT32, out); }
-bool gguf_header::get(const std::string & key, std::vector<uint64_t> & out) const { return get_array(*this, key, GGUF_TYPE_UINT64, out); }
-bool gguf_header::get(const std::string & key, std::vector<float> & out) const { return get_array(*this, key, GGUF_TYPE_FLOAT32, out); }
+bool gguf_header::get(const std::string & key, std::vector<uint32_t> & out) const {
+    return get_array(*this, key, GGUF_TYPE_UINT32, out);
+}
+bool gguf_header::get(const std::string & key, std::vector<uint64_t> & out) const {
+    return get_array(*this, key, GGUF_TYPE_UINT64, out);
+}
+bool gguf_header::get(const std::string & key, std::vector<float> & out) const {
+    return get_array(*this, key, GGUF_TYPE_FLOAT32, out);
+}
 
 // Shortest decimal that reads back as the same value.
 template <typename T>
@@ -367,8 +383,8 @@ static std::string float_text(T value, int n_digits_max) {
 
 std::string value_type_text(gguf_type type, bool is_array) {
     // in the order of gguf_type
-    static const char * const names[] = { "UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "FLOAT32", "BOOL", "STRING", "ARRAY",
-                                          "UINT64", "INT64", "FLOAT64" };
+    static const char * const names[] = { "UINT8", "INT8",   "UINT16", "INT16",  "UINT32", "INT32",  "FLOAT32",
+                                          "BOOL",  "STRING", "ARRAY",  "UINT64", "INT64",  "FLOAT64" };
     static_assert(sizeof(names) / sizeof(names[0]) == GGUF_TYPE_COUNT, "a name for each type");
     return is_array ? "[" + std::string(names[type]) + "]" : names[type];
 }
@@ -423,8 +439,7 @@ std::string scalar_text(const gguf_entry & entry) {
         case GGUF_TYPE_BOOL: return load<uint8_t>(entry.data) ? "true" : "false";
         case GGUF_TYPE_FLOAT32: return float_text(load<float>(entry.data), 9);
         case GGUF_TYPE_FLOAT64: return float_text(load<double>(entry.data), 17);
-        case GGUF_TYPE_STRING:
-            return std::string((const char *) entry.data + sizeof(uint64_t), entry.n_bytes - sizeof(uint64_t));
+        case GGUF_TYPE_STRING: return std::string((const char *) entry.data + sizeof(uint64_t), entry.n_bytes - sizeof(uint64_t));
         default: return "";
     }
 }

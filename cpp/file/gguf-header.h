@@ -1,7 +1,7 @@
 // gguf-header.h: bounds-checked parser of a GGUF header in memory.
 //
-// ggml's own parser reports errors through the global log and refuses nothing that gguf.md allows but a delta may not have; this one says in one line
-// what is wrong, allocates no more than a small multiple of the header's own bytes, and keeps where each value lies.
+// ggml's own parser reports errors through the global log and refuses nothing that gguf.md allows but a delta may not have; this one says
+// in one line what is wrong, allocates no more than a small multiple of the header's own bytes, and keeps where each value lies.
 #pragma once
 
 #include "ggml.h"
@@ -15,12 +15,13 @@
 
 namespace dqrelo {
 
-// A metadata value. `data` points into the parsed bytes, at no particular alignment; an array of strings is a sequence of {u64 length, bytes}.
+// A metadata value. `data` points into the parsed bytes, at no particular alignment; an array of strings is a sequence of {u64 length,
+// bytes}.
 struct gguf_entry {
     std::string     key;
-    gguf_type       type     = GGUF_TYPE_COUNT;  // of the elements
+    gguf_type       type     = GGUF_TYPE_COUNT; // of the elements
     bool            is_array = false;
-    uint64_t        n        = 1;                // elements
+    uint64_t        n        = 1; // elements
     const uint8_t * data     = nullptr;
     size_t          n_bytes  = 0;
 };
@@ -29,14 +30,14 @@ struct gguf_tensor_entry {
     std::string name;
     ggml_type   type         = GGML_TYPE_COUNT;
     int64_t     ne[4]        = { 1, 1, 1, 1 };
-    uint64_t    offset_bytes = 0;  // from the start of the data section
-    size_t      n_bytes      = 0;  // without padding
+    uint64_t    offset_bytes = 0; // from the start of the data section
+    size_t      n_bytes      = 0; // without padding
 };
 
 struct gguf_header {
     uint32_t                       version           = 0;
     uint32_t                       alignment         = GGUF_DEFAULT_ALIGNMENT;
-    size_t                         data_offset_bytes = 0;  // of the data section, from the start of the file
+    size_t                         data_offset_bytes = 0; // of the data section, from the start of the file
     std::vector<gguf_entry>        entries;
     std::vector<gguf_tensor_entry> tensors;
 
@@ -53,12 +54,12 @@ struct gguf_header {
     bool get(const std::string & key, std::vector<uint64_t> & out) const;
     bool get(const std::string & key, std::vector<float> & out) const;
 
-    std::unordered_map<std::string, size_t> index;  // key -> entries
+    std::unordered_map<std::string, size_t> index; // key -> entries
 };
 
-// Parses the header of a file that is wholly in [data, data + n_bytes). Checks magic, version 2 or 3, that every count and length fits into the file, that keys and
-// tensor names are unique UTF-8, types known, and every tensor at a multiple of the alignment inside the file. Order and gaps are not checked.
-// Returns false with one line in `err` (without the file's name).
+// Parses the header of a file that is wholly in [data, data + n_bytes). Checks magic, version 2 or 3, that every count and length fits into
+// the file, that keys and tensor names are unique UTF-8, types known, and every tensor at a multiple of the alignment inside the file.
+// Order and gaps are not checked. Returns false with one line in `err` (without the file's name).
 bool parse_gguf_header(const uint8_t * data, size_t n_bytes, gguf_header & out, std::string & err);
 
 // The type of a value as messages name it: "UINT32", "[STRING]".
@@ -70,7 +71,8 @@ bool is_text(const gguf_entry & entry);
 // ggml's name of a storage type, in lower case: "f16", "q4_k".
 std::string storage_name(ggml_type type);
 
-// Four numbers of a file as a shape. False if one is 0 or the product is over 2^62, which keeps sizes in bytes of all types apart from overflow.
+// Four numbers of a file as a shape. False if one is 0 or the product is over 2^62, which keeps sizes in bytes of all types apart from
+// overflow.
 bool shape_from(const uint64_t ne[4], int64_t out[4]);
 
 // A scalar as text; an empty string for arrays.

@@ -41,7 +41,7 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::st
         CloseHandle(file);
         return nullptr;
     }
-    CloseHandle(file);  // the mapping keeps the file
+    CloseHandle(file); // the mapping keeps the file
 
     std::unique_ptr<mapped_file> out(new mapped_file());
     out->data_    = (const uint8_t *) data;

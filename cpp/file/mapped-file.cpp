@@ -40,7 +40,7 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::st
     }
     void *    data      = mmap(nullptr, (size_t) st.st_size, PROT_READ, MAP_SHARED, fd, 0);
     const int map_errno = errno;
-    close(fd);  // the mapping keeps the file
+    close(fd); // the mapping keeps the file
     if (data == MAP_FAILED) {
         err = "cannot be mapped: " + system_error(map_errno);
         return nullptr;
@@ -73,9 +73,10 @@ void mapped_file::prefault(size_t offset_bytes, size_t n_bytes) const {
     const size_t    begin = offset_bytes / page * page;
     const uint8_t * data  = data_ + begin;
     n_bytes += offset_bytes - begin;
-    // The advice starts reading in large requests. A touch waits for its page, and enters it into this process's page table: Linux enters what it has of the
-    // 64 KiB around it, too. So the first pass takes one fault each 64 KiB, and the second one meets hardly any. Both together take a third of the time of the
-    // second alone, which touches fresh pages between the faults (300 MB in the page cache: 14 ms against 39 ms).
+    // The advice starts reading in large requests. A touch waits for its page, and enters it into this process's page table: Linux enters
+    // what it has of the 64 KiB around it, too. So the first pass takes one fault each 64 KiB, and the second one meets hardly any. Both
+    // together take a third of the time of the second alone, which touches fresh pages between the faults (300 MB in the page cache: 14 ms
+    // against 39 ms).
     madvise((void *) data, n_bytes, MADV_WILLNEED);
     touch(data, n_bytes, 16 * page);
     touch(data, n_bytes, page);

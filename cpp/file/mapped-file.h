@@ -8,8 +8,8 @@
 
 namespace dqrelo {
 
-// Unmaps when destroyed. The data is page-aligned. Another program that shortens the file while it is mapped makes reads of the lost part fault:
-// files in use are to be replaced by renaming, not rewritten in place.
+// Unmaps when destroyed. The data is page-aligned. Another program that shortens the file while it is mapped makes reads of the lost part
+// fault: files in use are to be replaced by renaming, not rewritten in place.
 class mapped_file {
 public:
     // Returns nullptr with the reason in `err` (without the path).
@@ -28,7 +28,8 @@ public:
     // Reads every page of [offset_bytes, offset_bytes + n_bytes) into memory.
     void prefault(size_t offset_bytes, size_t n_bytes) const;
 
-    // Takes the pages that lie wholly in [offset_bytes, offset_bytes + n_bytes) out of this process's memory; the system may keep the file cached.
+    // Takes the pages that lie wholly in [offset_bytes, offset_bytes + n_bytes) out of this process's memory; the system may keep the file
+    // cached.
     void discard(size_t offset_bytes, size_t n_bytes) const;
 
 private:
@@ -36,7 +37,7 @@ private:
 
     const uint8_t * data_    = nullptr;
     size_t          n_bytes_ = 0;
-    void *          handle_  = nullptr;  // what the platform needs to unmap
+    void *          handle_  = nullptr; // what the platform needs to unmap
 };
 
 } // namespace dqrelo

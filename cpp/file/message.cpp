@@ -25,9 +25,7 @@ static size_t utf8_sequence(const unsigned char * s, size_t n_bytes) {
     if (s[0] < 0x80) {
         return 1;
     }
-    const size_t n = s[0] >= 0xC2 && s[0] <= 0xDF ? 2 : (s[0] & 0xF0) == 0xE0      ? 3
-                                                    : s[0] >= 0xF0 && s[0] <= 0xF4 ? 4
-                                                                                   : 0;
+    const size_t n = s[0] >= 0xC2 && s[0] <= 0xDF ? 2 : (s[0] & 0xF0) == 0xE0 ? 3 : s[0] >= 0xF0 && s[0] <= 0xF4 ? 4 : 0;
     if (n == 0 || n > n_bytes) {
         return 0;
     }

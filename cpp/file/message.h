@@ -1,4 +1,5 @@
-// message.h: one-line error texts. What comes from a file is made printable first, so that a hostile name cannot forge lines or terminal escapes.
+// message.h: one-line error texts. What comes from a file is made printable first, so that a hostile name cannot forge lines or terminal
+// escapes.
 #pragma once
 
 #include <cstddef>

@@ -41,7 +41,7 @@ row_plan probe_plan(int64_t n_rows) {
 }
 
 struct probe_result {
-    std::string lacks; // an op that the device has not, or empty
+    std::string lacks;       // an op that the device has not, or empty
     uint32_t    n_nodes = 0; // and leaves: a scheduler's size counts both
 };
 
@@ -72,7 +72,8 @@ probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const 
     const auto ask = [&](ggml_tensor * t) {
         if (result.lacks.empty() && t->op != GGML_OP_NONE && !ggml_backend_dev_supports_op(dev, t)) {
             const ggml_tensor * first = t->src[0];
-            result.lacks              = message("%s of %s %s", ggml_op_desc(t), first ? ggml_type_name(first->type) : "", shape_text(first ? first->ne : t->ne).c_str());
+            result.lacks              = message("%s of %s %s", ggml_op_desc(t), first ? ggml_type_name(first->type) : "",
+                                                shape_text(first ? first->ne : t->ne).c_str());
         }
     };
     ask(read.node); // the sum
@@ -102,8 +103,9 @@ read_shape read_shape::of(const weight_read & read, const composed_layout & layo
 }
 
 bool read_shape::operator==(const read_shape & o) const {
-    return weight == o.weight && form == o.form && swap == o.swap && std::equal(node, node + 4, o.node) && std::equal(x, x + 4, o.x) && std::equal(ids, ids + 2, o.ids) &&
-           layout.kind == o.layout.kind && layout.one_slot == o.layout.one_slot && std::equal(layout.stride, layout.stride + 4, o.layout.stride);
+    return weight == o.weight && form == o.form && swap == o.swap && std::equal(node, node + 4, o.node) && std::equal(x, x + 4, o.x) &&
+           std::equal(ids, ids + 2, o.ids) && layout.kind == o.layout.kind && layout.one_slot == o.layout.one_slot &&
+           std::equal(layout.stride, layout.stride + 4, o.layout.stride);
 }
 
 std::string composed_problem(const dqrelo_context & dctx, const dqrelo_delta & delta, uint32_t & n_nodes) {
@@ -122,7 +124,8 @@ std::string composed_problem(const dqrelo_context & dctx, const dqrelo_delta & d
             }
             const probe_result result = probe(dctx, shape, *delta.composed.at(copy.buft)->find(copy.weight), dev);
             if (!result.lacks.empty()) {
-                return message("tensor '%s' needs the op %s, which %s has not", name.c_str(), result.lacks.c_str(), ggml_backend_dev_name(dev));
+                return message("tensor '%s' needs the op %s, which %s has not", name.c_str(), result.lacks.c_str(),
+                               ggml_backend_dev_name(dev));
             }
             n_most = std::max(n_most, result.n_nodes);
         }

@@ -4,8 +4,9 @@ namespace dqrelo {
 
 namespace {
 
-ggml_tensor * sum_of(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) { return !a ? b : !b ? a
-                                                                                                : ggml_add(ctx, a, b); }
+ggml_tensor * sum_of(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
+    return !a ? b : !b ? a : ggml_add(ctx, a, b);
+}
 
 ggml_tensor * product(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x) {
     ggml_tensor * y = ggml_mul_mat(ctx, w, x);
@@ -65,10 +66,14 @@ ggml_tensor * matmul_id(ggml_context * ctx, const composed_weight & w, ggml_tens
     return sum_of(ctx, sum, w.u ? ggml_mul_mat_id(ctx, w.u, ggml_mul_mat_id(ctx, w.v, x, ids), ids) : nullptr);
 }
 
-ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) { return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32); }
+ggml_tensor * as_f32(ggml_context * ctx, ggml_tensor * t) {
+    return t->type == GGML_TYPE_F32 ? t : ggml_cast(ctx, t, GGML_TYPE_F32);
+}
 
 // V [n_in, rank, n_mat] as F32 [rank, n_in, n_mat], so that a product with it gives rows of the weight.
-ggml_tensor * transposed(ggml_context * ctx, ggml_tensor * v) { return ggml_cont(ctx, ggml_transpose(ctx, as_f32(ctx, v))); }
+ggml_tensor * transposed(ggml_context * ctx, ggml_tensor * v) {
+    return ggml_cont(ctx, ggml_transpose(ctx, as_f32(ctx, v)));
+}
 
 // Rows of a weight of one matrix.
 ggml_tensor * rows(ggml_context * ctx, const composed_weight & w, ggml_tensor * ids) {
@@ -116,16 +121,11 @@ ggml_tensor * composed_whole(ggml_context * ctx, const composed_weight & w) {
 
 ggml_tensor * composed_delta(ggml_context * ctx, dqrelo_form form, const composed_weight & w, ggml_tensor * x, ggml_tensor * ids) {
     switch (form) {
-        case DQRELO_FORM_MATMUL:
-            return matmul(ctx, w, x);
-        case DQRELO_FORM_MATMUL_ID:
-            return matmul_id(ctx, w, x, ids);
-        case DQRELO_FORM_ROWS:
-            return rows(ctx, w, ids);
-        case DQRELO_FORM_MUL:
-            return ggml_mul(ctx, x, composed_whole(ctx, w));
-        case DQRELO_FORM_ADD:
-            return ids ? rows_by_id(ctx, composed_whole(ctx, w), ids) : composed_whole(ctx, w);
+        case DQRELO_FORM_MATMUL: return matmul(ctx, w, x);
+        case DQRELO_FORM_MATMUL_ID: return matmul_id(ctx, w, x, ids);
+        case DQRELO_FORM_ROWS: return rows(ctx, w, ids);
+        case DQRELO_FORM_MUL: return ggml_mul(ctx, x, composed_whole(ctx, w));
+        case DQRELO_FORM_ADD: return ids ? rows_by_id(ctx, composed_whole(ctx, w), ids) : composed_whole(ctx, w);
     }
     return nullptr;
 }

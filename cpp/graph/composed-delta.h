@@ -6,7 +6,8 @@
 
 namespace dqrelo {
 
-// D_hat as the form applies it to rows x F32 [n_in, ...], which carry the request's scale, with ids as for the operator. Returns F32 [n_out, ...]:
+// D_hat as the form applies it to rows x F32 [n_in, ...], which carry the request's scale, with ids as for the operator. Returns F32
+// [n_out, ...]:
 //   MATMUL     of x's ne[1..3]; a stack's matrices go with x's axis 2, as in ggml_mul_mat
 //   MATMUL_ID  [n_out, n_used, n_tokens]
 //   MUL        of x's shape

@@ -46,7 +46,8 @@ row_plan row_plan::of(const dqrelo_context & dctx, const llama_ubatch & ubatch, 
 
 bool row_plan::same_graph(const row_plan & other) const {
     const auto same = [](const slot_rows & a, const slot_rows & b) {
-        return a.slot == b.slot && a.generation == b.generation && a.unit == b.unit && a.rows[0].size() == b.rows[0].size() && a.rows[1].size() == b.rows[1].size();
+        return a.slot == b.slot && a.generation == b.generation && a.unit == b.unit && a.rows[0].size() == b.rows[0].size() &&
+               a.rows[1].size() == b.rows[1].size();
     };
     return n_rows == other.n_rows && std::equal(slots.begin(), slots.end(), other.slots.begin(), other.slots.end(), same);
 }
@@ -55,8 +56,10 @@ ggml_tensor * composed_inputs::input(ggml_context * ctx, key k, ggml_type type, 
     ggml_tensor *& t = tensors[k];
     if (!t) {
         t = ggml_new_tensor_2d(ctx, type, ne0, ne1);
-        ggml_format_name(t, "dqrelo_%s_%d_%zu", k.what == CONTENT_ROWS ? "rows" : k.what == CONTENT_SCALES ? "scales"
-                                                                                                           : "factors",
+        ggml_format_name(t, "dqrelo_%s_%d_%zu",
+                         k.what == CONTENT_ROWS     ? "rows"
+                         : k.what == CONTENT_SCALES ? "scales"
+                                                    : "factors",
                          (int) k.kind, k.i);
         ggml_set_input(t);
     }

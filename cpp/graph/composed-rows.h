@@ -1,5 +1,5 @@
-// composed-rows.h: which rows of a ubatch belong to which delta, as ordinary ggml ops need it: as row numbers and factors in input tensors. Their sizes are part of the
-// graph, so a graph is reused only for ubatches with the same deltas and as many rows of each.
+// composed-rows.h: which rows of a ubatch belong to which delta, as ordinary ggml ops need it: as row numbers and factors in input tensors.
+// Their sizes are part of the graph, so a graph is reused only for ubatches with the same deltas and as many rows of each.
 #pragma once
 
 #include "llama-graph.h"
@@ -15,8 +15,7 @@ struct dqrelo_context;
 namespace dqrelo {
 
 // Rows are numbered over all tokens of the ubatch, or over those with outputs.
-enum row_kind { ROWS_TOKENS  = 0,
-                ROWS_OUTPUTS = 1 };
+enum row_kind { ROWS_TOKENS = 0, ROWS_OUTPUTS = 1 };
 
 struct slot_rows {
     int32_t                             slot       = -1;
@@ -44,15 +43,14 @@ public:
     void set_input(const llama_ubatch * ubatch) override;
     bool can_reuse(const llm_graph_params & params) override;
 
-    // Of slot i of the plan: numbers of its rows I32 [n], their scales F32 [1, n], and a factor for each row of the ubatch F32 [n_rows], 0 where the row is not the slot's.
+    // Of slot i of the plan: numbers of its rows I32 [n], their scales F32 [1, n], and a factor for each row of the ubatch F32 [n_rows], 0
+    // where the row is not the slot's.
     ggml_tensor * rows(ggml_context * ctx, size_t i, row_kind kind);
     ggml_tensor * scales(ggml_context * ctx, size_t i, row_kind kind);
     ggml_tensor * factors(ggml_context * ctx, size_t i, row_kind kind);
 
 private:
-    enum content { CONTENT_ROWS,
-                   CONTENT_SCALES,
-                   CONTENT_FACTORS };
+    enum content { CONTENT_ROWS, CONTENT_SCALES, CONTENT_FACTORS };
     struct key {
         size_t   i;
         row_kind kind;

@@ -49,7 +49,9 @@ void mark(ggml_tensor * t) {
     }
 }
 
-bool reads_x(const weight_read & read) { return read.form != DQRELO_FORM_ROWS && read.form != DQRELO_FORM_ADD; }
+bool reads_x(const weight_read & read) {
+    return read.form != DQRELO_FORM_ROWS && read.form != DQRELO_FORM_ADD;
+}
 
 } // namespace
 
@@ -90,7 +92,8 @@ ggml_tensor * composed_graph::factors_like(const ggml_tensor * t, size_t i, cons
 }
 
 // The delta of a slot for all rows of the node; where the slot is not the only one, 0 for those of others.
-ggml_tensor * composed_graph::all_rows(const weight_read & read, const composed_layout & layout, const slot_of_read & slot, ggml_tensor * x) {
+ggml_tensor * composed_graph::all_rows(const weight_read & read, const composed_layout & layout, const slot_of_read & slot,
+                                       ggml_tensor * x) {
     const slot_rows & rows  = plan.slots[slot.i];
     const bool        plain = rows.unit && (layout.one_slot || (int64_t) rows.rows[layout.kind].size() == plan.n_rows[layout.kind]);
     ggml_tensor *     ids   = read.ids ? contiguous(read.ids) : nullptr;
@@ -137,7 +140,8 @@ ggml_tensor * composed_graph::gathered(ggml_tensor * t, size_t i, row_kind kind,
 }
 
 // The delta of a slot for its own rows: [n_out, .., n].
-ggml_tensor * composed_graph::own_rows(const weight_read & read, const composed_layout & layout, int first, const slot_of_read & slot, ggml_tensor * x) {
+ggml_tensor * composed_graph::own_rows(const weight_read & read, const composed_layout & layout, int first, const slot_of_read & slot,
+                                       ggml_tensor * x) {
     const bool    scaled = !plan.slots[slot.i].unit;
     ggml_tensor * ids    = read.ids ? gathered(read.ids, slot.i, layout.kind, first - 1, false) : nullptr;
     if (reads_x(read)) {
@@ -160,7 +164,8 @@ ggml_tensor * composed_graph::own_rows(const weight_read & read, const composed_
 }
 
 // The deltas of all slots, each computed for its rows alone, and 0 for rows without one.
-ggml_tensor * composed_graph::scattered(const weight_read & read, const composed_layout & layout, int first, const std::vector<slot_of_read> & slots, ggml_tensor * base, ggml_tensor * x) {
+ggml_tensor * composed_graph::scattered(const weight_read & read, const composed_layout & layout, int first,
+                                        const std::vector<slot_of_read> & slots, ggml_tensor * base, ggml_tensor * x) {
     const int64_t n   = plan.n_rows[layout.kind];
     ggml_tensor * sum = ggml_reshape_2d(ctx, ggml_fill(ctx, base, 0.0f), ggml_nelements(base) / n, n);
     for (const slot_of_read & slot : slots) {

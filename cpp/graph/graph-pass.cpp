@@ -1,5 +1,6 @@
-// The pass over a finished graph. It finds each node that reads a weight which some delta changes, moves the node's op to a new node, and turns the old node, to
-// which all consumers already point, into the delta op on top of the new one. One mechanism serves every architecture.
+// The pass over a finished graph. It finds each node that reads a weight which some delta changes, moves the node's op to a new node, and
+// turns the old node, to which all consumers already point, into the delta op on top of the new one. One mechanism serves every
+// architecture.
 #include "graph/composed.h"
 #include "context/context-state.h"
 #include "context/delta.h"
@@ -44,9 +45,7 @@ public:
         ggml_backend_tensor_set(owner, data.data(), 0, ggml_nbytes(owner));
     }
 
-    bool can_reuse(const llm_graph_params & params) override {
-        return owner->ne[1] == (int64_t) params.ubatch.n_tokens;
-    }
+    bool can_reuse(const llm_graph_params & params) override { return owner->ne[1] == (int64_t) params.ubatch.n_tokens; }
 
 private:
     const dqrelo_context & dctx;
@@ -55,7 +54,14 @@ private:
 
 class graph_pass {
 public:
-    graph_pass(const llama_model & model, const llm_graph_params & params) : dctx(*params.dqrelo), params(params), gf(params.res->get_gf()), ctx(params.res->get_ctx()), tokens(make_tokens()), owners(params, ctx, tokens), own_batch(params.dqrelo_key & 1) {
+    graph_pass(const llama_model & model, const llm_graph_params & params) :
+        dctx(*params.dqrelo),
+        params(params),
+        gf(params.res->get_gf()),
+        ctx(params.res->get_ctx()),
+        tokens(make_tokens()),
+        owners(params, ctx, tokens),
+        own_batch(params.dqrelo_key & 1) {
         for (const auto & [name, tensor] : model.tensors_by_name) {
             names.insert(name);
         }
@@ -157,7 +163,8 @@ private:
     void start_composed() {
         plan        = dqrelo::row_plan::of(dctx, params.ubatch, params.n_outputs);
         auto inputs = std::make_unique<dqrelo::composed_inputs>(dctx, plan);
-        composed    = std::make_unique<dqrelo::composed_graph>(ctx, plan, *inputs, [this](int32_t slot, const ggml_tensor * weight) { return find_composed(slot, weight); });
+        composed    = std::make_unique<dqrelo::composed_graph>(
+            ctx, plan, *inputs, [this](int32_t slot, const ggml_tensor * weight) { return find_composed(slot, weight); });
         params.res->add_input(std::move(inputs));
     }
 
@@ -179,7 +186,9 @@ private:
 
     // Ordinary ops need rows that are numbered over all tokens, or over those with outputs.
     bool is_numbered(const dqrelo::row_owner & rows) const {
-        const auto is_selection = [this](const ggml_tensor * t) { return t && t->src[0] && t->src[0]->view_src == tokens && t->src[1] == out_ids; };
+        const auto is_selection = [this](const ggml_tensor * t) {
+            return t && t->src[0] && t->src[0]->view_src == tokens && t->src[1] == out_ids;
+        };
         return rows.owner == tokens || is_selection(rows.owner);
     }
 
@@ -199,7 +208,8 @@ private:
         const size_t n_nodes = composed ? (plan.slots.size() + 1) * dqrelo::composed_graph::MAX_NODES : 0;
         const bool   fits    = ggml_used_mem(ctx) + n_nodes * ggml_tensor_overhead() <= ggml_get_mem_size(ctx);
         if (!fits) {
-            problem = std::string("tensor '") + read.weight->name + "' is read by a graph with more nodes than those that were checked, and there is no room for them";
+            problem = std::string("tensor '") + read.weight->name +
+                      "' is read by a graph with more nodes than those that were checked, and there is no room for them";
         }
         return fits;
     }
@@ -332,15 +342,18 @@ private:
         const bool              one_for_experts = read.form != DQRELO_FORM_MATMUL_ID || rows.stride[1] == 0;
         if (!rows.known || !rows.owner || rows.stride[0] != 0 || !one_for_experts) {
             read.own_batch = by + " where it is not known which token each row is for";
-        } else if (is_composed(read.weight) && read.form == DQRELO_FORM_MATMUL && read.weight->ne[2] > 1 && read.node->ne[2] != read.weight->ne[2] && read.node->ne[3] > 1) {
-            read.problem = by + " with several rows of matrices for one of the stack and several sequences, which ordinary ops cannot follow";
+        } else if (is_composed(read.weight) && read.form == DQRELO_FORM_MATMUL && read.weight->ne[2] > 1 &&
+                   read.node->ne[2] != read.weight->ne[2] && read.node->ne[3] > 1) {
+            read.problem =
+                by + " with several rows of matrices for one of the stack and several sequences, which ordinary ops cannot follow";
         } else if (is_composed(read.weight) && !is_numbered(rows)) {
             read.own_batch = by + " for rows that are selected otherwise than by their outputs";
         }
         return read;
     }
 
-    // The node's op moves to a new node, and the node becomes the delta on top of it: the operator with a table, or a sum with ordinary ops.
+    // The node's op moves to a new node, and the node becomes the delta on top of it: the operator with a table, or a sum with ordinary
+    // ops.
     void attach(const weight_read & read, ggml_tensor * table) {
         ggml_tensor * node = read.node;
         ggml_tensor * base = ggml_new_tensor(ctx, node->type, GGML_MAX_DIMS, node->ne);
@@ -351,8 +364,7 @@ private:
         ggml_format_name(base, "%s (base)", node->name);
 
         const auto    swapped = merged.find(read.x); // x is a weight too
-        ggml_tensor * x       = swapped != merged.end() ? swapped->second : read.x ? read.x
-                                                                                   : base;
+        ggml_tensor * x       = swapped != merged.end() ? swapped->second : read.x ? read.x : base;
         if (!table) {
             composed->attach(read, layout_of(read), base, x);
             return;
@@ -366,7 +378,8 @@ private:
         ggml_tensor *& copy = merged[read.weight];
         if (!copy) {
             const dqrelo::row_owner rows = first_token();
-            copy                         = table ? ggml_dqrelo(ctx, DQRELO_FORM_ADD, read.weight, read.weight, nullptr, table, rows.owner, rows.stride + 1) : composed->merged(read.weight);
+            copy = table ? ggml_dqrelo(ctx, DQRELO_FORM_ADD, read.weight, read.weight, nullptr, table, rows.owner, rows.stride + 1)
+                         : composed->merged(read.weight);
             ggml_format_name(copy, "%s (merged)", read.weight->name);
         }
         copy->flags |= read.node->flags & GGML_TENSOR_FLAG_COMPUTE;
@@ -415,7 +428,8 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
         return true;
     }
     if (params.dqrelo_key == UINT64_MAX) {
-        LLAMA_LOG_ERROR("dqrelo: a token of the batch belongs to several sequences that have different deltas; bind one delta to all of them\n");
+        LLAMA_LOG_ERROR(
+            "dqrelo: a token of the batch belongs to several sequences that have different deltas; bind one delta to all of them\n");
         return false;
     }
     std::string problem;

@@ -150,10 +150,8 @@ bool keeps_rows(enum ggml_op op) {
         case GGML_OP_SUM_ROWS:
         case GGML_OP_MEAN:
         case GGML_OP_ARGSORT:
-        case GGML_OP_TOP_K:
-            return true;
-        default:
-            return false;
+        case GGML_OP_TOP_K: return true;
+        default: return false;
     }
 }
 
@@ -211,7 +209,8 @@ row_owner row_owners::derive_get_rows(const ggml_tensor * node) {
     if (!rows.owner) {
         return rows;
     }
-    const bool one_axis = rows.stride[0] == 0 && rows.stride[1] == (node->src[0]->ne[1] > 1 ? 1 : 0) && rows.stride[2] == 0 && rows.stride[3] == 0;
+    const bool one_axis =
+        rows.stride[0] == 0 && rows.stride[1] == (node->src[0]->ne[1] > 1 ? 1 : 0) && rows.stride[2] == 0 && rows.stride[3] == 0;
     if (!one_axis || !ggml_is_vector(node->src[1])) {
         return unknown();
     }
@@ -249,28 +248,20 @@ row_owner row_owners::derive(ggml_tensor * node) {
         case GGML_OP_ADD:
         case GGML_OP_SUB:
         case GGML_OP_MUL:
-        case GGML_OP_DIV:
-            return combined(a, b);
-        case GGML_OP_GLU:
-            return node->src[1] ? combined(a, b) : a;
-        case GGML_OP_ADD_ID:
-            return a;
+        case GGML_OP_DIV: return combined(a, b);
+        case GGML_OP_GLU: return node->src[1] ? combined(a, b) : a;
+        case GGML_OP_ADD_ID: return a;
         case GGML_OP_DUP:
         case GGML_OP_CONT:
-        case GGML_OP_RESHAPE:
-            return a.known && a.owner ? reshaped(a, node->src[0], node) : a;
-        case GGML_OP_VIEW:
-            return a.known && a.owner ? viewed(a, node->src[0], node) : a;
-        case GGML_OP_PERMUTE:
-            return a.owner ? permuted(a, node) : a;
-        case GGML_OP_TRANSPOSE:
-            return with_strides(a, { a.stride[1], a.stride[0], a.stride[2], a.stride[3] });
+        case GGML_OP_RESHAPE: return a.known && a.owner ? reshaped(a, node->src[0], node) : a;
+        case GGML_OP_VIEW: return a.known && a.owner ? viewed(a, node->src[0], node) : a;
+        case GGML_OP_PERMUTE: return a.owner ? permuted(a, node) : a;
+        case GGML_OP_TRANSPOSE: return with_strides(a, { a.stride[1], a.stride[0], a.stride[2], a.stride[3] });
         case GGML_OP_CPY: // the rows of src[0] written over src[1], in the order of its elements
             return a.known && a.owner ? reshaped(a, node->src[0], node) : a;
         case GGML_OP_SET_ROWS: // a cache: what is read from it belongs to the reader
             return row_owner();
-        case GGML_OP_GET_ROWS:
-            return derive_get_rows(node);
+        case GGML_OP_GET_ROWS: return derive_get_rows(node);
         case GGML_OP_CONCAT: {
             const row_owner c = combined(a, b);
             return c.known && c.stride[ggml_get_op_params_i32(node, 0)] != 0 ? unknown() : c;
@@ -280,12 +271,10 @@ row_owner row_owners::derive(ggml_tensor * node) {
                 return unknown();
             }
             return b;
-        case GGML_OP_MUL_MAT_ID:
-            return b.known && b.owner && b.stride[0] == 0 ? b : unknown();
+        case GGML_OP_MUL_MAT_ID: return b.known && b.owner && b.stride[0] == 0 ? b : unknown();
         case GGML_OP_FLASH_ATTN_EXT: // q [d, n_tokens, n_head, n_stream] -> [d, n_head, n_tokens, n_stream]
             return with_strides(a, { 0, a.stride[2], a.stride[1], a.stride[3] });
-        default:
-            return unknown();
+        default: return unknown();
     }
 }
 

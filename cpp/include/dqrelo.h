@@ -16,62 +16,67 @@
 extern "C" {
 #endif
 
-struct dqrelo_delta;  // a loaded delta; owned by the caller, belongs to one model
+struct dqrelo_delta; // a loaded delta; owned by the caller, belongs to one model
 
 struct dqrelo_load_params {
-    bool allow_other_base_bytes;  // accept another quantisation of the delta's base (default false: refuse)
-    bool verify;                  // check the digest of every tensor before returning (default false)
+    bool allow_other_base_bytes; // accept another quantisation of the delta's base (default false: refuse)
+    bool verify;                 // check the digest of every tensor before returning (default false)
 };
 
 LLAMA_API struct dqrelo_load_params dqrelo_load_default_params(void);
 
-// Loads the delta at `path` for `model`. `path_model` is the file that the model was loaded from (the first shard, if it is split): the base's identity is
-// computed from it. Returns NULL on failure, with one line that says what is wrong in `err` (always terminated, at most n_err bytes).
-LLAMA_API struct dqrelo_delta * dqrelo_load(
-    const struct llama_model * model, const char * path_model, const char * path,
-    struct dqrelo_load_params params, char * err, size_t n_err);
+// Loads the delta at `path` for `model`. `path_model` is the file that the model was loaded from (the first shard, if it is split): the
+// base's identity is computed from it. Returns NULL on failure, with one line that says what is wrong in `err` (always terminated, at most
+// n_err bytes).
+LLAMA_API struct dqrelo_delta * dqrelo_load(const struct llama_model * model, const char * path_model, const char * path,
+                                            struct dqrelo_load_params params, char * err, size_t n_err);
 
 // Frees a delta. Returns false, and frees nothing, while it is bound to a sequence of any context.
 LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);
 
 // What a delta is. Strings live as long as the delta; NULL where the file has none.
-LLAMA_API const char * dqrelo_name(const struct dqrelo_delta * delta);  // general.name
+LLAMA_API const char * dqrelo_name(const struct dqrelo_delta * delta); // general.name
 LLAMA_API const char * dqrelo_path(const struct dqrelo_delta * delta);
-LLAMA_API const char * dqrelo_content_hash(const struct dqrelo_delta * delta);  // 64 hex digits
-LLAMA_API const char * dqrelo_chat_template(const struct dqrelo_delta * delta);  // NULL: the base's
-LLAMA_API const char * dqrelo_meta_str(const struct dqrelo_delta * delta, const char * key);  // any metadata value as text (scalars only)
-LLAMA_API bool         dqrelo_same_base_file(const struct dqrelo_delta * delta);  // false: another quantisation of the base
-LLAMA_API double       dqrelo_ratio(const struct dqrelo_delta * delta);  // bytes / (2 x elements)
-LLAMA_API size_t       dqrelo_n_bytes(const struct dqrelo_delta * delta);  // of all tensors in the file
-LLAMA_API int32_t      dqrelo_n_weights(const struct dqrelo_delta * delta);  // base tensors that it changes
-LLAMA_API int32_t      dqrelo_n_bound(const struct dqrelo_delta * delta);  // sequences that it is bound to, over all contexts
-// End-of-generation tokens under the fine-tune, as a merged model would have them: those its file names, and the vocabulary's. Writes up to n_max ids, returns how many
-// there are; 0: the file names none, the vocabulary's apply.
+LLAMA_API const char * dqrelo_content_hash(const struct dqrelo_delta * delta);               // 64 hex digits
+LLAMA_API const char * dqrelo_chat_template(const struct dqrelo_delta * delta);              // NULL: the base's
+LLAMA_API const char * dqrelo_meta_str(const struct dqrelo_delta * delta, const char * key); // any metadata value as text (scalars only)
+LLAMA_API bool         dqrelo_same_base_file(const struct dqrelo_delta * delta);             // false: another quantisation of the base
+LLAMA_API double       dqrelo_ratio(const struct dqrelo_delta * delta);                      // bytes / (2 x elements)
+LLAMA_API size_t       dqrelo_n_bytes(const struct dqrelo_delta * delta);                    // of all tensors in the file
+LLAMA_API int32_t      dqrelo_n_weights(const struct dqrelo_delta * delta);                  // base tensors that it changes
+LLAMA_API int32_t      dqrelo_n_bound(const struct dqrelo_delta * delta); // sequences that it is bound to, over all contexts
+// End-of-generation tokens under the fine-tune, as a merged model would have them: those its file names, and the vocabulary's. Writes up to
+// n_max ids, returns how many there are; 0: the file names none, the vocabulary's apply.
 LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_token * ids, int32_t n_max);
 
-// Memories that a loaded delta lies in: the name of memory i ("CPU": pages of the mapped file; else as ggml calls a device's memory) and its bytes, or NULL behind the last.
+// Memories that a loaded delta lies in: the name of memory i ("CPU": pages of the mapped file; else as ggml calls a device's memory) and
+// its bytes, or NULL behind the last.
 LLAMA_API const char * dqrelo_memory(const struct dqrelo_delta * delta, int32_t i, size_t * n_bytes);
 
-// What all memories together will hold of the delta at `path` once it is loaded for `model`; the file's size if it cannot be read as a delta, which dqrelo_load then tells.
+// What all memories together will hold of the delta at `path` once it is loaded for `model`; the file's size if it cannot be read as a
+// delta, which dqrelo_load then tells.
 LLAMA_API size_t dqrelo_bytes_needed(const struct llama_model * model, const char * path);
 
-// Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune). Takes effect with the next llama_decode.
-// What the sequence's memory (KV cache) holds stays as it was computed: clear it if it came from another delta.
-// The first bind of a delta to a context checks that every weight it changes is read by that context's graphs in a supported form.
-// Returns false with one line in `err` when that fails, or when more than LLAMA's maximum of different deltas would be bound.
-LLAMA_API bool dqrelo_bind(struct llama_context * ctx, llama_seq_id seq_id, struct dqrelo_delta * delta, float scale, char * err, size_t n_err);
+// Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune). Takes effect with the
+// next llama_decode. What the sequence's memory (KV cache) holds stays as it was computed: clear it if it came from another delta. The
+// first bind of a delta to a context checks that every weight it changes is read by that context's graphs in a supported form. Returns
+// false with one line in `err` when that fails, or when more than LLAMA's maximum of different deltas would be bound.
+LLAMA_API bool dqrelo_bind(struct llama_context * ctx, llama_seq_id seq_id, struct dqrelo_delta * delta, float scale, char * err,
+                           size_t n_err);
 
-// Whether a delta that was bound to the context, or checked, changes a weight that is read for all tokens of a batch at once (attention sinks, convolutions and scans of
-// recurrent layers). llama_decode then splits a batch so that its tokens share no ubatch with those of other deltas, of the base, or of another scale: right, but slower
-// than a shared one. llama_encode, which does not split, refuses such a mixed batch.
+// Whether a delta that was bound to the context, or checked, changes a weight that is read for all tokens of a batch at once (attention
+// sinks, convolutions and scans of recurrent layers). llama_decode then splits a batch so that its tokens share no ubatch with those of
+// other deltas, of the base, or of another scale: right, but slower than a shared one. llama_encode, which does not split, refuses such a
+// mixed batch.
 LLAMA_API bool dqrelo_needs_own_batch(const struct llama_context * ctx, const struct dqrelo_delta * delta);
 
 // The delta bound to a sequence, or NULL.
 LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * ctx, llama_seq_id seq_id);
 
-// Checks `delta` against the graphs of `ctx` without binding it (also done by the first bind). On success *n_applied is the number of weights that the graphs read and
-// *n_inert the number that no graph of this context reads.
-LLAMA_API bool dqrelo_check(struct llama_context * ctx, struct dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err, size_t n_err);
+// Checks `delta` against the graphs of `ctx` without binding it (also done by the first bind). On success *n_applied is the number of
+// weights that the graphs read and *n_inert the number that no graph of this context reads.
+LLAMA_API bool dqrelo_check(struct llama_context * ctx, struct dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err,
+                            size_t n_err);
 
 // The name of inert weight i (0 .. n_inert-1) found by dqrelo_check, or NULL.
 LLAMA_API const char * dqrelo_inert_weight(const struct dqrelo_delta * delta, int32_t i);

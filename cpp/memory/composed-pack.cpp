@@ -107,7 +107,8 @@ public:
     }
 
     void signs(ggml_tensor * dst, const uint8_t * data) {
-        rows(dst, data, (size_t) dst->ne[0] / 8, [dst](const uint8_t * from, uint8_t * to) { expand_signs(from, dst->ne[0], dst->type, to); });
+        rows(dst, data, (size_t) dst->ne[0] / 8,
+             [dst](const uint8_t * from, uint8_t * to) { expand_signs(from, dst->ne[0], dst->type, to); });
     }
 
     void numbers(ggml_tensor * dst, const void * data, int32_t type) {
@@ -173,7 +174,8 @@ size_t composed_pack::bytes_needed(const delta_file & file, ggml_backend_buffer_
     return ggml_backend_alloc_ctx_tensors_from_buft_size(pack.ctx.get(), buft);
 }
 
-std::unique_ptr<composed_pack> composed_pack::load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights, std::string & err) {
+std::unique_ptr<composed_pack> composed_pack::load(const delta_file & file, ggml_backend_buffer_type_t buft,
+                                                   const std::vector<size_t> & weights, std::string & err) {
     std::unique_ptr<composed_pack> pack(new composed_pack());
     pack->make_tensors(file, buft, weights);
     pack->buffer = allocate_weights(pack->ctx.get(), buft, file.path(), err);

@@ -33,8 +33,10 @@ struct composed_weight {
 
 class composed_pack {
 public:
-    // Copies `weights`, indices in the file. Returns nullptr with one line in `err`, which starts with the file's path, if the device's memory does not hold them.
-    static std::unique_ptr<composed_pack> load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights, std::string & err);
+    // Copies `weights`, indices in the file. Returns nullptr with one line in `err`, which starts with the file's path, if the device's
+    // memory does not hold them.
+    static std::unique_ptr<composed_pack> load(const delta_file & file, ggml_backend_buffer_type_t buft,
+                                               const std::vector<size_t> & weights, std::string & err);
 
     // What `load` takes of the device's memory. No data of the file is read.
     static size_t bytes_needed(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights);

@@ -7,7 +7,8 @@
 
 namespace dqrelo {
 
-std::unique_ptr<device_pack> device_pack::load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights, std::string & err) {
+std::unique_ptr<device_pack> device_pack::load(const delta_file & file, ggml_backend_buffer_type_t buft,
+                                               const std::vector<size_t> & weights, std::string & err) {
     std::unique_ptr<device_pack> pack(new device_pack(file));
     pack->ctx.reset(ggml_init({ weights.size() * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
     for (size_t i : weights) {
@@ -37,6 +38,8 @@ size_t device_pack::bytes_needed(const delta_file & file, ggml_backend_buffer_ty
     return n_bytes;
 }
 
-dqrelo_entry device_pack::entry(size_t i) const { return file.entry_at(i, packs.at(i)->data); }
+dqrelo_entry device_pack::entry(size_t i) const {
+    return file.entry_at(i, packs.at(i)->data);
+}
 
 } // namespace dqrelo

@@ -17,8 +17,10 @@ class delta_file;
 
 class device_pack {
 public:
-    // Copies `weights`, indices in the file, as they are there. Returns nullptr with one line in `err`, which starts with the file's path, if the device's memory does not hold them.
-    static std::unique_ptr<device_pack> load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights, std::string & err);
+    // Copies `weights`, indices in the file, as they are there. Returns nullptr with one line in `err`, which starts with the file's path,
+    // if the device's memory does not hold them.
+    static std::unique_ptr<device_pack> load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights,
+                                             std::string & err);
 
     // What `load` takes of the device's memory.
     static size_t bytes_needed(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights);

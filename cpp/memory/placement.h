@@ -21,8 +21,9 @@ struct placement {
     std::string                problem;        // why there is none, or empty
 };
 
-// By the memory that `weight` lies in; a tensor without a buffer, as in a model that was loaded without its data, counts as the CPU's. With DQRELO_COMPOSED=1 in the
-// environment everything is composed, on the CPU too: for tests, and to find out whether the operator or something else is at fault.
+// By the memory that `weight` lies in; a tensor without a buffer, as in a model that was loaded without its data, counts as the CPU's. With
+// DQRELO_COMPOSED=1 in the environment everything is composed, on the CPU too: for tests, and to find out whether the operator or something
+// else is at fault.
 placement placement_of(const ggml_tensor * weight);
 
 // Whether DQRELO_COMPOSED is 1.

@@ -19,8 +19,9 @@ ggml_backend_buffer_ptr allocate_weights(ggml_context * ctx, ggml_backend_buffer
     if (buffer) {
         ggml_backend_buffer_set_usage(buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     } else {
-        err = message("%s: %.1f MiB do not fit into the free memory of %s. Unload other deltas, or offload fewer layers (-ngl)", path.c_str(),
-                      (double) ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) / (1024 * 1024), ggml_backend_buft_name(buft));
+        err =
+            message("%s: %.1f MiB do not fit into the free memory of %s. Unload other deltas, or offload fewer layers (-ngl)", path.c_str(),
+                    (double) ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) / (1024 * 1024), ggml_backend_buft_name(buft));
     }
     return buffer;
 }

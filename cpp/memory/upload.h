@@ -10,11 +10,12 @@
 
 namespace dqrelo {
 
-// Memory for all tensors of `ctx`, as weights: the scheduler keeps an op on the backend of those. nullptr with one line in `err`, which starts with `path`, if it is short.
+// Memory for all tensors of `ctx`, as weights: the scheduler keeps an op on the backend of those. nullptr with one line in `err`, which
+// starts with `path`, if it is short.
 ggml_backend_buffer_ptr allocate_weights(ggml_context * ctx, ggml_backend_buffer_type_t buft, const std::string & path, std::string & err);
 
-// Copies through a few pinned buffers on a stream of its own: while one is on its way to the device, the next is filled. A device without pinned memory, streams or
-// events gets plain copies.
+// Copies through a few pinned buffers on a stream of its own: while one is on its way to the device, the next is filled. A device without
+// pinned memory, streams or events gets plain copies.
 class uploader {
 public:
     explicit uploader(ggml_backend_dev_t dev);

@@ -6,13 +6,16 @@
 #include <algorithm>
 #include <filesystem>
 
-static const size_t N_NAME_MAX = 200;  // bytes
+static const size_t N_NAME_MAX = 200; // bytes
 
 // A request may make any name known that reads well in a log, a URL and a list.
 static void check_name(const std::string & name) {
-    const bool is_odd = std::any_of(name.begin(), name.end(), [](unsigned char ch) { return ch < ' ' || ch == 127 || ch == '/' || ch == '\\' || ch == '"' || ch == '\''; });
+    const bool is_odd = std::any_of(name.begin(), name.end(), [](unsigned char ch) {
+        return ch < ' ' || ch == 127 || ch == '/' || ch == '\\' || ch == '"' || ch == '\'';
+    });
     if (is_odd || name.size() > N_NAME_MAX) {
-        throw std::invalid_argument(string_format("\"name\" must have at most %zu bytes, without slashes, quotes and control characters", N_NAME_MAX));
+        throw std::invalid_argument(
+            string_format("\"name\" must have at most %zu bytes, without slashes, quotes and control characters", N_NAME_MAX));
     }
 }
 
@@ -119,7 +122,8 @@ json server_delta_set::admin_load(const server_delta_load & load, const server_s
     }
     const bool is_new = registry->add(load.name, path, load.is_pinned);
     if (!is_new && !load.is_reload && registry->is_loaded(load.name) && registry->path_of(load.name) != path) {
-        throw std::invalid_argument("delta '" + load.name + "' is loaded from another file. Put a new file in its place with /deltas/reload");
+        throw std::invalid_argument("delta '" + load.name +
+                                    "' is loaded from another file. Put a new file in its place with /deltas/reload");
     }
     registry->load(load.name, path, load.is_reload, should_stop);
     if (load.is_pinned) {

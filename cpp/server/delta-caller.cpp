@@ -18,7 +18,8 @@ server_delta_caller * server_delta_caller::current() {
 }
 
 static bool is_same_header(const std::string & a, const std::string & b) {
-    return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                      [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
 }
 
 std::string server_delta_caller::api_key() const {

@@ -1,4 +1,5 @@
-// delta-caller.h: the request that a thread serves. Upstream's functions that ask for a delta get only its body; what else counts is looked up here.
+// delta-caller.h: the request that a thread serves. Upstream's functions that ask for a delta get only its body; what else counts is looked
+// up here.
 #pragma once
 
 #include "delta-ref.h"

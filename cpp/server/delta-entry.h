@@ -24,25 +24,26 @@ struct server_delta_stamp {
     }
 };
 
-// One loaded file. A reload makes another one; this one lives until its last request has ended. Constant once it serves, but for the last two.
+// One loaded file. A reload makes another one; this one lives until its last request has ended. Constant once it serves, but for the last
+// two.
 struct server_delta {
-    std::string        name;            // what requests call it
+    std::string        name; // what requests call it
     std::string        path;
-    std::string        hash;            // content hash, 64 hex digits
-    server_delta_stamp stamp;           // the file as it was when it was loaded
+    std::string        hash;  // content hash, 64 hex digits
+    server_delta_stamp stamp; // the file as it was when it was loaded
     double             ratio   = 0.0;
     double             load_ms = 0.0;
-    size_t             n_bytes = 0;     // in all memories
+    size_t             n_bytes = 0; // in all memories
 
     std::map<std::string, size_t> memory; // the same by memory: "CPU", and devices
 
     dqrelo_applied     applied;
-    dqrelo_eog         eog;             // end tokens, empty: the vocabulary's
-    common_params      params;          // the server's, with the fine-tune's sampling defaults
-    server_chat_params chat;            // the base's, with the delta's template
+    dqrelo_eog         eog;    // end tokens, empty: the vocabulary's
+    common_params      params; // the server's, with the fine-tune's sampling defaults
+    server_chat_params chat;   // the base's, with the delta's template
 
-    dqrelo_delta * handle = nullptr;  // NULL after the server slept; the main loop's, and the loader's before and after it serves
-    int            n_uses = 0;        // requests that hold it; the registry's lock
+    dqrelo_delta * handle = nullptr; // NULL after the server slept; the main loop's, and the loader's before and after it serves
+    int            n_uses = 0;       // requests that hold it; the registry's lock
 
     server_delta() = default;
     ~server_delta() { free_handle(); }
@@ -56,18 +57,18 @@ struct server_delta {
 // A load that was asked for. Guarded by the registry's lock.
 struct server_delta_job {
     std::string path;
-    size_t      n_bytes    = 0;      // that it will take; known before it starts
-    bool        is_reload  = false;  // also where a file is loaded already
+    size_t      n_bytes    = 0;     // that it will take; known before it starts
+    bool        is_reload  = false; // also where a file is loaded already
     bool        is_done    = false;
-    int         n_waiting  = 0;      // requests that wait for it; when it went well they are the entry's n_entitled
-    int         error_type = 0;      // where `error` is set
+    int         n_waiting  = 0; // requests that wait for it; when it went well they are the entry's n_entitled
+    int         error_type = 0; // where `error` is set
     std::string error;
 };
 
 // Since the start; they outlive the delta, so that a counter never falls.
 struct server_delta_counts {
     uint64_t n_requests  = 0;
-    uint64_t n_prompt    = 0;  // tokens
+    uint64_t n_prompt    = 0; // tokens
     uint64_t n_generated = 0;
     uint64_t n_loads     = 0;
     uint64_t n_failures  = 0;
@@ -79,22 +80,22 @@ struct server_delta_counts {
 struct server_delta_entry {
     std::string name;
     std::string path;
-    uint64_t    order       = 0;      // lists have them as they became known
-    size_t      n_bytes     = 0;      // of the file
-    bool        is_pinned   = false;  // never put out to make room
-    bool        is_leaving  = false;  // put out as soon as its requests have ended, which others wait for
+    uint64_t    order       = 0;     // lists have them as they became known
+    size_t      n_bytes     = 0;     // of the file
+    bool        is_pinned   = false; // never put out to make room
+    bool        is_leaving  = false; // put out as soon as its requests have ended, which others wait for
     bool        is_draining = false; // unloaded: no new requests, and the name goes with the last one
-    int64_t     used_us     = 0;      // when a request last got it, by the clock of this process
-    int64_t     used_s      = 0;      // the same in Unix time; 0: never
+    int64_t     used_us     = 0;     // when a request last got it, by the clock of this process
+    int64_t     used_s      = 0;     // the same in Unix time; 0: never
 
-    bool        is_broken = false;   // its file cannot be served: not tried again until it is told to
-    std::string reason;              // what went wrong last, empty: nothing
-    std::string hash;                // of the last load, empty: never loaded
+    bool        is_broken = false; // its file cannot be served: not tried again until it is told to
+    std::string reason;            // what went wrong last, empty: nothing
+    std::string hash;              // of the last load, empty: never loaded
     double      ratio     = 0.0;
     int32_t     n_applied = 0;
 
-    // Requests that waited for the load, or wait for their turn, and did not start yet. The delta stays until they had it: one that went before them would be
-    // loaded for nothing, and again.
+    // Requests that waited for the load, or wait for their turn, and did not start yet. The delta stays until they had it: one that went
+    // before them would be loaded for nothing, and again.
     int n_entitled = 0;
 
     std::shared_ptr<server_delta>     current;  // what requests get, or NULL

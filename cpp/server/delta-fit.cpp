@@ -19,7 +19,8 @@ static size_t bytes_of_all(const dqrelo_options & options) {
     return options.n_bytes_max > 0 ? std::min(n_bytes, options.n_bytes_max) : n_bytes;
 }
 
-// Devices that layers may go to, as llama.cpp counts them where it makes things fit: those that were named, or all GPUs, or the integrated ones.
+// Devices that layers may go to, as llama.cpp counts them where it makes things fit: those that were named, or all GPUs, or the integrated
+// ones.
 static size_t n_devices(const common_params & params) {
     if (!params.devices.empty()) {
         return (size_t) std::count_if(params.devices.begin(), params.devices.end(), [](ggml_backend_dev_t dev) { return dev != nullptr; });

@@ -47,7 +47,8 @@ std::string server_delta_folder_path(const std::string & dir, const std::string 
     const fs::path relative(file);
     const bool     has_dots    = std::find(relative.begin(), relative.end(), "..") != relative.end();
     const bool     has_control = std::any_of(file.begin(), file.end(), [](unsigned char ch) { return ch < ' '; });
-    if (file.empty() || relative.is_absolute() || relative.has_root_path() || has_dots || has_control || file.find('\\') != std::string::npos) {
+    if (file.empty() || relative.is_absolute() || relative.has_root_path() || has_dots || has_control ||
+        file.find('\\') != std::string::npos) {
         throw server_delta_error(ERROR_TYPE_INVALID_REQUEST, "file " + safe_json_to_str(file) +
                                                                  ": expected a path inside --deltas-dir, relative to it and without '..'");
     }

@@ -42,11 +42,12 @@ static common_params_sampling sampling_of(const dqrelo_delta * delta, common_par
     return sampling;
 }
 
-std::shared_ptr<server_delta> server_delta_read(const std::string & name, const std::string & path, const server_delta_host & host, bool verify, std::string & err) {
+std::shared_ptr<server_delta> server_delta_read(const std::string & name, const std::string & path, const server_delta_host & host,
+                                                bool verify, std::string & err) {
     const int64_t t_start = ggml_time_us();
     auto          delta   = std::make_shared<server_delta>();
-    delta->stamp          = server_delta_stamp::of(path);  // before it is read: a file that changes meanwhile is not taken for the one that was read
-    delta->handle         = dqrelo_load_file(path, *host.params, host.model, verify, err);
+    delta->stamp  = server_delta_stamp::of(path); // before it is read: a file that changes meanwhile is not taken for the one that was read
+    delta->handle = dqrelo_load_file(path, *host.params, host.model, verify, err);
     if (delta->handle == nullptr) {
         return nullptr;
     }
@@ -73,7 +74,8 @@ std::shared_ptr<server_delta> server_delta_read(const std::string & name, const 
 //
 
 // A template statement that makes a token variable the fine-tune's where it differs: templates are built with the base's vocabulary.
-static std::string set_token(const dqrelo_delta * delta, const llama_vocab * vocab, const char * key, const char * variable, llama_token base_token) {
+static std::string set_token(const dqrelo_delta * delta, const llama_vocab * vocab, const char * key, const char * variable,
+                             llama_token base_token) {
     const std::string text = dqrelo_token_text(delta, vocab, key);
     if (text.empty() || (base_token != LLAMA_TOKEN_NULL && text == common_token_to_piece(vocab, base_token, true))) {
         return "";
@@ -119,11 +121,9 @@ bool server_delta_make_chat(server_delta & delta, const server_delta_host & host
 // the thread
 //
 
-server_delta_loader::server_delta_loader(std::shared_ptr<server_delta_registry> registry, const server_delta_host & host, std::function<void()> wake_main_loop) :
-    registry(std::move(registry)),
-    host(host),
-    wake_main_loop(std::move(wake_main_loop)),
-    thread([this] { run(); }) {}
+server_delta_loader::server_delta_loader(std::shared_ptr<server_delta_registry> registry, const server_delta_host & host,
+                                         std::function<void()> wake_main_loop) :
+    registry(std::move(registry)), host(host), wake_main_loop(std::move(wake_main_loop)), thread([this] { run(); }) {}
 
 server_delta_loader::~server_delta_loader() {
     registry->end();
@@ -163,7 +163,7 @@ void server_delta_loader::load(const server_delta_registry::work & work) {
         if (delta && !server_delta_make_chat(*delta, host, err)) {
             delta.reset();
         }
-    } catch (const std::exception & e) {  // out of memory
+    } catch (const std::exception & e) { // out of memory
         err = work.to_load->path + ": " + e.what();
         delta.reset();
     }

@@ -16,7 +16,8 @@ struct server_delta_host {
 };
 
 // Reads a file: all that a delta is but for its chat template. NULL with one line in `err`.
-std::shared_ptr<server_delta> server_delta_read(const std::string & name, const std::string & path, const server_delta_host & host, bool verify, std::string & err);
+std::shared_ptr<server_delta> server_delta_read(const std::string & name, const std::string & path, const server_delta_host & host,
+                                                bool verify, std::string & err);
 
 // Makes the chat template. False with one line in `err`.
 bool server_delta_make_chat(server_delta & delta, const server_delta_host & host, std::string & err);
@@ -24,7 +25,8 @@ bool server_delta_make_chat(server_delta & delta, const server_delta_host & host
 class server_delta_loader {
 public:
     // Runs until destroyed. `wake_main_loop` may be called at any time from its thread.
-    server_delta_loader(std::shared_ptr<server_delta_registry> registry, const server_delta_host & host, std::function<void()> wake_main_loop);
+    server_delta_loader(std::shared_ptr<server_delta_registry> registry, const server_delta_host & host,
+                        std::function<void()> wake_main_loop);
     ~server_delta_loader();
     server_delta_loader(const server_delta_loader &)             = delete;
     server_delta_loader & operator=(const server_delta_loader &) = delete;

@@ -29,8 +29,9 @@ public:
     }
 
     std::string lines(const char * type, const char * help) const {
-        return text + string_format("# HELP llamacpp:deltas_%s %s, of all deltas.\n# TYPE llamacpp:deltas_%s %s\nllamacpp:deltas_%s %.15g\n", name, help, name,
-                                    type, name, total);
+        return text +
+               string_format("# HELP llamacpp:deltas_%s %s, of all deltas.\n# TYPE llamacpp:deltas_%s %s\nllamacpp:deltas_%s %.15g\n", name,
+                             help, name, type, name, total);
     }
 
 private:
@@ -85,12 +86,14 @@ void server_delta_set::log_table() const {
         n_wide = std::max(n_wide, row.entry.name.size());
     }
     SRV_INF("%-*s  %-10s  %10s  %s\n", (int) n_wide, "model", "state", "MiB", "file");
-    SRV_INF("%-*s  %-10s  %10.1f  %s\n", (int) n_wide, "", "base", (double) llama_model_size(host.model) / mib, host.params->model.path.c_str());
+    SRV_INF("%-*s  %-10s  %10.1f  %s\n", (int) n_wide, "", "base", (double) llama_model_size(host.model) / mib,
+            host.params->model.path.c_str());
     for (const auto & row : rows) {
-        SRV_INF("%-*s  %-10s  %10.1f  %s%s\n", (int) n_wide, row.entry.name.c_str(), row.entry.state(), (double) row.entry.n_bytes / mib, row.entry.path.c_str(),
-                row.entry.is_pinned ? " (pinned)" : "");
+        SRV_INF("%-*s  %-10s  %10.1f  %s%s\n", (int) n_wide, row.entry.name.c_str(), row.entry.state(), (double) row.entry.n_bytes / mib,
+                row.entry.path.c_str(), row.entry.is_pinned ? " (pinned)" : "");
     }
-    const std::string budget = registry->limits.n_bytes_max == 0 ? "no limit" : string_format("%.1f MiB", (double) registry->limits.n_bytes_max / mib);
-    SRV_INF("deltas: %zu, %.1f MiB loaded, %.1f MiB if all were, --delta-memory: %s\n", rows.size(), (double) registry->n_resident() / mib, n_all / mib,
-            budget.c_str());
+    const std::string budget =
+        registry->limits.n_bytes_max == 0 ? "no limit" : string_format("%.1f MiB", (double) registry->limits.n_bytes_max / mib);
+    SRV_INF("deltas: %zu, %.1f MiB loaded, %.1f MiB if all were, --delta-memory: %s\n", rows.size(), (double) registry->n_resident() / mib,
+            n_all / mib, budget.c_str());
 }

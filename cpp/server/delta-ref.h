@@ -9,7 +9,8 @@
 struct server_delta;
 class server_delta_registry;
 
-// One request's hold on a loaded delta: while any copy of the pointer to it lives, the delta stays in memory. Made by server_delta_registry.
+// One request's hold on a loaded delta: while any copy of the pointer to it lives, the delta stays in memory. Made by
+// server_delta_registry.
 class server_delta_use {
 public:
     server_delta_use(std::shared_ptr<server_delta_registry> registry, std::shared_ptr<server_delta> delta);
@@ -17,7 +18,7 @@ public:
     server_delta_use(const server_delta_use &)             = delete;
     server_delta_use & operator=(const server_delta_use &) = delete;
 
-    void count(uint64_t n_prompt, uint64_t n_generated) const;  // tokens
+    void count(uint64_t n_prompt, uint64_t n_generated) const; // tokens
 
     const std::shared_ptr<server_delta> delta;
 
@@ -28,12 +29,13 @@ private:
 struct server_delta_ref {
     // NULL: the base. Mutable: a slot drops it when its task ends, though it keeps the task.
     mutable std::shared_ptr<const server_delta_use> use;
-    float                                           scale = 1.0f;  // multiplies the whole delta
+    float                                           scale = 1.0f; // multiplies the whole delta
 
     // NULL: the base
     server_delta * delta() const;
 
-    // The owner of what this reference computes: KV cells made under one key are never used under another. Empty: the base (or a delta scaled to nothing).
+    // The owner of what this reference computes: KV cells made under one key are never used under another. Empty: the base (or a delta
+    // scaled to nothing).
     std::string key() const;
 
     // The task ended after this many tokens: counts them and lets the delta go.

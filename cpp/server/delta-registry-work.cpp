@@ -11,7 +11,7 @@
 bool server_delta_registry::next_load(work & next) {
     while (!is_asleep && !at_work.to_load && !queue.empty()) {
         server_delta_entry & entry = entries.at(queue.front());
-        if (entry.current && !entry.job->is_reload) {  // was told to leave, for a load that did not come about
+        if (entry.current && !entry.job->is_reload) { // was told to leave, for a load that did not come about
             entry.is_leaving = false;
             finish(entry, 0, "");
             continue;
@@ -26,8 +26,7 @@ bool server_delta_registry::next_load(work & next) {
                 entry.reason = err;
                 finish(entry, ERROR_TYPE_UNAVAILABLE, err);
                 continue;
-            case room::later:
-                return false;
+            case room::later: return false;
             case room::yes:
                 next.to_load     = entry.job;
                 next.name        = entry.name;
@@ -108,7 +107,7 @@ void server_delta_registry::end() {
 void server_delta_registry::update_is_work() {
     is_work = unchecked || !leaving.empty();
     if (!is_work) {
-        is_woken = false;  // update() does not look any more, so a call on its way to the main loop is lost
+        is_woken = false; // update() does not look any more, so a call on its way to the main loop is lost
     }
 }
 
@@ -126,7 +125,7 @@ void server_delta_registry::checked(const std::shared_ptr<server_delta> & delta,
     const work           done  = std::move(at_work);
     server_delta_entry * entry = find(delta->name);
     at_work                    = {};
-    if (entry == nullptr || entry->job != done.to_load) {  // unloaded meanwhile
+    if (entry == nullptr || entry->job != done.to_load) { // unloaded meanwhile
         dead.push_back(delta);
     } else if (!err.empty()) {
         dead.push_back(delta);
@@ -190,7 +189,7 @@ void server_delta_registry::sleep() {
     all.insert(all.end(), dead.begin(), dead.end());
     leaving.clear();
     dead.clear();
-    if (unchecked) {  // its job stays in the queue
+    if (unchecked) { // its job stays in the queue
         all.push_back(std::move(unchecked));
     }
     unchecked.reset();

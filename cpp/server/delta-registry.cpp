@@ -12,8 +12,7 @@ static const auto POLL = std::chrono::milliseconds(200);
 //
 
 server_delta_use::server_delta_use(std::shared_ptr<server_delta_registry> registry, std::shared_ptr<server_delta> delta) :
-    delta(std::move(delta)),
-    registry(std::move(registry)) {}
+    delta(std::move(delta)), registry(std::move(registry)) {}
 
 server_delta_use::~server_delta_use() {
     registry->release(delta);
@@ -144,7 +143,7 @@ void server_delta_registry::pause(lock_t & lock, const server_should_stop & shou
     if (is_stopping) {
         throw server_delta_error(ERROR_TYPE_UNAVAILABLE, "the server is shutting down");
     }
-    lock.unlock();  // both may wait
+    lock.unlock(); // both may wait
     const bool is_gone = should_stop && should_stop();
     if (!is_gone && keep_awake) {
         keep_awake();
@@ -242,9 +241,9 @@ public:
     const uint64_t          ticket;
 
 private:
-    std::shared_ptr<server_delta_job> job;                  // waits for it
-    bool                              is_entitled = false;  // is counted in the entry's n_entitled
-    uint64_t                          order       = 0;      // of the entry: the name may be unloaded and come back meanwhile
+    std::shared_ptr<server_delta_job> job;                 // waits for it
+    bool                              is_entitled = false; // is counted in the entry's n_entitled
+    uint64_t                          order       = 0;     // of the entry: the name may be unloaded and come back meanwhile
 };
 
 std::shared_ptr<const server_delta_use> server_delta_registry::acquire(const std::string & name, const server_should_stop & should_stop) {
@@ -274,7 +273,7 @@ std::shared_ptr<const server_delta_use> server_delta_registry::acquire(const std
             while (!job->is_done) {
                 pause(lock, should_stop);
             }
-            if (!job->error.empty() && job->path == path) {  // a failed reload is not this request's: what was there before is loaded then
+            if (!job->error.empty() && job->path == path) { // a failed reload is not this request's: what was there before is loaded then
                 throw server_delta_error(job->error_type, job->error);
             }
             mine.loaded();
@@ -311,7 +310,8 @@ void server_delta_registry::finish(server_delta_entry & entry, int error_type, c
     changed.notify_all();
 }
 
-void server_delta_registry::load(const std::string & name, const std::string & path, bool is_reload, const server_should_stop & should_stop) {
+void server_delta_registry::load(const std::string & name, const std::string & path, bool is_reload,
+                                 const server_should_stop & should_stop) {
     lock_t lock(mutex);
     while (true) {
         server_delta_entry * entry = find(name);
@@ -319,7 +319,7 @@ void server_delta_registry::load(const std::string & name, const std::string & p
             throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + name + "' was unloaded");
         }
         if (entry->job && (is_reload || entry->job->path != path)) {
-            pause(lock, should_stop);  // another load of this name comes first
+            pause(lock, should_stop); // another load of this name comes first
             continue;
         }
         if (entry->current && !is_reload && !entry->is_leaving) {
@@ -373,8 +373,8 @@ void server_delta_registry::retire_if_left(server_delta_entry & entry) {
 void server_delta_registry::forget_drained() {
     for (auto it = entries.begin(); it != entries.end();) {
         const auto is_its  = [&](const auto & delta) { return delta->name == it->first; };
-        const bool is_gone = it->second.is_draining && std::none_of(leaving.begin(), leaving.end(), is_its) && std::none_of(dead.begin(), dead.end(), is_its) &&
-                             !(freeing && is_its(freeing));
+        const bool is_gone = it->second.is_draining && std::none_of(leaving.begin(), leaving.end(), is_its) &&
+                             std::none_of(dead.begin(), dead.end(), is_its) && !(freeing && is_its(freeing));
         it                 = is_gone ? entries.erase(it) : std::next(it);
     }
 }
@@ -401,8 +401,9 @@ size_t server_delta_registry::n_resident() const {
     return resident_bytes("");
 }
 
-// Whether the entry's job fits. If it will, when others have gone, they are sent: first the idle ones, least recently used first, then those in use, which then get no
-// more requests. What the entry itself has loaded does not count: a reload has both files in memory for a while.
+// Whether the entry's job fits. If it will, when others have gone, they are sent: first the idle ones, least recently used first, then
+// those in use, which then get no more requests. What the entry itself has loaded does not count: a reload has both files in memory for a
+// while.
 server_delta_registry::room server_delta_registry::make_room(const server_delta_entry & entry, std::string & err) {
     const size_t wanted = entry.job->n_bytes;
     if (limits.n_bytes_max == 0 || resident_bytes(entry.name) + wanted <= limits.n_bytes_max) {
@@ -410,7 +411,7 @@ server_delta_registry::room server_delta_registry::make_room(const server_delta_
     }
     std::vector<server_delta_entry *> victims;
     size_t                            n_pinned = 0;
-    size_t                            n_kept   = 0;  // bytes that no one was told to leave
+    size_t                            n_kept   = 0; // bytes that no one was told to leave
     for (auto & [name, other] : entries) {
         if (!other.current || &other == &entry) {
             continue;

@@ -1,8 +1,8 @@
 // delta-registry.h: which deltas are known, loaded, in use and on their way out; who waits for what; how much memory they have.
 //
-// Three kinds of threads meet here. HTTP threads acquire deltas and wait. The loader (delta-loader.h) reads files and frees them. The main loop, which owns the
-// context, checks new deltas against its graphs and unbinds old ones, between two steps. One lock guards everything; nothing slow is done under it, and no
-// function of the server's queue is called under it (the queue calls back with its own lock held).
+// Three kinds of threads meet here. HTTP threads acquire deltas and wait. The loader (delta-loader.h) reads files and frees them. The main
+// loop, which owns the context, checks new deltas against its graphs and unbinds old ones, between two steps. One lock guards everything;
+// nothing slow is done under it, and no function of the server's queue is called under it (the queue calls back with its own lock held).
 #pragma once
 
 #include "delta-entry.h"
@@ -20,11 +20,13 @@
 using server_should_stop = std::function<bool()>;
 
 struct server_delta_limits {
-    size_t n_bytes_max  = 0;  // of all that is loaded, in all memories; 0: any
-    size_t n_active_max = 0;  // deltas that run at a time, 0: any
+    size_t n_bytes_max  = 0; // of all that is loaded, in all memories; 0: any
+    size_t n_active_max = 0; // deltas that run at a time, 0: any
 
     // what a file will take once it is loaded; not called while the server sleeps, when there is no model
-    std::function<size_t(const std::string & path)> bytes_needed = [](const std::string & path) { return (size_t) server_delta_stamp::of(path).n_bytes; };
+    std::function<size_t(const std::string & path)> bytes_needed = [](const std::string & path) {
+        return (size_t) server_delta_stamp::of(path).n_bytes;
+    };
 };
 
 class server_delta_registry : public std::enable_shared_from_this<server_delta_registry> {
@@ -36,12 +38,12 @@ public:
     // Makes a name known. False if it is taken.
     bool add(const std::string & name, const std::string & path, bool is_pinned);
 
-    // Waits until the delta is loaded and has its turn, first come first served. Throws server_delta_error: 404 for a name that is not known, 503 with the reason if
-    // it cannot fit, 500 with the reason if its file cannot be served.
+    // Waits until the delta is loaded and has its turn, first come first served. Throws server_delta_error: 404 for a name that is not
+    // known, 503 with the reason if it cannot fit, 500 with the reason if its file cannot be served.
     std::shared_ptr<const server_delta_use> acquire(const std::string & name, const server_should_stop & should_stop);
 
-    // Loads a delta, or another file in place of the loaded one (then requests get the old one until the new one can serve, and keep it if it cannot).
-    // Returns when it can serve; throws server_delta_error where it cannot.
+    // Loads a delta, or another file in place of the loaded one (then requests get the old one until the new one can serve, and keep it if
+    // it cannot). Returns when it can serve; throws server_delta_error where it cannot.
     void load(const std::string & name, const std::string & path, bool is_reload, const server_should_stop & should_stop);
 
     // Takes the name away and waits until the last request that has it is done. Throws server_delta_error if there is no such name.
@@ -52,16 +54,16 @@ public:
         server_delta_entry  entry;
         server_delta_counts counts;
         int                 n_running  = 0;
-        size_t              n_resident = 0;  // bytes
+        size_t              n_resident = 0; // bytes
 
-        std::map<std::string, size_t> memory;  // the same by memory
+        std::map<std::string, size_t> memory; // the same by memory
     };
     std::vector<row> rows() const;
 
     // Counts by name, also of names that are gone.
     std::map<std::string, server_delta_counts> all_counts() const;
 
-    bool   has(const std::string & name) const;  // false for one that is being unloaded
+    bool   has(const std::string & name) const; // false for one that is being unloaded
     bool   is_loaded(const std::string & name) const;
     void   pin(const std::string & name);
     size_t n_resident() const;
@@ -110,13 +112,13 @@ public:
     struct work {
         std::shared_ptr<server_delta>     to_free;
         std::shared_ptr<server_delta_job> to_load;
-        std::string                       name;                // of what is to be loaded
-        bool                              must_verify     = true;  // the digests of this file were not checked yet
+        std::string                       name;                   // of what is to be loaded
+        bool                              must_verify     = true; // the digests of this file were not checked yet
         bool                              wants_main_loop = false;
     };
-    bool next_work(work & next);  // waits; false when the server ends
+    bool next_work(work & next); // waits; false when the server ends
     void freed();
-    void loaded(const work & done, const std::shared_ptr<server_delta> & delta, const std::string & err);  // NULL with an error
+    void loaded(const work & done, const std::shared_ptr<server_delta> & delta, const std::string & err); // NULL with an error
     void end();
 
 private:
@@ -124,9 +126,7 @@ private:
 
     class claim;
 
-    enum class room { yes,
-                      later,
-                      never };
+    enum class room { yes, later, never };
 
     server_delta_entry *              find(const std::string & name);
     std::shared_ptr<server_delta_job> ask(server_delta_entry & entry, const std::string & path, bool is_reload);
@@ -149,17 +149,17 @@ private:
     std::condition_variable                    changed;
     std::map<std::string, server_delta_entry>  entries;
     std::map<std::string, server_delta_counts> counts;
-    std::deque<std::string>                    queue;      // names whose jobs wait for the loader; the first one is at work
-    std::set<uint64_t>                         line;       // tickets of the requests that wait for their turn; each has a claim on a loaded delta
+    std::deque<std::string>                    queue; // names whose jobs wait for the loader; the first one is at work
+    std::set<uint64_t>                         line; // tickets of the requests that wait for their turn; each has a claim on a loaded delta
     uint64_t                                   n_tickets = 0;
     uint64_t                                   n_added   = 0;
-    std::vector<std::shared_ptr<server_delta>> leaving;    // retired, maybe still bound or held
-    std::vector<std::shared_ptr<server_delta>> dead;       // for the loader to free
-    std::shared_ptr<server_delta>              freeing;    // what it frees, outside the lock
-    work                                       at_work;    // what it loads, until the main loop has checked it
-    std::shared_ptr<server_delta>              unchecked;  // loaded, for the main loop to check
-    bool                                       is_reading = false;  // the loader reads a file, outside the lock
-    bool                                       is_woken   = false;  // the main loop was told to look
+    std::vector<std::shared_ptr<server_delta>> leaving;            // retired, maybe still bound or held
+    std::vector<std::shared_ptr<server_delta>> dead;               // for the loader to free
+    std::shared_ptr<server_delta>              freeing;            // what it frees, outside the lock
+    work                                       at_work;            // what it loads, until the main loop has checked it
+    std::shared_ptr<server_delta>              unchecked;          // loaded, for the main loop to check
+    bool                                       is_reading = false; // the loader reads a file, outside the lock
+    bool                                       is_woken   = false; // the main loop was told to look
     bool                                       is_asleep  = false;
     bool                                       is_ended   = false;
     std::atomic<bool>                          is_work{ false };

@@ -63,12 +63,14 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
 
     http.post("/deltas/load", wrap([&deltas](const server_http_req & req) {
                   const json body = body_of(req);
-                  return answer(deltas.admin_load({ needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), false }, req.should_stop));
+                  return answer(deltas.admin_load({ needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), false },
+                                                  req.should_stop));
               }));
 
     http.post("/deltas/reload", wrap([&deltas](const server_http_req & req) {
                   const json body = body_of(req);
-                  return answer(deltas.admin_load({ needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), true }, req.should_stop));
+                  return answer(
+                      deltas.admin_load({ needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), true }, req.should_stop));
               }));
 
     http.post("/deltas/unload", wrap([&deltas](const server_http_req & req) {
@@ -84,7 +86,9 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
                   const std::string path       = needed_text(body, "lora_path");
                   const bool        is_inplace = flag_of(body, "load_inplace");
                   if (!is_inplace && deltas.is_loaded(name)) {
-                      throw std::invalid_argument("The lora adapter '" + name + "' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.");
+                      throw std::invalid_argument(
+                          "The lora adapter '" + name +
+                          "' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.");
                   }
                   deltas.admin_load({ name, path, false, is_inplace }, req.should_stop);
                   return answer_text("Success: LoRA adapter '" + name + "' added successfully.");
@@ -98,9 +102,10 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
 }
 
 void server_delta_add_router_routes(const server_http_context & http, const common_params & params, server_delta_wrapper wrap) {
-    static const std::string ROUTER  = "router mode serves no deltas: their names are not routed, and options for deltas go to every server that it starts. "
-                                       "Start a server with -m for each base";
-    const auto &             options = params.dqrelo;
+    static const std::string ROUTER =
+        "router mode serves no deltas: their names are not routed, and options for deltas go to every server that it starts. "
+        "Start a server with -m for each base";
+    const auto & options = params.dqrelo;
     if (!options.deltas.empty() || !options.deltas_dir.empty()) {
         SRV_WRN("%s\n", ROUTER.c_str());
     }

@@ -62,7 +62,8 @@ bool server_delta_set::add_all() {
     const auto & options = host.params->dqrelo;
     for (const auto & source : options.deltas) {
         if (is_base_name(source.name)) {
-            SRV_ERR("delta '%s': the base model has this name. Give the delta another one: --delta NAME=%s\n", source.name.c_str(), source.path.c_str());
+            SRV_ERR("delta '%s': the base model has this name. Give the delta another one: --delta NAME=%s\n", source.name.c_str(),
+                    source.path.c_str());
             return false;
         }
         registry->add(source.name, source.path, contains(options.pinned, source.name));
@@ -101,8 +102,8 @@ bool server_delta_set::load_first(llama_context * ctx, const std::vector<dqrelo_
         const bool   must_stay = contains(host.params->dqrelo.pinned, source.name);
         if (n_max > 0 && registry->n_resident() + n_bytes > n_max) {
             if (must_stay || n_bytes > n_max) {
-                SRV_ERR("delta '%s': its %zu bytes do not fit: --delta-memory allows %zu, of which pinned deltas have %zu\n", source.name.c_str(), n_bytes, n_max,
-                        must_stay ? registry->n_resident() : 0);
+                SRV_ERR("delta '%s': its %zu bytes do not fit: --delta-memory allows %zu, of which pinned deltas have %zu\n",
+                        source.name.c_str(), n_bytes, n_max, must_stay ? registry->n_resident() : 0);
                 return false;
             }
             SRV_WRN("delta '%s': its %zu bytes do not fit beside the others, it is loaded on first use\n", source.name.c_str(), n_bytes);
@@ -142,13 +143,13 @@ bool server_delta_set::start(const llama_model * model, server_chat_params & cha
         }
     }
     const auto wake_main_loop = [&queue] {
-        server_task task(SERVER_TASK_TYPE_NEXT_RESPONSE);  // does nothing, but a step follows
+        server_task task(SERVER_TASK_TYPE_NEXT_RESPONSE); // does nothing, but a step follows
         task.id = queue.get_new_id();
         queue.post(std::move(task));
     };
     registry->on_wait([&queue, wake_main_loop] {
         queue.wait_until_no_sleep();
-        wake_main_loop();  // it has no task for a request that waits, and would think that it is idle
+        wake_main_loop(); // it has no task for a request that waits, and would think that it is idle
     });
     loader = std::make_unique<server_delta_loader>(registry, host, wake_main_loop);
     return true;
@@ -269,7 +270,7 @@ server_delta_ref server_delta_set::find(const json & body) const {
 std::shared_ptr<const server_chat_params> server_delta_set::chat_params(const json & body, const server_chat_params & chat_base) const {
     const std::string name = wanted_name(body);
     if (name.empty()) {
-        return { std::shared_ptr<void>(), &chat_base };  // it outlives every request
+        return { std::shared_ptr<void>(), &chat_base }; // it outlives every request
     }
     const auto use = hold(name);
     return { use, &use->delta->chat };
@@ -320,7 +321,8 @@ void server_delta_set::check_slot_file(const std::string & key, const std::strin
         throw std::runtime_error("model '" + model_name + "' does not exist; this server has " + names());
     }
     if (wanted != hash) {
-        throw std::runtime_error("the file was computed by " + (hash.empty() ? "the base" : "'" + owner + "'") + ", not by '" + model_name + "'");
+        throw std::runtime_error("the file was computed by " + (hash.empty() ? "the base" : "'" + owner + "'") + ", not by '" + model_name +
+                                 "'");
     }
 }
 
@@ -336,7 +338,7 @@ std::string server_delta_ref::key() const {
     if (!use || scale == 0.0f) {
         return "";
     }
-    return delta()->hash + string_format("@%.9g", scale);  // 9 digits tell any two floats apart
+    return delta()->hash + string_format("@%.9g", scale); // 9 digits tell any two floats apart
 }
 
 void server_delta_ref::done(uint64_t n_prompt, uint64_t n_generated) const {
@@ -379,7 +381,7 @@ std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx,
 
 bool server_delta_can_batch(const server_delta_ref & a, const server_delta_ref & b, const llama_context * ctx) {
     if (a.key() == b.key() || llama_get_memory(ctx) != nullptr) {
-        return true;  // llama_decode splits the batch itself
+        return true; // llama_decode splits the batch itself
     }
     const auto needs_own = [ctx](const server_delta_ref & ref) {
         return ref.delta() != nullptr && dqrelo_needs_own_batch(ctx, ref.delta()->handle);

@@ -1,4 +1,5 @@
-// delta-set.h: the deltas of a server, as upstream's code sees them: names, what a request gets from its delta, and the hooks of the main loop.
+// delta-set.h: the deltas of a server, as upstream's code sees them: names, what a request gets from its delta, and the hooks of the main
+// loop.
 #pragma once
 
 #include "delta-loader.h"
@@ -15,22 +16,22 @@ struct server_queue;
 // What a request asks to be loaded.
 struct server_delta_load {
     std::string name;
-    std::string file;  // in --deltas-dir; empty: the one that the name has, or would have there
+    std::string file; // in --deltas-dir; empty: the one that the name has, or would have there
     bool        is_pinned = false;
-    bool        is_reload = false;  // in place of what is loaded
+    bool        is_reload = false; // in place of what is loaded
 };
 
 class server_delta_set {
 public:
-    // Makes the deltas of `params` known, and loads those that are to be there from the start; `model_name` is the base's. Logs one line a delta, or one
-    // error line and returns false. Called again after a sleep: what was loaded then comes back beside the first requests.
+    // Makes the deltas of `params` known, and loads those that are to be there from the start; `model_name` is the base's. Logs one line a
+    // delta, or one error line and returns false. Called again after a sleep: what was loaded then comes back beside the first requests.
     bool load(const common_params & params, llama_context * ctx, const std::string & model_name);
 
     // Unbinds and frees all deltas; must go before the context does.
     void unload(llama_context * ctx);
 
-    // Makes the chat templates, registers this set in the base's chat parameters, and starts loading beside the main loop, which is woken through `queue`.
-    // Once, after load. False after an error line.
+    // Makes the chat templates, registers this set in the base's chat parameters, and starts loading beside the main loop, which is woken
+    // through `queue`. Once, after load. False after an error line.
     bool start(const llama_model * model, server_chat_params & chat_base, server_queue & queue);
 
     // Between two steps of the main loop: takes over what was loaded, and unbinds from idle slots what is to go.
@@ -39,19 +40,22 @@ public:
     // Requests that wait for a delta fail from here on.
     void stop() const;
 
-    // What "model" and "delta_scale" of a request mean; waits until the delta can serve. Throws server_delta_error, or std::invalid_argument for a scale that is none.
+    // What "model" and "delta_scale" of a request mean; waits until the delta can serve. Throws server_delta_error, or
+    // std::invalid_argument for a scale that is none.
     server_delta_ref find(const json & body) const;
 
     // The chat parameters for a request; waits as find does.
     std::shared_ptr<const server_chat_params> chat_params(const json & body, const server_chat_params & chat_base) const;
 
-    // Throws std::runtime_error unless a slot file computed under `key` may be restored; `model_name` is the delta that the request named, or empty.
+    // Throws std::runtime_error unless a slot file computed under `key` may be restored; `model_name` is the delta that the request named,
+    // or empty.
     void check_slot_file(const std::string & key, const std::string & model_name) const;
 
     // Adds the deltas to the answer of /v1/models.
     json list_models(json models) const;
 
-    // The endpoints (delta-admin.cpp, delta-metrics.cpp). Where they throw, it is server_delta_error or std::invalid_argument. A change has happened when they return.
+    // The endpoints (delta-admin.cpp, delta-metrics.cpp). Where they throw, it is server_delta_error or std::invalid_argument. A change has
+    // happened when they return.
     json list() const;
     // Lines to add to /metrics; empty for a server without deltas.
     std::string metrics() const;
@@ -65,8 +69,8 @@ public:
 
 private:
     std::string wanted_name(const json & body) const;
-    bool        is_allowed(const std::string & name) const;  // for the API key of this thread's request; an empty name is the base
-    bool        is_limited() const;  // this thread's request has an API key of --delta-keys
+    bool        is_allowed(const std::string & name) const; // for the API key of this thread's request; an empty name is the base
+    bool        is_limited() const;                         // this thread's request has an API key of --delta-keys
     // What this thread's request may see of a text about the file at `path`: without its directory for a limited key.
     std::string shown(std::string text, const std::string & path) const;
     json        row_json(const server_delta_registry::row & row) const;
@@ -81,13 +85,14 @@ private:
 
     std::shared_ptr<const server_delta_use> hold(const std::string & name) const;
 
-    std::shared_ptr<server_delta_registry> registry;  // NULL: a server without deltas
+    std::shared_ptr<server_delta_registry> registry; // NULL: a server without deltas
     server_delta_host                      host;
-    std::vector<std::string>               base_names;  // the id first, then aliases and the file's name
+    std::vector<std::string>               base_names; // the id first, then aliases and the file's name
     std::unique_ptr<server_delta_loader>   loader;
 };
 
-// Makes a task run under `ref`: its tokens are marked as the delta's, its sampler ends with the delta's tokens, its answer carries the delta's name.
+// Makes a task run under `ref`: its tokens are marked as the delta's, its sampler ends with the delta's tokens, its answer carries the
+// delta's name.
 void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab, server_task & task);
 
 // The defaults of a request under `ref`: those of `base`, and the fine-tune's where its file has any.
@@ -96,5 +101,6 @@ const common_params & server_delta_params(const server_delta_ref & ref, const co
 // Makes sequence `id_slot` run under `ref` from the next decode on. Returns an error line, empty on success.
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot);
 
-// Whether slots with these may share a batch: an encoder reads all of it at once, and some deltas need that to themselves (dqrelo_needs_own_batch).
+// Whether slots with these may share a batch: an encoder reads all of it at once, and some deltas need that to themselves
+// (dqrelo_needs_own_batch).
 bool server_delta_can_batch(const server_delta_ref & a, const server_delta_ref & b, const llama_context * ctx);

@@ -1,9 +1,9 @@
 // avx2-signs.cpp: products with sign planes for AVX2, 32 signs a step.
 //
 // 32 sign bits become 32 bytes b, 1 where the bit is set, else 0: broadcast the word, move to each byte the one that holds its bit, keep
-// that bit, clamp to 1. As in avx512vnni.cpp, sum_j s_j q_j = 2 P - sum_j q_j with P = 256 sum_j b_j hi_j + sum_j b_j lo_j. vpmaddubsw adds two products
-// to a 16-bit lane, at most 256 in magnitude, so 127 steps fit before the lanes are widened to 32 bits.
-// Tail: q is padded with zeros, so only the load of the last word must stop at the end of the row.
+// that bit, clamp to 1. As in avx512vnni.cpp, sum_j s_j q_j = 2 P - sum_j q_j with P = 256 sum_j b_j hi_j + sum_j b_j lo_j. vpmaddubsw adds
+// two products to a 16-bit lane, at most 256 in magnitude, so 127 steps fit before the lanes are widened to 32 bits. Tail: q is padded with
+// zeros, so only the load of the last word must stop at the end of the row.
 
 #include "avx2.h"
 #include "prefetch.h"
@@ -22,9 +22,10 @@ static inline uint32_t load_signs(const uint8_t * sign, int64_t n_bytes) {
 }
 
 static inline __m256i signs_u8x32(uint32_t bits) {
-    const __m256i byte_of = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-    const __m256i bit_of  = _mm256_set1_epi64x((long long) 0x8040201008040201ull);
-    const __m256i bit     = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int) bits), byte_of), bit_of);
+    const __m256i byte_of =
+        _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit_of = _mm256_set1_epi64x((long long) 0x8040201008040201ull);
+    const __m256i bit    = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int) bits), byte_of), bit_of);
     return _mm256_min_epu8(bit, _mm256_set1_epi8(1));
 }
 
@@ -51,7 +52,8 @@ static inline void sign_step(sign_sums<T> & sums, const uint8_t * sign, const in
 
 // p[t] += 256 hi + lo of steps b0 .. b1-1, at most 127 of them
 template <int T>
-static inline void sign_steps(__m256i (&p)[T], const uint8_t * sign, const int8_t * q, int64_t q_stride, int64_t n, int64_t b0, int64_t b1) {
+static inline void sign_steps(__m256i (&p)[T], const uint8_t * sign, const int8_t * q, int64_t q_stride, int64_t n, int64_t b0,
+                              int64_t b1) {
     sign_sums<T> sums;
     UNROLLED
     for (int t = 0; t < T; t++) {
@@ -74,7 +76,8 @@ static inline void sign_steps(__m256i (&p)[T], const uint8_t * sign, const int8_
 
 // 4 rows of signs, of which n_i are stored, by T rows of q
 template <int T>
-static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
+                           int64_t n, int32_t * out, int64_t ld) {
     __m256i p[4][T];
     for (int r = 0; r < 4; r++) {
         for (int t = 0; t < T; t++) {
@@ -94,7 +97,8 @@ static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * 
 }
 
 template <int T>
-static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
+                           int32_t * out, int64_t ld) {
     for (int i = 0; i < n_i; i += 4) {
         const uint8_t * row[4]; // past the end the last row again
         for (int r = 0; r < 4; r++) {
@@ -107,10 +111,10 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
 //
 // one row of q
 //
-// With one row of q there is nothing to share the making of b with. So the columns are taken in another order, which needs next to none: of 32 bytes of
-// signs, 256 columns, bit k of all bytes at once. v & 2^k is 2^k b, and (v >> 4) & 2^k is that of bit k + 4, so four sums, one for each power, take both;
-// 42 instructions for 256 signs, where signs_u8x32 needs 64. Each sum gets two products a step, at most 4096 in magnitude where k is 3, so 7 steps
-// fit in 16 bits. q is brought into this order by the segment, which all rows of the tile then use.
+// With one row of q there is nothing to share the making of b with. So the columns are taken in another order, which needs next to none: of
+// 32 bytes of signs, 256 columns, bit k of all bytes at once. v & 2^k is 2^k b, and (v >> 4) & 2^k is that of bit k + 4, so four sums, one
+// for each power, take both; 42 instructions for 256 signs, where signs_u8x32 needs 64. Each sum gets two products a step, at most 4096 in
+// magnitude where k is 3, so 7 steps fit in 16 bits. q is brought into this order by the segment, which all rows of the tile then use.
 //
 
 static constexpr int STEP_COLUMNS  = 256;
@@ -173,7 +177,8 @@ static inline __m256i load_signs_u8x32(const uint8_t * sign, int64_t n_bytes) {
 }
 
 // hi8, lo8 += 8 sum_j b_j hi_j, 8 sum_j b_j lo_j over n_bytes of signs, at most SUM_STEPS steps
-static inline void add_steps(__m256i & hi8, __m256i & lo8, const uint8_t * sign, int64_t n_bytes, int64_t ahead, const struct q_by_bit * q) {
+static inline void add_steps(__m256i & hi8, __m256i & lo8, const uint8_t * sign, int64_t n_bytes, int64_t ahead,
+                             const struct q_by_bit * q) {
     __m256i hi[4], lo[4];
     UNROLLED
     for (int k = 0; k < 4; k++) {
@@ -215,8 +220,8 @@ static inline __m256i segment_sum(const uint8_t * sign, int64_t n_bytes, int64_t
 
 static void sign_dots_one(const uint8_t * sign, int n_i, const int8_t * q, const struct dqrelo_act * act, int64_t n, int32_t * out) {
     constexpr int64_t SEGMENT = SEGMENT_STEPS * STEP_COLUMNS;
-    const int64_t     ahead   = ((int64_t) DQRELO_PREFETCH_BYTES + n / 8 - 1) / (n / 8) * (n / 8); // whole rows, so that it is the same segment
-    struct q_by_bit   ordered[SEGMENT_STEPS];
+    const int64_t   ahead = ((int64_t) DQRELO_PREFETCH_BYTES + n / 8 - 1) / (n / 8) * (n / 8); // whole rows, so that it is the same segment
+    struct q_by_bit ordered[SEGMENT_STEPS];
     for (int64_t j = 0; j < n; j += SEGMENT) {
         const int64_t n_columns = n - j < SEGMENT ? n - j : SEGMENT;
         order_segment(ordered, q + 2 * j, n_columns);
@@ -233,12 +238,11 @@ static void sign_dots_one(const uint8_t * sign, int n_i, const int8_t * q, const
     }
 }
 
-void sign_dots_avx2(
-    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
+void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
+                    int32_t * out, int64_t ld) {
     for (int t = 0; t < n_t;) {
         const int left   = n_t - t;
-        const int n_step = left == 4 ? 2 : left < 3 ? left
-                                                    : 3; // 4 is 2 + 2
+        const int n_step = left == 4 ? 2 : left < 3 ? left : 3; // 4 is 2 + 2
         switch (n_step) {
             case 1: sign_dots_one(sign, n_i, q + t * q_stride, act + t, n, out + t * ld); break;
             case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;

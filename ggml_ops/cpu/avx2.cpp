@@ -1,5 +1,5 @@
-// avx2.cpp: the kernels of kernels.h for AVX2, FMA and F16C but the signs, which are in avx2-signs.cpp. 8 floats a step: lane l of one accumulator
-// adds columns l, l + 8, ... in order, then the 8 lanes are added in one fixed tree. Tail: masked loads.
+// avx2.cpp: the kernels of kernels.h for AVX2, FMA and F16C but the signs, which are in avx2-signs.cpp. 8 floats a step: lane l of one
+// accumulator adds columns l, l + 8, ... in order, then the 8 lanes are added in one fixed tree. Tail: masked loads.
 
 #include "avx2.h"
 #include "factor-types.h"
@@ -28,7 +28,8 @@ static inline __m256 scaled_f32x8(const float * x, const float * cscale, int64_t
 
 // the low byte of each of 8 values
 static inline void store_i8x8(int8_t * out, __m256i v) {
-    const __m256i low   = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    const __m256i low   = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1,
+                                           -1, -1, -1, -1, -1, -1);
     const __m256i bytes = _mm256_shuffle_epi8(v, low);
     _mm_storel_epi64((__m128i *) out, _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 }
@@ -53,8 +54,7 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
     const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
     const __m256  inv_f32x8 = _mm256_set1_ps(finite && !zero ? inv : 0.0f);
     const __m256i keep      = _mm256_set1_epi32(finite ? -1 : 0);
-    act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f
-                                                                                : v_max / q_max;
+    act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
     const __m256i half      = _mm256_set1_epi32(128);
     __m256i       sum_i32x8 = _mm256_setzero_si256();
@@ -93,9 +93,7 @@ struct load_f32 {
 
 struct load_f16 {
     static constexpr int BYTES = 16;
-    static inline __m256 at(const void * row, int64_t j, int64_t n) {
-        return _mm256_cvtph_ps(load_u16x8((const uint16_t *) row + j, n));
-    }
+    static inline __m256 at(const void * row, int64_t j, int64_t n) { return _mm256_cvtph_ps(load_u16x8((const uint16_t *) row + j, n)); }
 };
 
 struct load_bf16 {
@@ -198,8 +196,8 @@ static void dots_of(const void * a, int64_t a_stride, int n_i, const float * con
     }
 }
 
-static void dots_avx2(
-    enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+static void dots_avx2(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
+                      float * out, int64_t ld) {
     switch (type) {
         case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
         case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;

@@ -20,5 +20,5 @@ static inline __m128i lanes_i32x4(int n) {
 }
 
 // dqrelo_kernels::sign_dots
-void sign_dots_avx2(
-    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld);
+void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
+                    int32_t * out, int64_t ld);

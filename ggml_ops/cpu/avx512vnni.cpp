@@ -5,7 +5,8 @@
 // and both sums of P are one vpdpbusd a step (b unsigned bytes, hi and lo signed ones; four products are added to each 32-bit lane).
 // Tail: q is padded with zeros to 64 columns, so only the load of the last mask must stop at the end of the row.
 //
-// Floats. Lane l of one accumulator adds columns l, l + 16, ... in order, then the 16 lanes are added in one fixed tree. Tail: masked loads.
+// Floats. Lane l of one accumulator adds columns l, l + 16, ... in order, then the 16 lanes are added in one fixed tree. Tail: masked
+// loads.
 
 #include "factor-types.h"
 #include "kernels.h"
@@ -37,14 +38,12 @@ static inline __m128 sums_f32x4(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
 
 // mask of the columns j .. j+15 that are below n
 static inline __mmask16 columns_m16(int64_t j, int64_t n) {
-    return n - j >= 16 ? 0xffff : n - j <= 0 ? 0
-                                             : (__mmask16) ((1u << (n - j)) - 1);
+    return n - j >= 16 ? 0xffff : n - j <= 0 ? 0 : (__mmask16) ((1u << (n - j)) - 1);
 }
 
 // mask of the first n of four
 static inline __mmask8 rows_m4(int n) {
-    return n >= 4 ? 15 : n <= 0 ? 0
-                                : (__mmask8) ((1 << n) - 1);
+    return n >= 4 ? 15 : n <= 0 ? 0 : (__mmask8) ((1 << n) - 1);
 }
 
 //
@@ -72,8 +71,7 @@ static void quantize_row_avx512vnni(const float * x, const float * cscale, int64
     const bool   finite     = max_bits < 0x7f800000;
     const bool   zero       = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
     const __m512 inv_f32x16 = _mm512_set1_ps(finite && !zero ? inv : 0.0f);
-    act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f
-                                                                                : v_max / q_max;
+    act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
     const __m512i half       = _mm512_set1_epi32(128);
     __m512i       sum_i32x16 = _mm512_setzero_si512();
@@ -116,7 +114,8 @@ static inline void dot_i32x16(__m512i & acc, __m512i u, __m512i s) {
 
 // Adds one block of 64 columns: the sums of R rows of signs by T rows of q.
 template <int R, int T>
-static inline __attribute__((always_inline)) void sign_step(__m512i (&hi)[R][T], __m512i (&lo)[R][T], const __mmask64 (&bits)[R], const int8_t * q, int64_t q_stride) {
+static inline __attribute__((always_inline)) void sign_step(__m512i (&hi)[R][T], __m512i (&lo)[R][T], const __mmask64 (&bits)[R],
+                                                            const int8_t * q, int64_t q_stride) {
     __m512i q_hi[T], q_lo[T];
     UNROLLED
     for (int t = 0; t < T; t++) {
@@ -136,7 +135,8 @@ static inline __attribute__((always_inline)) void sign_step(__m512i (&hi)[R][T],
 
 // out = (accumulate ? out : -sum q) + 2 P for R rows of signs, of which n_i are stored, and T rows of q; R is a multiple of 4
 template <int R, int T>
-static inline void store_sums(__m512i (&hi)[R][T], const __m512i (&lo)[R][T], int n_i, const struct dqrelo_act * act, bool accumulate, int32_t * out, int64_t ld) {
+static inline void store_sums(__m512i (&hi)[R][T], const __m512i (&lo)[R][T], int n_i, const struct dqrelo_act * act, bool accumulate,
+                              int32_t * out, int64_t ld) {
     UNROLLED
     for (int t = 0; t < T; t++) {
         UNROLLED
@@ -165,7 +165,8 @@ static inline void set_zero(__m512i (&hi)[R][T], __m512i (&lo)[R][T]) {
 
 // One or two rows of q: memory is the limit, so each row of signs is read in one go, and what comes behind the tile is prefetched.
 template <int R, int T>
-static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
+                          int32_t * out, int64_t ld) {
     for (int i = 0; i < n_i; i += R) {
         const uint8_t * row[R]; // past the end the last row again
         for (int r = 0; r < R; r++) {
@@ -190,8 +191,9 @@ static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64
 //
 // many rows of q
 //
-// Arithmetic is the limit, so what is used again must stay in the first cache: a segment of 2048 columns of 64 rows of signs, 16 KiB, gathered from
-// rows whose distance may be a power of two, which would use a few of its sets only; and the same segment of three rows of q, 12 KiB.
+// Arithmetic is the limit, so what is used again must stay in the first cache: a segment of 2048 columns of 64 rows of signs, 16 KiB,
+// gathered from rows whose distance may be a power of two, which would use a few of its sets only; and the same segment of three rows of q,
+// 12 KiB.
 //
 
 static constexpr int     MANY_R         = 4;
@@ -214,8 +216,8 @@ static void gather_signs(struct sign_segment * segment, const uint8_t * sign, in
 }
 
 // A segment by three rows of q. `ahead` is the q of the three rows after them: each group of rows asks for a part of it.
-static void sign_dots_segment(
-    const struct sign_segment * segment, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n_blocks, bool accumulate, int32_t * out, int64_t ld) {
+static void sign_dots_segment(const struct sign_segment * segment, int n_i, const int8_t * q, int64_t q_stride,
+                              const struct dqrelo_act * act, int64_t n_blocks, bool accumulate, int32_t * out, int64_t ld) {
     for (int g = 0; g * MANY_R < n_i; g++) {
         const int8_t * ahead = q + (MANY_T + g / 2 % MANY_T) * q_stride + g % 2 * n_blocks * 64;
         __m512i        hi[MANY_R][MANY_T], lo[MANY_R][MANY_T];
@@ -229,8 +231,8 @@ static void sign_dots_segment(
 }
 
 // n_t is a multiple of three
-static void sign_dots_many(
-    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
+                           int64_t n, int32_t * out, int64_t ld) {
     struct sign_segment segment;
     const int64_t       n_blocks = (n + 63) / 64;
     for (int i = 0; i < n_i; i += MANY_ROWS) {
@@ -239,21 +241,22 @@ static void sign_dots_many(
             const int64_t b1 = b0 + SEGMENT_BLOCKS < n_blocks ? b0 + SEGMENT_BLOCKS : n_blocks;
             gather_signs(&segment, sign + i * (n / 8), n_rows, n, b0, b1);
             for (int t = 0; t < n_t; t += MANY_T) {
-                sign_dots_segment(&segment, n_rows, q + t * q_stride + b0 * (2 * DQRELO_Q_BLOCK), q_stride, act + t, b1 - b0, b0 > 0, out + t * ld + i, ld);
+                sign_dots_segment(&segment, n_rows, q + t * q_stride + b0 * (2 * DQRELO_Q_BLOCK), q_stride, act + t, b1 - b0, b0 > 0,
+                                  out + t * ld + i, ld);
             }
         }
     }
 }
 
-// Rows of q or b to take at once from row t on. The first two bring a tile of weights in from memory, with prefetches; then three at a time,
-// of which the sums take 24 registers, find it in a cache.
+// Rows of q or b to take at once from row t on. The first two bring a tile of weights in from memory, with prefetches; then three at a
+// time, of which the sums take 24 registers, find it in a cache.
 static inline int rows_at_once(int t, int n_t) {
     const int most = t == 0 ? 2 : 3;
     return n_t - t < most ? n_t - t : most;
 }
 
-static void sign_dots_avx512vnni(
-    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_avx512vnni(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
+                                 int64_t n, int32_t * out, int64_t ld) {
     for (int t = 0, n_step; t < n_t; t += n_step) {
         n_step = rows_at_once(t, n_t);
         switch (n_step) {
@@ -268,7 +271,8 @@ static void sign_dots_avx512vnni(
 }
 
 //
-// factors: at<H> is columns j + 16 H .. j + 16 H + 15 of a row as F32; j is a multiple of 32, columns outside the mask are zero. BYTES: of 32 columns
+// factors: at<H> is columns j + 16 H .. j + 16 H + 15 of a row as F32; j is a multiple of 32, columns outside the mask are zero. BYTES: of
+// 32 columns
 //
 
 struct load_f32 {
@@ -331,7 +335,8 @@ struct load_q4_0 {
 
 // acc[r][t] += 32 columns of a[r] times those of b[t]
 template <class Load, int R, int T>
-static inline void dots_step(__m512 (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, __mmask16 m0, __mmask16 m1) {
+static inline void dots_step(__m512 (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, __mmask16 m0,
+                             __mmask16 m1) {
     __m512 b0[T], b1[T];
     UNROLLED
     for (int t = 0; t < T; t++) {
@@ -406,8 +411,8 @@ static void dots_of(const void * a, int64_t a_stride, int n_i, const float * con
     }
 }
 
-static void dots_avx512vnni(
-    enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+static void dots_avx512vnni(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
+                            float * out, int64_t ld) {
     switch (type) {
         case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
         case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;

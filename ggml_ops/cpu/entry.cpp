@@ -35,7 +35,8 @@ void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dq
 }
 
 // uv of a tile: U t, or dense x
-static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i, float * uv) {
+static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
+                       float * uv) {
     const struct dqrelo_entry * e = &g->e;
     const float *               b[DQRELO_TILE_T];
     for (int t = 0; t < n_t; t++) {
@@ -44,18 +45,20 @@ static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrel
     const void *  a      = e->dense ? e->dense : e->u;
     const int32_t type   = e->dense ? e->type_dense : e->type_u;
     const int64_t n_cols = e->dense ? e->n_in : e->rank;
-    kernels->dots((enum ggml_type) type, row_of(a, type, i0, n_cols), dqrelo_type_bytes((enum ggml_type) type, n_cols), n_i, b, n_t, n_cols, uv, DQRELO_TILE_I);
+    kernels->dots((enum ggml_type) type, row_of(a, type, i0, n_cols), dqrelo_type_bytes((enum ggml_type) type, n_cols), n_i, b, n_t, n_cols,
+                  uv, DQRELO_TILE_I);
 }
 
-static void apply_tile(
-    const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i, struct dqrelo_scratch * scratch) {
+static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
+                       struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e        = &g->e;
     const int                   n_planes = e->dense ? 0 : e->n_planes;
     const bool                  has_uv   = e->dense || e->rank > 0;
 
     const int64_t q_stride = dqrelo_q_bytes(e->n_in);
     for (int p = 0; p < n_planes; p++) {
-        kernels->sign_dots(e->sign[p] + i0 * (e->n_in / 8), n_i, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, scratch->isum[p], DQRELO_TILE_I);
+        kernels->sign_dots(e->sign[p] + i0 * (e->n_in / 8), n_i, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in,
+                           scratch->isum[p], DQRELO_TILE_I);
     }
     if (has_uv) {
         factor_out(kernels, g, t0, n_t, i0, n_i, scratch->uv);
@@ -79,7 +82,8 @@ static void apply_tile(
     }
 }
 
-void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1, struct dqrelo_scratch * scratch) {
+void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1,
+                         struct dqrelo_scratch * scratch) {
     for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
         const int n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
         for (int64_t i = i0; i < i1; i += DQRELO_TILE_I) {
@@ -105,7 +109,8 @@ static void add_signs(const struct dqrelo_entry * e, int64_t i, int64_t j0, int6
 }
 
 // acc[j] += sum_k U(i, k) V(k, j0 + j)
-static void add_factors(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
+static void add_factors(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n,
+                        float * acc) {
     const enum ggml_type type_u = (enum ggml_type) e->type_u;
     const enum ggml_type type_v = (enum ggml_type) e->type_v;
     const uint8_t *      u_row  = row_of(e->u, e->type_u, i, e->rank);
@@ -124,7 +129,8 @@ static void add_factors(const struct dqrelo_kernels * kernels, const struct dqre
 }
 
 // out[j] = D_hat(i, j0 + j) for n <= DQRELO_TILE_J columns from a multiple of DQRELO_TILE_J
-static void delta_columns(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * out) {
+static void delta_columns(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n,
+                          float * out) {
     if (e->dense) {
         const enum ggml_type type = (enum ggml_type) e->type_dense;
         kernels->to_float(type, row_of(e->dense, e->type_dense, i, e->n_in) + dqrelo_type_bytes(type, j0), n, out);
@@ -137,7 +143,8 @@ static void delta_columns(const struct dqrelo_kernels * kernels, const struct dq
     add_factors(kernels, e, i, j0, n, out);
 }
 
-void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t j0, int64_t j1) {
+void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t j0,
+                       int64_t j1) {
     const struct dqrelo_entry matrix = dqrelo_entry_matrix(e, row->id / e->n_out);
     for (; j0 < j1; j0 += DQRELO_TILE_J) {
         const int64_t n = min_i64(DQRELO_TILE_J, j1 - j0);
@@ -149,8 +156,8 @@ void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrel
     }
 }
 
-void dqrelo_elementwise_apply(
-    const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t n) {
+void dqrelo_elementwise_apply(const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e,
+                              const struct dqrelo_row * row, int64_t n) {
     const struct dqrelo_entry matrix = dqrelo_entry_matrix(e, row->id / e->n_out);
     for (int64_t column = 0; column < e->n_in; column += DQRELO_TILE_J) {
         const int64_t n_tile = min_i64(DQRELO_TILE_J, e->n_in - column);

@@ -6,8 +6,8 @@
 
 // One row of the op's output.
 struct dqrelo_row {
-    const float * x;     // MATMUL, MATMUL_ID [n_in]; MUL: as y
-    const float * y;     // may be dst
+    const float * x; // MATMUL, MATMUL_ID [n_in]; MUL: as y
+    const float * y; // may be dst
     float *       dst;
     int64_t       id;    // ROWS, MUL, ADD: the row of D_hat, counted through all matrices of a stack
     float         s;     // request scale
@@ -16,7 +16,7 @@ struct dqrelo_row {
 
 // The rows of a batch that use one matrix, with their place in the work memory.
 struct dqrelo_group {
-    struct dqrelo_entry       e; // of this matrix alone
+    struct dqrelo_entry       e;    // of this matrix alone
     const struct dqrelo_row * rows; // [n_rows]
     int64_t                   n_rows;
     const int8_t *            q;        // [n_rows] rows of dqrelo_q_bytes(n_in)
@@ -38,16 +38,19 @@ static inline bool dqrelo_entry_is_empty(const struct dqrelo_entry * e) {
     return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr;
 }
 
-// MATMUL, first half, beside the quantisation of the activation rows: values r0 <= r < r1 of t = V x for all rows of the group. All must be done before the second half.
+// MATMUL, first half, beside the quantisation of the activation rows: values r0 <= r < r1 of t = V x for all rows of the group. All must be
+// done before the second half.
 void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1);
 
 // MATMUL, second half: output features i0 <= i < i1 of all rows of the group.
-void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1, struct dqrelo_scratch * scratch);
+void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1,
+                         struct dqrelo_scratch * scratch);
 
 // ROWS: columns j0 <= j < j1 of one row; j0 is a multiple of DQRELO_TILE_J.
 #define DQRELO_TILE_J 128
-void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t j0, int64_t j1);
+void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t j0,
+                       int64_t j1);
 
 // MUL, ADD: one row of n values.
-void dqrelo_elementwise_apply(
-    const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t n);
+void dqrelo_elementwise_apply(const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e,
+                              const struct dqrelo_row * row, int64_t n);

@@ -223,8 +223,8 @@ static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i)
     return g;
 }
 
-// Work laid out in a line, of which each thread takes an equal part: the work of a group has pieces of equal cost. Groups may have one row or hundreds, one piece or
-// hundreds; all threads are busy either way.
+// Work laid out in a line, of which each thread takes an equal part: the work of a group has pieces of equal cost. Groups may have one row
+// or hundreds, one piece or hundreds; all threads are busy either way.
 struct share {
     int64_t begin, end;
     int64_t at = 0;
@@ -289,7 +289,8 @@ static bool prepare_matmul(const ggml_compute_params * params, const ggml_tensor
     int64_t max_rank = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
         const dqrelo_entry * e = entry_of(dst, w.groups[i].slot);
-        GGML_ASSERT(e->n_in == dst->src[1]->ne[0] && e->n_out == dst->ne[0] && e->rank <= std::min(e->n_in, e->n_out) && e->n_planes <= DQRELO_MAX_PLANES);
+        GGML_ASSERT(e->n_in == dst->src[1]->ne[0] && e->n_out == dst->ne[0] && e->rank <= std::min(e->n_in, e->n_out) &&
+                    e->n_planes <= DQRELO_MAX_PLANES);
         any      = any || !e->dense;
         max_rank = std::max<int64_t>(max_rank, e->rank);
     }
@@ -335,7 +336,8 @@ static void forward_matmul(const ggml_compute_params * params, const ggml_tensor
             dqrelo_matmul_apply(dqrelo_cpu_kernels(), &g, l0 * LINE, std::min(l1 * LINE, n_out), w.scratch);
         }
     }
-    copy_rows(dst, w, std::min(n_out, n_lines * params->ith / params->nth * LINE), std::min(n_out, n_lines * (params->ith + 1) / params->nth * LINE));
+    copy_rows(dst, w, std::min(n_out, n_lines * params->ith / params->nth * LINE),
+              std::min(n_out, n_lines * (params->ith + 1) / params->nth * LINE));
 }
 
 //

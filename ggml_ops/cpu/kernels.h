@@ -37,7 +37,7 @@ static inline int32_t dqrelo_q_max(int64_t n) {
 // One output row's ingredients for dqrelo_kernels::add_delta, n_i output features each.
 struct dqrelo_parts {
     int             n_planes;
-    const int32_t * isum[4];      // [n_i] sum_j s_ij q_j
+    const int32_t * isum[4];       // [n_i] sum_j s_ij q_j
     const float *   scale[4];      // [n_i] where scale_step is 1, else [1]
     int             scale_step[4]; // 0 or 1
     const float *   uv;            // [n_i] or NULL
@@ -52,11 +52,12 @@ struct dqrelo_kernels {
     void (*quantize_row)(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
 
     // out[t*ld + i] = sum_j s_ij q_tj, exactly. sign: n_i rows of n/8 bytes; q: n_t rows, q_stride bytes apart.
-    void (*sign_dots)(
-        const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld);
+    void (*sign_dots)(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
+                      int32_t * out, int64_t ld);
 
     // out[t*ld + i] = sum_j a_ij b_tj in F32. a: n_i rows of `type`, a_stride bytes apart; b: n_t row pointers.
-    void (*dots)(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld);
+    void (*dots)(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out,
+                 int64_t ld);
 
     // dst[i] = y[i] + s * (sum_p d scale_p[i] isum_p[i] + uv[i]); dst may be y
     void (*add_delta)(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts);

@@ -1,25 +1,26 @@
 // neon.cpp: the kernels of kernels.h for AArch64 with the dot product instructions of Armv8.2, 16 signs or 4 floats an instruction.
 //
-// Signs. 16 bytes of a row of signs are a group of 128 columns; cmtst with the constant 1 << k makes of them the bytes m, -1 where the bit is set,
-// else 0, of the 16 columns k, k + 8, ..., k + 120. So q is copied, a piece at a time, into an order in which those columns lie side by side:
+// Signs. 16 bytes of a row of signs are a group of 128 columns; cmtst with the constant 1 << k makes of them the bytes m, -1 where the bit
+// is set, else 0, of the 16 columns k, k + 8, ..., k + 120. So q is copied, a piece at a time, into an order in which those columns lie
+// side by side:
 //
 //   group of 128 columns   k = 0                                      k = 1                       ...
 //                          hi 0 8 .. 120       lo 0 8 .. 120          hi 1 9 .. 121               ...
 //                          byte 0..15          16..31                 32..47                      ...
 //
-// With P the sum of the q_j whose bit is set, sum_j s_j q_j = 2 P - sum_j q_j, and -P = 256 sum_j m_j hi_j + sum_j m_j lo_j, one sdot each. 32-bit lanes
-// wrap around, and the result fits (dqrelo_q_max), so it is exact.
-// Vector instructions for 16 signs and T rows of q: 1 cmtst, 2 T sdot; besides 1/8 loads of signs, 2 T / R of q and 1 / R of the constant, for which
-// cores have pipes of their own:
+// With P the sum of the q_j whose bit is set, sum_j s_j q_j = 2 P - sum_j q_j, and -P = 256 sum_j m_j hi_j + sum_j m_j lo_j, one sdot each.
+// 32-bit lanes wrap around, and the result fits (dqrelo_q_max), so it is exact. Vector instructions for 16 signs and T rows of q: 1 cmtst,
+// 2 T sdot; besides 1/8 loads of signs, 2 T / R of q and 1 / R of the constant, for which cores have pipes of their own:
 //
 //   rows of q (T) x rows of signs (R)    1 x 4    2 x 4    3 x 2    4 x 2
 //   for 16 signs and one row of q        3        2.5      2.33     2.25
 //
 // With one row that is 1.3 bytes of signs a cycle for two vector pipes (Cortex-A76, Neoverse N1), 2.7 for four (Apple M1, Neoverse V1).
-// The copy is 48 of them and 32 loads and stores for a group and row of q, against 18 to 24 for each row of signs: 5 % of a call with 64 rows.
-// Tail: q is padded with zeros, so only the load of the last group of signs must stop at the end of the row.
+// The copy is 48 of them and 32 loads and stores for a group and row of q, against 18 to 24 for each row of signs: 5 % of a call with 64
+// rows. Tail: q is padded with zeros, so only the load of the last group of signs must stop at the end of the row.
 //
-// Floats. Lane l of one accumulator adds columns l, l + 4, ... in order, then the 4 lanes are added in one fixed tree. Tail: copied beside zeros.
+// Floats. Lane l of one accumulator adds columns l, l + 4, ... in order, then the 4 lanes are added in one fixed tree. Tail: copied beside
+// zeros.
 
 #include "factor-types.h"
 #include "kernels.h"
@@ -67,8 +68,7 @@ static void quantize_row_neon(const float * x, const float * cscale, int64_t n, 
     const bool        finite    = max_bits < 0x7f800000;
     const bool        zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
     const float32x4_t inv_f32x4 = vdupq_n_f32(finite && !zero ? inv : 0.0f);
-    act->d                      = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f
-                                                                                    : v_max / q_max;
+    act->d                      = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
     int32x4_t sum_i32x4 = vdupq_n_s32(0);
     for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 8) {
@@ -179,8 +179,8 @@ static inline void sign_group(sign_sums<R, T> & sums, const uint8_t * const * ro
 
 // out[t*ld + r] += 2 P of R rows of signs, row_bytes apart, of which n_i are stored; n_bytes of each are wanted
 template <int R, int T>
-static void sign_dots_tile(
-    const uint8_t * const * row, int64_t row_bytes, int n_i, int64_t n_bytes, const int8_t * q, int64_t q_stride, int32_t * out, int64_t ld) {
+static void sign_dots_tile(const uint8_t * const * row, int64_t row_bytes, int n_i, int64_t n_bytes, const int8_t * q, int64_t q_stride,
+                           int32_t * out, int64_t ld) {
     sign_sums<R, T> sums;
     UNROLLED
     for (int r = 0; r < R; r++) {
@@ -224,7 +224,8 @@ static void sign_dots_tile(
 }
 
 template <int T>
-static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
+                           int32_t * out, int64_t ld) {
     constexpr int      R        = T <= 2 ? 4 : 2; // at most 16 sums, of 32 registers
     constexpr int64_t  n_groups = PIECE_GROUPS / T;
     alignas(64) int8_t piece[T * n_groups * 2 * GROUP];
@@ -252,12 +253,11 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
     }
 }
 
-static void sign_dots_neon(
-    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_neon(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
+                           int64_t n, int32_t * out, int64_t ld) {
     for (int t = 0; t < n_t;) {
         const int left   = n_t - t;
-        const int n_step = left == 5 ? 3 : left < 4 ? left
-                                                    : 4; // 5 is 3 + 2
+        const int n_step = left == 5 ? 3 : left < 4 ? left : 4; // 5 is 3 + 2
         switch (n_step) {
             case 1: sign_dots_rows<1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
             case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
@@ -413,8 +413,8 @@ static void dots_of(const void * a, int64_t a_stride, int n_i, const float * con
     }
 }
 
-static void dots_neon(
-    enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+static void dots_neon(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
+                      float * out, int64_t ld) {
     switch (type) {
         case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
         case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;

@@ -1,9 +1,9 @@
 // prefetch.h: asks for what a kernel will read next.
 //
-// A tile of several rows reads short pieces of each, which the hardware's prefetchers do not follow. The tile is contiguous in memory, and so is
-// what comes after it; so each step of a tile asks for as many bytes as it reads, in the order of memory, at least a tile ahead. Without this one row
-// of a 2048 x 2048 delta is read at half of the speed of a plain read, with it at four fifths, and the base's F16 product of 8 rows takes 1.2 to 1.7
-// times as long (docs/operator.md).
+// A tile of several rows reads short pieces of each, which the hardware's prefetchers do not follow. The tile is contiguous in memory, and
+// so is what comes after it; so each step of a tile asks for as many bytes as it reads, in the order of memory, at least a tile ahead.
+// Without this one row of a 2048 x 2048 delta is read at half of the speed of a plain read, with it at four fifths, and the base's F16
+// product of 8 rows takes 1.2 to 1.7 times as long (docs/operator.md).
 #pragma once
 
 #include <stddef.h>

@@ -51,8 +51,8 @@ static int32_t sign_dot_scalar(const uint8_t * sign, const int8_t * q, int64_t n
     return sum;
 }
 
-static void sign_dots_scalar(
-    const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * /* act */, int n_t, int64_t n, int32_t * out, int64_t ld) {
+static void sign_dots_scalar(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * /* act */,
+                             int n_t, int64_t n, int32_t * out, int64_t ld) {
     for (int t = 0; t < n_t; t++) {
         for (int i = 0; i < n_i; i++) {
             out[t * ld + i] = sign_dot_scalar(sign + i * (n / 8), q + t * q_stride, n);
@@ -62,9 +62,7 @@ static void sign_dots_scalar(
 
 static void to_float_scalar(enum ggml_type type, const void * src, int64_t n, float * out) {
     switch (type) {
-        case GGML_TYPE_F32:
-            memcpy(out, src, n * sizeof(float));
-            break;
+        case GGML_TYPE_F32: memcpy(out, src, n * sizeof(float)); break;
         case GGML_TYPE_F16:
             for (int64_t j = 0; j < n; j++) {
                 out[j] = dqrelo_f16_to_f32(((const uint16_t *) src)[j]);
@@ -89,13 +87,12 @@ static void to_float_scalar(enum ggml_type type, const void * src, int64_t n, fl
                 out[j]                            = dqrelo_f16_to_f32(block->d) * (nibble - 8);
             }
             break;
-        default:
-            break;
+        default: break;
     }
 }
 
-static void dots_scalar(
-    enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+static void dots_scalar(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
+                        float * out, int64_t ld) {
     float row[256]; // a piece of a row of a, as F32: a multiple of every block
     for (int i = 0; i < n_i; i++) {
         for (int t = 0; t < n_t; t++) {

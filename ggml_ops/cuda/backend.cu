@@ -7,7 +7,8 @@
 #include <map>
 #include <mutex>
 
-// The counters of a stream, zero between launches. They stay for the life of the process: a few bytes a stream, and a later stream may have the same handle.
+// The counters of a stream, zero between launches. They stay for the life of the process: a few bytes a stream, and a later stream may have
+// the same handle.
 static int32_t * counters_of(int device, cudaStream_t stream) {
     static std::mutex                                        mutex;
     static std::map<std::pair<int, cudaStream_t>, int32_t *> all;
@@ -15,7 +16,8 @@ static int32_t * counters_of(int device, cudaStream_t stream) {
     int32_t *&                                               counters = all[{ device, stream }];
     if (!counters) {
         CUDA_CHECK(cudaMalloc((void **) &counters, DQRELO_CUDA_COUNTERS * sizeof(int32_t)));
-        CUDA_CHECK(cudaMemsetAsync(counters, 0, DQRELO_CUDA_COUNTERS * sizeof(int32_t), stream)); // in a graph that is being captured: zeros again, which does no harm
+        CUDA_CHECK(cudaMemsetAsync(counters, 0, DQRELO_CUDA_COUNTERS * sizeof(int32_t),
+                                   stream)); // in a graph that is being captured: zeros again, which does no harm
     }
     return counters;
 }

@@ -1,8 +1,9 @@
 // factor-tiles.cuh: tiles of products with U, V and dense deltas: 64 features by 32 rows, 128 threads; a warp computes 16 features of it.
 //
-// F16 factors are multiplied on tensor cores. An F32 row b is cut into two F16 values an element, b = scale (hi + lo), which keeps 22 bits of it: products and their sums are as exact as in F32.
-// The scale is a power of two, so that the row's largest element is at least 2^14 and less than 2^15: none is too large for F16, and what is too small for it does not count.
-// Other types are multiplied in F32, without tensor cores.
+// F16 factors are multiplied on tensor cores. An F32 row b is cut into two F16 values an element, b = scale (hi + lo), which keeps 22 bits
+// of it: products and their sums are as exact as in F32. The scale is a power of two, so that the row's largest element is at least 2^14
+// and less than 2^15: none is too large for F16, and what is too small for it does not count. Other types are multiplied in F32, without
+// tensor cores.
 #pragma once
 
 #include "mma.cuh"
@@ -10,9 +11,9 @@
 #include "values.cuh"
 
 static constexpr int TILE_OUTPUTS = 64;
-static constexpr int N_TILES      = TILE_ROWS / 8; // of a warp's mma
-static constexpr int DEPTH        = 32;            // columns at once: of F32,
-static constexpr int HALF_DEPTH   = 64;            // of F16
+static constexpr int N_TILES      = TILE_ROWS / 8;      // of a warp's mma
+static constexpr int DEPTH        = 32;                 // columns at once: of F32,
+static constexpr int HALF_DEPTH   = 64;                 // of F16
 static constexpr int HALF_WORDS   = HALF_DEPTH / 2 + 4; // pairs, and room that keeps rows in different banks
 
 struct tile_memory {
@@ -29,7 +30,8 @@ struct tile_memory {
     };
 };
 
-// Where a thread's values of a tile are: features feature(0), feature(1) and, of each eight rows n, row(n, 0) and row(n, 1): as mma.cuh has them.
+// Where a thread's values of a tile are: features feature(0), feature(1) and, of each eight rows n, row(n, 0) and row(n, 1): as mma.cuh has
+// them.
 static __device__ __forceinline__ int tile_feature(int i) {
     return (int) threadIdx.x / WARP * 16 + (int) threadIdx.x % WARP / 4 + 8 * i;
 }
@@ -46,11 +48,7 @@ struct tile_matrix {
     int             n;          // columns
 
     __device__ __forceinline__ tile_matrix(const void * first, int32_t type, int n_features, int n) :
-        first((const uint8_t *) first),
-        row_bytes(dqrelo_type_bytes((ggml_type) type, n)),
-        type(type),
-        n_features(n_features),
-        n(n) {}
+        first((const uint8_t *) first), row_bytes(dqrelo_type_bytes((ggml_type) type, n)), type(type), n_features(n_features), n(n) {}
     __device__ __forceinline__ const uint8_t * row(int i) const { return first + i * row_bytes; }
 };
 
@@ -60,7 +58,8 @@ struct tile_matrix {
 
 // sum[n][c] += a . b_row(r) for the tile's features and the rows r of `range`.
 template <typename B>
-static __device__ __forceinline__ void add_float_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row, float sum[N_TILES][4]) {
+static __device__ __forceinline__ void add_float_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row,
+                                                      float sum[N_TILES][4]) {
     for (int j0 = 0; j0 < a.n; j0 += DEPTH) {
         __syncthreads();
         const int j = j0 + (int) threadIdx.x % DEPTH;
@@ -92,7 +91,8 @@ static __device__ __forceinline__ void add_float_tile(tile_memory & memory, cons
 // F16
 //
 
-// What a row is multiplied with before it is cut in two: 2^14 over the power of two of its largest magnitude, whose bits are given. Its inverse is a normal number too.
+// What a row is multiplied with before it is cut in two: 2^14 over the power of two of its largest magnitude, whose bits are given. Its
+// inverse is a normal number too.
 static __device__ __forceinline__ float half_factor(int32_t max_bits) {
     return __int_as_float(min(268 - (max_bits >> 23), 253) << 23);
 }
@@ -112,7 +112,8 @@ static __device__ __forceinline__ void load_half_features(tile_memory & memory, 
     if (((uintptr_t) a.first | (uintptr_t) a.row_bytes) % 16 == 0 && j0 + HALF_DEPTH <= a.n) {
         for (int k = (int) threadIdx.x; k < TILE_OUTPUTS * (HALF_DEPTH / 8); k += N_THREADS) {
             const int i = k / (HALF_DEPTH / 8), vector = k % (HALF_DEPTH / 8);
-            *(uint4 *) (memory.halves.a[i] + 4 * vector) = i < a.n_features ? ((const uint4 *) (a.row(i) + 2 * j0))[vector] : make_uint4(0, 0, 0, 0);
+            *(uint4 *) (memory.halves.a[i] + 4 * vector) =
+                i < a.n_features ? ((const uint4 *) (a.row(i) + 2 * j0))[vector] : make_uint4(0, 0, 0, 0);
         }
         return;
     }
@@ -146,7 +147,8 @@ static __device__ __forceinline__ void load_half_rows(tile_memory & memory, int 
 
 // sum[n][c] += a . b_row(r), as above, of F16 features; factor(r): half_factor of the row.
 template <typename B, typename S>
-static __device__ __forceinline__ void add_half_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row, S factor, float sum[N_TILES][4]) {
+static __device__ __forceinline__ void add_half_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row,
+                                                     S factor, float sum[N_TILES][4]) {
     const int lane               = (int) threadIdx.x % WARP;
     float     scaled[N_TILES][4] = {};
     for (int j0 = 0; j0 < a.n; j0 += HALF_DEPTH) {
@@ -187,7 +189,8 @@ static __device__ __forceinline__ void add_half_tile(tile_memory & memory, const
 
 // sum[n][c] += a . b_row(r), whatever a's type.
 template <typename B, typename S>
-static __device__ __forceinline__ void add_factor_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row, S factor, float sum[N_TILES][4]) {
+static __device__ __forceinline__ void add_factor_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row,
+                                                       S factor, float sum[N_TILES][4]) {
     if (a.type == GGML_TYPE_F16) {
         add_half_tile(memory, a, range, b_row, factor, sum);
     } else {

@@ -25,5 +25,6 @@ int dqrelo_cuda_forward(const struct dqrelo_cuda_op * op, void * work, int32_t *
     if (!is_matmul(*op)) {
         return dqrelo_cuda_elements(*op, (cudaStream_t) stream);
     }
-    return has_few_rows(*op) ? dqrelo_cuda_matmul_rows(*op, work, counters, n_sm, (cudaStream_t) stream) : dqrelo_cuda_matmul_tiles(*op, work, (cudaStream_t) stream);
+    return has_few_rows(*op) ? dqrelo_cuda_matmul_rows(*op, work, counters, n_sm, (cudaStream_t) stream)
+                             : dqrelo_cuda_matmul_tiles(*op, work, (cudaStream_t) stream);
 }

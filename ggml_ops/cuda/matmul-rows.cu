@@ -1,8 +1,8 @@
 // matmul-rows.cu: MATMUL and MATMUL_ID for batches of few rows, in one launch whatever the number of deltas.
 //
-// Blocks take numbered units of work from a counter: first rows to quantise and rows of V x, then output features. A unit of output features waits until the earlier ones are
-// done: their numbers are lower, so that they are done or in the hands of a block that runs and waits for nothing. The last block to leave sets the counters back to zero.
-// 128 threads a block. Shared memory: the plan, under 1 KiB.
+// Blocks take numbered units of work from a counter: first rows to quantise and rows of V x, then output features. A unit of output
+// features waits until the earlier ones are done: their numbers are lower, so that they are done or in the hands of a block that runs and
+// waits for nothing. The last block to leave sets the counters back to zero. 128 threads a block. Shared memory: the plan, under 1 KiB.
 
 #include "dqrelo-cuda.h"
 #include "plan.cuh"
@@ -100,7 +100,8 @@ static __device__ __forceinline__ float sum_lanes(float value) {
     return value;
 }
 
-// The rows of a group in tiles of two and one. Larger ones would save few instructions (unpacking the signs) and need more registers than there are.
+// The rows of a group in tiles of two and one. Larger ones would save few instructions (unpacking the signs) and need more registers than
+// there are.
 template <typename F>
 static __device__ __forceinline__ void for_tiles(const row_plan & plan, int g, F tile) {
     int       place = plan.begin[g];
@@ -115,8 +116,8 @@ static __device__ __forceinline__ void for_tiles(const row_plan & plan, int g, F
 
 // Value k of V x for T rows, by one warp.
 template <int T>
-static __device__ __forceinline__ void factor_tile(
-    const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan, const matrix_ref & matrix, int place, int k) {
+static __device__ __forceinline__ void factor_tile(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan,
+                                                   const matrix_ref & matrix, int place, int k) {
     const float * x[T];
     float         sum[T];
 #pragma unroll
@@ -163,8 +164,8 @@ struct tile_share {
 
 // sum over planes of scale d (S q), of this thread's share
 template <int T>
-static __device__ __forceinline__ float sign_share(
-    const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan, const matrix_ref & matrix, const tile_share<T> & mine, int place, int i0) {
+static __device__ __forceinline__ float sign_share(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan,
+                                                   const matrix_ref & matrix, const tile_share<T> & mine, int place, int i0) {
     static_assert(T <= 2, "a tile has one row or two");
     const int lane  = (int) threadIdx.x % ROW_LANES;
     const int first = min(i0, op.n_out - 1);
@@ -176,7 +177,8 @@ static __device__ __forceinline__ float sign_share(
     }
     for (int p = 0; p < matrix.e->n_planes; p++) {
         int32_t sum[TILE_FEATURES][T];
-        sign_dots<TILE_FEATURES, T>(matrix.sign_row(p, first), min(TILE_FEATURES, op.n_out - first), op.n_in, work.q + rows[0] * work.q_bytes, (rows[1] - rows[0]) * work.q_bytes, sum);
+        sign_dots<TILE_FEATURES, T>(matrix.sign_row(p, first), min(TILE_FEATURES, op.n_out - first), op.n_in,
+                                    work.q + rows[0] * work.q_bytes, (rows[1] - rows[0]) * work.q_bytes, sum);
         int32_t share = 0;
 #pragma unroll
         for (int k = 0; k < TILE_FEATURES * T; k++) {
@@ -190,8 +192,8 @@ static __device__ __forceinline__ float sign_share(
 
 // U t or dense x, of this thread's share
 template <int T>
-static __device__ __forceinline__ float factor_share(
-    const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan, const matrix_ref & matrix, int place, int i0) {
+static __device__ __forceinline__ float factor_share(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan,
+                                                     const matrix_ref & matrix, int place, int i0) {
     const int            lane = (int) threadIdx.x % ROW_LANES;
     const dqrelo_entry & e    = *matrix.e;
     const float *        b[T];
@@ -204,7 +206,8 @@ static __device__ __forceinline__ float factor_share(
     for (int r = 0; r < TILE_FEATURES; r++) {
         const int64_t i      = min(i0 + r, op.n_out - 1);
         float         sum[T] = {};
-        add_dots_of<T>(e.dense ? e.type_dense : e.type_u, e.dense ? matrix.dense_row(i) : matrix.u_row(i), b, e.dense ? op.n_in : e.rank, lane, ROW_LANES, sum);
+        add_dots_of<T>(e.dense ? e.type_dense : e.type_u, e.dense ? matrix.dense_row(i) : matrix.u_row(i), b, e.dense ? op.n_in : e.rank,
+                       lane, ROW_LANES, sum);
 #pragma unroll
         for (int t = 0; t < T; t++) {
             const float total = sum_lanes<ROW_LANES>(sum[t]);
@@ -216,8 +219,8 @@ static __device__ __forceinline__ float factor_share(
 
 // Output features i0 to i0 + TILE_FEATURES - 1 of T rows, by 16 lanes; V x is waited for after the signs.
 template <int T>
-static __device__ __forceinline__ void apply_tile(
-    const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan, const matrix_ref & matrix, int place, int i0, bool & factored) {
+static __device__ __forceinline__ void apply_tile(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan,
+                                                  const matrix_ref & matrix, int place, int i0, bool & factored) {
     const tile_share<T> mine(place, i0, op.n_out);
     float               delta = sign_share<T>(op, work, plan, matrix, mine, place, i0);
     if (!factored && matrix.e->rank > 0) {
@@ -233,7 +236,8 @@ static __device__ __forceinline__ void apply_tile(
     }
 }
 
-static __device__ void apply_unit(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan, int unit, bool & quantized, bool & factored) {
+static __device__ void apply_unit(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan, int unit, bool & quantized,
+                                  bool & factored) {
     const int        n_units = (op.n_out + UNIT_OUTPUTS - 1) / UNIT_OUTPUTS;
     const int        g       = unit / n_units;
     const matrix_ref matrix  = matrix_of_group(op, plan, g);
@@ -267,7 +271,8 @@ static __device__ void copy_unit(const dqrelo_cuda_op & op, int32_t row) {
 // kernel and launcher
 //
 
-static __global__ void __launch_bounds__(N_THREADS, BLOCKS_PER_SM) matmul_rows(const dqrelo_cuda_op op, const matmul_work work, const int32_t n_rows) {
+static __global__ void __launch_bounds__(N_THREADS, BLOCKS_PER_SM)
+    matmul_rows(const dqrelo_cuda_op op, const matmul_work work, const int32_t n_rows) {
     __shared__ row_plan plan;
     __shared__ int32_t  taken;
     if (threadIdx.x < WARP) {

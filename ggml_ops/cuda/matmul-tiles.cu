@@ -1,7 +1,9 @@
-// matmul-tiles.cu: MATMUL and MATMUL_ID for batches of many rows, in three launches whatever the number of deltas: prepare the rows, V x, and the rest.
+// matmul-tiles.cu: MATMUL and MATMUL_ID for batches of many rows, in three launches whatever the number of deltas: prepare the rows, V x,
+// and the rest.
 //
-// A block computes a tile of 64 output features and 32 sorted rows, 128 threads; a warp 16 features of it. A tile in which several matrices meet is computed once for each, for its rows alone.
-// Signs are multiplied on tensor cores as bytes 0 and 1, U and V as factor-tiles.cuh says.
+// A block computes a tile of 64 output features and 32 sorted rows, 128 threads; a warp 16 features of it. A tile in which several matrices
+// meet is computed once for each, for its rows alone. Signs are multiplied on tensor cores as bytes 0 and 1, U and V as factor-tiles.cuh
+// says.
 
 #include "dqrelo-cuda.h"
 #include "factor-tiles.cuh"
@@ -56,7 +58,8 @@ static __device__ void prepare_row(const dqrelo_cuda_op & op, const tiles_work &
     }
 }
 
-static __global__ void __launch_bounds__(N_THREADS, 8) prepare_rows(const dqrelo_cuda_op op, const tiles_work work, const int32_t n_sort_blocks) {
+static __global__ void __launch_bounds__(N_THREADS, 8)
+    prepare_rows(const dqrelo_cuda_op op, const tiles_work work, const int32_t n_sort_blocks) {
     const int32_t block = (int32_t) blockIdx.x;
     if (block < n_sort_blocks) {
         sort_rows(op, work.n_rows, block * SORT_ROWS, work.sorted);
@@ -74,7 +77,8 @@ static __device__ __forceinline__ float x_factor(const dqrelo_cuda_op & op, cons
 }
 
 // Values k0 + tile_feature of V x.
-static __device__ __forceinline__ void store_factors(const tiles_work & work, const tile_rows & rows, const tile_range & range, int k0, int rank, const float sum[N_TILES][4]) {
+static __device__ __forceinline__ void store_factors(const tiles_work & work, const tile_rows & rows, const tile_range & range, int k0,
+                                                     int rank, const float sum[N_TILES][4]) {
 #pragma unroll
     for (int n = 0; n < N_TILES; n++) {
 #pragma unroll
@@ -117,7 +121,8 @@ static __global__ void __launch_bounds__(N_THREADS, 5) factor_tiles(const dqrelo
             float             sum[N_TILES][4] = {};
             const tile_matrix v(matrix.v_row(k0), matrix.e->type_v, rank - k0, op.n_in);
             add_factor_tile(
-                memory, v, range, [&](int r) { return x_row(op, rows.row[r]); }, [&](int r) { return x_factor(op, work, rows.row[r]); }, sum);
+                memory, v, range, [&](int r) { return x_row(op, rows.row[r]); }, [&](int r) { return x_factor(op, work, rows.row[r]); },
+                sum);
             store_factors(work, rows, range, k0, rank, sum);
         }
     }
@@ -128,8 +133,9 @@ static __global__ void __launch_bounds__(N_THREADS, 5) factor_tiles(const dqrelo
 //
 
 // set[n][c] = sum of q where the bit of plane p is set, modulo 2^32.
-static __device__ __forceinline__ void sign_tile(
-    tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work, const tile_rows & rows, const matrix_ref & matrix, int p, int i0, const tile_range & range, uint32_t set[N_TILES][4]) {
+static __device__ __forceinline__ void sign_tile(tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work,
+                                                 const tile_rows & rows, const matrix_ref & matrix, int p, int i0, const tile_range & range,
+                                                 uint32_t set[N_TILES][4]) {
     const int       n_bytes            = op.n_in / 8;
     const int       lane               = (int) threadIdx.x % WARP;
     const uint8_t * sign0              = matrix.sign_row(p, min(i0 + tile_feature(0), op.n_out - 1));
@@ -141,8 +147,9 @@ static __device__ __forceinline__ void sign_tile(
         for (int i = (int) threadIdx.x; i < TILE_ROWS * 16; i += N_THREADS) {
             const int r = i / 16, v = i % 16;
             if (r >= range.begin && r < range.end) {
-                const int8_t * q = work.q + (int64_t) quantized_row_of(op, *matrix.e, rows.row[r]) * work.q_bytes + piece / CHUNK_PIECES * CHUNK_BYTES;
-                memory.q[r][v]   = ((const int4 *) q)[v * CHUNK_PIECES + piece % CHUNK_PIECES];
+                const int8_t * q =
+                    work.q + (int64_t) quantized_row_of(op, *matrix.e, rows.row[r]) * work.q_bytes + piece / CHUNK_PIECES * CHUNK_BYTES;
+                memory.q[r][v] = ((const int4 *) q)[v * CHUNK_PIECES + piece % CHUNK_PIECES];
             }
         }
         __syncthreads();
@@ -180,8 +187,9 @@ static __device__ __forceinline__ void sign_tile(
 }
 
 // The delta of the rows of `range`.
-static __device__ __forceinline__ void delta_tile(
-    tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work, const tile_rows & rows, const matrix_ref & matrix, int i0, const tile_range & range, float delta[N_TILES][4]) {
+static __device__ __forceinline__ void delta_tile(tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work,
+                                                  const tile_rows & rows, const matrix_ref & matrix, int i0, const tile_range & range,
+                                                  float delta[N_TILES][4]) {
     const dqrelo_entry & e = *matrix.e;
     for (int p = 0; p < e.n_planes; p++) {
         uint32_t set[N_TILES][4];
@@ -201,11 +209,13 @@ static __device__ __forceinline__ void delta_tile(
     if (e.dense) {
         const tile_matrix dense(matrix.dense_row(i0), e.type_dense, op.n_out - i0, op.n_in);
         add_factor_tile(
-            memory, dense, range, [&](int r) { return x_row(op, rows.row[r]); }, [&](int r) { return x_factor(op, work, rows.row[r]); }, delta);
+            memory, dense, range, [&](int r) { return x_row(op, rows.row[r]); }, [&](int r) { return x_factor(op, work, rows.row[r]); },
+            delta);
     } else if (e.rank > 0) {
         const tile_matrix u(matrix.u_row(i0), e.type_u, op.n_out - i0, e.rank);
         add_factor_tile(
-            memory, u, range, [&](int r) { return work.t + (int64_t) rows.row[r] * work.t_stride; }, [&](int r) { return half_factor(work.t_max[rows.row[r]]); }, delta);
+            memory, u, range, [&](int r) { return work.t + (int64_t) rows.row[r] * work.t_stride; },
+            [&](int r) { return half_factor(work.t_max[rows.row[r]]); }, delta);
     }
 }
 

@@ -1,4 +1,5 @@
-// mma.cuh: c += a b on tensor cores: a has 16 rows of 8 words, b 8 columns of 8 words, c is 16 x 8, spread over the lanes of a warp. A word is four bytes (c: integers) or two F16 (c: F32).
+// mma.cuh: c += a b on tensor cores: a has 16 rows of 8 words, b 8 columns of 8 words, c is 16 x 8, spread over the lanes of a warp. A word
+// is four bytes (c: integers) or two F16 (c: F32).
 //
 // With g = lane / 4 and k = lane % 4:
 //   a[0], a[1]  row g, g + 8, word k       a[2], a[3]  the same rows, word k + 4
@@ -15,7 +16,8 @@ static __device__ __forceinline__ void mma_plain(C c[4], const uint32_t a[4], co
     const uint64_t rows[2] = { (uint64_t) a[1] << 32 | a[0], (uint64_t) a[3] << 32 | a[2] }; // of each half
     const uint64_t column  = (uint64_t) b[1] << 32 | b[0];
     for (int k = 0; k < 4; k++) {
-        const uint64_t from_a[2] = { __shfl_sync(0xffffffffu, rows[0], lane / 4 * 4 + k), __shfl_sync(0xffffffffu, rows[1], lane / 4 * 4 + k) };
+        const uint64_t from_a[2] = { __shfl_sync(0xffffffffu, rows[0], lane / 4 * 4 + k),
+                                     __shfl_sync(0xffffffffu, rows[1], lane / 4 * 4 + k) };
         for (int i = 0; i < 2; i++) {
             const uint64_t from_b = __shfl_sync(0xffffffffu, column, (2 * (lane % 4) + i) * 4 + k);
             for (int half = 0; half < 2; half++) {
@@ -59,8 +61,10 @@ static __device__ __forceinline__ void mma_halves(float c[4], const uint32_t a[4
     }
 #else
     mma_plain(c, a, b, [](uint32_t x, uint32_t y, float sum) {
-        const float low = __half2float(__ushort_as_half((unsigned short) (x & 0xffff))) * __half2float(__ushort_as_half((unsigned short) (y & 0xffff)));
-        return sum + low + __half2float(__ushort_as_half((unsigned short) (x >> 16))) * __half2float(__ushort_as_half((unsigned short) (y >> 16)));
+        const float low =
+            __half2float(__ushort_as_half((unsigned short) (x & 0xffff))) * __half2float(__ushort_as_half((unsigned short) (y & 0xffff)));
+        return sum + low +
+               __half2float(__ushort_as_half((unsigned short) (x >> 16))) * __half2float(__ushort_as_half((unsigned short) (y >> 16)));
     });
 #endif
 }

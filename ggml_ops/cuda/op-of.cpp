@@ -9,7 +9,8 @@ static void copy_strides(const ggml_tensor * t, int axis, int64_t element_bytes,
     }
 }
 
-// The owners' order is one of the rows too where all owners follow each other along y's axes: some rows of the first, as many of the second, and so on; several times over, maybe.
+// The owners' order is one of the rows too where all owners follow each other along y's axes: some rows of the first, as many of the
+// second, and so on; several times over, maybe.
 static void set_order(dqrelo_cuda_op & op, const ggml_tensor * owner) {
     int32_t step = 1, n = 1;
     int     axis = 0;

@@ -1,4 +1,5 @@
-// plan.cuh: which rows of a small batch use which matrix of which delta. Every block makes the plan for itself: what the rows use is known on the device only.
+// plan.cuh: which rows of a small batch use which matrix of which delta. Every block makes the plan for itself: what the rows use is known
+// on the device only.
 #pragma once
 
 #include "matmul.cuh"
@@ -73,7 +74,8 @@ static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_
     }
     __syncwarp();
     if (lane < n_rows) {
-        const int place   = e ? plan.begin[count_before(firsts, first)] + count_before(same, lane) : plan.n_changed + count_before(base, lane);
+        const int place =
+            e ? plan.begin[count_before(firsts, first)] + count_before(same, lane) : plan.n_changed + count_before(base, lane);
         plan.row[place]   = lane;
         plan.scale[place] = scale;
     }

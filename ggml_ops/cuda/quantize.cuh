@@ -1,7 +1,9 @@
-// quantize.cuh: an activation row as 16-bit integers in two byte planes: the same integers as ../cpu/scalar.cpp's, in an order that suits signs.cuh.
+// quantize.cuh: an activation row as 16-bit integers in two byte planes: the same integers as ../cpu/scalar.cpp's, in an order that suits
+// signs.cuh.
 //
-// A row's columns are cut into pieces of 128 (16 bytes of signs), 16 pieces a chunk. A word of 32 signs is multiplied as eight times four signs: those of columns j, 8 + j, 16 + j,
-// 24 + j, because (word >> j) & 0x01010101 moves them to a byte each. A chunk is stored as 16 vectors [16 pieces][16 bytes], which 16 lanes read side by side:
+// A row's columns are cut into pieces of 128 (16 bytes of signs), 16 pieces a chunk. A word of 32 signs is multiplied as eight times four
+// signs: those of columns j, 8 + j, 16 + j, 24 + j, because (word >> j) & 0x01010101 moves them to a byte each. A chunk is stored as 16
+// vectors [16 pieces][16 bytes], which 16 lanes read side by side:
 //
 //   vector 4 w + 0, 1    word w of the piece, hi bytes of j = 0..3, 4..7
 //   vector 4 w + 2, 3                         lo bytes
@@ -81,15 +83,14 @@ static __device__ void quantize_row(const float * x, const float * cscale, int n
                 sum += v;
             }
         }
-        int8_t *   vector             = q + piece / CHUNK_PIECES * CHUNK_BYTES + (4 * w + j / 4) * (CHUNK_PIECES * 16) + piece % CHUNK_PIECES * 16;
-        uint32_t * hi_quad            = (uint32_t *) vector + j % 4;
-        hi_quad[0]                    = hi;
+        int8_t *   vector  = q + piece / CHUNK_PIECES * CHUNK_BYTES + (4 * w + j / 4) * (CHUNK_PIECES * 16) + piece % CHUNK_PIECES * 16;
+        uint32_t * hi_quad = (uint32_t *) vector + j % 4;
+        hi_quad[0]         = hi;
         hi_quad[2 * CHUNK_PIECES * 4] = lo;
     }
     sum = reduce_block(sum, part, [](int32_t a, int32_t b) { return a + b; });
     if (threadIdx.x == 0) {
-        out->d   = !finite ? __int_as_float(0x7fffffff) : usable ? __fdiv_rn(v_max, q_max)
-                                                                 : 0.0f;
+        out->d   = !finite ? __int_as_float(0x7fffffff) : usable ? __fdiv_rn(v_max, q_max) : 0.0f;
         out->sum = sum;
     }
 }

@@ -64,7 +64,8 @@ static __device__ __forceinline__ const dqrelo_entry * entry_of(const dqrelo_cud
     return entry_of_slot(op, slot_of(owner));
 }
 
-// MATMUL, MATMUL_ID: the first row of y that is made from the same row of x: of a token's experts, which have one entry (their owner is one).
+// MATMUL, MATMUL_ID: the first row of y that is made from the same row of x: of a token's experts, which have one entry (their owner is
+// one).
 static __device__ __forceinline__ int32_t first_row_of_x(const dqrelo_cuda_op & op, int32_t row) {
     return op.x_ne1 == 1 ? row - row % op.ne[0] : row;
 }
@@ -80,11 +81,13 @@ struct matrix_ref {
     int32_t              m;
 
     __device__ __forceinline__ const uint8_t * sign_row(int p, int64_t i) const { return e->sign[p] + (m * e->n_out + i) * (e->n_in / 8); }
-    __device__ __forceinline__ float           scale(int p, int64_t i) const { return e->scale[p][(e->scale_per_row >> p) & 1 ? m * e->n_out + i : m]; }
-    __device__ __forceinline__ const float *   cscale() const { return e->cscale ? e->cscale + m * e->n_in : nullptr; }
-    __device__ __forceinline__ const void *    u_row(int64_t i) const { return row(e->u, e->type_u, e->rank, m * e->n_out + i); }
-    __device__ __forceinline__ const void *    v_row(int64_t k) const { return row(e->v, e->type_v, e->n_in, m * e->rank + k); }
-    __device__ __forceinline__ const void *    dense_row(int64_t i) const { return row(e->dense, e->type_dense, e->n_in, m * e->n_out + i); }
+    __device__ __forceinline__ float           scale(int p, int64_t i) const {
+        return e->scale[p][(e->scale_per_row >> p) & 1 ? m * e->n_out + i : m];
+    }
+    __device__ __forceinline__ const float * cscale() const { return e->cscale ? e->cscale + m * e->n_in : nullptr; }
+    __device__ __forceinline__ const void *  u_row(int64_t i) const { return row(e->u, e->type_u, e->rank, m * e->n_out + i); }
+    __device__ __forceinline__ const void *  v_row(int64_t k) const { return row(e->v, e->type_v, e->n_in, m * e->rank + k); }
+    __device__ __forceinline__ const void *  dense_row(int64_t i) const { return row(e->dense, e->type_dense, e->n_in, m * e->n_out + i); }
 
 private:
     static __device__ __forceinline__ const void * row(const void * data, int32_t type, int64_t n_columns, int64_t i) {

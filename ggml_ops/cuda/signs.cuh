@@ -1,8 +1,8 @@
 // signs.cuh: sums of signs times quantised activations, exactly, for a few rows of the matrix and of the batch.
 //
-// 16 lanes share a row of signs, 16 bytes a load. With b the bits, sum over columns of (+1 or -1) q = 2 sum(b q) - sum(q), and __dp4a adds four products of bytes b and q at once.
-// Masking with 0x02020202 instead of shifting once more gives bytes 0 or 2: twice the sum, in an accumulator of its own. So 32 signs cost 3 shifts, 8 masks and, for each row of the batch,
-// 8 __dp4a a byte plane.
+// 16 lanes share a row of signs, 16 bytes a load. With b the bits, sum over columns of (+1 or -1) q = 2 sum(b q) - sum(q), and __dp4a adds
+// four products of bytes b and q at once. Masking with 0x02020202 instead of shifting once more gives bytes 0 or 2: twice the sum, in an
+// accumulator of its own. So 32 signs cost 3 shifts, 8 masks and, for each row of the batch, 8 __dp4a a byte plane.
 #pragma once
 
 #include "quantize.cuh"
@@ -32,7 +32,8 @@ static __device__ __forceinline__ void dot_half_word(uint32_t bits, const int4 &
     twice                = __dp4a((int) (later & 0x02020202), q.w, twice);
 }
 
-// sum[r][t] = sum of q where the bit is set, modulo 2^32, of rows r of signs and t of the batch, in all 16 lanes. sign: the first of n_r <= R rows; q: the first of T rows, q_step bytes apart.
+// sum[r][t] = sum of q where the bit is set, modulo 2^32, of rows r of signs and t of the batch, in all 16 lanes. sign: the first of n_r <=
+// R rows; q: the first of T rows, q_step bytes apart.
 template <int R, int T>
 static __device__ __forceinline__ void sign_dots(const uint8_t * sign, int n_r, int n_in, const int8_t * q, int q_step, int32_t sum[R][T]) {
     const int  lane          = (int) threadIdx.x % ROW_LANES;

@@ -1,12 +1,13 @@
 // sort.cuh: the rows of a large batch sorted by delta and matrix, for tiles of them.
 //
-// Where the owners come in order (dqrelo_cuda_op::order: nearly every MATMUL), a row's place is looked up. Else (experts: which matrix a row uses is known on the device only) the first launch sorts.
+// Where the owners come in order (dqrelo_cuda_op::order: nearly every MATMUL), a row's place is looked up. Else (experts: which matrix a
+// row uses is known on the device only) the first launch sorts.
 #pragma once
 
 #include "rows.cuh"
 
-static constexpr int      SORT_ROWS = WARP; // that a block finds the places of
-static constexpr int      SORT_KEYS = 2048; // that it compares with at once
+static constexpr int      SORT_ROWS = WARP;       // that a block finds the places of
+static constexpr int      SORT_KEYS = 2048;       // that it compares with at once
 static constexpr uint32_t BASE_ROW  = 0xffff0000; // the key of a row without a delta: behind all others
 
 static __device__ __forceinline__ uint32_t key_of(const dqrelo_cuda_op & op, int32_t slot, int32_t row) {
@@ -82,7 +83,8 @@ struct tile_range {
 };
 
 // By all threads of a block. sorted: not read where the op has an order.
-static __device__ __forceinline__ void load_tile_rows(const dqrelo_cuda_op & op, int32_t n_rows, const int32_t * sorted, int32_t place0, tile_rows & rows) {
+static __device__ __forceinline__ void load_tile_rows(const dqrelo_cuda_op & op, int32_t n_rows, const int32_t * sorted, int32_t place0,
+                                                      tile_rows & rows) {
     const int     lane  = (int) threadIdx.x;
     const int32_t place = place0 + lane;
     if (lane < TILE_ROWS && place < n_rows) {

@@ -134,7 +134,8 @@ static __device__ __forceinline__ void add_dots(const void * a, const float * co
 }
 
 template <int T>
-static __device__ __forceinline__ void add_dots_of(int32_t type, const void * a, const float * const b[T], int n, int lane, int n_lanes, float sum[T]) {
+static __device__ __forceinline__ void add_dots_of(int32_t type, const void * a, const float * const b[T], int n, int lane, int n_lanes,
+                                                   float sum[T]) {
     switch (type) { // the same for all lanes of a warp
         case GGML_TYPE_F32: add_dots<GGML_TYPE_F32, T>(a, b, n, lane, n_lanes, sum); break;
         case GGML_TYPE_F16: add_dots<GGML_TYPE_F16, T>(a, b, n, lane, n_lanes, sum); break;

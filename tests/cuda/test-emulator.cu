@@ -23,9 +23,9 @@ template <typename T>
 struct device_array {
     T *    data = nullptr;
     size_t n;
-    explicit device_array(const std::vector<T> & values) :
-        n(values.size()) {
-        if (cudaMalloc((void **) &data, n * sizeof(T)) != cudaSuccess || cudaMemcpy(data, values.data(), n * sizeof(T), cudaMemcpyHostToDevice) != cudaSuccess) {
+    explicit device_array(const std::vector<T> & values) : n(values.size()) {
+        if (cudaMalloc((void **) &data, n * sizeof(T)) != cudaSuccess ||
+            cudaMemcpy(data, values.data(), n * sizeof(T), cudaMemcpyHostToDevice) != cudaSuccess) {
             abort();
         }
     }

@@ -1,4 +1,5 @@
-// test-op-cuda.cpp: the op's CUDA kernels on the emulator: the cases of every implementation against F64, and the signs' sums bit by bit against the CPU's scalar kernels.
+// test-op-cuda.cpp: the op's CUDA kernels on the emulator: the cases of every implementation against F64, and the signs' sums bit by bit
+// against the CPU's scalar kernels.
 //
 //   test-op-cuda          everything
 //   test-op-cuda small    what the sanitizers can do in seconds
@@ -17,18 +18,17 @@ static constexpr int N_SM = 2; // so that blocks take several units of work each
 
 struct heap_block {
     void * data;
-    explicit heap_block(size_t n_bytes) :
-        data(malloc(n_bytes)) { memset(data, 0x7B, n_bytes); } // as integers and as floats far above all that is right
+    explicit heap_block(size_t n_bytes) : data(malloc(n_bytes)) {
+        memset(data, 0x7B, n_bytes);
+    } // as integers and as floats far above all that is right
     ~heap_block() { free(data); }
     heap_block(const heap_block &)             = delete;
     heap_block & operator=(const heap_block &) = delete;
 };
 
-// Who runs a node: the op's own choice, or one of the two kernels for matrices; that for many rows with the owners' order, or sorting them itself.
-enum kernel { CHOSEN,
-              ROWS,
-              TILES,
-              SORTED_TILES };
+// Who runs a node: the op's own choice, or one of the two kernels for matrices; that for many rows with the owners' order, or sorting them
+// itself.
+enum kernel { CHOSEN, ROWS, TILES, SORTED_TILES };
 
 static bool can_run(const op_case & c, kernel which) {
     return which == CHOSEN || (c.is_matmul() && c.n_rows() > 0 && (which >= TILES || c.n_rows() <= DQRELO_CUDA_FEW_ROWS));
@@ -36,8 +36,9 @@ static bool can_run(const op_case & c, kernel which) {
 
 static void forward(const ggml_tensor * dst, kernel which) {
     const dqrelo_cuda_op op      = dqrelo_cuda_op_of(dst);
-    const size_t         n_bytes = which == CHOSEN ? dqrelo_cuda_work_bytes(&op) : which == ROWS ? dqrelo_cuda_matmul_rows_bytes(op)
-                                                                                                 : dqrelo_cuda_matmul_tiles_bytes(op);
+    const size_t         n_bytes = which == CHOSEN ? dqrelo_cuda_work_bytes(&op)
+                                   : which == ROWS ? dqrelo_cuda_matmul_rows_bytes(op)
+                                                   : dqrelo_cuda_matmul_tiles_bytes(op);
     heap_block           work(n_bytes);
     int32_t              counters[DQRELO_CUDA_COUNTERS] = {};
     switch (which) {
@@ -154,15 +155,9 @@ static void test_order() {
         int64_t                n_owner;
         int32_t                step; // 0: no order of rows
     } const cases[] = {
-        { { 33, 7, 1, 1 }, { 1, 0, 0 }, 7, 1 },
-        { { 33, 7, 4, 1 }, { 1, 0, 0 }, 7, 1 },
-        { { 33, 3, 7, 2 }, { 0, 1, 0 }, 7, 3 },
-        { { 33, 3, 7, 2 }, { 1, 3, 21 }, 42, 1 },
-        { { 33, 3, 7, 2 }, { 0, 0, 1 }, 2, 21 },
-        { { 33, 3, 7, 2 }, { 0, 1, 7 }, 14, 3 },
-        { { 33, 1, 7, 1 }, { 1, 1, 0 }, 7, 1 },
-        { { 33, 3, 7, 1 }, { 7, 1, 0 }, 21, 0 },
-        { { 33, 6, 1, 1 }, { 1, 0, 0 }, 7, 0 },
+        { { 33, 7, 1, 1 }, { 1, 0, 0 }, 7, 1 },   { { 33, 7, 4, 1 }, { 1, 0, 0 }, 7, 1 },  { { 33, 3, 7, 2 }, { 0, 1, 0 }, 7, 3 },
+        { { 33, 3, 7, 2 }, { 1, 3, 21 }, 42, 1 }, { { 33, 3, 7, 2 }, { 0, 0, 1 }, 2, 21 }, { { 33, 3, 7, 2 }, { 0, 1, 7 }, 14, 3 },
+        { { 33, 1, 7, 1 }, { 1, 1, 0 }, 7, 1 },   { { 33, 3, 7, 1 }, { 7, 1, 0 }, 21, 0 }, { { 33, 6, 1, 1 }, { 1, 0, 0 }, 7, 0 },
         { { 33, 3, 7, 2 }, { 1, 0, 3 }, 6, 0 },
     };
     check::begin("order");
@@ -184,7 +179,8 @@ static void test_order() {
             const float  slot = c.owners[at].scale == 0.0f ? -1.0f : (float) c.owners[at].slot;
             seen[at] += 1.0f;
             CHECK(op.order[2 * i + 1] == slot);
-            CHECK(i == 0 || (op.order[2 * i - 1] == slot ? op.order[2 * i - 2] < op.order[2 * i] : slot < 0.0f || (op.order[2 * i - 1] >= 0.0f && op.order[2 * i - 1] < slot)));
+            CHECK(i == 0 || (op.order[2 * i - 1] == slot ? op.order[2 * i - 2] < op.order[2 * i]
+                                                         : slot < 0.0f || (op.order[2 * i - 1] >= 0.0f && op.order[2 * i - 1] < slot)));
         }
         CHECK(!op.order || seen == std::vector<float>((size_t) given.n_owner, 1.0f));
         ggml_free(ctx);
@@ -211,7 +207,8 @@ static void test_zero_rows() {
     }
 }
 
-// Activations far larger and far smaller than F16 can hold, through F16 factors; the slot between two deltas has nothing for this weight, so that rows of the base lie between theirs.
+// Activations far larger and far smaller than F16 can hold, through F16 factors; the slot between two deltas has nothing for this weight,
+// so that rows of the base lie between theirs.
 static void test_factor_range() {
     check::begin("factors of rows of any magnitude");
     entry_options o;

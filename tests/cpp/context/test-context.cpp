@@ -1,8 +1,9 @@
 // test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV
 //
-// What a llama_context does beside decoding a batch: prefixes that sequences share, a context shift, saved and restored states, ubatches smaller than the batch, and
-// embeddings with every pooling. The same calls are made on the base with deltas and on the merged models; a line a case: name, NMSE against the merged models, and the
-// NMSE that the base without a delta has. tests/context/test_context.py makes the files and judges the figures.
+// What a llama_context does beside decoding a batch: prefixes that sequences share, a context shift, saved and restored states, ubatches
+// smaller than the batch, and embeddings with every pooling. The same calls are made on the base with deltas and on the merged models; a
+// line a case: name, NMSE against the merged models, and the NMSE that the base without a delta has. tests/context/test_context.py makes
+// the files and judges the figures.
 #include "dqrelo.h"
 #include "llama.h"
 
@@ -91,7 +92,7 @@ struct part {
     llama_seq_id             seq_id;
     llama_pos                pos;
     std::vector<llama_token> tokens;
-    bool                     is_counted = true;  // false: it runs beside, on the other delta
+    bool                     is_counted = true; // false: it runs beside, on the other delta
 };
 
 // Decodes them in one batch; the logits of all rows, or the embeddings [n_rows, n_embd] (a row a sequence where they are pooled).
@@ -142,7 +143,9 @@ floats shared_prefix(const subject & s, const options & o) {
     const auto        prompt = random_tokens(20, 1, s.model);
     decode(ctx.get(), { { 0, 0, prompt } });
     llama_memory_seq_cp(memory, 0, 2, -1, -1); // sequence 2 has the delta of sequence 0
-    return decode(ctx.get(), { { 1, 0, random_tokens(8, 9, s.model), false }, { 0, 20, random_tokens(5, 2, s.model) }, { 2, 20, random_tokens(7, 3, s.model) } });
+    return decode(ctx.get(), { { 1, 0, random_tokens(8, 9, s.model), false },
+                               { 0, 20, random_tokens(5, 2, s.model) },
+                               { 2, 20, random_tokens(7, 3, s.model) } });
 }
 
 // The oldest tokens but four go, the others move up.
@@ -188,14 +191,18 @@ floats restored_context(const subject & s, const options & o) {
     if (llama_state_set_data(ctx.get(), bytes.data(), bytes.size()) == 0) {
         fail("llama_state_set_data");
     }
-    return decode(ctx.get(), { { 1, 0, random_tokens(8, 9, s.model), false }, { 0, 12, random_tokens(6, 2, s.model) }, { 2, 9, random_tokens(6, 3, s.model) } });
+    return decode(
+        ctx.get(),
+        { { 1, 0, random_tokens(8, 9, s.model), false }, { 0, 12, random_tokens(6, 2, s.model) }, { 2, 9, random_tokens(6, 3, s.model) } });
 }
 
 // Sequences end in the middle of ubatches.
 floats small_ubatches(const subject & s, options o) {
     o.n_ubatch            = 7;
     const context_ptr ctx = s.open(o);
-    floats            out = decode(ctx.get(), { { 1, 0, random_tokens(8, 9, s.model), false }, { 0, 0, random_tokens(19, 1, s.model) }, { 2, 0, random_tokens(24, 2, s.model) } });
+    floats            out = decode(ctx.get(), { { 1, 0, random_tokens(8, 9, s.model), false },
+                                                { 0, 0, random_tokens(19, 1, s.model) },
+                                                { 2, 0, random_tokens(24, 2, s.model) } });
     append(out, decode(ctx.get(), { { 0, 19, random_tokens(1, 3, s.model) }, { 2, 24, random_tokens(2, 4, s.model) } }));
     return out;
 }
@@ -204,7 +211,10 @@ floats pooled(const subject & s, options o, enum llama_pooling_type pooling) {
     o.embeddings          = true;
     o.pooling             = pooling;
     const context_ptr ctx = s.open(o);
-    return decode(ctx.get(), { { 1, 0, random_tokens(8, 9, s.model), false }, { 0, 0, random_tokens(14, 1, s.model) }, { 2, 0, random_tokens(9, 2, s.model) } }, o);
+    return decode(
+        ctx.get(),
+        { { 1, 0, random_tokens(8, 9, s.model), false }, { 0, 0, random_tokens(14, 1, s.model) }, { 2, 0, random_tokens(9, 2, s.model) } },
+        o);
 }
 
 double nmse(const floats & got, const floats & expected) {
@@ -219,7 +229,8 @@ double nmse(const floats & got, const floats & expected) {
 using scenario = std::function<floats(const subject &, const options &)>;
 
 // Even sequences have one delta and are compared, odd ones have the other one and run beside them; first A is compared, then B.
-void run(const std::string & name, const scenario & fn, const options & o, llama_model * base, const std::vector<dqrelo_delta *> & deltas, const std::vector<llama_model *> & merged) {
+void run(const std::string & name, const scenario & fn, const options & o, llama_model * base, const std::vector<dqrelo_delta *> & deltas,
+         const std::vector<llama_model *> & merged) {
     for (size_t i = 0; i < deltas.size(); i++) {
         const subject with     = { base, { deltas[i], deltas[1 - i] } };
         const floats  expected = fn({ merged[i], {} }, o);
@@ -237,13 +248,15 @@ model_ptr load(const char * path) {
     return model;
 }
 
-}  // namespace
+} // namespace
 
 int main(int argc, char ** argv) {
     if (argc != 8) {
         fail("usage: test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV");
     }
-    llama_log_set([](ggml_log_level level, const char * text, void *) { level == GGML_LOG_LEVEL_ERROR ? (void) fputs(text, stderr) : (void) 0; }, nullptr);
+    llama_log_set(
+        [](ggml_log_level level, const char * text, void *) { level == GGML_LOG_LEVEL_ERROR ? (void) fputs(text, stderr) : (void) 0; },
+        nullptr);
     options o;
     o.flash_attn = strcmp(argv[6], "on") == 0 ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     o.type_kv    = strcmp(argv[7], "q8_0") == 0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;

@@ -97,7 +97,8 @@ static void print_base(const base_file & base) {
 static void print_delta(const delta_file & delta) {
     printf("name=%s\narchitecture=%s\ncontent_hash=%s\nbase_name=%s\nbase_digest=%s\n", delta.name().c_str(), delta.architecture().c_str(),
            delta.content_hash().c_str(), delta.base_name().c_str(), delta.base_digest().c_str());
-    printf("ratio=%.17g\nn_bytes=%zu\nn_weights=%zu\nn_samples=%zu\n", delta.ratio(), delta.n_bytes(), delta.weights().size(), delta.samples().size());
+    printf("ratio=%.17g\nn_bytes=%zu\nn_weights=%zu\nn_samples=%zu\n", delta.ratio(), delta.n_bytes(), delta.weights().size(),
+           delta.samples().size());
     printf("chat_template=%s\n", delta.chat_template() ? delta.chat_template()->c_str() : "(base)");
     printf("eog=");
     for (int32_t id : delta.eog_tokens()) {

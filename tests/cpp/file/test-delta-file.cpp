@@ -71,7 +71,8 @@ static void test_entries() {
 
     check::begin("entries/dense");
     entry = delta->entry(3);
-    CHECK(entry.n_in == 24 && entry.n_out == 1 && entry.n_planes == 0 && entry.type_dense == GGML_TYPE_F32 && same_bytes(entry.dense, d.tensors[13].data));
+    CHECK(entry.n_in == 24 && entry.n_out == 1 && entry.n_planes == 0 && entry.type_dense == GGML_TYPE_F32 &&
+          same_bytes(entry.dense, d.tensors[13].data));
     entry = delta->entry(4);
     CHECK(entry.n_mat == 2);
     entry = dqrelo_entry_matrix(&entry, 1);
@@ -138,7 +139,7 @@ static void test_verify() {
 static void test_truncation() {
     check::begin("truncation at every byte");
     const std::string bytes  = delta_of_every_form().file();
-    const size_t      n_last = 60;  // bytes of the last tensor; the padding behind it may be cut
+    const size_t      n_last = 60; // bytes of the last tensor; the padding behind it may be cut
     bool              good   = true;
     for (size_t n = 0; n + ALIGNMENT - n_last < bytes.size(); ++n) {
         std::string err;
@@ -162,7 +163,8 @@ static void test_refusals() {
     CHECK(refused(d.file(), "delta file version 2, expected 1"));
 
     check::begin("refusals/keys");
-    const std::vector<std::string> must = { "general.name", "dqrelo.ratio", "dqrelo.content_hash", "dqrelo.weight.rank", "dqrelo.base.samples" };
+    const std::vector<std::string> must = { "general.name", "dqrelo.ratio", "dqrelo.content_hash", "dqrelo.weight.rank",
+                                            "dqrelo.base.samples" };
     for (const std::string & key : must) {
         d = delta_of_every_form();
         d.remove(key);

@@ -1,5 +1,5 @@
-// test-delta-fuzz.cpp: thousands of damaged files, in a fixed order. Each is refused with one line, or opens and can be read to the last byte.
-// Built with AddressSanitizer over heap-file.cpp, so that reading one byte too many ends the test.
+// test-delta-fuzz.cpp: thousands of damaged files, in a fixed order. Each is refused with one line, or opens and can be read to the last
+// byte. Built with AddressSanitizer over heap-file.cpp, so that reading one byte too many ends the test.
 #include "support/check.h"
 #include "cpu/stack.h"
 #include "file/delta-file.h"
@@ -12,36 +12,38 @@ using namespace dqrelo;
 using namespace testing;
 
 static const char * const PATH    = "test-delta-fuzz.gguf";
-static const int          N_CASES = 5000;  // of each kind; about five seconds in all with sanitizers
+static const int          N_CASES = 5000; // of each kind; about five seconds in all with sanitizers
 
 // Numbers that counts, lengths, types and offsets are tried with.
-static const uint64_t EXTREMES[] = { 0, 1, 7, 63, 255, 65536, 0x7fffffff, 0xffffffff, 1ull << 32, 1ull << 40, (1ull << 62) - 1, 1ull << 63, ~0ull - 63, ~0ull };
+static const uint64_t EXTREMES[] = {
+    0, 1, 7, 63, 255, 65536, 0x7fffffff, 0xffffffff, 1ull << 32, 1ull << 40, (1ull << 62) - 1, 1ull << 63, ~0ull - 63, ~0ull
+};
 
 static std::string damage(std::string bytes, size_t n_header, random_source & r) {
     // the header is where the decisions are; a small part of the cases damages data
     const size_t n = r.below(8) ? n_header : bytes.size();
     switch (r.below(6)) {
-        case 0:  // bits
+        case 0: // bits
             for (uint64_t i = 0; i <= r.below(4); ++i) {
                 bytes[r.below(n)] ^= (char) (1 << r.below(8));
             }
             break;
-        case 1:  // bytes
+        case 1: // bytes
             for (uint64_t i = 0; i <= r.below(8); ++i) {
                 bytes[r.below(n)] = (char) r.next();
             }
             break;
-        case 2:  // a number
+        case 2: // a number
         case 3: {
             const uint64_t value   = EXTREMES[r.below(sizeof(EXTREMES) / sizeof(EXTREMES[0]))];
             const size_t   n_value = r.below(2) ? 8 : 4;
             memcpy(&bytes[r.below(n - 8)], &value, n_value);
             break;
         }
-        case 4:  // an end
+        case 4: // an end
             bytes.resize(r.below(bytes.size()));
             break;
-        case 5: {  // a piece too many or too few
+        case 5: { // a piece too many or too few
             const size_t at = r.below(n);
             if (r.below(2)) {
                 bytes.insert(at, bytes.substr(r.below(n), r.below(64)));
@@ -101,7 +103,7 @@ static void edit(delta_builder & d, random_source & r) {
         case 5: t.data.resize(r.below(2 * t.data.size() + 1)); break;
         case 6: t.type = (ggml_type) r.below(GGML_TYPE_COUNT); break;
         case 7: std::swap(t, d.tensors[r.below(d.tensors.size())]); break;
-        case 8: {  // another shape of the same size
+        case 8: { // another shape of the same size
             const size_t i = r.below(t.ne.size());
             const size_t j = r.below(t.ne.size());
             if (t.ne[i] % 2 == 0) {
@@ -112,8 +114,9 @@ static void edit(delta_builder & d, random_source & r) {
         }
     }
     d.declare();
-    const char * const keys[] = { "dqrelo.weight.ne", "dqrelo.tensor.ne", "dqrelo.weight.rank", "dqrelo.weight.n_planes", "dqrelo.tensor.types" };
-    if (r.below(4) == 0) {  // an array that is too short or of another kind
+    const char * const keys[] = { "dqrelo.weight.ne", "dqrelo.tensor.ne", "dqrelo.weight.rank", "dqrelo.weight.n_planes",
+                                  "dqrelo.tensor.types" };
+    if (r.below(4) == 0) { // an array that is too short or of another kind
         const char * key = keys[r.below(sizeof(keys) / sizeof(keys[0]))];
         if (r.below(2)) {
             d.set(key, std::vector<uint32_t>(r.below(20), 1));

@@ -102,7 +102,8 @@ static void test_samples() {
 static void test_types() {
     const auto      f32     = open_base(model(GGML_TYPE_F32, 1));
     const auto      delta   = delta_over(*f32);
-    const ggml_type types[] = { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_Q2_K };
+    const ggml_type types[] = { GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
+                                GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_Q2_K };
     check::begin("compare/same file");
     CHECK(delta && compare(*delta, *f32).match == base_match::same_file);
     for (ggml_type type : types) {
@@ -190,11 +191,11 @@ static void test_correlation() {
     std::vector<float> b = a;
     CHECK(std::fabs(sample_correlation(a, b) - 1.0) < 1e-12);
     for (size_t i = 0; i < 32; ++i) {
-        a[i] *= 1000.0f;  // a scale of one group of both changes nothing
+        a[i] *= 1000.0f; // a scale of one group of both changes nothing
         b[i] *= 1000.0f;
     }
     CHECK(std::fabs(sample_correlation(a, b) - 1.0) < 1e-12);
-    std::fill(a.begin(), a.begin() + 32, 0.0f);  // a group of zeros is left out, whatever the base has there
+    std::fill(a.begin(), a.begin() + 32, 0.0f); // a group of zeros is left out, whatever the base has there
     CHECK(std::fabs(sample_correlation(a, b) - 1.0) < 1e-12);
     std::fill(a.begin(), a.end(), 0.0f);
     CHECK(sample_correlation(a, b) == 0.0 && sample_correlation({}, {}) == 0.0);

@@ -1,8 +1,9 @@
 // test-archs BASE DELTA_A DELTA_B MERGED_A MERGED_B
 //
-// Runs one architecture with deltas and compares logits with the same weights merged into plain models, for several shapes of batches. All models see the very same
-// batch, so the graphs have the same shapes. Prints a line a case: name, NMSE of the rows with a delta against the merged models, and the largest difference of the rows
-// without one from the base's. tests/graph/test_archs.py makes the files and judges the figures. Exit code 3: the delta was refused; the line says why.
+// Runs one architecture with deltas and compares logits with the same weights merged into plain models, for several shapes of batches. All
+// models see the very same batch, so the graphs have the same shapes. Prints a line a case: name, NMSE of the rows with a delta against the
+// merged models, and the largest difference of the rows without one from the base's. tests/graph/test_archs.py makes the files and judges
+// the figures. Exit code 3: the delta was refused; the line says why.
 #include "dqrelo.h"
 #include "llama.h"
 
@@ -58,7 +59,8 @@ struct test_case {
     bool        all_outputs = false; // as many outputs as tokens: their rows are selected with all ids
 };
 
-// Logits of all rows [n_seq*n_tokens, n_vocab], or nothing if decoding fails. Only sequences from `first` on are decoded; the rows of others are zeros.
+// Logits of all rows [n_seq*n_tokens, n_vocab], or nothing if decoding fails. Only sequences from `first` on are decoded; the rows of
+// others are zeros.
 std::vector<float> logits(runner & r, const test_case & c, int first = 0) {
     const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(r.model.get()));
     const int n_embd  = llama_model_n_embd(r.model.get());
@@ -124,11 +126,13 @@ struct row_error {
     double error = 0, power = 0;
 };
 
-void run_case(const test_case & c, runner & base, runner & plain, std::vector<runner *> merged, const std::vector<int> & delta_of_seq, bool own_batch) {
+void run_case(const test_case & c, runner & base, runner & plain, std::vector<runner *> merged, const std::vector<int> & delta_of_seq,
+              bool own_batch) {
     const std::vector<float> got     = logits(base, c);
     const std::vector<float> without = logits(plain, c);
     // where deltas need ubatches of their own, rows without one have theirs: the base's product depends on the ubatch's size
-    const std::vector<float>        base_alone = own_batch && delta_of_seq[c.n_seq - 1] < 0 && !without.empty() ? logits(plain, c, c.n_seq - 1) : without;
+    const std::vector<float> base_alone =
+        own_batch && delta_of_seq[c.n_seq - 1] < 0 && !without.empty() ? logits(plain, c, c.n_seq - 1) : without;
     std::vector<std::vector<float>> expected;
     for (runner * m : merged) {
         expected.push_back(logits(*m, c));
@@ -155,7 +159,8 @@ void run_case(const test_case & c, runner & base, runner & plain, std::vector<ru
         with_delta.power += e * e;
         changed.error += (without[i] - e) * (without[i] - e);
     }
-    printf("%s: nmse %.3e base_nmse %.3e base_diff %.3e\n", c.name.c_str(), with_delta.error / with_delta.power, changed.error / with_delta.power, without_delta);
+    printf("%s: nmse %.3e base_nmse %.3e base_diff %.3e\n", c.name.c_str(), with_delta.error / with_delta.power,
+           changed.error / with_delta.power, without_delta);
 }
 
 } // namespace
@@ -165,7 +170,13 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "usage: %s BASE DELTA_A DELTA_B MERGED_A MERGED_B\n", argv[0]);
         return 2;
     }
-    llama_log_set([](ggml_log_level level, const char * text, void *) { if (level == GGML_LOG_LEVEL_ERROR) { fputs(text, stderr); } }, nullptr);
+    llama_log_set(
+        [](ggml_log_level level, const char * text, void *) {
+            if (level == GGML_LOG_LEVEL_ERROR) {
+                fputs(text, stderr);
+            }
+        },
+        nullptr);
     setvbuf(stdout, nullptr, _IOLBF, 0);
 
     runner base(argv[1]), plain(argv[1]), merged_a(argv[4]), merged_b(argv[5]);

@@ -27,8 +27,7 @@ struct weight_in {
     ggml_tensor *           tensor;
 
     explicit weight_in(ggml_backend_buffer_type_t buft) :
-        ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true })),
-        tensor(ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 8, 8)) {
+        ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true })), tensor(ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 8, 8)) {
         buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft));
     }
 };
@@ -53,7 +52,8 @@ static void test_fused() {
 static void expect_problem(const fake_device & gpu, const char * what) {
     const weight_in   w((ggml_backend_buffer_type_t) &gpu.buft);
     const std::string problem = placement_of(w.tensor).problem;
-    CHECK(problem.find(gpu.buft_name) != std::string::npos && problem.find(what) != std::string::npos && problem.find('\n') == std::string::npos);
+    CHECK(problem.find(gpu.buft_name) != std::string::npos && problem.find(what) != std::string::npos &&
+          problem.find('\n') == std::string::npos);
 }
 
 static void test_refused() {

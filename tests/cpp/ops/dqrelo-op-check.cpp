@@ -3,7 +3,8 @@
 //   dqrelo-op-check            all GPUs
 //   dqrelo-op-check NAME...    devices by the names that llama-server --list-devices gives, or CPU
 //
-// A device without the operator is named and passes: there deltas run as ordinary ggml ops. Exit code 1: results are wrong, or there is no device to check.
+// A device without the operator is named and passes: there deltas run as ordinary ggml ops. Exit code 1: results are wrong, or there is no
+// device to check.
 
 #include "support/check.h"
 #include "support/op-cases.h"
@@ -41,7 +42,8 @@ static void check_device(ggml_backend_dev_t dev) {
     if (n_missing == n_cases) {
         printf("has no operator; deltas run as ordinary ggml ops\n");
     } else {
-        printf("%d of %d cases agree%s\n", n_cases - n_missing - n_wrong, n_cases, n_missing > 0 ? ", for the others it has no operator" : "");
+        printf("%d of %d cases agree%s\n", n_cases - n_missing - n_wrong, n_cases,
+               n_missing > 0 ? ", for the others it has no operator" : "");
     }
 }
 
@@ -66,7 +68,8 @@ int main(int argc, char ** argv) {
         }
     }
     if (devices.empty()) {
-        fprintf(stderr, "dqrelo-op-check: this build finds no GPU: it needs one that is built in (-DDQRELO_CUDA=ON), its driver, and a device that is visible\n");
+        fprintf(stderr, "dqrelo-op-check: this build finds no GPU: it needs one that is built in (-DDQRELO_CUDA=ON), its driver, and a "
+                        "device that is visible\n");
         return 1;
     }
     for (ggml_backend_dev_t dev : devices) {

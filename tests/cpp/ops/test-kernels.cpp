@@ -80,7 +80,8 @@ static void test_quantize_is_nearest(const dqrelo_kernels * kernels) {
         int64_t                    sum  = 0;
         for (int64_t j = 0; j < n; j++) {
             // half a step, and the roundings of 1/d, d and the product: 3 u of |x|
-            near = near && std::fabs(q[(size_t) j] * (double) a.act[0].d - x[(size_t) j]) <= 0.5 * a.act[0].d + 3 * U_F32 * std::fabs(x[(size_t) j]);
+            near = near && std::fabs(q[(size_t) j] * (double) a.act[0].d - x[(size_t) j]) <=
+                               0.5 * a.act[0].d + 3 * U_F32 * std::fabs(x[(size_t) j]);
             sum += q[(size_t) j];
         }
         CHECK(near);
@@ -243,13 +244,15 @@ static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n,
     const int t = n_t - 1;
     kernels->dots(type, a.data.data(), dqrelo_type_bytes(type, n), n_i, &b[(size_t) t], 1, n, alone.data(), n_i);
     CHECK(memcmp(alone.data(), &got[(size_t) (t * ld)], (size_t) n_i * sizeof(float)) == 0);
-    kernels->dots(type, a.data.data() + 5 * dqrelo_type_bytes(type, n), dqrelo_type_bytes(type, n), n_i - 5, b.data(), n_t, n, got.data(), ld);
+    kernels->dots(type, a.data.data() + 5 * dqrelo_type_bytes(type, n), dqrelo_type_bytes(type, n), n_i - 5, b.data(), n_t, n, got.data(),
+                  ld);
     CHECK(memcmp(alone.data() + 5, &got[(size_t) (t * ld)], (size_t) (n_i - 5) * sizeof(float)) == 0);
 }
 
 // Rows through both halves of an entry.
-static std::vector<std::vector<float>> run_entry(
-    const dqrelo_kernels * kernels, const dqrelo_entry & e, const std::vector<std::vector<float>> & x, const std::vector<std::vector<float>> & y, float s, int nth) {
+static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels, const dqrelo_entry & e,
+                                                 const std::vector<std::vector<float>> & x, const std::vector<std::vector<float>> & y,
+                                                 float s, int nth) {
     const int64_t                   n_t = (int64_t) x.size();
     std::vector<std::vector<float>> out(x.size(), std::vector<float>((size_t) e.n_out, 99.0f));
     std::vector<dqrelo_row>         rows;
@@ -274,8 +277,8 @@ static std::vector<std::vector<float>> run_entry(
 }
 
 static void test_entry(const dqrelo_kernels * kernels, const entry_options & o, int n_t, const char * what) {
-    check::begin(format("matmul/%s/n_in=%lld/n_out=%lld/rows=%d/planes=%d/rank=%d/u=%s/v=%s%s", kernels->name, (long long) o.n_in, (long long) o.n_out, n_t,
-                        o.dense ? 0 : o.n_planes, o.rank, type_name(o.type_u), type_name(o.type_v), what)
+    check::begin(format("matmul/%s/n_in=%lld/n_out=%lld/rows=%d/planes=%d/rank=%d/u=%s/v=%s%s", kernels->name, (long long) o.n_in,
+                        (long long) o.n_out, n_t, o.dense ? 0 : o.n_planes, o.rank, type_name(o.type_u), type_name(o.type_v), what)
                      .c_str());
     const random_entry              r(o, 23);
     const float                     s = 0.75f;

@@ -1,7 +1,8 @@
 // test-op-precision.cpp: how far the op is from F64, and that ordinary ggml ops on the same input are no closer.
 //
 //   fused      the op DQRELO
-//   composed   the same from stock ops: for each plane scale * (Q1_0 mul_mat) of c . x, then two mul_mats with the factors as they are, adds
+//   composed   the same from stock ops: for each plane scale * (Q1_0 mul_mat) of c . x, then two mul_mats with the factors as they are,
+//   adds
 //
 // y is zero: the error is of the delta alone, ||got - exact|| / ||exact|| over all rows and outputs.
 

@@ -1,5 +1,6 @@
 // test-op-threads.cpp: the op on 4 threads under ThreadSanitizer, and the same result, bit for bit, as on one.
-// The operator's CPU sources are compiled in, with this file's threads and barrier in place of ggml's, which are built without the sanitizer.
+// The operator's CPU sources are compiled in, with this file's threads and barrier in place of ggml's, which are built without the
+// sanitizer.
 
 #include "support/check.h"
 #include "support/op-case.h"

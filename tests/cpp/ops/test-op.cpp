@@ -1,4 +1,5 @@
-// test-op.cpp: the op DQRELO in a ggml graph on the CPU, against F64: forms, slots, strides, threads. The kernels alone are in test-kernels.cpp.
+// test-op.cpp: the op DQRELO in a ggml graph on the CPU, against F64: forms, slots, strides, threads. The kernels alone are in
+// test-kernels.cpp.
 
 #include "support/check.h"
 #include "support/op-cases.h"
@@ -105,7 +106,8 @@ static void test_set() {
     CHECK(node->op == GGML_OP_DQRELO && strcmp(ggml_op_name(node->op), "DQRELO") == 0);
     CHECK(ggml_dqrelo_form(node) == DQRELO_FORM_MATMUL);
     CHECK(memcmp(ggml_dqrelo_stride(node), stride, sizeof(stride)) == 0);
-    CHECK(node->src[0] == y && node->src[1] == x && node->src[2] == table && node->src[3] == owner && node->src[4] == nullptr && node->src[5] == nullptr);
+    CHECK(node->src[0] == y && node->src[1] == x && node->src[2] == table && node->src[3] == owner && node->src[4] == nullptr &&
+          node->src[5] == nullptr);
     ggml_free(ctx);
 }
 

@@ -1,5 +1,5 @@
-// The registry of deltas without a model: who waits for whom, who goes, who is woken. A loader and a main loop that only pass things on, and no timed polls that
-// would hide a lost call: what hangs here is ended by ctest.
+// The registry of deltas without a model: who waits for whom, who goes, who is woken. A loader and a main loop that only pass things on,
+// and no timed polls that would hide a lost call: what hangs here is ended by ctest.
 #undef NDEBUG
 #include "delta-registry.h"
 
@@ -11,7 +11,7 @@
 #include <random>
 #include <thread>
 
-static const size_t N_BYTES = 1000;  // of each file
+static const size_t N_BYTES = 1000; // of each file
 
 static std::filesystem::path folder() {
     const auto path = std::filesystem::temp_directory_path() / ("dqrelo-test-registry-" + std::to_string(std::random_device{}()));
@@ -126,11 +126,11 @@ static void test_main_loop_is_called_again() {
     server_delta_registry::work work;
     assert(f.registry->next_work(work) && work.wants_main_loop);
     assert(f.registry->take_unchecked() == nullptr);
-    assert(f.registry->next_work(work) && work.wants_main_loop);  // the main loop looks, but did not unbind yet
+    assert(f.registry->next_work(work) && work.wants_main_loop); // the main loop looks, but did not unbind yet
     for (const auto & delta : f.registry->retired()) {
         f.registry->unbound(delta);
     }
-    f.update();  // the second call finds nothing to do
+    f.update(); // the second call finds nothing to do
     assert(f.registry->next_work(work) && work.to_free);
     f.registry->freed();
     one.join();
@@ -167,7 +167,7 @@ static void test_turns_are_by_arrival() {
     const int n = 6;
     fixture   f({ 0, 1 });
     for (int i = 0; i < n; i++) {
-        f.put(std::to_string(i % 3));  // some names twice: an equal one may not overtake
+        f.put(std::to_string(i % 3)); // some names twice: an equal one may not overtake
         if (i == 2) {
             break;
         }
@@ -184,7 +184,7 @@ static void test_turns_are_by_arrival() {
             const auto                        use = f.registry->acquire(std::to_string(i % 3), [&is_waiting, asked = false]() mutable {
                 if (!asked) {
                     asked      = true;
-                    is_waiting = true;  // stands in line
+                    is_waiting = true; // stands in line
                 }
                 return false;
             });
@@ -204,7 +204,8 @@ static void test_turns_are_by_arrival() {
     }
 }
 
-// Requests, loads, reloads and unloads at random over too little memory and too few turns: all end, and never is more loaded or running than allowed.
+// Requests, loads, reloads and unloads at random over too little memory and too few turns: all end, and never is more loaded or running
+// than allowed.
 static void test_nobody_waits_for_ever(server_delta_limits limits) {
     fixture   f(limits);
     const int n_names = 5;
@@ -218,9 +219,10 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
         threads.emplace_back([&, t] {
             std::mt19937 rng(t);
             for (int k = 0; k < 400; k++) {
-                const int i = (int) (rng() % (n_names + 1));  // the last one comes and goes
+                const int i = (int) (rng() % (n_names + 1)); // the last one comes and goes
                 try {
-                    const auto use = f.registry->acquire(std::to_string(i), [&, polls = 0]() mutable { return rng() % 50 == 0 && polls++ > 0; });
+                    const auto use =
+                        f.registry->acquire(std::to_string(i), [&, polls = 0]() mutable { return rng() % 50 == 0 && polls++ > 0; });
                     n_active[i]++;
                     int n = 0;
                     for (const auto & active : n_active) {
@@ -229,7 +231,7 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
                     assert(limits.n_active_max == 0 || n <= (int) limits.n_active_max);
                     std::this_thread::yield();
                     n_active[i]--;
-                } catch (const server_delta_error &) {  // unloaded, or the client went
+                } catch (const server_delta_error &) { // unloaded, or the client went
                 }
             }
         });
@@ -251,7 +253,7 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
     for (auto & thread : threads) {
         thread.join();
     }
-    assert(limits.n_bytes_max == 0 || f.registry->n_resident() <= limits.n_bytes_max + N_BYTES);  // a reload has both files for a while
+    assert(limits.n_bytes_max == 0 || f.registry->n_resident() <= limits.n_bytes_max + N_BYTES); // a reload has both files for a while
     for (const auto & row : f.registry->rows()) {
         assert(row.n_running == 0 && row.entry.n_entitled == 0);
     }

@@ -1,4 +1,5 @@
-// fake-device.h: a device in the host's memory that only the tests know, with what is asked for: the operator or none, copies that wait, too little memory.
+// fake-device.h: a device in the host's memory that only the tests know, with what is asked for: the operator or none, copies that wait,
+// too little memory.
 #pragma once
 
 #include "dqrelo-op.h"
@@ -12,7 +13,8 @@
 #include <string>
 #include <vector>
 
-// Buffers are memory of the heap that ggml takes for a device's. Asynchronous copies read their source as late as they may: when their event, or their stream, is waited for.
+// Buffers are memory of the heap that ggml takes for a device's. Asynchronous copies read their source as late as they may: when their
+// event, or their stream, is waited for.
 class fake_device {
 public:
     enum ggml_backend_dev_type type         = GGML_BACKEND_DEVICE_TYPE_GPU;
@@ -82,9 +84,13 @@ private:
             of(b->buft).n_buffers--;
             free(b->context);
         };
-        iface.set_tensor = [](ggml_backend_buffer_t, ggml_tensor * to, const void * data, size_t offset, size_t n) { memcpy((char *) to->data + offset, data, n); };
-        iface.get_tensor = [](ggml_backend_buffer_t, const ggml_tensor * from, void * data, size_t offset, size_t n) { memcpy(data, (const char *) from->data + offset, n); };
-        iface.clear      = [](ggml_backend_buffer_t b, uint8_t value) { memset(b->context, value, b->size); };
+        iface.set_tensor = [](ggml_backend_buffer_t, ggml_tensor * to, const void * data, size_t offset, size_t n) {
+            memcpy((char *) to->data + offset, data, n);
+        };
+        iface.get_tensor = [](ggml_backend_buffer_t, const ggml_tensor * from, void * data, size_t offset, size_t n) {
+            memcpy(data, (const char *) from->data + offset, n);
+        };
+        iface.clear = [](ggml_backend_buffer_t b, uint8_t value) { memset(b->context, value, b->size); };
         return ggml_backend_buffer_init(t, iface, aligned_alloc(128, GGML_PAD(n_bytes + 1, 128)), n_bytes);
     }
 

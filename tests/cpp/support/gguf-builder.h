@@ -17,14 +17,18 @@ namespace testing {
 constexpr size_t ALIGNMENT = 64;
 
 template <typename T>
-std::string bytes_of(const T & value) { return std::string((const char *) &value, sizeof(T)); }
+std::string bytes_of(const T & value) {
+    return std::string((const char *) &value, sizeof(T));
+}
 
 template <typename T>
 std::string bytes_of_all(const std::vector<T> & values) {
     return std::string((const char *) values.data(), values.size() * sizeof(T));
 }
 
-inline std::string bytes_of_text(const std::string & text) { return bytes_of<uint64_t>(text.size()) + text; }
+inline std::string bytes_of_text(const std::string & text) {
+    return bytes_of<uint64_t>(text.size()) + text;
+}
 
 inline std::string padded(std::string bytes) {
     bytes.resize((bytes.size() + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, '\0');
@@ -40,7 +44,7 @@ struct tensor {
 
 // A GGUF file in the making. Keys keep their order; setting a key again replaces it.
 struct gguf_builder {
-    std::vector<std::pair<std::string, std::string>> keys;  // value with its type in front
+    std::vector<std::pair<std::string, std::string>> keys; // value with its type in front
     std::vector<tensor>                              tensors;
 
     void set_raw(const std::string & key, const std::string & value) {
@@ -62,7 +66,9 @@ struct gguf_builder {
         }
     }
 
-    void set(const std::string & key, const std::string & text) { set_raw(key, bytes_of<uint32_t>(GGUF_TYPE_STRING) + bytes_of_text(text)); }
+    void set(const std::string & key, const std::string & text) {
+        set_raw(key, bytes_of<uint32_t>(GGUF_TYPE_STRING) + bytes_of_text(text));
+    }
     void set(const std::string & key, uint32_t n) { set_raw(key, bytes_of<uint32_t>(GGUF_TYPE_UINT32) + bytes_of(n)); }
     void set(const std::string & key, uint16_t n) { set_raw(key, bytes_of<uint32_t>(GGUF_TYPE_UINT16) + bytes_of(n)); }
     void set(const std::string & key, int32_t n) { set_raw(key, bytes_of<uint32_t>(GGUF_TYPE_INT32) + bytes_of(n)); }
@@ -93,7 +99,8 @@ struct gguf_builder {
         }
         uint64_t offset = 0;
         for (const tensor & t : tensors) {
-            out += bytes_of_text(t.name) + bytes_of<uint32_t>((uint32_t) t.ne.size()) + bytes_of_all(t.ne) + bytes_of<uint32_t>(t.type) + bytes_of(offset);
+            out += bytes_of_text(t.name) + bytes_of<uint32_t>((uint32_t) t.ne.size()) + bytes_of_all(t.ne) + bytes_of<uint32_t>(t.type) +
+                   bytes_of(offset);
             offset += padded(t.data).size();
         }
         return padded(out);
@@ -215,8 +222,8 @@ struct delta_builder : gguf_builder {
             const uint64_t * ne = &logical_ne[4 * i];
             names.push_back(tensors[i].name);
             sha256.push_back(hash_sha256_hex(tensors[i].data.data(), tensors[i].data.size()));
-            lines += names.back() + " " + types[i] + " " + ggml_type_name(tensors[i].type) + " " + std::to_string(ne[0]) + "x" + std::to_string(ne[1]) +
-                     "x" + std::to_string(ne[2]) + "x" + std::to_string(ne[3]) + " " + sha256.back() + "\n";
+            lines += names.back() + " " + types[i] + " " + ggml_type_name(tensors[i].type) + " " + std::to_string(ne[0]) + "x" +
+                     std::to_string(ne[1]) + "x" + std::to_string(ne[2]) + "x" + std::to_string(ne[3]) + " " + sha256.back() + "\n";
         }
         set("dqrelo.content_hash", hash_sha256_hex(lines.data(), lines.size()));
         set("dqrelo.tensor.names", names);
@@ -232,8 +239,8 @@ struct delta_builder : gguf_builder {
     }
 };
 
-// A delta with one weight of each form. Matrix "paper": 64x24, one plane, one scale, rank 4 in F16; "planes": 32x16, two planes, the second with a scale per row,
-// no factors; "experts": 64x32x3 with column scales and Q8_0 factors of rank 32; "norm" and "table": dense.
+// A delta with one weight of each form. Matrix "paper": 64x24, one plane, one scale, rank 4 in F16; "planes": 32x16, two planes, the second
+// with a scale per row, no factors; "experts": 64x32x3 with column scales and Q8_0 factors of rank 32; "norm" and "table": dense.
 inline delta_builder delta_of_every_form() {
     delta_builder d;
     random_source r(1);

@@ -1,5 +1,5 @@
-// heap-file.cpp: mapped_file on the heap, for sanitized builds. Behind a mapping the rest of the last page is readable; behind this exact allocation
-// AddressSanitizer sees every byte read too many.
+// heap-file.cpp: mapped_file on the heap, for sanitized builds. Behind a mapping the rest of the last page is readable; behind this exact
+// allocation AddressSanitizer sees every byte read too many.
 #include "file/mapped-file.h"
 
 #include <cstdio>

@@ -42,29 +42,21 @@ struct op_case {
     bool                              one_x  = false;           // MATMUL_ID: x has one row a token, for all of its experts
     std::array<int32_t, 3>            stride = { 1, 0, 0 };
     std::vector<owner_of>             owners;
-    std::vector<const random_entry *> entries;      // null: a zeroed entry
-    std::vector<const random_stack *> stacks;       // instead of entries: weights of three dimensions
-    std::vector<int32_t>              ids;          // one for each row of y, or none
+    std::vector<const random_entry *> entries;         // null: a zeroed entry
+    std::vector<const random_stack *> stacks;          // instead of entries: weights of three dimensions
+    std::vector<int32_t>              ids;             // one for each row of y, or none
     bool                              gaps    = false; // x, y and ids have rows further apart than their length
-    bool                              ordered = true; // the owners come with their order
+    bool                              ordered = true;  // the owners come with their order
 
     std::vector<float> y, x, out; // contiguous copies, row after row
 
-    int64_t n_rows() const {
-        return ne[1] * ne[2] * ne[3];
-    }
-    bool is_matmul() const {
-        return form == DQRELO_FORM_MATMUL || form == DQRELO_FORM_MATMUL_ID;
-    }
-    int64_t x_row() const {
-        return is_matmul() ? n_in : ne[0];
-    }
+    int64_t n_rows() const { return ne[1] * ne[2] * ne[3]; }
+    bool    is_matmul() const { return form == DQRELO_FORM_MATMUL || form == DQRELO_FORM_MATMUL_ID; }
+    int64_t x_row() const { return is_matmul() ? n_in : ne[0]; }
     int64_t x_rows() const { // of a token
         return one_x ? 1 : ne[1];
     }
-    const float * x_of(int64_t row) const {
-        return x.data() + (one_x ? row / ne[1] : row) * x_row();
-    }
+    const float *    x_of(int64_t row) const { return x.data() + (one_x ? row / ne[1] : row) * x_row(); }
     const owner_of & owner(int64_t row) const {
         const int64_t i1 = row % ne[1];
         const int64_t i2 = row / ne[1] % ne[2];
@@ -89,9 +81,7 @@ struct op_case {
             default: return stack->matrices[(size_t) (i2 % stack->e.n_mat)].get();
         }
     }
-    size_t n_slots() const {
-        return stacks.empty() ? entries.size() : stacks.size();
-    }
+    size_t       n_slots() const { return stacks.empty() ? entries.size() : stacks.size(); }
     dqrelo_entry slot(size_t k) const {
         if (stacks.empty()) {
             return entries[k] ? entries[k]->e : dqrelo_entry{};

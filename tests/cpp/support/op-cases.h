@@ -50,9 +50,11 @@ static bool matches(const op_case & c) {
         const expected_delta want = expect(c, *entry, r);
         for (int64_t i = 0; i < c.ne[0]; i++) {
             const double value     = y[i] + o.scale * want.value[(size_t) i];
-            const double tolerance = std::fabs(o.scale) * want.tolerance[(size_t) i] + 2.0 * U_F32 * (std::fabs(y[i]) + std::fabs(o.scale * want.value[(size_t) i]));
+            const double tolerance = std::fabs(o.scale) * want.tolerance[(size_t) i] +
+                                     2.0 * U_F32 * (std::fabs(y[i]) + std::fabs(o.scale * want.value[(size_t) i]));
             if (!(std::fabs(got[i] - value) <= tolerance)) {
-                printf("  row %lld, output %lld: got %.9g, expected %.9g within %.3g\n", (long long) r, (long long) i, got[i], value, tolerance);
+                printf("  row %lld, output %lld: got %.9g, expected %.9g within %.3g\n", (long long) r, (long long) i, got[i], value,
+                       tolerance);
                 return false;
             }
         }

@@ -63,10 +63,13 @@ private:
         if (roots.count(root) == 0) {
             roots[root] = ggml_dup_tensor(ctx.get(), root);
         }
-        return t == root ? roots[root] : ggml_view_4d(ctx.get(), roots[root], t->ne[0], t->ne[1], t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3], t->view_offs);
+        return t == root ? roots[root]
+                         : ggml_view_4d(ctx.get(), roots[root], t->ne[0], t->ne[1], t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3],
+                                        t->view_offs);
     }
 
-    // Copies the arrays of all entries behind each other into `packs` and points `table` to them; without `packs` it only counts their bytes.
+    // Copies the arrays of all entries behind each other into `packs` and points `table` to them; without `packs` it only counts their
+    // bytes.
     static size_t pack(const op_case & c, ggml_tensor * packs, dqrelo_entry * table) {
         size_t     at  = 0;
         const auto put = [&](auto & array, int64_t n_bytes) {

@@ -152,15 +152,9 @@ struct random_entry {
     random_entry(const random_entry &)             = delete;
     random_entry & operator=(const random_entry &) = delete;
 
-    double sign_at(int p, int64_t i, int64_t j) const {
-        return (sign[p][(size_t) (i * (e.n_in / 8) + j / 8)] >> (j % 8)) & 1 ? 1.0 : -1.0;
-    }
-    double scale_at(int p, int64_t i) const {
-        return scale[p][(e.scale_per_row >> p) & 1 ? (size_t) i : 0];
-    }
-    double cscale_at(int64_t j) const {
-        return cscale.empty() ? 1.0 : cscale[(size_t) j];
-    }
+    double sign_at(int p, int64_t i, int64_t j) const { return (sign[p][(size_t) (i * (e.n_in / 8) + j / 8)] >> (j % 8)) & 1 ? 1.0 : -1.0; }
+    double scale_at(int p, int64_t i) const { return scale[p][(e.scale_per_row >> p) & 1 ? (size_t) i : 0]; }
+    double cscale_at(int64_t j) const { return cscale.empty() ? 1.0 : cscale[(size_t) j]; }
 };
 
 // A stack of matrices: each with its decoded values, and one entry for all, whose arrays hold theirs one behind the other.
@@ -225,9 +219,11 @@ struct expected_delta {
 };
 
 // Tolerance of a matrix form, element by element:
-//   quantisation  q_j is off by at most d/2, uniformly: n_in of them with random signs give a standard deviation of d sqrt(n_in / 12). Six of
+//   quantisation  q_j is off by at most d/2, uniformly: n_in of them with random signs give a standard deviation of d sqrt(n_in / 12). Six
+//   of
 //                 those, or the sure bound d n_in / 2 where it is smaller, times the plane's scale.
-//   rounding      a sum of n terms in F32, in any order, is off by at most n u (sum of magnitudes); V x then U t: (n_in + rank) u. 16 more roundings
+//   rounding      a sum of n terms in F32, in any order, is off by at most n u (sum of magnitudes); V x then U t: (n_in + rank) u. 16 more
+//   roundings
 //                 for the products with c, d, scales and s.
 inline expected_delta expect_matmul(const random_entry & r, const float * x, double step) {
     const dqrelo_entry & e = r.e;

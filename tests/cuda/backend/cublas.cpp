@@ -23,9 +23,7 @@ struct matrix {
             default: ((float *) data)[at] = value; break;
         }
     }
-    matrix moved(int64_t n_elements) const {
-        return { (char *) data + n_elements * (type == CUDA_R_32F ? 4 : 2), type, ld };
-    }
+    matrix moved(int64_t n_elements) const { return { (char *) data + n_elements * (type == CUDA_R_32F ? 4 : 2), type, ld }; }
 };
 
 struct product {
@@ -33,14 +31,9 @@ struct product {
     int               m, n, k;
     float             alpha, beta;
 
-    product(cublasOperation_t op_a_, cublasOperation_t op_b_, int m_, int n_, int k_, const void * alpha_, const void * beta_, cudaDataType_t compute) :
-        op_a(op_a_),
-        op_b(op_b_),
-        m(m_),
-        n(n_),
-        k(k_),
-        alpha(scalar(alpha_, compute)),
-        beta(scalar(beta_, compute)) {}
+    product(cublasOperation_t op_a_, cublasOperation_t op_b_, int m_, int n_, int k_, const void * alpha_, const void * beta_,
+            cudaDataType_t compute) :
+        op_a(op_a_), op_b(op_b_), m(m_), n(n_), k(k_), alpha(scalar(alpha_, compute)), beta(scalar(beta_, compute)) {}
 
     static float scalar(const void * value, cudaDataType_t type) {
         return type == CUDA_R_16F ? (float) *(const half *) value : *(const float *) value;
@@ -59,19 +52,19 @@ struct product {
     }
 };
 
-cublasStatus_t cublasGemmEx(
-    cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
-    const void * alpha, const void * a, cudaDataType_t type_a, int lda,
-    const void * b, cudaDataType_t type_b, int ldb,
-    const void * beta, void * c, cudaDataType_t type_c, int ldc, cudaDataType_t compute, cublasGemmAlgo_t algorithm) {
-    return cublasGemmStridedBatchedEx(handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0, 1, compute, algorithm);
+cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void * alpha,
+                            const void * a, cudaDataType_t type_a, int lda, const void * b, cudaDataType_t type_b, int ldb,
+                            const void * beta, void * c, cudaDataType_t type_c, int ldc, cudaDataType_t compute,
+                            cublasGemmAlgo_t algorithm) {
+    return cublasGemmStridedBatchedEx(handle, op_a, op_b, m, n, k, alpha, a, type_a, lda, 0, b, type_b, ldb, 0, beta, c, type_c, ldc, 0, 1,
+                                      compute, algorithm);
 }
 
-cublasStatus_t cublasGemmStridedBatchedEx(
-    cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
-    const void * alpha, const void * a, cudaDataType_t type_a, int lda, long long stride_a,
-    const void * b, cudaDataType_t type_b, int ldb, long long stride_b,
-    const void * beta, void * c, cudaDataType_t type_c, int ldc, long long stride_c, int n_batch, cudaDataType_t compute, cublasGemmAlgo_t) {
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
+                                          const void * alpha, const void * a, cudaDataType_t type_a, int lda, long long stride_a,
+                                          const void * b, cudaDataType_t type_b, int ldb, long long stride_b, const void * beta, void * c,
+                                          cudaDataType_t type_c, int ldc, long long stride_c, int n_batch, cudaDataType_t compute,
+                                          cublasGemmAlgo_t) {
     const cuemu::computing memory;
     const product          one(op_a, op_b, m, n, k, alpha, beta, compute);
     const matrix           all_a = { (void *) a, type_a, lda }, all_b = { (void *) b, type_b, ldb }, all_c = { c, type_c, ldc };
@@ -81,11 +74,10 @@ cublasStatus_t cublasGemmStridedBatchedEx(
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasGemmBatchedEx(
-    cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k,
-    const void * alpha, const void * const a[], cudaDataType_t type_a, int lda,
-    const void * const b[], cudaDataType_t type_b, int ldb,
-    const void * beta, void * const c[], cudaDataType_t type_c, int ldc, int n_batch, cudaDataType_t compute, cublasGemmAlgo_t) {
+cublasStatus_t cublasGemmBatchedEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void * alpha,
+                                   const void * const a[], cudaDataType_t type_a, int lda, const void * const b[], cudaDataType_t type_b,
+                                   int ldb, const void * beta, void * const c[], cudaDataType_t type_c, int ldc, int n_batch,
+                                   cudaDataType_t compute, cublasGemmAlgo_t) {
     const cuemu::computing memory;
     const product          one(op_a, op_b, m, n, k, alpha, beta, compute);
     for (int i = 0; i < n_batch; i++) {

@@ -1,5 +1,5 @@
-// test-cuda-backend: ggml-cuda on the emulator. Some ordinary ops against the CPU backend, which shows that the emulation is right; and for which tables it supports
-// the op DQRELO. What the op gives there dqrelo-op-check tests.
+// test-cuda-backend: ggml-cuda on the emulator. Some ordinary ops against the CPU backend, which shows that the emulation is right; and for
+// which tables it supports the op DQRELO. What the op gives there dqrelo-op-check tests.
 
 #include "support/check.h"
 #include "emulated.h"
@@ -28,8 +28,8 @@ struct ordinary {
 
 constexpr int N_IDS = 7; // ids and positions are below
 
-// The bounds of upstream's test-backend-ops: F32 throughout, and weights whose product quantises the activation, on either side in its own way. On the CPU, F16 weights
-// round it to F16: by 2^-11 at most.
+// The bounds of upstream's test-backend-ops: F32 throughout, and weights whose product quantises the activation, on either side in its own
+// way. On the CPU, F16 weights round it to F16: by 2^-11 at most.
 constexpr double MAX_NMSE           = 1e-7;
 constexpr double MAX_NMSE_F16       = 1.0 / (1 << 22);
 constexpr double MAX_NMSE_QUANTISED = 5e-4;
@@ -93,14 +93,18 @@ std::vector<ordinary> ordinary_ops() {
         ops.push_back(mul_mat("mul_mat/q4_K", GGML_TYPE_Q4_K, n_rows, MAX_NMSE_QUANTISED));
     }
     ops.push_back({ "mul_mat/f16, batched", MAX_NMSE_F16, [](ggml_context * ctx) {
-                       return ggml_mul_mat(ctx, ggml_new_tensor_3d(ctx, GGML_TYPE_F16, 64, 40, 2), ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 64, 20, 4));
+                       return ggml_mul_mat(ctx, ggml_new_tensor_3d(ctx, GGML_TYPE_F16, 64, 40, 2),
+                                           ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 64, 20, 4));
                    } });
-    ops.push_back({ "rms_norm", MAX_NMSE, [](ggml_context * ctx) { return ggml_rms_norm(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 300, 5), 1e-5f); } });
+    ops.push_back({ "rms_norm", MAX_NMSE,
+                    [](ggml_context * ctx) { return ggml_rms_norm(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 300, 5), 1e-5f); } });
     ops.push_back({ "soft_max", MAX_NMSE, [](ggml_context * ctx) {
-                       return ggml_soft_max_ext(ctx, ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 96, 5, 3), ggml_new_tensor_2d(ctx, GGML_TYPE_F16, 96, 5), 0.2f, 0.0f);
+                       return ggml_soft_max_ext(ctx, ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 96, 5, 3),
+                                                ggml_new_tensor_2d(ctx, GGML_TYPE_F16, 96, 5), 0.2f, 0.0f);
                    } });
     ops.push_back({ "rope", MAX_NMSE, [](ggml_context * ctx) {
-                       return ggml_rope(ctx, ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 64, 4, 6), ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 6), 64, 0);
+                       return ggml_rope(ctx, ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 64, 4, 6), ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 6),
+                                        64, 0);
                    } });
     for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
         ops.push_back({ "get_rows", MAX_NMSE, [=](ggml_context * ctx) {

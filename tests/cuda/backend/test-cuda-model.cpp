@@ -1,8 +1,10 @@
 // test-cuda-model N_GPU_LAYERS BASE [DELTA_A DELTA_B]
 //
-// A model on the emulated devices, beside the same on the CPU: without deltas, or with sequences of the base, of delta A and of delta B in one batch. A line a case:
+// A model on the emulated devices, beside the same on the CPU: without deltas, or with sequences of the base, of delta A and of delta B in
+// one batch. A line a case:
 //
-//   name: nmse N base B ops G of A    NMSE against the CPU, NMSE of the base without deltas against it, and how many ops DQRELO ran on devices, of all
+//   name: nmse N base B ops G of A    NMSE against the CPU, NMSE of the base without deltas against it, and how many ops DQRELO ran on
+//   devices, of all
 //
 // and a line for each memory that delta A lies in. tests/cuda/test_cuda_model.py makes the files and judges the figures.
 #include "dqrelo.h"
@@ -93,7 +95,8 @@ struct subject {
         char err[1024];
         llama_memory_clear(llama_get_memory(ctx.get()), true);
         for (int i = 0; i < N_SEQ; i++) {
-            if (!dqrelo_bind(ctx.get(), i, which[(size_t) i] < 0 ? nullptr : deltas[(size_t) which[(size_t) i]].get(), 1.0f, err, sizeof(err))) {
+            if (!dqrelo_bind(ctx.get(), i, which[(size_t) i] < 0 ? nullptr : deltas[(size_t) which[(size_t) i]].get(), 1.0f, err,
+                             sizeof(err))) {
                 fail(err);
             }
         }
@@ -151,7 +154,8 @@ void run(const std::string & name, subject & gpu, subject & cpu, const std::vect
     for (size_t i = 0; i < of_base.size(); i++) {
         const floats got  = gpu.decode(STEPS[i].first, STEPS[i].n);
         const floats want = cpu.decode(STEPS[i].first, STEPS[i].n);
-        printf("%s %s: nmse %.3g base %.3g ops %d of %d\n", name.c_str(), STEPS[i].name, nmse(got, want), nmse(of_base[i], want), gpu.counter->on_devices, gpu.counter->all);
+        printf("%s %s: nmse %.3g base %.3g ops %d of %d\n", name.c_str(), STEPS[i].name, nmse(got, want), nmse(of_base[i], want),
+               gpu.counter->on_devices, gpu.counter->all);
     }
 }
 

@@ -29,21 +29,12 @@ constexpr size_t   RED_ZONE     = 128;
 constexpr unsigned MAX_SPINS    = 10 * 1000 * 1000; // __nanosleep in a row by fibers that find nothing to do
 
 // What a fiber waits in.
-enum operation { RUNNING,
-                 SYNCTHREADS,
-                 SYNCWARP,
-                 SHUFFLE,
-                 BALLOT,
-                 REDUCE_ADD,
-                 REDUCE_MIN,
-                 REDUCE_MAX,
-                 REDUCE_AND,
-                 REDUCE_OR,
-                 MATCH };
+enum operation { RUNNING, SYNCTHREADS, SYNCWARP, SHUFFLE, BALLOT, REDUCE_ADD, REDUCE_MIN, REDUCE_MAX, REDUCE_AND, REDUCE_OR, MATCH };
 
 inline const char * name_of(operation op) {
-    static const char * const names[] = { "running", "__syncthreads", "__syncwarp", "__shfl_sync", "__ballot_sync", "__reduce_add_sync",
-                                          "__reduce_min_sync", "__reduce_max_sync", "__reduce_and_sync", "__reduce_or_sync", "__match_any_sync" };
+    static const char * const names[] = { "running",           "__syncthreads",     "__syncwarp",        "__shfl_sync",
+                                          "__ballot_sync",     "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync",
+                                          "__reduce_and_sync", "__reduce_or_sync",  "__match_any_sync" };
     return names[op];
 }
 
@@ -74,7 +65,7 @@ struct block {
     int                                          n = 0, n_alive = 0;
     int                                          n_at_barrier = 0, n_true = 0; // __syncthreads and its predicate
     std::vector<unsigned>                        arrived, alive;               // lanes of each warp: in a warp operation; not exited
-    char *                                       shared      = nullptr;       // SHARED_BYTES
+    char *                                       shared      = nullptr;        // SHARED_BYTES
     size_t                                       shared_used = 0;
     char *                                       dynamic     = nullptr;
     std::vector<std::pair<const void *, char *>> variables; // static __shared__: key and place
@@ -88,9 +79,7 @@ struct machine {
     fiber *                             current = nullptr;
     fiber                               host; // who launched
     const std::function<void()> *       body = nullptr;
-    enum { FORWARD,
-           REVERSE,
-           RANDOM } order                    = FORWARD;
+    enum { FORWARD, REVERSE, RANDOM } order  = FORWARD;
     uint64_t     random                      = 0;
     unsigned     n_spins                     = 0;
     const void * host_stack                  = nullptr; // for ASan
@@ -109,8 +98,8 @@ inline machine & the_machine() {
         for (int i = 0; i < b->n; i++) { // a line for each run of threads that wait alike
             const fiber & f = b->fibers[(size_t) i];
             if (!before || f.done != before->done || f.op != before->op || f.line != before->line) {
-                fprintf(stderr, "  block (%u,%u,%u) from thread %d (warp %d, lane %d): %s, line %d, mask %08x\n", b->index.x, b->index.y, b->index.z, i, i / 32, i % 32,
-                        f.done ? "exited" : name_of(f.op), f.line, f.mask);
+                fprintf(stderr, "  block (%u,%u,%u) from thread %d (warp %d, lane %d): %s, line %d, mask %08x\n", b->index.x, b->index.y,
+                        b->index.z, i, i / 32, i % 32, f.done ? "exited" : name_of(f.op), f.line, f.mask);
             }
             before = &f;
         }
@@ -122,10 +111,9 @@ inline machine & the_machine() {
 #if CUEMU_OWN_SWITCH
 // Saves the registers that a call keeps on this stack, and takes those of the other.
 __attribute__((naked, noinline, no_sanitize("thread", "address"))) inline void switch_stack(void ** /*save_sp*/, void * /*load_sp*/) {
-    asm volatile(
-        "pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
-        "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
-        "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
+    asm volatile("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+                 "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
+                 "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
 }
 inline void prepare_stack(fiber & f, void (*entry)()) {
     void ** top = (void **) (f.stack + STACK_BYTES) - 2;

@@ -9,15 +9,10 @@
 struct __half {
     _Float16 value;
     __half() = default;
-    __half(float f) :
-        value((_Float16) f) {}
-    __half(double f) :
-        value((_Float16) f) {}
-    __half(int i) :
-        value((_Float16) i) {}
-    operator float() const {
-        return (float) value;
-    }
+    __half(float f) : value((_Float16) f) {}
+    __half(double f) : value((_Float16) f) {}
+    __half(int i) : value((_Float16) i) {}
+    operator float() const { return (float) value; }
 };
 typedef __half half;
 
@@ -42,18 +37,14 @@ typedef __nv_bfloat16 nv_bfloat16;
 struct alignas(4) __half2 {
     half x, y;
     __half2() = default;
-    __half2(half x_, half y_) :
-        x(x_),
-        y(y_) {}
+    __half2(half x_, half y_) : x(x_), y(y_) {}
 };
 typedef __half2 half2;
 
 struct alignas(4) __nv_bfloat162 {
     nv_bfloat16 x, y;
     __nv_bfloat162() = default;
-    __nv_bfloat162(nv_bfloat16 x_, nv_bfloat16 y_) :
-        x(x_),
-        y(y_) {}
+    __nv_bfloat162(nv_bfloat16 x_, nv_bfloat16 y_) : x(x_), y(y_) {}
 };
 typedef __nv_bfloat162 nv_bfloat162;
 

@@ -149,9 +149,7 @@ struct launch {
     size_t dynamic_bytes;
 
     launch(dim3 grid_, dim3 threads_, size_t dynamic_bytes_ = 0, const void * /*stream*/ = nullptr) :
-        grid(grid_),
-        threads(threads_),
-        dynamic_bytes(dynamic_bytes_) {}
+        grid(grid_), threads(threads_), dynamic_bytes(dynamic_bytes_) {}
 
     void operator<<(const std::function<void()> & body) const {
         const computing memory;
@@ -159,7 +157,8 @@ struct launch {
         const int       n     = (int) (threads.x * threads.y * threads.z);
         const uint64_t  total = (uint64_t) grid.x * grid.y * grid.z;
         if (n < 1 || n > 1024 || threads.z > 64 || total == 0 || grid.y > 65535 || grid.z > 65535 || dynamic_bytes > dynamic_limit()) {
-            fprintf(stderr, "cuemu: bad launch: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of shared memory\n", grid.x, grid.y, grid.z, threads.x, threads.y, threads.z, dynamic_bytes);
+            fprintf(stderr, "cuemu: bad launch: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of shared memory\n", grid.x, grid.y, grid.z,
+                    threads.x, threads.y, threads.z, dynamic_bytes);
             abort();
         }
         machine &    m          = the_machine();
@@ -188,7 +187,9 @@ private:
         }
         for (uint64_t k = 0; k < n_blocks; k++) {
             const uint64_t i = m.order == machine::REVERSE ? total - 1 - (first + k) : first + k;
-            start_block(*m.blocks[k], { (unsigned) (i % grid.x), (unsigned) (i / grid.x % grid.y), (unsigned) (i / ((uint64_t) grid.x * grid.y)) }, n, dynamic_bytes);
+            start_block(*m.blocks[k],
+                        { (unsigned) (i % grid.x), (unsigned) (i / grid.x % grid.y), (unsigned) (i / ((uint64_t) grid.x * grid.y)) }, n,
+                        dynamic_bytes);
         }
         jump(*take_ready());
         acquire(&m.host);

@@ -1,7 +1,8 @@
-// memory.h: device memory. It is host memory that only kernels of its device, and copies, may touch: anything else that reads or writes it ends the program with a line.
-// Under a sanitizer it is on the heap instead, where an access behind an allocation is seen.
+// memory.h: device memory. It is host memory that only kernels of its device, and copies, may touch: anything else that reads or writes it
+// ends the program with a line. Under a sanitizer it is on the heap instead, where an access behind an allocation is seen.
 //
-// Environment: CUEMU_HIDE = a part of paths: while a kernel runs, files of these names that the host has mapped cannot be read. What it gets must lie in device memory.
+// Environment: CUEMU_HIDE = a part of paths: while a kernel runs, files of these names that the host has mapped cannot be read. What it
+// gets must lie in device memory.
 #pragma once
 
 #include <csignal>
@@ -25,7 +26,7 @@ namespace cuemu {
 constexpr int MAX_DEVICES = 16;
 constexpr int ALL_DEVICES = -1;
 
-constexpr size_t MAX_DYNAMIC_BYTES = 96 * 1024;       // shared memory that a kernel can have after cudaFuncSetAttribute
+constexpr size_t MAX_DYNAMIC_BYTES = 96 * 1024;        // shared memory that a kernel can have after cudaFuncSetAttribute
 constexpr size_t DEVICE_BYTES      = (size_t) 4 << 30; // what a device says that it has
 
 inline int n_devices() {
@@ -137,7 +138,8 @@ inline device_memory & the_memory();
 inline void report_access(int signal, siginfo_t * info, void *) {
     const int device = the_memory().device_of(info->si_addr);
     if (device >= 0) {
-        fprintf(stderr, "cuemu: %p is memory of device %d, and neither a copy nor a kernel of that device touches it\n", info->si_addr, device);
+        fprintf(stderr, "cuemu: %p is memory of device %d, and neither a copy nor a kernel of that device touches it\n", info->si_addr,
+                device);
     } else if (getenv("CUEMU_HIDE")) {
         fprintf(stderr, "cuemu: %p is no memory of a device, perhaps of a hidden file (%s)\n", info->si_addr, getenv("CUEMU_HIDE"));
     }
@@ -161,8 +163,7 @@ inline device_memory & the_memory() {
 struct copying {
     const std::lock_guard<std::mutex> lock;
 
-    copying() :
-        lock(the_memory().mutex) { the_memory().set_access(ALL_DEVICES, PROT_READ | PROT_WRITE); }
+    copying() : lock(the_memory().mutex) { the_memory().set_access(ALL_DEVICES, PROT_READ | PROT_WRITE); }
     ~copying() { the_memory().set_access(ALL_DEVICES, PROT_NONE); }
 };
 
@@ -171,9 +172,7 @@ struct computing {
     const std::lock_guard<std::mutex> lock;
     const int                         device;
 
-    computing() :
-        lock(the_memory().mutex),
-        device(current_device()) {
+    computing() : lock(the_memory().mutex), device(current_device()) {
         the_memory().set_access(device, PROT_READ | PROT_WRITE);
         protect_files(PROT_NONE);
     }

@@ -10,13 +10,15 @@
 #define __builtin_align__(n) __attribute__((aligned(n)))
 #define __builtin_assume(x) ((void) 0)
 
-enum cudaError_t { cudaSuccess                       = 0,
-                   cudaErrorInvalidValue             = 1,
-                   cudaErrorMemoryAllocation         = 2,
-                   cudaErrorInvalidDevice            = 101,
-                   cudaErrorNotSupported             = 801,
-                   cudaErrorPeerAccessAlreadyEnabled = 704,
-                   cudaErrorPeerAccessNotEnabled     = 705 };
+enum cudaError_t {
+    cudaSuccess                       = 0,
+    cudaErrorInvalidValue             = 1,
+    cudaErrorMemoryAllocation         = 2,
+    cudaErrorInvalidDevice            = 101,
+    cudaErrorNotSupported             = 801,
+    cudaErrorPeerAccessAlreadyEnabled = 704,
+    cudaErrorPeerAccessNotEnabled     = 705
+};
 inline const char * cudaGetErrorString(cudaError_t error) {
     switch (error) {
         case cudaSuccess: return "no error";
@@ -107,15 +109,8 @@ inline cudaError_t cudaDeviceDisablePeerAccess(int) {
 // memory
 //
 
-enum cudaMemcpyKind { cudaMemcpyHostToHost,
-                      cudaMemcpyHostToDevice,
-                      cudaMemcpyDeviceToHost,
-                      cudaMemcpyDeviceToDevice,
-                      cudaMemcpyDefault };
-enum { cudaHostRegisterPortable = 1,
-       cudaHostRegisterReadOnly = 8,
-       cudaHostAllocPortable    = 1,
-       cudaHostAllocMapped      = 2 };
+enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
+enum { cudaHostRegisterPortable = 1, cudaHostRegisterReadOnly = 8, cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
 typedef struct CUstream_st * cudaStream_t;
 #define cudaStreamPerThread ((cudaStream_t) 2)
 
@@ -172,7 +167,8 @@ inline cudaError_t cudaMemcpyAsync(void * dst, const void * src, size_t n_bytes,
 inline cudaError_t cudaMemcpyPeerAsync(void * dst, int, const void * src, int, size_t n_bytes, cudaStream_t = nullptr) {
     return cudaMemcpy(dst, src, n_bytes, cudaMemcpyDeviceToDevice);
 }
-inline cudaError_t cudaMemcpy2DAsync(void * dst, size_t dst_pitch, const void * src, size_t src_pitch, size_t width, size_t height, cudaMemcpyKind, cudaStream_t = nullptr) {
+inline cudaError_t cudaMemcpy2DAsync(void * dst, size_t dst_pitch, const void * src, size_t src_pitch, size_t width, size_t height,
+                                     cudaMemcpyKind, cudaStream_t = nullptr) {
     const cuemu::copying memory;
     for (size_t i = 0; i < height; i++) {
         memmove((char *) dst + i * dst_pitch, (const char *) src + i * src_pitch, width);
@@ -192,8 +188,7 @@ inline cudaError_t cudaMemsetAsync(void * dst, int value, size_t n_bytes, cudaSt
 // streams and events
 //
 
-enum { cudaStreamNonBlocking  = 1,
-       cudaEventDisableTiming = 2 };
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 typedef struct CUevent_st *     cudaEvent_t;
 typedef struct CUgraph_st *     cudaGraph_t;
 typedef struct CUgraphExec_st * cudaGraphExec_t;

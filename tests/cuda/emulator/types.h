@@ -14,24 +14,24 @@
 // __shared__ is rewritten by preprocess.py
 
 // NAME2 and NAME4 are aligned to their size, which -fsanitize=alignment checks at every access.
-#define CUEMU_VECTOR(T, NAME)                           \
-    struct alignas(2 * sizeof(T)) NAME##2 {             \
-        T x, y;                                         \
-    };                                                  \
-    struct NAME##3 {                                    \
-        T x, y, z;                                      \
-    };                                                  \
-    struct alignas(4 * sizeof(T)) NAME##4 {             \
-        T x, y, z, w;                                   \
-    };                                                  \
-    inline NAME##2 make_##NAME##2(T x, T y) {           \
-        return { x, y };                                \
-    }                                                   \
-    inline NAME##3 make_##NAME##3(T x, T y, T z) {      \
-        return { x, y, z };                             \
-    }                                                   \
-    inline NAME##4 make_##NAME##4(T x, T y, T z, T w) { \
-        return { x, y, z, w };                          \
+#define CUEMU_VECTOR(T, NAME)                                                                                                              \
+    struct alignas(2 * sizeof(T)) NAME##2 {                                                                                                \
+        T x, y;                                                                                                                            \
+    };                                                                                                                                     \
+    struct NAME##3 {                                                                                                                       \
+        T x, y, z;                                                                                                                         \
+    };                                                                                                                                     \
+    struct alignas(4 * sizeof(T)) NAME##4 {                                                                                                \
+        T x, y, z, w;                                                                                                                      \
+    };                                                                                                                                     \
+    inline NAME##2 make_##NAME##2(T x, T y) {                                                                                              \
+        return { x, y };                                                                                                                   \
+    }                                                                                                                                      \
+    inline NAME##3 make_##NAME##3(T x, T y, T z) {                                                                                         \
+        return { x, y, z };                                                                                                                \
+    }                                                                                                                                      \
+    inline NAME##4 make_##NAME##4(T x, T y, T z, T w) {                                                                                    \
+        return { x, y, z, w };                                                                                                             \
     }
 
 CUEMU_VECTOR(signed char, char)
@@ -47,10 +47,7 @@ CUEMU_VECTOR(long long, longlong)
 
 struct dim3 {
     unsigned x, y, z;
-    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) :
-        x(x_),
-        y(y_),
-        z(z_) {}
+    constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
 inline __thread uint3 threadIdx, blockIdx, blockDim, gridDim;

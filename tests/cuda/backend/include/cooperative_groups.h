@@ -6,9 +6,7 @@
 namespace cooperative_groups {
 
 struct grid_group {
-    void sync() const {
-        cuemu::fail("a barrier of the whole grid is not emulated");
-    }
+    void sync() const { cuemu::fail("a barrier of the whole grid is not emulated"); }
 };
 inline grid_group this_grid() {
     return {};

@@ -1,4 +1,5 @@
-// cuda.h: the driver, of which nothing is used. What ggml-cuda is compiled for is said here, for its files alone: the op's own take the paths without inline PTX.
+// cuda.h: the driver, of which nothing is used. What ggml-cuda is compiled for is said here, for its files alone: the op's own take the
+// paths without inline PTX.
 #pragma once
 
 #include "cuemu.h"
