@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import torch
 
+from dqrelo_gguf.compress.allocator import bound_freed_memory
+
 T = TypeVar("T")
 
 # Rows a block of a product has: large enough for the BLAS to reach its speed, small enough to feed many threads.
@@ -84,8 +86,10 @@ def n_cores() -> int:
 def open_blocks(n_threads: int | None = None) -> Iterator[Blocks]:
     """A `Blocks` with `n_threads` threads (default: the cores that this process may use), torch itself held to one.
 
-    Torch's own threads would split the sums inside a block.
+    Torch's own threads would split the sums inside a block. The process's allocator is set, so that memory that was freed
+    does not pile up.
     """
+    bound_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     blocks = Blocks(n_threads or n_cores())
