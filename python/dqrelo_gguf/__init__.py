@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from dqrelo_gguf.file.fingerprint import BaseIdentity, Match, base_identity, compare
     from dqrelo_gguf.file.reader import DeltaReader
     from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData, WeightSpec
-    from dqrelo_gguf.runtime.session import Delta, Runtime
+    from dqrelo_gguf.runtime.deltas import Delta
+    from dqrelo_gguf.runtime.session import Runtime
 
 __all__ = [
     "BaseIdentity",
@@ -55,7 +56,8 @@ _HOMES = {
     "errors": [name for name in __all__ if name.endswith("Error")],
     "file.fingerprint": ["BaseIdentity", "Match", "base_identity", "compare"],
     "file.reader": ["DeltaReader"],
-    "runtime.session": ["Delta", "Runtime"],
+    "runtime.deltas": ["Delta"],
+    "runtime.session": ["Runtime"],
     "compress.signs": ["pack_signs", "unpack_signs"],
     "file.writer": ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec"],
 }

@@ -27,7 +27,8 @@ from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import ModelFile, base_identity
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
-from dqrelo_gguf.runtime.session import Delta, Runtime
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support.delta_files import meta, write_base, write_delta
 from tests.support.tiny_llama import Shape, Type, base_weights, weight_shapes, write_model
 

@@ -112,10 +112,10 @@ def test_nan_is_an_error(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_logits_of_the_cpu_alone_are_no_check(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu._core, "machine", lambda: {"gpu_info": ""})
+    monkeypatch.setattr(gpu.core, "machine", lambda: {"gpu_info": ""})
     with pytest.raises(gpu.GpuError, match="finds no GPU"):
         gpu.check_logits(plan, io.StringIO())
-    monkeypatch.setattr(gpu._core, "machine", lambda: {"gpu_info": "a GPU"})
+    monkeypatch.setattr(gpu.core, "machine", lambda: {"gpu_info": "a GPU"})
     with pytest.raises(gpu.GpuError, match="-ngl 0"):
         gpu.check_logits(replace(plan, settings=(Settings(n_gpu_layers=0),)), io.StringIO())
 

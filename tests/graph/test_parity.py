@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from dqrelo_gguf.cli import convert, merge
-from dqrelo_gguf.runtime.session import Delta, Runtime
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support.greedy import Tokens, assert_greedy, generate_tokens
 from tests.support.server_fixtures import TINY, Artefacts
 from tests.support.tiny_llama import (

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from dqrelo_gguf.cli import convert
-from dqrelo_gguf.runtime.session import Delta, Runtime
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support.tiny_llama import Shape, Type, base_weights, tuned_weights, write_model
 
 N_DELTAS = 8

@@ -18,7 +18,8 @@ import pytest
 
 from dqrelo_gguf.cli import convert
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.runtime.session import Delta, Runtime
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support.greedy import assert_greedy, generate_tokens
 from tests.support.tiny_llama import BOS, EOS, Shape, Type, base_weights, tuned_weights, write_model
 

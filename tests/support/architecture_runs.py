@@ -18,7 +18,8 @@ from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.model.pairing import Selection
-from dqrelo_gguf.runtime.session import Delta, Runtime
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support.models import N_VOCAB, convert_hf, read_gguf, rewrite_gguf
 from tests.support.tiny_architectures import ARCHITECTURES, Architecture, share_weights, write_base, write_tuned
 

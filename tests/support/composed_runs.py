@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.runtime.session import Delta, Runtime
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support.greedy import Tokens
 
 Floats: TypeAlias = npt.NDArray[np.float32]

@@ -7,7 +7,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.runtime.session import Delta, Runtime, _core
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.runtime.session import Runtime
 
 Tokens: TypeAlias = npt.NDArray[np.int32]
 
@@ -17,7 +19,7 @@ MAX_TIE = 0.05
 
 def generate_tokens(rt: Runtime, prompt: Tokens, owners: list[Delta | None], max_tokens: int) -> list[Tokens]:
     """What each delta makes of one prompt, in one batch: int32 [n_generated]."""
-    params = _core.GenerateParams()
+    params = core.GenerateParams()
     params.max_tokens = max_tokens
     return [tokens for _, tokens in rt._session.generate([prompt] * len(owners), owners, [1.0] * len(owners), params)]
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqrelo_gguf.runtime.session import Runtime, _core
+from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.runtime.session import Runtime
 from tests.graph.test_parity import OTHER, TEXT, Floats, Maker, nmse, open_model
 from tests.support import exact_delta
 from tests.support.greedy import Tokens, assert_greedy, generate_tokens
 from tests.support.models import N_VOCAB, convert_hf, save_model
 from tests.support.tiny_llama import Shape, dequantised
 
-MACHINE = _core.machine()
+MACHINE = core.machine()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(

@@ -15,12 +15,12 @@ from dqrelo_gguf.bench.run import Row
 from dqrelo_gguf.errors import printable
 
 if TYPE_CHECKING:
-    from dqrelo_gguf._core import Machine
+    from dqrelo_gguf.runtime.native import core
 
 _FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # llama.cpp's numbers
 
 
-def fields(row: Row, machine: Machine, base: str) -> dict[str, Any]:
+def fields(row: Row, machine: core.Machine, base: str) -> dict[str, Any]:
     """Everything about a row, under llama-bench's names where it has them."""
     return {
         "build_commit": machine["build_commit"],
@@ -60,7 +60,7 @@ def fields(row: Row, machine: Machine, base: str) -> dict[str, Any]:
     }
 
 
-def print_rows(kind: str, rows: Iterable[Row], machine: Machine, plan: Plan, out: TextIO) -> None:
+def print_rows(kind: str, rows: Iterable[Row], machine: core.Machine, plan: Plan, out: TextIO) -> None:
     """Prints rows as they come; JSON at the end, as one array.
 
     Args:
@@ -107,7 +107,7 @@ class _Column:
         return "-" * (abs(self.width) - 1) + ("-" if self.width < 0 else ":")
 
 
-def _print_table(rows: Iterable[Row], machine: Machine, settings: Sequence[Settings], out: TextIO) -> None:
+def _print_table(rows: Iterable[Row], machine: core.Machine, settings: Sequence[Settings], out: TextIO) -> None:
     columns = _columns(machine, settings)
 
     def line(cells: Iterable[str]) -> None:
@@ -125,7 +125,7 @@ def _print_table(rows: Iterable[Row], machine: Machine, settings: Sequence[Setti
     out.write(f"machine: {', '.join(name for name in (machine['cpu_info'], machine['gpu_info']) if name)}\n")
 
 
-def _columns(machine: Machine, settings: Sequence[Settings]) -> list[_Column]:
+def _columns(machine: core.Machine, settings: Sequence[Settings]) -> list[_Column]:
     """llama-bench's columns, and those of the deltas."""
     columns = [
         _Column("model", -30, lambda row: row.model_type),
