@@ -28,7 +28,7 @@ from pathlib import Path
 
 import requests
 
-from dqrelo_gguf.cli.server import program
+from dqrelo_gguf.runtime.programs import program
 
 START_SECONDS = 120
 N_BASE_TEXTS = 20

@@ -27,9 +27,9 @@ import requests
 
 from bench_load import drop_from_page_cache
 from dqrelo_gguf.cli import run
-from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.runtime.programs import program
 from support.llama_servers import MIB, Server, Setup, running
 from support.machine import facts_of, heading
 from support.streams import Request, random_prompt, read_stream

@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dqrelo_gguf.cli import run
-from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.runtime.programs import program
 from dqrelo_gguf.runtime.session import Runtime
 from support.llama_servers import Setup, running
 from support.machine import facts_of, heading

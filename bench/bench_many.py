@@ -33,9 +33,9 @@ from pathlib import Path
 import psutil
 
 from dqrelo_gguf.cli import run
-from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.runtime.programs import program
 from support.llama_servers import Server, Setup, pss_bytes, running
 from support.machine import facts_of
 from support.many_report import markdown

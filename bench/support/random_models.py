@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.compress.budget import parse_ratio
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.metadata import delta_meta
@@ -33,6 +32,7 @@ from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.writer import DeltaWriter, WeightData, WeightSpec
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.pairing import Pair
+from dqrelo_gguf.runtime.programs import program
 
 BOS, EOS = 1, 2
 N_BYTES = 256

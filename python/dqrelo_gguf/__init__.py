@@ -6,7 +6,6 @@ The names below are imported when they are first used, so that a command's --hel
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData, WeightSpec
     from dqrelo_gguf.runtime.deltas import Delta
     from dqrelo_gguf.runtime.session import Runtime
+    from dqrelo_gguf.version import __version__
 
 __all__ = [
     "BaseIdentity",
@@ -60,13 +60,9 @@ _HOMES = {
     "runtime.session": ["Runtime"],
     "compress.signs": ["pack_signs", "unpack_signs"],
     "file.writer": ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec"],
+    "version": ["__version__"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-try:
-    __version__ = version("dqrelo-gguf")
-except PackageNotFoundError:  # run from a source tree
-    __version__ = "0+source"
 
 
 def __getattr__(name: str) -> Any:

@@ -22,10 +22,10 @@ import pytest
 import requests
 
 import dqrelo_gguf
-from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.runtime.programs import program
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 LOUD_TEMPLATE = "{% for m in messages %}<<{{ m['content'] }}|{{ eos_token }}>>{% endfor %}"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.cli.server import program
+from dqrelo_gguf.runtime.programs import program
 
 Type: TypeAlias = gguf.GGMLQuantizationType
 Floats: TypeAlias = npt.NDArray[np.float32]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from dqrelo_gguf.bench.plan import DeltaFile, Plan, Workload
 from dqrelo_gguf.bench.run import Row, run_plan
-from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.errors import DqreloError
 from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.runtime.programs import program
 
 N_TOKENS = 24  # of each sequence that is compared
 # llama.cpp's own kernels for GPUs quantise activations to 8 bits, or sum in 16: more than that is an error of a kernel.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
-import dqrelo_gguf
 from dqrelo_gguf.bench.plan import Plan, Settings
 from dqrelo_gguf.bench.run import Row
 from dqrelo_gguf.errors import printable
+from dqrelo_gguf.version import __version__
 
 if TYPE_CHECKING:
     from dqrelo_gguf.runtime.native import core
@@ -25,7 +25,7 @@ def fields(row: Row, machine: core.Machine, base: str) -> dict[str, Any]:
     return {
         "build_commit": machine["build_commit"],
         "build_number": machine["build_number"],
-        "dqrelo_version": dqrelo_gguf.__version__,
+        "dqrelo_version": __version__,
         "cpu_info": machine["cpu_info"],
         "gpu_info": machine["gpu_info"],
         "backends": machine["backends"],
@@ -119,9 +119,7 @@ def _print_table(rows: Iterable[Row], machine: core.Machine, settings: Sequence[
             line(column.cell(column.heading) for column in columns)
             line(column.rule for column in columns)
         line(column.cell(printable(column.text(row)).replace("|", "\\|")) for column in columns)
-    out.write(
-        f"\nbuild: {machine['build_commit']} ({machine['build_number']}), dqrelo-gguf {dqrelo_gguf.__version__}\n"
-    )
+    out.write(f"\nbuild: {machine['build_commit']} ({machine['build_number']}), dqrelo-gguf {__version__}\n")
     out.write(f"machine: {', '.join(name for name in (machine['cpu_info'], machine['gpu_info']) if name)}\n")
 
 
