@@ -29,7 +29,9 @@ from dqrelo_gguf.convert.metadata import delta_meta
 from dqrelo_gguf.convert.plan import Options, plan
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.file.writer import DeltaWriter, WeightData, WeightSpec
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.pairing import Pair
 from dqrelo_gguf.runtime.programs import program

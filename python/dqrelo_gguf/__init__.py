@@ -21,8 +21,11 @@ if TYPE_CHECKING:
         ShapeError,
     )
     from dqrelo_gguf.file.fingerprint import BaseIdentity, Match, base_identity, compare
+    from dqrelo_gguf.file.layout import WeightSpec
+    from dqrelo_gguf.file.metadata import DeltaMeta
     from dqrelo_gguf.file.reader import DeltaReader
-    from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData, WeightSpec
+    from dqrelo_gguf.file.weight_data import WeightData
+    from dqrelo_gguf.file.writer import DeltaWriter
     from dqrelo_gguf.runtime.deltas import Delta
     from dqrelo_gguf.runtime.session import Runtime
     from dqrelo_gguf.version import __version__
@@ -55,11 +58,14 @@ __all__ = [
 _HOMES = {
     "errors": [name for name in __all__ if name.endswith("Error")],
     "file.fingerprint": ["BaseIdentity", "Match", "base_identity", "compare"],
+    "file.layout": ["WeightSpec"],
+    "file.metadata": ["DeltaMeta"],
     "file.reader": ["DeltaReader"],
+    "file.weight_data": ["WeightData"],
+    "file.writer": ["DeltaWriter"],
     "runtime.deltas": ["Delta"],
     "runtime.session": ["Runtime"],
     "compress.signs": ["pack_signs", "unpack_signs"],
-    "file.writer": ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec"],
     "version": ["__version__"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

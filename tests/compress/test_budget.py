@@ -17,8 +17,7 @@ from dqrelo_gguf.compress.budget import (
 )
 from dqrelo_gguf.convert.plan import Options, Planned, plan
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.file.layout import WeightSpec
-from dqrelo_gguf.file.writer import delta_ratio
+from dqrelo_gguf.file.layout import WeightSpec, delta_ratio
 from dqrelo_gguf.model.pairing import Pair
 
 # SmolLM2-135M: a tied embedding, rows of 576 and 1536

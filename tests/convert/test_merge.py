@@ -185,6 +185,19 @@ def test_interrupt_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_that_appears_meanwhile_is_kept(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+
+    class Another(Silent):
+        def step(self, n_params: int, name: str) -> None:  # noqa: ARG002
+            out.write_text("theirs")
+
+    with pytest.raises(OutputExistsError, match="another program"):
+        merge(*pair, out, phases=Another)
+    assert out.read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
 def test_command(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, delta = pair
     out = tmp_path / "m.gguf"

@@ -15,7 +15,7 @@ from dqrelo_gguf.errors import DqreloError, FormatError, InputError
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
-from dqrelo_gguf.file.writer import WeightData
+from dqrelo_gguf.file.weight_data import WeightData
 from tests.support.delta_files import SPECS, Edited, Type, meta, write_delta
 
 Edit = Callable[[Edited], Any]

@@ -28,9 +28,10 @@ from dqrelo_gguf.errors import (
 )
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFValue, ValueType
-from dqrelo_gguf.file.layout import Type, WeightSpec
+from dqrelo_gguf.file.layout import Type, WeightSpec, delta_ratio
 from dqrelo_gguf.file.reader import DeltaReader
-from dqrelo_gguf.file.writer import DeltaWriter, WeightData, delta_ratio
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
 from tests.support.delta_files import SPECS, meta, weight_data, write_delta
 
 PLAIN = WeightSpec("blk.0.attn_q.weight", (64, 16), rank=4)

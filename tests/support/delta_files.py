@@ -16,7 +16,9 @@ from dqrelo_gguf.compress.signs import pack_signs
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header, pack_string, pack_value
 from dqrelo_gguf.file.fingerprint import BaseIdentity
 from dqrelo_gguf.file.layout import WeightSpec, padded_bytes
-from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
+from dqrelo_gguf.file.metadata import DeltaMeta
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
 
 Type: TypeAlias = gguf.GGMLQuantizationType
 Floats: TypeAlias = npt.NDArray[np.float32]

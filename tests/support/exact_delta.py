@@ -19,7 +19,9 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
-from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
+from dqrelo_gguf.file.metadata import DeltaMeta
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
 
 F32 = gguf.GGMLQuantizationType.F32
 RANK = 3

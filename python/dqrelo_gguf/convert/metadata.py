@@ -8,7 +8,7 @@ from typing import Any
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import base_identity
-from dqrelo_gguf.file.writer import DeltaMeta
+from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.vocabulary import changed_tokens
 from dqrelo_gguf.version import __version__

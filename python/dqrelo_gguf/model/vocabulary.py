@@ -7,7 +7,6 @@ UNUSED. A model with such rows can take a fine-tune's added tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.errors import BaseMismatchError
 from dqrelo_gguf.file.container import GGUFValue
+from dqrelo_gguf.file.metadata import Token
 from dqrelo_gguf.model.base import GgufModel, Model
 
 EMBEDDING = "token_embd.weight"
@@ -26,15 +26,6 @@ _TOKENS = "tokenizer.ggml.tokens"
 _TYPES = "tokenizer.ggml.token_type"
 _UNUSED = int(gguf.TokenType.UNUSED)
 _NORMAL = int(gguf.TokenType.NORMAL)
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of the fine-tune that is not the base's: its id, text and GGUF type."""
-
-    id: int
-    text: str
-    type: int
 
 
 def changed_tokens(base: Model, tuned: Model) -> list[Token]:
