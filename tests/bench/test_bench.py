@@ -24,8 +24,9 @@ from dqrelo_gguf.bench.traffic import Traffic
 from dqrelo_gguf.cli import bench
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.container import GGUFValue, ValueType
-from dqrelo_gguf.file.fingerprint import ModelFile, base_identity
+from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime

@@ -19,7 +19,7 @@ from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.reader import DeltaReader
 from tests.file.test_reader import MALFORMED
-from tests.support.delta_files import SPECS, Edited, Type, write_base, write_delta
+from tests.support.delta_files import SPECS, Edited, Type, split_base, write_base, write_delta
 
 # The sums are of f64 values in C++ and of f32 ones in Python.
 SUM_TOLERANCE = 1e-4
@@ -100,15 +100,7 @@ def test_base_identity_is_the_same(tmp_path: Path, all_type: Type | None) -> Non
 
 
 def test_split_base_is_the_same(small_base: Path, tmp_path: Path) -> None:
-    whole = Edited(small_base)
-    shards = [tmp_path / f"base-0000{no}-of-00002.gguf" for no in (1, 2)]
-    for no, path in enumerate(shards):
-        part = Edited(small_base)
-        part.tensors = part.tensors[3:] if no else part.tensors[:3]
-        part.fields["split.no"] = GGUFValue(no, ValueType.UINT16)
-        part.fields["split.count"] = GGUFValue(2, ValueType.UINT16)
-        part.fields["split.tensors.count"] = GGUFValue(len(whole.tensors), ValueType.INT32)
-        part.save(path)
+    shards = split_base(small_base, tmp_path, 2)
     digest = base_identity(small_base).digest
     for path in shards:
         assert base_identity(path).digest == digest

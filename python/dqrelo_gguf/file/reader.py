@@ -17,8 +17,9 @@ from dqrelo_gguf.compress.signs import unpack_signs
 from dqrelo_gguf.errors import BaseMismatchError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile
-from dqrelo_gguf.file.fingerprint import BaseIdentity, Comparison, Match, ModelFile, compare
+from dqrelo_gguf.file.fingerprint import BaseIdentity, Comparison, Match, compare
 from dqrelo_gguf.file.layout import TensorSpec, Type, content_hash, ne_text, stripped_ne
+from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.validate import WeightInfo, check_delta
 
 __all__ = ["DeltaReader", "StoredWeight", "WeightInfo"]

@@ -15,7 +15,7 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, TensorInfo
-from dqrelo_gguf.file.fingerprint import ModelFile
+from dqrelo_gguf.file.model_file import ModelFile
 
 # numpy types of the GGUF types that are no blocks of bytes, and those of them that gguf's dequantize does not take
 _STORED = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
