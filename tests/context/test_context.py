@@ -12,8 +12,8 @@ import pytest
 
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.merge import MergeOptions, merge
-from tests.graph.test_archs import binary
 from tests.support.models import convert_hf
+from tests.support.programs import need_test_program
 from tests.support.tiny_architectures import ARCHITECTURES, write_base, write_tuned
 from tests.support.tiny_tokenizers import known_to_the_conversion
 
@@ -67,7 +67,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_contexts_do_with_a_delta_what_they_do_with_the_merged_model(
     family: Family, flash_attn: str, type_kv: str
 ) -> None:
-    command = [binary("test-context"), family.base, *family.deltas, *family.merged, flash_attn, type_kv]
+    command = [need_test_program("test-context"), family.base, *family.deltas, *family.merged, flash_attn, type_kv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = re.findall(r"^([a-z ]+): nmse (\S+) base (\S+)$", done.stdout, re.MULTILINE)

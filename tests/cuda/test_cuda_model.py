@@ -13,6 +13,7 @@ import pytest
 
 from dqrelo_gguf.convert.job import Job, convert
 from tests.support.models import convert_hf
+from tests.support.programs import need_test_program
 from tests.support.tiny_architectures import ARCHITECTURES, N_LAYER, write_base, write_tuned
 from tests.support.tiny_tokenizers import known_to_the_conversion
 
@@ -55,10 +56,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], F
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    path = Path(os.environ.get("DQRELO_TEST_BIN_DIR", "")) / "test-cuda-model"
-    if not path.is_file():
-        pytest.skip("no test-cuda-model in DQRELO_TEST_BIN_DIR: build with -DDQRELO_TEST_CUDA_BACKEND=ON")
-    return path
+    return need_test_program("test-cuda-model", "-DDQRELO_TEST_CUDA_BACKEND=ON")
 
 
 def make_family(folder: Path, arch: str, file_type: str) -> Family:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import subprocess
@@ -18,24 +17,18 @@ from dqrelo_gguf.errors import DqreloError
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.reader import DeltaReader
-from tests.file.test_reader import MALFORMED
 from tests.support.delta_files import SPECS, Edited, Type, split_base, write_base, write_delta
+from tests.support.malformed import MALFORMED
+from tests.support.programs import need_test_program
 
 # The sums are of f64 values in C++ and of f32 ones in Python.
 SUM_TOLERANCE = 1e-4
 
 
-def binary(name: str) -> Path:
-    root = Path(__file__).parents[2]
-    places = [os.environ.get("DQRELO_TEST_BIN_DIR", ""), root / "build/venv/bin", root / "build/bin"]
-    for place in places:
-        if place and (Path(place) / name).is_file():
-            return Path(place) / name
-    pytest.skip(f"{name}: not found; build with -DDQRELO_BUILD_TESTS=ON and set DQRELO_TEST_BIN_DIR to its directory")
-
-
 def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([binary("dqrelo-check-file"), *args], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [need_test_program("dqrelo-check-file"), *args], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def found(*args: str | Path) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import BaseMismatchError
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.runtime.session import Runtime
-from tests.support.architecture_runs import nmse
+from tests.support.logits import nmse
 from tests.support.models import N_VOCAB, convert_hf, edit_json, gguf, read_gguf
 from tests.support.tiny_architectures import ARCHITECTURES, write_base, write_tuned
 from tests.support.tiny_tokenizers import known_to_the_conversion

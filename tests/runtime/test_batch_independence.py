@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from dqrelo_gguf.cli import convert
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
+from tests.support.logits import nmse
 from tests.support.tiny_llama import Shape, Type, base_weights, tuned_weights, write_model
 
 N_DELTAS = 8
@@ -24,12 +24,6 @@ N_MIXES = 24
 MAX_NMSE = 1e-6
 SHAPE = Shape()
 TEXTS = ("the dog sees a cat and makes two?", "2+3=5", "three dogs and five cats.", "a")
-
-Floats = npt.NDArray[np.float32]
-
-
-def nmse(got: Floats, expected: Floats) -> float:
-    return float(np.sum((got - expected) ** 2.0, dtype=np.float64) / np.sum(expected**2.0, dtype=np.float64))
 
 
 @dataclass(frozen=True)

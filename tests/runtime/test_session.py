@@ -21,16 +21,13 @@ from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.greedy import assert_greedy, generate_tokens
+from tests.support.logits import nmse
 from tests.support.tiny_llama import BOS, EOS, Shape, Type, base_weights, tuned_weights, write_model
 
 SHAPE = Shape(n_embd=64, n_head=2, n_head_kv=1, n_ff=96)
 TEXT = "the dog sees a cat and makes two?"
 # Sums in another order, and keys and values in F16.
 MAX_NMSE = 1e-5
-
-
-def nmse(got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
-    return float(np.sum((got - expected) ** 2.0) / np.sum(expected**2.0))
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.native import core
 from dqrelo_gguf.runtime.session import Runtime
-
-Tokens: TypeAlias = npt.NDArray[np.int32]
+from tests.support.logits import Tokens
 
 # Of the logits' standard deviation. Two runs of one model are up to 1e-2 apart, where the kernels or the batches differ.
 MAX_TIE = 0.05

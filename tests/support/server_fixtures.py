@@ -24,8 +24,7 @@ import requests
 import dqrelo_gguf
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.merge import MergeOptions, merge
-from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.runtime.programs import program
+from tests.support.programs import need_program
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 LOUD_TEMPLATE = "{% for m in messages %}<<{{ m['content'] }}|{{ eos_token }}>>{% endfor %}"
@@ -66,14 +65,6 @@ class Server:
     def get(self, path: str) -> dict[str, Any]:
         found: dict[str, Any] = requests.get(self.url + path, timeout=ANSWER_SECONDS).json()
         return found
-
-
-def need_program(name: str) -> Path:
-    """The program's path; skips the test where it is not built."""
-    try:
-        return program(name)
-    except InputError as e:
-        pytest.skip(str(e))
 
 
 def _converter_script() -> Path:

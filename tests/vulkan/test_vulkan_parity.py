@@ -13,9 +13,10 @@ import pytest
 
 from dqrelo_gguf.runtime.native import core
 from dqrelo_gguf.runtime.session import Runtime
-from tests.graph.test_parity import OTHER, TEXT, Floats, Maker, nmse, open_model
 from tests.support import exact_delta
-from tests.support.greedy import Tokens, assert_greedy, generate_tokens
+from tests.support.families import SHAPES, Maker
+from tests.support.greedy import assert_greedy, generate_tokens
+from tests.support.logits import OTHER, TEXT, Floats, Tokens, nmse, open_model
 from tests.support.models import N_VOCAB, convert_hf, save_model
 from tests.support.tiny_llama import Shape, dequantised
 
@@ -36,12 +37,6 @@ MAX_NMSE = 1e-4
 
 N_GENERATED = 12
 
-# Rows of 256 can hold signs in blocks of 128 weights, rows of 576 in blocks of 32, rows of 72 in none.
-SHAPES = {
-    "256": Shape(),
-    "576": Shape(n_embd=576, n_head=9, n_head_kv=3, n_ff=832, is_tied=True),
-    "72": Shape(n_embd=72, n_head=3, n_head_kv=3, n_ff=104),
-}
 CASES = [
     ("256", "F32"),
     ("256", "F16"),
