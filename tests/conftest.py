@@ -11,6 +11,7 @@ from dqrelo_gguf.file.fingerprint import base_identity
 from tests.support.delta_files import meta, write_base, write_delta
 from tests.support.delta_server import make_folder
 from tests.support.server_fixtures import Artefacts, make_artefacts
+from tests.support.tiny_llama import NARROW, Type, base_weights, write_model, write_random_delta
 
 if TYPE_CHECKING:
     from tests.support.families import Family, Maker
@@ -41,6 +42,21 @@ def small_delta(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> P
     )
     write_delta(path, about=about)
     return path
+
+
+@pytest.fixture(scope="session")
+def narrow_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of the shape NARROW that runs, in F16."""
+    path = tmp_path_factory.mktemp("narrow") / "base.gguf"
+    return write_model(path, NARROW, base_weights(NARROW), Type.F16)
+
+
+@pytest.fixture(scope="session")
+def narrow_deltas(tmp_path_factory: pytest.TempPathFactory, narrow_base: Path) -> list[Path]:
+    """Two random deltas of every weight of narrow_base."""
+    folder = tmp_path_factory.mktemp("narrow-deltas")
+    ranks = {"math": 2, "words": 8}
+    return [write_random_delta(folder / f"{name}.dq.gguf", narrow_base, NARROW, rank) for name, rank in ranks.items()]
 
 
 @pytest.fixture(scope="session")

@@ -22,23 +22,22 @@ from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.greedy import assert_greedy, generate_tokens
 from tests.support.logits import nmse
-from tests.support.tiny_llama import BOS, EOS, Shape, Type, base_weights, tuned_weights, write_model
+from tests.support.tiny_llama import BOS, EOS, NARROW, Type, base_weights, tuned_weights, write_model
 
-SHAPE = Shape(n_embd=64, n_head=2, n_head_kv=1, n_ff=96)
 TEXT = "the dog sees a cat and makes two?"
 # Sums in another order, and keys and values in F16.
 MAX_NMSE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("base") / "base.gguf", SHAPE, base_weights(SHAPE), Type.F16)
+def base(narrow_base: Path) -> Path:
+    return narrow_base
 
 
 @pytest.fixture(scope="module")
 def delta_path(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     folder = tmp_path_factory.mktemp("delta")
-    tuned = write_model(folder / "tuned.gguf", SHAPE, tuned_weights(base_weights(SHAPE), 1), Type.F32, "words")
+    tuned = write_model(folder / "tuned.gguf", NARROW, tuned_weights(base_weights(NARROW), 1), Type.F32, "words")
     path = folder / "words.dq.gguf"
     assert convert.main([str(base), str(tuned), "-o", str(path), "--rank", "8"]) == 0
     return path
@@ -257,8 +256,8 @@ def test_generate_ends_before_a_stop_text(runtime: Runtime, delta: Delta) -> Non
 def test_generate_ends_at_the_deltas_own_end_token(tmp_path: Path, base: Path, runtime: Runtime, delta: Delta) -> None:
     prompt = runtime.tokenize(TEXT)
     tokens = generate_tokens(runtime, prompt, [delta], 8)[0]
-    tuned = tuned_weights(base_weights(SHAPE), 1)
-    write_model(tmp_path / "tuned.gguf", SHAPE, tuned, Type.F32, "other end", eos=int(tokens[3]), add_bos=False)
+    tuned = tuned_weights(base_weights(NARROW), 1)
+    write_model(tmp_path / "tuned.gguf", NARROW, tuned, Type.F32, "other end", eos=int(tokens[3]), add_bos=False)
     path = tmp_path / "end.dq.gguf"
     assert convert.main([str(base), str(tmp_path / "tuned.gguf"), "-o", str(path), "--rank", "8"]) == 0
     with runtime.load_delta(path) as ending:
@@ -279,7 +278,7 @@ def test_delta_says_what_it_is(delta: Delta, delta_path: Path) -> None:
     assert len(delta.content_hash) == 64
     assert 0.0625 < delta.ratio < 1.0
     assert 0 < delta.n_bytes < delta_path.stat().st_size
-    assert delta.n_weights == 3 + 9 * SHAPE.n_layer
+    assert delta.n_weights == 3 + 9 * NARROW.n_layer
     assert delta.inert == []
     assert delta.same_base_file
     assert delta.meta("general.name") == "words"
@@ -305,7 +304,7 @@ def test_delta_of_another_runtime_is_refused(base: Path, runtime: Runtime, delta
 
 
 def test_delta_of_another_base_is_refused(tmp_path: Path, delta_path: Path) -> None:
-    stranger = write_model(tmp_path / "stranger.gguf", SHAPE, base_weights(SHAPE, seed=9), Type.F16)
+    stranger = write_model(tmp_path / "stranger.gguf", NARROW, base_weights(NARROW, seed=9), Type.F16)
     with Runtime(stranger, n_threads=1) as rt:
         for allow in (False, True):
             with pytest.raises(InputError, match=r"words\.dq\.gguf") as caught:
@@ -314,7 +313,7 @@ def test_delta_of_another_base_is_refused(tmp_path: Path, delta_path: Path) -> N
 
 
 def test_delta_of_another_quantisation_is_refused_unless_allowed(tmp_path: Path, delta_path: Path) -> None:
-    same = write_model(tmp_path / "same.gguf", SHAPE, base_weights(SHAPE), Type.Q8_0)
+    same = write_model(tmp_path / "same.gguf", NARROW, base_weights(NARROW), Type.Q8_0)
     with Runtime(same, n_threads=1) as rt, pytest.raises(InputError, match=r"words\.dq\.gguf"):
         rt.load_delta(delta_path)
     with Runtime(same, n_threads=1, allow_other_base=True) as rt:
