@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.errors import InputError
-from support.random_models import RandomModel, add_arguments, make_all
+from support.random_models import RandomModel, add_arguments, make_all, model_weights
 
 PROG = "make_qwen3_moe.py"
 
@@ -74,12 +74,7 @@ def weight_shapes(shape: Shape, n_vocab: int) -> dict[str, tuple[int, ...]]:
         "ffn_up_exps": (shape.n_expert, shape.n_ff, n_embd),
         "ffn_down_exps": (shape.n_expert, n_embd, shape.n_ff),
     }
-    return {
-        "token_embd.weight": (n_vocab, n_embd),
-        **{f"blk.{il}.{name}.weight": dims for il in range(shape.n_layer) for name, dims in block.items()},
-        "output_norm.weight": (n_embd,),
-        "output.weight": (n_vocab, n_embd),
-    }
+    return model_weights(block, shape.n_layer, n_embd, n_vocab)
 
 
 def make(args: argparse.Namespace) -> None:

@@ -65,6 +65,18 @@ class RandomModel:
 # --- base ---
 
 
+def model_weights(
+    block: dict[str, tuple[int, ...]], n_layer: int, n_embd: int, n_vocab: int
+) -> dict[str, tuple[int, ...]]:
+    """Names and numpy shapes of a model's weights, from those of one layer."""
+    return {
+        "token_embd.weight": (n_vocab, n_embd),
+        **{f"blk.{il}.{name}.weight": dims for il in range(n_layer) for name, dims in block.items()},
+        "output_norm.weight": (n_embd,),
+        "output.weight": (n_vocab, n_embd),
+    }
+
+
 def vocabulary(n_vocab: int) -> tuple[list[bytes], list[float], list[int]]:
     """Tokens, scores and types of a SentencePiece vocabulary: every byte, printable characters, strings of letters.
 
