@@ -26,6 +26,7 @@ from pathlib import Path
 
 import requests
 
+from dqrelo_gguf._pin import conversion_script
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.errors import InputError
@@ -126,8 +127,7 @@ class Bench:
         if self.tuned[name].is_file():
             return self.tuned[name]
         out = self.work / f"{name}-full.gguf"
-        script = Path(__file__).parent.parent / "python/dqrelo_gguf/_vendor/convert_hf_to_gguf.py"
-        script = self.arguments.convert_script or script
+        script = self.arguments.convert_script or conversion_script()
         output_of(sys.executable, script, self.tuned[name], "--outfile", out, "--outtype", "f16")
         return out
 
@@ -204,9 +204,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="problems a task (default: all)")
     parser.add_argument("--chat", action="store_true", help="ask through each model's chat template")
     parser.add_argument("--threads", type=int, default=n_cores(), help="(default: all cores, %(default)s)")
-    parser.add_argument(
-        "--convert-script", type=Path, help="upstream's convert_hf_to_gguf.py (default: the bundled one)"
-    )
+    parser.add_argument("--convert-script", type=Path, help="upstream's convert_hf_to_gguf.py (default: the pin's)")
     parser.add_argument("--work", type=Path, help="keep the files here (default: a temporary folder)")
     arguments = parser.parse_args()
     return run(lambda: bench(arguments), "bench_fine_tunes.py")

@@ -55,7 +55,7 @@ __all__ = [
     "unpack_signs",
 ]
 
-_HOMES = {
+_NAMES_OF = {
     "errors": [name for name in __all__ if name.endswith("Error")],
     "file.fingerprint": ["BaseIdentity", "Match", "base_identity", "compare"],
     "file.layout": ["WeightSpec"],
@@ -68,10 +68,10 @@ _HOMES = {
     "compress.signs": ["pack_signs", "unpack_signs"],
     "version": ["__version__"],
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

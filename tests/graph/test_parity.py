@@ -117,9 +117,9 @@ def test_a_sequence_in_a_mixed_batch_is_what_it_is_alone(family: Family) -> None
     with open_model(family.base, flash_attn="off") as rt:
         tokens = rt.tokenize(TEXT)
         first, second = (rt.load_delta(path) for path in family.deltas)
-        owners = [first, None, second, first]
-        for got, owner in zip(rt.logits([tokens] * 4, owners), owners, strict=True):
-            assert nmse(got, rt.logits(tokens, owner)) <= 1e-8
+        row_deltas = [first, None, second, first]
+        for got, row_delta in zip(rt.logits([tokens] * 4, row_deltas), row_deltas, strict=True):
+            assert nmse(got, rt.logits(tokens, row_delta)) <= 1e-8
 
 
 def test_one_token_at_a_time_is_the_merged_model(family: Family, runtime: Runtime, deltas: list[Delta]) -> None:

@@ -59,10 +59,10 @@ def test_other_rows_deltas_do_not_show(loaded: Loaded, n_tokens: int, record_pro
         kept = rng.random(N_DELTAS) < 0.2
         kept[rng.integers(N_DELTAS)] = True
         drawn = [None, *deltas]
-        owners = [deltas[i] if kept[i] else drawn[rng.integers(len(drawn))] for i in range(N_DELTAS)]
-        found = runtime.logits(prompts, owners)
+        row_deltas = [deltas[i] if kept[i] else drawn[rng.integers(len(drawn))] for i in range(N_DELTAS)]
+        found = runtime.logits(prompts, row_deltas)
         for i in range(N_DELTAS):
-            if owners[i] is deltas[i]:
+            if row_deltas[i] is deltas[i]:
                 worst = max(worst, nmse(found[i], expected[i]))
                 n_compared += 1
             else:

@@ -138,12 +138,12 @@ def test_logits_of_a_prefix_do_not_see_what_follows(runtime: Runtime, delta: Del
 def test_more_sequences_than_fit_are_run_in_turns(base: Path, delta_path: Path, runtime: Runtime, delta: Delta) -> None:
     rng = np.random.default_rng(0)
     batch = [rng.integers(3, runtime.n_vocab, n) for n in (1, 90, 7, 200, 33, 2, 150, 64, 5, 1, 120)]
-    owners = [0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1]
-    expected = [runtime.logits(tokens, delta if owner else None) for tokens, owner in zip(batch, owners, strict=True)]
+    has_delta = [False, True, False, True, True, False, False, True, True, False, True]
+    expected = [runtime.logits(tokens, delta if has else None) for tokens, has in zip(batch, has_delta, strict=True)]
     for options in ({"n_ctx": 256}, {"n_ctx": 1024, "kv_unified": False}, {"n_seq_max": 1}):
         with Runtime(base, n_threads=1, n_ubatch=16, n_batch=48, **({"n_seq_max": 3} | options)) as rt:
             loaded = rt.load_delta(delta_path)
-            rows = rt.logits(batch, [loaded if owner else None for owner in owners])
+            rows = rt.logits(batch, [loaded if has else None for has in has_delta])
         for got, want in zip(rows, expected, strict=True):
             assert nmse(got, want) <= MAX_NMSE
 
@@ -166,11 +166,11 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 def test_loglikelihood_is_the_sum_of_log_softmax(runtime: Runtime, delta: Delta) -> None:
     tokens = runtime.tokenize(TEXT)
     pairs = [(tokens[:4], tokens[4:]), (tokens[:9], tokens[9:10]), (tokens[:1], tokens[1:])]
-    owners = [delta, None, delta]
-    for (total, _), (context, continuation), owner in zip(
-        runtime.loglikelihood(pairs, owners), pairs, owners, strict=True
+    row_deltas = [delta, None, delta]
+    for (total, _), (context, continuation), row_delta in zip(
+        runtime.loglikelihood(pairs, row_deltas), pairs, row_deltas, strict=True
     ):
-        scores = log_softmax(runtime.logits(tokens, owner))
+        scores = log_softmax(runtime.logits(tokens, row_delta))
         positions = np.arange(len(context), len(context) + len(continuation))
         assert total == pytest.approx(scores[positions - 1, tokens[positions]].sum(), rel=1e-4)
 
@@ -212,8 +212,8 @@ def test_loglikelihood_refuses_a_pair_with_nothing_to_score(runtime: Runtime) ->
 
 def test_generate_is_greedy_by_default(runtime: Runtime, delta: Delta) -> None:
     prompt = runtime.tokenize(TEXT)
-    for owner, tokens in zip((None, delta), generate_tokens(runtime, prompt, [None, delta], 12), strict=True):
-        assert_greedy(runtime, prompt, tokens, owner)
+    for row_delta, tokens in zip((None, delta), generate_tokens(runtime, prompt, [None, delta], 12), strict=True):
+        assert_greedy(runtime, prompt, tokens, row_delta)
 
 
 def test_generate_takes_text_or_tokens(runtime: Runtime, delta: Delta) -> None:
@@ -225,9 +225,9 @@ def test_generate_takes_text_or_tokens(runtime: Runtime, delta: Delta) -> None:
 
 def test_generate_runs_many_prompts_in_shared_batches(runtime: Runtime, delta: Delta) -> None:
     prompts = [TEXT, "a cat", "three dogs and two cats"] * 5
-    owners = [None, delta, delta, None, delta] * 3
-    together = runtime.generate(prompts, owners, max_tokens=1)
-    alone = [runtime.generate(p, o, max_tokens=1) for p, o in zip(prompts, owners, strict=True)]
+    row_deltas = [None, delta, delta, None, delta] * 3
+    together = runtime.generate(prompts, row_deltas, max_tokens=1)
+    alone = [runtime.generate(p, o, max_tokens=1) for p, o in zip(prompts, row_deltas, strict=True)]
     assert together == alone
 
 
@@ -415,7 +415,7 @@ def test_calls_release_the_gil(runtime: Runtime, delta: Delta) -> None:
 
 
 def test_threads_wait_for_each_other(runtime: Runtime, delta: Delta) -> None:
-    expected = [runtime.generate(TEXT, owner, max_tokens=16) for owner in (None, delta)]
+    expected = [runtime.generate(TEXT, row_delta, max_tokens=16) for row_delta in (None, delta)]
     results: dict[int, str] = {}
 
     def work(i: int) -> None:

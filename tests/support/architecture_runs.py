@@ -71,8 +71,8 @@ class Prompts:
 
     def together(self, rt: Runtime, parts: list[list[Tokens]], deltas: list[Delta | None]) -> list[Floats]:
         """The rows of each part, all run in one batch."""
-        owners = [delta for part, delta in zip(parts, deltas, strict=True) for _ in part]
-        rows = np.concatenate(rt.logits([tokens for part in parts for tokens in part], owners))
+        row_deltas = [delta for part, delta in zip(parts, deltas, strict=True) for _ in part]
+        rows = np.concatenate(rt.logits([tokens for part in parts for tokens in part], row_deltas))
         return np.split(rows, np.cumsum([sum(map(len, part)) for part in parts])[:-1])
 
 

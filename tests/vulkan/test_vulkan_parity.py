@@ -99,8 +99,8 @@ def test_mixed_batches_are_those_of_the_operator_on_the_cpu(make_family: Maker) 
         with rt:
             tokens, other = rt.tokenize(TEXT), rt.tokenize(OTHER)
             first, second = (rt.load_delta(path) for path in family.deltas)
-            owners, scales = [second, first, None, first], [1.0, 0.5, 1.0, 1.0]
-            rows.append(rt.logits([tokens, other, other, tokens], owners, scale=scales))
+            row_deltas, scales = [second, first, None, first], [1.0, 0.5, 1.0, 1.0]
+            rows.append(rt.logits([tokens, other, other, tokens], row_deltas, scale=scales))
     for on_device, expected in zip(rows[1], rows[0], strict=True):
         assert nmse(on_device, expected) <= MAX_NMSE
 
@@ -150,8 +150,8 @@ def test_experts(tmp_path: Path) -> None:
     parts = np.random.default_rng(0).integers(8, N_VOCAB, (9, 3)).astype(np.int32)
     with open_model(base, n_seq_max=len(parts)) as rt:
         loaded = [None, *(rt.load_delta(path) for path in deltas)]
-        owners = [loaded[i % 3] for i in range(len(parts))]
-        rows = rt.logits(list(parts), owners)
+        row_deltas = [loaded[i % 3] for i in range(len(parts))]
+        rows = rt.logits(list(parts), row_deltas)
     models = [base, *merged]
     errors = [nmse(got, cpu_logits(models[i % 3], parts[i])) for i, got in enumerate(rows)]
     assert [np.median(errors[i::3]) <= MAX_NMSE for i in range(3)] == [True] * 3

@@ -149,7 +149,7 @@ def _logits(plan: Plan, n_gpu_layers: int) -> Logits:
     try:
         deltas = [session.load_delta(file.path, plan.allow_other_base, False) for file in plan.deltas]
         tokens = np.random.default_rng(1).integers(0, session.n_vocab, N_TOKENS, dtype=np.int32)
-        rows = [None, *deltas]
-        return session.logits([tokens] * len(rows), rows, [1.0] * len(rows))
+        row_deltas = [None, *deltas]
+        return session.logits([tokens] * len(row_deltas), row_deltas, [1.0] * len(row_deltas))
     finally:
         session.close()

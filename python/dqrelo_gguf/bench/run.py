@@ -163,12 +163,12 @@ def _run_test(
     plan = counted.plan
     rows = rows_of(test, len(counted.deltas))
     begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    owners = [[None if i is None else counted.deltas[i] for i in streams] for streams in rows]
+    row_deltas = [[None if i is None else counted.deltas[i] for i in streams] for streams in rows]
     assert settings.n_threads is not None
     samples = measure(
         session,
         test,
-        owners,
+        row_deltas,
         n_threads=settings.n_threads,
         n_repetitions=plan.n_repetitions,
         warm_up=plan.warm_up,
