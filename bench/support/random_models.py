@@ -162,7 +162,7 @@ def random_delta(spec: WeightSpec, rng: np.random.Generator) -> WeightData:
     plane = bits, np.full((*stack, 1), SIGN_AMOUNT * size, np.float32)
     if spec.rank == 0:
         return WeightData(planes=[plane])
-    # an element of U V is a sum of `rank` products
+    # An element of U V is a sum of `rank` products.
     factor = (LOW_RANK_AMOUNT * size / spec.rank**0.5) ** 0.5
     u, v = _normal(rng, (*stack, n_out, spec.rank), factor), _normal(rng, (*stack, spec.rank, n_in), factor)
     return WeightData(planes=[plane], u=u, v=v)

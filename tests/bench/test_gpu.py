@@ -67,7 +67,7 @@ def test_with_everything(
     deltas = [argument for file in plan.deltas for argument in ("--delta", file.path)]
     assert bench.main(["--gpu-check", "-m", plan.base, *deltas, "-n", "4", "-npl", "1,3", "-r", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    # on a machine without GPU both sides of the comparison are the CPU's
+    # On a machine without GPU both sides of the comparison are the CPU's.
     assert [line for line in lines if line.endswith("| 0.0e+00 |")] == [
         f"| {name} | 0.0e+00 |" for name in ("-", "math", "words")
     ]

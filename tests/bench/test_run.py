@@ -53,7 +53,7 @@ def test_without_a_warm_up_the_first_run_counts() -> None:
 
 
 def test_the_ratio_is_taken_within_each_repetition() -> None:
-    # the third repetition was slow for both: the ratio of the medians would be 0.5
+    # The third repetition was slow for both: the ratio of the medians would be 0.5.
     tuned = bench_row(Workload(0, 10), (200, 400, 900), (100, 200, 800))
     assert tuned.ratio_to_base == 0.5
     slow_once = bench_row(Workload(0, 10), (200, 400, 1000), (100, 360, 950))

@@ -11,7 +11,7 @@ from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.reader import DeltaReader
 from tests.support.delta_files import Type, write_base, write_delta
 
-# name, shape, type; bytes: F16 2 an element, F32 4, Q8_0 34 for 32, Q4_0 18 for 32
+# Name, shape and type; an element of F16 has 2 bytes, of F32 4, 32 of Q8_0 have 34, 32 of Q4_0 18.
 COUNTED: list[tuple[str, tuple[int, ...], Type]] = [
     ("token_embd.weight", (64, 40), Type.Q8_0),  # 2720
     ("position_embd.weight", (64, 100), Type.F32),  # a row of it is read

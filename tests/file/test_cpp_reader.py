@@ -74,7 +74,7 @@ def test_weights_are_the_same(small_delta: Path) -> None:
     for line, w in zip(lines, reader.weights, strict=True):
         assert (int(line[1]), int(line[2])) == (w.n_planes, w.rank)
         d_hat = reader.reconstruct(w.name).astype(np.float64).ravel()
-        # the second sum weighs each place, so that it sees an exchange of rows, columns or matrices
+        # The second sum weighs each element by where it lies, so that it sees an exchange of rows, columns or matrices.
         weighted = d_hat * (np.arange(d_hat.size) % 1009 + 1)
         assert np.isclose(float(line[3]), d_hat.sum(), rtol=0, atol=SUM_TOLERANCE * np.abs(d_hat).sum())
         assert np.isclose(float(line[4]), weighted.sum(), rtol=0, atol=SUM_TOLERANCE * np.abs(weighted).sum())

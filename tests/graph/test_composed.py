@@ -103,7 +103,7 @@ KINDS = {
 @pytest.mark.parametrize("arch", ["gemma3-dense", "qwen3moe-moe", "deepseek2-moe"])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_every_kind_of_delta(bases: dict[str, Path], tmp_path: Path, arch: str, kind: Kind) -> None:
-    # these changes are as large as the weights, and with factors in Q8_0 all their products have activations of 8 bits
+    # These changes are as large as the weights, and with factors in Q8_0 all their products have activations of 8 bits.
     outcome = run_arch(bases[arch], tmp_path, kind, **COMPOSED)
     check([shrunk(outcome, MAX_OF_EFFECT)])
 

@@ -47,7 +47,7 @@ def test_unsupported_form_is_refused_by_name(bases: dict[str, Path], tmp_path: P
     base, delta = tmp_path / "base.gguf", tmp_path / "a.dq.gguf"
     reader = gguf.GGUFReader(bases["mamba-dense"])
     (weight,) = [t.data for t in reader.tensors if t.name == "blk.0.ssm_conv1d.weight"]
-    # a merged copy can be made of F32 only
+    # A merged copy can be made of F32 only.
     exact_delta.with_tensor(bases["mamba-dense"], base, "blk.0.ssm_conv1d.weight", weight.astype(np.float16))
     exact_delta.make(base, delta, tmp_path / "a.gguf")
     assert re.search(

@@ -1,6 +1,6 @@
 """A row's logits do not depend on which deltas the other rows of its batch have.
 
-The batch keeps its shape: the same tokens in the same places, and only what the other rows are bound to changes. Then the same kernels run on the same
+The batch keeps its shape: the same tokens at the same positions, and only what the other rows are bound to changes. Then the same kernels run on the same
 numbers, so the bound is far below what another shape of the batch alone makes.
 """
 
@@ -55,7 +55,7 @@ def test_other_rows_deltas_do_not_show(loaded: Loaded, n_tokens: int, record_pro
     rng = np.random.default_rng(n_tokens)
     worst, n_compared = 0.0, 0
     for _ in range(N_MIXES):
-        # a row at least keeps its delta; the others get other ones, or none
+        # At least one row keeps its delta; the others get other ones, or none.
         kept = rng.random(N_DELTAS) < 0.2
         kept[rng.integers(N_DELTAS)] = True
         drawn = [None, *deltas]

@@ -81,7 +81,7 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
     change = np.zeros(shape, np.float32)
     for _ in range(spec.n_planes):
         bits = pack_signs(rng.standard_normal(shape))
-        # a scale for each matrix of a stack, or each row
+        # There is a scale for each matrix of a stack, or for each row.
         scale = (STEP * rng.uniform(0.5, 1.5, (*stack, n_out if spec.scale_per_row else 1))).astype(np.float32)
         planes.append((bits, scale))
         change += scale[..., np.newaxis] * unpack_signs(bits, n_in)
@@ -107,7 +107,7 @@ def make(
     """Writes the delta and the merged model; returns the names of the changed tensors."""
     reader = gguf.GGUFReader(base)
     plain = copied_metadata(reader, merged)
-    # a weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that
+    # A weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that.
     scales = {t.name: t.data for t in reader.tensors if SCALE.search(t.name)}
     kept = {*scales, *unchanged}
     specs = {

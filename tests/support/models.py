@@ -129,8 +129,8 @@ def convert_hf(source: Path, target: Path, file_type: str = "MOSTLY_F16", **opti
         architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
         model_class = conversion.get_model_class(architecture)
         if model_class.supports_mtp_export:
-            # as with --no-mtp, because no model here has such layers; and without a vocabulary: these models
-            # have BPE tokenizers, which the conversion knows by their hashes
+            # It runs as with --no-mtp, because no model here has such layers, and without a vocabulary: these models
+            # have BPE tokenizers, which the conversion knows by their hashes.
             attributes = {"no_mtp": True, "model_arch": model_class.model_arch, "set_vocab": lambda _: None}
             model_class = type(model_class.__name__, (model_class,), attributes)
         model_class(source, gguf.LlamaFileType[file_type], target, **options).write()

@@ -80,7 +80,7 @@ def test_logits_are_those_of_the_merged_models(
         expected = [cpu_logits(path, tokens) for path in (plain, family.merged[0])]
         expected.append(cpu_logits(family.merged[1], other))
         assert nmse(expected[0], expected[1]) > 0.1  # the delta does much, so that a part left out shows
-        # the kernels, and with them the base's error, differ with the number of rows
+        # The kernels, and with them the base's error, differ with the number of rows.
         base_errors = [nmse(rt.logits(batch)[0], expected[0]) for batch in ([tokens], [tokens, tokens, other])]
         assert max(base_errors) <= MAX_BASE
         allowed, allowed_mixed = (MAX_NMSE + MAX_OVER_BASE * error for error in base_errors)

@@ -160,7 +160,7 @@ class DeltaReader:
             return stored.dense.astype(np.float32)
         d_hat = np.zeros(info.shape, np.float32)
         for bits, scale in stored.planes:
-            # scale: (..., 1) or (..., n_out), against (..., n_out, n_in)
+            # The scale is (..., 1) or (..., n_out), against (..., n_out, n_in).
             d_hat += scale[..., :, None] * unpack_signs(bits, info.ne[0])
         if stored.cscale is not None:
             d_hat *= stored.cscale[..., None, :]

@@ -17,7 +17,7 @@ from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, TensorInfo
 from dqrelo_gguf.file.model_file import ModelFile
 
-# numpy types of the GGUF types that are no blocks of bytes, and those of them that gguf's dequantize does not take
+# The numpy types of the GGUF types that are no blocks; gguf's dequantize does not take those of _CAST.
 _STORED = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 _CAST = frozenset(_STORED) - {"F16", "F32"}
 

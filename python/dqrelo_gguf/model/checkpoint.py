@@ -141,7 +141,7 @@ def _conversion_model(path: Path, base: GgufModel, *, fuse_qkv: bool) -> Any:
     model_class = conversion.get_model_class(architecture)
     names = list(base.infos)
     if model_class.supports_mtp_export and not any(".nextn." in n for n in names):
-        # a subclass: the switch is an attribute of the class, and must not stay set for other models
+        # It is set in a subclass: the switch is an attribute of the class, and must not stay set for other models.
         attributes = {"no_mtp": True, "model_arch": model_class.model_arch}
         model_class = type(model_class.__name__, (model_class,), attributes)
     with torch.inference_mode():

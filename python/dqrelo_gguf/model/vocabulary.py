@@ -31,7 +31,7 @@ _NORMAL = int(gguf.TokenType.NORMAL)
 def changed_tokens(base: Model, tuned: Model) -> list[Token]:
     """The tokens with another text or type than in the base; none where one of them has no vocabulary."""
     ours, theirs = _tokens(base), _tokens(tuned)
-    # where one has more, the rest is padding (fit_vocabulary)
+    # Where one has more, the rest is padding (fit_vocabulary).
     pairs = enumerate(zip(ours, theirs, strict=False))
     return [Token(i, *b) for i, (a, b) in pairs if a != b and b[1] != _UNUSED]
 
@@ -118,7 +118,7 @@ class _Resized:
             return values
         if self._n_tuned >= self._n_base:
             return np.ascontiguousarray(values[: self._n_base])
-        # a base that ties its output to its embedding has no rows of its own for it
+        # A base that ties its output to its embedding has no rows of its own for it.
         source = name if name in self._base.shapes else EMBEDDING
         return np.concatenate([values, self._base.load(source, blocks)[self._n_tuned :]])
 
