@@ -149,5 +149,5 @@ def test_type_that_gguf_cannot_dequantise_is_named(
         raise NotImplementedError
 
     monkeypatch.setattr(gguf.quants, "dequantize", refuse)
-    with pytest.raises(InputError, match=r"m\.gguf: tensor 'w' has type Q8_0"):
+    with pytest.raises(InputError, match=r"m\.gguf: tensor 'w' has type q8_0"):
         GgufModel(path).load("w", blocks)

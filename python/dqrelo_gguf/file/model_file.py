@@ -14,17 +14,9 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, TensorInfo
-from dqrelo_gguf.file.layout import Type, type_name
+from dqrelo_gguf.file.values import PLAIN_DTYPES, dequantised
 
 _SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<n>\d{5})\.gguf")
-
-_PLAIN_DTYPES = {
-    Type.F64: "<f8",
-    Type.I8: "<i1",
-    Type.I16: "<i2",
-    Type.I32: "<i4",
-    Type.I64: "<i8",
-}
 
 
 def shards(path: str | os.PathLike[str]) -> list[Path]:
@@ -97,17 +89,13 @@ class ModelFile:
     def elements(self, name: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Dequantised values of a tensor at flat indices, reading only the blocks that hold them."""
         info = self.tensors[name]
-        if info.type in _PLAIN_DTYPES:
-            return self.raw(name).view(_PLAIN_DTYPES[info.type])[indices].astype(np.float32)
+        where = f"{self.path.name}: tensor '{name}'"
+        if info.type in PLAIN_DTYPES:
+            return dequantised(self.raw(name).view(PLAIN_DTYPES[info.type])[indices], info.type, where)
         block, block_bytes = gguf.GGML_QUANT_SIZES[info.type]
         blocks = self.raw(name).reshape(-1, block_bytes)[indices // block]
-        try:
-            values: npt.NDArray[np.float32] = gguf.quants.dequantize(blocks, info.type)
-        except NotImplementedError:
-            raise InputError(
-                f"{self.path.name}: tensor '{name}' has type {type_name(info.type)}, which gguf cannot dequantise"
-            ) from None
-        picked: npt.NDArray[np.float32] = values.reshape(len(indices), block)[np.arange(len(indices)), indices % block]
+        values = dequantised(blocks, info.type, where).reshape(len(indices), block)
+        picked: npt.NDArray[np.float32] = values[np.arange(len(indices)), indices % block]
         return picked
 
     def _check_shard(self, file: GGUFFile, number: int) -> None:

@@ -11,15 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, TensorInfo
 from dqrelo_gguf.file.model_file import ModelFile
-
-# The numpy types of the GGUF types that are no blocks; gguf's dequantize does not take those of _CAST.
-_STORED = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
-_CAST = frozenset(_STORED) - {"F16", "F32"}
+from dqrelo_gguf.file.values import PLAIN_DTYPES, dequantised
 
 
 class Model(Protocol):
@@ -140,23 +136,14 @@ class GgufModel:
         A map of this tensor alone: its pages leave the process with the array, unlike those of a map of the whole file.
         """
         file, info = self.infos[name]
-        kind = np.dtype(_STORED.get(info.type.name, "u1"))
+        kind = PLAIN_DTYPES.get(info.type, np.dtype(np.uint8))
         n_rows = info.n_elements // info.ne[0]
         row = info.n_bytes // kind.itemsize // n_rows
         return np.memmap(file.path, kind, "r", file.data_start + info.offset, (n_rows, row))
 
     def _dequantise(self, rows: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[np.float32]:
         """Some rows of a tensor as float32."""
-        if info.type.name in _CAST:
-            return rows.astype(np.float32)
-        try:
-            values: npt.NDArray[np.float32] = gguf.quants.dequantize(rows, info.type)
-        except NotImplementedError as e:
-            raise InputError(
-                f"{self.label}: tensor '{info.name}' has type {info.type.name}, which gguf cannot dequantise. "
-                "Use a base of another type"
-            ) from e
-        return values
+        return dequantised(rows, info.type, f"{self.label}: tensor '{info.name}'")
 
 
 def fold_weight_scales(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
