@@ -203,7 +203,7 @@ def make(target: Path, write: Callable[[Path], object]) -> Path:
 
 
 def make_all(args: argparse.Namespace, model: RandomModel) -> None:
-    """Makes what the arguments of add_arguments ask for."""
+    """Makes what the arguments of make_parser ask for."""
     options = Options(ratio=parse_ratio(args.ratio))
     args.outdir.mkdir(parents=True, exist_ok=True)
     path = make(args.outdir / "base-f16.gguf", partial(write_base, model=model, seed=args.seed))
@@ -220,8 +220,11 @@ def make_all(args: argparse.Namespace, model: RandomModel) -> None:
         make(args.outdir / f"merged-{i:02d}-f16.gguf", partial(merge, path, delta, options=merging))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to make, whatever the model's shape."""
+def make_parser(program: str, text: str, *, n_layer: int, n_embd: int) -> argparse.ArgumentParser:
+    """The options of a program that makes models: what to make, and the sizes that every shape has, with defaults."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--outdir", type=Path, required=True, help="directory of the files; made if missing")
     parser.add_argument("--vocab", type=int, default=32000, help="tokens (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -233,3 +236,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merged", type=int, default=0, metavar="N", help="base + delta as plain F16 GGUFs (default: %(default)s)"
     )
+    parser.add_argument("--layers", type=int, default=n_layer, help="(default: %(default)s)")
+    parser.add_argument("--width", type=int, default=n_embd, help="n_embd (default: %(default)s)")
+    return parser

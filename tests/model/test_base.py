@@ -12,6 +12,7 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.model.base import GgufModel, fold_weight_scales
+from tests.support.gguf_files import finish
 from tests.support.models import Floats, read_gguf, split_gguf
 
 Type = gguf.GGMLQuantizationType
@@ -38,10 +39,7 @@ def write(path: Path, tensors: dict[str, tuple[Floats, str]], **extra: str) -> P
         t = Type[type_name]
         data = values.astype("<i4") if type_name == "I32" else gguf.quants.quantize(values, t)
         writer.add_tensor(name, data, raw_dtype=t)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -22,6 +22,7 @@ from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.file.weight_data import WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
+from tests.support.gguf_files import copy_metadata, finish
 
 F32 = gguf.GGMLQuantizationType.F32
 RANK = 3
@@ -106,7 +107,7 @@ def make(
 ) -> list[str]:
     """Writes the delta and the merged model; returns the names of the changed tensors."""
     reader = gguf.GGUFReader(base)
-    plain = copied_metadata(reader, merged)
+    plain = _copy_of(reader, merged)
     # A weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that.
     scales = {t.name: t.data for t in reader.tensors if SCALE.search(t.name)}
     kept = {*scales, *unchanged}
@@ -134,7 +135,7 @@ def make(
 def without_scales(base: Path, out: Path) -> None:
     """A copy of a model without the separate scales that some file types give to their weights; all are optional."""
     reader = gguf.GGUFReader(base)
-    plain = copied_metadata(reader, out)
+    plain = _copy_of(reader, out)
     for tensor in reader.tensors:
         if not SCALE.search(tensor.name):
             plain.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
@@ -144,7 +145,7 @@ def without_scales(base: Path, out: Path) -> None:
 def with_tensor(base: Path, out: Path, name: str, values: npt.NDArray[np.float16] | Array) -> None:
     """A copy of a model with one tensor more, or with other values in one."""
     reader = gguf.GGUFReader(base)
-    plain = copied_metadata(reader, out)
+    plain = _copy_of(reader, out)
     for tensor in reader.tensors:
         if tensor.name != name:
             plain.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
@@ -152,19 +153,7 @@ def with_tensor(base: Path, out: Path, name: str, values: npt.NDArray[np.float16
     finish(plain)
 
 
-def copied_metadata(reader: gguf.GGUFReader, out: Path) -> gguf.GGUFWriter:
-    writer = gguf.GGUFWriter(out, str(reader.fields["general.architecture"].contents()))
-    for field in reader.fields.values():
-        value = field.contents()
-        if field.name.startswith("GGUF.") or field.name == "general.architecture" or value == []:
-            continue  # the writer's own, and empty arrays, which it refuses
-        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, value, field.types[0], sub_type=sub_type)
+def _copy_of(reader: gguf.GGUFReader, out: Path) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(out, "")
+    copy_metadata(reader, writer)
     return writer
-
-
-def finish(writer: gguf.GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

@@ -15,6 +15,7 @@ from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.runtime.programs import program
 from tests.support.delta_files import meta, write_delta
+from tests.support.gguf_files import finish
 
 Type: TypeAlias = gguf.GGMLQuantizationType
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -146,10 +147,7 @@ def write_model(
     for tensor, weight in weights.items():
         kind = out_type if weight.ndim == 2 else Type.F32
         writer.add_tensor(tensor, gguf.quants.quantize(weight, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
