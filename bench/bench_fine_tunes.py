@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
-import socket
+import math
 import subprocess
 import sys
 import tempfile
@@ -28,77 +26,71 @@ from pathlib import Path
 
 import requests
 
-from dqrelo_gguf.cli.server import program
+from dqrelo_gguf._pin import conversion_script
+from dqrelo_gguf.cli import run
+from dqrelo_gguf.compress.blocks import n_cores
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.runtime.programs import program
+from support.llama_servers import Setup, running
+from support.machine import commit, cpu
 
-START_SECONDS = 120
+N_STREAMS = 4
+N_CTX = 1024  # tokens of a stream
 N_BASE_TEXTS = 20
 
 
 @dataclass
 class Row:
+    """A fine-tune over a base.
+
+    Args:
+        base: the base's file name.
+        task: the fine-tune's name.
+        n_problems: that were asked.
+        scores: right answers of base, full, delta and merged.
+        n_bytes: of the delta file.
+        ratio: of the delta.
+        seconds: that its conversion took.
+    """
+
     base: str
     task: str
     n_problems: int
-    scores: dict[str, int]  # base, full, delta, merged -> right answers
+    scores: dict[str, int]
     n_bytes: int
     ratio: float
     seconds: float
 
     @property
     def retention(self) -> float:
-        """(compressed - base) / (full - base), paper appendix B."""
-        return (self.scores["delta"] - self.scores["base"]) / (self.scores["full"] - self.scores["base"])
+        """(compressed - base) / (full - base), paper appendix B; NaN where the full fine-tune is no better than the base."""
+        gained = self.scores["full"] - self.scores["base"]
+        return (self.scores["delta"] - self.scores["base"]) / gained if gained else math.nan
 
 
-def run(*command: str | Path, cwd: Path | None = None) -> str:
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd=cwd)
+def output_of(*command: str | Path) -> str:
+    """What a command prints.
+
+    Raises:
+        InputError: it failed.
+    """
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"{command[0]} failed: {done.stderr[-2000:]}")
+        raise InputError(f"{' '.join(map(str, command[:3]))} failed: {done.stderr[-2000:]}")
     return done.stdout
 
 
 @contextlib.contextmanager
-def serve(model: Path, deltas: dict[str, Path], threads: int) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        program("llama-server"),
-        "-m",
-        model,
-        "--alias",
-        "base",
-        "--port",
-        port,
-        "-np",
-        4,
-        "-c",
-        4096,
-        "-t",
-        threads,
-    ]
-    for name, path in deltas.items():
-        command += ["--delta", f"{name}={path}"]
-    url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            wait_until_ready(url, server)
-            yield url
-        finally:
-            server.terminate()
-
-
-def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(requests.ConnectionError):
-            if requests.get(f"{url}/health", timeout=5).ok:
-                return
-        time.sleep(0.2)
-    raise SystemExit(f"the server did not start: {server.args!r}")
+def serve(model: Path, deltas: dict[str, Path], n_threads: int) -> Iterator[str]:
+    """A server with a model named `base` and deltas of it; its URL."""
+    setup = Setup(program("llama-server"), model, N_STREAMS, N_CTX, n_threads, deltas, ["--alias", "base"])
+    with running([setup]) as (server,):
+        yield server.url
 
 
 class Bench:
+    """The measurement, from the command line's arguments; `work` is the folder of its files."""
+
     def __init__(self, arguments: argparse.Namespace, work: Path) -> None:
         self.arguments = arguments
         self.work = work
@@ -111,7 +103,7 @@ class Bench:
             command += ["--chat"]
         if self.arguments.limit:
             command += ["--limit", str(self.arguments.limit)]
-        right, total = run(*command, self.arguments.problems / f"{task}.jsonl").split()[-1].split("/")
+        right, total = output_of(*command, self.arguments.problems / f"{task}.jsonl").split()[-1].split("/")
         return int(right), int(total)
 
     def base_texts(self, url: str) -> list[str]:
@@ -126,6 +118,7 @@ class Bench:
         return texts
 
     def score_plain(self, model: Path, task: str) -> int:
+        """Right answers of a plain GGUF, served alone."""
         with serve(model, {}, self.arguments.threads) as url:
             return self.score(url, "base", task)[0]
 
@@ -134,9 +127,8 @@ class Bench:
         if self.tuned[name].is_file():
             return self.tuned[name]
         out = self.work / f"{name}-full.gguf"
-        script = Path(__file__).parent.parent / "python/dqrelo_gguf/_vendor/convert_hf_to_gguf.py"
-        script = self.arguments.convert_script or script
-        run(sys.executable, script, self.tuned[name], "--outfile", out, "--outtype", "f16")
+        script = self.arguments.convert_script or conversion_script()
+        output_of(sys.executable, script, self.tuned[name], "--outfile", out, "--outtype", "f16")
         return out
 
     def convert(self, base: Path, name: str) -> tuple[Path, float, float]:
@@ -145,10 +137,11 @@ class Bench:
         report = out.with_suffix(".json")
         start = time.perf_counter()
         command = ["-m", "dqrelo_gguf.cli.convert", base, self.tuned[name], "-o", out, "--force", "--json", report]
-        run(sys.executable, *command, "--ratio", self.arguments.ratio)
+        output_of(sys.executable, *command, "--ratio", self.arguments.ratio)
         return out, json.loads(report.read_text())["ratio"], time.perf_counter() - start
 
     def rows_of(self, base: Path, full: dict[str, int]) -> Iterator[Row]:
+        """A row for each fine-tune over a base; `full` has the right answers of the full fine-tunes."""
         made = {name: self.convert(base, name) for name in self.tuned}
         with serve(base, {name: delta for name, (delta, _, _) in made.items()}, self.arguments.threads) as url:
             served = {name: (self.score(url, "base", name), self.score(url, name, name)) for name in self.tuned}
@@ -158,7 +151,9 @@ class Bench:
         print(f"# {base.name}: {equal} of {len(texts)} chat answers of the base are the same with and without deltas")
         for name, (delta, ratio, seconds) in made.items():
             merged = self.work / f"{base.stem}-{name}-merged.gguf"
-            run(sys.executable, "-m", "dqrelo_gguf.cli.merge", base, delta, "-o", merged, "--outtype", "f16", "--force")
+            output_of(
+                sys.executable, "-m", "dqrelo_gguf.cli.merge", base, delta, "-o", merged, "--outtype", "f16", "--force"
+            )
             (base_right, n_problems), (delta_right, _) = served[name]
             scores = {
                 "base": base_right,
@@ -169,6 +164,7 @@ class Bench:
             yield Row(base.name, name, n_problems, scores, delta.stat().st_size, ratio, seconds)
 
     def table(self) -> None:
+        """Measures everything, and prints a row as soon as it is there."""
         full = {name: self.score_plain(self.plain_gguf(name), name) for name in self.tuned}
         print(
             "| base | bytes | task | problems | base | full fine-tune | delta, served | merged | retention | delta bytes | ratio | conversion s |"
@@ -184,24 +180,12 @@ class Bench:
                 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, action="append", required=True, help="a base GGUF; repeatable")
-    parser.add_argument("--tuned", action="append", required=True, metavar="TASK=PATH", help="a fine-tune; repeatable")
-    parser.add_argument("--problems", type=Path, required=True, help="folder of TASK.jsonl")
-    parser.add_argument("--scorer", type=Path, required=True, help="score_server.py")
-    parser.add_argument("--ratio", default="1/8")
-    parser.add_argument("--limit", type=int, help="problems a task (default: all)")
-    parser.add_argument("--chat", action="store_true", help="ask through each model's chat template")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument(
-        "--convert-script", type=Path, help="upstream's convert_hf_to_gguf.py (default: the bundled one)"
-    )
-    parser.add_argument("--work", type=Path, help="keep the files here (default: a temporary folder)")
-    arguments = parser.parse_args()
+def bench(arguments: argparse.Namespace) -> None:
+    """Measures and prints."""
     print(
-        f"# {' '.join(sys.argv)}\n# {platform.processor() or platform.machine()}, {arguments.threads} threads",
+        f"# {' '.join(sys.argv)}\n# commit {commit()}, {cpu()}, {arguments.threads} threads",
         file=sys.stderr,
+        flush=True,
     )
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -209,5 +193,22 @@ def main() -> None:
         Bench(arguments, work).table()
 
 
+def main() -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, action="append", required=True, help="a base GGUF; repeatable")
+    parser.add_argument("--tuned", action="append", required=True, metavar="TASK=PATH", help="a fine-tune; repeatable")
+    parser.add_argument("--problems", type=Path, required=True, help="folder of TASK.jsonl")
+    parser.add_argument("--scorer", type=Path, required=True, help="score_server.py")
+    parser.add_argument("--ratio", default="1/8", help="of the deltas (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="problems a task (default: all)")
+    parser.add_argument("--chat", action="store_true", help="ask through each model's chat template")
+    parser.add_argument("--threads", type=int, default=n_cores(), help="(default: all cores, %(default)s)")
+    parser.add_argument("--convert-script", type=Path, help="upstream's convert_hf_to_gguf.py (default: the pin's)")
+    parser.add_argument("--work", type=Path, help="keep the files here (default: a temporary folder)")
+    arguments = parser.parse_args()
+    return run(lambda: bench(arguments), "bench_fine_tunes.py")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

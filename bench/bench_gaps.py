@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 import requests
 
-from bench_load import drop_from_page_cache
 from dqrelo_gguf.cli import run
-from dqrelo_gguf.cli.server import program
-from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.file import format as fmt
 from support.llama_servers import MIB, Server, Setup, running
 from support.machine import facts_of, heading
+from support.model_folder import add_arguments, base_of, by_name, need_files, server_of
+from support.page_cache import drop_from_page_cache
 from support.streams import Request, random_prompt, read_stream
 
 N_CTX = 512
@@ -79,7 +79,7 @@ def load_in_turn(url: str, paths: Iterator[Path], is_cold: bool, until: float) -
         if is_cold:
             drop_from_page_cache(path)
         begun = time.perf_counter()
-        body = {"name": path.name.removesuffix(".dq.gguf")}
+        body = {"name": path.name.removesuffix(fmt.SUFFIX)}
         reply = requests.post(f"{url}/deltas/load", json=body, timeout=LOAD_SECONDS)
         if not reply.ok:
             raise SystemExit(f"{path.name}: {reply.status_code}: {reply.text}")
@@ -112,17 +112,14 @@ def measure(
 
 def bench(args: argparse.Namespace) -> None:
     """Measures and prints."""
-    base: Path = args.base or args.dir / "base-q8_0.gguf"
-    paths = sorted(args.dir.glob("delta-*.dq.gguf"))
-    server: Path = args.server or program("llama-server")
-    missing = [p for p in (base, server) if not p.is_file()]
-    if missing:
-        raise InputError(f"{missing[0]}: no such file. bench/make_llama_1b.py makes the models")
+    server, base = server_of(args), base_of(args)
+    need_files([server, base])
+    paths = sorted(args.dir.glob(f"delta-*{fmt.SUFFIX}"))
     if len(paths) < args.pinned + N_LOADED + 1:
         raise InputError(
             f"{args.dir}: {len(paths)} deltas, {args.pinned + N_LOADED + 1} are needed. bench/make_llama_1b.py makes them"
         )
-    pinned = [p.name.removesuffix(".dq.gguf") for p in paths[: args.pinned]]
+    pinned = list(by_name(paths[: args.pinned]))
     budget = -(-(args.pinned + N_LOADED) * paths[0].stat().st_size // MIB)
     options = ["--deltas-dir", str(args.dir), "--delta-memory", str(budget), "--delta-pin", ",".join(pinned)]
     setup = Setup(server, base, args.pinned + 1, N_CTX, args.threads, extra=[*options, "--delta-allow-other-base"])
@@ -155,15 +152,11 @@ def markdown(facts: dict[str, object], gaps: dict[str, np.ndarray]) -> str:
 def main() -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, required=True, help="files of make_llama_1b.py")
-    parser.add_argument("--base", type=Path, help="the base, in any quantisation (default: base-q8_0.gguf in --dir)")
-    parser.add_argument("--server", type=Path, help="llama-server of this project (default: the package's)")
+    add_arguments(parser, base="base-q8_0.gguf")
     parser.add_argument("--pinned", type=int, default=2, help="deltas that stream (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=15, help="of each window (default: %(default)s)")
     parser.add_argument("--cold", action="store_true", help="drop each file from the page cache before it is loaded")
     parser.add_argument("--repeat", "-r", type=int, default=3, help="windows of each kind (default: %(default)s)")
-    parser.add_argument("--threads", "-t", type=int, default=n_cores(), help="(default: all cores, %(default)s)")
-    parser.add_argument("-o", "--output", choices=("md", "json"), default="md", help="(default: %(default)s)")
     args = parser.parse_args()
     return run(lambda: bench(args), "bench_gaps.py")
 

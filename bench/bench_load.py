@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -26,15 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dqrelo_gguf.cli import run
-from dqrelo_gguf.cli.server import program
-from dqrelo_gguf.compress.blocks import n_cores
-from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.runtime.session import Runtime
 from support.llama_servers import Setup, running
 from support.machine import facts_of, heading
+from support.model_folder import add_arguments, base_of, by_name, need_files, server_of
+from support.page_cache import drop_from_page_cache, read_all
 from support.streams import Request, random_prompt, run_streams
 
-READ_BYTES = 1 << 20  # a read of a plain copy program
 TOKEN = 1  # any: it is decoded for its time only
 
 
@@ -58,21 +55,6 @@ def timed(fn: Callable[[], object]) -> float:
     begun = time.perf_counter()
     fn()
     return 1000 * (time.perf_counter() - begun)
-
-
-def drop_from_page_cache(path: Path) -> None:
-    """Makes the next read of a file come from the disk. Nothing may have it mapped."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())  # pages that are not written yet stay
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read_all(path: Path) -> None:
-    """Reads a file from its beginning to its end."""
-    buffer = bytearray(READ_BYTES)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
 
 
 def measure_cold(runtime: Runtime, path: Path, times: Times) -> None:
@@ -124,12 +106,9 @@ def measure_switch(setup: Setup, repeat: int, n_prompt: int, times: Times) -> No
 
 def bench(args: argparse.Namespace) -> None:
     """Measures and prints."""
-    base: Path = args.base or args.dir / "base-f16.gguf"
+    server, base = server_of(args), base_of(args)
     paths = [args.dir / f"delta-{i:02d}.dq.gguf" for i in range(2)]
-    server: Path = args.server or program("llama-server")
-    missing = [p for p in (base, *paths, server) if not p.is_file()]
-    if missing:
-        raise InputError(f"{missing[0]}: no such file. bench/make_llama_1b.py makes the models")
+    need_files([server, base, *paths])
     times = Times()
     with Runtime(base, n_ctx=512, n_seq_max=1, n_threads=args.threads, allow_other_base=True) as runtime:
         with runtime.load_delta(paths[1]) as other:
@@ -137,8 +116,7 @@ def bench(args: argparse.Namespace) -> None:
         for _ in range(args.repeat):
             measure_cold(runtime, paths[0], times)
             measure_swap(runtime, paths, times)
-    deltas = {p.name.split(".")[0]: p for p in paths}
-    setup = Setup(server, base, 1, 512, args.threads, deltas, ["--delta-allow-other-base"])
+    setup = Setup(server, base, 1, 512, args.threads, by_name(paths), ["--delta-allow-other-base"])
     measure_switch(setup, args.repeat, args.n_prompt, times)
     facts = {
         **facts_of(server, base, args.threads),
@@ -173,13 +151,9 @@ def markdown(facts: dict[str, object], medians: dict[str, float]) -> str:
 def main() -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, required=True, help="files of make_llama_1b.py")
-    parser.add_argument("--base", type=Path, help="the base, in any quantisation (default: base-f16.gguf in --dir)")
-    parser.add_argument("--server", type=Path, help="llama-server of this project (default: the package's)")
+    add_arguments(parser, base="base-f16.gguf")
     parser.add_argument("--n-prompt", type=int, default=32, help="tokens of the prompt (default: %(default)s)")
     parser.add_argument("--repeat", "-r", type=int, default=7, help="runs (default: %(default)s)")
-    parser.add_argument("--threads", "-t", type=int, default=n_cores(), help="(default: all cores, %(default)s)")
-    parser.add_argument("-o", "--output", choices=("md", "json"), default="md", help="(default: %(default)s)")
     args = parser.parse_args()
     return run(lambda: bench(args), "bench_load.py")
 

@@ -22,64 +22,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import psutil
 
 from dqrelo_gguf.cli import run
-from dqrelo_gguf.cli.server import program
-from dqrelo_gguf.compress.blocks import n_cores
 from dqrelo_gguf.errors import InputError
 from support.llama_servers import Server, Setup, pss_bytes, running
 from support.machine import facts_of
 from support.many_report import markdown
-from support.streams import Request, Speed, random_prompt, run_speed, run_streams, speed_of
+from support.many_rows import Measured, Row
+from support.model_folder import add_arguments, base_of, by_name, need_files, server_of
+from support.streams import Request, random_prompt, run_speed, run_streams, speed_of
 
 CTX_STEP = 256  # llama.cpp gives a sequence a multiple of this
 N_WARM_UP = 4  # tokens: touch the pages, build the graphs
 # Share of MemAvailable that stock servers may take: the rest keeps their pages from being read from disk again and again.
 MEMORY_SHARE = 0.95
-SETTINGS = ("deltas", "separate", "base alone")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One run of one setting."""
-
-    speed: Speed
-    pss_bytes: int
-    buffers: dict[str, int]  # of all servers
-
-
-@dataclass
-class Row:
-    """All that is measured for N fine-tunes. Stock servers without runs do not fit into memory, or were not asked for."""
-
-    n: int
-    file_bytes: int  # base and deltas
-    runs: dict[str, list[Measured]] = field(default_factory=lambda: {s: [] for s in SETTINGS})
-    stock_threads: int | None = None
-    trials: dict[int, float] = field(default_factory=dict)  # threads of a stock server -> tokens/s of the whole run
-
-    def median(self, setting: str, value: str) -> float | None:
-        """The median of `tokens_per_s`, `step_ms`, `run_tokens_per_s` or `pss_bytes`, None without runs."""
-        found = [getattr(m if value == "pss_bytes" else m.speed, value) for m in self.runs[setting]]
-        return statistics.median(found) if found else None
-
-    def buffer_bytes(self, use: str) -> int:
-        """Of the server with deltas: its KV cache (`KV`), or its compute and output buffers (`compute`)."""
-        return max(m.buffers[use] for m in self.runs["deltas"])
-
-    def as_json(self) -> dict[str, object]:
-        """Everything, with the medians and the bound on memory."""
-        values = ("tokens_per_s", "step_ms", "run_tokens_per_s", "pss_bytes")
-        return asdict(self) | {"medians": {s: {v: self.median(s, v) for v in values} for s in SETTINGS}}
 
 
 class Bench:
@@ -87,18 +50,15 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.server: Path = args.server or program("llama-server")
         n_most = max(args.n)
-        self.base: Path = args.base or args.dir / "base-f16.gguf"
+        self.server, self.base = server_of(args), base_of(args)
         self.deltas = [args.dir / f"delta-{i:02d}.dq.gguf" for i in range(n_most)]
         self.merged = [args.dir / f"merged-{i:02d}-f16.gguf" for i in range(n_most)]
         n_tokens = args.n_prompt + args.n_predict
         self.n_ctx = -(-n_tokens // CTX_STEP) * CTX_STEP
         merged = self.merged[:1] if args.stock_server else []
-        needed = (self.server, args.stock_server, self.base, *self.deltas, *merged)
-        missing = [p for p in needed if p and not p.is_file()]
-        if missing:
-            raise InputError(f"{missing[0]}: no such file. bench/make_llama_1b.py makes the models")
+        stock = [args.stock_server] if args.stock_server else []
+        need_files([self.server, *stock, self.base, *self.deltas, *merged])
         if args.n_predict < 2:
             raise InputError(f"--n-predict {args.n_predict}: must be at least 2")
 
@@ -110,7 +70,7 @@ class Bench:
 
     def ours(self, n_deltas: int, n_streams: int) -> Setup:
         """The server of this project."""
-        deltas = {p.name.split(".")[0]: p for p in self.deltas[:n_deltas]}
+        deltas = by_name(self.deltas[:n_deltas])
         extra = ["--delta-allow-other-base"] if deltas and self.args.allow_other_base else []
         return Setup(self.server, self.base, n_streams, self.n_ctx, self.args.threads, deltas, extra)
 
@@ -211,19 +171,15 @@ def bench(args: argparse.Namespace) -> None:
 def main() -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, required=True, help="files of make_llama_1b.py")
-    parser.add_argument("--base", type=Path, help="the base (default: base-f16.gguf in --dir)")
+    add_arguments(parser, base="base-f16.gguf")
     parser.add_argument(
         "--allow-other-base", action="store_true", help="the base is another quantisation of the deltas' base"
     )
-    parser.add_argument("--server", type=Path, help="llama-server of this project (default: the package's)")
     parser.add_argument("--stock-server", type=Path, help="stock llama-server (default: no separate servers)")
     parser.add_argument("--n", type=_numbers, default=[1, 2, 4, 8, 16], help="fine-tunes (default: 1,2,4,8,16)")
     parser.add_argument("--n-prompt", type=int, default=32, help="tokens of a prompt (default: %(default)s)")
     parser.add_argument("--n-predict", type=int, default=32, help="tokens generated (default: %(default)s)")
     parser.add_argument("--repeat", "-r", type=int, default=3, help="runs of each setting (default: %(default)s)")
-    parser.add_argument("--threads", "-t", type=int, default=n_cores(), help="(default: all cores, %(default)s)")
-    parser.add_argument("-o", "--output", choices=("md", "json"), default="md", help="(default: %(default)s)")
     args = parser.parse_args()
     return run(lambda: bench(args), "bench_many.py")
 

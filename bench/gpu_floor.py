@@ -8,6 +8,7 @@ number that the processors issue, whichever is larger.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 
 N_LAYER = 32
@@ -181,6 +182,7 @@ def print_prompts() -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"base {base_gb(2.0):.2f} GB in F16, {base_gb(0.6):.2f} GB in Q4_K_M, one delta {delta_gb():.2f} GB")
     n_ops = N_LAYER * OPS_PER_LAYER + OPS_ONCE
     n_matrices = sum(w.n for w in WEIGHTS)

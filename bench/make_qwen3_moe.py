@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.errors import InputError
-from support.random_models import RandomModel, add_arguments, make_all
+from support.random_models import RandomModel, make_all, make_parser, model_weights
 
 PROG = "make_qwen3_moe.py"
 
@@ -74,12 +74,7 @@ def weight_shapes(shape: Shape, n_vocab: int) -> dict[str, tuple[int, ...]]:
         "ffn_up_exps": (shape.n_expert, shape.n_ff, n_embd),
         "ffn_down_exps": (shape.n_expert, n_embd, shape.n_ff),
     }
-    return {
-        "token_embd.weight": (n_vocab, n_embd),
-        **{f"blk.{il}.{name}.weight": dims for il in range(shape.n_layer) for name, dims in block.items()},
-        "output_norm.weight": (n_embd,),
-        "output.weight": (n_vocab, n_embd),
-    }
+    return model_weights(block, shape.n_layer, n_embd, n_vocab)
 
 
 def make(args: argparse.Namespace) -> None:
@@ -94,12 +89,7 @@ def make(args: argparse.Namespace) -> None:
 def main() -> int:
     """Runs the command; returns its exit code."""
     shape = Shape()
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    parser.add_argument("--layers", type=int, default=shape.n_layer, help="(default: %(default)s)")
-    parser.add_argument("--width", type=int, default=shape.n_embd, help="n_embd (default: %(default)s)")
+    parser = make_parser(PROG, __doc__, n_layer=shape.n_layer, n_embd=shape.n_embd)
     parser.add_argument("--ff", type=int, default=shape.n_ff, help="width of an expert (default: %(default)s)")
     parser.add_argument("--experts", type=int, default=shape.n_expert, help="(default: %(default)s)")
     parser.add_argument(

@@ -1,21 +1,21 @@
-"""Fixtures that many tests share: a small base and a delta of it that has every form of the format."""
+"""Fixtures of several folders: small files in every form of the format, families of models, and what servers run."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from dqrelo_gguf.file.fingerprint import base_identity
 from tests.support.delta_files import meta, write_base, write_delta
-from tests.support.delta_server import CONTEXT, make_folder, text
-from tests.support.server_fixtures import Artefacts, Server, make_artefacts, serve
+from tests.support.delta_server import make_folder
+from tests.support.server_fixtures import Artefacts, make_artefacts
+from tests.support.tiny_llama import NARROW, Type, base_weights, write_model, write_random_delta
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
+if TYPE_CHECKING:
+    from tests.support.families import Family, Maker
+    from tests.support.tiny_llama import Shape
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,9 +45,34 @@ def small_delta(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> P
 
 
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """The golden files."""
-    return Path(__file__).parent / "data"
+def narrow_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of the shape NARROW that runs, in F16."""
+    path = tmp_path_factory.mktemp("narrow") / "base.gguf"
+    return write_model(path, NARROW, base_weights(NARROW), Type.F16)
+
+
+@pytest.fixture(scope="session")
+def narrow_deltas(tmp_path_factory: pytest.TempPathFactory, narrow_base: Path) -> list[Path]:
+    """Two random deltas of every weight of narrow_base."""
+    folder = tmp_path_factory.mktemp("narrow-deltas")
+    ranks = {"math": 2, "words": 8}
+    return [write_random_delta(folder / f"{name}.dq.gguf", narrow_base, NARROW, rank) for name, rank in ranks.items()]
+
+
+@pytest.fixture(scope="session")
+def make_family(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """Makes a family of a shape and a base type; the same one is made once."""
+    from tests.support.families import write_family  # late: tests of files need no native module
+
+    made: dict[tuple[Shape, str, int, tuple[str, ...]], Family] = {}
+
+    def make(shape: Shape, base_type: str = "F16", n_tuned: int = 2, *options: str) -> Family:
+        key = (shape, base_type, n_tuned, options)
+        if key not in made:
+            made[key] = write_family(tmp_path_factory.mktemp("family"), *key)
+        return made[key]
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -60,34 +85,3 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
 def delta_folder(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for --deltas-dir; tests leave it as it is."""
     return make_folder(artefacts, tmp_path_factory.mktemp("deltas") / "dir")
-
-
-@pytest.fixture
-def delta_server(artefacts: Artefacts, tmp_path: Path) -> Iterator[Server]:
-    """A server with a --deltas-dir that the test may change."""
-    folder = make_folder(artefacts, tmp_path / "dir")
-    with serve(artefacts.base, tmp_path, "--deltas-dir", folder, *CONTEXT) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def delta_texts(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each delta says to delta_server.PROMPT, by a server that has them from the start."""
-    deltas = ("--delta", f"words={artefacts.words},json={artefacts.json},loud={artefacts.loud}")
-    with serve(artefacts.base, tmp_path_factory.mktemp("texts"), *deltas, *CONTEXT) as running:
-        return {name: text(running, name) for name in ("base", "words", "json", "loud")}
-
-
-@pytest.fixture
-def bench_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a module of bench/ as its programs do; they are no package."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    before = set(sys.modules)
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield load
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCH)):
-            del sys.modules[name]

@@ -18,7 +18,7 @@ import requests
 START_SECONDS = 300
 STOP_SECONDS = 30
 MIB = 1 << 20
-# a line such as: llama_kv_cache:        CPU KV buffer size =    32.00 MiB
+# It finds lines such as: llama_kv_cache:        CPU KV buffer size =    32.00 MiB
 _BUFFER = re.compile(r"(\S+):\s+(\S+)\s+(KV|RS|compute|output) buffer size =\s*([\d.]+) MiB")
 
 
@@ -45,7 +45,7 @@ class Setup:
     def command(self, port: int) -> list[str]:
         """The command line."""
         words = [self.program, "-m", self.model, "--port", port, "-np", self.n_streams, "-t", self.n_threads]
-        # -lv 4 for the sizes of the buffers
+        # The log of -lv 4 has the sizes of the buffers.
         words += ["-c", self.n_ctx * self.n_streams, "--cache-ram", 0, "-lv", 4, *self.extra]
         for name, path in self.deltas.items():
             words += ["--delta", f"{name}={path}"]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from support.machine import heading
-
-if TYPE_CHECKING:
-    from bench_many import Row
+from support.many_rows import Row
 
 GB = 1e9
 # What the project promises: resident memory over the files, the KV cache and the compute buffers.

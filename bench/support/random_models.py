@@ -23,16 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.compress.budget import parse_ratio
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.metadata import delta_meta
 from dqrelo_gguf.convert.plan import Options, plan
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.file.writer import DeltaWriter, WeightData, WeightSpec
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.pairing import Pair
+from dqrelo_gguf.runtime.programs import program
 
 BOS, EOS = 1, 2
 N_BYTES = 256
@@ -61,6 +63,18 @@ class RandomModel:
 
 
 # --- base ---
+
+
+def model_weights(
+    block: dict[str, tuple[int, ...]], n_layer: int, n_embd: int, n_vocab: int
+) -> dict[str, tuple[int, ...]]:
+    """Names and numpy shapes of a model's weights, from those of one layer."""
+    return {
+        "token_embd.weight": (n_vocab, n_embd),
+        **{f"blk.{il}.{name}.weight": dims for il in range(n_layer) for name, dims in block.items()},
+        "output_norm.weight": (n_embd,),
+        "output.weight": (n_vocab, n_embd),
+    }
 
 
 def vocabulary(n_vocab: int) -> tuple[list[bytes], list[float], list[int]]:
@@ -148,7 +162,7 @@ def random_delta(spec: WeightSpec, rng: np.random.Generator) -> WeightData:
     plane = bits, np.full((*stack, 1), SIGN_AMOUNT * size, np.float32)
     if spec.rank == 0:
         return WeightData(planes=[plane])
-    # an element of U V is a sum of `rank` products
+    # An element of U V is a sum of `rank` products.
     factor = (LOW_RANK_AMOUNT * size / spec.rank**0.5) ** 0.5
     u, v = _normal(rng, (*stack, n_out, spec.rank), factor), _normal(rng, (*stack, spec.rank, n_in), factor)
     return WeightData(planes=[plane], u=u, v=v)
@@ -189,7 +203,7 @@ def make(target: Path, write: Callable[[Path], object]) -> Path:
 
 
 def make_all(args: argparse.Namespace, model: RandomModel) -> None:
-    """Makes what the arguments of add_arguments ask for."""
+    """Makes what the arguments of make_parser ask for."""
     options = Options(ratio=parse_ratio(args.ratio))
     args.outdir.mkdir(parents=True, exist_ok=True)
     path = make(args.outdir / "base-f16.gguf", partial(write_base, model=model, seed=args.seed))
@@ -206,8 +220,11 @@ def make_all(args: argparse.Namespace, model: RandomModel) -> None:
         make(args.outdir / f"merged-{i:02d}-f16.gguf", partial(merge, path, delta, options=merging))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to make, whatever the model's shape."""
+def make_parser(program: str, text: str, *, n_layer: int, n_embd: int) -> argparse.ArgumentParser:
+    """The options of a program that makes models: what to make, and the sizes that every shape has, with defaults."""
+    parser = argparse.ArgumentParser(
+        prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--outdir", type=Path, required=True, help="directory of the files; made if missing")
     parser.add_argument("--vocab", type=int, default=32000, help="tokens (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -219,3 +236,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--merged", type=int, default=0, metavar="N", help="base + delta as plain F16 GGUFs (default: %(default)s)"
     )
+    parser.add_argument("--layers", type=int, default=n_layer, help="(default: %(default)s)")
+    parser.add_argument("--width", type=int, default=n_embd, help="n_embd (default: %(default)s)")
+    return parser

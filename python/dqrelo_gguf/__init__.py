@@ -6,7 +6,6 @@ The names below are imported when they are first used, so that a command's --hel
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,9 +21,14 @@ if TYPE_CHECKING:
         ShapeError,
     )
     from dqrelo_gguf.file.fingerprint import BaseIdentity, Match, base_identity, compare
+    from dqrelo_gguf.file.layout import WeightSpec
+    from dqrelo_gguf.file.metadata import DeltaMeta
     from dqrelo_gguf.file.reader import DeltaReader
-    from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData, WeightSpec
-    from dqrelo_gguf.runtime.session import Delta, Runtime
+    from dqrelo_gguf.file.weight_data import WeightData
+    from dqrelo_gguf.file.writer import DeltaWriter
+    from dqrelo_gguf.runtime.deltas import Delta
+    from dqrelo_gguf.runtime.session import Runtime
+    from dqrelo_gguf.version import __version__
 
 __all__ = [
     "BaseIdentity",
@@ -51,23 +55,23 @@ __all__ = [
     "unpack_signs",
 ]
 
-_HOMES = {
+_NAMES_OF = {
     "errors": [name for name in __all__ if name.endswith("Error")],
     "file.fingerprint": ["BaseIdentity", "Match", "base_identity", "compare"],
+    "file.layout": ["WeightSpec"],
+    "file.metadata": ["DeltaMeta"],
     "file.reader": ["DeltaReader"],
-    "runtime.session": ["Delta", "Runtime"],
+    "file.weight_data": ["WeightData"],
+    "file.writer": ["DeltaWriter"],
+    "runtime.deltas": ["Delta"],
+    "runtime.session": ["Runtime"],
     "compress.signs": ["pack_signs", "unpack_signs"],
-    "file.writer": ["DeltaMeta", "DeltaWriter", "WeightData", "WeightSpec"],
+    "version": ["__version__"],
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-try:
-    __version__ = version("dqrelo-gguf")
-except PackageNotFoundError:  # run from a source tree
-    __version__ = "0+source"
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

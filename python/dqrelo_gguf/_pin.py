@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dqrelo_gguf.errors import PinError
 
-__all__ = ["conversion_module", "gguf"]
+__all__ = ["conversion_module", "conversion_script", "gguf"]
 
 _VENDOR = Path(__file__).resolve().parent / "_vendor"
 _ENV = "DQRELO_LLAMA_CPP_DIR"
@@ -57,6 +57,11 @@ def conversion_module() -> ModuleType:
     gguf_root, conversion_root = _roots()
     _import_from(gguf_root, "gguf")
     return _import_from(conversion_root, "conversion")
+
+
+def conversion_script() -> Path:
+    """The pin's convert_hf_to_gguf.py, the program."""
+    return _roots()[1] / "convert_hf_to_gguf.py"
 
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""cli.run: how every command ends. _pin: which gguf is imported."""
+"""cli.run: how every command ends."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.cli import run
-from dqrelo_gguf.errors import DiskFullError, FormatError, raise_os_error
+from dqrelo_gguf.errors import FormatError
 
 
 def raising(error: BaseException) -> Callable[[], int | None]:
@@ -74,48 +73,3 @@ def test_a_closed_pipe_is_no_error(small_delta: Path) -> None:
     command = f"{sys.executable} -m dqrelo_gguf.cli.inspect {small_delta} --json | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("{", "")
-
-
-def test_system_errors_get_their_class() -> None:
-    with pytest.raises(DiskFullError, match="x: the disk is full"):
-        raise_os_error(OSError(errno.EDQUOT, "Quota exceeded"), "x")
-
-
-# --- the pin ---
-
-
-def run_python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, check=True
-    )
-
-
-def test_the_pinned_gguf_wins_over_an_installed_one(tmp_path: Path) -> None:
-    (tmp_path / "gguf").mkdir()
-    (tmp_path / "gguf" / "__init__.py").write_text("raise SystemExit('the wrong gguf')")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = run_python("from dqrelo_gguf._pin import gguf; print(gguf.__file__)", PYTHONPATH=path)
-    assert done.stdout.strip() == gguf.__file__
-
-
-def test_a_gguf_imported_before_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "gguf").mkdir()
-    (tmp_path / "gguf" / "__init__.py").write_text("")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    code = (
-        "import gguf\n"
-        "from dqrelo_gguf.errors import PinError\n"
-        "try: import dqrelo_gguf._pin\n"
-        "except PinError as e: print(e)"
-    )
-    done = run_python(code, PYTHONPATH=path)
-    assert done.stdout.startswith(f"gguf: already imported from {tmp_path / 'gguf'}, expected the pinned copy")
-
-
-def test_public_names_are_importable() -> None:
-    import dqrelo_gguf
-
-    for name in dqrelo_gguf.__all__:
-        assert getattr(dqrelo_gguf, name) is not None
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        _ = dqrelo_gguf.nothing

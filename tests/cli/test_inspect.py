@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from dqrelo_gguf.cli.inspect import main
-from dqrelo_gguf.convert.report import WeightStat, by_kind, by_layer, bytes_text, kind, layer, total
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
@@ -148,37 +147,3 @@ def test_help_needs_no_numpy_and_fits_80_columns() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=None)
     assert "--check BASE" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
-
-
-# --- the sums ---
-
-
-def stat(name: str, n_elements: int, error: float, rank: int = 1) -> WeightStat:
-    return WeightStat(name, n_elements // 4, n_elements, 1, rank, error, error / 10)
-
-
-def test_kind_and_layer_of_a_name() -> None:
-    assert kind("blk.12.attn_q.weight") == "blk.*.attn_q.weight"
-    assert kind("token_embd.weight") == "token_embd.weight"
-    assert layer("blk.12.attn_q.weight") == 12
-    assert layer("token_embd.weight") is None
-
-
-def test_groups_sum_up() -> None:
-    weights = [stat("blk.10.a", 100, 0.3), stat("blk.2.a", 300, 0.1, rank=5), stat("output.weight", 8, 0.0)]
-    a, output = by_kind(weights)
-    assert (a.label, a.n_weights, a.n_bytes, a.ranks) == ("blk.*.a", 2, 100, (1, 5))
-    assert a.error_delta == pytest.approx(((0.09 * 100 + 0.01 * 300) / 400) ** 0.5)
-    assert output.error_delta == 0
-    assert [g.label for g in by_layer(weights)] == ["2", "10", "other"]
-    assert total(weights).ratio == 102 / 816
-
-
-def test_bytes_for_people() -> None:
-    assert [bytes_text(n) for n in (0, 1023, 1024, 1536 * 1024, 5 * 1024**3)] == [
-        "0 B",
-        "1023 B",
-        "1.0 KiB",
-        "1.5 MiB",
-        "5.0 GiB",
-    ]

@@ -17,8 +17,7 @@ from dqrelo_gguf.compress.budget import (
 )
 from dqrelo_gguf.convert.plan import Options, Planned, plan
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.file.layout import WeightSpec
-from dqrelo_gguf.file.writer import delta_ratio
+from dqrelo_gguf.file.layout import WeightSpec, delta_ratio
 from dqrelo_gguf.model.pairing import Pair
 
 # SmolLM2-135M: a tied embedding, rows of 576 and 1536
@@ -71,7 +70,7 @@ def test_budget_is_met_and_used(ratio: str, factor_type: str) -> None:
     plans = planned(SMOL, Options(ratio=wanted, factor_type=factor_type))
     reached = ratio_of(plans)
     assert reached <= wanted
-    # what is left would not buy the smallest step of rank anywhere
+    # What is left would not buy the smallest step of rank anywhere.
     left = (float(wanted) - reached) * 2 * sum(prod(ne) for ne in SMOL.values())
     steps = [
         MatrixShape(p.spec.name, *p.spec.ne, 1, *factor_types(*p.spec.ne, factor_type.upper()))

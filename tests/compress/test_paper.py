@@ -14,7 +14,7 @@ from dqrelo_gguf.compress.paper import CompressedMatrix, Method, compress, mean_
 from dqrelo_gguf.compress.signs import unpack_signs
 from dqrelo_gguf.errors import NonFiniteError
 
-# float32 rounding of an element, through a sum of a few terms
+# The float32 rounding of an element, through a sum of a few terms.
 REL = 1e-5
 
 

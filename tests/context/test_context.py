@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from dqrelo_gguf.convert.job import Job, convert
-from dqrelo_gguf.convert.merge import MergeOptions, merge
-from tests.graph.test_archs import binary
-from tests.support.models import convert_hf
-from tests.support.tiny_architectures import ARCHITECTURES, write_base, write_tuned
-from tests.support.tiny_tokenizers import known_to_the_conversion
+from tests.support.architecture_families import ArchitectureFamily, write_architecture_family
+from tests.support.programs import need_test_program
 
 # Both sides sum the same numbers in another order, and round keys and values to F16 (steps of 1/2048) or to Q8_0 (1/254 of the
 # largest of 32 values): some values are rounded the other way then. Measured at most 2.3e-5 and 2.7e-4, with Gemma 3's six layers.
@@ -36,38 +29,20 @@ WITHOUT_HEADS = frozenset({"mamba"})
 HEAD_SIZES = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
 
 
-@dataclass
-class Family:
-    base: Path
-    deltas: list[Path]
-    merged: list[Path]
-
-
 @pytest.fixture(
     scope="module",
     params=["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3", "qwen3moe", "mamba", "lfm2"))],
 )
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
-    folder = tmp_path_factory.mktemp("context")
-    with known_to_the_conversion():
-        arch = ARCHITECTURES[request.param]
-        sizes = {} if request.param in WITHOUT_HEADS else HEAD_SIZES
-        checkpoint = write_base(arch, folder / "base", **sizes)
-        base = convert_hf(checkpoint, folder / "base.gguf", "ALL_F32")
-        made = Family(base, [], [])
-        for i in (1, 2):
-            made.deltas.append(folder / f"{i}.dq.gguf")
-            made.merged.append(folder / f"{i}.gguf")
-            convert(Job(base, write_tuned(checkpoint, folder / f"tuned-{i}", i), made.deltas[-1]))
-            merge(base, made.deltas[-1], made.merged[-1], MergeOptions(out_type="f32"))
-        yield made
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ArchitectureFamily:
+    sizes = {} if request.param in WITHOUT_HEADS else HEAD_SIZES
+    return write_architecture_family(tmp_path_factory.mktemp("context"), request.param, is_merged=True, **sizes)
 
 
 @pytest.mark.parametrize(("flash_attn", "type_kv"), [("on", "f16"), ("off", "f16"), ("on", "q8_0")])
 def test_contexts_do_with_a_delta_what_they_do_with_the_merged_model(
-    family: Family, flash_attn: str, type_kv: str
+    family: ArchitectureFamily, flash_attn: str, type_kv: str
 ) -> None:
-    command = [binary("test-context"), family.base, *family.deltas, *family.merged, flash_attn, type_kv]
+    command = [need_test_program("test-context"), family.base, *family.deltas, *family.merged, flash_attn, type_kv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = re.findall(r"^([a-z ]+): nmse (\S+) base (\S+)$", done.stdout, re.MULTILINE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import resource
 import shutil
 from collections.abc import Callable
 from fractions import Fraction
@@ -21,6 +20,7 @@ from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.pairing import Selection
 from dqrelo_gguf.progress import Silent
+from tests.support.limits import file_size_limit
 from tests.support.models import (
     EXAMPLES,
     Floats,
@@ -390,13 +390,8 @@ def test_existing_output(out: Path) -> None:
 
 
 def test_full_disk(out: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as with a full disk, writes fail from there on
-    try:
-        with pytest.raises(DiskFullError):
-            convert(Job(pico_gguf("llama"), pico_tuned_gguf("llama"), out))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(20_000), pytest.raises(DiskFullError):
+        convert(Job(pico_gguf("llama"), pico_tuned_gguf("llama"), out))
     assert list(out.parent.iterdir()) == []
 
 

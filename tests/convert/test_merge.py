@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +18,7 @@ from dqrelo_gguf.file.fingerprint import Match
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.pairing import Selection
 from dqrelo_gguf.progress import Silent
+from tests.support.limits import file_size_limit
 from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf, split_gguf
 
 Type = gguf.GGMLQuantizationType
@@ -164,13 +164,8 @@ def test_full_disk(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.
 
 
 def test_disk_that_fills_up_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as with a full disk, writes fail from there on
-    try:
-        with pytest.raises(DiskFullError):
-            merge(*pair, tmp_path / "m.gguf")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_size_limit(100_000), pytest.raises(DiskFullError):
+        merge(*pair, tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,6 +178,19 @@ def test_interrupt_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         merge(*pair, tmp_path / "m.gguf", phases=_Interrupted)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_appears_meanwhile_is_kept(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+
+    class Another(Silent):
+        def step(self, n_params: int, name: str) -> None:  # noqa: ARG002
+            out.write_text("theirs")
+
+    with pytest.raises(OutputExistsError, match="another program"):
+        merge(*pair, out, phases=Another)
+    assert out.read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 
 def test_command(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dqrelo_gguf.convert.job import Job, convert
-from tests.support.models import convert_hf
-from tests.support.tiny_architectures import ARCHITECTURES, N_LAYER, write_base, write_tuned
-from tests.support.tiny_tokenizers import known_to_the_conversion
+from tests.support.architecture_families import ArchitectureFamily, write_architecture_family
+from tests.support.programs import need_test_program
+from tests.support.tiny_architectures import N_LAYER
 
 ALL_LAYERS = 99
 CASES = ("base prompt", "base token", "mixed prompt", "mixed token", "swapped prompt", "swapped token")
@@ -23,12 +22,6 @@ CASES = ("base prompt", "base token", "mixed prompt", "mixed token", "swapped pr
 # other. With Q8_0 both sides round them to bytes, which are other bytes where activations differ at all: measured 4e-4,
 # without deltas as with them.
 MAX_NMSE = {"ALL_F32": 1e-8, "MOSTLY_F16": 1e-5, "MOSTLY_Q8_0": 2e-3}
-
-
-@dataclass
-class Family:
-    base: Path
-    deltas: list[Path]
 
 
 @dataclass
@@ -42,12 +35,12 @@ class Figures:
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Family]:
-    made: dict[tuple[str, str], Family] = {}
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], ArchitectureFamily]:
+    made: dict[tuple[str, str], ArchitectureFamily] = {}
 
-    def get(arch: str, file_type: str) -> Family:
+    def get(arch: str, file_type: str) -> ArchitectureFamily:
         if (arch, file_type) not in made:
-            made[arch, file_type] = make_family(tmp_path_factory.mktemp(arch), arch, file_type)
+            made[arch, file_type] = write_architecture_family(tmp_path_factory.mktemp(arch), arch, file_type)
         return made[arch, file_type]
 
     return get
@@ -55,23 +48,12 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], F
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    path = Path(os.environ.get("DQRELO_TEST_BIN_DIR", "")) / "test-cuda-model"
-    if not path.is_file():
-        pytest.skip("no test-cuda-model in DQRELO_TEST_BIN_DIR: build with -DDQRELO_TEST_CUDA_BACKEND=ON")
-    return path
+    return need_test_program("test-cuda-model", "-DDQRELO_TEST_CUDA_BACKEND=ON")
 
 
-def make_family(folder: Path, arch: str, file_type: str) -> Family:
-    with known_to_the_conversion():
-        checkpoint = write_base(ARCHITECTURES[arch], folder / "base")
-        family = Family(convert_hf(checkpoint, folder / "base.gguf", file_type), [])
-        for i in (1, 2):
-            family.deltas.append(folder / f"{i}.dq.gguf")
-            convert(Job(family.base, write_tuned(checkpoint, folder / f"tuned-{i}", i), family.deltas[-1]))
-    return family
-
-
-def run(program: Path, family: Family, n_gpu_layers: int, n_devices: int) -> tuple[dict[str, Figures], dict[str, int]]:
+def run(
+    program: Path, family: ArchitectureFamily, n_gpu_layers: int, n_devices: int
+) -> tuple[dict[str, Figures], dict[str, int]]:
     """The figures of each case, and the bytes of the first delta in each memory. Kernels cannot read the files themselves."""
     done = subprocess.run(
         [program, str(n_gpu_layers), family.base, *family.deltas],
@@ -95,7 +77,11 @@ def run(program: Path, family: Family, n_gpu_layers: int, n_devices: int) -> tup
     [("llama", "ALL_F32"), ("llama", "MOSTLY_F16"), ("llama", "MOSTLY_Q8_0"), ("qwen3moe", "ALL_F32")],
 )
 def test_a_batch_of_the_base_and_two_deltas_is_the_cpus(
-    program: Path, families: Callable[[str, str], Family], model: tuple[str, str], n_gpu_layers: int, n_devices: int
+    program: Path,
+    families: Callable[[str, str], ArchitectureFamily],
+    model: tuple[str, str],
+    n_gpu_layers: int,
+    n_devices: int,
 ) -> None:
     figures, memories = run(program, families(*model), n_gpu_layers, n_devices)
     max_nmse = MAX_NMSE[model[1]]

@@ -20,8 +20,10 @@ from dqrelo_gguf.compress.signs import pack_signs
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.file.reader import DeltaReader
-from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
 from tests.support.delta_files import Type, meta, write_base, write_delta
 
 

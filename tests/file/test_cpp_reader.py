@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 import subprocess
@@ -18,24 +17,18 @@ from dqrelo_gguf.errors import DqreloError
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.reader import DeltaReader
-from tests.file.test_reader import MALFORMED
-from tests.support.delta_files import SPECS, Edited, Type, write_base, write_delta
+from tests.support.delta_files import SPECS, Edited, Type, split_base, write_base, write_delta
+from tests.support.malformed import MALFORMED
+from tests.support.programs import need_test_program
 
 # The sums are of f64 values in C++ and of f32 ones in Python.
 SUM_TOLERANCE = 1e-4
 
 
-def binary(name: str) -> Path:
-    root = Path(__file__).parents[2]
-    places = [os.environ.get("DQRELO_TEST_BIN_DIR", ""), root / "build/venv/bin", root / "build/bin"]
-    for place in places:
-        if place and (Path(place) / name).is_file():
-            return Path(place) / name
-    pytest.skip(f"{name}: not found; build with -DDQRELO_BUILD_TESTS=ON and set DQRELO_TEST_BIN_DIR to its directory")
-
-
 def run(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([binary("dqrelo-check-file"), *args], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [need_test_program("dqrelo-check-file"), *args], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def found(*args: str | Path) -> dict[str, list[str]]:
@@ -81,7 +74,7 @@ def test_weights_are_the_same(small_delta: Path) -> None:
     for line, w in zip(lines, reader.weights, strict=True):
         assert (int(line[1]), int(line[2])) == (w.n_planes, w.rank)
         d_hat = reader.reconstruct(w.name).astype(np.float64).ravel()
-        # the second sum weighs each place, so that it sees an exchange of rows, columns or matrices
+        # The second sum weighs each element by where it lies, so that it sees an exchange of rows, columns or matrices.
         weighted = d_hat * (np.arange(d_hat.size) % 1009 + 1)
         assert np.isclose(float(line[3]), d_hat.sum(), rtol=0, atol=SUM_TOLERANCE * np.abs(d_hat).sum())
         assert np.isclose(float(line[4]), weighted.sum(), rtol=0, atol=SUM_TOLERANCE * np.abs(weighted).sum())
@@ -100,15 +93,7 @@ def test_base_identity_is_the_same(tmp_path: Path, all_type: Type | None) -> Non
 
 
 def test_split_base_is_the_same(small_base: Path, tmp_path: Path) -> None:
-    whole = Edited(small_base)
-    shards = [tmp_path / f"base-0000{no}-of-00002.gguf" for no in (1, 2)]
-    for no, path in enumerate(shards):
-        part = Edited(small_base)
-        part.tensors = part.tensors[3:] if no else part.tensors[:3]
-        part.fields["split.no"] = GGUFValue(no, ValueType.UINT16)
-        part.fields["split.count"] = GGUFValue(2, ValueType.UINT16)
-        part.fields["split.tensors.count"] = GGUFValue(len(whole.tensors), ValueType.INT32)
-        part.save(path)
+    shards = split_base(small_base, tmp_path, 2)
     digest = base_identity(small_base).digest
     for path in shards:
         assert base_identity(path).digest == digest

@@ -1,4 +1,4 @@
-"""fingerprint.py: base identity, its comparison, and split files."""
+"""fingerprint.py: base identity and its comparison."""
 
 from __future__ import annotations
 
@@ -9,41 +9,11 @@ import numpy as np
 import pytest
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.errors import BaseMismatchError, FormatError, InputError, ShapeError
-from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType
-from dqrelo_gguf.file.fingerprint import BaseIdentity, Match, ModelFile, base_identity, compare, correlation, shards
+from dqrelo_gguf.errors import BaseMismatchError, ShapeError
+from dqrelo_gguf.file.container import GGUFValue, ValueType
+from dqrelo_gguf.file.fingerprint import BaseIdentity, Match, base_identity, compare, correlation
 from dqrelo_gguf.file.reader import DeltaReader
 from tests.support.delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
-
-
-def u16(value: int) -> GGUFValue:
-    return GGUFValue(value, ValueType.UINT16)
-
-
-def split(base: Path, directory: Path, n: int) -> list[Path]:
-    """Splits a base into n shards as gguf-split does: tensors dealt out in order, metadata in the first."""
-    paths = []
-    whole = GGUFFile(base)
-    for i in range(n):
-        names = list(whole.tensors)[i * len(whole.tensors) // n : (i + 1) * len(whole.tensors) // n]
-        part = Edited(base)
-        data, part.data = part.data, bytearray()
-        if i > 0:
-            part.fields = {fmt.KEY_ALIGNMENT: part.fields[fmt.KEY_ALIGNMENT]}
-        part.tensors = [t for t in part.tensors if t.name in names]
-        for t in part.tensors:
-            n_bytes, start = whole.tensors[t.name].n_bytes, t.offset
-            t.offset = len(part.data)
-            part.data += data[start : start + n_bytes].ljust(-(-n_bytes // 64) * 64, b"\0")
-        part.fields |= {
-            "split.no": u16(i),
-            "split.count": u16(n),
-            "split.tensors.count": GGUFValue(len(whole.tensors), ValueType.INT32),
-        }
-        paths.append(part.save(directory / f"base-{i + 1:05d}-of-{n:05d}.gguf"))
-    return paths
-
 
 # --- the two parts, computed here straight from docs/format.md with the stock reader ---
 
@@ -208,93 +178,6 @@ def test_check_base_refuses_another_shape(small_delta: Path, small_base: Path, t
 def test_check_base_names_a_missing_tensor(small_delta: Path, tmp_path: Path) -> None:
     with pytest.raises(BaseMismatchError, match=r"it has no tensor 'token_embd.weight'"):
         DeltaReader(small_delta).check_base(write_base(tmp_path / "a.gguf", tensors=BASE_TENSORS[1:]))
-
-
-# --- split files ---
-
-
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_a_split_base_is_the_same_base(small_base: Path, tmp_path: Path, n: int) -> None:
-    paths = split(small_base, tmp_path, n)
-    whole = base_identity(small_base)
-    for path in paths:  # any shard stands for the model
-        identity = base_identity(path)
-        assert identity.digest == whole.digest
-        assert np.array_equal(identity.samples, whole.samples)
-    assert ModelFile(paths[-1]).name == "base"
-
-
-def test_shards_are_listed_in_order(small_base: Path, tmp_path: Path) -> None:
-    paths = split(small_base, tmp_path, 3)
-    assert shards(paths[1]) == paths
-    assert shards(small_base) == [small_base]
-
-
-def test_the_missing_shard_is_named(small_base: Path, tmp_path: Path) -> None:
-    paths = split(small_base, tmp_path, 3)
-    paths[1].unlink()
-    with pytest.raises(InputError, match=r"base-00002-of-00003.gguf: no such file \(3 shards belong to this model\)"):
-        base_identity(paths[0])
-
-
-def test_a_renamed_shard_is_noticed(small_base: Path, tmp_path: Path) -> None:
-    paths = split(small_base, tmp_path, 2)
-    paths[1].rename(tmp_path / "alone.gguf")
-    with pytest.raises(FormatError, match=r"is shard 2 of 2, expected 1 of 1. Was it renamed\?"):
-        base_identity(tmp_path / "alone.gguf")
-
-
-def test_swapped_shards_are_noticed(small_base: Path, tmp_path: Path) -> None:
-    first, second = split(small_base, tmp_path, 2)
-    a, b = first.read_bytes(), second.read_bytes()
-    first.write_bytes(b)
-    second.write_bytes(a)
-    with pytest.raises(FormatError, match="is shard 2 of 2, expected 1 of 2"):
-        base_identity(first)
-
-
-def test_a_tensor_in_two_shards_is_noticed(small_base: Path, tmp_path: Path) -> None:
-    first, second = split(small_base, tmp_path, 2)
-    edited = Edited(second)
-    edited.tensors[0].name = "token_embd.weight"
-    edited.save(second)
-    with pytest.raises(FormatError, match=r"'token_embd.weight' is in base-00001-of-00002.gguf too"):
-        base_identity(first)
-
-
-def test_a_lost_tensor_is_noticed(small_base: Path, tmp_path: Path) -> None:
-    first, second = split(small_base, tmp_path, 2)
-    edited = Edited(second)
-    edited.tensors.pop()
-    edited.save(second)
-    with pytest.raises(FormatError, match="its shards have 7 tensors, expected 8"):
-        base_identity(first)
-
-
-# --- what is no base ---
-
-
-def test_an_adapter_is_no_base(small_delta: Path) -> None:
-    with pytest.raises(InputError, match="is an adapter, expected a model"):
-        base_identity(small_delta)
-
-
-def test_a_file_without_architecture_is_no_base(tmp_path: Path) -> None:
-    edited = Edited(write_base(tmp_path / "a.gguf"))
-    del edited.fields["general.architecture"]
-    with pytest.raises(InputError, match=r"has no general\.architecture"):
-        base_identity(edited.save(tmp_path / "b.gguf"))
-
-
-def test_a_missing_base_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none.gguf: no such file$"):
-        base_identity(tmp_path / "none.gguf")
-
-
-def test_a_name_of_zero_shards_is_a_plain_name(small_base: Path, tmp_path: Path) -> None:
-    path = tmp_path / "base-00000-of-00000.gguf"
-    path.write_bytes(small_base.read_bytes())
-    assert base_identity(path).digest == base_identity(small_base).digest
 
 
 def test_an_identity_is_plain_data(small_base: Path) -> None:

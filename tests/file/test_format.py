@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dqrelo_gguf.errors import FormatError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import base_identity
-from dqrelo_gguf.file.layout import Type, WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -105,50 +103,14 @@ def test_golden_base_has_its_identity(data_dir: Path) -> None:
 
 def test_golden_files_can_be_made_again(data_dir: Path, tmp_path: Path) -> None:
     runpy.run_path(str(data_dir / "make_golden.py"))["main"](tmp_path)
-    for made in tmp_path.iterdir():
+    assert sorted(p.name for p in tmp_path.glob("*.gguf")) == sorted(p.name for p in data_dir.glob("*.gguf"))
+    for made in tmp_path.glob("*.gguf"):
         assert made.read_bytes() == (data_dir / made.name).read_bytes(), made.name
+    # Sums of D_hat are rounded as the processor's BLAS does it; test_golden_delta_reads_as_ever bounds them.
+    made_facts, facts = golden(tmp_path), golden(data_dir)
+    assert made_facts["base"] == facts["base"]
+    assert made_facts["delta"]["weights"].keys() == facts["delta"]["weights"].keys()
 
 
 def test_golden_files_stay_small(data_dir: Path) -> None:
     assert sum(p.stat().st_size for p in data_dir.glob("*.gguf")) < 64 * 1024
-
-
-# --- sizes, and what the format cannot store ---
-
-
-def test_sizes_follow_from_the_spec() -> None:
-    spec = WeightSpec("w", (64, 16), n_planes=2, rank=4, scale_per_row=True, cscale=True)
-    signs, scales, cscale, factors = 2 * 16 * 8, 2 * 16 * 4, 64 * 4, 2 * 4 * (16 + 64)
-    assert spec.n_bytes == signs + scales + cscale + factors
-    assert spec.n_file_bytes == 2 * (128 + 64) + 256 + 128 + 512
-    assert spec.n_elements == 1024
-
-
-def test_sizes_of_quantised_factors_and_experts() -> None:
-    spec = WeightSpec("w", (64, 16, 3), rank=32, u_type=Type.Q8_0, v_type=Type.Q4_0)
-    assert spec.n_bytes == 3 * (16 * 8 + 4 + 16 * 34 + 32 * 2 * 18)
-
-
-@pytest.mark.parametrize(
-    ("spec", "error", "message"),
-    [
-        (WeightSpec("w", (64,)), ShapeError, "2 or 3 dimensions"),
-        (WeightSpec("w", (64, 1)), ShapeError, "2 or 3 dimensions"),
-        (WeightSpec("w", (8, 2, 2, 2)), ShapeError, "2 or 3 dimensions"),
-        (WeightSpec("w", (60, 4)), ShapeError, "multiple of 8"),
-        (WeightSpec("w", (64, 0)), ShapeError, "at least 1"),
-        (WeightSpec("w", ()), ShapeError, "1 to 4 dimensions"),
-        (WeightSpec("w", (1 << 40, 1 << 40)), ShapeError, "too many elements"),
-        (WeightSpec("w", (64, 4), n_planes=5), FormatError, "5 sign planes, expected 1 to 4"),
-        (WeightSpec("w", (64, 4), n_planes=0), FormatError, "0 sign planes"),
-        (WeightSpec("w", (64, 4), rank=-1), FormatError, "rank -1"),
-        (WeightSpec("w", (64, 4), rank=3, u_type=Type.Q8_0), FormatError, "rows of 3, expected a multiple of 32"),
-        (WeightSpec("w", (40, 4), rank=2, v_type=Type.Q4_0), FormatError, "rows of 40, expected a multiple of 32"),
-        (WeightSpec("w", (64, 4), rank=2, u_type=Type.Q4_1), FormatError, "type q4_1, expected f16, bf16"),
-        (WeightSpec("w", (64,), n_planes=0, dense_type=Type.Q8_0), FormatError, "type q8_0, expected f32, f16"),
-        (WeightSpec("w", (64, 4), n_planes=1, dense_type=Type.F32), FormatError, "no planes, factors"),
-    ],
-)
-def test_specs_outside_the_format_are_refused(spec: WeightSpec, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        spec.check()

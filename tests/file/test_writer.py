@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,12 @@ from dqrelo_gguf.errors import (
 )
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFValue, ValueType
-from dqrelo_gguf.file.layout import Type, WeightSpec
+from dqrelo_gguf.file.layout import Type, WeightSpec, delta_ratio
 from dqrelo_gguf.file.reader import DeltaReader
-from dqrelo_gguf.file.writer import DeltaWriter, WeightData, delta_ratio
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
 from tests.support.delta_files import SPECS, meta, weight_data, write_delta
+from tests.support.limits import file_size_limit
 
 PLAIN = WeightSpec("blk.0.attn_q.weight", (64, 16), rank=4)
 
@@ -309,17 +310,6 @@ def test_an_exception_leaves_nothing(tmp_path: Path, error: type[BaseException])
     with pytest.raises(error):
         write_plain(tmp_path / "a.dq.gguf", then=fail)
     assert names_in(tmp_path) == []
-
-
-@contextmanager
-def file_size_limit(n_bytes: int) -> Iterator[None]:
-    """Makes the system refuse larger files, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("n_bytes", [100, 20_000])

@@ -64,7 +64,7 @@ def test_fault_of_the_conversion_is_said_in_one_line(name: str, tmp_path: Path) 
     if not arch.fault.happens():
         pytest.skip(f"this transformers is older than {arch.fault.transformers}")
     run = Run(name, arch, tmp_path)
-    # where nothing helps, a base of the same architecture without the tensors that the conversion stumbles over
+    # Where nothing helps, it is a base of the same architecture without the tensors that the conversion stumbles over.
     other = name.split("-", maxsplit=1)[0]
     base = run if arch.fault.hparams is not None else Run(other, ARCHITECTURES[other], tmp_path / "other")
     with pytest.raises(DqreloError, match=arch.fault.line) as caught:

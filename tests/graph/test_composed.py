@@ -16,25 +16,11 @@ import numpy as np
 import pytest
 
 from dqrelo_gguf._pin import gguf
-from tests.graph.test_archs import (
-    FAULTS,
-    MAX_NMSE,
-    MIN_ARCHS,
-    OWN_BATCH,
-    QUICK,
-    Outcome,
-    bases,
-    binary,
-    check,
-    run_arch,
-    worst,
-)
-from tests.graph.test_parity import SHAPES, Family, Maker, make_family
 from tests.support import composed_runs
 from tests.support.exact_delta import Kind
+from tests.support.families import SHAPES, Family, Maker
 from tests.support.tiny_llama import Shape
-
-__all__ = ["bases", "make_family"]  # fixtures
+from tests.support.upstream_models import FAULTS, MAX_NMSE, MIN_ARCHS, OWN_BATCH, QUICK, Outcome, check, run_arch, worst
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,7 +86,7 @@ def test_factors_of_every_type_and_none(make_family: Maker, tmp_path: Path, opti
 
 @pytest.mark.parametrize("arch", QUICK + OWN_BATCH)
 def test_architecture(bases: dict[str, Path], tmp_path: Path, arch: str) -> None:
-    outcome = run_arch(bases[arch], tmp_path, binary("test-archs"), **COMPOSED)
+    outcome = run_arch(bases[arch], tmp_path, **COMPOSED)
     check([outcome])
     assert outcome.own_batch == (arch in OWN_BATCH)
 
@@ -117,23 +103,22 @@ KINDS = {
 @pytest.mark.parametrize("arch", ["gemma3-dense", "qwen3moe-moe", "deepseek2-moe"])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 def test_every_kind_of_delta(bases: dict[str, Path], tmp_path: Path, arch: str, kind: Kind) -> None:
-    # these changes are as large as the weights, and with factors in Q8_0 all their products have activations of 8 bits
-    outcome = run_arch(bases[arch], tmp_path, binary("test-archs"), kind, **COMPOSED)
+    # These changes are as large as the weights, and with factors in Q8_0 all their products have activations of 8 bits.
+    outcome = run_arch(bases[arch], tmp_path, kind, **COMPOSED)
     check([shrunk(outcome, MAX_OF_EFFECT)])
 
 
 @pytest.mark.parametrize("arch", ["gemma3-dense", "qwen3moe-moe", "deepseek2-moe"])
 def test_the_operator_has_no_such_error(bases: dict[str, Path], tmp_path: Path, arch: str) -> None:
-    check([run_arch(bases[arch], tmp_path, binary("test-archs"), KINDS["everything"], DQRELO_COMPOSED="0")])
+    check([run_arch(bases[arch], tmp_path, KINDS["everything"], DQRELO_COMPOSED="0")])
 
 
 @pytest.mark.slow
 def test_every_architecture_carries_deltas(bases: dict[str, Path], tmp_path: Path) -> None:
-    driver = binary("test-archs")
     outcomes: list[Outcome] = []
     for arch, base in bases.items():
         if arch not in FAULTS:
-            outcome = run_arch(base, tmp_path, driver, **COMPOSED)
+            outcome = run_arch(base, tmp_path, **COMPOSED)
             print(outcome.arch, outcome.carried, f"{worst(outcome):.1e}", "own batch" * outcome.own_batch)
             outcomes.append(shrunk(outcome, AMPLIFIES.get(arch, MAX_NMSE)))
     assert len(outcomes) >= MIN_ARCHS

@@ -5,31 +5,21 @@ The merged model (dqrelo-merge --outtype f32) is the definition; what differs is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from dqrelo_gguf.cli import convert, merge
-from dqrelo_gguf.runtime.session import Delta, Runtime
-from tests.support.greedy import Tokens, assert_greedy, generate_tokens
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
+from tests.support.families import SHAPES, Family, Maker
+from tests.support.greedy import assert_greedy, generate_tokens
+from tests.support.logits import OTHER, TEXT, nmse, open_model
 from tests.support.server_fixtures import TINY, Artefacts
-from tests.support.tiny_llama import (
-    Shape,
-    Type,
-    base_weights,
-    dequantised,
-    quantize,
-    read_weights,
-    tuned_weights,
-    write_model,
-)
-
-Floats: TypeAlias = npt.NDArray[np.float32]
+from tests.support.tiny_llama import Shape, base_weights, dequantised, read_weights, tuned_weights, write_model
 
 # The op rounds activations to 8 bits: a relative error of about 1/500 in the delta's part. Its square, twice
 # over for the cache in F16, is 1e-5.
@@ -38,74 +28,6 @@ MAX_NMSE = 1e-4
 MAX_OVER_BASE = 2.0
 
 N_GENERATED = 24
-
-TEXT = "the dog sees a cat and makes two? three dogs and five cats. 2+3=5"
-OTHER = "a cat sees the five dogs"
-
-
-def nmse(got: Floats, expected: Floats) -> float:
-    """Squared error over squared length, of values about their mean."""
-    return float(
-        np.sum((got - expected) ** 2.0, dtype=np.float64)
-        / np.sum((expected - expected.mean()) ** 2.0, dtype=np.float64)
-    )
-
-
-def open_model(path: Path, n_threads: int = 1, **options: Any) -> Runtime:
-    """A runtime on one thread, unless the test is about threads: these models are too small to share out."""
-    return Runtime(path, n_threads=n_threads, **options)
-
-
-@dataclass
-class Family:
-    """A base, fine-tunes of it, their deltas, and the plain models that those stand for."""
-
-    shape: Shape
-    base: Path
-    deltas: list[Path]
-    merged: list[Path]
-
-    def merged_logits(self, i: int, tokens: Tokens) -> Floats:
-        with open_model(self.merged[i]) as rt:
-            return rt.logits(tokens)
-
-
-Maker = Callable[..., Family]
-
-# Types that gguf writes; llama-quantize makes the others from an F32 model.
-WRITTEN = frozenset({"F32", "F16", "BF16", "MXFP4"})
-
-
-@pytest.fixture(scope="module")
-def make_family(tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    """Makes a family of a shape and a base type; the same one is made once."""
-    made: dict[tuple[Shape, str, int, tuple[str, ...]], Family] = {}
-
-    def make(shape: Shape, base_type: str = "F16", n_tuned: int = 2, *options: str) -> Family:
-        key = (shape, base_type, n_tuned, options)
-        if key not in made:
-            made[key] = _write_family(tmp_path_factory.mktemp("family"), *key)
-        return made[key]
-
-    return make
-
-
-def _write_family(folder: Path, shape: Shape, base_type: str, n_tuned: int, options: tuple[str, ...]) -> Family:
-    weights = base_weights(shape)
-    plain = Type[base_type] if base_type in WRITTEN else Type.F32
-    base = write_model(folder / "plain.gguf", shape, weights, plain)
-    if base_type != plain.name:
-        base = quantize(base, folder / "base.gguf", base_type)
-    family = Family(shape, base, [], [])
-    for i in range(n_tuned):
-        tuned = write_model(folder / f"tuned-{i}.gguf", shape, tuned_weights(weights, i), Type.F32, f"tuned-{i}")
-        delta, merged = folder / f"tuned-{i}.dq.gguf", folder / f"merged-{i}.gguf"
-        assert convert.main([str(base), str(tuned), "-o", str(delta), *options]) == 0
-        assert merge.main([str(base), str(delta), "-o", str(merged), "--outtype", "f32"]) == 0
-        tuned.unlink()
-        family.deltas.append(delta)
-        family.merged.append(merged)
-    return family
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +44,6 @@ def runtime(family: Family) -> Iterator[Runtime]:
 @pytest.fixture(scope="module")
 def deltas(family: Family, runtime: Runtime) -> list[Delta]:
     return [runtime.load_delta(path) for path in family.deltas]
-
-
-SHAPES = {
-    "256": Shape(),
-    "tied": Shape(is_tied=True),
-    "576": Shape(n_embd=576, n_head=9, n_head_kv=3, n_ff=832, is_tied=True),
-    "72": Shape(n_embd=72, n_head=3, n_head_kv=3, n_ff=104),
-    "one head": Shape(n_embd=64, n_head=1, n_head_kv=1, n_ff=96),
-}
 
 
 @pytest.mark.parametrize("base_type", ["F32", "F16"])
@@ -204,9 +117,9 @@ def test_a_sequence_in_a_mixed_batch_is_what_it_is_alone(family: Family) -> None
     with open_model(family.base, flash_attn="off") as rt:
         tokens = rt.tokenize(TEXT)
         first, second = (rt.load_delta(path) for path in family.deltas)
-        owners = [first, None, second, first]
-        for got, owner in zip(rt.logits([tokens] * 4, owners), owners, strict=True):
-            assert nmse(got, rt.logits(tokens, owner)) <= 1e-8
+        row_deltas = [first, None, second, first]
+        for got, row_delta in zip(rt.logits([tokens] * 4, row_deltas), row_deltas, strict=True):
+            assert nmse(got, rt.logits(tokens, row_delta)) <= 1e-8
 
 
 def test_one_token_at_a_time_is_the_merged_model(family: Family, runtime: Runtime, deltas: list[Delta]) -> None:

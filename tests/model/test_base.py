@@ -11,7 +11,8 @@ import pytest
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.model.base import GgufModel, fold_scales
+from dqrelo_gguf.model.base import GgufModel, fold_weight_scales
+from tests.support.gguf_files import finish
 from tests.support.models import Floats, read_gguf, split_gguf
 
 Type = gguf.GGMLQuantizationType
@@ -38,10 +39,7 @@ def write(path: Path, tensors: dict[str, tuple[Floats, str]], **extra: str) -> P
         t = Type[type_name]
         data = values.astype("<i4") if type_name == "I32" else gguf.quants.quantize(values, t)
         writer.add_tensor(name, data, raw_dtype=t)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -118,7 +116,7 @@ def test_scale_of_a_weight_belongs_to_it(tmp_path: Path, blocks: Blocks) -> None
 
 def test_scale_of_another_size_is_a_weight() -> None:
     shapes = {"a.weight": (64, 8), "a.scale": (64,), "b.scale": (1,)}
-    assert fold_scales(shapes) == (shapes, {})
+    assert fold_weight_scales(shapes) == (shapes, {})
 
 
 def test_visit_covers_every_row_once(tmp_path: Path, blocks: Blocks) -> None:
@@ -149,5 +147,5 @@ def test_type_that_gguf_cannot_dequantise_is_named(
         raise NotImplementedError
 
     monkeypatch.setattr(gguf.quants, "dequantize", refuse)
-    with pytest.raises(InputError, match=r"m\.gguf: tensor 'w' has type Q8_0"):
+    with pytest.raises(InputError, match=r"m\.gguf: tensor 'w' has type q8_0"):
         GgufModel(path).load("w", blocks)

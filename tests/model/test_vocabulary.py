@@ -17,12 +17,12 @@ from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import BaseMismatchError
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.runtime.session import Runtime
-from tests.support.architecture_runs import nmse
+from tests.support.logits import nmse
 from tests.support.models import N_VOCAB, convert_hf, edit_json, gguf, read_gguf
 from tests.support.tiny_architectures import ARCHITECTURES, write_base, write_tuned
 from tests.support.tiny_tokenizers import known_to_the_conversion
 
-# base + delta and the merged model sum the same numbers in another order
+# Base + delta and the merged model sum the same numbers in another order.
 MAX_NMSE = 1e-5
 ADDED = ("<|tool|>", "<|result|>")
 TEMPLATE = "{% for m in messages %}<|tool|>{{ m['content'] }}{% endfor %}"
@@ -123,7 +123,7 @@ def test_special_tokens_and_template_are_carried(checkpoint: Path, base: Path, t
         assert loaded.chat_template == TEMPLATE
         assert ids[0] in loaded.eog_tokens
         assert rt.chat_template is None
-        # the runtime's texts are the base's: docs/converter.md
+        # The runtime's texts are the base's: docs/converter.md.
         assert rt.detokenize([40, ids[0]], special=True) == rt.detokenize([40])
         assert ids[0] not in rt.tokenize(ADDED[0], delta=loaded)
 

@@ -1,6 +1,6 @@
 """A row's logits do not depend on which deltas the other rows of its batch have.
 
-The batch keeps its shape: the same tokens in the same places, and only what the other rows are bound to changes. Then the same kernels run on the same
+The batch keeps its shape: the same tokens at the same positions, and only what the other rows are bound to changes. Then the same kernels run on the same
 numbers, so the bound is far below what another shape of the batch alone makes.
 """
 
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from dqrelo_gguf.cli import convert
-from dqrelo_gguf.runtime.session import Delta, Runtime
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
+from tests.support.logits import nmse
 from tests.support.tiny_llama import Shape, Type, base_weights, tuned_weights, write_model
 
 N_DELTAS = 8
@@ -23,12 +24,6 @@ N_MIXES = 24
 MAX_NMSE = 1e-6
 SHAPE = Shape()
 TEXTS = ("the dog sees a cat and makes two?", "2+3=5", "three dogs and five cats.", "a")
-
-Floats = npt.NDArray[np.float32]
-
-
-def nmse(got: Floats, expected: Floats) -> float:
-    return float(np.sum((got - expected) ** 2.0, dtype=np.float64) / np.sum(expected**2.0, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -60,14 +55,14 @@ def test_other_rows_deltas_do_not_show(loaded: Loaded, n_tokens: int, record_pro
     rng = np.random.default_rng(n_tokens)
     worst, n_compared = 0.0, 0
     for _ in range(N_MIXES):
-        # a row at least keeps its delta; the others get other ones, or none
+        # At least one row keeps its delta; the others get other ones, or none.
         kept = rng.random(N_DELTAS) < 0.2
         kept[rng.integers(N_DELTAS)] = True
         drawn = [None, *deltas]
-        owners = [deltas[i] if kept[i] else drawn[rng.integers(len(drawn))] for i in range(N_DELTAS)]
-        found = runtime.logits(prompts, owners)
+        row_deltas = [deltas[i] if kept[i] else drawn[rng.integers(len(drawn))] for i in range(N_DELTAS)]
+        found = runtime.logits(prompts, row_deltas)
         for i in range(N_DELTAS):
-            if owners[i] is deltas[i]:
+            if row_deltas[i] is deltas[i]:
                 worst = max(worst, nmse(found[i], expected[i]))
                 n_compared += 1
             else:

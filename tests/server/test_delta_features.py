@@ -23,6 +23,7 @@ from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.model.pairing import Selection
 from tests.support import models
 from tests.support.delta_server import PROMPT, error
+from tests.support.gguf_files import finish
 from tests.support.models import Floats, read_gguf, rewrite_gguf, tuned_gguf
 from tests.support.server_fixtures import Artefacts, Server, serve
 from tests.upstream.bert import write_bert
@@ -78,10 +79,7 @@ def write_lora(path: Path, factors: dict[str, tuple[Floats, Floats]]) -> Path:
     for name, (a, b) in factors.items():
         writer.add_tensor(f"{name}.lora_a", a)
         writer.add_tensor(f"{name}.lora_b", b)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

@@ -16,7 +16,8 @@ import pytest
 import requests
 
 from tests.support.delta_server import CONTEXT, PROMPT
-from tests.support.server_fixtures import Artefacts, Server, free_port, need_program, serve
+from tests.support.programs import need_program
+from tests.support.server_fixtures import Artefacts, Server, free_port, serve
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "deployment.md"
 CLOSED = (

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.server_fixtures import Artefacts, Server, need_program, serve
+from tests.support.programs import need_program
+from tests.support.server_fixtures import Artefacts, Server, serve
 
 MESSAGES = [{"role": "user", "content": "Put these letters in alphabetical order: x d l f a k e"}]
 PROMPT = "### Question:\nPut these letters in alphabetical order: d b e a c\n### Answer:\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.server_fixtures import need_program
+from tests.support.programs import need_program
 from tests.upstream.hub import make_hub
 from tests.upstream.suite import Contender, Outcome, Suite, lost, n_passed
 

@@ -26,7 +26,8 @@ from tests.soak.answers import Expected, Verdict, answer_alone
 from tests.soak.deltas import PROMPTS, answers_alone, break_file, make_deltas
 from tests.soak.memory import MemoryWatch, process_at
 from tests.soak.traffic import OK, Client, Tally, seeded
-from tests.support.server_fixtures import Server, free_port, need_program, serve
+from tests.support.programs import need_program
+from tests.support.server_fixtures import Server, free_port, serve
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dqrelo_gguf._pin import conversion_module
 from dqrelo_gguf.convert.job import Job, convert
@@ -18,12 +17,11 @@ from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.model.pairing import Selection
-from dqrelo_gguf.runtime.session import Delta, Runtime
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
+from tests.support.logits import Floats, Tokens, nmse
 from tests.support.models import N_VOCAB, convert_hf, read_gguf, rewrite_gguf
 from tests.support.tiny_architectures import ARCHITECTURES, Architecture, share_weights, write_base, write_tuned
-
-Floats = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int32]
 
 BASE_TYPES = {"F32": "ALL_F32", "Q8_0": "MOSTLY_Q8_0"}
 # Every matrix has its full rank, in F32: what is lost is float32's rounding.
@@ -35,12 +33,6 @@ LEFTOVERS: dict[str, Any] = {
 }  # where so much is refused that 1/8 does not pay for the vectors
 
 _REFUSED = re.compile(r"tensor '([^']+)' (.+?)\. Convert the fine-tune without it")
-
-
-def nmse(got: Floats, expected: Floats) -> float:
-    """Squared error over squared length, of values about their mean."""
-    wide = expected.astype(np.float64)
-    return float(np.sum((got - wide) ** 2) / np.sum((wide - wide.mean()) ** 2))
 
 
 @dataclass(frozen=True)
@@ -79,8 +71,8 @@ class Prompts:
 
     def together(self, rt: Runtime, parts: list[list[Tokens]], deltas: list[Delta | None]) -> list[Floats]:
         """The rows of each part, all run in one batch."""
-        owners = [delta for part, delta in zip(parts, deltas, strict=True) for _ in part]
-        rows = np.concatenate(rt.logits([tokens for part in parts for tokens in part], owners))
+        row_deltas = [delta for part, delta in zip(parts, deltas, strict=True) for _ in part]
+        rows = np.concatenate(rt.logits([tokens for part in parts for tokens in part], row_deltas))
         return np.split(rows, np.cumsum([sum(map(len, part)) for part in parts])[:-1])
 
 

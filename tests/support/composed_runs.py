@@ -11,18 +11,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from dqrelo_gguf.runtime.session import Delta, Runtime
-from tests.support.greedy import Tokens
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
+from tests.support.logits import OTHER, TEXT, Floats, Tokens, open_model
 
-Floats: TypeAlias = npt.NDArray[np.float32]
 Rows: TypeAlias = dict[str, tuple[Floats, Floats]]  # logits with the deltas, and the base's for the same batch
 
 NO_DELTA = "without"  # ends the names of rows without a delta
-
-TEXT = "the dog sees a cat and makes two? three dogs and five cats. 2+3=5"
-OTHER = "a cat sees the five dogs"
 
 
 def batches(rt: Runtime, first: Delta, second: Delta, rows: Rows, when: str) -> None:
@@ -42,7 +38,7 @@ def batches(rt: Runtime, first: Delta, second: Delta, rows: Rows, when: str) -> 
 
 def main(base: str, first: str, second: str, out: str) -> None:
     rows: Rows = {}
-    with Runtime(base, n_threads=1) as rt:
+    with open_model(Path(base)) as rt:
         with rt.load_delta(first) as a, rt.load_delta(second) as b:
             batches(rt, a, b, rows, "first")
         with rt.load_delta(second) as a, rt.load_delta(first) as b:

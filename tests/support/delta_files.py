@@ -16,7 +16,9 @@ from dqrelo_gguf.compress.signs import pack_signs
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header, pack_string, pack_value
 from dqrelo_gguf.file.fingerprint import BaseIdentity
 from dqrelo_gguf.file.layout import WeightSpec, padded_bytes
-from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
+from dqrelo_gguf.file.metadata import DeltaMeta
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
 
 Type: TypeAlias = gguf.GGMLQuantizationType
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -192,3 +194,28 @@ class Edited:
     def save(self, path: Path) -> Path:
         path.write_bytes(self.header() + bytes(self.data))
         return path
+
+
+def split_base(base: Path, directory: Path, n: int) -> list[Path]:
+    """Splits a base into n shards as gguf-split does: tensors dealt out in order, metadata in the first."""
+    paths = []
+    whole = GGUFFile(base)
+    n_tensors = len(whole.tensors)
+    for i in range(n):
+        names = list(whole.tensors)[i * n_tensors // n : (i + 1) * n_tensors // n]
+        part = Edited(base)
+        data, part.data = part.data, bytearray()
+        if i > 0:
+            part.fields = {"general.alignment": part.fields["general.alignment"]}
+        part.tensors = [t for t in part.tensors if t.name in names]
+        for t in part.tensors:
+            n_bytes, start = whole.tensors[t.name].n_bytes, t.offset
+            t.offset = len(part.data)
+            part.data += data[start : start + n_bytes].ljust(padded_bytes(n_bytes), b"\0")
+        part.fields |= {
+            "split.no": GGUFValue(i, ValueType.UINT16),
+            "split.count": GGUFValue(n, ValueType.UINT16),
+            "split.tensors.count": GGUFValue(n_tensors, ValueType.INT32),
+        }
+        paths.append(part.save(directory / f"base-{i + 1:05d}-of-{n:05d}.gguf"))
+    return paths

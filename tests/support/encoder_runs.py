@@ -10,7 +10,8 @@ import numpy as np
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.plan import Options
-from tests.support.architecture_runs import EIGHTH, EXACT, Figures, Floats, Prompts, Run, Tokens, nmse
+from tests.support.architecture_runs import EIGHTH, EXACT, Figures, Prompts, Run
+from tests.support.logits import Floats, Tokens, nmse
 from tests.support.models import rewrite_gguf
 from tests.support.server_fixtures import Server, serve
 

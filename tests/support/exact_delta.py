@@ -19,7 +19,10 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
-from dqrelo_gguf.file.writer import DeltaMeta, DeltaWriter, WeightData
+from dqrelo_gguf.file.metadata import DeltaMeta
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
+from tests.support.gguf_files import copy_metadata, finish
 
 F32 = gguf.GGMLQuantizationType.F32
 RANK = 3
@@ -79,7 +82,7 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
     change = np.zeros(shape, np.float32)
     for _ in range(spec.n_planes):
         bits = pack_signs(rng.standard_normal(shape))
-        # a scale for each matrix of a stack, or each row
+        # There is a scale for each matrix of a stack, or for each row.
         scale = (STEP * rng.uniform(0.5, 1.5, (*stack, n_out if spec.scale_per_row else 1))).astype(np.float32)
         planes.append((bits, scale))
         change += scale[..., np.newaxis] * unpack_signs(bits, n_in)
@@ -104,8 +107,8 @@ def make(
 ) -> list[str]:
     """Writes the delta and the merged model; returns the names of the changed tensors."""
     reader = gguf.GGUFReader(base)
-    plain = copied_metadata(reader, merged)
-    # a weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that
+    plain = _copy_of(reader, merged)
+    # A weight's separate scale belongs to the weight: W is scale * weight, and the delta is against that.
     scales = {t.name: t.data for t in reader.tensors if SCALE.search(t.name)}
     kept = {*scales, *unchanged}
     specs = {
@@ -132,7 +135,7 @@ def make(
 def without_scales(base: Path, out: Path) -> None:
     """A copy of a model without the separate scales that some file types give to their weights; all are optional."""
     reader = gguf.GGUFReader(base)
-    plain = copied_metadata(reader, out)
+    plain = _copy_of(reader, out)
     for tensor in reader.tensors:
         if not SCALE.search(tensor.name):
             plain.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
@@ -142,7 +145,7 @@ def without_scales(base: Path, out: Path) -> None:
 def with_tensor(base: Path, out: Path, name: str, values: npt.NDArray[np.float16] | Array) -> None:
     """A copy of a model with one tensor more, or with other values in one."""
     reader = gguf.GGUFReader(base)
-    plain = copied_metadata(reader, out)
+    plain = _copy_of(reader, out)
     for tensor in reader.tensors:
         if tensor.name != name:
             plain.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
@@ -150,19 +153,7 @@ def with_tensor(base: Path, out: Path, name: str, values: npt.NDArray[np.float16
     finish(plain)
 
 
-def copied_metadata(reader: gguf.GGUFReader, out: Path) -> gguf.GGUFWriter:
-    writer = gguf.GGUFWriter(out, str(reader.fields["general.architecture"].contents()))
-    for field in reader.fields.values():
-        value = field.contents()
-        if field.name.startswith("GGUF.") or field.name == "general.architecture" or value == []:
-            continue  # the writer's own, and empty arrays, which it refuses
-        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, value, field.types[0], sub_type=sub_type)
+def _copy_of(reader: gguf.GGUFReader, out: Path) -> gguf.GGUFWriter:
+    writer = gguf.GGUFWriter(out, "")
+    copy_metadata(reader, writer)
     return writer
-
-
-def finish(writer: gguf.GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 
-from dqrelo_gguf.runtime.session import Delta, Runtime, _core
-
-Tokens: TypeAlias = npt.NDArray[np.int32]
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.runtime.session import Runtime
+from tests.support.logits import Tokens
 
 # Of the logits' standard deviation. Two runs of one model are up to 1e-2 apart, where the kernels or the batches differ.
 MAX_TIE = 0.05
 
 
-def generate_tokens(rt: Runtime, prompt: Tokens, owners: list[Delta | None], max_tokens: int) -> list[Tokens]:
+def generate_tokens(rt: Runtime, prompt: Tokens, row_deltas: list[Delta | None], max_tokens: int) -> list[Tokens]:
     """What each delta makes of one prompt, in one batch: int32 [n_generated]."""
-    params = _core.GenerateParams()
+    params = core.GenerateParams()
     params.max_tokens = max_tokens
-    return [tokens for _, tokens in rt._session.generate([prompt] * len(owners), owners, [1.0] * len(owners), params)]
+    return [
+        tokens
+        for _, tokens in rt._session.generate([prompt] * len(row_deltas), row_deltas, [1.0] * len(row_deltas), params)
+    ]
 
 
-def assert_greedy(plain: Runtime, prompt: Tokens, generated: Tokens, owner: Delta | None = None) -> None:
+def assert_greedy(plain: Runtime, prompt: Tokens, generated: Tokens, row_delta: Delta | None = None) -> None:
     """Each token is the most probable one, but for near ties."""
     assert len(generated) > 0  # fewer than asked for where it came to an end token
-    rows = plain.logits(np.concatenate([prompt, generated]), owner)[len(prompt) - 1 : -1]
+    rows = plain.logits(np.concatenate([prompt, generated]), row_delta)[len(prompt) - 1 : -1]
     missed = rows.max(axis=1) - rows[np.arange(len(generated)), generated]
     assert missed.max() <= MAX_TIE * rows.std()

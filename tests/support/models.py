@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from dqrelo_gguf._pin import conversion_module, gguf
+from tests.support.gguf_files import copy_metadata, finish
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tiny"
 N_VOCAB = 640  # of the tokenizer in examples/tiny
@@ -129,8 +130,8 @@ def convert_hf(source: Path, target: Path, file_type: str = "MOSTLY_F16", **opti
         architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
         model_class = conversion.get_model_class(architecture)
         if model_class.supports_mtp_export:
-            # as with --no-mtp, because no model here has such layers; and without a vocabulary: these models
-            # have BPE tokenizers, which the conversion knows by their hashes
+            # It runs as with --no-mtp, because no model here has such layers, and without a vocabulary: these models
+            # have BPE tokenizers, which the conversion knows by their hashes.
             attributes = {"no_mtp": True, "model_arch": model_class.model_arch, "set_vocab": lambda _: None}
             model_class = type(model_class.__name__, (model_class,), attributes)
         model_class(source, gguf.LlamaFileType[file_type], target, **options).write()
@@ -167,12 +168,7 @@ def rewrite_gguf(
     change, types, fields = change or {}, types or {}, fields or {}
     writer = gguf.GGUFWriter(target, "", use_temp_file=False)
     writer.data_alignment = reader.alignment
-    writer.kv_data[0].clear()
-    for key, field in reader.fields.items():
-        value = fields.get(key, field.contents())
-        if not key.startswith("GGUF.") and value is not None:
-            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(key, value, field.types[0], sub_type=sub_type)
+    copy_metadata(reader, writer, fields)
     if added_template is not None:
         writer.add_chat_template(added_template)
     tensors: dict[str, Any] = {t.name: t for t in reader.tensors}
@@ -186,10 +182,7 @@ def rewrite_gguf(
         if values is ...:
             values = gguf.quants.dequantize(old.data, old.tensor_type)
         writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(values, np.float32), t), raw_dtype=t)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return target
 
 
@@ -207,17 +200,10 @@ def split_gguf(source: Path, directory: Path, n_shards: int = 3) -> Path:
     reader = gguf.GGUFReader(source)
     n_each = -(-len(reader.tensors) // n_shards)
     writer = gguf.GGUFWriter(None, "", split_max_tensors=n_each)
-    writer.kv_data[0].clear()
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF."):
-            sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type=sub_type)
+    copy_metadata(reader, writer)
     for t in reader.tensors:
         writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
-    writer.write_header_to_file(directory / "split.gguf")
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer, directory / "split.gguf")
     return directory / f"split-00001-of-{n_shards:05d}.gguf"
 
 

@@ -6,7 +6,6 @@ Tests import what they use from here; conftest makes `artefacts` once a session.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -21,11 +20,10 @@ from typing import Any
 import pytest
 import requests
 
-import dqrelo_gguf
-from dqrelo_gguf.cli.server import program
+from dqrelo_gguf._pin import conversion_script
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.merge import MergeOptions, merge
-from dqrelo_gguf.errors import InputError
+from tests.support.programs import need_program
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
 LOUD_TEMPLATE = "{% for m in messages %}<<{{ m['content'] }}|{{ eos_token }}>>{% endfor %}"
@@ -68,19 +66,6 @@ class Server:
         return found
 
 
-def need_program(name: str) -> Path:
-    """The program's path; skips the test where it is not built."""
-    try:
-        return program(name)
-    except InputError as e:
-        pytest.skip(str(e))
-
-
-def _converter_script() -> Path:
-    bundled = Path(dqrelo_gguf.__file__).parent / "_vendor" / "convert_hf_to_gguf.py"
-    return bundled if bundled.exists() else Path(os.environ["DQRELO_LLAMA_CPP_DIR"]) / "convert_hf_to_gguf.py"
-
-
 def _loud_checkpoint(target: Path, eos: int) -> Path:
     """ft-words with another chat template and another end token."""
     shutil.copytree(TINY / "ft-words", target)
@@ -106,7 +91,7 @@ def make_artefacts(folder: Path) -> Artefacts:
     folder.mkdir()
     base = folder / "base.gguf"
     subprocess.run(
-        [sys.executable, _converter_script(), TINY / "base", "--outfile", base, "--outtype", "f16"],
+        [sys.executable, conversion_script(), TINY / "base", "--outfile", base, "--outtype", "f16"],
         check=True,
         capture_output=True,
     )

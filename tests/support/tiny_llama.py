@@ -11,7 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.cli.server import program
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.runtime.programs import program
+from tests.support.delta_files import meta, write_delta
+from tests.support.gguf_files import finish
 
 Type: TypeAlias = gguf.GGMLQuantizationType
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -31,6 +35,9 @@ class Shape:
     n_head_kv: int = 2
     n_ff: int = 512
     is_tied: bool = False
+
+
+NARROW = Shape(n_embd=64, n_head=2, n_head_kv=1, n_ff=96)
 
 
 def vocabulary() -> tuple[list[bytes], list[float], list[int]]:
@@ -140,10 +147,7 @@ def write_model(
     for tensor, weight in weights.items():
         kind = out_type if weight.ndim == 2 else Type.F32
         writer.add_tensor(tensor, gguf.quants.quantize(weight, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 
@@ -163,3 +167,13 @@ def read_weights(path: Path) -> dict[str, Floats]:
 def dequantised(source: Path, target: Path, shape: Shape) -> Path:
     """The same model with its weights in F32: what the runtime's arithmetic stands for, without its rounding."""
     return write_model(target, shape, read_weights(source))
+
+
+def write_random_delta(path: Path, base: Path, shape: Shape, rank: int) -> Path:
+    """Writes a delta of random values that changes every weight of a base."""
+    specs = [
+        WeightSpec(name, dims[::-1], rank=rank) if len(dims) == 2 else WeightSpec.dense(name, dims)
+        for name, dims in weight_shapes(shape).items()
+    ]
+    write_delta(path, specs, meta(base_identity(base), name=path.name))
+    return path

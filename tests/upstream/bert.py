@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dqrelo_gguf._pin import gguf
+from tests.support.gguf_files import finish
 
 N_EMBD, N_FF, N_LAYER, N_HEAD, N_CTX = 64, 128, 2, 4, 512
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -71,8 +72,5 @@ def write_bert(path: Path, *, is_reranker: bool = False, seed: int = 0) -> Path:
         noise = rng.standard_normal(dims)
         values = noise / np.sqrt(dims[-1]) if len(dims) > 1 else 0.1 * noise + float("norm.weight" in name)
         writer.add_tensor(name, values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path

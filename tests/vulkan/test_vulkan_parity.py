@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqrelo_gguf.runtime.session import Runtime, _core
-from tests.graph.test_parity import OTHER, TEXT, Floats, Maker, nmse, open_model
+from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support import exact_delta
-from tests.support.greedy import Tokens, assert_greedy, generate_tokens
+from tests.support.families import SHAPES, Maker
+from tests.support.greedy import assert_greedy, generate_tokens
+from tests.support.logits import OTHER, TEXT, Floats, Tokens, nmse, open_model
 from tests.support.models import N_VOCAB, convert_hf, save_model
 from tests.support.tiny_llama import Shape, dequantised
 
-MACHINE = _core.machine()
+MACHINE = core.machine()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -35,12 +37,6 @@ MAX_NMSE = 1e-4
 
 N_GENERATED = 12
 
-# Rows of 256 can hold signs in blocks of 128 weights, rows of 576 in blocks of 32, rows of 72 in none.
-SHAPES = {
-    "256": Shape(),
-    "576": Shape(n_embd=576, n_head=9, n_head_kv=3, n_ff=832, is_tied=True),
-    "72": Shape(n_embd=72, n_head=3, n_head_kv=3, n_ff=104),
-}
 CASES = [
     ("256", "F32"),
     ("256", "F16"),
@@ -84,7 +80,7 @@ def test_logits_are_those_of_the_merged_models(
         expected = [cpu_logits(path, tokens) for path in (plain, family.merged[0])]
         expected.append(cpu_logits(family.merged[1], other))
         assert nmse(expected[0], expected[1]) > 0.1  # the delta does much, so that a part left out shows
-        # the kernels, and with them the base's error, differ with the number of rows
+        # The kernels, and with them the base's error, differ with the number of rows.
         base_errors = [nmse(rt.logits(batch)[0], expected[0]) for batch in ([tokens], [tokens, tokens, other])]
         assert max(base_errors) <= MAX_BASE
         allowed, allowed_mixed = (MAX_NMSE + MAX_OVER_BASE * error for error in base_errors)
@@ -103,8 +99,8 @@ def test_mixed_batches_are_those_of_the_operator_on_the_cpu(make_family: Maker) 
         with rt:
             tokens, other = rt.tokenize(TEXT), rt.tokenize(OTHER)
             first, second = (rt.load_delta(path) for path in family.deltas)
-            owners, scales = [second, first, None, first], [1.0, 0.5, 1.0, 1.0]
-            rows.append(rt.logits([tokens, other, other, tokens], owners, scale=scales))
+            row_deltas, scales = [second, first, None, first], [1.0, 0.5, 1.0, 1.0]
+            rows.append(rt.logits([tokens, other, other, tokens], row_deltas, scale=scales))
     for on_device, expected in zip(rows[1], rows[0], strict=True):
         assert nmse(on_device, expected) <= MAX_NMSE
 
@@ -154,8 +150,8 @@ def test_experts(tmp_path: Path) -> None:
     parts = np.random.default_rng(0).integers(8, N_VOCAB, (9, 3)).astype(np.int32)
     with open_model(base, n_seq_max=len(parts)) as rt:
         loaded = [None, *(rt.load_delta(path) for path in deltas)]
-        owners = [loaded[i % 3] for i in range(len(parts))]
-        rows = rt.logits(list(parts), owners)
+        row_deltas = [loaded[i % 3] for i in range(len(parts))]
+        rows = rt.logits(list(parts), row_deltas)
     models = [base, *merged]
     errors = [nmse(got, cpu_logits(models[i % 3], parts[i])) for i, got in enumerate(rows)]
     assert [np.median(errors[i::3]) <= MAX_NMSE for i in range(3)] == [True] * 3

@@ -12,12 +12,11 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-import dqrelo_gguf.runtime.session  # noqa: F401 - finds the native module
-from dqrelo_gguf import _core
 from dqrelo_gguf.bench.plan import DeltaFile, Plan, Workload
 from dqrelo_gguf.bench.run import Row, run_plan
-from dqrelo_gguf.cli.server import program
 from dqrelo_gguf.errors import DqreloError
+from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.runtime.programs import program
 
 N_TOKENS = 24  # of each sequence that is compared
 # llama.cpp's own kernels for GPUs quantise activations to 8 bits, or sum in 16: more than that is an error of a kernel.
@@ -129,7 +128,7 @@ def copies(deltas: Sequence[DeltaFile], n: int) -> tuple[DeltaFile, ...]:
 
 
 def _need_gpu(plan: Plan) -> None:
-    if not _core.machine()["gpu_info"]:
+    if not core.machine()["gpu_info"]:
         raise GpuError("the Python module finds no GPU, so there is nothing to compare")
     if plan.settings[0].n_gpu_layers == 0:
         raise GpuError("-ngl 0 keeps every layer off the GPU, so there is nothing to compare; leave it out")
@@ -141,16 +140,16 @@ def _ms(row: Row) -> float:
 
 def _logits(plan: Plan, n_gpu_layers: int) -> Logits:
     settings = plan.settings[0]
-    params = _core.SessionParams()
+    params = core.SessionParams()
     params.n_seq_max = 1 + len(plan.deltas)
     params.n_ctx = params.n_seq_max * N_TOKENS
     params.n_gpu_layers = n_gpu_layers
     params.flash_attn = settings.flash_attn
-    session = _core.Session(plan.base, params)
+    session = core.Session(plan.base, params)
     try:
         deltas = [session.load_delta(file.path, plan.allow_other_base, False) for file in plan.deltas]
         tokens = np.random.default_rng(1).integers(0, session.n_vocab, N_TOKENS, dtype=np.int32)
-        owners = [None, *deltas]
-        return session.logits([tokens] * len(owners), owners, [1.0] * len(owners))
+        row_deltas = [None, *deltas]
+        return session.logits([tokens] * len(row_deltas), row_deltas, [1.0] * len(row_deltas))
     finally:
         session.close()

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
-import dqrelo_gguf
 from dqrelo_gguf.bench.plan import Plan, Settings
 from dqrelo_gguf.bench.run import Row
 from dqrelo_gguf.errors import printable
+from dqrelo_gguf.version import __version__
 
 if TYPE_CHECKING:
-    from dqrelo_gguf._core import Machine
+    from dqrelo_gguf.runtime.native import core
 
 _FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # llama.cpp's numbers
 
 
-def fields(row: Row, machine: Machine, base: str) -> dict[str, Any]:
+def fields(row: Row, machine: core.Machine, base: str) -> dict[str, Any]:
     """Everything about a row, under llama-bench's names where it has them."""
     return {
         "build_commit": machine["build_commit"],
         "build_number": machine["build_number"],
-        "dqrelo_version": dqrelo_gguf.__version__,
+        "dqrelo_version": __version__,
         "cpu_info": machine["cpu_info"],
         "gpu_info": machine["gpu_info"],
         "backends": machine["backends"],
@@ -60,7 +60,7 @@ def fields(row: Row, machine: Machine, base: str) -> dict[str, Any]:
     }
 
 
-def print_rows(kind: str, rows: Iterable[Row], machine: Machine, plan: Plan, out: TextIO) -> None:
+def print_rows(kind: str, rows: Iterable[Row], machine: core.Machine, plan: Plan, out: TextIO) -> None:
     """Prints rows as they come; JSON at the end, as one array.
 
     Args:
@@ -107,7 +107,7 @@ class _Column:
         return "-" * (abs(self.width) - 1) + ("-" if self.width < 0 else ":")
 
 
-def _print_table(rows: Iterable[Row], machine: Machine, settings: Sequence[Settings], out: TextIO) -> None:
+def _print_table(rows: Iterable[Row], machine: core.Machine, settings: Sequence[Settings], out: TextIO) -> None:
     columns = _columns(machine, settings)
 
     def line(cells: Iterable[str]) -> None:
@@ -119,13 +119,11 @@ def _print_table(rows: Iterable[Row], machine: Machine, settings: Sequence[Setti
             line(column.cell(column.heading) for column in columns)
             line(column.rule for column in columns)
         line(column.cell(printable(column.text(row)).replace("|", "\\|")) for column in columns)
-    out.write(
-        f"\nbuild: {machine['build_commit']} ({machine['build_number']}), dqrelo-gguf {dqrelo_gguf.__version__}\n"
-    )
+    out.write(f"\nbuild: {machine['build_commit']} ({machine['build_number']}), dqrelo-gguf {__version__}\n")
     out.write(f"machine: {', '.join(name for name in (machine['cpu_info'], machine['gpu_info']) if name)}\n")
 
 
-def _columns(machine: Machine, settings: Sequence[Settings]) -> list[_Column]:
+def _columns(machine: core.Machine, settings: Sequence[Settings]) -> list[_Column]:
     """llama-bench's columns, and those of the deltas."""
     columns = [
         _Column("model", -30, lambda row: row.model_type),

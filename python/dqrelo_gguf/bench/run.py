@@ -11,14 +11,12 @@ from functools import cached_property
 from statistics import fmean, median, stdev
 from typing import Protocol
 
-import dqrelo_gguf.runtime.session  # noqa: F401 - finds the native module
-from dqrelo_gguf import _core
 from dqrelo_gguf.bench.plan import Plan, Settings, Workload, rows_of
 from dqrelo_gguf.bench.traffic import Traffic
-from dqrelo_gguf.file.fingerprint import ModelFile
+from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.reader import DeltaReader
-
-Delta = _core.Delta
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.native import core
 
 
 class Timer(Protocol):
@@ -144,15 +142,15 @@ class _Counted:
 
 
 @contextmanager
-def _session(plan: Plan, settings: Settings, n_streams: int, n_tokens: int) -> Iterator[_core.Session]:
+def _session(plan: Plan, settings: Settings, n_streams: int, n_tokens: int) -> Iterator[core.Session]:
     """A model with a context of `n_streams` sequences, each with a memory of its own for `n_tokens` tokens."""
-    params = _core.SessionParams()
+    params = core.SessionParams()
     params.n_ctx = n_streams * n_tokens
     params.n_seq_max = n_streams
     params.kv_unified = False
     for name in ("n_batch", "n_ubatch", "type_k", "type_v", "n_gpu_layers", "flash_attn", "use_mmap"):
         setattr(params, name, getattr(settings, name))
-    session = _core.Session(plan.base, params)
+    session = core.Session(plan.base, params)
     try:
         yield session
     finally:
@@ -160,17 +158,17 @@ def _session(plan: Plan, settings: Settings, n_streams: int, n_tokens: int) -> I
 
 
 def _run_test(
-    session: _core.Session, test: Workload, settings: Settings, counted: _Counted, note: Callable[[str], None]
+    session: core.Session, test: Workload, settings: Settings, counted: _Counted, note: Callable[[str], None]
 ) -> Iterator[Row]:
     plan = counted.plan
     rows = rows_of(test, len(counted.deltas))
     begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    owners = [[None if i is None else counted.deltas[i] for i in streams] for streams in rows]
+    row_deltas = [[None if i is None else counted.deltas[i] for i in streams] for streams in rows]
     assert settings.n_threads is not None
     samples = measure(
         session,
         test,
-        owners,
+        row_deltas,
         n_threads=settings.n_threads,
         n_repetitions=plan.n_repetitions,
         warm_up=plan.warm_up,
@@ -224,9 +222,9 @@ def measure(
     return samples
 
 
-def machine() -> _core.Machine:
+def machine() -> core.Machine:
     """What the process runs on."""
-    return _core.machine()
+    return core.machine()
 
 
 def note_to_stderr(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from dqrelo_gguf.file.fingerprint import ModelFile
+from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.reader import DeltaReader
 
 # Tables of which a token reads one row. The first is the output matrix too where there is no other.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dqrelo_gguf.bench.plan import Plan, Settings
 
 PROG = "dqrelo-bench"
-# llama-bench's
+# The defaults are llama-bench's.
 _DEFAULTS = {
     "n_prompt": "512",
     "n_gen": "128",

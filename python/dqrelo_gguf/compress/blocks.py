@@ -78,7 +78,7 @@ def row_slices(n_rows: int, n_cols: int) -> list[slice]:
 
 def n_cores() -> int:
     """Cores that this process may use."""
-    # macOS has no affinities
+    # macOS has no affinities.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -16,7 +16,7 @@ from dqrelo_gguf.errors import InputError
 
 VectorMode = Literal["whole", "paper"]
 
-# b of the paper's Eq. 16: bits of a full-precision weight
+# b of the paper's Eq. 16: the bits of a full-precision weight.
 FULL_BITS = 16
 # A matrix with fewer elements is kept whole: it has at most 4 KiB, and up to four tensors instead of one cost about 1 KiB
 # of padding, names and digests.
@@ -131,7 +131,7 @@ def _spread(left: Fraction, matrices: list[MatrixShape]) -> list[int]:
         full = [i for i in open_ if shares[i] >= matrices[i].max_steps]
         if not full:
             break
-        # a matrix at full rank leaves its surplus to the others
+        # A matrix at full rank leaves its surplus to the others.
         for i in full:
             steps[i] = matrices[i].max_steps
             left -= steps[i] * matrices[i].step_bytes

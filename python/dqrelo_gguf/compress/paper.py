@@ -75,7 +75,7 @@ def subtract_signs(D: torch.Tensor, alpha: np.float32, blocks: Blocks) -> npt.ND
     def step(s: slice) -> None:
         rows = D[s]
         bits[s] = pack_signs(rows.numpy())
-        # x - alpha for x > 0, x + alpha otherwise
+        # This is x - alpha for x > 0, x + alpha otherwise.
         rows.add_(torch.where(rows > 0, -float(alpha), float(alpha)))
 
     blocks.run(step, row_slices(n_out, n_in))
@@ -110,7 +110,7 @@ def compress(D: torch.Tensor, rank: int, method: Method, blocks: Blocks) -> Comp
         return CompressedMatrix(bits, alpha, None, None, norm(D, blocks))
     U, V = truncated_svd(D, rank, blocks, seed=method.seed, method=method.svd)
     u, v = store_factor(U, method.u_type), store_factor(V, method.v_type)
-    # what the runtime will multiply with
+    # The residual is against what the runtime will multiply with.
     U, V = stored_values(u, method.u_type), stored_values(v, method.v_type)
     if not (bool(torch.isfinite(U).all()) and bool(torch.isfinite(V).all())):
         raise NonFiniteError(f"a factor does not fit {method.u_type}/{method.v_type}. Use --factor-type bf16")

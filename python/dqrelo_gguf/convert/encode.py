@@ -15,7 +15,7 @@ from dqrelo_gguf.compress.lowrank import seed_of
 from dqrelo_gguf.compress.paper import CompressedMatrix, Method, compress, norm, select_by_magnitude
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.errors import NonFiniteError
-from dqrelo_gguf.file.writer import WeightData
+from dqrelo_gguf.file.weight_data import WeightData
 from dqrelo_gguf.model.base import GgufModel, Model
 
 F32 = npt.NDArray[np.float32]

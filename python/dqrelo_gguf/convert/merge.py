@@ -22,7 +22,7 @@ from dqrelo_gguf.file.fingerprint import Comparison, Match
 from dqrelo_gguf.file.layout import Type, n_data_bytes, padded_bytes, stripped_ne
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.base import GgufModel
-from dqrelo_gguf.output import check_target, replacing
+from dqrelo_gguf.output import check_target, new_file
 from dqrelo_gguf.progress import Phases, Silent
 
 OUT_TYPES = {"f16": Type.F16, "bf16": Type.BF16, "f32": Type.F32, "q8_0": Type.Q8_0}
@@ -141,7 +141,11 @@ def merge(
     check_target(out, options.force, n_file_bytes)
     changed = {w.name for w in delta.weights}
     n_params = sum(prod(ne) for ne in base.shapes.values())
-    with open_blocks(options.n_threads) as blocks, replacing(out) as file, phases("merging", n_params) as progress:
+    with (
+        open_blocks(options.n_threads) as blocks,
+        new_file(out, options.force) as file,
+        phases("merging", n_params) as progress,
+    ):
         file.write(header)
         for name, t in types.items():
             values = _merged(name, base, delta if name in changed else None, blocks)

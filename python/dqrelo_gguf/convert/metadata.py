@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dqrelo_gguf import __version__
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import base_identity
-from dqrelo_gguf.file.writer import DeltaMeta
+from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.vocabulary import changed_tokens
+from dqrelo_gguf.version import __version__
 
 # `general.*` keys that describe the fine-tune's file, not the fine-tune.
 _NOT_CARRIED = frozenset(

@@ -19,7 +19,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Measured(Protocol):
-    """A weight with its cost and its errors: validate.WeightInfo, or WeightStat."""
+    """A weight with its cost and its errors: one in a file (validate.WeightInfo) or a finished one (result.WeightResult)."""
 
     @property
     def name(self) -> str: ...
@@ -35,19 +35,6 @@ class Measured(Protocol):
     def error_delta(self) -> float: ...
     @property
     def error_weight(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class WeightStat:
-    """A weight that is not in a file yet."""
-
-    name: str
-    n_bytes: int
-    n_elements: int
-    n_planes: int
-    rank: int
-    error_delta: float
-    error_weight: float
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dqrelo_gguf.convert.estimate import Estimate
 from dqrelo_gguf.convert.plan import Planned
 from dqrelo_gguf.convert.report import bytes_text
 from dqrelo_gguf.file.layout import WeightSpec, type_name
-from dqrelo_gguf.file.writer import WeightData
+from dqrelo_gguf.file.weight_data import WeightData
 
 # Names shown of a longer list; the JSON report has them all.
 _SHOWN = 4

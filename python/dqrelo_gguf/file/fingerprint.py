@@ -8,31 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.file.container import GGUFFile, TensorInfo
-from dqrelo_gguf.file.layout import Type, ne_text, padded_ne, type_name
-
-_SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<n>\d{5})\.gguf")
-
-_PLAIN_DTYPES = {
-    Type.F64: "<f8",
-    Type.I8: "<i1",
-    Type.I16: "<i2",
-    Type.I32: "<i4",
-    Type.I64: "<i8",
-}
+from dqrelo_gguf.file.layout import ne_text, padded_ne, type_name
+from dqrelo_gguf.file.model_file import ModelFile
 
 
 class Match(Enum):
@@ -64,95 +50,6 @@ class Comparison:
 
     match: Match
     correlation: float
-
-
-def shards(path: str | os.PathLike[str]) -> list[Path]:
-    """All files of a model, in order: the given one, or every shard of `name-00001-of-0000N.gguf`.
-
-    Raises:
-        InputError: a file is missing; the first missing one is named.
-    """
-    path = Path(path)
-    name = _SHARD_NAME.fullmatch(path.name)
-    paths = [path]
-    if name is not None and int(name["n"]) > 0:
-        n = int(name["n"])
-        paths = [path.with_name(f"{name['stem']}-{i:05d}-of-{n:05d}.gguf") for i in range(1, n + 1)]
-    for p in paths:
-        if not p.is_file():
-            missing = f" ({len(paths)} shards belong to this model)" if len(paths) > 1 else ""
-            raise InputError(f"{p}: no such file{missing}")
-    return paths
-
-
-class ModelFile:
-    """A model's GGUF, all shards as if they were one file.
-
-    Args:
-        path: the file, or any of its shards.
-
-    Raises:
-        InputError: a shard is missing, or it is an adapter.
-        FormatError: a file is malformed, or the shards do not belong together.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.files = [GGUFFile(p) for p in shards(path)]
-        self._homes: dict[str, GGUFFile] = {}
-        self.tensors: dict[str, TensorInfo] = {}
-        for number, file in enumerate(self.files):
-            self._check_shard(file, number)
-            for name, info in file.tensors.items():
-                if name in self.tensors:
-                    file.fail(f"tensor '{name}' is in {self._homes[name].path.name} too")
-                self.tensors[name] = info
-                self._homes[name] = file
-        n_declared = self.files[0].value("split.tensors.count", len(self.tensors))
-        if n_declared != len(self.tensors):
-            self.files[0].fail(f"its shards have {len(self.tensors)} tensors, expected {n_declared}")
-        if self.value(fmt.KEY_GENERAL_TYPE) == fmt.GENERAL_TYPE:
-            raise InputError(f"{self.path}: is an adapter, expected a model")
-        if not self.architecture:
-            raise InputError(f"{self.path}: has no {fmt.KEY_ARCHITECTURE}, expected a model")
-
-    def value(self, key: str, default: Any = None) -> Any:
-        """A metadata value; the first shard has them all."""
-        return self.files[0].value(key, default)
-
-    @property
-    def architecture(self) -> str:
-        return str(self.value(fmt.KEY_ARCHITECTURE, ""))
-
-    @property
-    def name(self) -> str:
-        """Its general.name, or its file name without extension."""
-        return str(self.value(fmt.KEY_NAME) or self.path.stem)
-
-    def raw(self, name: str, start: int = 0, n_bytes: int | None = None) -> npt.NDArray[np.uint8]:
-        """Bytes of a tensor's data, a view of the mapped file."""
-        return self._homes[name].raw(self.tensors[name], start, n_bytes)
-
-    def elements(self, name: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Dequantised values of a tensor at flat indices, reading only the blocks that hold them."""
-        info = self.tensors[name]
-        if info.type in _PLAIN_DTYPES:
-            return self.raw(name).view(_PLAIN_DTYPES[info.type])[indices].astype(np.float32)
-        block, block_bytes = gguf.GGML_QUANT_SIZES[info.type]
-        blocks = self.raw(name).reshape(-1, block_bytes)[indices // block]
-        try:
-            values: npt.NDArray[np.float32] = gguf.quants.dequantize(blocks, info.type)
-        except NotImplementedError:
-            raise InputError(
-                f"{self.path.name}: tensor '{name}' has type {type_name(info.type)}, which gguf cannot dequantise"
-            ) from None
-        picked: npt.NDArray[np.float32] = values.reshape(len(indices), block)[np.arange(len(indices)), indices % block]
-        return picked
-
-    def _check_shard(self, file: GGUFFile, number: int) -> None:
-        n, no = file.value("split.count", 1), file.value("split.no", 0)
-        if (n, no) != (len(self.files), number) and (n > 1 or len(self.files) > 1):
-            file.fail(f"is shard {no + 1} of {n}, expected {number + 1} of {len(self.files)}. Was it renamed?")
 
 
 def base_identity(base: ModelFile | str | os.PathLike[str]) -> BaseIdentity:

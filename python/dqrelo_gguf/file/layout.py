@@ -184,6 +184,11 @@ def weight_tensors(spec: WeightSpec, per_row: Sequence[bool]) -> list[TensorSpec
     return tensors
 
 
+def delta_ratio(specs: Sequence[WeightSpec]) -> float:
+    """Bytes of all tensors, padding left out, over the 16-bit size of the weights that they change."""
+    return sum(s.n_bytes for s in specs) / (2 * sum(s.n_elements for s in specs))
+
+
 def content_hash(tensors: Sequence[TensorSpec], sha256: Sequence[str]) -> str:
     """The delta's identity, docs/format.md section 5."""
     lines = (

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.signs import unpack_signs
 from dqrelo_gguf.errors import BaseMismatchError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile
-from dqrelo_gguf.file.fingerprint import BaseIdentity, Comparison, Match, ModelFile, compare
+from dqrelo_gguf.file.fingerprint import BaseIdentity, Comparison, Match, compare
 from dqrelo_gguf.file.layout import TensorSpec, Type, content_hash, ne_text, stripped_ne
+from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.validate import WeightInfo, check_delta
+from dqrelo_gguf.file.values import dequantised
 
 __all__ = ["DeltaReader", "StoredWeight", "WeightInfo"]
 
@@ -159,12 +160,13 @@ class DeltaReader:
             return stored.dense.astype(np.float32)
         d_hat = np.zeros(info.shape, np.float32)
         for bits, scale in stored.planes:
-            # scale: (..., 1) or (..., n_out), against (..., n_out, n_in)
+            # The scale is (..., 1) or (..., n_out), against (..., n_out, n_in).
             d_hat += scale[..., :, None] * unpack_signs(bits, info.ne[0])
         if stored.cscale is not None:
             d_hat *= stored.cscale[..., None, :]
         if stored.u is not None and stored.v is not None and info.u_type is not None and info.v_type is not None:
-            d_hat += _dequantised(stored.u, info.u_type) @ _dequantised(stored.v, info.v_type)
+            where = f"{self.path.name}: a factor of '{name}'"
+            d_hat += dequantised(stored.u, info.u_type, where) @ dequantised(stored.v, info.v_type, where)
         return d_hat
 
     def _array(self, tensor: str) -> npt.NDArray[Any]:
@@ -240,11 +242,3 @@ class DeltaReader:
                 f"{both}: the same model in other bytes (correlation {found.correlation:.3f}), expected the same file"
             )
         return found
-
-
-def _dequantised(stored: npt.NDArray[Any], t: Type) -> F32:
-    """A factor as f32, from the form that StoredWeight has it in."""
-    if t in (Type.F32, Type.F16):
-        return stored.astype(np.float32)
-    values: F32 = gguf.quants.dequantize(stored, t)
-    return values

@@ -11,15 +11,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, TensorInfo
-from dqrelo_gguf.file.fingerprint import ModelFile
-
-# numpy types of the GGUF types that are no blocks of bytes, and those of them that gguf's dequantize does not take
-_STORED = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
-_CAST = frozenset(_STORED) - {"F16", "F32"}
+from dqrelo_gguf.file.model_file import ModelFile
+from dqrelo_gguf.file.values import PLAIN_DTYPES, dequantised
 
 
 class Model(Protocol):
@@ -67,7 +63,7 @@ class GgufModel:
         self.infos: dict[str, tuple[GGUFFile, TensorInfo]] = {
             name: (file, info) for file in self.file.files for name, info in file.tensors.items()
         }
-        self._shapes, self._scales = fold_scales({n: info.ne for n, (_, info) in self.infos.items()})
+        self._shapes, self._weight_scales = fold_weight_scales({n: info.ne for n, (_, info) in self.infos.items()})
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -92,7 +88,7 @@ class GgufModel:
         return str(self.infos[name][1].type.name)
 
     def load(self, name: str, blocks: Blocks) -> npt.NDArray[np.float32]:
-        """A weight dequantised, times its `.scale` tensor if it has one (see `fold_scales`)."""
+        """A weight dequantised, times its `.scale` tensor if it has one (see `fold_weight_scales`)."""
         _, info = self.infos[name]
         out = np.empty((prod(info.ne[1:]), info.ne[0]), np.float32)
 
@@ -108,13 +104,13 @@ class GgufModel:
         No array of the weight's size is made. The blocks come in any order, from several threads.
         """
         _, info = self.infos[name]
-        stored, scale = self._stored(name), self._scale_of(name)
+        stored, scale = self._stored(name), self._weight_scale(name)
         slices = row_slices(prod(info.ne[1:]), info.ne[0])
         blocks.run(lambda s: fn(s, self._values(stored[s], info, scale, np.arange(s.start, s.stop))), slices)
 
     def load_rows(self, name: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """Some of a weight's rows, counted over all its matrices: (len(rows), n_in)."""
-        return self._values(np.asarray(self._stored(name)[rows]), self.infos[name][1], self._scale_of(name), rows)
+        return self._values(np.asarray(self._stored(name)[rows]), self.infos[name][1], self._weight_scale(name), rows)
 
     def _values(
         self,
@@ -130,8 +126,8 @@ class GgufModel:
         scale_of_row = scale[rows // info.ne[1]][:, None] if scale.size > 1 else scale
         return values * scale_of_row
 
-    def _scale_of(self, name: str) -> npt.NDArray[np.float32] | None:
-        scale = self._scales.get(name)
+    def _weight_scale(self, name: str) -> npt.NDArray[np.float32] | None:
+        scale = self._weight_scales.get(name)
         return None if scale is None else self._dequantise(self._stored(scale), self.infos[scale][1]).reshape(-1)
 
     def _stored(self, name: str) -> npt.NDArray[Any]:
@@ -140,26 +136,17 @@ class GgufModel:
         A map of this tensor alone: its pages leave the process with the array, unlike those of a map of the whole file.
         """
         file, info = self.infos[name]
-        kind = np.dtype(_STORED.get(info.type.name, "u1"))
+        kind = PLAIN_DTYPES.get(info.type, np.dtype(np.uint8))
         n_rows = info.n_elements // info.ne[0]
         row = info.n_bytes // kind.itemsize // n_rows
         return np.memmap(file.path, kind, "r", file.data_start + info.offset, (n_rows, row))
 
     def _dequantise(self, rows: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[np.float32]:
         """Some rows of a tensor as float32."""
-        if info.type.name in _CAST:
-            return rows.astype(np.float32)
-        try:
-            values: npt.NDArray[np.float32] = gguf.quants.dequantize(rows, info.type)
-        except NotImplementedError as e:
-            raise InputError(
-                f"{self.label}: tensor '{info.name}' has type {info.type.name}, which gguf cannot dequantise. "
-                "Use a base of another type"
-            ) from e
-        return values
+        return dequantised(rows, info.type, f"{self.label}: tensor '{info.name}'")
 
 
-def fold_scales(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def fold_weight_scales(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Separates the weights from the scale tensors that belong to them (NVFP4, BitNet).
 
     llama.cpp multiplies the product with `blk.0.attn_q.weight` by `blk.0.attn_q.scale`, one number a weight or one an

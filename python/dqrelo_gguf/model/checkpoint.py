@@ -21,7 +21,7 @@ from dqrelo_gguf._pin import conversion_module, gguf
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.errors import DqreloError, InputError
 from dqrelo_gguf.file.container import GGUFValue
-from dqrelo_gguf.model.base import GgufModel, Model, fold_scales
+from dqrelo_gguf.model.base import GgufModel, Model, fold_weight_scales
 from dqrelo_gguf.model.lazy_tensors import evaluate
 from dqrelo_gguf.model.safetensors_files import check_weight_files
 
@@ -110,7 +110,7 @@ class HfCheckpoint:
 
     @cached_property
     def _folded(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-        return fold_scales({name: tuple(reversed(info.shape)) for name, info in self._infos.items()})
+        return fold_weight_scales({name: tuple(reversed(info.shape)) for name, info in self._infos.items()})
 
     @cached_property
     def _fields(self) -> dict[str, GGUFValue]:
@@ -141,7 +141,7 @@ def _conversion_model(path: Path, base: GgufModel, *, fuse_qkv: bool) -> Any:
     model_class = conversion.get_model_class(architecture)
     names = list(base.infos)
     if model_class.supports_mtp_export and not any(".nextn." in n for n in names):
-        # a subclass: the switch is an attribute of the class, and must not stay set for other models
+        # It is set in a subclass: the switch is an attribute of the class, and must not stay set for other models.
         attributes = {"no_mtp": True, "model_arch": model_class.model_arch}
         model_class = type(model_class.__name__, (model_class,), attributes)
     with torch.inference_mode():

@@ -62,7 +62,7 @@ def check_weight(pair: Pair, base: GgufModel, tuned: Model, blocks: Blocks, min_
     if not np.isfinite(ours).all():
         raise NonFiniteError(f"{base.label}: {pair.name}: holds NaN or infinity")
     value = cosine(ours, theirs)
-    # a weight that is zero in the base, such as an unused bias, has no direction to keep
+    # A weight that is zero in the base, such as an unused bias, has no direction to keep.
     if value < min_cosine and values.size >= _MIN_ELEMENTS and ours.any():
         raise BaseMismatchError(
             f"{pair.name}: the fine-tune's values have a cosine of {value:.2f} with base {base.label}, expected at "
@@ -88,7 +88,7 @@ def count_non_finite(values: npt.NDArray[np.float32], blocks: Blocks) -> int:
 def cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float:
     """The cosine of the angle between two arrays; 0 if one is zero."""
     x, y = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
-    # sums and not dot products: those would wake the threads of numpy's BLAS for very little work
+    # Sums and not dot products: those would wake the threads of numpy's BLAS for very little work.
     xx, yy, xy = (x * x).sum(), (y * y).sum(), (x * y).sum()
     length = math.sqrt(float(xx * yy))
     return float(xy) / length if length > 0 else 0.0

@@ -7,7 +7,6 @@ UNUSED. A model with such rows can take a fine-tune's added tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.errors import BaseMismatchError
 from dqrelo_gguf.file.container import GGUFValue
+from dqrelo_gguf.file.metadata import Token
 from dqrelo_gguf.model.base import GgufModel, Model
 
 EMBEDDING = "token_embd.weight"
@@ -28,19 +28,10 @@ _UNUSED = int(gguf.TokenType.UNUSED)
 _NORMAL = int(gguf.TokenType.NORMAL)
 
 
-@dataclass(frozen=True)
-class Token:
-    """A token of the fine-tune that is not the base's: its id, text and GGUF type."""
-
-    id: int
-    text: str
-    type: int
-
-
 def changed_tokens(base: Model, tuned: Model) -> list[Token]:
     """The tokens with another text or type than in the base; none where one of them has no vocabulary."""
     ours, theirs = _tokens(base), _tokens(tuned)
-    # where one has more, the rest is padding (fit_vocabulary)
+    # Where one has more, the rest is padding (fit_vocabulary).
     pairs = enumerate(zip(ours, theirs, strict=False))
     return [Token(i, *b) for i, (a, b) in pairs if a != b and b[1] != _UNUSED]
 
@@ -127,7 +118,7 @@ class _Resized:
             return values
         if self._n_tuned >= self._n_base:
             return np.ascontiguousarray(values[: self._n_base])
-        # a base that ties its output to its embedding has no rows of its own for it
+        # A base that ties its output to its embedding has no rows of its own for it.
         source = name if name in self._base.shapes else EMBEDDING
         return np.concatenate([values, self._base.load(source, blocks)[self._n_tuned :]])
 

@@ -2,8 +2,8 @@
 //
 // Runs one architecture with deltas and compares logits with the same weights merged into plain models, for several shapes of batches. All
 // models see the very same batch, so the graphs have the same shapes. Prints a line a case: name, NMSE of the rows with a delta against the
-// merged models, and the largest difference of the rows without one from the base's. tests/graph/test_archs.py makes the files and judges
-// the figures. Exit code 3: the delta was refused; the line says why.
+// merged models, and the largest difference of the rows without one from the base's. tests/graph/test_upstream_models.py makes the files
+// and judges the figures. Exit code 3: the delta was refused; the line says why.
 #include "dqrelo.h"
 #include "llama.h"
 

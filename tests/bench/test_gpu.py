@@ -13,28 +13,12 @@ import pytest
 from dqrelo_gguf.bench import gpu
 from dqrelo_gguf.bench.plan import DeltaFile, Plan, Settings, Workload
 from dqrelo_gguf.cli import bench
-from dqrelo_gguf.file.fingerprint import base_identity
-from dqrelo_gguf.file.layout import WeightSpec
-from tests.support.delta_files import meta, write_delta
-from tests.support.tiny_llama import Shape, Type, base_weights, weight_shapes, write_model
-
-SHAPE = Shape(n_embd=64, n_head=2, n_head_kv=1, n_ff=96)
 
 
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    folder = tmp_path_factory.mktemp("gpu-check")
-    base = write_model(folder / "base.gguf", SHAPE, base_weights(SHAPE), Type.F16)
-    files = []
-    for name, rank in (("math", 2), ("words", 8)):
-        specs = [
-            WeightSpec(name, dims[::-1], rank=rank) if len(dims) == 2 else WeightSpec.dense(name, dims)
-            for name, dims in weight_shapes(SHAPE).items()
-        ]
-        path = folder / f"{name}.dq.gguf"
-        write_delta(path, specs, meta(base_identity(base), name=path.name))
-        files.append(DeltaFile(name, str(path)))
-    return Plan(str(base), tuple(files), (Workload(0, 4),), (Settings(n_threads=1),), n_repetitions=1)
+@pytest.fixture
+def plan(narrow_base: Path, narrow_deltas: list[Path]) -> Plan:
+    files = tuple(DeltaFile(path.name.removesuffix(".dq.gguf"), str(path)) for path in narrow_deltas)
+    return Plan(str(narrow_base), files, (Workload(0, 4),), (Settings(n_threads=1),), n_repetitions=1)
 
 
 def fake_check(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +67,7 @@ def test_with_everything(
     deltas = [argument for file in plan.deltas for argument in ("--delta", file.path)]
     assert bench.main(["--gpu-check", "-m", plan.base, *deltas, "-n", "4", "-npl", "1,3", "-r", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    # on a machine without GPU both sides of the comparison are the CPU's
+    # On a machine without GPU both sides of the comparison are the CPU's.
     assert [line for line in lines if line.endswith("| 0.0e+00 |")] == [
         f"| {name} | 0.0e+00 |" for name in ("-", "math", "words")
     ]
@@ -112,10 +96,10 @@ def test_nan_is_an_error(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_logits_of_the_cpu_alone_are_no_check(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu._core, "machine", lambda: {"gpu_info": ""})
+    monkeypatch.setattr(gpu.core, "machine", lambda: {"gpu_info": ""})
     with pytest.raises(gpu.GpuError, match="finds no GPU"):
         gpu.check_logits(plan, io.StringIO())
-    monkeypatch.setattr(gpu._core, "machine", lambda: {"gpu_info": "a GPU"})
+    monkeypatch.setattr(gpu.core, "machine", lambda: {"gpu_info": "a GPU"})
     with pytest.raises(gpu.GpuError, match="-ngl 0"):
         gpu.check_logits(replace(plan, settings=(Settings(n_gpu_layers=0),)), io.StringIO())
 
@@ -135,8 +119,3 @@ def test_steps(plan: Plan) -> None:
     out = io.StringIO()
     gpu.print_steps([gpu.Step(2, 10.0, 15.0, 300, 100)], out)
     assert out.getvalue().splitlines()[-1] == "| 2 | 10.00 | 15.00 | 1.50 | 1.33 |"
-
-
-def test_switches_are_0_or_1(capsys: pytest.CaptureFixture[str], plan: Plan) -> None:
-    assert bench.main(["-m", plan.base, "-mmp", "5"]) == 1
-    assert "-mmp/--mmap '5': expected 0 or 1" in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""The arrays of one weight, and their bytes as a delta file stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.errors import NonFiniteError, ShapeError
+from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.file.layout import TensorSpec, Type, WeightSpec
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass
+class WeightData:
+    """The delta of one weight. n_expert axes are there for stacked matrices only.
+
+    Args:
+        planes: per plane (sign bits uint8 ([n_expert,] n_out, n_in // 8),
+            scale f32 (1,), (n_out,), (n_expert, 1) or (n_expert, n_out)).
+        cscale: ([n_expert,] n_in), or None.
+        u: ([n_expert,] n_out, rank), any float type, or None. Singular values are folded in.
+        v: ([n_expert,] rank, n_in), or None.
+        dense: the whole delta in the weight's numpy shape, or None.
+        error_delta: ||D - D_hat|| / ||D||.
+        error_weight: ||W_ft - W_hat|| / ||W_ft||.
+    """
+
+    planes: Sequence[tuple[npt.NDArray[np.uint8], Floats]] = ()
+    cscale: Floats | None = None
+    u: Floats | None = None
+    v: Floats | None = None
+    dense: Floats | None = None
+    error_delta: float = 0.0
+    error_weight: float = 0.0
+
+
+def arrays_of(spec: WeightSpec, data: WeightData) -> list[npt.NDArray[Any]]:
+    """The arrays of a weight in file order."""
+    parts: list[tuple[str, bool, npt.NDArray[Any] | None]] = [
+        (fmt.SUFFIX_DENSE, spec.dense_type is not None, data.dense),
+        (fmt.SUFFIX_CSCALE, spec.cscale, data.cscale),
+        (fmt.SUFFIX_U, spec.rank > 0, data.u),
+        (fmt.SUFFIX_V, spec.rank > 0, data.v),
+    ]
+    if len(data.planes) != spec.n_planes:
+        raise ShapeError(f"{spec.name}: got {len(data.planes)} sign planes, expected {spec.n_planes}")
+    arrays: list[npt.NDArray[Any]] = [a for plane in data.planes for a in plane]
+    for suffix, expected, array in parts:
+        if expected != (array is not None):
+            raise ShapeError(f"{spec.name}{suffix}: {'is missing' if expected else 'was given but not planned'}")
+        if array is not None:
+            arrays.append(array)
+    return arrays
+
+
+def tensor_bytes(tensor: TensorSpec, values: npt.NDArray[Any]) -> bytes | memoryview:
+    """A tensor's data bytes in its stored type."""
+    shape = tuple(reversed(tensor.ne))
+    values = np.asarray(values)
+    if values.shape != shape and not _same_but_for_ones(values.shape, shape):
+        raise ShapeError(f"{tensor.name}: array has shape {values.shape}, expected {shape}")
+    values = values.reshape(shape)
+    if tensor.declared == fmt.DQ_SIGN:
+        if values.dtype != np.uint8:
+            raise ShapeError(f"{tensor.name}: sign bits have type {values.dtype}, expected uint8. Use pack_signs")
+        return np.ascontiguousarray(values).data.cast("B")
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    _check_finite(tensor, values)
+    if tensor.type == Type.F16:
+        with np.errstate(over="ignore"):
+            encoded = values.astype("<f2")
+        _check_finite(tensor, encoded)
+    elif tensor.type == Type.F32:
+        encoded = values.astype("<f4", copy=False)
+    else:
+        encoded = np.ascontiguousarray(gguf.quants.quantize(values, tensor.type))
+    return encoded.data.cast("B")
+
+
+def _same_but_for_ones(a: Sequence[int], b: Sequence[int]) -> bool:
+    return [n for n in a if n != 1] == [n for n in b if n != 1]
+
+
+def _check_finite(tensor: TensorSpec, values: npt.NDArray[Any]) -> None:
+    n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if n_bad:
+        raise NonFiniteError(
+            f"{tensor.name}: {n_bad} of {values.size} values are NaN, infinite or too large for {values.dtype}"
+        )

@@ -1,0 +1,220 @@
+"""What is asked of a session: tokens of a text, logits, log-likelihoods, generated text; sequences of several deltas in one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.runtime.arguments import Prompt, Tokens, count, number, prompt_list, stop_texts, token_array
+from dqrelo_gguf.runtime.deltas import Delta, deltas_and_scales
+from dqrelo_gguf.runtime.native import core
+
+
+class Calls:
+    """The calls on one native session; Runtime, which opens the session, inherits them."""
+
+    def __init__(self, session: core.Session) -> None:
+        self._session = session
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True, delta: Delta | None = None
+    ) -> NDArray[np.int32]:
+        """The tokens of a text.
+
+        Args:
+            text: any text.
+            add_special: add BOS and EOS where the model asks for them.
+            parse_special: read special tokens written in the text as such.
+            delta: whose BOS and EOS; None means the base's.
+
+        Returns:
+            int32 [n_tokens].
+        """
+        return self._session.tokenize(text, add_special, parse_special, delta)
+
+    def detokenize(self, tokens: Tokens, *, special: bool = False) -> str:
+        """The text of tokens ([n_tokens]).
+
+        With `special`, control tokens are written out. Broken UTF-8 becomes U+FFFD.
+        """
+        return self._session.detokenize(token_array(tokens), special).decode("utf-8", errors="replace")
+
+    # A str is a sequence of str too, so the overloads overlap; the first that fits is meant.
+    @overload
+    def logits(  # type: ignore[overload-overlap]
+        self, tokens: Prompt, delta: Delta | None = ..., *, scale: float = ...
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def logits(
+        self,
+        tokens: Sequence[Prompt],
+        delta: Delta | Sequence[Delta | None] | None = ...,
+        *,
+        scale: float | Sequence[float] = ...,
+    ) -> list[NDArray[np.float32]]: ...
+
+    def logits(
+        self,
+        tokens: Prompt | Sequence[Prompt],
+        delta: Delta | Sequence[Delta | None] | None = None,
+        *,
+        scale: float | Sequence[float] = 1.0,
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """The logits after every token.
+
+        Args:
+            tokens: one sequence ([n_tokens]) or a list of sequences, which are evaluated together.
+            delta: one for all sequences, or a list with a delta or None (the base) for each.
+            scale: how much of the delta: 0 is the base, 1 the fine-tune. One, or a list.
+
+        Returns:
+            float32 [n_tokens, n_vocab] for one sequence, a list of them for a list.
+
+        Raises:
+            InputError: an empty or too long sequence, a token that is not in the vocabulary, a closed delta.
+        """
+        is_one, prompts = prompt_list(tokens)
+        deltas, scales = deltas_and_scales(len(prompts), delta, scale)
+        rows = self._session.logits(self._tokens_of(prompts, deltas), deltas, scales)
+        return rows[0] if is_one else rows
+
+    def loglikelihood(
+        self,
+        pairs: Sequence[tuple[Prompt, Prompt]],
+        delta: Delta | Sequence[Delta | None] | None = None,
+        *,
+        scale: float | Sequence[float] = 1.0,
+    ) -> list[tuple[float, bool]]:
+        """How probable each continuation is after its context, as lm-evaluation-harness counts it.
+
+        Texts are tokenized together, so that the boundary falls as it does in running text; white space at the end of
+        a context belongs to the continuation. Before an empty context stands BOS (EOS where there is no BOS).
+
+        Args:
+            pairs: (context, continuation), two texts or two token arrays each.
+            delta: one for all pairs, or a list with a delta or None (the base) for each.
+            scale: how much of the delta, one or a list.
+
+        Returns:
+            For each pair the sum of the natural-log probabilities of the continuation's tokens, and whether each of
+            them was the most probable one.
+
+        Raises:
+            InputError: a pair without continuation tokens, or longer than the context.
+        """
+        deltas, scales = deltas_and_scales(len(pairs), delta, scale)
+        encoded = [self._encode_pair(i, pair, own) for i, (pair, own) in enumerate(zip(pairs, deltas, strict=True))]
+        return self._session.score([tokens for tokens, _ in encoded], [n for _, n in encoded], deltas, scales)
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self,
+        prompts: Prompt,
+        delta: Delta | None = ...,
+        *,
+        max_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        seed: int = ...,
+        stop: str | Sequence[str] | None = ...,
+        scale: float = ...,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        delta: Delta | Sequence[Delta | None] | None = ...,
+        *,
+        max_tokens: int = ...,
+        temperature: float = ...,
+        top_k: int = ...,
+        top_p: float = ...,
+        seed: int = ...,
+        stop: str | Sequence[str] | None = ...,
+        scale: float | Sequence[float] = ...,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        delta: Delta | Sequence[Delta | None] | None = None,
+        *,
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] | None = None,
+        scale: float | Sequence[float] = 1.0,
+    ) -> str | list[str]:
+        """Continues prompts, all in shared batches, each on its own delta and up to that delta's own end tokens.
+
+        Args:
+            prompts: one prompt or a list: texts, or token arrays ([n_tokens]).
+            delta: one for all prompts, or a list with a delta or None (the base) for each.
+            max_tokens: tokens to generate for each prompt at most.
+            temperature: 0 takes the most probable token each time; above, tokens are drawn.
+            top_k: draw from the k most probable tokens; 0 means all.
+            top_p: draw from the most probable tokens that hold this share of the probability together.
+            seed: prompt i draws with seed + i.
+            stop: texts that end a generation; they are not part of it.
+            scale: how much of the delta, one or a list.
+
+        Returns:
+            The text after the prompt, without the end token; a list of texts for a list.
+
+        Raises:
+            InputError: an empty prompt, or one that leaves no room for `max_tokens` in the context.
+        """
+        is_one, items = prompt_list(prompts)
+        params = core.GenerateParams()
+        params.max_tokens = count("max_tokens", max_tokens, 1)
+        params.temperature = number("temperature", temperature, 0.0, math.inf)
+        params.top_k = count("top_k", top_k, 0)
+        params.top_p = number("top_p", top_p, 0.0, 1.0)
+        params.seed = count("seed", seed, 0)
+        params.stop = stop_texts(stop)
+        deltas, scales = deltas_and_scales(len(items), delta, scale)
+        generated = self._session.generate(self._tokens_of(items, deltas), deltas, scales, params)
+        texts = [text.decode("utf-8", errors="replace") for text, _ in generated]
+        return texts[0] if is_one else texts
+
+    def _tokens_of(self, prompts: Sequence[Prompt], deltas: Sequence[Delta | None]) -> list[NDArray[np.int32]]:
+        return [
+            self.tokenize(prompt, delta=delta) if isinstance(prompt, str) else token_array(prompt)
+            for prompt, delta in zip(prompts, deltas, strict=True)
+        ]
+
+    def _encode_pair(self, i: int, pair: tuple[Prompt, Prompt], delta: Delta | None) -> tuple[NDArray[np.int32], int]:
+        """The tokens of context and continuation, and how many are context."""
+        context, continuation = pair
+        if isinstance(context, str) and isinstance(continuation, str):
+            n_space = len(context) - len(context.rstrip())
+            context, continuation = context[: len(context) - n_space], context[len(context) - n_space :] + continuation
+            head = self.tokenize(context, delta=delta)
+            whole = self.tokenize(context + continuation, delta=delta)
+            # Without a context only BOS, where the model adds one, stands before the continuation.
+            n_context = len(head) if context else int(len(head) > 0 and len(whole) > 0 and head[0] == whole[0])
+        elif isinstance(context, str) or isinstance(continuation, str):
+            raise InputError(f"pair {i}: got a text and tokens, expected two texts or two token arrays")
+        else:
+            head = token_array(context)
+            whole = np.concatenate([head, token_array(continuation)])
+            n_context = len(head)
+        if n_context == 0:
+            prefix = self._session.prefix_token(delta)
+            if prefix < 0:
+                raise InputError(f"pair {i}: has no context, and the model has neither BOS nor EOS to stand for it")
+            whole = np.concatenate([np.array([prefix], np.int32), whole])
+            n_context = 1
+        if len(whole) <= n_context:
+            raise InputError(f"pair {i}: its continuation has no tokens of its own, expected at least one")
+        return whole, n_context

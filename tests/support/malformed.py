@@ -1,0 +1,172 @@
+"""Malformed delta files: one edit of a sound one for every check of docs/format.md, section 4."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from dqrelo_gguf.file.container import GGUFValue, ValueType
+from tests.support.delta_files import Edited, Type
+
+Edit = Callable[[Edited], Any]
+
+Q = "blk.0.attn_q.weight"
+EMBD = "token_embd.weight"
+
+
+def set_field(key: str, value: Any, value_type: ValueType, item_type: ValueType | None = None) -> Edit:
+    return lambda e: e.fields.update({key: GGUFValue(value, value_type, item_type)})
+
+
+def set_item(key: str, index: int, value: Any) -> Edit:
+    return lambda e: e.fields[key].value.__setitem__(index, value)
+
+
+def drop_field(key: str) -> Edit:
+    return lambda e: e.fields.pop(key)
+
+
+def set_tensor(name: str, **changes: Any) -> Edit:
+    return lambda e: vars(e.tensor(name)).update(changes)
+
+
+def set_scale(name: str, value: float) -> Edit:
+    def edit(e: Edited) -> None:
+        at = e.tensor(name).offset
+        e.data[at : at + 4] = struct.pack("<f", value)
+
+    return edit
+
+
+def swap_tensors(i: int, j: int) -> Edit:
+    """Changes the order of two tensors everywhere but in the data."""
+
+    def edit(e: Edited) -> None:
+        e.tensors[i], e.tensors[j] = e.tensors[j], e.tensors[i]
+        for key in ("names", "types", "sha256"):
+            items = e.fields[f"dqrelo.tensor.{key}"].value
+            items[i], items[j] = items[j], items[i]
+
+    return edit
+
+
+def drop_tensor(name: str) -> Edit:
+    def edit(e: Edited) -> None:
+        i = [t.name for t in e.tensors].index(name)
+        del e.tensors[i]
+        for key, n in (("names", 1), ("types", 1), ("sha256", 1), ("ne", 4)):
+            del e.fields[f"dqrelo.tensor.{key}"].value[n * i : n * (i + 1)]
+
+    return edit
+
+
+def rename_tensor(i: int, name: str) -> Edit:
+    def edit(e: Edited) -> None:
+        e.tensors[i].name = name
+        e.fields["dqrelo.tensor.names"].value[i] = name
+
+    return edit
+
+
+def drop_last_weight(e: Edited) -> None:
+    for key, n in (("names", 1), ("ne", 4), ("rank", 1), ("n_planes", 1), ("error_delta", 1), ("error_weight", 1)):
+        del e.fields[f"dqrelo.weight.{key}"].value[-n:]
+
+
+def empty_weights(e: Edited) -> None:
+    for key, field in e.fields.items():
+        if key.startswith("dqrelo.weight."):
+            field.value.clear()
+
+
+STRING, U32, ARRAY = ValueType.STRING, ValueType.UINT32, ValueType.ARRAY
+SIGN, SIGN1, SCALE = f"{EMBD}.dq_sign", f"{Q}.dq_sign1", f"{EMBD}.dq_scale"
+
+# The edit of the fixture small_delta, and what is said of the file then, as a regular expression.
+MALFORMED: dict[str, tuple[Edit, str]] = {
+    # 1: GGUF
+    "gguf version": (lambda e: setattr(e, "version", 4), "GGUF version 4, expected 3"),
+    "gguf version 2": (lambda e: setattr(e, "version", 2), "GGUF version 2, expected 3"),
+    "big endian": (lambda e: setattr(e, "version", 3 << 24), "big-endian"),
+    "unknown type id": (set_tensor(SIGN, type_id=142), "unknown type id 142"),
+    "five dimensions": (set_tensor(SIGN, ne=(8, 40, 1, 1, 1)), "5 dimensions, expected at most 4"),
+    "zero dimension": (set_tensor(SIGN, ne=(8, 0)), "impossible shape 8x0"),
+    "overflowing shape": (set_tensor(SIGN, ne=(1 << 32, 1 << 32)), "impossible shape"),
+    "broken block": (set_tensor(f"{Q}.dq_u", ne=(31, 48)), "rows of 31, expected a multiple of 32"),
+    "duplicate tensor": (lambda e: e.tensors.append(e.tensors[0]), f"tensor '{SIGN}' occurs twice"),
+    # 2: what it is
+    "no general.type": (drop_field("general.type"), "is a model .*, not a delta file"),
+    "general.type": (set_field("general.type", "mmproj", STRING), "general.type is 'mmproj', expected 'adapter'"),
+    "lora": (set_field("adapter.type", "lora", STRING), "is a LoRA adapter, not a delta file"),
+    "adapter.type": (set_field("adapter.type", "x", STRING), "adapter.type is 'x', expected 'dqrelo'"),
+    "newer version": (set_field("dqrelo.version", 2, U32), "version 2, expected 1. Update dqrelo-gguf"),
+    "version 0": (set_field("dqrelo.version", 0, U32), "version 0, expected 1$"),
+    "version's type": (set_field("dqrelo.version", 1, ValueType.UINT64), "dqrelo.version is 1, expected a UINT32"),
+    "no version": (drop_field("dqrelo.version"), "dqrelo.version is None"),
+    "missing key": (drop_field("dqrelo.base.digest"), "'dqrelo.base.digest' is missing"),
+    "key's type": (set_field("dqrelo.ratio", 0.5, ValueType.FLOAT32), "type FLOAT32, expected FLOAT64"),
+    "array's type": (
+        set_field("dqrelo.weight.rank", [0] * 8, ARRAY, ValueType.UINT64),
+        r"type \[UINT64\], expected \[UINT32\]",
+    ),
+    "optional key's type": (set_field("tokenizer.chat_template", 1, U32), "type UINT32, expected STRING"),
+    "alignment 32": (set_field("general.alignment", 32, U32), "general.alignment is 32, expected 64"),
+    "alignment 48": (set_field("general.alignment", 48, U32), "expected a power of two"),
+    "alignment 0": (set_field("general.alignment", 0, U32), "expected a power of two"),
+    "no alignment": (drop_field("general.alignment"), "'general.alignment' is missing"),
+    "token id": (set_field("tokenizer.ggml.eos_token_id", 1 << 31, U32), "expected a token id under 2\\^31"),
+    "changed tokens' type": (
+        set_field("dqrelo.token.ids", ["a"], ARRAY, STRING),
+        r"type \[STRING\], expected \[UINT32\]",
+    ),
+    # 3: array lengths
+    "changed tokens": (set_field("dqrelo.token.ids", [5], ARRAY, U32), r"\[1, 0, 0\] entries, expected equal numbers"),
+    "short names": (lambda e: e.fields["dqrelo.tensor.names"].value.pop(), "has 33 items, expected 34"),
+    "short ne": (lambda e: e.fields["dqrelo.tensor.ne"].value.pop(), "has 135 items, expected 136"),
+    "short ranks": (lambda e: e.fields["dqrelo.weight.rank"].value.pop(), "has 7 items, expected 8"),
+    "short samples": (lambda e: e.fields["dqrelo.base.samples"].value.pop(), "has 191 items, expected 192"),
+    "other names": (set_item("dqrelo.tensor.names", 1, "x"), r"names\[1\] is 'x', but tensor 1 of the file is"),
+    "no weights": (empty_weights, "changes no weight"),
+    "digest": (set_item("dqrelo.tensor.sha256", 2, "abc"), r"sha256\[2\] is 'abc', expected 64"),
+    "content hash": (set_field("dqrelo.content_hash", "A" * 64, STRING), "expected 64 lower-case hex digits"),
+    # 4: tensors of weights
+    "weight twice": (set_item("dqrelo.weight.names", 1, EMBD), f"weight '{EMBD}' is declared twice"),
+    "left over": (drop_last_weight, "'blk.0.attn_q.bias.dq_dense' belongs to no declared weight"),
+    "missing scale": (drop_tensor(SCALE), f"tensor '{SCALE}' is missing"),
+    "missing u": (drop_tensor(f"{EMBD}.dq_u"), f"tensor '{EMBD}.dq_u' is missing"),
+    "missing last": (drop_tensor("blk.0.attn_q.bias.dq_dense"), "'blk.0.attn_q.bias.dq_dense' is missing"),
+    "stray name": (rename_tensor(0, "token_embd.weight.dq_bits"), f"tensor '{SIGN}' is missing"),
+    "swapped": (swap_tensors(0, 1), f"tensor '{SIGN}' is out of order, '{SCALE}' is in its place"),
+    "declared type": (set_item("dqrelo.tensor.types", 0, "DQ_SCALE"), "is declared DQ_SCALE, expected DQ_SIGN"),
+    "logical shape": (set_item("dqrelo.tensor.ne", 0, 8), "is declared with shape 8x40x1x1, expected 64x40x1x1"),
+    "stored type": (set_tensor(SIGN, type_id=int(Type.F16), ne=(4, 40)), "is stored as f16, expected i8"),
+    "factor's type": (set_tensor(f"{EMBD}.dq_u", type_id=int(Type.I16)), "type i16, expected f16, bf16"),
+    "dense type": (set_tensor("blk.0.attn_q.bias.dq_dense", type_id=int(Type.I16)), "type i16, expected f32, f16"),
+    "stored shape": (set_tensor(SIGN, ne=(40, 8)), "has shape 40x8, expected 8x40"),
+    "scale's shape": (set_tensor(SCALE, ne=(2,)), "has shape 2, expected 40"),
+    "rank too large": (set_item("dqrelo.weight.rank", 0, 4), "'token_embd.weight.dq_u' has shape 3x40, expected 4x40"),
+    "rank over the shape": (
+        set_item("dqrelo.weight.rank", 0, 41),
+        "rank 41, expected at most 40, the smaller side of 64x40",
+    ),
+    "rank 0": (set_item("dqrelo.weight.rank", 0, 0), f"out of order, '{EMBD}.dq_u' is in its place"),
+    "rank of a quantised u": (set_item("dqrelo.weight.rank", 1, 31), "rows of 31, expected a multiple of 32"),
+    "planes": (set_item("dqrelo.weight.n_planes", 0, 2), "'token_embd.weight.dq_sign1' is missing"),
+    "five planes": (set_item("dqrelo.weight.n_planes", 0, 5), "5 sign planes, expected 1 to 4"),
+    "no planes": (set_item("dqrelo.weight.n_planes", 0, 0), "a dense weight has no planes, factors"),
+    "weight's shape": (set_item("dqrelo.weight.ne", 1, 41), "has shape 8x40, expected 8x41"),
+    "weight without columns": (set_item("dqrelo.weight.ne", 0, 0), "impossible shape 0x40x1x1"),
+    "odd rows": (set_item("dqrelo.weight.ne", 0, 60), "rows of a multiple of 8"),
+    "four dimensions": (set_item("dqrelo.weight.ne", 3, 2), "2 or 3 dimensions"),
+    "weight overflows": (set_item("dqrelo.weight.ne", 1, 1 << 62), "too many elements"),
+    # 5: offsets
+    "odd offset": (set_tensor(SCALE, offset=321), "begins at byte 321 of the data, expected a multiple of 64"),
+    "overlap": (set_tensor(SCALE, offset=256), f"'{SCALE}' overlaps the tensor before it"),
+    "gap": (lambda e: [vars(t).update(offset=t.offset + 64) for t in e.tensors[3:-4]], "leaves a gap before it"),
+    "outside": (set_tensor("blk.0.attn_q.bias.dq_dense", offset=1 << 40), r"ends at byte \d+, file has \d+ bytes"),
+    "truncated": (lambda e: e.data.__delitem__(slice(-80, None)), "'blk.0.attn_q.bias.dq_dense' ends at byte"),
+    # 6: scales
+    "nan scale": (set_scale(SCALE, float("nan")), f"'{SCALE}' has 1 scales that are NaN or infinite"),
+    "infinite cscale": (set_scale("blk.0.attn_k.weight.dq_cscale", float("-inf")), "dq_cscale' has 1 scales"),
+}
