@@ -8,7 +8,7 @@ std::string text_or_empty(const char * text) {
 
 } // namespace
 
-loaded_delta::loaded_delta(std::shared_ptr<delta_registry> registry, dqrelo_delta * handle, std::vector<std::string> inert) :
+loaded_delta::loaded_delta(std::shared_ptr<live_deltas> live, dqrelo_delta * handle, std::vector<std::string> inert) :
     name(text_or_empty(dqrelo_name(handle))),
     path(text_or_empty(dqrelo_path(handle))),
     content_hash(text_or_empty(dqrelo_content_hash(handle))),
@@ -17,7 +17,7 @@ loaded_delta::loaded_delta(std::shared_ptr<delta_registry> registry, dqrelo_delt
     n_bytes(dqrelo_n_bytes(handle)),
     n_weights(dqrelo_n_weights(handle)),
     inert(std::move(inert)),
-    registry(std::move(registry)),
+    live(std::move(live)),
     handle(handle) {
     if (const char * text = dqrelo_chat_template(handle)) {
         chat_template = text;
@@ -25,20 +25,20 @@ loaded_delta::loaded_delta(std::shared_ptr<delta_registry> registry, dqrelo_delt
     eog_tokens.resize(dqrelo_eog_tokens(handle, nullptr, 0));
     dqrelo_eog_tokens(handle, eog_tokens.data(), (int32_t) eog_tokens.size());
 
-    std::lock_guard<std::mutex> lock(this->registry->mutex);
-    this->registry->live.insert(this);
+    std::lock_guard<std::mutex> lock(this->live->mutex);
+    this->live->deltas.insert(this);
 }
 
 loaded_delta::~loaded_delta() {
-    std::lock_guard<std::mutex> lock(registry->mutex);
-    registry->live.erase(this);
+    std::lock_guard<std::mutex> lock(live->mutex);
+    live->deltas.erase(this);
     if (handle != nullptr) {
         dqrelo_free(handle);
     }
 }
 
 void loaded_delta::close() {
-    std::lock_guard<std::mutex> lock(registry->mutex);
+    std::lock_guard<std::mutex> lock(live->mutex);
     if (handle == nullptr) {
         return;
     }
@@ -49,7 +49,7 @@ void loaded_delta::close() {
 }
 
 std::optional<std::string> loaded_delta::meta(const std::string & key) const {
-    std::lock_guard<std::mutex> lock(registry->mutex);
+    std::lock_guard<std::mutex> lock(live->mutex);
     if (handle == nullptr) {
         throw input_error("delta '" + name + "' is closed");
     }
@@ -58,7 +58,7 @@ std::optional<std::string> loaded_delta::meta(const std::string & key) const {
 }
 
 void loaded_delta::bind(llama_context * ctx, llama_seq_id seq_id, float scale) {
-    std::lock_guard<std::mutex> lock(registry->mutex);
+    std::lock_guard<std::mutex> lock(live->mutex);
     if (handle == nullptr) {
         throw input_error("delta '" + name + "' is closed");
     }
@@ -69,6 +69,6 @@ void loaded_delta::bind(llama_context * ctx, llama_seq_id seq_id, float scale) {
 }
 
 bool loaded_delta::is_closed() const {
-    std::lock_guard<std::mutex> lock(registry->mutex);
+    std::lock_guard<std::mutex> lock(live->mutex);
     return handle == nullptr;
 }

@@ -19,16 +19,16 @@ struct input_error : std::runtime_error {
 class loaded_delta;
 
 // The deltas of one session that are loaded. The mutex guards each delta's handle; nothing that may call Python runs under it.
-struct delta_registry {
+struct live_deltas {
     std::mutex               mutex;
-    std::set<loaded_delta *> live;
+    std::set<loaded_delta *> deltas;
 };
 
 // Facts are copied at load, so they can be read after the delta was closed. Freed by close(), the destructor, or the session's end.
 class loaded_delta {
 public:
     // Takes `handle` over. `inert`: the weights that no graph of the session's context reads.
-    loaded_delta(std::shared_ptr<delta_registry> registry, dqrelo_delta * handle, std::vector<std::string> inert);
+    loaded_delta(std::shared_ptr<live_deltas> live, dqrelo_delta * handle, std::vector<std::string> inert);
     ~loaded_delta();
     loaded_delta(const loaded_delta &)             = delete;
     loaded_delta & operator=(const loaded_delta &) = delete;
@@ -43,7 +43,7 @@ public:
     void bind(llama_context * ctx, llama_seq_id seq_id, float scale);
 
     bool is_closed() const;
-    bool belongs_to(const delta_registry * other) const { return registry.get() == other; }
+    bool belongs_to(const live_deltas * other) const { return live.get() == other; }
 
     std::string                name;
     std::string                path;
@@ -59,6 +59,6 @@ public:
 private:
     friend class session;
 
-    std::shared_ptr<delta_registry> registry;
-    dqrelo_delta *                  handle; // NULL once freed
+    std::shared_ptr<live_deltas> live;
+    dqrelo_delta *               handle; // NULL once freed
 };

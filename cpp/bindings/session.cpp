@@ -62,7 +62,7 @@ std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const std::str
 } // namespace
 
 session::session(const std::string & path, const session_params & params) :
-    path(path), registry(std::make_shared<delta_registry>()), kv_unified(params.kv_unified) {
+    path(path), live(std::make_shared<live_deltas>()), kv_unified(params.kv_unified) {
     log_install(params.verbose);
     static const bool is_initialised = (llama_backend_init(), true);
     (void) is_initialised;
@@ -142,8 +142,8 @@ void session::read_facts() {
 void session::close() {
     std::lock_guard<std::mutex> lock(mutex);
     {
-        std::lock_guard<std::mutex> lock_registry(registry->mutex);
-        for (loaded_delta * item : registry->live) {
+        std::lock_guard<std::mutex> lock_live(live->mutex);
+        for (loaded_delta * item : live->deltas) {
             if (item->handle != nullptr) {
                 dqrelo_free(item->handle);
                 item->handle = nullptr;
@@ -186,7 +186,7 @@ std::shared_ptr<loaded_delta> session::load_delta(const std::string & path_delta
     for (int32_t i = 0; i < n_inert; ++i) {
         inert.emplace_back(dqrelo_inert_weight(handle, i));
     }
-    return std::make_shared<loaded_delta>(registry, handle, std::move(inert));
+    return std::make_shared<loaded_delta>(live, handle, std::move(inert));
 }
 
 std::vector<llama_token> session::tokenize(const std::string & text, bool add_special, bool parse_special, const loaded_delta * owner) {
@@ -255,7 +255,7 @@ void session::prepare(job & item, const sequence & seq, size_t i, size_t n_new) 
                               std::to_string(n_vocab - 1));
         }
     }
-    if (seq.owner != nullptr && !seq.owner->belongs_to(registry.get())) {
+    if (seq.owner != nullptr && !seq.owner->belongs_to(live.get())) {
         throw input_error(where + "delta '" + seq.owner->name + "' was loaded for another runtime");
     }
     item.tokens  = seq.tokens;
@@ -343,7 +343,7 @@ uint64_t session::time_streams(const std::vector<std::shared_ptr<loaded_delta>> 
         throw input_error("time_streams: got " + std::to_string(params.n_threads) + " threads, expected at least 1");
     }
     for (const std::shared_ptr<loaded_delta> & owner : owners) {
-        if (owner != nullptr && !owner->belongs_to(registry.get())) {
+        if (owner != nullptr && !owner->belongs_to(live.get())) {
             throw input_error("time_streams: delta '" + owner->name + "' was loaded for another runtime");
         }
     }

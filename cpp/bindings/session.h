@@ -86,11 +86,11 @@ private:
     void require_open() const;
     void prepare(job & item, const sequence & seq, size_t i, size_t n_new) const;
 
-    std::mutex                      mutex; // model and context
-    std::atomic<bool>               is_open{ true };
-    std::shared_ptr<delta_registry> registry;
-    llama_model *                   model = nullptr;
-    llama_context *                 ctx   = nullptr;
-    const llama_vocab *             vocab = nullptr;
-    const bool                      kv_unified;
+    std::mutex                   mutex; // model and context
+    std::atomic<bool>            is_open{ true };
+    std::shared_ptr<live_deltas> live;
+    llama_model *                model = nullptr;
+    llama_context *              ctx   = nullptr;
+    const llama_vocab *          vocab = nullptr;
+    const bool                   kv_unified;
 };

@@ -141,7 +141,7 @@ static void lower_priority() {
 
 void server_delta_loader::run() {
     lower_priority();
-    server_delta_registry::work work;
+    server_delta_work work;
     while (registry->next_work(work)) {
         if (work.to_free) {
             work.to_free->free_handle();
@@ -155,7 +155,7 @@ void server_delta_loader::run() {
     }
 }
 
-void server_delta_loader::load(const server_delta_registry::work & work) {
+void server_delta_loader::load(const server_delta_work & work) {
     std::string                   err;
     std::shared_ptr<server_delta> delta;
     try {

@@ -33,7 +33,7 @@ public:
 
 private:
     void run();
-    void load(const server_delta_registry::work & work);
+    void load(const server_delta_work & work);
 
     const std::shared_ptr<server_delta_registry> registry;
     const server_delta_host &                    host;

@@ -7,6 +7,30 @@
 // How often a waiting request looks whether its client is still there.
 static const auto POLL = std::chrono::milliseconds(200);
 
+// A stretch under the lock in which the parts may change; all who wait look again when it ends.
+class server_delta_registry::change {
+public:
+    explicit change(server_delta_registry & registry) : registry(registry), lock(registry.mutex) {}
+
+    ~change() { tell(); }
+
+    change(const change &)             = delete;
+    change & operator=(const change &) = delete;
+
+    void tell() {
+        registry.is_work = registry.jobs.has_unchecked() || !registry.memory.retired().empty();
+        if (!registry.is_work) {
+            registry.is_woken = false; // update() does not look any more, so a call on its way to the main loop is lost
+        }
+        registry.changed.notify_all();
+    }
+
+    server_delta_registry &      registry;
+    std::unique_lock<std::mutex> lock;
+};
+
+using lock_t = std::lock_guard<std::mutex>;
+
 //
 // holds
 //
@@ -23,45 +47,38 @@ void server_delta_use::count(uint64_t n_prompt, uint64_t n_generated) const {
 }
 
 void server_delta_registry::release(const std::shared_ptr<server_delta> & delta) {
-    const lock_t lock(mutex);
+    const change mine(*this);
     delta->n_uses--;
-    const auto entry = find(delta->name);
+    const auto entry = names.find(delta->name);
     if (entry != nullptr) {
-        retire_if_left(*entry);
+        memory.retire_if_left(*entry);
     }
-    changed.notify_all();
 }
 
 //
 // names
 //
 
-server_delta_entry * server_delta_registry::find(const std::string & name) {
-    const auto it = entries.find(name);
-    return it == entries.end() ? nullptr : &it->second;
-}
-
 bool server_delta_registry::has(const std::string & name) const {
     const lock_t lock(mutex);
-    const auto   it = entries.find(name);
-    return it != entries.end() && !it->second.is_draining;
+    return names.find_open(name) != nullptr;
 }
 
 bool server_delta_registry::is_loaded(const std::string & name) const {
     const lock_t lock(mutex);
-    const auto   it = entries.find(name);
-    return it != entries.end() && !it->second.is_draining && it->second.current;
+    const auto   entry = names.find_open(name);
+    return entry != nullptr && entry->current;
 }
 
 std::string server_delta_registry::path_of(const std::string & name) const {
     const lock_t lock(mutex);
-    const auto   it = entries.find(name);
-    return it == entries.end() ? "" : it->second.path;
+    const auto   entry = names.find(name);
+    return entry == nullptr ? "" : entry->path;
 }
 
 void server_delta_registry::pin(const std::string & name) {
     const lock_t lock(mutex);
-    const auto   entry = find(name);
+    const auto   entry = names.find(name);
     if (entry != nullptr) {
         entry->is_pinned = true;
     }
@@ -69,27 +86,13 @@ void server_delta_registry::pin(const std::string & name) {
 
 bool server_delta_registry::add(const std::string & name, const std::string & path, bool is_pinned) {
     const lock_t lock(mutex);
-    if (find(name) != nullptr) {
-        return false;
-    }
-    auto & entry    = entries[name];
-    entry.name      = name;
-    entry.path      = path;
-    entry.n_bytes   = server_delta_stamp::of(path).n_bytes;
-    entry.is_pinned = is_pinned;
-    entry.order     = n_added++;
-    counts[name];
-    return true;
+    return names.add(name, path, server_delta_stamp::of(path).n_bytes, is_pinned);
 }
 
-int server_delta_registry::n_running(const std::string & name) const {
-    int        n  = 0;
-    const auto it = entries.find(name);
-    if (it != entries.end() && it->second.current) {
-        n += it->second.current->n_uses;
-    }
-    for (const auto & delta : leaving) {
-        n += delta->name == name ? delta->n_uses : 0;
+int server_delta_registry::n_running(const server_delta_entry & entry) const {
+    int n = entry.current ? entry.current->n_uses : 0;
+    for (const auto * delta : memory.old_files(entry.name)) {
+        n += delta->n_uses;
     }
     return n;
 }
@@ -97,349 +100,337 @@ int server_delta_registry::n_running(const std::string & name) const {
 std::vector<server_delta_registry::row> server_delta_registry::rows() const {
     const lock_t     lock(mutex);
     std::vector<row> rows;
-    for (const auto & [name, entry] : entries) {
-        row        r{ entry, counts.at(name), n_running(name), 0, {} };
-        const auto add = [&](const std::shared_ptr<server_delta> & delta) {
-            if (delta && delta->name == name) {
-                r.n_resident += delta->n_bytes;
-                for (const auto & [memory, n_bytes] : delta->memory) {
-                    r.memory[memory] += n_bytes;
-                }
+    for (const auto * entry : names.in_order()) {
+        row  r{ *entry, names.all_counts().at(entry->name), n_running(*entry), 0, {} };
+        auto files = memory.old_files(entry->name);
+        if (entry->current) {
+            files.push_back(entry->current.get());
+        }
+        for (const auto * delta : files) {
+            r.n_resident += delta->n_bytes;
+            for (const auto & [memory, n_bytes] : delta->memory) {
+                r.memory[memory] += n_bytes;
             }
-        };
-        add(entry.current);
-        std::for_each(leaving.begin(), leaving.end(), add);
-        std::for_each(dead.begin(), dead.end(), add);
-        add(freeing);
+        }
         rows.push_back(std::move(r));
     }
-    std::sort(rows.begin(), rows.end(), [](const row & a, const row & b) { return a.entry.order < b.entry.order; });
     return rows;
 }
 
 std::map<std::string, server_delta_counts> server_delta_registry::all_counts() const {
     const lock_t lock(mutex);
-    return counts;
+    return names.all_counts();
+}
+
+size_t server_delta_registry::n_resident() const {
+    const lock_t lock(mutex);
+    return memory.n_bytes(names);
 }
 
 void server_delta_registry::count(const server_delta & delta, uint64_t n_prompt, uint64_t n_generated) {
     const lock_t lock(mutex);
-    counts[delta.name].n_prompt += n_prompt;
-    counts[delta.name].n_generated += n_generated;
+    names.counts(delta.name).n_prompt += n_prompt;
+    names.counts(delta.name).n_generated += n_generated;
 }
 
 void server_delta_registry::count_request(const server_delta & delta) {
     const lock_t lock(mutex);
-    counts[delta.name].n_requests++;
+    names.counts(delta.name).n_requests++;
 }
 
 //
 // requests
 //
 
-// Sleeps until something changed; throws when the client or the server is gone.
-void server_delta_registry::pause(lock_t & lock, const server_should_stop & should_stop) {
-    changed.wait_for(lock, POLL);
+void server_delta_registry::pause(change & mine, const server_should_stop & should_stop) {
+    mine.tell();
+    changed.wait_for(mine.lock, POLL);
     if (is_stopping) {
         throw server_delta_error(ERROR_TYPE_UNAVAILABLE, "the server is shutting down");
     }
-    lock.unlock(); // both may wait
+    mine.lock.unlock(); // both may wait
     const bool is_gone = should_stop && should_stop();
     if (!is_gone && keep_awake) {
         keep_awake();
     }
-    lock.lock();
+    mine.lock.lock();
     if (is_gone) {
         throw server_delta_error(ERROR_TYPE_UNAVAILABLE, "the client has gone");
     }
 }
 
-void server_delta_registry::wait_for(lock_t & lock, const server_delta_job & job, const server_should_stop & should_stop) {
+void server_delta_registry::wait_for(change & mine, const server_delta_job & job, const server_should_stop & should_stop) {
     while (!job.is_done) {
-        pause(lock, should_stop);
+        pause(mine, should_stop);
     }
     if (!job.error.empty()) {
         throw server_delta_error(job.error_type, job.error);
     }
 }
 
-// A request may start if nobody waits before it and its delta runs already, or one more may.
-bool server_delta_registry::may_start(const server_delta_entry & entry, uint64_t ticket) const {
-    if (limits.n_active_max == 0) {
-        return true;
-    }
-    if (!line.empty() && *line.begin() < ticket) {
-        return false;
-    }
-    size_t n_active = 0;
-    for (const auto & [name, other] : entries) {
-        n_active += other.current && other.current->n_uses > 0;
-    }
-    for (const auto & delta : leaving) {
-        n_active += delta->n_uses > 0;
-    }
-    return entry.current->n_uses > 0 || n_active < limits.n_active_max;
-}
-
-// One request on its way to a delta: its place in the line, and what it waits for. Made, used and destroyed under the registry's lock.
-class server_delta_registry::claim {
-public:
-    claim(server_delta_registry & registry, const std::string & name) : registry(registry), name(name), ticket(registry.n_tickets++) {}
-
-    ~claim() { drop(); }
-
-    claim(const claim &)             = delete;
-    claim & operator=(const claim &) = delete;
-
-    // Whether the delta that is loaded stays for this request.
-    bool is_on(const server_delta_entry & entry) const { return is_entitled && order == entry.order; }
-
-    // Waits in line for a turn.
-    void line_up(server_delta_entry & entry) {
-        if (!is_on(entry)) {
-            drop();
-            entry.n_entitled++;
-            is_entitled = true;
-            order       = entry.order;
-        }
-        registry.line.insert(ticket);
-    }
-
-    // Waits for a load, out of line: whom it waits for may be behind it there. The ticket keeps its place.
-    void wait_for(const server_delta_entry & entry, const std::shared_ptr<server_delta_job> & wanted) {
-        drop();
-        job   = wanted;
-        order = entry.order;
-        job->n_waiting++;
-    }
-
-    // The load is over.
-    void loaded() {
-        is_entitled = job->error.empty();
-        job.reset();
-    }
-
-    void drop() {
-        if (job && !job->is_done) {
-            job->n_waiting--;
-        }
-        const auto entry = registry.find(name);
-        const bool is_up = job ? job->is_done && job->error.empty() : is_entitled;
-        if (is_up && entry != nullptr && entry->order == order) {
-            entry->n_entitled--;
-            registry.retire_if_left(*entry);
-        }
-        if (registry.line.erase(ticket) > 0) {
-            registry.changed.notify_all();
-        }
-        job.reset();
-        is_entitled = false;
-    }
-
-    server_delta_registry & registry;
-    const std::string       name;
-    const uint64_t          ticket;
-
-private:
-    std::shared_ptr<server_delta_job> job;                 // waits for it
-    bool                              is_entitled = false; // is counted in the entry's n_entitled
-    uint64_t                          order       = 0;     // of the entry: the name may be unloaded and come back meanwhile
-};
-
 std::shared_ptr<const server_delta_use> server_delta_registry::acquire(const std::string & name, const server_should_stop & should_stop) {
-    lock_t lock(mutex);
-    claim  mine(*this, name);
+    change             mine(*this);
+    server_delta_claim claim(name, names, memory, turns);
 
     while (true) {
-        server_delta_entry * entry = find(name);
-        if (entry == nullptr || entry->is_draining) {
+        server_delta_entry * entry = names.find_open(name);
+        if (entry == nullptr) {
             throw server_delta_error(ERROR_TYPE_NOT_FOUND, "model '" + name + "' was unloaded");
         }
-        if (entry->current && (!entry->is_leaving || mine.is_on(*entry))) {
-            if (may_start(*entry, mine.ticket)) {
+        if (entry->current && (!entry->is_leaving || claim.is_on(*entry))) {
+            if (turns.may_start(*entry, claim.ticket, memory.n_active(names))) {
                 entry->current->n_uses++;
                 entry->used_us = ggml_time_us();
                 entry->used_s  = std::time(nullptr);
                 return std::make_shared<const server_delta_use>(shared_from_this(), entry->current);
             }
-            mine.line_up(*entry);
-            pause(lock, should_stop);
+            claim.line_up(*entry);
+            pause(mine, should_stop);
         } else if (entry->is_broken) {
             throw server_delta_error(ERROR_TYPE_SERVER, "delta '" + name + "' cannot be served: " + entry->reason);
         } else {
-            const std::string path = entry->path;
-            const auto        job  = ask(*entry, path, false);
-            mine.wait_for(*entry, job);
-            while (!job->is_done) {
-                pause(lock, should_stop);
-            }
-            if (!job->error.empty() && job->path == path) { // a failed reload is not this request's: what was there before is loaded then
-                throw server_delta_error(job->error_type, job->error);
-            }
-            mine.loaded();
+            wait_for_load(mine, claim, *entry, should_stop);
         }
     }
 }
 
-//
-// loading and unloading
-//
-
-// The entry's job, which is made if it has none.
-std::shared_ptr<server_delta_job> server_delta_registry::ask(server_delta_entry & entry, const std::string & path, bool is_reload) {
-    if (!entry.job) {
-        entry.job            = std::make_shared<server_delta_job>();
-        entry.job->path      = path;
-        entry.job->is_reload = is_reload;
-        queue.push_back(entry.name);
-        changed.notify_all();
+void server_delta_registry::wait_for_load(change & mine, server_delta_claim & claim, server_delta_entry & entry,
+                                          const server_should_stop & should_stop) {
+    const std::string path = entry.path;
+    const auto        job  = jobs.ask(entry, path, false);
+    claim.wait_for(entry, job);
+    while (!job->is_done) {
+        pause(mine, should_stop);
     }
-    return entry.job;
-}
-
-// The job is over, well or not; its waiters go on.
-void server_delta_registry::finish(server_delta_entry & entry, int error_type, const std::string & error) {
-    entry.job->is_done    = true;
-    entry.job->error_type = error_type;
-    entry.job->error      = error;
-    if (error.empty()) {
-        entry.n_entitled += entry.job->n_waiting;
+    if (!job->error.empty() && job->path == path) { // a failed reload is not this request's: what was there before is loaded then
+        throw server_delta_error(job->error_type, job->error);
     }
-    entry.job.reset();
-    queue.erase(std::remove(queue.begin(), queue.end(), entry.name), queue.end());
-    changed.notify_all();
+    claim.loaded();
 }
 
 void server_delta_registry::load(const std::string & name, const std::string & path, bool is_reload,
                                  const server_should_stop & should_stop) {
-    lock_t lock(mutex);
+    change mine(*this);
     while (true) {
-        server_delta_entry * entry = find(name);
-        if (entry == nullptr || entry->is_draining) {
+        server_delta_entry * entry = names.find_open(name);
+        if (entry == nullptr) {
             throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + name + "' was unloaded");
         }
         if (entry->job && (is_reload || entry->job->path != path)) {
-            pause(lock, should_stop); // another load of this name comes first
+            pause(mine, should_stop); // another load of this name comes first
             continue;
         }
         if (entry->current && !is_reload && !entry->is_leaving) {
             return;
         }
         entry->is_broken = false;
-        const auto job   = ask(*entry, path, is_reload);
-        wait_for(lock, *job, should_stop);
+        const auto job   = jobs.ask(*entry, path, is_reload);
+        wait_for(mine, *job, should_stop);
         return;
     }
 }
 
 void server_delta_registry::unload(const std::string & name, const server_should_stop & should_stop) {
-    lock_t               lock(mutex);
-    server_delta_entry * entry = find(name);
-    if (entry == nullptr || entry->is_draining) {
+    change               mine(*this);
+    server_delta_entry * entry = names.find_open(name);
+    if (entry == nullptr) {
         throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + name + "' does not exist");
     }
-    SRV_INF("delta '%s': unloading, %d requests running\n", name.c_str(), n_running(name));
+    SRV_INF("delta '%s': unloading, %d requests running\n", name.c_str(), n_running(*entry));
     entry->is_draining = true;
     if (entry->job) {
-        finish(*entry, ERROR_TYPE_NOT_FOUND, "delta '" + name + "' was unloaded");
+        jobs.finish(*entry, ERROR_TYPE_NOT_FOUND, "delta '" + name + "' was unloaded");
     }
     if (entry->current) {
-        retire(*entry);
+        memory.retire(*entry);
     }
     forget_drained();
-    changed.notify_all();
-    while (find(name) != nullptr && find(name)->is_draining) {
-        pause(lock, should_stop);
-    }
-}
-
-// No request gets the entry's delta from here on. The main loop unbinds it, then the loader frees it.
-void server_delta_registry::retire(server_delta_entry & entry) {
-    leaving.push_back(std::move(entry.current));
-    entry.current.reset();
-    entry.is_leaving = false;
-    is_work          = true;
-    changed.notify_all();
-}
-
-// Retires what was told to leave once nobody uses it.
-void server_delta_registry::retire_if_left(server_delta_entry & entry) {
-    if (entry.is_leaving && entry.current && !entry.is_in_use()) {
-        retire(entry);
+    while ((entry = names.find(name)) != nullptr && entry->is_draining) {
+        pause(mine, should_stop);
     }
 }
 
 // Drops the names that were unloaded and whose last file is freed.
 void server_delta_registry::forget_drained() {
-    for (auto it = entries.begin(); it != entries.end();) {
-        const auto is_its  = [&](const auto & delta) { return delta->name == it->first; };
-        const bool is_gone = it->second.is_draining && std::none_of(leaving.begin(), leaving.end(), is_its) &&
-                             std::none_of(dead.begin(), dead.end(), is_its) && !(freeing && is_its(freeing));
-        it                 = is_gone ? entries.erase(it) : std::next(it);
-    }
-}
-
-//
-// memory
-//
-
-size_t server_delta_registry::resident_bytes(const std::string & except) const {
-    size_t n_bytes = 0;
-    for (const auto & [name, entry] : entries) {
-        n_bytes += entry.current && name != except ? entry.current->n_bytes : 0;
-    }
-    for (const auto * list : { &leaving, &dead }) {
-        for (const auto & delta : *list) {
-            n_bytes += delta->name != except ? delta->n_bytes : 0;
+    for (const auto * entry : names.in_order()) {
+        if (entry->is_draining && memory.old_files(entry->name).empty()) {
+            names.forget(std::string(entry->name));
         }
     }
-    return n_bytes + (freeing && freeing->name != except ? freeing->n_bytes : 0);
 }
 
-size_t server_delta_registry::n_resident() const {
-    const lock_t lock(mutex);
-    return resident_bytes("");
-}
+//
+// the loader
+//
 
-// Whether the entry's job fits. If it will, when others have gone, they are sent: first the idle ones, least recently used first, then
-// those in use, which then get no more requests. What the entry itself has loaded does not count: a reload has both files in memory for a
-// while.
-server_delta_registry::room server_delta_registry::make_room(const server_delta_entry & entry, std::string & err) {
-    const size_t wanted = entry.job->n_bytes;
-    if (limits.n_bytes_max == 0 || resident_bytes(entry.name) + wanted <= limits.n_bytes_max) {
-        return room::yes;
-    }
-    std::vector<server_delta_entry *> victims;
-    size_t                            n_pinned = 0;
-    size_t                            n_kept   = 0; // bytes that no one was told to leave
-    for (auto & [name, other] : entries) {
-        if (!other.current || &other == &entry) {
+// The first job that waits, if it may run. Jobs that never can are finished on the way.
+bool server_delta_registry::next_load(server_delta_work & next) {
+    while (!is_asleep && !jobs.is_at_work() && !jobs.waiting().empty()) {
+        server_delta_entry & entry = *names.find(jobs.waiting().front());
+        if (entry.current && !entry.job->is_reload) { // was told to leave, for a load that did not come about
+            entry.is_leaving = false;
+            jobs.finish(entry, 0, "");
             continue;
         }
-        n_pinned += other.is_pinned ? other.current->n_bytes : 0;
-        n_kept += other.is_leaving ? 0 : other.current->n_bytes;
-        if (!other.is_pinned && !other.is_leaving) {
-            victims.push_back(&other);
+        if (entry.job->n_bytes == 0) { // once: a load that waits for room comes here again and again
+            entry.job->n_bytes = limits.bytes_needed(entry.job->path);
+        }
+        std::string err;
+        switch (memory.make_room(names, entry, err)) {
+            case server_delta_memory::room::never:
+                SRV_WRN("%s\n", err.c_str());
+                entry.reason = err;
+                jobs.finish(entry, ERROR_TYPE_UNAVAILABLE, err);
+                continue;
+            case server_delta_memory::room::later: return false;
+            case server_delta_memory::room::yes:
+                next.to_load     = entry.job;
+                next.name        = entry.name;
+                next.must_verify = !(entry.verified == server_delta_stamp::of(entry.job->path));
+                jobs.start(next);
+                return true;
         }
     }
-    if (n_pinned + wanted > limits.n_bytes_max) {
-        err = "delta '" + entry.name + "' does not fit: it takes " + std::to_string(wanted) + " bytes, --delta-memory allows " +
-              std::to_string(limits.n_bytes_max) + ", of which pinned deltas have " + std::to_string(n_pinned);
-        return room::never;
-    }
-    std::sort(victims.begin(), victims.end(), [](const auto * a, const auto * b) {
-        return std::make_pair(a->is_in_use(), a->used_us) < std::make_pair(b->is_in_use(), b->used_us);
-    });
-    for (auto * victim : victims) {
-        if (n_kept + wanted <= limits.n_bytes_max) {
-            break;
+    return false;
+}
+
+bool server_delta_registry::next_work(server_delta_work & next) {
+    change mine(*this);
+    while (!is_ended) {
+        next         = {};
+        next.to_free = is_asleep ? nullptr : memory.next_to_free();
+        if (next.to_free || next_load(next)) {
+            return true;
         }
-        n_kept -= victim->current->n_bytes;
-        SRV_INF("delta '%s': goes to make room for '%s', %zu bytes%s\n", victim->name.c_str(), entry.name.c_str(), victim->current->n_bytes,
-                victim->is_in_use() ? ", after its requests" : "");
-        counts[victim->name].n_evictions++;
-        victim->is_leaving = true;
-        retire_if_left(*victim);
+        mine.tell(); // of jobs that were finished without a load
+        // the main loop, which may be idle, checks what was loaded and unbinds what no request holds any more
+        if (!is_asleep && !is_woken && (jobs.has_unchecked() || memory.any_unheld())) {
+            is_woken = next.wants_main_loop = true;
+            return true;
+        }
+        changed.wait(mine.lock);
     }
-    return room::later;
+    return false;
+}
+
+void server_delta_registry::freed() {
+    const change mine(*this);
+    memory.freed();
+    forget_drained();
+}
+
+// The end of a load that failed. After that of a file that was to replace another, the other one can be loaded again.
+void server_delta_registry::fail(const server_delta_work & done, const std::string & err) {
+    const auto entry = names.find(done.name);
+    entry->reason    = err;
+    entry->is_broken = entry->current == nullptr && done.to_load->path == entry->path;
+    jobs.finish(*entry, ERROR_TYPE_SERVER, "delta '" + done.name + "' cannot be served: " + err);
+}
+
+void server_delta_registry::loaded(const server_delta_work & done, const std::shared_ptr<server_delta> & delta, const std::string & err) {
+    const change mine(*this);
+    jobs.read(delta);
+    if (delta) {
+        return;
+    }
+    jobs.end();
+    names.counts(done.name).n_failures++;
+    const auto entry = names.find(done.name);
+    if (entry != nullptr && entry->job == done.to_load) { // else it was unloaded meanwhile
+        fail(done, err);
+    }
+}
+
+void server_delta_registry::end() {
+    const change mine(*this);
+    is_ended    = true;
+    is_stopping = true;
+}
+
+//
+// the main loop
+//
+
+std::shared_ptr<server_delta> server_delta_registry::take_unchecked() {
+    const change mine(*this);
+    is_woken = false;
+    return jobs.take_unchecked();
+}
+
+void server_delta_registry::checked(const std::shared_ptr<server_delta> & delta, const std::string & err) {
+    const change mine(*this);
+    const auto   done  = jobs.end();
+    const auto   entry = names.find(delta->name);
+    if (entry == nullptr || entry->job != done.to_load) { // unloaded meanwhile
+        memory.discard(delta);
+    } else if (!err.empty()) {
+        memory.discard(delta);
+        names.counts(delta->name).n_failures++;
+        fail(done, err);
+    } else {
+        take_over(delta);
+        entry->verified = delta->stamp;
+        jobs.finish(*entry, 0, "");
+    }
+}
+
+// Requests get this delta from here on.
+void server_delta_registry::take_over(const std::shared_ptr<server_delta> & delta) {
+    server_delta_entry & entry = *names.find(delta->name);
+    if (entry.current) {
+        memory.retire(entry);
+    }
+    entry.current    = delta;
+    entry.path       = delta->path;
+    entry.n_bytes    = delta->stamp.n_bytes;
+    entry.hash       = delta->hash;
+    entry.ratio      = delta->ratio;
+    entry.n_applied  = delta->applied.n_applied;
+    entry.is_leaving = false;
+    entry.is_broken  = false;
+    entry.reason.clear();
+    names.counts(entry.name).n_loads++;
+    names.counts(entry.name).load_s += delta->load_ms / 1000.0;
+}
+
+void server_delta_registry::put(const std::shared_ptr<server_delta> & delta) {
+    const change mine(*this);
+    take_over(delta);
+}
+
+std::vector<std::shared_ptr<server_delta>> server_delta_registry::retired() {
+    const lock_t lock(mutex);
+    return memory.retired();
+}
+
+void server_delta_registry::unbound(const std::shared_ptr<server_delta> & delta) {
+    const change mine(*this);
+    memory.unbound(delta);
+}
+
+void server_delta_registry::sleep() {
+    change mine(*this);
+    is_asleep = true;
+    changed.wait(mine.lock, [this] { return !jobs.is_reading() && !memory.is_freeing(); });
+
+    for (auto & [name, entry] : names.all()) {
+        if (entry.current) {
+            jobs.ask(entry, entry.path, false);
+        }
+    }
+    auto all = memory.take_all(names);
+    if (jobs.has_unchecked()) { // its job stays in the queue
+        all.push_back(jobs.take_unchecked());
+    }
+    jobs.end();
+    is_woken = false;
+    for (const auto & delta : all) {
+        delta->free_handle();
+    }
+    forget_drained();
+}
+
+void server_delta_registry::wake() {
+    const change mine(*this);
+    is_asleep = false;
 }

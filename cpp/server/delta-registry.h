@@ -1,20 +1,23 @@
-// delta-registry.h: which deltas are known, loaded, in use and on their way out; who waits for what; how much memory they have.
+// delta-registry.h: the deltas of a server, for the three kinds of threads that meet here. HTTP threads acquire deltas and wait. The loader
+// (delta-loader.h) reads files and frees them. The main loop, which owns the context, checks new deltas against its graphs and unbinds old
+// ones, between two steps.
 //
-// Three kinds of threads meet here. HTTP threads acquire deltas and wait. The loader (delta-loader.h) reads files and frees them. The main
-// loop, which owns the context, checks new deltas against its graphs and unbinds old ones, between two steps. One lock guards everything;
-// nothing slow is done under it, and no function of the server's queue is called under it (the queue calls back with its own lock held).
+// Lock discipline: `mutex` guards the parts (names, memory, turns, jobs), which have no lock of their own and are reached through the
+// registry only. A function that changes them holds a `change`, one that reads them a plain lock. Nothing slow is done under it, and no
+// function of the server's queue is called under it (the queue calls back with its own lock held).
 #pragma once
 
-#include "delta-entry.h"
+#include "delta-jobs.h"
+#include "delta-memory.h"
+#include "delta-names.h"
 #include "delta-ref.h"
+#include "delta-turns.h"
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
-#include <set>
 #include <vector>
 
 using server_should_stop = std::function<bool()>;
@@ -31,7 +34,8 @@ struct server_delta_limits {
 
 class server_delta_registry : public std::enable_shared_from_this<server_delta_registry> {
 public:
-    explicit server_delta_registry(server_delta_limits limits) : limits(std::move(limits)) {}
+    explicit server_delta_registry(const server_delta_limits & limits) :
+        limits(limits), memory(limits.n_bytes_max), turns(limits.n_active_max) {}
 
     // --- any thread
 
@@ -108,60 +112,34 @@ public:
 
     // --- the loader
 
-    // What the loader has to do next: one of these.
-    struct work {
-        std::shared_ptr<server_delta>     to_free;
-        std::shared_ptr<server_delta_job> to_load;
-        std::string                       name;                   // of what is to be loaded
-        bool                              must_verify     = true; // the digests of this file were not checked yet
-        bool                              wants_main_loop = false;
-    };
-    bool next_work(work & next); // waits; false when the server ends
+    bool next_work(server_delta_work & next); // waits; false when the server ends
     void freed();
-    void loaded(const work & done, const std::shared_ptr<server_delta> & delta, const std::string & err); // NULL with an error
+    void loaded(const server_delta_work & done, const std::shared_ptr<server_delta> & delta, const std::string & err); // NULL with an error
     void end();
 
 private:
-    using lock_t = std::unique_lock<std::mutex>;
+    class change;
 
-    class claim;
+    // Sleeps until something changed; throws when the client or the server is gone.
+    void pause(change & mine, const server_should_stop & should_stop);
+    void wait_for(change & mine, const server_delta_job & job, const server_should_stop & should_stop);
+    void wait_for_load(change & mine, server_delta_claim & claim, server_delta_entry & entry, const server_should_stop & should_stop);
+    int  n_running(const server_delta_entry & entry) const;
+    bool next_load(server_delta_work & next);
+    void fail(const server_delta_work & done, const std::string & err);
+    void take_over(const std::shared_ptr<server_delta> & delta);
+    void forget_drained();
 
-    enum class room { yes, later, never };
-
-    server_delta_entry *              find(const std::string & name);
-    std::shared_ptr<server_delta_job> ask(server_delta_entry & entry, const std::string & path, bool is_reload);
-    void                              wait_for(lock_t & lock, const server_delta_job & job, const server_should_stop & should_stop);
-    void                              pause(lock_t & lock, const server_should_stop & should_stop);
-    void                              finish(server_delta_entry & entry, int error_type, const std::string & error);
-    void                              take_over(const std::shared_ptr<server_delta> & delta);
-    bool                              next_load(work & next);
-    room                              make_room(const server_delta_entry & entry, std::string & err);
-    void                              retire(server_delta_entry & entry);
-    void                              retire_if_left(server_delta_entry & entry);
-    void                              forget_drained();
-    void                              update_is_work();
-    size_t                            resident_bytes(const std::string & except) const;
-    bool                              may_start(const server_delta_entry & entry, uint64_t ticket) const;
-    int                               n_running(const std::string & name) const;
-
-    std::function<void()>                      keep_awake;
-    mutable std::mutex                         mutex;
-    std::condition_variable                    changed;
-    std::map<std::string, server_delta_entry>  entries;
-    std::map<std::string, server_delta_counts> counts;
-    std::deque<std::string>                    queue; // names whose jobs wait for the loader; the first one is at work
-    std::set<uint64_t>                         line; // tickets of the requests that wait for their turn; each has a claim on a loaded delta
-    uint64_t                                   n_tickets = 0;
-    uint64_t                                   n_added   = 0;
-    std::vector<std::shared_ptr<server_delta>> leaving;            // retired, maybe still bound or held
-    std::vector<std::shared_ptr<server_delta>> dead;               // for the loader to free
-    std::shared_ptr<server_delta>              freeing;            // what it frees, outside the lock
-    work                                       at_work;            // what it loads, until the main loop has checked it
-    std::shared_ptr<server_delta>              unchecked;          // loaded, for the main loop to check
-    bool                                       is_reading = false; // the loader reads a file, outside the lock
-    bool                                       is_woken   = false; // the main loop was told to look
-    bool                                       is_asleep  = false;
-    bool                                       is_ended   = false;
-    std::atomic<bool>                          is_work{ false };
-    std::atomic<bool>                          is_stopping{ false };
+    std::function<void()>   keep_awake;
+    mutable std::mutex      mutex;
+    std::condition_variable changed;
+    server_delta_names      names;
+    server_delta_memory     memory;
+    server_delta_turns      turns;
+    server_delta_jobs       jobs;
+    bool                    is_woken  = false; // the main loop was told to look
+    bool                    is_asleep = false;
+    bool                    is_ended  = false;
+    std::atomic<bool>       is_work{ false };
+    std::atomic<bool>       is_stopping{ false };
 };

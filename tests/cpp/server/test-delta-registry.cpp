@@ -51,7 +51,7 @@ struct fixture {
 
     // The loader's thread, until the registry ends. `wake` is what it does to the main loop.
     void load_all(const std::function<void()> & wake) const {
-        server_delta_registry::work work;
+        server_delta_work work;
         while (registry->next_work(work)) {
             if (work.to_free) {
                 registry->freed();
@@ -122,8 +122,8 @@ static void test_main_loop_is_called_again() {
     const fixture f({});
     f.put("a");
     f.put("b");
-    std::thread                 one([&] { f.registry->unload("a", nullptr); });
-    server_delta_registry::work work;
+    std::thread       one([&] { f.registry->unload("a", nullptr); });
+    server_delta_work work;
     assert(f.registry->next_work(work) && work.wants_main_loop);
     assert(f.registry->take_unchecked() == nullptr);
     assert(f.registry->next_work(work) && work.wants_main_loop); // the main loop looks, but did not unbind yet

@@ -1,0 +1,46 @@
+#include "delta-jobs.h"
+
+#include <algorithm>
+
+std::shared_ptr<server_delta_job> server_delta_jobs::ask(server_delta_entry & entry, const std::string & path, bool is_reload) {
+    if (!entry.job) {
+        entry.job            = std::make_shared<server_delta_job>();
+        entry.job->path      = path;
+        entry.job->is_reload = is_reload;
+        queue.push_back(entry.name);
+    }
+    return entry.job;
+}
+
+void server_delta_jobs::finish(server_delta_entry & entry, int error_type, const std::string & error) {
+    entry.job->is_done    = true;
+    entry.job->error_type = error_type;
+    entry.job->error      = error;
+    if (error.empty()) {
+        entry.n_entitled += entry.job->n_waiting;
+    }
+    entry.job.reset();
+    queue.erase(std::remove(queue.begin(), queue.end(), entry.name), queue.end());
+}
+
+void server_delta_jobs::start(const server_delta_work & work) {
+    at_work     = work;
+    is_reading_ = true;
+}
+
+void server_delta_jobs::read(const std::shared_ptr<server_delta> & delta) {
+    is_reading_ = false;
+    unchecked   = delta;
+}
+
+std::shared_ptr<server_delta> server_delta_jobs::take_unchecked() {
+    auto delta = std::move(unchecked);
+    unchecked.reset();
+    return delta;
+}
+
+server_delta_work server_delta_jobs::end() {
+    server_delta_work work = std::move(at_work);
+    at_work                = {};
+    return work;
+}

@@ -1,0 +1,59 @@
+// delta-memory.h: the files of deltas that are in memory, how many bytes they take, and who goes to make room. A file serves as its
+// entry's `current`, then leaves: it is retired (no new request gets it), unbound by the main loop, and freed by the loader. Guarded by
+// the registry's lock.
+#pragma once
+
+#include "delta-names.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+class server_delta_memory {
+public:
+    explicit server_delta_memory(size_t n_bytes_max) : n_bytes_max(n_bytes_max) {}
+
+    // The entry's file leaves: at once, or if it was told to (is_leaving) and nobody uses it any more.
+    void retire(server_delta_entry & entry);
+    void retire_if_left(server_delta_entry & entry);
+
+    // A file that never served goes to be freed.
+    void discard(const std::shared_ptr<server_delta> & delta);
+
+    // Retired files that may be bound or held, and the report that one of them is neither.
+    const std::vector<std::shared_ptr<server_delta>> & retired() const { return leaving; }
+    bool                                               any_unheld() const;
+    void                                               unbound(const std::shared_ptr<server_delta> & delta);
+
+    // What the loader is to free next, or NULL; it counts as long as freed() was not called.
+    std::shared_ptr<server_delta> next_to_free();
+    void                          freed() { freeing.reset(); }
+    bool                          is_freeing() const { return freeing != nullptr; }
+
+    // Takes every file out, for the caller to free: nothing may be bound or in the loader's hands.
+    std::vector<std::shared_ptr<server_delta>> take_all(server_delta_names & names);
+
+    // Files of this name that have left service and are not freed yet.
+    std::vector<const server_delta *> old_files(const std::string & name) const;
+
+    // Deltas, by file, that requests run with.
+    size_t n_active(const server_delta_names & names) const;
+
+    // Bytes of all files, without those of one name.
+    size_t n_bytes(const server_delta_names & names, const std::string & except = "") const;
+
+    enum class room { yes, later, never };
+
+    // Whether the entry's job fits. If it will, when others have gone, they are sent: first the idle ones, least recently used first, then
+    // those in use, which then get no more requests. What the entry itself has loaded does not count: a reload has both files in memory
+    // for a while. `err` is why it never fits.
+    room make_room(server_delta_names & names, const server_delta_entry & entry, std::string & err);
+
+private:
+    void send_away(server_delta_names & names, const server_delta_entry & entry);
+
+    const size_t                               n_bytes_max; // 0: any
+    std::vector<std::shared_ptr<server_delta>> leaving;     // retired
+    std::vector<std::shared_ptr<server_delta>> dead;        // for the loader to free
+    std::shared_ptr<server_delta>              freeing;     // what it frees, outside the lock
+};

@@ -1,0 +1,63 @@
+// delta-turns.h: requests on their way to a delta: whose turn it is, and what each waits for. Guarded by the registry's lock.
+#pragma once
+
+#include "delta-memory.h"
+#include "delta-names.h"
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+
+// First come, first served: a request draws a ticket and, where too many deltas run, stands in line with it.
+class server_delta_turns {
+public:
+    explicit server_delta_turns(size_t n_active_max) : n_active_max(n_active_max) {}
+
+    uint64_t draw() { return n_tickets++; }
+    void     line_up(uint64_t ticket) { line.insert(ticket); }
+    bool     leave(uint64_t ticket) { return line.erase(ticket) > 0; }
+
+    // A request may start if nobody waits before it and its delta, which is loaded, runs already, or one more than `n_active` may.
+    bool may_start(const server_delta_entry & entry, uint64_t ticket, size_t n_active) const;
+
+private:
+    const size_t       n_active_max; // 0: any
+    std::set<uint64_t> line;         // tickets of those that wait for their turn; each has a claim on a loaded delta
+    uint64_t           n_tickets = 0;
+};
+
+// One request's claim: its place in the line, and what it waits for.
+class server_delta_claim {
+public:
+    server_delta_claim(const std::string & name, server_delta_names & names, server_delta_memory & memory, server_delta_turns & turns);
+    ~server_delta_claim() { drop(); }
+    server_delta_claim(const server_delta_claim &)             = delete;
+    server_delta_claim & operator=(const server_delta_claim &) = delete;
+
+    // Whether the delta that is loaded stays for this request.
+    bool is_on(const server_delta_entry & entry) const { return is_entitled && order == entry.order; }
+
+    // Waits in line for a turn.
+    void line_up(server_delta_entry & entry);
+
+    // Waits for a load, out of line: whom it waits for may be behind it there. The ticket keeps its place.
+    void wait_for(const server_delta_entry & entry, const std::shared_ptr<server_delta_job> & wanted);
+
+    // The load is over.
+    void loaded();
+
+    // Waits for nothing any more.
+    void drop();
+
+    const std::string name;
+    const uint64_t    ticket;
+
+private:
+    server_delta_names &              names;
+    server_delta_memory &             memory;
+    server_delta_turns &              turns;
+    std::shared_ptr<server_delta_job> job;                 // waits for it
+    bool                              is_entitled = false; // is counted in the entry's n_entitled
+    uint64_t                          order       = 0;     // of the entry: the name may be unloaded and come back meanwhile
+};
