@@ -4,29 +4,19 @@
 // delta rewrites table entries and never the graph.
 #pragma once
 
-#include "graph/composed-check.h"
 #include "context/delta-tables.h"
 
 #include <cstdint>
-#include <map>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 struct dqrelo_delta;
-struct llama_context;
-struct llama_ubatch;
 
-// How the graphs of a context read a weight.
-struct dqrelo_usage {
-    bool        supported = true;
-    std::string problem;   // one line, where not supported
-    std::string own_batch; // why that is only right in a ubatch whose tokens all have one delta and scale, or empty
-
-    // on devices without the operator
-    std::vector<dqrelo::read_shape> composed;    // each once
-    uint32_t                        n_reads = 0; // of the graph that reads it most often
-};
+namespace dqrelo {
+struct graph_usage; // graph/weight-usage.h
+} // namespace dqrelo
 
 struct dqrelo_context {
     struct slot {
@@ -66,10 +56,9 @@ struct dqrelo_context {
     };
     std::unordered_map<std::string, verdict> checked; // by content hash, the deltas that the graphs can carry
 
-    // what the graphs of this context read, collected once by building them; see scan_usage
-    std::map<std::string, dqrelo_usage> usage;
-    bool                                scanned  = false;
-    bool                                scanning = false;
+    // What the graphs of this context read, null until they were scanned, and what a scan under way collects.
+    std::shared_ptr<const dqrelo::graph_usage> usage;
+    dqrelo::graph_usage *                      scan = nullptr; // the graph pass only records then, and puts no deltas onto graphs
 
 private:
     void grow_composed();
@@ -77,10 +66,3 @@ private:
     uint64_t n_generations = 0;
     uint32_t n_composed    = 0; // the most so far, so that graphs grow seldom
 };
-
-namespace dqrelo {
-
-// Builds the graphs of `ctx` (for one token and for several) with dctx.scanning set, so that the graph pass fills dctx.usage.
-void scan_usage(llama_context & ctx, dqrelo_context & dctx);
-
-} // namespace dqrelo
