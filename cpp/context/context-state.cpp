@@ -4,10 +4,10 @@
 
 #include <algorithm>
 
-dqrelo_context::dqrelo_context(uint32_t n_seq_max) : slots(n_seq_max), seqs(n_seq_max), tables(n_seq_max) {}
+dqrelo_context::dqrelo_context(uint32_t n_seq_max) : active(n_seq_max), seqs(n_seq_max), tables(n_seq_max) {}
 
 dqrelo_context::~dqrelo_context() {
-    for (const slot & s : slots) {
+    for (const active_delta & s : active) {
         if (s.delta) {
             s.delta->n_bound -= s.n_bound;
         }
@@ -15,42 +15,42 @@ dqrelo_context::~dqrelo_context() {
 }
 
 int32_t dqrelo_context::acquire(dqrelo_delta * delta) {
-    int32_t free_slot = -1;
-    for (int32_t i = 0; i < (int32_t) slots.size(); i++) {
-        if (slots[i].delta == delta) {
-            free_slot = i;
+    int32_t free_index = -1;
+    for (int32_t i = 0; i < (int32_t) active.size(); i++) {
+        if (active[i].delta == delta) {
+            free_index = i;
             break;
         }
-        if (!slots[i].delta && free_slot < 0) {
-            free_slot = i;
+        if (!active[i].delta && free_index < 0) {
+            free_index = i;
         }
     }
-    if (free_slot < 0) {
+    if (free_index < 0) {
         return -1;
     }
-    slot & s = slots[free_slot];
+    active_delta & s = active[free_index];
     if (!s.delta) {
-        tables.set(free_slot, *delta);
+        tables.set(free_index, *delta);
         s.delta      = delta;
         s.generation = ++n_generations;
-        s.own_batch  = checked.at(delta->file->content_hash()).own_batch;
+        s.own_ubatch = checked.at(delta->file->content_hash()).own_ubatch;
         grow_composed();
     }
     s.n_bound++;
     delta->n_bound++;
-    return free_slot;
+    return free_index;
 }
 
 void dqrelo_context::grow_composed() {
     uint32_t n = 0;
-    for (const slot & s : slots) {
+    for (const active_delta & s : active) {
         n += s.delta ? checked.at(s.delta->file->content_hash()).n_composed : 0;
     }
     n_composed = std::max(n_composed, n);
 }
 
 void dqrelo_context::release(int32_t i) {
-    slot & s = slots[i];
+    active_delta & s = active[i];
     s.delta->n_bound--;
     if (--s.n_bound == 0) {
         tables.clear(i);

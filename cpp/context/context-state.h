@@ -1,7 +1,7 @@
 // context-state.h: which delta each sequence of a context has, and the tables through which the operator finds their weights.
 //
-// A context has a fixed number of slots, each holding one bound delta. The graph refers to tables and slot numbers only, so binding another
-// delta rewrites table entries and never the graph.
+// The deltas that are bound to some sequence are the active ones. Each has an index as long as it is bound. The graph refers to tables and
+// indices only, so binding another delta rewrites table entries and never the graph.
 #pragma once
 
 #include "context/delta-tables.h"
@@ -19,16 +19,18 @@ struct graph_usage; // graph/weight-usage.h
 } // namespace dqrelo
 
 struct dqrelo_context {
-    struct slot {
+    struct active_delta {
         dqrelo_delta * delta      = nullptr;
         int32_t        n_bound    = 0;
-        bool           own_batch  = false; // its tokens share no ubatch with others
-        uint64_t       generation = 0;     // differs for each delta that the slot gets
+        bool           own_ubatch = false; // its tokens share no ubatch with others
+        uint64_t       generation = 0;     // differs for each delta that the index gets
     };
     struct binding {
-        int32_t slot  = -1;
-        float   scale = 1.0f;
-        bool    operator==(const binding & other) const { return slot == other.slot && (slot < 0 || scale == other.scale); }
+        int32_t delta_index   = -1; // -1: the base
+        float   request_scale = 1.0f;
+        bool    operator==(const binding & other) const {
+            return delta_index == other.delta_index && (delta_index < 0 || request_scale == other.request_scale);
+        }
     };
 
     explicit dqrelo_context(uint32_t n_seq_max);
@@ -36,9 +38,9 @@ struct dqrelo_context {
     dqrelo_context(const dqrelo_context &)             = delete;
     dqrelo_context & operator=(const dqrelo_context &) = delete;
 
-    // The slot that holds `delta`, which was checked, else a free one that now does, else -1.
+    // The index of `delta`, which was checked: the one it has, else a free one, else -1.
     int32_t acquire(dqrelo_delta * delta);
-    void    release(int32_t slot);
+    void    release(int32_t delta_index);
 
     // Nodes that graphs must have room for besides those of the operator.
     uint32_t n_composed_nodes() const { return n_composed; }
@@ -46,12 +48,12 @@ struct dqrelo_context {
     // Of a token with the given sequences; false in `agree` if they have different deltas.
     binding binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
 
-    std::vector<slot>    slots;
-    std::vector<binding> seqs; // by sequence id
-    dqrelo::delta_tables tables;
+    std::vector<active_delta> active; // by index; without a delta where the index is free
+    std::vector<binding>      seqs;   // by sequence id
+    dqrelo::delta_tables      tables;
 
     struct verdict {
-        bool     own_batch  = false; // in ubatches of its own
+        bool     own_ubatch = false; // in ubatches of its own
         uint32_t n_composed = 0;     // nodes that it adds to a graph where it is composed of ordinary ops
     };
     std::unordered_map<std::string, verdict> checked; // by content hash, the deltas that the graphs can carry

@@ -39,7 +39,7 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_
     if (!dqrelo::check_base(*delta, path_model, params.allow_other_base_bytes, err)) {
         return nullptr;
     }
-    if (!dqrelo::check_loaded_shapes(model, *delta->file, err) || !dqrelo::place(*delta, model, err)) {
+    if (!dqrelo::check_loaded_shapes(model, *delta->file, err) || !dqrelo::find_copies(*delta, model, err)) {
         return nullptr;
     }
     if (params.verify && !delta->file->verify(err)) {

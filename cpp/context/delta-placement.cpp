@@ -64,7 +64,7 @@ tensors_by_name tensors_of(const llama_model & model) {
     return tensors;
 }
 
-bool place(dqrelo_delta & delta, const llama_model & model, std::string & err) {
+bool find_copies(dqrelo_delta & delta, const llama_model & model, std::string & err) {
     const tensors_by_name tensors = tensors_of(model);
     const auto &          weights = delta.file->weights();
     for (size_t i = 0; i < weights.size(); i++) {
@@ -130,7 +130,7 @@ size_t dqrelo_bytes_needed(const llama_model * model, const char * path) {
     std::string  err;
     dqrelo_delta delta;
     delta.file = on_host ? nullptr : dqrelo::delta_file::open_header(path, err); // most often there is no need to look into the file
-    if (!delta.file || !dqrelo::place(delta, *model, err)) {
+    if (!delta.file || !dqrelo::find_copies(delta, *model, err)) {
         std::error_code code;
         const auto      n_bytes = std::filesystem::file_size(path, code);
         return code ? 0 : (size_t) n_bytes;

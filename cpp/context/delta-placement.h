@@ -16,7 +16,7 @@ using tensors_by_name = std::unordered_map<std::string, std::vector<const ggml_t
 tensors_by_name tensors_of(const llama_model & model);
 
 // Fills in `delta.copies`: where each weight is needed. Returns false with one line in `err`.
-bool place(dqrelo_delta & delta, const llama_model & model, std::string & err);
+bool find_copies(dqrelo_delta & delta, const llama_model & model, std::string & err);
 
 // Fills in `delta.memory` for a delta that was placed.
 void count_memory(dqrelo_delta & delta);

@@ -20,8 +20,8 @@ graph_key graph_key::of(const dqrelo_context & dctx, const llama_ubatch & ubatch
             key.is = state::conflict;
             break;
         }
-        if (b.slot >= 0 && key.is != state::own_batch) {
-            key.is = dctx.slots[b.slot].own_batch ? state::own_batch : state::shared;
+        if (b.delta_index >= 0 && key.is != state::own_ubatch) {
+            key.is = dctx.active[b.delta_index].own_ubatch ? state::own_ubatch : state::shared;
         }
     }
     return key;
@@ -31,7 +31,7 @@ uint64_t graph_key::encode() const {
     switch (is) {
         case state::base: return 0;
         case state::shared: return 2 * ((uint64_t) n_tables + 1);
-        case state::own_batch: return 2 * ((uint64_t) n_tables + 1) + 1;
+        case state::own_ubatch: return 2 * ((uint64_t) n_tables + 1) + 1;
         case state::conflict: return NUMBER_OF_CONFLICT;
     }
     return NUMBER_OF_CONFLICT;
@@ -42,7 +42,7 @@ graph_key graph_key::decode(uint64_t number) {
     if (number == NUMBER_OF_CONFLICT) {
         key.is = state::conflict;
     } else if (number != 0) {
-        key.is       = number & 1 ? state::own_batch : state::shared;
+        key.is       = number & 1 ? state::own_ubatch : state::shared;
         key.n_tables = (size_t) (number / 2 - 1);
     }
     return key;

@@ -11,10 +11,10 @@ namespace dqrelo {
 
 struct graph_key {
     enum class state {
-        base,      // no row has a delta: the base's own graph
-        shared,    // rows of any deltas, scales and the base
-        own_batch, // tokens of one delta and scale only, which needs that
-        conflict,  // a token's sequences have different deltas: no graph is right
+        base,       // no row has a delta: the base's own graph
+        shared,     // rows of any deltas, of any request scales, and of the base
+        own_ubatch, // tokens of one delta and request scale only, which needs that
+        conflict,   // a token's sequences have different deltas: no graph is right
     };
 
     state  is       = state::base;

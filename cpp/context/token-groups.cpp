@@ -15,16 +15,16 @@ std::vector<uint64_t> dqrelo_token_groups(const dqrelo_context * dctx, const lla
         return {};
     }
     std::vector<uint64_t> groups;
-    bool                  own_batch = false;
+    bool                  own_ubatch = false;
     for (int32_t i = 0; i < batch.n_tokens; i++) {
         bool       agree = true;
         const auto b     = dctx->binding_of(batch.seq_id[i], batch.n_seq_id[i], agree);
         uint32_t   scale_bits;
-        memcpy(&scale_bits, &b.scale, sizeof(scale_bits));
-        groups.push_back(b.slot < 0 ? 0 : (uint64_t) (b.slot + 1) << 32 | scale_bits);
-        own_batch = own_batch || (b.slot >= 0 && dctx->slots[b.slot].own_batch);
+        memcpy(&scale_bits, &b.request_scale, sizeof(scale_bits));
+        groups.push_back(b.delta_index < 0 ? 0 : (uint64_t) (b.delta_index + 1) << 32 | scale_bits);
+        own_ubatch = own_ubatch || (b.delta_index >= 0 && dctx->active[b.delta_index].own_ubatch);
     }
-    return own_batch ? groups : std::vector<uint64_t>();
+    return own_ubatch ? groups : std::vector<uint64_t>();
 }
 
 bool dqrelo_one_group(const dqrelo_context * dctx, const llama_batch & batch) {

@@ -41,9 +41,9 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
     dqrelo_context & dctx  = state_of(ctx);
     auto &           bound = dctx.seqs[seq_id];
 
-    const dqrelo_delta * previous = bound.slot >= 0 ? dctx.slots[bound.slot].delta : nullptr;
+    const dqrelo_delta * previous = bound.delta_index >= 0 ? dctx.active[bound.delta_index].delta : nullptr;
     if (previous == delta) {
-        bound.scale = scale;
+        bound.request_scale = scale;
         return true;
     }
     if (delta && !is_for(ctx, *delta, err)) {
@@ -56,25 +56,25 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
         }
     }
     ctx.synchronize(); // a running graph may still read the tables
-    if (bound.slot >= 0) {
-        dctx.release(bound.slot);
+    if (bound.delta_index >= 0) {
+        dctx.release(bound.delta_index);
         bound = {};
     }
     if (delta) {
-        // there are as many slots as sequences, and this sequence has none: one is free
+        // As many deltas may be active as there are sequences, and this one has none: an index is free.
         const size_t   n_tables   = dctx.tables.size();
         const uint32_t n_composed = dctx.n_composed_nodes();
 
-        bound.slot  = dctx.acquire(delta);
-        bound.scale = scale;
+        bound.delta_index   = dctx.acquire(delta);
+        bound.request_scale = scale;
         if (dctx.tables.size() != n_tables || dctx.n_composed_nodes() != n_composed) {
-            // the graphs cover more weights, or have more nodes: take their memory here, where a failure has a caller, and not in the next
-            // decode
+            // The graphs cover more weights, or have more nodes: their memory is taken here, where a failure has a caller, and not in the
+            // next decode.
             ctx.dqrelo_graphs_grew();
             try {
                 ctx.sched_reserve();
             } catch (...) {
-                dctx.release(bound.slot);
+                dctx.release(bound.delta_index);
                 bound = {};
                 throw;
             }
@@ -114,13 +114,13 @@ bool dqrelo_needs_own_batch(const llama_context * ctx, const dqrelo_delta * delt
         return false;
     }
     const auto it = ctx->dqrelo->checked.find(delta->file->content_hash());
-    return it != ctx->dqrelo->checked.end() && it->second.own_batch;
+    return it != ctx->dqrelo->checked.end() && it->second.own_ubatch;
 }
 
 const dqrelo_delta * dqrelo_bound(const llama_context * ctx, llama_seq_id seq_id) {
     if (!ctx->dqrelo || seq_id < 0 || seq_id >= (int32_t) ctx->dqrelo->seqs.size()) {
         return nullptr;
     }
-    const int32_t slot = ctx->dqrelo->seqs[seq_id].slot;
-    return slot >= 0 ? ctx->dqrelo->slots[slot].delta : nullptr;
+    const int32_t index = ctx->dqrelo->seqs[seq_id].delta_index;
+    return index >= 0 ? ctx->dqrelo->active[index].delta : nullptr;
 }

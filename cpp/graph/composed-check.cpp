@@ -23,20 +23,20 @@ uint32_t n_tensors(const composed_weight & w) {
     return n;
 }
 
-// A plan in which one slot has every other row, with scales: the form that needs most ops.
+// A plan in which one delta has every other row, with request scales: the form that needs most ops.
 row_plan probe_plan(int64_t n_rows) {
-    slot_rows s;
-    s.slot = 0;
-    s.unit = false;
+    delta_rows s;
+    s.delta_index = 0;
+    s.unit        = false;
     for (int64_t i = 0; i < n_rows; i += 2) {
         for (row_kind kind : { ROWS_TOKENS, ROWS_OUTPUTS }) {
             s.rows[kind].push_back((int32_t) i);
-            s.scales[kind].push_back(0.5f);
+            s.request_scales[kind].push_back(0.5f);
         }
     }
     row_plan plan;
     plan.n_rows = { n_rows, n_rows };
-    plan.slots.push_back(std::move(s));
+    plan.deltas.push_back(std::move(s));
     return plan;
 }
 
@@ -62,7 +62,7 @@ probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const 
     composed_inputs inputs(dctx, plan);
     composed_graph  graph(ctx.get(), plan, inputs, [&w](int32_t, const ggml_tensor *) { return &w; });
     ggml_tensor *   base = ggml_new_tensor(ctx.get(), GGML_TYPE_F32, GGML_MAX_DIMS, shape.node);
-    if (shape.swap) {
+    if (shape.merged_copy) {
         graph.merged(read.weight);
     } else {
         graph.attach(read, shape.layout, base, read.x);

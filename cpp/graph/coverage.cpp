@@ -36,7 +36,7 @@ std::shared_ptr<const graph_usage> scan(llama_context & ctx, dqrelo_context & dc
     auto            usage   = std::make_shared<graph_usage>();
     const scan_mode mode(dctx, *usage);
 
-    // as llama.cpp itself reserves its graphs; some architectures build other graphs for single tokens
+    // As llama.cpp itself reserves its graphs. Some architectures build other graphs for single tokens.
     const uint32_t n_seqs = cparams.n_seq_max;
     for (uint32_t n_tokens : { n_seqs, std::min(cparams.n_ctx, cparams.n_ubatch) }) {
         llama_memory_context_ptr mctx;
@@ -50,8 +50,8 @@ std::shared_ptr<const graph_usage> scan(llama_context & ctx, dqrelo_context & dc
 
 // How the graphs read the weights of a delta.
 struct delta_reads {
-    std::vector<std::string> inert;     // those that no graph reads
-    std::string              own_batch; // the first weight that needs a ubatch of one delta, and why, or empty
+    std::vector<std::string> inert;      // those that no graph reads
+    std::string              own_ubatch; // the first weight that needs a ubatch of one delta, and why, or empty
 };
 
 bool find_reads(const graph_usage & usage, const dqrelo_delta & delta, delta_reads & reads, std::string & err) {
@@ -63,8 +63,8 @@ bool find_reads(const graph_usage & usage, const dqrelo_delta & delta, delta_rea
             err = delta.file->path() + ": tensor '" + w.name + "' " + used->problem +
                   ". Convert the fine-tune without it (--exclude), or merge the delta";
             return false;
-        } else if (reads.own_batch.empty() && !used->own_batch.empty()) {
-            reads.own_batch = "'" + w.name + "' " + used->own_batch;
+        } else if (reads.own_ubatch.empty() && !used->own_ubatch.empty()) {
+            reads.own_ubatch = "'" + w.name + "' " + used->own_ubatch;
         }
     }
     return true;
@@ -94,11 +94,11 @@ bool check_coverage(llama_context & ctx, dqrelo_context & dctx, dqrelo_delta & d
         err = delta.file->path() + ": " + lacks + ". Convert the fine-tune without it (--exclude), or run with -ngl 0";
         return false;
     }
-    if (!reads.own_batch.empty()) {
+    if (!reads.own_ubatch.empty()) {
         LLAMA_LOG_INFO("dqrelo: %s: its tokens share no ubatch with those of others: tensor %s\n", delta.file->path().c_str(),
-                       reads.own_batch.c_str());
+                       reads.own_ubatch.c_str());
     }
-    dctx.checked[delta.file->content_hash()] = { !reads.own_batch.empty(), n_composed };
+    dctx.checked[delta.file->content_hash()] = { !reads.own_ubatch.empty(), n_composed };
     const std::lock_guard<std::mutex> lock(delta.mutex);
     delta.inert = std::move(reads.inert);
     return true;

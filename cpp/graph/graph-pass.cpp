@@ -31,7 +31,7 @@ void record_usage(const llama_model & model, const llm_graph_params & params, dq
         graph.visit(node);
         for (const weight_read & read : finder.reads_of(node)) {
             weight_usage & used = usage.weights[read.weight->name];
-            used.own_batch      = used.own_batch.empty() ? read.own_batch : used.own_batch;
+            used.own_ubatch     = used.own_ubatch.empty() ? read.own_ubatch : used.own_ubatch;
             used.n_reads        = std::max(used.n_reads, ++n_reads[read.weight->name]);
             if (read.problem.empty() && graph.is_composed(read.weight)) {
                 const dqrelo::read_shape shape = dqrelo::read_shape::of(read, graph.layout_of(read));
@@ -93,6 +93,7 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
 }
 
 uint32_t dqrelo_graph_extra_nodes(const llama_model & model, const dqrelo_context * dctx) {
-    // a base node (or merged copy) and a table for each weight, twice for one that is read twice (tied embeddings), and the owners
+    // There is a base node (or merged copy) and a table for each weight, twice for one that is read twice (tied embeddings), and the
+    // tokens.
     return 2 * (uint32_t) model.n_tensors() + 32 + (dctx ? dctx->n_composed_nodes() + dqrelo::composed_graph::MAX_NODES : 0);
 }

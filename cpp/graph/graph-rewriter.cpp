@@ -14,15 +14,15 @@
 namespace dqrelo {
 
 graph_rewriter::graph_rewriter(const dqrelo_context & dctx, traced_graph & graph) :
-    dctx(dctx), graph(graph), own_batch(graph_key::decode(graph.params.dqrelo_key).is == graph_key::state::own_batch) {
+    dctx(dctx), graph(graph), own_ubatch(graph_key::decode(graph.params.dqrelo_key).is == graph_key::state::own_ubatch) {
     if (dctx.n_composed_nodes() > 0) {
         start_composed();
     }
 }
 
 bool graph_rewriter::put(std::vector<weight_read> reads, std::string & problem) {
-    // merged copies first: the others move the node's op, with the sources that it then has
-    std::stable_partition(reads.begin(), reads.end(), [](const weight_read & read) { return read.swap; });
+    // Merged copies come first: the others move the node's op, with the sources that it then has.
+    std::stable_partition(reads.begin(), reads.end(), [](const weight_read & read) { return read.merged_copy; });
     for (const weight_read & read : reads) {
         ggml_tensor * table = graph.is_composed(read.weight) ? nullptr : dctx.tables.find(read.weight);
         if (!table && !is_changed_by_ops(read)) {
@@ -31,10 +31,10 @@ bool graph_rewriter::put(std::vector<weight_read> reads, std::string & problem) 
         if (!carries(read, problem) || !has_room(read, problem)) {
             return false;
         }
-        if (!read.own_batch.empty() && !own_batch) {
+        if (!read.own_ubatch.empty() && !own_ubatch) {
             continue; // no token of this ubatch has a delta that changes the weight: such a delta has ubatches of its own
         }
-        read.swap ? swap(read, table) : attach(read, table);
+        read.merged_copy ? read_merged_copy(read, table) : attach(read, table);
         any       = true;
         any_table = any_table || table;
     }
@@ -54,13 +54,13 @@ void graph_rewriter::finish(const std::vector<ggml_tensor *> & nodes) {
 void graph_rewriter::start_composed() {
     plan        = row_plan::of(dctx, graph.params.ubatch, graph.params.n_outputs);
     auto inputs = std::make_unique<composed_inputs>(dctx, plan);
-    composed = std::make_unique<composed_graph>(graph.ctx, plan, *inputs,
-                                                [this](int32_t slot, const ggml_tensor * weight) { return find_composed(slot, weight); });
+    composed    = std::make_unique<composed_graph>(
+        graph.ctx, plan, *inputs, [this](int32_t delta_index, const ggml_tensor * weight) { return find_composed(delta_index, weight); });
     graph.params.res->add_input(std::move(inputs));
 }
 
-const composed_weight * graph_rewriter::find_composed(int32_t slot, const ggml_tensor * weight) const {
-    const dqrelo_delta & delta = *dctx.slots[slot].delta;
+const composed_weight * graph_rewriter::find_composed(int32_t delta_index, const ggml_tensor * weight) const {
+    const dqrelo_delta & delta = *dctx.active[delta_index].delta;
     const auto           pack  = delta.composed.find(placement_of(weight).buft);
     const int64_t        i     = delta.file->find(weight->name);
     return pack == delta.composed.end() || i < 0 ? nullptr : pack->second->find((size_t) i);
@@ -72,7 +72,7 @@ bool graph_rewriter::is_changed_by_ops(const weight_read & read) {
 
 // The graph's size was planned from what was checked; another graph may read weights more often.
 bool graph_rewriter::has_room(const weight_read & read, std::string & problem) const {
-    const size_t n_nodes = composed ? (plan.slots.size() + 1) * composed_graph::MAX_NODES : 0;
+    const size_t n_nodes = composed ? (plan.deltas.size() + 1) * composed_graph::MAX_NODES : 0;
     const bool   fits    = ggml_used_mem(graph.ctx) + n_nodes * ggml_tensor_overhead() <= ggml_get_mem_size(graph.ctx);
     if (!fits) {
         problem = std::string("tensor '") + read.weight->name +
@@ -82,11 +82,11 @@ bool graph_rewriter::has_room(const weight_read & read, std::string & problem) c
 }
 
 bool graph_rewriter::carries(const weight_read & read, std::string & problem) const {
-    const weight_usage * used    = dctx.usage ? dctx.usage->find(read.weight->name) : nullptr;
-    const bool           checked = used && !used->own_batch.empty();
-    std::string          why     = read.problem;
-    if (why.empty() && !own_batch && !checked) {
-        why = read.own_batch; // this graph reads the weight otherwise than those that were checked
+    const weight_usage * used     = dctx.usage ? dctx.usage->find(read.weight->name) : nullptr;
+    const bool           is_known = used && !used->own_ubatch.empty();
+    std::string          why      = read.problem;
+    if (why.empty() && !own_ubatch && !is_known) {
+        why = read.own_ubatch; // this graph reads the weight otherwise than those that were checked
     }
     if (!why.empty()) {
         problem = std::string("tensor '") + read.weight->name + "' " + why;
@@ -105,22 +105,22 @@ void graph_rewriter::attach(const weight_read & read, ggml_tensor * table) {
     memcpy(base->src, node->src, sizeof(node->src));
     ggml_format_name(base, "%s (base)", node->name);
 
-    const auto    swapped = merged.find(read.x); // x is a weight too
-    ggml_tensor * x       = swapped != merged.end() ? swapped->second : read.x ? read.x : base;
+    const auto    x_copy = merged.find(read.x); // x is a weight too
+    ggml_tensor * x      = x_copy != merged.end() ? x_copy->second : read.x ? read.x : base;
     if (!table) {
         composed->attach(read, graph.layout_of(read), base, x);
         return;
     }
-    const row_owner rows = read.own_batch.empty() ? graph.owner_of(node) : graph.owner_in_own_batch();
-    ggml_dqrelo_set(node, read.form, base, x, read.ids, table, rows.owner, rows.stride + 1);
+    const row_tokens rows = read.own_ubatch.empty() ? graph.tokens_of(node) : graph.first_token();
+    ggml_dqrelo_set(node, read.form, base, x, read.ids, table, rows.tokens, rows.stride + 1);
 }
 
 // The node reads weight + s * D_hat in place of the weight.
-void graph_rewriter::swap(const weight_read & read, ggml_tensor * table) {
+void graph_rewriter::read_merged_copy(const weight_read & read, ggml_tensor * table) {
     ggml_tensor *& copy = merged[read.weight];
     if (!copy) {
-        const row_owner rows = graph.owner_in_own_batch();
-        copy = table ? ggml_dqrelo(graph.ctx, DQRELO_FORM_ADD, read.weight, read.weight, nullptr, table, rows.owner, rows.stride + 1)
+        const row_tokens rows = graph.first_token();
+        copy = table ? ggml_dqrelo(graph.ctx, DQRELO_FORM_ADD, read.weight, read.weight, nullptr, table, rows.tokens, rows.stride + 1)
                      : composed->merged(read.weight);
         ggml_format_name(copy, "%s (merged)", read.weight->name);
     }

@@ -31,17 +31,17 @@ public:
 
 private:
     void                    start_composed();
-    const composed_weight * find_composed(int32_t slot, const ggml_tensor * weight) const;
+    const composed_weight * find_composed(int32_t delta_index, const ggml_tensor * weight) const;
     bool                    is_changed_by_ops(const weight_read & read);
     bool                    has_room(const weight_read & read, std::string & problem) const;
     bool                    carries(const weight_read & read, std::string & problem) const;
     void                    attach(const weight_read & read, ggml_tensor * table);
-    void                    swap(const weight_read & read, ggml_tensor * table);
+    void                    read_merged_copy(const weight_read & read, ggml_tensor * table);
     void                    add_nodes(const std::vector<ggml_tensor *> & nodes);
 
     const dqrelo_context & dctx;
     traced_graph &         graph;
-    const bool             own_batch; // the ubatch has tokens of one delta and scale only, and that needs it
+    const bool             own_ubatch; // the ubatch has tokens of one delta and request scale only, and that needs it
 
     bool any       = false; // some node was changed
     bool any_table = false; // some node is the operator

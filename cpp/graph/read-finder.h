@@ -27,13 +27,13 @@ public:
 
 private:
     bool                is_weight(const ggml_tensor * t) const;
-    std::string         scale_name(const ggml_tensor * weight) const;
+    std::string         scale_tensor_of(const ggml_tensor * weight) const;
     const ggml_tensor * source_weight(const ggml_tensor * t) const;
-    weight_read         checked(weight_read read);
+    weight_read         decided(weight_read read);
 
     traced_graph &                                       graph;
-    std::unordered_set<std::string>                      names;  // of the model's tensors
-    std::unordered_map<const ggml_tensor *, weight_read> scaled; // matmuls whose *.scale multiplication is still to come
+    std::unordered_set<std::string>                      names;          // of the model's tensors
+    std::unordered_map<const ggml_tensor *, weight_read> awaiting_scale; // matmuls whose *.scale multiplication is still to come
 };
 
 } // namespace dqrelo

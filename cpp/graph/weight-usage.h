@@ -12,9 +12,9 @@ namespace dqrelo {
 
 // Shapes of a read of a weight by a graph, which outlive the graph.
 struct read_shape {
-    const ggml_tensor * weight = nullptr;
-    dqrelo_form         form   = DQRELO_FORM_MATMUL;
-    bool                swap   = false;
+    const ggml_tensor * weight      = nullptr;
+    dqrelo_form         form        = DQRELO_FORM_MATMUL;
+    bool                merged_copy = false;
     int64_t             node[4];        // ne of the node
     int64_t             x[4]   = { 0 }; // of the activation, 0 where there is none
     int64_t             ids[2] = { 0 }; // of the ids, 0 where there are none
@@ -25,8 +25,8 @@ struct read_shape {
 };
 
 struct weight_usage {
-    std::string problem;   // why a delta of the weight is not supported, one line, or empty
-    std::string own_batch; // why that is only right in a ubatch whose tokens all have one delta and scale, or empty
+    std::string problem;    // why a delta of the weight is not supported, one line, or empty
+    std::string own_ubatch; // why that is only right in a ubatch whose tokens all have one delta and request scale, or empty
 
     // on devices without the operator
     std::vector<read_shape> composed;    // each once
