@@ -76,6 +76,7 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
             } catch (...) {
                 dctx.release(bound.delta_index);
                 bound = {};
+                ctx.dqrelo_graphs_grew(); // the next decode takes it again, without the delta
                 throw;
             }
         }

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <utility>
 
 namespace dqrelo {
@@ -43,7 +44,9 @@ std::shared_ptr<const graph_usage> scan(llama_context & ctx, dqrelo_context & dc
         if (ctx.get_memory()) {
             mctx = ctx.get_memory()->init_full();
         }
-        ctx.graph_reserve(n_tokens, n_seqs, std::min(n_tokens, cparams.n_outputs_max), mctx.get(), /*split_only =*/true);
+        if (!ctx.graph_reserve(n_tokens, n_seqs, std::min(n_tokens, cparams.n_outputs_max), mctx.get(), /*split_only =*/true)) {
+            throw std::runtime_error("the graphs of the context cannot be built");
+        }
     }
     return usage;
 }

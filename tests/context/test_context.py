@@ -15,6 +15,7 @@ from dqrelo_gguf.convert.merge import MergeOptions, merge
 from tests.graph.test_archs import binary
 from tests.support.models import convert_hf
 from tests.support.tiny_architectures import ARCHITECTURES, write_base, write_tuned
+from tests.support.tiny_llama import Shape, base_weights, write_model
 from tests.support.tiny_tokenizers import known_to_the_conversion
 
 # Both sides sum the same numbers in another order, and round keys and values to F16 (steps of 1/2048) or to Q8_0 (1/254 of the
@@ -75,3 +76,10 @@ def test_contexts_do_with_a_delta_what_they_do_with_the_merged_model(
     for name, nmse, of_base in lines:
         assert float(nmse) <= MAX_NMSE[type_kv], f"{name}: {nmse}"
         assert float(of_base) > 100 * MAX_NMSE[type_kv], f"{name}: a delta that does nothing would pass"
+
+
+def test_a_context_whose_graphs_are_refused_fails_without_a_crash(tmp_path: Path) -> None:
+    shape = Shape(n_embd=64, n_layer=2, n_ff=64)
+    base = write_model(tmp_path / "base.gguf", shape, base_weights(shape))
+    done = subprocess.run([binary("test-refused-graph"), base], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
