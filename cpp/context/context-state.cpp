@@ -3,6 +3,7 @@
 #include "context/delta.h"
 
 #include <algorithm>
+#include <iterator>
 
 dqrelo_context::dqrelo_context(uint32_t n_seq_max) : active(n_seq_max), seqs(n_seq_max), tables(n_seq_max) {}
 
@@ -33,7 +34,7 @@ int32_t dqrelo_context::acquire(dqrelo_delta * delta) {
         tables.set(free_index, *delta);
         s.delta      = delta;
         s.generation = ++n_generations;
-        s.own_ubatch = checked.at(delta->file->content_hash()).own_ubatch;
+        s.own_ubatch = verdict_of(*delta)->own_ubatch;
         grow_composed();
     }
     s.n_bound++;
@@ -44,7 +45,7 @@ int32_t dqrelo_context::acquire(dqrelo_delta * delta) {
 void dqrelo_context::grow_composed() {
     uint32_t n = 0;
     for (const active_delta & s : active) {
-        n += s.delta ? checked.at(s.delta->file->content_hash()).n_composed : 0;
+        n += s.delta ? verdict_of(*s.delta)->n_composed : 0;
     }
     n_composed = std::max(n_composed, n);
 }
@@ -63,4 +64,16 @@ dqrelo_context::binding dqrelo_context::binding_of(const int32_t * seq_ids, int3
     const binding first = bound(seq_ids[0]);
     agree               = std::all_of(seq_ids, seq_ids + n_seq_ids, [&](int32_t id) { return bound(id) == first; });
     return first;
+}
+
+const dqrelo_context::verdict * dqrelo_context::verdict_of(const dqrelo_delta & delta) const {
+    const auto it = verdicts.find(delta.file);
+    return it == verdicts.end() ? nullptr : &it->second;
+}
+
+void dqrelo_context::set_verdict(const dqrelo_delta & delta, const verdict & found) {
+    for (auto it = verdicts.begin(); it != verdicts.end();) {
+        it = it->first.expired() ? verdicts.erase(it) : std::next(it);
+    }
+    verdicts[delta.file] = found;
 }

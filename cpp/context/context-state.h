@@ -7,9 +7,8 @@
 #include "context/delta-tables.h"
 
 #include <cstdint>
+#include <map>
 #include <memory>
-#include <string>
-#include <unordered_map>
 #include <vector>
 
 struct dqrelo_delta;
@@ -33,6 +32,12 @@ struct dqrelo_context {
         }
     };
 
+    // What a check found of a delta that the graphs can carry.
+    struct verdict {
+        bool     own_ubatch = false; // in ubatches of its own
+        uint32_t n_composed = 0;     // nodes that it adds to a graph where it is composed of ordinary ops
+    };
+
     explicit dqrelo_context(uint32_t n_seq_max);
     ~dqrelo_context();
     dqrelo_context(const dqrelo_context &)             = delete;
@@ -41,6 +46,11 @@ struct dqrelo_context {
     // The index of `delta`, which was checked: the one it has, else a free one, else -1.
     int32_t acquire(dqrelo_delta * delta);
     void    release(int32_t delta_index);
+
+    // nullptr if the delta was not checked, or was refused. A verdict is of the loaded delta: another one may say of itself what this one
+    // says.
+    const verdict * verdict_of(const dqrelo_delta & delta) const;
+    void            set_verdict(const dqrelo_delta & delta, const verdict & found);
 
     // Nodes that graphs must have room for besides those of the operator.
     uint32_t n_composed_nodes() const { return n_composed; }
@@ -52,18 +62,15 @@ struct dqrelo_context {
     std::vector<binding>      seqs;   // by sequence id
     dqrelo::delta_tables      tables;
 
-    struct verdict {
-        bool     own_ubatch = false; // in ubatches of its own
-        uint32_t n_composed = 0;     // nodes that it adds to a graph where it is composed of ordinary ops
-    };
-    std::unordered_map<std::string, verdict> checked; // by content hash, the deltas that the graphs can carry
-
     // What the graphs of this context read, null until they were scanned, and what a scan under way collects.
     std::shared_ptr<const dqrelo::graph_usage> usage;
     dqrelo::graph_usage *                      scan = nullptr; // the graph pass only records then, and puts no deltas onto graphs
 
 private:
     void grow_composed();
+
+    // An entry keeps its file's identity, but not the file: no file that is loaded later can be taken for one that has gone.
+    std::map<std::weak_ptr<const dqrelo::delta_file>, verdict, std::owner_less<>> verdicts;
 
     uint64_t n_generations = 0;
     uint32_t n_composed    = 0; // the most so far, so that graphs grow seldom

@@ -49,7 +49,7 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
     if (delta && !is_for(ctx, *delta, err)) {
         return false;
     }
-    if (delta && dctx.checked.count(delta->file->content_hash()) == 0) {
+    if (delta && !dctx.verdict_of(*delta)) {
         int32_t n_applied, n_inert;
         if (!check(ctx, *delta, n_applied, n_inert, err)) {
             return false;
@@ -114,8 +114,8 @@ bool dqrelo_needs_own_batch(const llama_context * ctx, const dqrelo_delta * delt
     if (!ctx->dqrelo) {
         return false;
     }
-    const auto it = ctx->dqrelo->checked.find(delta->file->content_hash());
-    return it != ctx->dqrelo->checked.end() && it->second.own_ubatch;
+    const dqrelo_context::verdict * found = ctx->dqrelo->verdict_of(*delta);
+    return found && found->own_ubatch;
 }
 
 const dqrelo_delta * dqrelo_bound(const llama_context * ctx, llama_seq_id seq_id) {

@@ -101,7 +101,7 @@ bool check_coverage(llama_context & ctx, dqrelo_context & dctx, dqrelo_delta & d
         LLAMA_LOG_INFO("dqrelo: %s: its tokens share no ubatch with those of others: tensor %s\n", delta.file->path().c_str(),
                        reads.own_ubatch.c_str());
     }
-    dctx.checked[delta.file->content_hash()] = { !reads.own_ubatch.empty(), n_composed };
+    dctx.set_verdict(delta, { !reads.own_ubatch.empty(), n_composed });
     const std::lock_guard<std::mutex> lock(delta.mutex);
     delta.inert = std::move(reads.inert);
     return true;

@@ -11,7 +11,7 @@ struct llama_context;
 namespace dqrelo {
 
 // Checks a delta of the context's model against its graphs, which are built without being run the first time, and notes the verdict in
-// `dctx.checked` and the weights that no graph reads in the delta. Returns false with one line in `err`. Throws std::exception if the
+// `dctx` and the weights that no graph reads in the delta. Returns false with one line in `err`. Throws std::exception if the
 // graphs cannot be built.
 bool check_coverage(llama_context & ctx, dqrelo_context & dctx, dqrelo_delta & delta, int32_t & n_applied, int32_t & n_inert,
                     std::string & err);
