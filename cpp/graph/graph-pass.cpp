@@ -22,6 +22,8 @@ namespace {
 using dqrelo::weight_read;
 using dqrelo::weight_usage;
 
+constexpr const char * NOT_SCALED = "has a scale tensor that the graph does not multiply onto its result";
+
 // Records how the graph reads the model's weights.
 void record_usage(const llama_model & model, const llm_graph_params & params, dqrelo::graph_usage & usage) {
     dqrelo::traced_graph                      graph(params);
@@ -45,7 +47,7 @@ void record_usage(const llama_model & model, const llm_graph_params & params, dq
         }
     }
     for (const weight_read & read : finder.unfinished()) {
-        usage.weights[read.weight->name].problem = "has a scale tensor that the graph does not multiply onto its result";
+        usage.weights[read.weight->name].problem = NOT_SCALED;
     }
 }
 
@@ -58,6 +60,12 @@ bool rewrite(const llama_model & model, const llm_graph_params & params, std::st
     for (ggml_tensor * node : nodes) {
         graph.visit(node);
         if (!rewriter.put(finder.reads_of(node), problem)) {
+            return false;
+        }
+    }
+    for (const weight_read & read : finder.unfinished()) {
+        if (rewriter.is_changed(read)) {
+            problem = std::string("tensor '") + read.weight->name + "' " + NOT_SCALED;
             return false;
         }
     }

@@ -24,10 +24,10 @@ bool graph_rewriter::put(std::vector<weight_read> reads, std::string & problem) 
     // Merged copies come first: the others move the node's op, with the sources that it then has.
     std::stable_partition(reads.begin(), reads.end(), [](const weight_read & read) { return read.merged_copy; });
     for (const weight_read & read : reads) {
-        ggml_tensor * table = graph.is_composed(read.weight) ? nullptr : dctx.tables.find(read.weight);
-        if (!table && !is_changed_by_ops(read)) {
+        if (!is_changed(read)) {
             continue;
         }
+        ggml_tensor * table = table_of(read.weight);
         if (!carries(read, problem) || !has_room(read, problem)) {
             return false;
         }
@@ -64,6 +64,15 @@ const composed_weight * graph_rewriter::find_composed(int32_t delta_index, const
     const auto           pack  = delta.composed.find(placement_of(weight).buft);
     const int64_t        i     = delta.file->find(weight->name);
     return pack == delta.composed.end() || i < 0 ? nullptr : pack->second->find((size_t) i);
+}
+
+// The weight's table, or nullptr if no delta so far has changed it by the operator.
+ggml_tensor * graph_rewriter::table_of(const ggml_tensor * weight) {
+    return graph.is_composed(weight) ? nullptr : dctx.tables.find(weight);
+}
+
+bool graph_rewriter::is_changed(const weight_read & read) {
+    return table_of(read.weight) || is_changed_by_ops(read);
 }
 
 bool graph_rewriter::is_changed_by_ops(const weight_read & read) {

@@ -26,6 +26,9 @@ public:
     // in `problem`, which says which tensor and why, if that cannot be done.
     bool put(std::vector<weight_read> reads, std::string & problem);
 
+    // Whether some active delta changes the weight.
+    bool is_changed(const weight_read & read);
+
     // Ends the rewriting; `nodes` are those that the graph had.
     void finish(const std::vector<ggml_tensor *> & nodes);
 
@@ -33,6 +36,7 @@ private:
     void                    start_composed();
     const composed_weight * find_composed(int32_t delta_index, const ggml_tensor * weight) const;
     bool                    is_changed_by_ops(const weight_read & read);
+    ggml_tensor *           table_of(const ggml_tensor * weight);
     bool                    has_room(const weight_read & read, std::string & problem) const;
     bool                    carries(const weight_read & read, std::string & problem) const;
     void                    attach(const weight_read & read, ggml_tensor * table);

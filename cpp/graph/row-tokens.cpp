@@ -131,7 +131,18 @@ row_tokens combined(const row_tokens & a, const row_tokens & b) {
     return a.tokens ? a : b;
 }
 
-bool keeps_rows(enum ggml_op op) {
+// A source of an elementwise op whose tokens are repeated along an axis is no longer linear in them.
+row_tokens broadcast(const row_tokens & from, const ggml_tensor * src, const ggml_tensor * node) {
+    for (int d = 0; d < 4; d++) {
+        if (from.stride[d] != 0 && src->ne[d] != node->ne[d]) {
+            return unknown();
+        }
+    }
+    return from;
+}
+
+// The op treats every element alone.
+bool is_elementwise(enum ggml_op op) {
     switch (op) {
         case GGML_OP_SCALE:
         case GGML_OP_SQR:
@@ -139,12 +150,19 @@ bool keeps_rows(enum ggml_op op) {
         case GGML_OP_LOG:
         case GGML_OP_SIN:
         case GGML_OP_COS:
+        case GGML_OP_UNARY:
+        case GGML_OP_CLAMP:
+        case GGML_OP_LEAKY_RELU: return true;
+        default: return false;
+    }
+}
+
+// The op makes each row from the same row of its first source, of whose elements it mixes.
+bool mixes_rows(enum ggml_op op) {
+    switch (op) {
         case GGML_OP_NORM:
         case GGML_OP_RMS_NORM:
         case GGML_OP_L2_NORM:
-        case GGML_OP_UNARY:
-        case GGML_OP_CLAMP:
-        case GGML_OP_LEAKY_RELU:
         case GGML_OP_SOFT_MAX:
         case GGML_OP_ROPE:
         case GGML_OP_SUM_ROWS:
@@ -153,6 +171,11 @@ bool keeps_rows(enum ggml_op op) {
         case GGML_OP_TOP_K: return true;
         default: return false;
     }
+}
+
+// The tokens of a node whose rows are each made from all elements of a row: known if those are for one token.
+row_tokens of_whole_rows(const row_tokens & from) {
+    return from.stride[0] == 0 ? from : unknown();
 }
 
 } // namespace
@@ -241,15 +264,18 @@ row_tokens row_token_map::derive(ggml_tensor * node) {
         return row_tokens();
     }
 
-    if (keeps_rows(node->op)) {
+    if (is_elementwise(node->op)) {
         return a;
+    }
+    if (mixes_rows(node->op)) {
+        return of_whole_rows(a);
     }
     switch (node->op) {
         case GGML_OP_ADD:
         case GGML_OP_SUB:
         case GGML_OP_MUL:
-        case GGML_OP_DIV: return combined(a, b);
-        case GGML_OP_GLU: return node->src[1] ? combined(a, b) : a;
+        case GGML_OP_DIV: return combined(broadcast(a, node->src[0], node), broadcast(b, node->src[1], node));
+        case GGML_OP_GLU: return node->src[1] ? combined(a, b) : of_whole_rows(a); // its halves lie in one row, or in two tensors
         case GGML_OP_ADD_ID: return a;
         case GGML_OP_DUP:
         case GGML_OP_CONT:
@@ -267,13 +293,10 @@ row_tokens row_token_map::derive(ggml_tensor * node) {
             return c.known && c.stride[ggml_get_op_params_i32(node, 0)] != 0 ? unknown() : c;
         }
         case GGML_OP_MUL_MAT: // src[0] may hold rows of tokens too (keys, values): its axis is summed over or becomes dim 0
-            if (!b.known || b.none() || b.stride[0] != 0) {
-                return unknown();
-            }
-            return b;
-        case GGML_OP_MUL_MAT_ID: return b.known && b.tokens && b.stride[0] == 0 ? b : unknown();
+            return b.none() ? unknown() : of_whole_rows(b);
+        case GGML_OP_MUL_MAT_ID: return b.none() ? unknown() : of_whole_rows(b);
         case GGML_OP_FLASH_ATTN_EXT: // q [d, n_tokens, n_head, n_stream] -> [d, n_head, n_tokens, n_stream]
-            return with_strides(a, { 0, a.stride[2], a.stride[1], a.stride[3] });
+            return with_strides(of_whole_rows(a), { 0, a.stride[2], a.stride[1], a.stride[3] });
         default: return unknown();
     }
 }
