@@ -40,6 +40,7 @@ soak: $(VENV)/installed-for-tests
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/python cmake/patches.py check
+	$(BIN)/python cmake/check_includes.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

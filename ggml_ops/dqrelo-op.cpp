@@ -32,24 +32,25 @@ static void check_x(enum dqrelo_form form, const ggml_tensor * y, const ggml_ten
 }
 
 static void check_shapes(enum dqrelo_form form, const ggml_tensor * y, const ggml_tensor * x, const ggml_tensor * ids,
-                         const ggml_tensor * table, const ggml_tensor * owner) {
+                         const ggml_tensor * table, const ggml_tensor * tokens) {
     GGML_ASSERT(y->type == GGML_TYPE_F32 && y->nb[0] == sizeof(float));
     GGML_ASSERT(table->type == GGML_TYPE_I8 && ggml_is_contiguous(table) && ggml_nelements(table) == table->ne[0]);
     GGML_ASSERT(table->ne[0] % (int64_t) sizeof(dqrelo_entry) == 0);
-    GGML_ASSERT(owner->type == GGML_TYPE_F32 && owner->ne[0] == 2 && owner->ne[2] <= 2 && owner->ne[3] == 1 && ggml_is_contiguous(owner));
+    GGML_ASSERT(tokens->type == GGML_TYPE_F32 && tokens->ne[0] == 2 && tokens->ne[2] <= 2 && tokens->ne[3] == 1 &&
+                ggml_is_contiguous(tokens));
     check_ids(form, y, ids);
     check_x(form, y, x);
 }
 
 void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
-                     struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]) {
-    check_shapes(form, y, x, ids, table, owner);
+                     struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * tokens, const int32_t stride[3]) {
+    check_shapes(form, y, x, ids, table, tokens);
     GGML_ASSERT(dst->type == GGML_TYPE_F32 && dst->nb[0] == sizeof(float) && ggml_are_same_shape(dst, y));
 
-    // the last owner that a row can name
+    // the last token that a row can name
     const int64_t last = (y->ne[1] - 1) * stride[0] + (y->ne[2] - 1) * stride[1] + (y->ne[3] - 1) * stride[2];
     GGML_ASSERT(form != DQRELO_FORM_MATMUL_ID || stride[0] == 0);
-    GGML_ASSERT(stride[0] >= 0 && stride[1] >= 0 && stride[2] >= 0 && (ggml_is_empty(y) || last < owner->ne[1]));
+    GGML_ASSERT(stride[0] >= 0 && stride[1] >= 0 && stride[2] >= 0 && (ggml_is_empty(y) || last < tokens->ne[1]));
 
     dst->op = GGML_OP_DQRELO;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
@@ -58,7 +59,7 @@ void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggm
     dst->src[0] = y;
     dst->src[1] = x;
     dst->src[2] = table;
-    dst->src[3] = owner;
+    dst->src[3] = tokens;
     dst->src[4] = ids;
 
     const int32_t params[] = { form, stride[0], stride[1], stride[2] };
@@ -66,23 +67,23 @@ void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggm
 }
 
 struct ggml_tensor * ggml_dqrelo(struct ggml_context * ctx, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
-                                 struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner,
+                                 struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * tokens,
                                  const int32_t stride[3]) {
     struct ggml_tensor * dst = ggml_new_tensor(ctx, GGML_TYPE_F32, GGML_MAX_DIMS, y->ne);
-    ggml_dqrelo_set(dst, form, y, x, ids, table, owner, stride);
+    ggml_dqrelo_set(dst, form, y, x, ids, table, tokens, stride);
     return dst;
 }
 
-void ggml_dqrelo_set_order(float * owner, int64_t n_owner) {
-    const auto           slot = [&](int64_t i) { return owner[2 * i + 1] == 0.0f || owner[2 * i] < 0.0f ? -1.0f : owner[2 * i]; };
-    std::vector<int64_t> order((size_t) n_owner);
+void ggml_dqrelo_sort_tokens(float * tokens, int64_t n_tokens) {
+    const auto           delta = [&](int64_t i) { return tokens[2 * i + 1] == 0.0f || tokens[2 * i] < 0.0f ? -1.0f : tokens[2 * i]; };
+    std::vector<int64_t> order((size_t) n_tokens);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return slot(a) >= 0.0f && (slot(b) < 0.0f || slot(a) < slot(b)); });
-    float * sorted = owner + 2 * n_owner;
+                     [&](int64_t a, int64_t b) { return delta(a) >= 0.0f && (delta(b) < 0.0f || delta(a) < delta(b)); });
+    float * sorted = tokens + 2 * n_tokens;
     for (int64_t i : order) {
         *sorted++ = (float) i;
-        *sorted++ = slot(i);
+        *sorted++ = delta(i);
     }
 }
 

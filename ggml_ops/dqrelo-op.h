@@ -1,6 +1,7 @@
 // dqrelo-op.h: the ggml operator DQRELO, which adds the deltas of many fine-tunes onto the output of a base op.
 //
-// For every row t of the output, owned by delta slot k = owner(t) with request scale s = scale(t):
+// A context has some active deltas, which are numbered. For every row t of the output, whose token has the delta of index k and the request
+// scale s:
 //
 //   MATMUL     dst_t = y_t + s * ( sum_p r_p . (S_p (c . x_t)) + U (V x_t) )    y = W x,  x is the activation
 //   MATMUL_ID  the same with matrix ids_t of a stack                             y = mul_mat_id(W, x, ids)  (experts)
@@ -15,9 +16,9 @@
 //   MATMUL     row (i1, i2, i3) of y uses matrix i2 / (ne2 / n_mat), as ggml_mul_mat broadcasts (y has ne2 matrices of rows)
 //   MUL, ADD   row (i1, i2, i3) of y takes row i1 % n_out of matrix i2 % n_mat, as ggml broadcasts; ADD with ids takes row ids(i1, i2)
 //
-// So ADD on a weight itself (y = W, one owner) is the weight merged with its delta.
+// So ADD on a weight itself (y = W, one token) is the weight merged with its delta.
 //
-// Rows with slot -1, and rows whose slot has no entry for this weight, are copied unchanged.
+// Rows with delta index -1, and rows whose delta has no entry for this weight, are copied unchanged.
 // Paper: arXiv:2604.16940, Eqs. 7-15; notation of docs/format.md, section 1.
 #pragma once
 
@@ -40,7 +41,7 @@ enum dqrelo_form {
 };
 
 // One weight of one delta, as it lies in the delta file (mapped, or copied to a device). All pointers are in the memory of the
-// backend that runs the op. A zeroed entry means: this slot does not change this weight.
+// backend that runs the op. A zeroed entry means: this delta does not change this weight.
 //
 // The pointers are to the first of n_mat matrices. Every array has one part a matrix, each right behind the one before: sign n_out * n_in/8
 // bytes, scale 1 or n_out values, cscale n_in values, u n_out rows, v rank rows, dense n_out rows.
@@ -62,27 +63,28 @@ struct dqrelo_entry {
 
 // Builds the op. No data is read.
 //   y      F32 [n_out, ...]    output of the base op
-//   x      F32 [n_in, ...] (MATMUL: ne[1..3] as y; MATMUL_ID: [n_in, 1 or n_used, n_tokens] for y [n_out, n_used, n_tokens]), F32 as y
-//   (MUL); not read by
-//          ROWS and ADD: y itself may be given
+//   x      F32 [n_in, ...]; MATMUL: ne[1..3] as y; MATMUL_ID: [n_in, 1 or n_used, n_tokens] for y [n_out, n_used, n_tokens]; MUL: as y.
+//          ROWS and ADD do not read it: y itself may be given.
 //   ids    I32, rows of D_hat [y's ne[1..3]] (ROWS), matrices or rows [n_used, n_tokens] (MATMUL_ID, ADD); else NULL. May be a view.
-//   table  I8  [sizeof(dqrelo_entry) * n_slots]   entries of this weight; lives in the backend's memory, may change between runs
-//   owner  F32 [2, n_owner]    {slot or -1, scale} for each position of the token axis; or F32 [2, n_owner, 2] with a second plane from
-//   ggml_dqrelo_set_order stride the owner of row (i1, i2, i3) of y is i1*stride[0] + i2*stride[1] + i3*stride[2]; stride[0] is 0 in
-//   MATMUL_ID: a token's experts are of one delta
+//   table  I8  [sizeof(dqrelo_entry) * n_deltas]   entries of this weight, by delta index; lives in the backend's memory, may change
+//          between runs
+//   tokens F32 [2, n_tokens]   {delta index or -1, request scale} of each token; or F32 [2, n_tokens, 2] with a second plane from
+//          ggml_dqrelo_sort_tokens
+//   stride row (i1, i2, i3) of y is for token i1*stride[0] + i2*stride[1] + i3*stride[2]; stride[0] is 0 in MATMUL_ID: a token's experts
+//          are of one delta
 // Returns F32 of y's shape. GGML_ASSERTs on shapes: callers decide support beforehand.
 GGML_API struct ggml_tensor * ggml_dqrelo(struct ggml_context * ctx, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
-                                          struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner,
+                                          struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * tokens,
                                           const int32_t stride[3]);
 
 // As above, but makes an existing node `dst` (same shape and type as y) the op. Consumers of dst then see the delta.
 GGML_API void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
-                              struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * owner, const int32_t stride[3]);
+                              struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * tokens, const int32_t stride[3]);
 
-// Fills in the second plane of an owner tensor [2, n_owner, 2] from its first: {position, slot or -1} of the owners sorted by slot, those
+// Fills in the second plane of the tokens [2, n_tokens, 2] from their first: {token, delta index or -1} sorted by delta index, those
 // without a delta last. With it, rows are grouped by delta once for all ops of a graph, where an implementation would else sort them in
 // each op. One that needs no such help ignores it.
-GGML_API void ggml_dqrelo_set_order(float * owner, int64_t n_owner);
+GGML_API void ggml_dqrelo_sort_tokens(float * tokens, int64_t n_tokens);
 
 GGML_API enum dqrelo_form ggml_dqrelo_form(const struct ggml_tensor * node);
 GGML_API const int32_t *  ggml_dqrelo_stride(const struct ggml_tensor * node); // [3]

@@ -163,12 +163,12 @@ run::run(const op_problem & p, method m, const std::vector<float> & x_values, in
     graph                 = ggml_new_graph(ctx);
     x                     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_in, n_rows);
     y                     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_out, n_rows);
-    owner                 = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, n_rows);
+    tokens                = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, n_rows);
     memcpy(x->data, x_values.data(), ggml_nbytes(x));
     memset(y->data, 0, ggml_nbytes(y));
     for (int64_t t = 0; t < n_rows; t++) {
-        ((float *) owner->data)[2 * t]     = 0.0f; // slot
-        ((float *) owner->data)[2 * t + 1] = 1.0f; // scale
+        ((float *) tokens->data)[2 * t]     = 0.0f; // delta index
+        ((float *) tokens->data)[2 * t + 1] = 1.0f; // request scale
     }
     for (int k = 0; k < p.n_weights(n_rows); k++) {
         ggml_tensor * out = product(p, m, k);
@@ -192,7 +192,7 @@ ggml_tensor * run::product(const op_problem & p, method m, int k) {
             ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, sizeof(dqrelo_entry));
             memcpy(table->data, &d.e, sizeof(d.e));
             const int32_t stride[] = { 1, 0, 0 };
-            return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, nullptr, table, owner, stride);
+            return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, nullptr, table, tokens, stride);
         }
         case method::composed: {
             ggml_tensor * vx  = ggml_mul_mat(ctx, weight(ctx, p.kind.factors, p.n_in, p.rank, d.v.data()), x);

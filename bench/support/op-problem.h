@@ -68,7 +68,7 @@ private:
     ggml_cgraph *        graph;
     ggml_cplan           plan;
     std::vector<uint8_t> work;
-    ggml_tensor *        x = nullptr, *y = nullptr, *owner = nullptr, *first = nullptr;
+    ggml_tensor *        x = nullptr, *y = nullptr, *tokens = nullptr, *first = nullptr;
 };
 
 } // namespace bench

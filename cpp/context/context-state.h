@@ -1,44 +1,41 @@
 // context-state.h: which delta each sequence of a context has, and the tables through which the operator finds their weights.
 //
-// A context has a fixed number of slots, each holding one bound delta. The graph refers to tables and slot numbers only, so binding another
-// delta rewrites table entries and never the graph.
+// The deltas that are bound to some sequence are the active ones. Each has an index as long as it is bound. The graph refers to tables and
+// indices only, so binding another delta rewrites table entries and never the graph.
 #pragma once
 
-#include "graph/composed-check.h"
 #include "context/delta-tables.h"
 
 #include <cstdint>
 #include <map>
-#include <string>
-#include <unordered_map>
+#include <memory>
 #include <vector>
 
 struct dqrelo_delta;
-struct llama_context;
-struct llama_ubatch;
 
-// How the graphs of a context read a weight.
-struct dqrelo_usage {
-    bool        supported = true;
-    std::string problem;   // one line, where not supported
-    std::string own_batch; // why that is only right in a ubatch whose tokens all have one delta and scale, or empty
-
-    // on devices without the operator
-    std::vector<dqrelo::read_shape> composed;    // each once
-    uint32_t                        n_reads = 0; // of the graph that reads it most often
-};
+namespace dqrelo {
+struct graph_usage; // graph/weight-usage.h
+} // namespace dqrelo
 
 struct dqrelo_context {
-    struct slot {
+    struct active_delta {
         dqrelo_delta * delta      = nullptr;
         int32_t        n_bound    = 0;
-        bool           own_batch  = false; // its tokens share no ubatch with others
-        uint64_t       generation = 0;     // differs for each delta that the slot gets
+        bool           own_ubatch = false; // its tokens share no ubatch with others
+        uint64_t       generation = 0;     // differs for each delta that the index gets
     };
     struct binding {
-        int32_t slot  = -1;
-        float   scale = 1.0f;
-        bool    operator==(const binding & other) const { return slot == other.slot && (slot < 0 || scale == other.scale); }
+        int32_t delta_index   = -1; // -1: the base
+        float   request_scale = 1.0f;
+        bool    operator==(const binding & other) const {
+            return delta_index == other.delta_index && (delta_index < 0 || request_scale == other.request_scale);
+        }
+    };
+
+    // What a check found of a delta that the graphs can carry.
+    struct verdict {
+        bool     own_ubatch = false; // in ubatches of its own
+        uint32_t n_composed = 0;     // nodes that it adds to a graph where it is composed of ordinary ops
     };
 
     explicit dqrelo_context(uint32_t n_seq_max);
@@ -46,9 +43,14 @@ struct dqrelo_context {
     dqrelo_context(const dqrelo_context &)             = delete;
     dqrelo_context & operator=(const dqrelo_context &) = delete;
 
-    // The slot that holds `delta`, which was checked, else a free one that now does, else -1.
+    // The index of `delta`, which was checked: the one it has, else a free one, else -1.
     int32_t acquire(dqrelo_delta * delta);
-    void    release(int32_t slot);
+    void    release(int32_t delta_index);
+
+    // nullptr if the delta was not checked, or was refused. A verdict is of the loaded delta: another one may say of itself what this one
+    // says.
+    const verdict * verdict_of(const dqrelo_delta & delta) const;
+    void            set_verdict(const dqrelo_delta & delta, const verdict & found);
 
     // Nodes that graphs must have room for besides those of the operator.
     uint32_t n_composed_nodes() const { return n_composed; }
@@ -56,31 +58,20 @@ struct dqrelo_context {
     // Of a token with the given sequences; false in `agree` if they have different deltas.
     binding binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
 
-    std::vector<slot>    slots;
-    std::vector<binding> seqs; // by sequence id
-    dqrelo::delta_tables tables;
+    std::vector<active_delta> active; // by index; without a delta where the index is free
+    std::vector<binding>      seqs;   // by sequence id
+    dqrelo::delta_tables      tables;
 
-    struct verdict {
-        bool     own_batch  = false; // in ubatches of its own
-        uint32_t n_composed = 0;     // nodes that it adds to a graph where it is composed of ordinary ops
-    };
-    std::unordered_map<std::string, verdict> checked; // by content hash, the deltas that the graphs can carry
-
-    // what the graphs of this context read, collected once by building them; see scan_usage
-    std::map<std::string, dqrelo_usage> usage;
-    bool                                scanned  = false;
-    bool                                scanning = false;
+    // What the graphs of this context read, null until they were scanned, and what a scan under way collects.
+    std::shared_ptr<const dqrelo::graph_usage> usage;
+    dqrelo::graph_usage *                      scan = nullptr; // the graph pass only records then, and puts no deltas onto graphs
 
 private:
     void grow_composed();
 
+    // An entry keeps its file's identity, but not the file: no file that is loaded later can be taken for one that has gone.
+    std::map<std::weak_ptr<const dqrelo::delta_file>, verdict, std::owner_less<>> verdicts;
+
     uint64_t n_generations = 0;
     uint32_t n_composed    = 0; // the most so far, so that graphs grow seldom
 };
-
-namespace dqrelo {
-
-// Builds the graphs of `ctx` (for one token and for several) with dctx.scanning set, so that the graph pass fills dctx.usage.
-void scan_usage(llama_context & ctx, dqrelo_context & dctx);
-
-} // namespace dqrelo

@@ -15,20 +15,20 @@ ggml_tensor * delta_tables::find(const ggml_tensor * weight) const {
 
 void delta_tables::make(ggml_backend_buffer_type_t buft, const std::vector<std::string> & weights) {
     auto g = std::make_unique<group>();
-    g->entries.resize(weights.size() * n_slots);
+    g->entries.resize(weights.size() * n_deltas);
     g->ctx.reset(ggml_init({ (weights.size() + 1) * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
     g->memory = ggml_new_tensor_1d(g->ctx.get(), GGML_TYPE_I8, (int64_t) (g->entries.size() * sizeof(dqrelo_entry)));
     g->buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(g->ctx.get(), buft));
     if (!g->buffer) {
         throw std::runtime_error(std::string("out of memory for the tables of deltas on ") + ggml_backend_buft_name(buft));
     }
-    // the scheduler keeps an op on the backend of its weights
+    // The scheduler keeps an op on the backend of its weights.
     ggml_backend_buffer_set_usage(g->buffer.get(), GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     for (size_t i = 0; i < weights.size(); i++) {
         table t;
         t.in     = g.get();
-        t.first  = i * n_slots;
-        t.tensor = ggml_view_1d(g->ctx.get(), g->memory, (int64_t) (n_slots * sizeof(dqrelo_entry)), t.first * sizeof(dqrelo_entry));
+        t.first  = i * n_deltas;
+        t.tensor = ggml_view_1d(g->ctx.get(), g->memory, (int64_t) (n_deltas * sizeof(dqrelo_entry)), t.first * sizeof(dqrelo_entry));
         ggml_backend_view_init(t.tensor);
         ggml_format_name(t.tensor, "%s.dq", weights[i].c_str());
         tables[{ buft, weights[i] }] = t;
@@ -37,7 +37,7 @@ void delta_tables::make(ggml_backend_buffer_type_t buft, const std::vector<std::
     groups.push_back(std::move(g));
 }
 
-void delta_tables::set(size_t slot, const dqrelo_delta & delta) {
+void delta_tables::set(size_t delta_index, const dqrelo_delta & delta) {
     const auto &                                                   weights = delta.file->weights();
     std::map<ggml_backend_buffer_type_t, std::vector<std::string>> missing;
     for (const auto & copy : delta.copies) {
@@ -53,17 +53,17 @@ void delta_tables::set(size_t slot, const dqrelo_delta & delta) {
         if (copy.how == method::composed) {
             continue;
         }
-        const table & t               = tables.at({ copy.buft, weights[copy.weight].name });
-        t.in->entries[t.first + slot] = delta.entry(copy);
-        t.in->changed                 = true;
+        const table & t                      = tables.at({ copy.buft, weights[copy.weight].name });
+        t.in->entries[t.first + delta_index] = delta.entry(copy);
+        t.in->changed                        = true;
     }
     write();
 }
 
-void delta_tables::clear(size_t slot) {
+void delta_tables::clear(size_t delta_index) {
     for (auto & [key, t] : tables) {
-        t.in->entries[t.first + slot] = {};
-        t.in->changed                 = true;
+        t.in->entries[t.first + delta_index] = {};
+        t.in->changed                        = true;
     }
     write();
 }

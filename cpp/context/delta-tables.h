@@ -16,19 +16,19 @@
 
 namespace dqrelo {
 
-// Every weight that some delta changes has a table with one dqrelo_entry a slot, in the memory where the weight's delta is computed. A tied
-// matrix may have two: where embeddings are read, and where the output is computed.
+// Every weight that some delta changes has a table with one dqrelo_entry an active delta, in the memory where the weight's delta is
+// computed. A tied matrix may have two: where embeddings are read, and where the output is computed.
 class delta_tables {
 public:
-    explicit delta_tables(size_t n_slots) : n_slots(n_slots) {}
+    explicit delta_tables(size_t n_deltas) : n_deltas(n_deltas) {}
 
-    // Table of a weight of the model, I8 [sizeof(dqrelo_entry) * n_slots], or nullptr if no delta so far changes it.
+    // Table of a weight of the model, I8 [sizeof(dqrelo_entry) * n_deltas], or nullptr if no delta so far changes it.
     ggml_tensor * find(const ggml_tensor * weight) const;
 
-    // Fills a slot with the entries of a delta, or clears it. Tables are made as they are needed, and stay. Throws std::runtime_error
+    // Fills in, or clears, the entries of the delta with an index. Tables are made as they are needed, and stay. Throws std::runtime_error
     // without memory for them.
-    void set(size_t slot, const dqrelo_delta & delta);
-    void clear(size_t slot);
+    void set(size_t delta_index, const dqrelo_delta & delta);
+    void clear(size_t delta_index);
 
     size_t size() const { return tables.size(); }
 
@@ -44,14 +44,14 @@ private:
     struct table {
         ggml_tensor * tensor = nullptr;
         group *       in     = nullptr;
-        size_t        first  = 0; // index of its entry for slot 0
+        size_t        first  = 0; // index of its entry for index 0
     };
     using key = std::pair<ggml_backend_buffer_type_t, std::string>;
 
     void make(ggml_backend_buffer_type_t buft, const std::vector<std::string> & weights);
     void write();
 
-    size_t                              n_slots;
+    size_t                              n_deltas;
     std::map<key, table>                tables;
     std::vector<std::unique_ptr<group>> groups;
 };

@@ -30,7 +30,7 @@ struct dqrelo_delta {
         return copy.how == dqrelo::method::mapped ? file->entry(copy.weight) : packs.at(copy.buft)->entry(copy.weight);
     }
 
-    std::unique_ptr<dqrelo::delta_file> file;
+    std::shared_ptr<dqrelo::delta_file> file;
     const llama_model *                 model = nullptr;
 
     std::vector<weight_copy>                                                     copies;

@@ -1,8 +1,8 @@
 #include "graph/composed-check.h"
 
-#include "context/context-state.h"
 #include "context/delta.h"
 #include "file/message.h"
+#include "graph/weight-usage.h"
 #include "memory/placement.h"
 
 #include "ggml-backend.h"
@@ -23,20 +23,20 @@ uint32_t n_tensors(const composed_weight & w) {
     return n;
 }
 
-// A plan in which one slot has every other row, with scales: the form that needs most ops.
+// A plan in which one delta has every other row, with request scales: the form that needs most ops.
 row_plan probe_plan(int64_t n_rows) {
-    slot_rows s;
-    s.slot = 0;
-    s.unit = false;
+    delta_rows s;
+    s.delta_index = 0;
+    s.unit        = false;
     for (int64_t i = 0; i < n_rows; i += 2) {
         for (row_kind kind : { ROWS_TOKENS, ROWS_OUTPUTS }) {
             s.rows[kind].push_back((int32_t) i);
-            s.scales[kind].push_back(0.5f);
+            s.request_scales[kind].push_back(0.5f);
         }
     }
     row_plan plan;
     plan.n_rows = { n_rows, n_rows };
-    plan.slots.push_back(std::move(s));
+    plan.deltas.push_back(std::move(s));
     return plan;
 }
 
@@ -62,7 +62,7 @@ probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const 
     composed_inputs inputs(dctx, plan);
     composed_graph  graph(ctx.get(), plan, inputs, [&w](int32_t, const ggml_tensor *) { return &w; });
     ggml_tensor *   base = ggml_new_tensor(ctx.get(), GGML_TYPE_F32, GGML_MAX_DIMS, shape.node);
-    if (shape.swap) {
+    if (shape.merged_copy) {
         graph.merged(read.weight);
     } else {
         graph.attach(read, shape.layout, base, read.x);
@@ -86,39 +86,17 @@ probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const 
 
 } // namespace
 
-read_shape read_shape::of(const weight_read & read, const composed_layout & layout) {
-    read_shape s;
-    s.weight = read.weight;
-    s.form   = read.form;
-    s.swap   = read.swap;
-    s.layout = layout;
-    std::copy_n(read.node->ne, 4, s.node);
-    if (read.x) {
-        std::copy_n(read.x->ne, 4, s.x);
-    }
-    if (read.ids) {
-        std::copy_n(read.ids->ne, 2, s.ids);
-    }
-    return s;
-}
-
-bool read_shape::operator==(const read_shape & o) const {
-    return weight == o.weight && form == o.form && swap == o.swap && std::equal(node, node + 4, o.node) && std::equal(x, x + 4, o.x) &&
-           std::equal(ids, ids + 2, o.ids) && layout.kind == o.layout.kind && layout.one_slot == o.layout.one_slot &&
-           std::equal(layout.stride, layout.stride + 4, o.layout.stride);
-}
-
-std::string composed_problem(const dqrelo_context & dctx, const dqrelo_delta & delta, uint32_t & n_nodes) {
+std::string composed_problem(const dqrelo_context & dctx, const graph_usage & usage, const dqrelo_delta & delta, uint32_t & n_nodes) {
     n_nodes = 0;
     for (const auto & copy : delta.copies) {
-        const std::string & name = delta.file->weights()[copy.weight].name;
-        const auto          used = dctx.usage.find(name);
-        if (copy.how != method::composed || used == dctx.usage.end()) {
+        const std::string &  name = delta.file->weights()[copy.weight].name;
+        const weight_usage * used = usage.find(name);
+        if (copy.how != method::composed || !used) {
             continue;
         }
         const ggml_backend_dev_t dev    = device_of(copy.buft);
         uint32_t                 n_most = 0;
-        for (const read_shape & shape : used->second.composed) {
+        for (const read_shape & shape : used->composed) {
             if (placement_of(shape.weight).buft != copy.buft) {
                 continue;
             }
@@ -129,8 +107,9 @@ std::string composed_problem(const dqrelo_context & dctx, const dqrelo_delta & d
             }
             n_most = std::max(n_most, result.n_nodes);
         }
-        n_nodes += n_most * used->second.n_reads;
+        n_nodes += n_most * used->n_reads;
     }
+    n_nodes += n_nodes > 0 ? composed_graph::MAX_NODES : 0; // what the weights share
     return "";
 }
 

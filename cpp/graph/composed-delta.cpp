@@ -30,7 +30,7 @@ ggml_tensor * times_by_matrix(ggml_context * ctx, ggml_tensor * t, ggml_tensor *
     if (t->ne[2] == n_mat) {
         return ggml_mul(ctx, t, ggml_reshape_3d(ctx, s, s->ne[0], 1, n_mat));
     }
-    // r rows of matrices share one of the weight: an axis for them, so that the values are not repeated in turn
+    // r rows of matrices share one of the weight. They get an axis, so that the values are not repeated in turn.
     ggml_tensor * split = ggml_is_contiguous(t) ? t : ggml_cont(ctx, t);
     split               = ggml_reshape_4d(ctx, split, t->ne[0], t->ne[1], t->ne[2] / n_mat, n_mat);
     split               = ggml_mul(ctx, split, ggml_reshape_4d(ctx, s, s->ne[0], 1, 1, n_mat));
@@ -51,7 +51,7 @@ ggml_tensor * matmul(ggml_context * ctx, const composed_weight & w, ggml_tensor 
     return sum_of(ctx, sum, w.u ? product(ctx, w.u, product(ctx, w.v, x)) : nullptr);
 }
 
-// x [n_in, 1 or n_used, n_tokens], ids [n_used, n_tokens]
+// x is [n_in, 1 or n_used, n_tokens], ids [n_used, n_tokens].
 ggml_tensor * matmul_id(ggml_context * ctx, const composed_weight & w, ggml_tensor * x, ggml_tensor * ids) {
     if (w.dense) {
         return ggml_mul_mat_id(ctx, w.dense, x, ids);

@@ -1,5 +1,5 @@
-// composed-rows.h: which rows of a ubatch belong to which delta, as ordinary ggml ops need it: as row numbers and factors in input tensors.
-// Their sizes are part of the graph, so a graph is reused only for ubatches with the same deltas and as many rows of each.
+// composed-rows.h: which rows of a ubatch belong to which delta, as ordinary ggml ops need it: as row numbers and multipliers in input
+// tensors. Their sizes are part of the graph, so a graph is reused only for ubatches with the same deltas and as many rows of each.
 #pragma once
 
 #include "llama-graph.h"
@@ -17,17 +17,17 @@ namespace dqrelo {
 // Rows are numbered over all tokens of the ubatch, or over those with outputs.
 enum row_kind { ROWS_TOKENS = 0, ROWS_OUTPUTS = 1 };
 
-struct slot_rows {
-    int32_t                             slot       = -1;
-    uint64_t                            generation = 0;    // changes when the slot gets another delta
-    bool                                unit       = true; // every row has scale 1
-    std::array<std::vector<int32_t>, 2> rows;              // by row_kind, ascending
-    std::array<std::vector<float>, 2>   scales;            // of those rows
+struct delta_rows {
+    int32_t                             delta_index = -1;
+    uint64_t                            generation  = 0;    // changes when the index gets another delta
+    bool                                unit        = true; // every row has request scale 1
+    std::array<std::vector<int32_t>, 2> rows;               // by row_kind, ascending
+    std::array<std::vector<float>, 2>   request_scales;     // of those rows
 };
 
 struct row_plan {
-    std::vector<slot_rows> slots; // those with rows, ascending
-    std::array<int64_t, 2> n_rows = { 0, 0 };
+    std::vector<delta_rows> deltas; // those with rows, ascending
+    std::array<int64_t, 2>  n_rows = { 0, 0 };
 
     static row_plan of(const dqrelo_context & dctx, const llama_ubatch & ubatch, int64_t n_outputs);
 
@@ -43,14 +43,14 @@ public:
     void set_input(const llama_ubatch * ubatch) override;
     bool can_reuse(const llm_graph_params & params) override;
 
-    // Of slot i of the plan: numbers of its rows I32 [n], their scales F32 [1, n], and a factor for each row of the ubatch F32 [n_rows], 0
-    // where the row is not the slot's.
-    ggml_tensor * rows(ggml_context * ctx, size_t i, row_kind kind);
-    ggml_tensor * scales(ggml_context * ctx, size_t i, row_kind kind);
-    ggml_tensor * factors(ggml_context * ctx, size_t i, row_kind kind);
+    // Of delta i of the plan: the numbers of its rows, their request scales, and for each row of the ubatch the request scale, or 0 where
+    // the row is not the delta's.
+    ggml_tensor * rows(ggml_context * ctx, size_t i, row_kind kind);           // I32 [n]
+    ggml_tensor * request_scales(ggml_context * ctx, size_t i, row_kind kind); // F32 [1, n]
+    ggml_tensor * multipliers(ggml_context * ctx, size_t i, row_kind kind);    // F32 [n_rows]
 
 private:
-    enum content { CONTENT_ROWS, CONTENT_SCALES, CONTENT_FACTORS };
+    enum content { CONTENT_ROWS, CONTENT_REQUEST_SCALES, CONTENT_MULTIPLIERS };
     struct key {
         size_t   i;
         row_kind kind;

@@ -55,15 +55,15 @@ bool reads_x(const weight_read & read) {
 
 } // namespace
 
-std::vector<composed_graph::slot_of_read> composed_graph::slots_of(const ggml_tensor * weight, row_kind kind) const {
-    std::vector<slot_of_read> slots;
-    for (size_t i = 0; i < plan.slots.size(); i++) {
-        const composed_weight * w = find(plan.slots[i].slot, weight);
-        if (w && !plan.slots[i].rows[kind].empty()) {
-            slots.push_back({ i, w });
+std::vector<composed_graph::delta_of_read> composed_graph::deltas_of(const ggml_tensor * weight, row_kind kind) const {
+    std::vector<delta_of_read> deltas;
+    for (size_t i = 0; i < plan.deltas.size(); i++) {
+        const composed_weight * w = find(plan.deltas[i].delta_index, weight);
+        if (w && !plan.deltas[i].rows[kind].empty()) {
+            deltas.push_back({ i, w });
         }
     }
-    return slots;
+    return deltas;
 }
 
 ggml_tensor * composed_graph::contiguous(ggml_tensor * t) {
@@ -77,45 +77,45 @@ ggml_tensor * composed_graph::contiguous(ggml_tensor * t) {
     return copy;
 }
 
-// The factors of the rows of t, whose axes 1 to 3 are the node's (or 1 where they hold no tokens), to be multiplied onto it.
-ggml_tensor * composed_graph::factors_like(const ggml_tensor * t, size_t i, const composed_layout & layout) {
-    ggml_tensor * factors = inputs.factors(ctx, i, layout.kind);
-    int64_t       ne[4]   = { 1, 1, 1, 1 };
-    size_t        nb[4]   = { sizeof(float), sizeof(float), sizeof(float), sizeof(float) };
-    for (int d = 1; d < 4 && !layout.one_slot; d++) {
+// The multipliers of the rows of t, whose axes 1 to 3 are the node's (or 1 where they hold no tokens), to be multiplied onto it.
+ggml_tensor * composed_graph::multipliers_like(const ggml_tensor * t, size_t i, const composed_layout & layout) {
+    ggml_tensor * multipliers = inputs.multipliers(ctx, i, layout.kind);
+    int64_t       ne[4]       = { 1, 1, 1, 1 };
+    size_t        nb[4]       = { sizeof(float), sizeof(float), sizeof(float), sizeof(float) };
+    for (int d = 1; d < 4 && !layout.one_delta; d++) {
         if (layout.stride[d] != 0) {
             ne[d] = t->ne[d];
             nb[d] = (size_t) layout.stride[d] * sizeof(float);
         }
     }
-    return ggml_view_4d(ctx, factors, ne[0], ne[1], ne[2], ne[3], nb[1], nb[2], nb[3], 0);
+    return ggml_view_4d(ctx, multipliers, ne[0], ne[1], ne[2], ne[3], nb[1], nb[2], nb[3], 0);
 }
 
-// The delta of a slot for all rows of the node; where the slot is not the only one, 0 for those of others.
-ggml_tensor * composed_graph::all_rows(const weight_read & read, const composed_layout & layout, const slot_of_read & slot,
+// One delta for all rows of the node; where it is not the only one, 0 for rows of others.
+ggml_tensor * composed_graph::all_rows(const weight_read & read, const composed_layout & layout, const delta_of_read & delta,
                                        ggml_tensor * x) {
-    const slot_rows & rows  = plan.slots[slot.i];
-    const bool        plain = rows.unit && (layout.one_slot || (int64_t) rows.rows[layout.kind].size() == plan.n_rows[layout.kind]);
-    ggml_tensor *     ids   = read.ids ? contiguous(read.ids) : nullptr;
+    const delta_rows & rows  = plan.deltas[delta.i];
+    const bool         plain = rows.unit && (layout.one_delta || (int64_t) rows.rows[layout.kind].size() == plan.n_rows[layout.kind]);
+    ggml_tensor *      ids   = read.ids ? contiguous(read.ids) : nullptr;
     if (reads_x(read)) {
         if (!plain) {
-            ggml_tensor *& product = multiplied[{ x, slot.i }];
-            product                = product ? product : ggml_mul(ctx, x, factors_like(x, slot.i, layout));
+            ggml_tensor *& product = multiplied[{ x, delta.i }];
+            product                = product ? product : ggml_mul(ctx, x, multipliers_like(x, delta.i, layout));
             x                      = product;
         }
-        return composed_delta(ctx, read.form, *slot.weight, x, ids);
+        return composed_delta(ctx, read.form, *delta.weight, x, ids);
     }
-    ggml_tensor *         d  = composed_delta(ctx, read.form, *slot.weight, nullptr, ids);
+    ggml_tensor *         d  = composed_delta(ctx, read.form, *delta.weight, nullptr, ids);
     const int64_t * const ne = read.node->ne;
     if (read.form == DQRELO_FORM_ROWS || read.ids) {
         d = ggml_reshape_4d(ctx, d, ne[0], ne[1], ne[2], ne[3]);
-    } else if (!plain && !layout.one_slot) {
+    } else if (!plain && !layout.one_delta) {
         d = ggml_repeat_4d(ctx, d, ne[0], ne[1], ne[2], ne[3]);
     }
-    return plain ? d : ggml_mul(ctx, d, factors_like(d, slot.i, layout));
+    return plain ? d : ggml_mul(ctx, d, multipliers_like(d, delta.i, layout));
 }
 
-// The slot's rows of t, whose tokens begin at axis `first`: [ne[0], .., ne[first - 1], n].
+// The delta's rows of t, whose tokens begin at axis `first`: [ne[0], .., ne[first - 1], n].
 ggml_tensor * composed_graph::gathered(ggml_tensor * t, size_t i, row_kind kind, int first, bool scaled) {
     ggml_tensor *& out = selected[{ t, i, first }];
     if (out) {
@@ -128,7 +128,7 @@ ggml_tensor * composed_graph::gathered(ggml_tensor * t, size_t i, row_kind kind,
     ggml_tensor * flat = ggml_reshape_2d(ctx, contiguous(t), n_inner, ggml_nelements(t) / n_inner);
     out                = ggml_get_rows(ctx, flat, inputs.rows(ctx, i, kind));
     if (scaled) {
-        out = ggml_mul(ctx, out, inputs.scales(ctx, i, kind));
+        out = ggml_mul(ctx, out, inputs.request_scales(ctx, i, kind));
     }
     if (first > 1) {
         int64_t ne[4] = { t->ne[0], 1, 1, 1 };
@@ -139,17 +139,17 @@ ggml_tensor * composed_graph::gathered(ggml_tensor * t, size_t i, row_kind kind,
     return out;
 }
 
-// The delta of a slot for its own rows: [n_out, .., n].
-ggml_tensor * composed_graph::own_rows(const weight_read & read, const composed_layout & layout, int first, const slot_of_read & slot,
+// One delta for its own rows: [n_out, .., n].
+ggml_tensor * composed_graph::own_rows(const weight_read & read, const composed_layout & layout, int first, const delta_of_read & delta,
                                        ggml_tensor * x) {
-    const bool    scaled = !plan.slots[slot.i].unit;
-    ggml_tensor * ids    = read.ids ? gathered(read.ids, slot.i, layout.kind, first - 1, false) : nullptr;
+    const bool    scaled = !plan.deltas[delta.i].unit;
+    ggml_tensor * ids    = read.ids ? gathered(read.ids, delta.i, layout.kind, first - 1, false) : nullptr;
     if (reads_x(read)) {
-        return composed_delta(ctx, read.form, *slot.weight, gathered(x, slot.i, layout.kind, first, scaled), ids);
+        return composed_delta(ctx, read.form, *delta.weight, gathered(x, delta.i, layout.kind, first, scaled), ids);
     }
-    ggml_tensor *         d  = composed_delta(ctx, read.form, *slot.weight, nullptr, ids);
+    ggml_tensor *         d  = composed_delta(ctx, read.form, *delta.weight, nullptr, ids);
     const int64_t * const ne = read.node->ne;
-    const int64_t         n  = (int64_t) plan.slots[slot.i].rows[layout.kind].size();
+    const int64_t         n  = (int64_t) plan.deltas[delta.i].rows[layout.kind].size();
     if (read.form == DQRELO_FORM_ADD && !read.ids) {
         int64_t full[4] = { ne[0], 1, 1, 1 };
         std::copy(ne, ne + first, full);
@@ -158,36 +158,36 @@ ggml_tensor * composed_graph::own_rows(const weight_read & read, const composed_
     }
     if (scaled) {
         d = ggml_reshape_2d(ctx, d, ggml_nelements(d) / n, n);
-        d = ggml_mul(ctx, d, inputs.scales(ctx, slot.i, layout.kind));
+        d = ggml_mul(ctx, d, inputs.request_scales(ctx, delta.i, layout.kind));
     }
     return d;
 }
 
-// The deltas of all slots, each computed for its rows alone, and 0 for rows without one.
+// All deltas, each computed for its rows alone, and 0 for rows without one.
 ggml_tensor * composed_graph::scattered(const weight_read & read, const composed_layout & layout, int first,
-                                        const std::vector<slot_of_read> & slots, ggml_tensor * base, ggml_tensor * x) {
+                                        const std::vector<delta_of_read> & deltas, ggml_tensor * base, ggml_tensor * x) {
     const int64_t n   = plan.n_rows[layout.kind];
     ggml_tensor * sum = ggml_reshape_2d(ctx, ggml_fill(ctx, base, 0.0f), ggml_nelements(base) / n, n);
-    for (const slot_of_read & slot : slots) {
-        ggml_tensor * d    = own_rows(read, layout, first, slot, x);
-        ggml_tensor * rows = inputs.rows(ctx, slot.i, layout.kind);
+    for (const delta_of_read & delta : deltas) {
+        ggml_tensor * d    = own_rows(read, layout, first, delta, x);
+        ggml_tensor * rows = inputs.rows(ctx, delta.i, layout.kind);
         sum                = ggml_set_rows(ctx, sum, ggml_reshape_2d(ctx, d, sum->ne[0], rows->ne[0]), rows);
     }
     return ggml_reshape_4d(ctx, sum, base->ne[0], base->ne[1], base->ne[2], base->ne[3]);
 }
 
 void composed_graph::attach(const weight_read & read, const composed_layout & layout, ggml_tensor * base, ggml_tensor * x) {
-    const std::vector<slot_of_read> slots = slots_of(read.weight, layout.kind);
-    const int64_t                   n     = plan.n_rows[layout.kind];
-    const int                       first = layout.one_slot ? 0 : first_token_axis(read.node, layout, n);
-    const bool                      all   = layout.one_slot || (int64_t) plan.slots[slots.at(0).i].rows[layout.kind].size() == n;
+    const std::vector<delta_of_read> deltas = deltas_of(read.weight, layout.kind);
+    const int64_t                    n      = plan.n_rows[layout.kind];
+    const int                        first  = layout.one_delta ? 0 : first_token_axis(read.node, layout, n);
+    const bool                       all    = layout.one_delta || (int64_t) plan.deltas[deltas.at(0).i].rows[layout.kind].size() == n;
 
     ggml_tensor * d = nullptr;
     if (!all && can_select(read, first)) {
-        d = scattered(read, layout, first, slots, base, x);
+        d = scattered(read, layout, first, deltas, base, x);
     } else {
-        for (const slot_of_read & slot : slots) {
-            ggml_tensor * one = all_rows(read, layout, slot, x);
+        for (const delta_of_read & delta : deltas) {
+            ggml_tensor * one = all_rows(read, layout, delta, x);
             d                 = d ? ggml_add(ctx, d, one) : one;
         }
     }
@@ -203,14 +203,14 @@ void composed_graph::attach(const weight_read & read, const composed_layout & la
 }
 
 ggml_tensor * composed_graph::merged(ggml_tensor * weight) {
-    const std::vector<slot_of_read> slots = slots_of(weight, ROWS_TOKENS);
-    const slot_of_read &            slot  = slots.at(0);
-    composed_layout                 whole;
-    whole.one_slot  = true;
-    ggml_tensor * d = composed_whole(ctx, *slot.weight);
+    const std::vector<delta_of_read> deltas = deltas_of(weight, ROWS_TOKENS);
+    const delta_of_read &            delta  = deltas.at(0);
+    composed_layout                  whole;
+    whole.one_delta = true;
+    ggml_tensor * d = composed_whole(ctx, *delta.weight);
     d               = ggml_reshape_4d(ctx, d, weight->ne[0], weight->ne[1], weight->ne[2], weight->ne[3]);
-    if (!plan.slots[slot.i].unit) {
-        d = ggml_mul(ctx, d, factors_like(d, slot.i, whole));
+    if (!plan.deltas[delta.i].unit) {
+        d = ggml_mul(ctx, d, multipliers_like(d, delta.i, whole));
     }
     mark(d);
     return ggml_add(ctx, weight, d);

@@ -15,9 +15,9 @@ struct weight_read {
     ggml_tensor * ids    = nullptr; // rows or matrices that are selected
     dqrelo_form   form   = DQRELO_FORM_MATMUL;
 
-    bool        swap = false; // the node reads a copy of the weight merged with its delta, in place of the weight
-    std::string own_batch;    // why that is only right in a ubatch whose tokens all have one delta and scale, or empty
-    std::string problem;      // why it cannot be done, or empty
+    bool        merged_copy = false; // the node reads a copy of the weight merged with its delta, in place of the weight
+    std::string own_ubatch;          // why that is only right in a ubatch whose tokens all have one delta and request scale, or empty
+    std::string problem;             // why it cannot be done, or empty
 };
 
 } // namespace dqrelo

@@ -27,8 +27,8 @@ bool ask_for_operator(ggml_backend_dev_t dev) {
     const int32_t stride[3] = { 0, 0, 0 };
     ggml_tensor * x         = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 256, 1);
     ggml_tensor * y         = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 256, 1);
-    ggml_tensor * owner     = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 2, 1);
-    return ggml_backend_dev_supports_op(dev, ggml_dqrelo(ctx.get(), DQRELO_FORM_MATMUL, y, x, nullptr, table, owner, stride));
+    ggml_tensor * tokens    = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 2, 1);
+    return ggml_backend_dev_supports_op(dev, ggml_dqrelo(ctx.get(), DQRELO_FORM_MATMUL, y, x, nullptr, table, tokens, stride));
 }
 
 bool has_operator(ggml_backend_dev_t dev) {

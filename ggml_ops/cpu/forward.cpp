@@ -28,9 +28,9 @@ struct arena {
     }
 };
 
-// The sorted rows that use one matrix of one slot.
+// The sorted rows that use one matrix of one delta.
 struct group_rows {
-    int32_t slot;
+    int32_t delta;
     int32_t matrix;
     int64_t begin, end;
 };
@@ -43,7 +43,7 @@ struct work {
     int64_t      t_stride;
     // one a thread
     uint64_t *       keys;   // [n_rows] while sorting
-    dqrelo_row *     rows;   // [n_rows] sorted by slot and matrix; those of the base alone are the last
+    dqrelo_row *     rows;   // [n_rows] sorted by delta and matrix; those of the base alone are the last
     int32_t *        place;  // [n_rows] sorted place of each row of y
     group_rows *     groups; // [n_rows] at most
     int64_t          n_groups;
@@ -51,12 +51,12 @@ struct work {
     dqrelo_scratch * scratch;
 };
 
-static int64_t count_slots(const ggml_tensor * dst) {
+static int64_t count_deltas(const ggml_tensor * dst) {
     return dst->src[2]->ne[0] / (int64_t) sizeof(dqrelo_entry);
 }
 
-static const dqrelo_entry * entry_of(const ggml_tensor * dst, int64_t slot) {
-    return (const dqrelo_entry *) dst->src[2]->data + slot;
+static const dqrelo_entry * entry_of(const ggml_tensor * dst, int64_t delta) {
+    return (const dqrelo_entry *) dst->src[2]->data + delta;
 }
 
 static bool is_matmul(const ggml_tensor * dst) {
@@ -107,8 +107,8 @@ static position position_of(const ggml_tensor * dst, int64_t row) {
     return { row % dst->ne[1], row / dst->ne[1] % dst->ne[2], row / (dst->ne[1] * dst->ne[2]) };
 }
 
-// Slot and scale of a row.
-static const float * owner_of(const ggml_tensor * dst, const position & at) {
+// {delta index or -1, request scale} of a row's token.
+static const float * token_of(const ggml_tensor * dst, const position & at) {
     const int32_t * stride = ggml_dqrelo_stride(dst);
     return (const float *) dst->src[3]->data + 2 * (at.i1 * stride[0] + at.i2 * stride[1] + at.i3 * stride[2]);
 }
@@ -133,20 +133,20 @@ static int64_t row_id(const ggml_tensor * dst, const dqrelo_entry * e, const pos
     return id;
 }
 
-// Sort key of a row: slot, matrix and the row itself, so that equal ones stay in order.
+// Sort key of a row: delta, matrix and the row itself, so that equal ones stay in order.
 static constexpr uint64_t KEY_BASE = UINT64_C(0xffff) << 48;
 
 static uint64_t key_of(const ggml_tensor * dst, int64_t row) {
     const position at    = position_of(dst, row);
-    const float *  owner = owner_of(dst, at);
-    const int64_t  slot  = (int64_t) owner[0];
-    GGML_ASSERT(slot < count_slots(dst) && slot < 0xffff);
-    if (slot < 0 || owner[1] == 0.0f || dqrelo_entry_is_empty(entry_of(dst, slot))) {
+    const float *  token = token_of(dst, at);
+    const int64_t  delta = (int64_t) token[0];
+    GGML_ASSERT(delta < count_deltas(dst) && delta < 0xffff);
+    if (delta < 0 || token[1] == 0.0f || dqrelo_entry_is_empty(entry_of(dst, delta))) {
         return KEY_BASE | (uint64_t) row;
     }
-    const int64_t matrix = matrix_of(dst, entry_of(dst, slot), at);
-    GGML_ASSERT(matrix >= 0 && matrix < std::min<int64_t>(entry_of(dst, slot)->n_mat, 0x10000));
-    return (uint64_t) slot << 48 | (uint64_t) matrix << 32 | (uint64_t) row;
+    const int64_t matrix = matrix_of(dst, entry_of(dst, delta), at);
+    GGML_ASSERT(matrix >= 0 && matrix < std::min<int64_t>(entry_of(dst, delta)->n_mat, 0x10000));
+    return (uint64_t) delta << 48 | (uint64_t) matrix << 32 | (uint64_t) row;
 }
 
 static const char * row_data(const ggml_tensor * t, const position & at) {
@@ -159,7 +159,7 @@ static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group)
     dqrelo_row        row  = {};
     row.dst                = (float *) row_data(dst, at);
     row.y                  = (const float *) row_data(dst->src[0], at);
-    row.s                  = owner_of(dst, at)[1];
+    row.s                  = token_of(dst, at)[1];
     row.group              = group;
     if (key >= KEY_BASE) {
         return row;
@@ -213,7 +213,7 @@ static void copy_rows(const ggml_tensor * dst, const work & w, int64_t i0, int64
 static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i) {
     const group_rows & rows = w.groups[i];
     dqrelo_group       g;
-    g.e        = dqrelo_entry_matrix(entry_of(dst, rows.slot), rows.matrix);
+    g.e        = dqrelo_entry_matrix(entry_of(dst, rows.delta), rows.matrix);
     g.rows     = w.rows + rows.begin;
     g.n_rows   = rows.end - rows.begin;
     g.q        = w.q + rows.begin * dqrelo_q_bytes(dst->src[1]->ne[0]);
@@ -267,7 +267,7 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
                 continue;
             }
             const group_rows &   group = w.groups[w.rows[place].group];
-            const dqrelo_entry * e     = entry_of(dst, group.slot);
+            const dqrelo_entry * e     = entry_of(dst, group.delta);
             if (e->dense || e->n_planes == 0) {
                 continue;
             }
@@ -288,7 +288,7 @@ static bool prepare_matmul(const ggml_compute_params * params, const ggml_tensor
     bool    any      = false;
     int64_t max_rank = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
-        const dqrelo_entry * e = entry_of(dst, w.groups[i].slot);
+        const dqrelo_entry * e = entry_of(dst, w.groups[i].delta);
         GGML_ASSERT(e->n_in == dst->src[1]->ne[0] && e->n_out == dst->ne[0] && e->rank <= std::min(e->n_in, e->n_out) &&
                     e->n_planes <= DQRELO_MAX_PLANES);
         any      = any || !e->dense;
@@ -349,7 +349,7 @@ static void forward_rows(const ggml_compute_params * params, const ggml_tensor *
     const int64_t j0      = std::min(dst->ne[0], n_tiles * params->ith / params->nth * DQRELO_TILE_J);
     const int64_t j1      = std::min(dst->ne[0], n_tiles * (params->ith + 1) / params->nth * DQRELO_TILE_J);
     for (int64_t r = 0; r < w.n_changed; r++) {
-        const dqrelo_entry * e = entry_of(dst, w.groups[w.rows[r].group].slot);
+        const dqrelo_entry * e = entry_of(dst, w.groups[w.rows[r].group].delta);
         GGML_ASSERT(e->n_in == dst->ne[0]);
         dqrelo_rows_apply(dqrelo_cpu_kernels(), e, &w.rows[r], j0, j1);
     }
@@ -358,7 +358,7 @@ static void forward_rows(const ggml_compute_params * params, const ggml_tensor *
 
 static void forward_elementwise(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     for (int64_t r = params->ith; r < w.n_changed; r += params->nth) {
-        const dqrelo_entry * e = entry_of(dst, w.groups[w.rows[r].group].slot);
+        const dqrelo_entry * e = entry_of(dst, w.groups[w.rows[r].group].delta);
         GGML_ASSERT(dst->ne[0] % e->n_in == 0);
         dqrelo_elementwise_apply(dqrelo_cpu_kernels(), ggml_dqrelo_form(dst), e, &w.rows[r], dst->ne[0]);
     }

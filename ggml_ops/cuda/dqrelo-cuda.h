@@ -13,16 +13,16 @@ struct dqrelo_cuda_op {
     const float *               x;   // MATMUL, MATMUL_ID, MUL
     const int32_t *             ids; // or NULL
     const struct dqrelo_entry * table;
-    const float *               owner; // {slot or -1, scale}
-    const float * order; // MATMUL: {position, slot or -1} of the owners sorted by slot; NULL where there is none that orders the rows of y
-    int32_t       n_order;    // owners in it
-    int32_t       order_step; // rows of y that lie side by side and have one owner, before those of the next owner
-    int32_t       n_slots;
+    const float *               tokens; // {delta index or -1, request scale}
+    const float * sorted_tokens;  // MATMUL: {token, delta index or -1} sorted by delta index; NULL where that does not order the rows of y
+    int32_t       n_tokens;       // tokens in it
+    int32_t       rows_per_token; // rows of y that lie side by side and are for one token, before those of the next one
+    int32_t       n_deltas;
     int32_t       n_in;      // row length of x
     int32_t       n_out;     // row length of y
     int32_t       ne[3];     // of y: its axes 1 to 3
     int32_t       x_ne1;     // MATMUL_ID: 1 if all experts of a token read one row
-    int32_t       stride[3]; // owner of a row
+    int32_t       stride[3]; // token of a row
     int64_t       dst_nb[3], y_nb[3], x_nb[3], ids_nb[3];
 };
 

@@ -36,8 +36,8 @@ static __global__ void __launch_bounds__(N_COLUMNS) add_elements(const dqrelo_cu
     if (j >= op.n_out) {
         return;
     }
-    const float *        owner = owner_of(op, at);
-    const dqrelo_entry * e     = entry_of(op, owner);
+    const float *        token = token_of(op, at);
+    const dqrelo_entry * e     = entry_of(op, token);
     float *              dst   = op.dst + offset_of(op.dst_nb, at) + j;
     const float          y     = op.y[offset_of(op.y_nb, at) + j];
     if (!e) {
@@ -48,7 +48,7 @@ static __global__ void __launch_bounds__(N_COLUMNS) add_elements(const dqrelo_cu
     const int64_t    id     = delta_row_of(op, *e, at);
     const matrix_ref matrix = { e, (int32_t) (id / e->n_out) };
     const float      factor = op.form == DQRELO_FORM_MUL ? op.x[offset_of(op.x_nb, at) + j] : 1.0f;
-    *dst                    = y + owner[1] * (factor * delta_at(matrix, id % e->n_out, (int) (j % e->n_in)));
+    *dst                    = y + token[1] * (factor * delta_at(matrix, id % e->n_out, (int) (j % e->n_in)));
 }
 
 cudaError_t dqrelo_cuda_elements(const dqrelo_cuda_op & op, cudaStream_t stream) {

@@ -340,7 +340,7 @@ cudaError_t dqrelo_cuda_matmul_rows(const dqrelo_cuda_op & op, void * memory, in
     matmul_work work       = lay_out(op, memory, &n_bytes);
     work.counters          = counters;
     const int32_t n_rows   = (int32_t) dqrelo_cuda_n_rows(&op);
-    const int64_t n_groups = op.n_slots < n_rows && op.form == DQRELO_FORM_MATMUL && op.ne[1] == 1 ? op.n_slots : n_rows; // at most
+    const int64_t n_groups = op.n_deltas < n_rows && op.form == DQRELO_FORM_MATMUL && op.ne[1] == 1 ? op.n_deltas : n_rows; // at most
     const int64_t n_units  = n_rows + n_groups * ((op.n_out + UNIT_OUTPUTS - 1) / UNIT_OUTPUTS + work.t_stride / V_ROWS);
     const int64_t n_room   = BLOCKS_PER_SM * (int64_t) n_sm;
     matmul_rows<<<(unsigned) (n_units < n_room ? n_units : n_room), N_THREADS, 0, stream>>>(op, work, n_rows);

@@ -290,7 +290,7 @@ cudaError_t dqrelo_cuda_matmul_tiles(const dqrelo_cuda_op & op, void * memory, c
     const tiles_work work      = lay_out(op, memory, &n_bytes);
     const unsigned   n_rows    = (unsigned) work.n_rows;
     const unsigned   row_tiles = (n_rows + TILE_ROWS - 1) / TILE_ROWS;
-    const unsigned   n_sort    = op.order ? 0 : (n_rows + SORT_ROWS - 1) / SORT_ROWS;
+    const unsigned   n_sort    = op.sorted_tokens ? 0 : (n_rows + SORT_ROWS - 1) / SORT_ROWS;
     const dim3       tiles(((unsigned) op.n_out + TILE_OUTPUTS - 1) / TILE_OUTPUTS, row_tiles);
     prepare_rows<<<n_sort + n_rows, N_THREADS, 0, stream>>>(op, work, (int32_t) n_sort);
     factor_tiles<<<dim3(RANK_BLOCKS, row_tiles), N_THREADS, 0, stream>>>(op, work); // ranks are known on the device only

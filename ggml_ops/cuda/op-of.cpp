@@ -9,9 +9,9 @@ static void copy_strides(const ggml_tensor * t, int axis, int64_t element_bytes,
     }
 }
 
-// The owners' order is one of the rows too where all owners follow each other along y's axes: some rows of the first, as many of the
+// The tokens' order is one of the rows too where all tokens follow each other along y's axes: some rows of the first, as many of the
 // second, and so on; several times over, maybe.
-static void set_order(dqrelo_cuda_op & op, const ggml_tensor * owner) {
+static void set_sorted_tokens(dqrelo_cuda_op & op, const ggml_tensor * tokens) {
     int32_t step = 1, n = 1;
     int     axis = 0;
     for (; axis < 3 && (op.stride[axis] == 0 || op.ne[axis] == 1); axis++) {
@@ -22,10 +22,10 @@ static void set_order(dqrelo_cuda_op & op, const ggml_tensor * owner) {
     }
     for (; axis < 3 && (op.stride[axis] == 0 || op.ne[axis] == 1); axis++) {
     }
-    if (op.form == DQRELO_FORM_MATMUL && owner->ne[2] == 2 && axis == 3 && n == owner->ne[1]) {
-        op.order      = op.owner + 2 * owner->ne[1];
-        op.n_order    = n;
-        op.order_step = step;
+    if (op.form == DQRELO_FORM_MATMUL && tokens->ne[2] == 2 && axis == 3 && n == tokens->ne[1]) {
+        op.sorted_tokens  = op.tokens + 2 * tokens->ne[1];
+        op.n_tokens       = n;
+        op.rows_per_token = step;
     }
 }
 
@@ -40,8 +40,8 @@ struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst) {
     op.x                    = (const float *) x->data;
     op.ids                  = ids ? (const int32_t *) ids->data : nullptr;
     op.table                = (const dqrelo_entry *) dst->src[2]->data;
-    op.owner                = (const float *) dst->src[3]->data;
-    op.n_slots              = (int32_t) (dst->src[2]->ne[0] / (int64_t) sizeof(dqrelo_entry));
+    op.tokens               = (const float *) dst->src[3]->data;
+    op.n_deltas             = (int32_t) (dst->src[2]->ne[0] / (int64_t) sizeof(dqrelo_entry));
     op.n_in                 = (int32_t) x->ne[0];
     op.n_out                = (int32_t) dst->ne[0];
     op.x_ne1                = (int32_t) x->ne[1];
@@ -49,7 +49,7 @@ struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst) {
         op.ne[i]     = (int32_t) dst->ne[i + 1];
         op.stride[i] = ggml_dqrelo_stride(dst)[i];
     }
-    set_order(op, dst->src[3]);
+    set_sorted_tokens(op, dst->src[3]);
     copy_strides(dst, 1, sizeof(float), op.dst_nb);
     copy_strides(y, 1, sizeof(float), op.y_nb);
     copy_strides(x, 1, sizeof(float), op.x_nb);

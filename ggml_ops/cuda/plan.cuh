@@ -14,7 +14,7 @@ static constexpr int UNIT_OUTPUTS  = N_THREADS / ROW_LANES * TILE_FEATURES;
 // Units of work are numbered in the order quantise, V x, output features, copies.
 struct row_plan {
     int32_t n_groups, n_changed;
-    int32_t slot[MAX_ROWS], matrix[MAX_ROWS]; // of a group
+    int32_t delta[MAX_ROWS], matrix[MAX_ROWS]; // of a group
     int32_t begin[MAX_ROWS + 1];
     int32_t row[MAX_ROWS];
     float   scale[MAX_ROWS];       // request scale of a sorted row
@@ -29,23 +29,23 @@ static __device__ __forceinline__ int count_before(unsigned lanes, int lane) {
 
 // By the first warp; the others must wait for it.
 static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_plan & plan) {
-    const unsigned       all  = 0xffffffffu;
-    const int            lane = (int) threadIdx.x;
-    const dqrelo_entry * e    = nullptr;
-    int32_t              slot = -1, matrix = -1;
+    const unsigned       all   = 0xffffffffu;
+    const int            lane  = (int) threadIdx.x;
+    const dqrelo_entry * e     = nullptr;
+    int32_t              delta = -1, matrix = -1;
     float                scale = 0.0f;
     if (lane < n_rows) {
         const dqrelo_position at    = position_of(op, lane);
-        const float *         owner = owner_of(op, at);
-        e                           = entry_of(op, owner);
-        scale                       = owner[1];
+        const float *         token = token_of(op, at);
+        e                           = entry_of(op, token);
+        scale                       = token[1];
         if (e) {
             check_matrix(op, *e);
-            slot   = (int32_t) owner[0];
+            delta  = (int32_t) token[0];
             matrix = matrix_of(op, *e, at);
         }
     }
-    const unsigned long long key     = e ? (unsigned long long) slot << 32 | (unsigned) matrix : ~0ull;
+    const unsigned long long key     = e ? (unsigned long long) delta << 32 | (unsigned) matrix : ~0ull;
     const unsigned           same    = __match_any_sync(all, key);
     const int                first   = __ffs((int) same) - 1;
     const unsigned           firsts  = __ballot_sync(all, e && lane == first);
@@ -53,7 +53,7 @@ static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_
     const unsigned           base    = __ballot_sync(all, !e && lane < n_rows);
     if (e && lane == first) {
         const int g         = count_before(firsts, lane);
-        plan.slot[g]        = slot;
+        plan.delta[g]       = delta;
         plan.matrix[g]      = matrix;
         plan.begin[g + 1]   = __popc(same);
         plan.v_begin[g + 1] = e->dense ? 0 : (e->rank + V_ROWS - 1) / V_ROWS;
@@ -82,5 +82,5 @@ static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_
 }
 
 static __device__ __forceinline__ matrix_ref matrix_of_group(const dqrelo_cuda_op & op, const row_plan & plan, int g) {
-    return { op.table + plan.slot[g], plan.matrix[g] };
+    return { op.table + plan.delta[g], plan.matrix[g] };
 }

@@ -32,39 +32,39 @@ static __device__ __forceinline__ const float * x_row(const dqrelo_cuda_op & op,
     return op.x + offset_of(op.x_nb, at);
 }
 
-// {slot or -1, request scale} of a row.
-static __device__ __forceinline__ const float * owner_of(const dqrelo_cuda_op & op, const dqrelo_position & at) {
-    return op.owner + 2 * (at.i1 * op.stride[0] + at.i2 * op.stride[1] + at.i3 * op.stride[2]);
+// {delta index or -1, request scale} of a row's token.
+static __device__ __forceinline__ const float * token_of(const dqrelo_cuda_op & op, const dqrelo_position & at) {
+    return op.tokens + 2 * (at.i1 * op.stride[0] + at.i2 * op.stride[1] + at.i3 * op.stride[2]);
 }
 
-// The host never sees tables, owners and ids: a wrong one stops the device, as GGML_ASSERT stops the CPU.
+// The host never sees tables, tokens and ids: a wrong one stops the device, as GGML_ASSERT stops the CPU.
 static __device__ __forceinline__ void check(bool good) {
     if (!good) {
         __trap();
     }
 }
 
-// The entry of a slot, or null: no slot, or nothing for this weight.
-static __device__ __forceinline__ const dqrelo_entry * entry_of_slot(const dqrelo_cuda_op & op, int32_t slot) {
-    check(slot < op.n_slots);
-    if (slot < 0) {
+// The entry of a delta, or null: no delta, or nothing for this weight.
+static __device__ __forceinline__ const dqrelo_entry * entry_of_delta(const dqrelo_cuda_op & op, int32_t delta) {
+    check(delta < op.n_deltas);
+    if (delta < 0) {
         return nullptr;
     }
-    const dqrelo_entry * e = op.table + slot;
+    const dqrelo_entry * e = op.table + delta;
     return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr ? nullptr : e;
 }
 
-// The slot of an owner, or -1: no delta, or scale 0.
-static __device__ __forceinline__ int32_t slot_of(const float * owner) {
-    return owner[1] == 0.0f ? -1 : (int32_t) owner[0];
+// The delta index of a token, or -1: no delta, or scale 0.
+static __device__ __forceinline__ int32_t delta_of(const float * token) {
+    return token[1] == 0.0f ? -1 : (int32_t) token[0];
 }
 
 // The entry that changes a row, or null.
-static __device__ __forceinline__ const dqrelo_entry * entry_of(const dqrelo_cuda_op & op, const float * owner) {
-    return entry_of_slot(op, slot_of(owner));
+static __device__ __forceinline__ const dqrelo_entry * entry_of(const dqrelo_cuda_op & op, const float * token) {
+    return entry_of_delta(op, delta_of(token));
 }
 
-// MATMUL, MATMUL_ID: the first row of y that is made from the same row of x: of a token's experts, which have one entry (their owner is
+// MATMUL, MATMUL_ID: the first row of y that is made from the same row of x: of a token's experts, which have one entry (their token is
 // one).
 static __device__ __forceinline__ int32_t first_row_of_x(const dqrelo_cuda_op & op, int32_t row) {
     return op.x_ne1 == 1 ? row - row % op.ne[0] : row;

@@ -1,7 +1,7 @@
 // sort.cuh: the rows of a large batch sorted by delta and matrix, for tiles of them.
 //
-// Where the owners come in order (dqrelo_cuda_op::order: nearly every MATMUL), a row's place is looked up. Else (experts: which matrix a
-// row uses is known on the device only) the first launch sorts.
+// Where the tokens come in order (dqrelo_cuda_op::sorted_tokens: nearly every MATMUL), a row's place is looked up. Else (experts: which
+// matrix a row uses is known on the device only) the first launch sorts.
 #pragma once
 
 #include "rows.cuh"
@@ -10,19 +10,19 @@ static constexpr int      SORT_ROWS = WARP;       // that a block finds the plac
 static constexpr int      SORT_KEYS = 2048;       // that it compares with at once
 static constexpr uint32_t BASE_ROW  = 0xffff0000; // the key of a row without a delta: behind all others
 
-static __device__ __forceinline__ uint32_t key_of(const dqrelo_cuda_op & op, int32_t slot, int32_t row) {
-    const dqrelo_entry * e = entry_of_slot(op, slot);
+static __device__ __forceinline__ uint32_t key_of(const dqrelo_cuda_op & op, int32_t delta, int32_t row) {
+    const dqrelo_entry * e = entry_of_delta(op, delta);
     if (!e) {
         return BASE_ROW;
     }
     check_matrix(op, *e);
     const int32_t matrix = matrix_of(op, *e, position_of(op, row));
-    check(slot < 0xffff && matrix < 0x10000);
-    return (uint32_t) slot << 16 | (uint32_t) matrix;
+    check(delta < 0xffff && matrix < 0x10000);
+    return (uint32_t) delta << 16 | (uint32_t) matrix;
 }
 
 static __device__ __forceinline__ uint32_t key_of_row(const dqrelo_cuda_op & op, int32_t row) {
-    return key_of(op, slot_of(owner_of(op, position_of(op, row))), row);
+    return key_of(op, delta_of(token_of(op, position_of(op, row))), row);
 }
 
 static __device__ __forceinline__ matrix_ref matrix_of_key(const dqrelo_cuda_op & op, uint32_t key) {
@@ -82,24 +82,24 @@ struct tile_range {
     int32_t begin, end;
 };
 
-// By all threads of a block. sorted: not read where the op has an order.
+// By all threads of a block. sorted: not read where the op has sorted tokens.
 static __device__ __forceinline__ void load_tile_rows(const dqrelo_cuda_op & op, int32_t n_rows, const int32_t * sorted, int32_t place0,
                                                       tile_rows & rows) {
     const int     lane  = (int) threadIdx.x;
     const int32_t place = place0 + lane;
     if (lane < TILE_ROWS && place < n_rows) {
-        int32_t row, slot;
-        if (op.order) {
-            const int32_t owner = place / op.order_step % op.n_order;
-            row                 = place + op.order_step * ((int32_t) op.order[2 * owner] - owner);
-            slot                = (int32_t) op.order[2 * owner + 1];
+        int32_t row, delta;
+        if (op.sorted_tokens) {
+            const int32_t token = place / op.rows_per_token % op.n_tokens;
+            row                 = place + op.rows_per_token * ((int32_t) op.sorted_tokens[2 * token] - token);
+            delta               = (int32_t) op.sorted_tokens[2 * token + 1];
         } else {
-            row  = sorted[place];
-            slot = slot_of(owner_of(op, position_of(op, row)));
+            row   = sorted[place];
+            delta = delta_of(token_of(op, position_of(op, row)));
         }
         rows.row[lane]   = row;
-        rows.key[lane]   = key_of(op, slot, row);
-        rows.scale[lane] = owner_of(op, position_of(op, row))[1];
+        rows.key[lane]   = key_of(op, delta, row);
+        rows.scale[lane] = token_of(op, position_of(op, row))[1];
     }
     if (lane == 0) {
         rows.n = min(TILE_ROWS, n_rows - place0);

@@ -26,7 +26,7 @@ struct heap_block {
     heap_block & operator=(const heap_block &) = delete;
 };
 
-// Who runs a node: the op's own choice, or one of the two kernels for matrices; that for many rows with the owners' order, or sorting them
+// Who runs a node: the op's own choice, or one of the two kernels for matrices; that for many rows with the tokens' order, or sorting them
 // itself.
 enum kernel { CHOSEN, ROWS, TILES, SORTED_TILES };
 
@@ -73,7 +73,7 @@ static void run_node(ggml_tensor * dst, kernel which) {
 
 static void run(op_case & c, kernel which) {
     ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
-    c.ordered          = which != SORTED_TILES;
+    c.sorted           = which != SORTED_TILES;
     ggml_tensor * dst  = c.build(ctx);
     run_node(dst, which);
     c.out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
@@ -104,7 +104,7 @@ static void check_exact(int64_t n_in, float factor, const char * what, kernel wh
     c.n_in    = n_in;
     c.ne      = { o.n_out, 3, 1, 1 };
     c.entries = { &r };
-    c.owners  = { { 0, 1.0f }, { 0, 1.0f }, { 0, 1.0f } };
+    c.tokens  = { { 0, 1.0f }, { 0, 1.0f }, { 0, 1.0f } };
     c.fill(73);
     c.y.assign(c.y.size(), 0.0f);
     c.x[1] *= factor;
@@ -147,12 +147,12 @@ static void test_exact(bool small) {
     }
 }
 
-// Which rows of y follow the owners' order, and that the order is one: every position once, by slot, those without a delta last.
+// Which rows of y follow the tokens' order, and that the order is one: every position once, by delta, those without a delta last.
 static void test_order() {
     struct {
         shape                  ne;
         std::array<int32_t, 3> stride;
-        int64_t                n_owner;
+        int64_t                n_tokens;
         int32_t                step; // 0: no order of rows
     } const cases[] = {
         { { 33, 7, 1, 1 }, { 1, 0, 0 }, 7, 1 },   { { 33, 7, 4, 1 }, { 1, 0, 0 }, 7, 1 },  { { 33, 3, 7, 2 }, { 0, 1, 0 }, 7, 3 },
@@ -166,23 +166,24 @@ static void test_order() {
         op_case c;
         c.ne      = given.ne;
         c.stride  = given.stride;
-        c.owners  = mixed_owners(given.n_owner);
+        c.tokens  = mixed_tokens(given.n_tokens);
         c.entries = { &a, &a, nullptr };
         c.fill(80);
         ggml_context *       ctx = ggml_init({ (size_t) 1 << 20, nullptr, false });
         const dqrelo_cuda_op op  = dqrelo_cuda_op_of(c.build(ctx));
-        CHECK((op.order != nullptr) == (given.step > 0));
-        CHECK(!op.order || (op.order_step == given.step && op.n_order == given.n_owner));
-        std::vector<float> seen((size_t) given.n_owner);
-        for (int i = 0; op.order && i < op.n_order; i++) {
-            const size_t at   = (size_t) op.order[2 * i];
-            const float  slot = c.owners[at].scale == 0.0f ? -1.0f : (float) c.owners[at].slot;
+        CHECK((op.sorted_tokens != nullptr) == (given.step > 0));
+        CHECK(!op.sorted_tokens || (op.rows_per_token == given.step && op.n_tokens == given.n_tokens));
+        std::vector<float> seen((size_t) given.n_tokens);
+        for (int i = 0; op.sorted_tokens && i < op.n_tokens; i++) {
+            const size_t at    = (size_t) op.sorted_tokens[2 * i];
+            const float  delta = c.tokens[at].scale == 0.0f ? -1.0f : (float) c.tokens[at].delta;
             seen[at] += 1.0f;
-            CHECK(op.order[2 * i + 1] == slot);
-            CHECK(i == 0 || (op.order[2 * i - 1] == slot ? op.order[2 * i - 2] < op.order[2 * i]
-                                                         : slot < 0.0f || (op.order[2 * i - 1] >= 0.0f && op.order[2 * i - 1] < slot)));
+            CHECK(op.sorted_tokens[2 * i + 1] == delta);
+            CHECK(i == 0 || (op.sorted_tokens[2 * i - 1] == delta
+                                 ? op.sorted_tokens[2 * i - 2] < op.sorted_tokens[2 * i]
+                                 : delta < 0.0f || (op.sorted_tokens[2 * i - 1] >= 0.0f && op.sorted_tokens[2 * i - 1] < delta)));
         }
-        CHECK(!op.order || seen == std::vector<float>((size_t) given.n_owner, 1.0f));
+        CHECK(!op.sorted_tokens || seen == std::vector<float>((size_t) given.n_tokens, 1.0f));
         ggml_free(ctx);
     }
 }
@@ -197,7 +198,7 @@ static void test_zero_rows() {
     c.n_in    = o.n_in;
     c.ne      = { o.n_out, 2, 1, 1 };
     c.entries = { &r };
-    c.owners  = { { 0, 1.0f }, { 0, 1.0f } };
+    c.tokens  = { { 0, 1.0f }, { 0, 1.0f } };
     c.fill(75);
     c.x.assign(c.x.size(), 0.0f);
     c.x[200] = 1e-36f;
@@ -207,7 +208,7 @@ static void test_zero_rows() {
     }
 }
 
-// Activations far larger and far smaller than F16 can hold, through F16 factors; the slot between two deltas has nothing for this weight,
+// Activations far larger and far smaller than F16 can hold, through F16 factors; the delta between two deltas has nothing for this weight,
 // so that rows of the base lie between theirs.
 static void test_factor_range() {
     check::begin("factors of rows of any magnitude");
@@ -222,7 +223,7 @@ static void test_factor_range() {
     c.ne      = { o.n_out, 40, 1, 1 };
     c.entries = { &a, nullptr, &b };
     for (int i = 0; i < 40; i++) {
-        c.owners.push_back({ i * 5 % 4 - 1, 1.0f });
+        c.tokens.push_back({ i * 5 % 4 - 1, 1.0f });
     }
     c.fill(88);
     c.y.assign(c.y.size(), 0.0f);
@@ -247,7 +248,7 @@ static void test_many_rows() {
     c.n_in    = o.n_in;
     c.ne      = { o.n_out, 2100, 1, 1 };
     c.entries = { &a, &b, nullptr };
-    c.owners  = mixed_owners(2100);
+    c.tokens  = mixed_tokens(2100);
     c.fill(91);
     run(c, SORTED_TILES);
     CHECK(matches(c));
@@ -263,7 +264,7 @@ static void test_in_place() {
     op_case            c;
     c.n_in    = o.n_in;
     c.ne      = { o.n_out, 6, 1, 1 };
-    c.owners  = mixed_owners(6);
+    c.tokens  = mixed_tokens(6);
     c.entries = { &a, &b, nullptr };
     c.fill(78);
     for (kernel which : { ROWS, TILES }) {
@@ -288,7 +289,7 @@ static void test_row_alone(kernel which, int64_t n_rows) {
     op_case            c;
     c.ne      = { o.n_out, n_rows, 1, 1 };
     c.n_in    = o.n_in;
-    c.owners  = mixed_owners(n_rows);
+    c.tokens  = mixed_tokens(n_rows);
     c.entries = { &a, &b, nullptr };
     c.gaps    = true;
     c.fill(37);
@@ -298,7 +299,7 @@ static void test_row_alone(kernel which, int64_t n_rows) {
         op_case alone = c;
         alone.gaps    = false;
         alone.ne      = { o.n_out, 1, 1, 1 };
-        alone.owners  = { c.owners[(size_t) r] };
+        alone.tokens  = { c.tokens[(size_t) r] };
         alone.x.assign(c.x.begin() + r * o.n_in, c.x.begin() + (r + 1) * o.n_in);
         alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
         run(alone, which);
@@ -329,7 +330,7 @@ static void test_small() {
     c.entries = { &a, &b, &d };
     c.gaps    = true;
     for (int i = 0; i < 7; i++) {
-        c.owners.push_back({ i % 4 - 1, 1.0f });
+        c.tokens.push_back({ i % 4 - 1, 1.0f });
     }
     check_case("small/matmul", c);
     const random_stack s(o1, 3, 84);
@@ -337,7 +338,7 @@ static void test_small() {
     c.one_x  = true;
     c.ne     = { o.n_out, 2, 3, 1 };
     c.stride = { 0, 1, 0 };
-    c.owners = mixed_owners(3);
+    c.tokens = mixed_tokens(3);
     c.stacks = { &s, &s, nullptr };
     c.ids    = { 2, 0, 1, 1, 0, 2 };
     check_case("small/matmul_id", c);

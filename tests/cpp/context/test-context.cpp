@@ -2,8 +2,8 @@
 //
 // What a llama_context does beside decoding a batch: prefixes that sequences share, a context shift, saved and restored states, ubatches
 // smaller than the batch, and embeddings with every pooling. The same calls are made on the base with deltas and on the merged models; a
-// line a case: name, NMSE against the merged models, and the NMSE that the base without a delta has. tests/context/test_context.py makes
-// the files and judges the figures.
+// line a case: name, NMSE against the merged models, and the NMSE that the base without a delta has. The last line is for a sequence of the
+// base beside those. tests/context/test_context.py makes the files and judges the figures.
 #include "dqrelo.h"
 #include "llama.h"
 
@@ -148,16 +148,45 @@ floats shared_prefix(const subject & s, const options & o) {
                                { 2, 20, random_tokens(7, 3, s.model) } });
 }
 
-// The oldest tokens but four go, the others move up.
-floats context_shift(const subject & s, const options & o) {
-    const context_ptr ctx    = s.open(o);
-    llama_memory_t    memory = llama_get_memory(ctx.get());
-    decode(ctx.get(), { { 0, 0, random_tokens(40, 1, s.model) } });
-    if (!llama_memory_seq_rm(memory, 0, 4, 16)) {
+// 40 tokens, of which the oldest but four go, and the others move up to 28.
+void decode_and_shift(llama_context * ctx, llama_seq_id seq_id, const llama_model * model) {
+    decode(ctx, { { seq_id, 0, random_tokens(40, 1 + seq_id, model) } });
+    llama_memory_t memory = llama_get_memory(ctx);
+    if (!llama_memory_seq_rm(memory, seq_id, 4, 16)) {
         fail("llama_memory_seq_rm");
     }
-    llama_memory_seq_add(memory, 0, 16, -1, -12);
+    llama_memory_seq_add(memory, seq_id, 16, -1, -12);
+}
+
+floats context_shift(const subject & s, const options & o) {
+    const context_ptr ctx = s.open(o);
+    decode_and_shift(ctx.get(), 0, s.model);
     return decode(ctx.get(), { { 1, 0, random_tokens(8, 9, s.model), false }, { 0, 28, random_tokens(10, 2, s.model) } });
+}
+
+// Sequences of both deltas at once.
+floats context_shifts(const subject & s, const options & o) {
+    const context_ptr ctx = s.open(o);
+    decode_and_shift(ctx.get(), 1, s.model);
+    decode_and_shift(ctx.get(), 0, s.model);
+    return decode(ctx.get(), { { 1, 28, random_tokens(8, 9, s.model), false }, { 0, 28, random_tokens(10, 2, s.model) } });
+}
+
+// A sequence without a delta beside others that move: its logits alone.
+floats base_beside_shifts(const subject & s, const options & o) {
+    const context_ptr ctx = s.open(o);
+    char              err[1024];
+    if (!dqrelo_bind(ctx.get(), 3, nullptr, 1.0f, err, sizeof(err))) {
+        fail(err);
+    }
+    for (llama_seq_id seq_id : { 0, 1, 3 }) {
+        decode_and_shift(ctx.get(), seq_id, s.model);
+        decode(ctx.get(), { { seq_id, 28, random_tokens(1, 9, s.model) } }); // moves the cells
+    }
+    for (llama_seq_id seq_id : { 0, 1, 3 }) {
+        llama_memory_seq_add(llama_get_memory(ctx.get()), seq_id, 4, -1, 3); // moves them once more, all at once
+    }
+    return decode(ctx.get(), { { 3, 32, random_tokens(10, 2, s.model) } });
 }
 
 // A sequence's memory goes to another context as bytes, and on from there.
@@ -279,6 +308,7 @@ int main(int argc, char ** argv) {
     const std::vector<std::pair<std::string, scenario>> scenarios = {
         { "shared prefix", shared_prefix },
         { "context shift", context_shift },
+        { "context shifts", context_shifts },
         { "restored sequence", restored_sequence },
         { "restored context", restored_context },
         { "small ubatches", small_ubatches },
@@ -290,6 +320,8 @@ int main(int argc, char ** argv) {
     for (const auto & [name, fn] : scenarios) {
         run(name, fn, o, base.get(), deltas, merged);
     }
+    printf("base beside shifts: nmse %.3e\n",
+           nmse(base_beside_shifts({ base.get(), deltas }, o), base_beside_shifts({ base.get(), {} }, o)));
     for (dqrelo_delta * delta : deltas) {
         if (!dqrelo_free(delta)) {
             fail("a delta is still bound after its contexts were freed");

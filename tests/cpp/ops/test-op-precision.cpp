@@ -45,9 +45,9 @@ static ggml_tensor * build_fused(ggml_context * ctx, const random_entry & r, ggm
     ggml_tensor * y     = make_f32(ctx, r.e.n_out, x->ne[1], std::vector<float>((size_t) (r.e.n_out * x->ne[1]), 0.0f));
     ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, sizeof(dqrelo_entry));
     memcpy(table->data, &r.e, sizeof(dqrelo_entry));
-    ggml_tensor * owner    = make_f32(ctx, 2, 1, { 0.0f, 1.0f });
+    ggml_tensor * tokens   = make_f32(ctx, 2, 1, { 0.0f, 1.0f });
     const int32_t stride[] = { 0, 0, 0 };
-    return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, nullptr, table, owner, stride);
+    return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, nullptr, table, tokens, stride);
 }
 
 static ggml_tensor * build_composed(ggml_context * ctx, const random_entry & r, ggml_tensor * x) {

@@ -104,7 +104,7 @@ static void test_matmul(int64_t n_rows) {
             op_case            c;
             c.ne      = { n_out, n_rows, 1, 1 };
             c.n_in    = o.n_in;
-            c.owners  = mixed_owners(n_rows);
+            c.tokens  = mixed_tokens(n_rows);
             c.entries = { &a, &b, nullptr };
             check_case("matmul/rows=" + std::to_string(n_rows) + "/rank=" + std::to_string(rank) + "/n_out=" + std::to_string(n_out), c);
         }
@@ -125,7 +125,7 @@ static void test_matmul_16_deltas() {
         c.entries.push_back(deltas.back().get());
     }
     for (int i = 0; i < 21; i++) {
-        c.owners.push_back({ (i * 7) % 17 - 1, 1.0f });
+        c.tokens.push_back({ (i * 7) % 17 - 1, 1.0f });
     }
     check_case("matmul/16 deltas in one batch", c);
 }
@@ -139,7 +139,7 @@ static void test_rows() {
     op_case            c;
     c.form    = DQRELO_FORM_ROWS;
     c.ne      = { o.n_in, 13, 1, 1 };
-    c.owners  = mixed_owners(13);
+    c.tokens  = mixed_tokens(13);
     c.entries = { &a, &b, nullptr };
     for (int i = 0; i < 13; i++) {
         c.ids.push_back((i * 31) % 51);
@@ -156,7 +156,7 @@ static void test_elementwise(dqrelo_form form) {
     op_case            c;
     c.form    = form;
     c.ne      = { o.n_in, 11, 1, 1 };
-    c.owners  = mixed_owners(11);
+    c.tokens  = mixed_tokens(11);
     c.entries = { &a, &b, nullptr };
     check_case(form == DQRELO_FORM_MUL ? "mul" : "add", c);
 }

@@ -1,4 +1,4 @@
-// test-op.cpp: the op DQRELO in a ggml graph on the CPU, against F64: forms, slots, strides, threads. The kernels alone are in
+// test-op.cpp: the op DQRELO in a ggml graph on the CPU, against F64: forms, deltas, strides, threads. The kernels alone are in
 // test-kernels.cpp.
 
 #include "support/check.h"
@@ -40,14 +40,14 @@ static void test_matmul_row_alone() {
     op_case            c;
     c.ne      = { o.n_out, 40, 1, 1 };
     c.n_in    = o.n_in;
-    c.owners  = mixed_owners(40);
+    c.tokens  = mixed_tokens(40);
     c.entries = { &a, &b, nullptr };
     c.fill(37);
     run(c, 2);
     for (int64_t r : { 0, 2, 24, 38 }) {
         op_case alone = c;
         alone.ne      = { o.n_out, 1, 1, 1 };
-        alone.owners  = { c.owners[(size_t) r] };
+        alone.tokens  = { c.tokens[(size_t) r] };
         alone.x.assign(c.x.begin() + r * o.n_in, c.x.begin() + (r + 1) * o.n_in);
         alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
         run(alone, 1);
@@ -69,7 +69,7 @@ static void test_matmul_id_row_alone() {
     c.n_in   = o.n_in;
     c.ne     = { o.n_out, 4, 60, 1 };
     c.stride = { 0, 1, 0 };
-    c.owners = mixed_owners(60);
+    c.tokens = mixed_tokens(60);
     c.stacks = { &a, &b, nullptr };
     for (int64_t r = 0; r < c.n_rows(); r++) {
         c.ids.push_back((int32_t) (r * r % 8));
@@ -82,7 +82,7 @@ static void test_matmul_id_row_alone() {
             op_case       alone;
             alone.n_in    = o.n_in;
             alone.ne      = { o.n_out, 1, 1, 1 };
-            alone.owners  = { { 0, c.owners[(size_t) t].scale } };
+            alone.tokens  = { { 0, c.tokens[(size_t) t].scale } };
             alone.entries = { c.entry_of(r) };
             alone.x.assign(c.x_of(r), c.x_of(r) + o.n_in);
             alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
@@ -99,14 +99,14 @@ static void test_set() {
     ggml_tensor *  y        = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 33, 4);
     ggml_tensor *  x        = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 64, 4);
     ggml_tensor *  table    = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, 3 * (int64_t) sizeof(dqrelo_entry));
-    ggml_tensor *  owner    = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, 4);
+    ggml_tensor *  tokens   = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, 4);
     ggml_tensor *  node     = ggml_add(ctx, y, y);
     const int32_t  stride[] = { 1, 2, 3 };
-    ggml_dqrelo_set(node, DQRELO_FORM_MATMUL, y, x, nullptr, table, owner, stride);
+    ggml_dqrelo_set(node, DQRELO_FORM_MATMUL, y, x, nullptr, table, tokens, stride);
     CHECK(node->op == GGML_OP_DQRELO && strcmp(ggml_op_name(node->op), "DQRELO") == 0);
     CHECK(ggml_dqrelo_form(node) == DQRELO_FORM_MATMUL);
     CHECK(memcmp(ggml_dqrelo_stride(node), stride, sizeof(stride)) == 0);
-    CHECK(node->src[0] == y && node->src[1] == x && node->src[2] == table && node->src[3] == owner && node->src[4] == nullptr &&
+    CHECK(node->src[0] == y && node->src[1] == x && node->src[2] == table && node->src[3] == tokens && node->src[4] == nullptr &&
           node->src[5] == nullptr);
     ggml_free(ctx);
 }

@@ -10,15 +10,15 @@
 using shape = std::array<int64_t, 4>;
 
 // What owns a position of the token axis.
-struct owner_of {
-    int   slot;
+struct token_delta {
+    int   delta;
     float scale;
 };
 
 // Owners that take turns: delta 0, base, delta 1 with a scale, an empty entry, delta 0 with scale 0, delta 1 negated.
-inline std::vector<owner_of> mixed_owners(int64_t n) {
-    const owner_of        turn[] = { { 0, 1.0f }, { -1, 1.0f }, { 1, 0.5f }, { 2, 1.0f }, { 0, 0.0f }, { 1, -1.0f } };
-    std::vector<owner_of> out;
+inline std::vector<token_delta> mixed_tokens(int64_t n) {
+    const token_delta        turn[] = { { 0, 1.0f }, { -1, 1.0f }, { 1, 0.5f }, { 2, 1.0f }, { 0, 0.0f }, { 1, -1.0f } };
+    std::vector<token_delta> out;
     for (int64_t i = 0; i < n; i++) {
         out.push_back(turn[i % 6]);
     }
@@ -41,12 +41,12 @@ struct op_case {
     int64_t                           n_in   = 64;              // MATMUL, MATMUL_ID: row length of x
     bool                              one_x  = false;           // MATMUL_ID: x has one row a token, for all of its experts
     std::array<int32_t, 3>            stride = { 1, 0, 0 };
-    std::vector<owner_of>             owners;
-    std::vector<const random_entry *> entries;         // null: a zeroed entry
-    std::vector<const random_stack *> stacks;          // instead of entries: weights of three dimensions
-    std::vector<int32_t>              ids;             // one for each row of y, or none
-    bool                              gaps    = false; // x, y and ids have rows further apart than their length
-    bool                              ordered = true;  // the owners come with their order
+    std::vector<token_delta>          tokens;
+    std::vector<const random_entry *> entries;        // null: a zeroed entry
+    std::vector<const random_stack *> stacks;         // instead of entries: weights of three dimensions
+    std::vector<int32_t>              ids;            // one for each row of y, or none
+    bool                              gaps   = false; // x, y and ids have rows further apart than their length
+    bool                              sorted = true;  // the tokens come sorted, too
 
     std::vector<float> y, x, out; // contiguous copies, row after row
 
@@ -56,21 +56,21 @@ struct op_case {
     int64_t x_rows() const { // of a token
         return one_x ? 1 : ne[1];
     }
-    const float *    x_of(int64_t row) const { return x.data() + (one_x ? row / ne[1] : row) * x_row(); }
-    const owner_of & owner(int64_t row) const {
+    const float *       x_of(int64_t row) const { return x.data() + (one_x ? row / ne[1] : row) * x_row(); }
+    const token_delta & token(int64_t row) const {
         const int64_t i1 = row % ne[1];
         const int64_t i2 = row / ne[1] % ne[2];
         const int64_t i3 = row / (ne[1] * ne[2]);
-        return owners[(size_t) (i1 * stride[0] + i2 * stride[1] + i3 * stride[2])];
+        return tokens[(size_t) (i1 * stride[0] + i2 * stride[1] + i3 * stride[2])];
     }
 
     // The delta of a row, or null.
     const random_entry * entry_of(int64_t row) const {
-        const int slot = owner(row).slot;
-        if (slot < 0 || stacks.empty()) {
-            return slot < 0 ? nullptr : entries[(size_t) slot];
+        const int delta = token(row).delta;
+        if (delta < 0 || stacks.empty()) {
+            return delta < 0 ? nullptr : entries[(size_t) delta];
         }
-        const random_stack * stack = stacks[(size_t) slot];
+        const random_stack * stack = stacks[(size_t) delta];
         if (!stack) {
             return nullptr;
         }
@@ -81,8 +81,8 @@ struct op_case {
             default: return stack->matrices[(size_t) (i2 % stack->e.n_mat)].get();
         }
     }
-    size_t       n_slots() const { return stacks.empty() ? entries.size() : stacks.size(); }
-    dqrelo_entry slot(size_t k) const {
+    size_t       n_deltas() const { return stacks.empty() ? entries.size() : stacks.size(); }
+    dqrelo_entry delta(size_t k) const {
         if (stacks.empty()) {
             return entries[k] ? entries[k]->e : dqrelo_entry{};
         }
@@ -109,18 +109,18 @@ struct op_case {
         ggml_tensor * ty    = make_f32(ctx, ne, y, gaps);
         ggml_tensor * tx    = make_f32(ctx, { x_row(), x_rows(), ne[2], ne[3] }, x, gaps);
         ggml_tensor * tids  = ids.empty() ? nullptr : make_ids(ctx);
-        ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * n_slots()));
-        for (size_t k = 0; k < n_slots(); k++) {
-            ((dqrelo_entry *) table->data)[k] = slot(k);
+        ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (int64_t) (sizeof(dqrelo_entry) * n_deltas()));
+        for (size_t k = 0; k < n_deltas(); k++) {
+            ((dqrelo_entry *) table->data)[k] = delta(k);
         }
-        ggml_tensor * owner = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 2, (int64_t) owners.size(), ordered ? 2 : 1);
-        for (size_t i = 0; i < owners.size(); i++) {
-            ((float *) owner->data)[2 * i]     = (float) owners[i].slot;
-            ((float *) owner->data)[2 * i + 1] = owners[i].scale;
+        ggml_tensor * tokens_tensor = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 2, (int64_t) tokens.size(), sorted ? 2 : 1);
+        for (size_t i = 0; i < tokens.size(); i++) {
+            ((float *) tokens_tensor->data)[2 * i]     = (float) tokens[i].delta;
+            ((float *) tokens_tensor->data)[2 * i + 1] = tokens[i].scale;
         }
-        if (ordered) {
-            ggml_dqrelo_set_order((float *) owner->data, (int64_t) owners.size());
+        if (sorted) {
+            ggml_dqrelo_sort_tokens((float *) tokens_tensor->data, (int64_t) tokens.size());
         }
-        return ggml_dqrelo(ctx, form, ty, tx, tids, table, owner, stride.data());
+        return ggml_dqrelo(ctx, form, ty, tx, tids, table, tokens_tensor, stride.data());
     }
 };

@@ -36,7 +36,7 @@ static expected_delta expect(const op_case & c, const random_entry & entry, int6
 // Every row is y + s * delta within its tolerance; a row without a delta is y, bit for bit.
 static bool matches(const op_case & c) {
     for (int64_t r = 0; r < c.n_rows(); r++) {
-        const owner_of &     o     = c.owner(r);
+        const token_delta &  o     = c.token(r);
         const float *        y     = c.y.data() + r * c.ne[0];
         const float *        got   = c.out.data() + r * c.ne[0];
         const random_entry * entry = c.entry_of(r);
@@ -78,7 +78,7 @@ static void test_matmul_mixed() {
             op_case c;
             c.ne      = { o.n_out, n_rows, 1, 1 };
             c.n_in    = n_in;
-            c.owners  = mixed_owners(n_rows);
+            c.tokens  = mixed_tokens(n_rows);
             c.entries = { &a, &b, nullptr };
             c.gaps    = n_rows == 17;
             check_case("matmul/n_in=" + std::to_string(n_in) + "/rows=" + std::to_string(n_rows), c);
@@ -118,7 +118,7 @@ static void test_matmul_kinds() {
             k.n_in    = o.n_in;
             k.entries = { &m, &r, &c, &b, &z, &l, &f };
             for (int i = 0; i < n_rows; i++) {
-                k.owners.push_back({ (first + i * 5) % 8 == 7 ? -1 : (first + i * 5) % 8, 1.0f - 0.1f * (float) i });
+                k.tokens.push_back({ (first + i * 5) % 8 == 7 ? -1 : (first + i * 5) % 8, 1.0f - 0.1f * (float) i });
             }
             check_case("matmul/kinds/rows=" + std::to_string(n_rows) + "/first=" + std::to_string(first), k);
         }
@@ -138,7 +138,7 @@ static void test_matmul_16_deltas() {
         c.entries.push_back(deltas.back().get());
     }
     for (int i = 0; i < 50; i++) {
-        c.owners.push_back({ (i * 7) % 17 - 1, 1.0f + 0.01f * (float) i });
+        c.tokens.push_back({ (i * 7) % 17 - 1, 1.0f + 0.01f * (float) i });
     }
     check_case("matmul/16 deltas in one batch", c);
 }
@@ -153,16 +153,16 @@ static void test_matmul_strides() {
     c.gaps    = true;
     c.ne      = { o.n_out, 3, 7, 2 };
     c.stride  = { 0, 1, 0 };
-    c.owners  = mixed_owners(7);
+    c.tokens  = mixed_tokens(7);
     check_case("matmul/stride={0,1,0}", c);
     c.stride = { 1, 3, 21 };
-    c.owners = mixed_owners(42);
+    c.tokens = mixed_tokens(42);
     check_case("matmul/stride={1,3,21}", c);
     c.stride = { 0, 0, 1 };
-    c.owners = mixed_owners(2);
+    c.tokens = mixed_tokens(2);
     check_case("matmul/stride={0,0,1}", c);
     c.stride = { 0, 0, 0 };
-    c.owners = { { 1, 0.25f } };
+    c.tokens = { { 1, 0.25f } };
     check_case("matmul/stride={0,0,0}", c);
 }
 
@@ -196,7 +196,7 @@ static void test_matmul_id() {
             c.ne     = { o.n_out, 3, n_tokens, 1 };
             c.stride = { 0, 1, 0 };
             c.gaps   = n_tokens == 5;
-            c.owners = mixed_owners(n_tokens);
+            c.tokens = mixed_tokens(n_tokens);
             for (int64_t r = 0; r < c.n_rows(); r++) {
                 c.ids.push_back((int32_t) ((r * 7 + r / 3) % 5));
             }
@@ -225,7 +225,7 @@ static void test_matmul_batched() {
         c.n_in   = o.n_in;
         c.ne     = { o.n_out, 4, n_head, 1 };
         c.gaps   = true;
-        c.owners = mixed_owners(4);
+        c.tokens = mixed_tokens(4);
         c.stacks = { &a, &b, nullptr };
         check_case("matmul/batched/heads=" + std::to_string(n_head), c);
     }
@@ -256,7 +256,7 @@ static void test_add_id() {
         c.form    = DQRELO_FORM_ADD;
         c.ne      = { 200, 3, 7, 1 };
         c.stride  = { 0, 1, 0 };
-        c.owners  = mixed_owners(7);
+        c.tokens  = mixed_tokens(7);
         c.entries = { &a, &b, nullptr };
         c.gaps    = true;
         for (int64_t r = 0; r < c.n_rows(); r++) {
@@ -277,7 +277,7 @@ static void test_merged_weight() {
     c.form   = DQRELO_FORM_ADD;
     c.ne     = { 136, 9, 3, 1 };
     c.stride = { 0, 0, 0 };
-    c.owners = { { 0, 0.5f } };
+    c.tokens = { { 0, 0.5f } };
     c.stacks = { &a };
     check_case("add/a stack of weights", c);
 }
@@ -292,7 +292,7 @@ static void test_matmul_dense() {
     op_case            c;
     c.n_in    = o.n_in;
     c.ne      = { o.n_out, 9, 1, 1 };
-    c.owners  = mixed_owners(9);
+    c.tokens  = mixed_tokens(9);
     c.entries = { &a, &b, nullptr };
     check_case("matmul/dense", c);
 }
@@ -318,7 +318,7 @@ static void test_rows() {
             c.form    = DQRELO_FORM_ROWS;
             c.ne      = { n_embd, 13, 2, 1 };
             c.stride  = { 1, 13, 0 };
-            c.owners  = mixed_owners(26);
+            c.tokens  = mixed_tokens(26);
             c.entries = { &a, &b, nullptr };
             for (int i = 0; i < 26; i++) {
                 c.ids.push_back(i % 5 == 0 ? 50 : (i * 31) % 51);
@@ -341,7 +341,7 @@ static void test_elementwise() {
         op_case            c;
         c.form    = form;
         c.ne      = { 300, 10, 1, 1 };
-        c.owners  = mixed_owners(10);
+        c.tokens  = mixed_tokens(10);
         c.entries = { &a, &b, nullptr };
         c.gaps    = true;
         check_case(name + "/vector", c);
@@ -352,7 +352,7 @@ static void test_elementwise() {
         const random_entry h(o, 13), k(o1, 14);
         c.ne      = { 24, 8, 5, 1 };
         c.stride  = { 0, 1, 0 };
-        c.owners  = mixed_owners(5);
+        c.tokens  = mixed_tokens(5);
         c.entries = { &h, &k, nullptr };
         check_case(name + "/rows broadcast", c);
 

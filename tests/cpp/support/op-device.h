@@ -51,7 +51,7 @@ private:
                 ggml_backend_tensor_set(to, from->data, 0, ggml_nbytes(from));
             }
         }
-        std::vector<dqrelo_entry> table(c.n_slots());
+        std::vector<dqrelo_entry> table(c.n_deltas());
         pack(c, packs, table.data());
         if (!table.empty()) {
             ggml_backend_tensor_set(src[2], table.data(), 0, table.size() * sizeof(dqrelo_entry));
@@ -82,8 +82,8 @@ private:
             }
             at += GGML_PAD((size_t) n_bytes, ALIGNMENT);
         };
-        for (size_t k = 0; k < c.n_slots(); k++) {
-            dqrelo_entry e = c.slot(k);
+        for (size_t k = 0; k < c.n_deltas(); k++) {
+            dqrelo_entry e = c.delta(k);
             for (int p = 0; p < e.n_planes; p++) {
                 put(e.sign[p], e.n_mat * e.n_out * (e.n_in / 8));
                 put(e.scale[p], e.n_mat * (((e.scale_per_row >> p) & 1) ? e.n_out : 1) * (int64_t) sizeof(float));

@@ -134,9 +134,9 @@ bool supports_op(ggml_backend_t backend, ggml_backend_t memory) {
     ggml_tensor *                 y         = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 33, 2);
     ggml_tensor *                 x         = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 64, 2);
     ggml_tensor *                 table     = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I8, sizeof(dqrelo_entry));
-    ggml_tensor *                 owner     = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 2, 2);
+    ggml_tensor *                 tokens    = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 2, 2);
     const ggml_backend_buffer_ptr buffer(memory ? ggml_backend_alloc_ctx_tensors(ctx.get(), memory) : nullptr);
-    return ggml_backend_supports_op(backend, ggml_dqrelo(ctx.get(), DQRELO_FORM_MATMUL, y, x, nullptr, table, owner, stride));
+    return ggml_backend_supports_op(backend, ggml_dqrelo(ctx.get(), DQRELO_FORM_MATMUL, y, x, nullptr, table, tokens, stride));
 }
 
 void test_support() {

@@ -1,4 +1,4 @@
-#include "graph/row-owner.h"
+#include "graph/row-tokens.h"
 
 #include "ggml-impl.h"
 #include "llama-graph.h"
@@ -11,20 +11,20 @@ namespace dqrelo {
 
 namespace {
 
-row_owner unknown() {
-    row_owner r;
+row_tokens unknown() {
+    row_tokens r;
     r.known = false;
     return r;
 }
 
-row_owner with_strides(const row_owner & from, std::array<int32_t, 4> stride) {
-    row_owner r = from;
+row_tokens with_strides(const row_tokens & from, std::array<int32_t, 4> stride) {
+    row_tokens r = from;
     std::copy(stride.begin(), stride.end(), r.stride);
     return r;
 }
 
-// The owner index at a linear element index of a tensor with shape ne.
-int64_t index_at(const row_owner & o, const int64_t * ne, int64_t linear) {
+// The token at a linear element index of a tensor with shape ne.
+int64_t index_at(const row_tokens & o, const int64_t * ne, int64_t linear) {
     int64_t index = 0;
     for (int d = 0; d < 4; d++) {
         index += (linear % ne[d]) * o.stride[d];
@@ -33,18 +33,18 @@ int64_t index_at(const row_owner & o, const int64_t * ne, int64_t linear) {
     return index;
 }
 
-// Same elements in the same order under another shape. Holds only if the owner is still linear in each new axis.
-row_owner reshaped(const row_owner & from, const ggml_tensor * src, const ggml_tensor * dst) {
+// Same elements in the same order under another shape. Holds only if the token is still linear in each new axis.
+row_tokens reshaped(const row_tokens & from, const ggml_tensor * src, const ggml_tensor * dst) {
     if (ggml_is_empty(src)) { // a ubatch without outputs selects no rows
         return with_strides(from, { 0, 0, 0, 0 });
     }
-    row_owner to   = from;
-    int64_t   step = 1;
+    row_tokens to   = from;
+    int64_t    step = 1;
     for (int d = 0; d < 4; d++) {
         to.stride[d] = dst->ne[d] > 1 ? (int32_t) index_at(from, src->ne, step) : 0;
         step *= dst->ne[d];
     }
-    // each axis on its own in full, then all together at many places
+    // Each axis is looked at on its own in full, then all together at many elements.
     step = 1;
     for (int d = 0; d < 4; d++) {
         for (int64_t i = 0; i < dst->ne[d]; i++) {
@@ -64,8 +64,8 @@ row_owner reshaped(const row_owner & from, const ggml_tensor * src, const ggml_t
     return to;
 }
 
-// The owner stride of one hop of `bytes` inside src, taken `n` times, or nothing if that hop is no hop along one axis.
-std::optional<int32_t> stride_of_hop(const row_owner & from, const ggml_tensor * src, size_t bytes, int64_t n) {
+// The token stride of one hop of `bytes` inside src, taken `n` times, or nothing if that hop is no hop along one axis.
+std::optional<int32_t> stride_of_hop(const row_tokens & from, const ggml_tensor * src, size_t bytes, int64_t n) {
     if (n <= 1) {
         return 0;
     }
@@ -85,11 +85,11 @@ std::optional<int32_t> stride_of_hop(const row_owner & from, const ggml_tensor *
     return (int32_t) (hop * from.stride[axis]);
 }
 
-row_owner viewed(const row_owner & from, const ggml_tensor * src, const ggml_tensor * view) {
+row_tokens viewed(const row_tokens & from, const ggml_tensor * src, const ggml_tensor * view) {
     if (ggml_is_empty(src)) {
         return with_strides(from, { 0, 0, 0, 0 });
     }
-    // a view that begins at a later token would need an offset, which the op has no field for
+    // A view that begins at a later token would need an offset, which the op has no field for.
     size_t             offset = view->view_offs - src->view_offs;
     std::array<int, 4> axes   = { 0, 1, 2, 3 };
     std::sort(axes.begin(), axes.end(), [&](int a, int b) { return src->nb[a] > src->nb[b]; });
@@ -101,7 +101,7 @@ row_owner viewed(const row_owner & from, const ggml_tensor * src, const ggml_ten
             offset %= src->nb[axis];
         }
     }
-    row_owner to = from;
+    row_tokens to = from;
     for (int d = 0; d < 4; d++) {
         const auto stride = stride_of_hop(from, src, view->nb[d], view->ne[d]);
         if (!stride) {
@@ -112,26 +112,37 @@ row_owner viewed(const row_owner & from, const ggml_tensor * src, const ggml_ten
     return to;
 }
 
-row_owner permuted(const row_owner & from, const ggml_tensor * node) {
-    row_owner to = from;
+row_tokens permuted(const row_tokens & from, const ggml_tensor * node) {
+    row_tokens to = from;
     for (int d = 0; d < 4; d++) {
         to.stride[ggml_get_op_params_i32(node, d)] = from.stride[d];
     }
     return to;
 }
 
-// Elementwise in tokens: the result has the owners of its sources; those that are broadcast over the tokens have none.
-row_owner combined(const row_owner & a, const row_owner & b) {
+// Elementwise in tokens: the result has the tokens of its sources; those that are broadcast over the tokens have none.
+row_tokens combined(const row_tokens & a, const row_tokens & b) {
     if (!a.known || !b.known) {
         return unknown();
     }
-    if (a.owner && b.owner && (a.owner != b.owner || !std::equal(a.stride, a.stride + 4, b.stride))) {
+    if (a.tokens && b.tokens && (a.tokens != b.tokens || !std::equal(a.stride, a.stride + 4, b.stride))) {
         return unknown();
     }
-    return a.owner ? a : b;
+    return a.tokens ? a : b;
 }
 
-bool keeps_rows(enum ggml_op op) {
+// A source of an elementwise op whose tokens are repeated along an axis is no longer linear in them.
+row_tokens broadcast(const row_tokens & from, const ggml_tensor * src, const ggml_tensor * node) {
+    for (int d = 0; d < 4; d++) {
+        if (from.stride[d] != 0 && src->ne[d] != node->ne[d]) {
+            return unknown();
+        }
+    }
+    return from;
+}
+
+// The op treats every element alone.
+bool is_elementwise(enum ggml_op op) {
     switch (op) {
         case GGML_OP_SCALE:
         case GGML_OP_SQR:
@@ -139,12 +150,19 @@ bool keeps_rows(enum ggml_op op) {
         case GGML_OP_LOG:
         case GGML_OP_SIN:
         case GGML_OP_COS:
+        case GGML_OP_UNARY:
+        case GGML_OP_CLAMP:
+        case GGML_OP_LEAKY_RELU: return true;
+        default: return false;
+    }
+}
+
+// The op makes each row from the same row of its first source, of whose elements it mixes.
+bool mixes_rows(enum ggml_op op) {
+    switch (op) {
         case GGML_OP_NORM:
         case GGML_OP_RMS_NORM:
         case GGML_OP_L2_NORM:
-        case GGML_OP_UNARY:
-        case GGML_OP_CLAMP:
-        case GGML_OP_LEAKY_RELU:
         case GGML_OP_SOFT_MAX:
         case GGML_OP_ROPE:
         case GGML_OP_SUM_ROWS:
@@ -155,15 +173,20 @@ bool keeps_rows(enum ggml_op op) {
     }
 }
 
+// The tokens of a node whose rows are each made from all elements of a row: known if those are for one token.
+row_tokens of_whole_rows(const row_tokens & from) {
+    return from.stride[0] == 0 ? from : unknown();
+}
+
 } // namespace
 
-row_owners::row_owners(const llm_graph_params & params, ggml_context * ctx, ggml_tensor * tokens) : ctx(ctx) {
+row_token_map::row_token_map(const llm_graph_params & params, ggml_context * ctx, ggml_tensor * tokens) : ctx(ctx) {
     const auto add = [&](const ggml_tensor * input, int axis) {
         if (input && input->ne[axis] == tokens->ne[1]) {
-            row_owner r;
-            r.owner        = tokens;
+            row_tokens r;
+            r.tokens       = tokens;
             r.stride[axis] = 1;
-            owners[input]  = r;
+            rows[input]    = r;
         }
     };
     for (const auto & input : params.res->inputs) {
@@ -180,100 +203,100 @@ row_owners::row_owners(const llm_graph_params & params, ggml_context * ctx, ggml
     }
 }
 
-row_owner row_owners::of(const ggml_tensor * tensor) const {
-    const auto it = owners.find(tensor);
-    return it == owners.end() ? row_owner() : it->second;
+row_tokens row_token_map::of(const ggml_tensor * tensor) const {
+    const auto it = rows.find(tensor);
+    return it == rows.end() ? row_tokens() : it->second;
 }
 
-void row_owners::visit(ggml_tensor * node) {
-    row_owner r = derive(node);
+void row_token_map::visit(ggml_tensor * node) {
+    row_tokens r = derive(node);
     for (int d = 0; d < 4; d++) {
         if (node->ne[d] == 1) {
-            r.stride[d] = 0; // so that owners of equal meaning are equal
+            r.stride[d] = 0; // so that equal meanings are equal
         }
     }
     if (!r.none()) {
-        owners[node] = r;
+        rows[node] = r;
     }
 }
 
-row_owner row_owners::derive_get_rows(const ggml_tensor * node) {
-    const row_owner rows = of(node->src[0]);
-    const row_owner ids  = of(node->src[1]);
-    if (!rows.known || !ids.known) {
+row_tokens row_token_map::derive_get_rows(const ggml_tensor * node) {
+    const row_tokens from = of(node->src[0]);
+    const row_tokens ids  = of(node->src[1]);
+    if (!from.known || !ids.known) {
         return unknown();
     }
-    if (ids.owner) { // a look-up made for each token
+    if (ids.tokens) { // a look-up made for each token
         return with_strides(ids, { 0, ids.stride[0], ids.stride[1], ids.stride[2] });
     }
-    if (!rows.owner) {
-        return rows;
+    if (!from.tokens) {
+        return from;
     }
     const bool one_axis =
-        rows.stride[0] == 0 && rows.stride[1] == (node->src[0]->ne[1] > 1 ? 1 : 0) && rows.stride[2] == 0 && rows.stride[3] == 0;
+        from.stride[0] == 0 && from.stride[1] == (node->src[0]->ne[1] > 1 ? 1 : 0) && from.stride[2] == 0 && from.stride[3] == 0;
     if (!one_axis || !ggml_is_vector(node->src[1])) {
         return unknown();
     }
-    // some tokens are selected (those with outputs): select their owners with the same ids
-    ggml_tensor *& owner = selected[node->src[1]];
-    if (!owner) {
-        owner = ggml_get_rows(ctx, ggml_view_2d(ctx, rows.owner, 2, rows.owner->ne[1], rows.owner->nb[1], 0), node->src[1]);
-        owner->flags |= GGML_TENSOR_FLAG_COMPUTE;
-        ggml_format_name(owner, "dqrelo_owner (%s)", node->src[1]->name);
-    } else if (owner->src[0]->view_src != rows.owner) {
+    // Some tokens are selected (those with outputs): the same ids select their entries.
+    ggml_tensor *& tokens = selected[node->src[1]];
+    if (!tokens) {
+        tokens = ggml_get_rows(ctx, ggml_view_2d(ctx, from.tokens, 2, from.tokens->ne[1], from.tokens->nb[1], 0), node->src[1]);
+        tokens->flags |= GGML_TENSOR_FLAG_COMPUTE;
+        ggml_format_name(tokens, "dqrelo_tokens (%s)", node->src[1]->name);
+    } else if (tokens->src[0]->view_src != from.tokens) {
         return unknown();
     }
-    row_owner r;
-    r.owner     = owner;
+    row_tokens r;
+    r.tokens    = tokens;
     r.stride[1] = 1;
     return r;
 }
 
-row_owner row_owners::derive(ggml_tensor * node) {
-    const row_owner a = node->src[0] ? of(node->src[0]) : row_owner();
-    const row_owner b = node->src[1] ? of(node->src[1]) : row_owner();
+row_tokens row_token_map::derive(ggml_tensor * node) {
+    const row_tokens a = node->src[0] ? of(node->src[0]) : row_tokens();
+    const row_tokens b = node->src[1] ? of(node->src[1]) : row_tokens();
 
     bool any = false;
     for (int i = 0; i < GGML_MAX_SRC; i++) {
         any = any || (node->src[i] && !of(node->src[i]).none());
     }
     if (!any) {
-        return row_owner();
+        return row_tokens();
     }
 
-    if (keeps_rows(node->op)) {
+    if (is_elementwise(node->op)) {
         return a;
+    }
+    if (mixes_rows(node->op)) {
+        return of_whole_rows(a);
     }
     switch (node->op) {
         case GGML_OP_ADD:
         case GGML_OP_SUB:
         case GGML_OP_MUL:
-        case GGML_OP_DIV: return combined(a, b);
-        case GGML_OP_GLU: return node->src[1] ? combined(a, b) : a;
+        case GGML_OP_DIV: return combined(broadcast(a, node->src[0], node), broadcast(b, node->src[1], node));
+        case GGML_OP_GLU: return node->src[1] ? combined(a, b) : of_whole_rows(a); // its halves lie in one row, or in two tensors
         case GGML_OP_ADD_ID: return a;
         case GGML_OP_DUP:
         case GGML_OP_CONT:
-        case GGML_OP_RESHAPE: return a.known && a.owner ? reshaped(a, node->src[0], node) : a;
-        case GGML_OP_VIEW: return a.known && a.owner ? viewed(a, node->src[0], node) : a;
-        case GGML_OP_PERMUTE: return a.owner ? permuted(a, node) : a;
+        case GGML_OP_RESHAPE: return a.known && a.tokens ? reshaped(a, node->src[0], node) : a;
+        case GGML_OP_VIEW: return a.known && a.tokens ? viewed(a, node->src[0], node) : a;
+        case GGML_OP_PERMUTE: return a.tokens ? permuted(a, node) : a;
         case GGML_OP_TRANSPOSE: return with_strides(a, { a.stride[1], a.stride[0], a.stride[2], a.stride[3] });
         case GGML_OP_CPY: // the rows of src[0] written over src[1], in the order of its elements
-            return a.known && a.owner ? reshaped(a, node->src[0], node) : a;
+            return a.known && a.tokens ? reshaped(a, node->src[0], node) : a;
         case GGML_OP_SET_ROWS: // a cache: what is read from it belongs to the reader
-            return row_owner();
+            return row_tokens();
         case GGML_OP_GET_ROWS: return derive_get_rows(node);
         case GGML_OP_CONCAT: {
-            const row_owner c = combined(a, b);
+            const row_tokens c = combined(a, b);
             return c.known && c.stride[ggml_get_op_params_i32(node, 0)] != 0 ? unknown() : c;
         }
         case GGML_OP_MUL_MAT: // src[0] may hold rows of tokens too (keys, values): its axis is summed over or becomes dim 0
-            if (!b.known || b.none() || b.stride[0] != 0) {
-                return unknown();
-            }
-            return b;
-        case GGML_OP_MUL_MAT_ID: return b.known && b.owner && b.stride[0] == 0 ? b : unknown();
+            return b.none() ? unknown() : of_whole_rows(b);
+        case GGML_OP_MUL_MAT_ID: return b.none() ? unknown() : of_whole_rows(b);
         case GGML_OP_FLASH_ATTN_EXT: // q [d, n_tokens, n_head, n_stream] -> [d, n_head, n_tokens, n_stream]
-            return with_strides(a, { 0, a.stride[2], a.stride[1], a.stride[3] });
+            return with_strides(of_whole_rows(a), { 0, a.stride[2], a.stride[1], a.stride[3] });
         default: return unknown();
     }
 }

@@ -3,9 +3,9 @@
 #include "context/delta.h"
 #include "dqrelo.h"
 #include "file/error-text.h"
+#include "graph/coverage.h"
 
 #include "llama-context.h"
-#include "llama-impl.h"
 
 #include <exception>
 
@@ -18,11 +18,6 @@ dqrelo_context & state_of(llama_context & ctx) {
     return *ctx.dqrelo;
 }
 
-std::string problem_of(const dqrelo_context & dctx, const dqrelo::weight_info & w) {
-    const auto used = dctx.usage.find(w.name);
-    return used != dctx.usage.end() && !used->second.supported ? used->second.problem : "";
-}
-
 bool is_for(const llama_context & ctx, const dqrelo_delta & delta, std::string & err) {
     if (&ctx.get_model() != delta.model) {
         err = delta.file->path() + ": the delta was loaded for another model than this context's. Load it for this model";
@@ -31,50 +26,7 @@ bool is_for(const llama_context & ctx, const dqrelo_delta & delta, std::string &
 }
 
 bool check(llama_context & ctx, dqrelo_delta & delta, int32_t & n_applied, int32_t & n_inert, std::string & err) {
-    if (!is_for(ctx, delta, err)) {
-        return false;
-    }
-    dqrelo_context & dctx = state_of(ctx);
-    if (!dctx.scanned) {
-        dqrelo::scan_usage(ctx, dctx);
-    }
-    std::vector<std::string> inert;
-    std::string              own_batch; // the first reason
-    for (const auto & w : delta.file->weights()) {
-        const std::string problem = problem_of(dctx, w);
-        if (!problem.empty()) {
-            err = delta.file->path() + ": tensor '" + w.name + "' " + problem +
-                  ". Convert the fine-tune without it (--exclude), or merge the delta";
-            return false;
-        }
-        const auto used = dctx.usage.find(w.name);
-        if (used == dctx.usage.end()) {
-            inert.push_back(w.name);
-        } else if (own_batch.empty() && !used->second.own_batch.empty()) {
-            own_batch = "'" + w.name + "' " + used->second.own_batch;
-        }
-    }
-    n_inert   = (int32_t) inert.size();
-    n_applied = (int32_t) delta.file->weights().size() - n_inert;
-    if (n_applied == 0) {
-        err = delta.file->path() + ": the graphs of this context read none of the delta's " + std::to_string(n_inert) +
-              " weights, so it would change nothing";
-        return false;
-    }
-    uint32_t          n_composed = 0;
-    const std::string lacks      = dqrelo::composed_problem(dctx, delta, n_composed);
-    if (!lacks.empty()) {
-        err = delta.file->path() + ": " + lacks + ". Convert the fine-tune without it (--exclude), or run with -ngl 0";
-        return false;
-    }
-    if (!own_batch.empty()) {
-        LLAMA_LOG_INFO("dqrelo: %s: its tokens share no ubatch with those of others: tensor %s\n", delta.file->path().c_str(),
-                       own_batch.c_str());
-    }
-    dctx.checked[delta.file->content_hash()] = { !own_batch.empty(), n_composed };
-    std::lock_guard<std::mutex> lock(delta.mutex);
-    delta.inert = std::move(inert);
-    return true;
+    return is_for(ctx, delta, err) && dqrelo::check_coverage(ctx, state_of(ctx), delta, n_applied, n_inert, err);
 }
 
 bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float scale, std::string & err) {
@@ -89,41 +41,42 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
     dqrelo_context & dctx  = state_of(ctx);
     auto &           bound = dctx.seqs[seq_id];
 
-    const dqrelo_delta * previous = bound.slot >= 0 ? dctx.slots[bound.slot].delta : nullptr;
+    const dqrelo_delta * previous = bound.delta_index >= 0 ? dctx.active[bound.delta_index].delta : nullptr;
     if (previous == delta) {
-        bound.scale = scale;
+        bound.request_scale = scale;
         return true;
     }
     if (delta && !is_for(ctx, *delta, err)) {
         return false;
     }
-    if (delta && dctx.checked.count(delta->file->content_hash()) == 0) {
+    if (delta && !dctx.verdict_of(*delta)) {
         int32_t n_applied, n_inert;
         if (!check(ctx, *delta, n_applied, n_inert, err)) {
             return false;
         }
     }
     ctx.synchronize(); // a running graph may still read the tables
-    if (bound.slot >= 0) {
-        dctx.release(bound.slot);
+    if (bound.delta_index >= 0) {
+        dctx.release(bound.delta_index);
         bound = {};
     }
     if (delta) {
-        // there are as many slots as sequences, and this sequence has none: one is free
+        // As many deltas may be active as there are sequences, and this one has none: an index is free.
         const size_t   n_tables   = dctx.tables.size();
         const uint32_t n_composed = dctx.n_composed_nodes();
 
-        bound.slot  = dctx.acquire(delta);
-        bound.scale = scale;
+        bound.delta_index   = dctx.acquire(delta);
+        bound.request_scale = scale;
         if (dctx.tables.size() != n_tables || dctx.n_composed_nodes() != n_composed) {
-            // the graphs cover more weights, or have more nodes: take their memory here, where a failure has a caller, and not in the next
-            // decode
+            // The graphs cover more weights, or have more nodes: their memory is taken here, where a failure has a caller, and not in the
+            // next decode.
             ctx.dqrelo_graphs_grew();
             try {
                 ctx.sched_reserve();
             } catch (...) {
-                dctx.release(bound.slot);
+                dctx.release(bound.delta_index);
                 bound = {};
+                ctx.dqrelo_graphs_grew(); // the next decode takes it again, without the delta
                 throw;
             }
         }
@@ -161,14 +114,14 @@ bool dqrelo_needs_own_batch(const llama_context * ctx, const dqrelo_delta * delt
     if (!ctx->dqrelo) {
         return false;
     }
-    const auto it = ctx->dqrelo->checked.find(delta->file->content_hash());
-    return it != ctx->dqrelo->checked.end() && it->second.own_batch;
+    const dqrelo_context::verdict * found = ctx->dqrelo->verdict_of(*delta);
+    return found && found->own_ubatch;
 }
 
 const dqrelo_delta * dqrelo_bound(const llama_context * ctx, llama_seq_id seq_id) {
     if (!ctx->dqrelo || seq_id < 0 || seq_id >= (int32_t) ctx->dqrelo->seqs.size()) {
         return nullptr;
     }
-    const int32_t slot = ctx->dqrelo->seqs[seq_id].slot;
-    return slot >= 0 ? ctx->dqrelo->slots[slot].delta : nullptr;
+    const int32_t index = ctx->dqrelo->seqs[seq_id].delta_index;
+    return index >= 0 ? ctx->dqrelo->active[index].delta : nullptr;
 }

@@ -1,10 +1,14 @@
 // dqrelo-hooks.h: what the patched llama.cpp calls. Everything else about deltas stays behind dqrelo.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
+class llama_kv_cache;
+class llm_graph_result;
 struct llama_batch;
+struct llama_context;
 struct llama_model;
 struct llama_ubatch;
 struct llm_graph_params;
@@ -27,3 +31,33 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
 
 // Nodes and leaves that the pass may add to a graph of this model, for the deltas that are bound.
 uint32_t dqrelo_graph_extra_nodes(const llama_model & model, const dqrelo_context * dctx);
+
+// The rotation of cached keys after positions were moved, which llama.cpp computes with a graph of its own that build_graph does not make.
+// It reads RoPE factors, and those are the fine-tune's for the cells of a sequence whose delta changes them. So the graph is run in parts,
+// one for all cells with the same factors:
+//
+//   do { build the graph; apply(); run the graph; } while (next());
+class dqrelo_k_shift {
+public:
+    dqrelo_k_shift(llama_context & ctx, const llama_kv_cache & cache);
+
+    // Makes the built graph that of the current part, whose cells alone are rotated.
+    void apply(llm_graph_result & res) const;
+
+    // Goes on to the next part, and returns false if there is none.
+    bool next();
+
+private:
+    struct part {
+        int32_t delta_index; // -1: the base's factors
+        float   request_scale;
+    };
+
+    int32_t part_with(int32_t delta_index, float request_scale);
+
+    llama_context &        ctx;
+    const dqrelo_context * dctx; // null: no delta is bound
+    std::vector<part>      parts;
+    size_t                 current = 0;
+    std::vector<int32_t>   part_of_cell; // by cell of all streams; -1 where nothing moves
+};

@@ -1,0 +1,27 @@
+// delta-placement.h: where the weights of a delta lie, and how many bytes each memory holds.
+#pragma once
+
+#include "context/delta.h"
+
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct ggml_tensor;
+
+namespace dqrelo {
+
+using tensors_by_name = std::unordered_map<std::string, std::vector<const ggml_tensor *>>; // a tied matrix may be in memory twice
+
+tensors_by_name tensors_of(const llama_model & model);
+
+// Fills in `delta.copies`: where each weight is needed. Returns false with one line in `err`.
+bool find_copies(dqrelo_delta & delta, const llama_model & model, std::string & err);
+
+// Fills in `delta.memory` for a delta that was placed.
+void count_memory(dqrelo_delta & delta);
+
+// Copies to devices what is needed there, and lets go of the file's pages that nothing else reads. Returns false with one line in `err`.
+bool load_packs(dqrelo_delta & delta, std::string & err);
+
+} // namespace dqrelo

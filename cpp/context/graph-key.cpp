@@ -1,0 +1,55 @@
+#include "context/graph-key.h"
+
+#include "context/context-state.h"
+#include "dqrelo-hooks.h"
+
+#include "llama-batch.h"
+
+namespace dqrelo {
+
+// 0: base. UINT64_MAX: conflict. Else 2 * (n_tables + 1), plus 1 for an own batch.
+static constexpr uint64_t NUMBER_OF_CONFLICT = UINT64_MAX;
+
+graph_key graph_key::of(const dqrelo_context & dctx, const llama_ubatch & ubatch) {
+    graph_key key;
+    key.n_tables = dctx.tables.size();
+    for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
+        bool       agree = true;
+        const auto b     = dctx.binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree);
+        if (!agree) {
+            key.is = state::conflict;
+            break;
+        }
+        if (b.delta_index >= 0 && key.is != state::own_ubatch) {
+            key.is = dctx.active[b.delta_index].own_ubatch ? state::own_ubatch : state::shared;
+        }
+    }
+    return key;
+}
+
+uint64_t graph_key::encode() const {
+    switch (is) {
+        case state::base: return 0;
+        case state::shared: return 2 * ((uint64_t) n_tables + 1);
+        case state::own_ubatch: return 2 * ((uint64_t) n_tables + 1) + 1;
+        case state::conflict: return NUMBER_OF_CONFLICT;
+    }
+    return NUMBER_OF_CONFLICT;
+}
+
+graph_key graph_key::decode(uint64_t number) {
+    graph_key key;
+    if (number == NUMBER_OF_CONFLICT) {
+        key.is = state::conflict;
+    } else if (number != 0) {
+        key.is       = number & 1 ? state::own_ubatch : state::shared;
+        key.n_tables = (size_t) (number / 2 - 1);
+    }
+    return key;
+}
+
+} // namespace dqrelo
+
+uint64_t dqrelo_graph_key(const dqrelo_context * dctx, const llama_ubatch & ubatch) {
+    return dctx ? dqrelo::graph_key::of(*dctx, ubatch).encode() : dqrelo::graph_key().encode();
+}

@@ -1,0 +1,30 @@
+// graph-key.h: what llama.cpp compares, as a number, to decide whether a graph may be used again.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+struct dqrelo_context;
+struct llama_ubatch;
+
+namespace dqrelo {
+
+struct graph_key {
+    enum class state {
+        base,       // no row has a delta: the base's own graph
+        shared,     // rows of any deltas, of any request scales, and of the base
+        own_ubatch, // tokens of one delta and request scale only, which needs that
+        conflict,   // a token's sequences have different deltas: no graph is right
+    };
+
+    state  is       = state::base;
+    size_t n_tables = 0; // the pass covers the weights that have one
+
+    static graph_key of(const dqrelo_context & dctx, const llama_ubatch & ubatch);
+
+    // Equal numbers mean that one graph serves both ubatches. The base's is 0.
+    uint64_t         encode() const;
+    static graph_key decode(uint64_t number);
+};
+
+} // namespace dqrelo

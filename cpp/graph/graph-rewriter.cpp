@@ -1,0 +1,153 @@
+#include "graph/graph-rewriter.h"
+
+#include "context/context-state.h"
+#include "context/delta.h"
+#include "graph/traced-graph.h"
+#include "graph/weight-usage.h"
+
+#include "ggml-impl.h"
+#include "llama-graph.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace dqrelo {
+
+graph_rewriter::graph_rewriter(const dqrelo_context & dctx, traced_graph & graph) :
+    dctx(dctx), graph(graph), own_ubatch(graph_key::decode(graph.params.dqrelo_key).is == graph_key::state::own_ubatch) {
+    if (dctx.n_composed_nodes() > 0) {
+        start_composed();
+    }
+}
+
+bool graph_rewriter::put(std::vector<weight_read> reads, std::string & problem) {
+    // Merged copies come first: the others move the node's op, with the sources that it then has.
+    std::stable_partition(reads.begin(), reads.end(), [](const weight_read & read) { return read.merged_copy; });
+    for (const weight_read & read : reads) {
+        if (!is_changed(read)) {
+            continue;
+        }
+        ggml_tensor * table = table_of(read.weight);
+        if (!carries(read, problem) || !has_room(read, problem)) {
+            return false;
+        }
+        if (!read.own_ubatch.empty() && !own_ubatch) {
+            continue; // no token of this ubatch has a delta that changes the weight: such a delta has ubatches of its own
+        }
+        read.merged_copy ? read_merged_copy(read, table) : attach(read, table);
+        any       = true;
+        any_table = any_table || table;
+    }
+    return true;
+}
+
+void graph_rewriter::finish(const std::vector<ggml_tensor *> & nodes) {
+    if (any) {
+        add_nodes(nodes);
+    }
+    if (any_table) {
+        graph.add_token_input();
+    }
+}
+
+// The inputs are added even if no node comes to read them: they decide whether the graph may be used again.
+void graph_rewriter::start_composed() {
+    plan        = row_plan::of(dctx, graph.params.ubatch, graph.params.n_outputs);
+    auto inputs = std::make_unique<composed_inputs>(dctx, plan);
+    composed    = std::make_unique<composed_graph>(
+        graph.ctx, plan, *inputs, [this](int32_t delta_index, const ggml_tensor * weight) { return find_composed(delta_index, weight); });
+    graph.params.res->add_input(std::move(inputs));
+}
+
+const composed_weight * graph_rewriter::find_composed(int32_t delta_index, const ggml_tensor * weight) const {
+    const dqrelo_delta & delta = *dctx.active[delta_index].delta;
+    const auto           pack  = delta.composed.find(placement_of(weight).buft);
+    const int64_t        i     = delta.file->find(weight->name);
+    return pack == delta.composed.end() || i < 0 ? nullptr : pack->second->find((size_t) i);
+}
+
+// The weight's table, or nullptr if no delta so far has changed it by the operator.
+ggml_tensor * graph_rewriter::table_of(const ggml_tensor * weight) {
+    return graph.is_composed(weight) ? nullptr : dctx.tables.find(weight);
+}
+
+bool graph_rewriter::is_changed(const weight_read & read) {
+    return table_of(read.weight) || is_changed_by_ops(read);
+}
+
+bool graph_rewriter::is_changed_by_ops(const weight_read & read) {
+    return composed && graph.is_composed(read.weight) && composed->changes(read.weight, graph.layout_of(read).kind);
+}
+
+// The graph's size was planned from what was checked; another graph may read weights more often.
+bool graph_rewriter::has_room(const weight_read & read, std::string & problem) const {
+    const size_t n_nodes = composed ? (plan.deltas.size() + 1) * composed_graph::MAX_NODES : 0;
+    const bool   fits    = ggml_used_mem(graph.ctx) + n_nodes * ggml_tensor_overhead() <= ggml_get_mem_size(graph.ctx);
+    if (!fits) {
+        problem = std::string("tensor '") + read.weight->name +
+                  "' is read by a graph with more nodes than those that were checked, and there is no room for them";
+    }
+    return fits;
+}
+
+bool graph_rewriter::carries(const weight_read & read, std::string & problem) const {
+    const weight_usage * used     = dctx.usage ? dctx.usage->find(read.weight->name) : nullptr;
+    const bool           is_known = used && !used->own_ubatch.empty();
+    std::string          why      = read.problem;
+    if (why.empty() && !own_ubatch && !is_known) {
+        why = read.own_ubatch; // this graph reads the weight otherwise than those that were checked
+    }
+    if (!why.empty()) {
+        problem = std::string("tensor '") + read.weight->name + "' " + why;
+    }
+    return why.empty();
+}
+
+// The node's op moves to a new node, and the node becomes the delta on top of it: the operator with a table, or a sum with ordinary
+// ops.
+void graph_rewriter::attach(const weight_read & read, ggml_tensor * table) {
+    ggml_tensor * node = read.node;
+    ggml_tensor * base = ggml_new_tensor(graph.ctx, node->type, GGML_MAX_DIMS, node->ne);
+    base->op           = node->op;
+    base->flags |= node->flags & GGML_TENSOR_FLAG_COMPUTE; // never OUTPUT: that stays with the node that consumers read
+    memcpy(base->op_params, node->op_params, sizeof(node->op_params));
+    memcpy(base->src, node->src, sizeof(node->src));
+    ggml_format_name(base, "%s (base)", node->name);
+
+    const auto    x_copy = merged.find(read.x); // x is a weight too
+    ggml_tensor * x      = x_copy != merged.end() ? x_copy->second : read.x ? read.x : base;
+    if (!table) {
+        composed->attach(read, graph.layout_of(read), base, x);
+        return;
+    }
+    const row_tokens rows = read.own_ubatch.empty() ? graph.tokens_of(node) : graph.first_token();
+    ggml_dqrelo_set(node, read.form, base, x, read.ids, table, rows.tokens, rows.stride + 1);
+}
+
+// The node reads weight + s * D_hat in place of the weight.
+void graph_rewriter::read_merged_copy(const weight_read & read, ggml_tensor * table) {
+    ggml_tensor *& copy = merged[read.weight];
+    if (!copy) {
+        const row_tokens rows = graph.first_token();
+        copy = table ? ggml_dqrelo(graph.ctx, DQRELO_FORM_ADD, read.weight, read.weight, nullptr, table, rows.tokens, rows.stride + 1)
+                     : composed->merged(read.weight);
+        ggml_format_name(copy, "%s (merged)", read.weight->name);
+    }
+    copy->flags |= read.node->flags & GGML_TENSOR_FLAG_COMPUTE;
+    read.node->src[read.k] = copy;
+}
+
+// The nodes again in their order, each new one before the node that it feeds; what was left unselected stays so.
+void graph_rewriter::add_nodes(const std::vector<ggml_tensor *> & nodes) {
+    ggml_graph_clear(graph.gf);
+    for (ggml_tensor * node : nodes) {
+        const auto merged_root = node->view_src ? merged.find(node->view_src) : merged.end();
+        if (merged_root != merged.end()) { // a view of the weight is one of the copy
+            node->view_src = merged_root->second;
+            node->data     = nullptr;
+        }
+        ggml_build_forward_order(graph.gf, node);
+    }
+}
+
+} // namespace dqrelo

@@ -1,0 +1,58 @@
+// graph-rewriter.h: puts deltas onto the nodes of a graph that read changed weights.
+#pragma once
+
+#include "context/graph-key.h"
+#include "graph/composed.h"
+#include "graph/weight-read.h"
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct dqrelo_context;
+
+namespace dqrelo {
+
+class traced_graph;
+
+class graph_rewriter {
+public:
+    graph_rewriter(const dqrelo_context & dctx, traced_graph & graph);
+    graph_rewriter(const graph_rewriter &)             = delete;
+    graph_rewriter & operator=(const graph_rewriter &) = delete;
+
+    // Puts the deltas that change the weights onto the nodes of these reads, which are all those of one node. Returns false with one line
+    // in `problem`, which says which tensor and why, if that cannot be done.
+    bool put(std::vector<weight_read> reads, std::string & problem);
+
+    // Whether some active delta changes the weight.
+    bool is_changed(const weight_read & read);
+
+    // Ends the rewriting; `nodes` are those that the graph had.
+    void finish(const std::vector<ggml_tensor *> & nodes);
+
+private:
+    void                    start_composed();
+    const composed_weight * find_composed(int32_t delta_index, const ggml_tensor * weight) const;
+    bool                    is_changed_by_ops(const weight_read & read);
+    ggml_tensor *           table_of(const ggml_tensor * weight);
+    bool                    has_room(const weight_read & read, std::string & problem) const;
+    bool                    carries(const weight_read & read, std::string & problem) const;
+    void                    attach(const weight_read & read, ggml_tensor * table);
+    void                    read_merged_copy(const weight_read & read, ggml_tensor * table);
+    void                    add_nodes(const std::vector<ggml_tensor *> & nodes);
+
+    const dqrelo_context & dctx;
+    traced_graph &         graph;
+    const bool             own_ubatch; // the ubatch has tokens of one delta and request scale only, and that needs it
+
+    bool any       = false; // some node was changed
+    bool any_table = false; // some node is the operator
+
+    row_plan                                               plan;
+    std::unique_ptr<composed_graph>                        composed; // null where no delta is composed of ordinary ops
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> merged;   // weight -> its copy with the delta
+};
+
+} // namespace dqrelo

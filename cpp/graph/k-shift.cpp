@@ -1,0 +1,188 @@
+// Context shifts of sequences whose deltas change RoPE factors: dqrelo_k_shift of dqrelo-hooks.h.
+#include "context/context-state.h"
+#include "context/delta.h"
+#include "dqrelo-hooks.h"
+#include "graph/composed-delta.h"
+#include "memory/placement.h"
+
+#include "ggml-backend.h"
+#include "ggml-impl.h"
+#include "llama-context.h"
+#include "llama-graph.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace {
+
+// Where ggml_rope_ext keeps these among a node's op_params.
+constexpr int ROPE_PARAM_FREQ_SCALE  = 6;
+constexpr int ROPE_PARAM_EXT_FACTOR  = 7;
+constexpr int ROPE_PARAM_ATTN_FACTOR = 8;
+
+constexpr int ROPE_SRC_POSITIONS = 1;
+constexpr int ROPE_SRC_FACTORS   = 2;
+
+using binding = dqrelo_context::binding;
+
+// Names of the tensors that a K-shift of this model may read.
+std::set<std::string> factor_names(const llama_context & ctx) {
+    std::set<std::string> names;
+    const llama_model &   model = ctx.get_model();
+    for (size_t il = 0; il < model.layers.size(); il++) {
+        if (const ggml_tensor * factors = model.get_rope_factors(ctx.get_cparams(), (int) il)) {
+            names.insert(factors->name);
+        }
+    }
+    return names;
+}
+
+// Writes what the graph of a part reads: its cells' shifts, 0 for the others', and the part's delta index and request scale.
+class part_input : public llm_graph_input_i {
+public:
+    part_input(std::vector<int32_t> part_of_cell, int32_t part, const binding & bound, ggml_tensor * k_shift, ggml_tensor * tokens) :
+        part_of_cell(std::move(part_of_cell)), part(part), bound(bound), k_shift(k_shift), tokens(tokens) {}
+
+    // Comes after the cache's own input, which writes the shifts of all cells.
+    void set_input(const llama_ubatch * ubatch) override {
+        GGML_UNUSED(ubatch);
+        GGML_ASSERT(ggml_backend_buffer_is_host(k_shift->buffer));
+        for (size_t cell = 0; cell < part_of_cell.size(); cell++) {
+            if (part_of_cell[cell] != part) {
+                ((int32_t *) k_shift->data)[cell] = 0;
+            }
+        }
+        if (tokens->buffer) {
+            const float token[2] = { (float) bound.delta_index, bound.request_scale };
+            ggml_backend_tensor_set(tokens, token, 0, sizeof(token));
+        }
+    }
+
+private:
+    std::vector<int32_t> part_of_cell;
+    int32_t              part;
+    binding              bound;
+    ggml_tensor *        k_shift; // I32 [n_cells]
+    ggml_tensor *        tokens;  // F32 [2, 1]
+};
+
+// weight + request scale x D_hat, or nullptr if the binding's delta does not change the weight.
+ggml_tensor * merged_copy(const dqrelo_context & dctx, const binding & bound, ggml_context * ctx, ggml_tensor * weight,
+                          ggml_tensor * tokens) {
+    const dqrelo_delta & delta = *dctx.active[bound.delta_index].delta;
+    const int64_t        i     = delta.file->find(weight->name);
+    if (i < 0) {
+        return nullptr;
+    }
+    const dqrelo::placement place = dqrelo::placement_of(weight);
+    if (place.how != dqrelo::method::composed) {
+        const int32_t stride[3] = { 0, 0, 0 };
+        return ggml_dqrelo(ctx, DQRELO_FORM_ADD, weight, weight, nullptr, dctx.tables.find(weight), tokens, stride);
+    }
+    ggml_tensor * d = dqrelo::composed_whole(ctx, *delta.composed.at(place.buft)->find((size_t) i));
+    return ggml_add(ctx, weight, ggml_scale(ctx, ggml_reshape_1d(ctx, d, ggml_nelements(d)), bound.request_scale));
+}
+
+// A graph of the K-shift rotates all cells, those of others by 0. That must not multiply them once more by the factor that YaRN has for
+// attention, so it is made 1 (rope_yarn in ggml multiplies it by the logarithm's term).
+void neutralise_attn_factor(ggml_tensor * rope) {
+    const float ext_factor  = ggml_get_op_params_f32(rope, ROPE_PARAM_EXT_FACTOR);
+    const float freq_scale  = ggml_get_op_params_f32(rope, ROPE_PARAM_FREQ_SCALE);
+    const float attn_factor = ext_factor != 0.0f ? 1.0f / (1.0f + 0.1f * logf(1.0f / freq_scale)) : 1.0f;
+    ggml_set_op_params_f32(rope, ROPE_PARAM_ATTN_FACTOR, attn_factor);
+}
+
+} // namespace
+
+// A cell that several sequences share is the first one's: they have one delta, as the rows that were computed for it had.
+dqrelo_k_shift::dqrelo_k_shift(llama_context & ctx, const llama_kv_cache & cache) : ctx(ctx), dctx(ctx.dqrelo.get()) {
+    part_of_cell.assign((size_t) cache.get_size() * cache.get_n_stream(), -1);
+    if (!dctx) {
+        return;
+    }
+    const std::set<std::string> names   = factor_names(ctx);
+    const auto                  changes = [&](const binding & b) {
+        return b.delta_index >= 0 && std::any_of(names.begin(), names.end(), [&](const std::string & name) {
+                   return dctx->active[b.delta_index].delta->file->find(name) >= 0;
+               });
+    };
+    for (llama_seq_id seq_id = 0; seq_id < (llama_seq_id) dctx->seqs.size(); seq_id++) {
+        const binding bound = changes(dctx->seqs[seq_id]) ? dctx->seqs[seq_id] : binding();
+        const auto &  cells = cache.get_cells(seq_id);
+        const size_t  first = (size_t) cache.get_stream(seq_id) * cache.get_size();
+        for (uint32_t i = 0; i < cells.size(); i++) {
+            if (part_of_cell[first + i] < 0 && !cells.is_empty(i) && cells.get_shift(i) != 0 && cells.seq_has(i, seq_id)) {
+                part_of_cell[first + i] = part_with(bound.delta_index, bound.request_scale);
+            }
+        }
+    }
+}
+
+int32_t dqrelo_k_shift::part_with(int32_t delta_index, float request_scale) {
+    const auto same = [&](const part & p) { return p.delta_index == delta_index && (delta_index < 0 || p.request_scale == request_scale); };
+    const auto at   = std::find_if(parts.begin(), parts.end(), same);
+    const auto i    = (int32_t) (at - parts.begin());
+    if (at == parts.end()) {
+        parts.push_back({ delta_index, request_scale });
+    }
+    return i;
+}
+
+void dqrelo_k_shift::apply(llm_graph_result & res) const {
+    if (parts.empty() || (parts.size() == 1 && parts[0].delta_index < 0)) {
+        return; // all cells are rotated by the base's factors: the graph stays llama.cpp's own
+    }
+    const binding              bound     = { parts[current].delta_index, parts[current].request_scale };
+    ggml_context *             graph_ctx = res.get_ctx();
+    ggml_cgraph *              gf        = res.get_gf();
+    std::vector<ggml_tensor *> nodes(ggml_graph_nodes(gf), ggml_graph_nodes(gf) + ggml_graph_n_nodes(gf));
+    ggml_tensor *              tokens = ggml_new_tensor_2d(graph_ctx, GGML_TYPE_F32, 2, 1);
+    ggml_set_input(tokens);
+    ggml_set_name(tokens, "dqrelo_tokens");
+
+    std::unordered_map<ggml_tensor *, ggml_tensor *> merged; // RoPE factors -> their copy with the delta
+    ggml_tensor *                                    k_shift = nullptr;
+    for (ggml_tensor * node : nodes) {
+        if (node->op != GGML_OP_ROPE) {
+            continue;
+        }
+        k_shift = node->src[ROPE_SRC_POSITIONS];
+        if (current > 0) {
+            neutralise_attn_factor(node);
+        }
+        ggml_tensor * factors = node->src[ROPE_SRC_FACTORS];
+        if (!factors || bound.delta_index < 0) {
+            continue;
+        }
+        const auto    found         = merged.find(factors);
+        ggml_tensor * copy          = found != merged.end() ? found->second : merged_copy(*dctx, bound, graph_ctx, factors, tokens);
+        merged[factors]             = copy;
+        node->src[ROPE_SRC_FACTORS] = copy ? copy : factors;
+    }
+    if (!k_shift) {
+        return; // no layer rotates its keys
+    }
+    ggml_graph_clear(gf);
+    for (ggml_tensor * node : nodes) {
+        ggml_build_forward_expand(gf, node);
+    }
+    res.add_input(std::make_unique<part_input>(part_of_cell, (int32_t) current, bound, k_shift, tokens));
+}
+
+bool dqrelo_k_shift::next() {
+    if (current + 1 >= parts.size()) {
+        return false;
+    }
+    current++;
+    ctx.synchronize(); // the inputs of the part before may still be read
+    return true;
+}

@@ -1,0 +1,67 @@
+// test-coverage BASE DELTA FORGED
+//
+// What a check finds belongs to the loaded delta. FORGED says that it has the content of DELTA, which the graphs can carry, and changes a
+// tensor besides that they cannot. tests/graph/test_upstream_models.py makes the files.
+#include "dqrelo.h"
+#include "support/check.h"
+
+#include <cstdlib>
+#include <cstring>
+
+static dqrelo_delta * load(const llama_model * model, const char * base, const char * path) {
+    char           err[1024] = "";
+    dqrelo_delta * delta     = dqrelo_load(model, base, path, dqrelo_load_default_params(), err, sizeof(err));
+    if (!delta) {
+        printf("%s\n", err);
+        exit(1);
+    }
+    return delta;
+}
+
+// The line with which a bind to the sequence is refused, or "" if it is not.
+static const char * refusal(llama_context * ctx, llama_seq_id seq_id, dqrelo_delta * delta) {
+    static char err[1024];
+    return dqrelo_bind(ctx, seq_id, delta, 1.0f, err, sizeof(err)) ? "" : err;
+}
+
+int main(int argc, char ** argv) {
+    if (argc != 4) {
+        fprintf(stderr, "usage: %s BASE DELTA FORGED\n", argv[0]);
+        return 2;
+    }
+    llama_log_set(
+        [](ggml_log_level level, const char * text, void *) { level == GGML_LOG_LEVEL_ERROR ? (void) fputs(text, stderr) : (void) 0; },
+        nullptr);
+    llama_model_params mparams   = llama_model_default_params();
+    mparams.n_gpu_layers         = 0;
+    llama_context_params cparams = llama_context_default_params();
+    cparams.n_ctx                = 64;
+    cparams.n_seq_max            = 2;
+    llama_model *   model        = llama_model_load_from_file(argv[1], mparams);
+    llama_context * ctx          = llama_init_from_model(model, cparams);
+
+    check::begin("a delta with the content hash of one that was checked is checked itself");
+    dqrelo_delta * delta  = load(model, argv[1], argv[2]);
+    dqrelo_delta * forged = load(model, argv[1], argv[3]);
+    CHECK(strcmp(dqrelo_content_hash(delta), dqrelo_content_hash(forged)) == 0);
+    CHECK(strcmp(refusal(ctx, 0, delta), "") == 0);
+    CHECK(strstr(refusal(ctx, 1, forged), "blk.0.ssm_conv1d.weight"));
+    CHECK(!dqrelo_bound(ctx, 1));
+
+    check::begin("so is one that was loaded after the checked one was freed, wherever it lies in memory");
+    CHECK(dqrelo_free(forged));
+    CHECK(strcmp(refusal(ctx, 0, nullptr), "") == 0 && dqrelo_free(delta));
+    forged = load(model, argv[1], argv[3]);
+    CHECK(strstr(refusal(ctx, 0, forged), "blk.0.ssm_conv1d.weight"));
+
+    check::begin("a delta that is loaded again is bound again");
+    CHECK(dqrelo_free(forged));
+    delta = load(model, argv[1], argv[2]);
+    CHECK(strcmp(refusal(ctx, 0, delta), "") == 0);
+    CHECK(dqrelo_bound(ctx, 0) == delta);
+
+    llama_free(ctx);
+    CHECK(dqrelo_free(delta));
+    llama_model_free(model);
+    return check::finish();
+}
