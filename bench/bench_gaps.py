@@ -121,7 +121,15 @@ def bench(args: argparse.Namespace) -> None:
         )
     pinned = list(by_name(paths[: args.pinned]))
     budget = -(-(args.pinned + N_LOADED) * paths[0].stat().st_size // MIB)
-    options = ["--deltas-dir", str(args.dir), "--delta-memory", str(budget), "--delta-pin", ",".join(pinned)]
+    options = [
+        "--deltas-dir",
+        str(args.dir),
+        "--delta-memory",
+        str(budget),
+        "--delta-pin",
+        ",".join(pinned),
+        "--delta-admin",
+    ]
     setup = Setup(server, base, args.pinned + 1, N_CTX, args.threads, extra=[*options, "--delta-allow-other-base"])
     with running([setup]) as (started,):
         windows, answers, loads = measure(started, args, pinned, paths[args.pinned :])

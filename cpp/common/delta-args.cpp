@@ -155,11 +155,11 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
             [](common_params & params, int value) { params.dqrelo.n_active_max = positive("--delta-max-active", value); })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_MAX_ACTIVE"));
-    add(common_arg({ "--no-delta-admin" },
-                   "do not load, unload and reload deltas over HTTP (default: allowed, with an API key if one is set)",
-                   [](common_params & params) { params.dqrelo.admin = false; })
+    add(common_arg({ "--delta-admin" }, { "--no-delta-admin" },
+                   "whether deltas are loaded, unloaded and reloaded over HTTP (default: only where an API key is asked for)",
+                   [](common_params & params, bool value) { params.dqrelo.admin = value; })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
-            .set_env("LLAMA_ARG_NO_DELTA_ADMIN"));
+            .set_env("LLAMA_ARG_DELTA_ADMIN"));
     add(common_arg({ "--delta-keys" }, "FILE",
                    "API keys that may use some models only: a JSON object {\"key\": [\"name\", ...], ...}; they cannot load or unload",
                    read_keys)

@@ -1,33 +1,31 @@
-// delta-caller.h: the request that a thread serves. Upstream's functions that ask for a delta get only its body; what else counts is looked
-// up here.
+// delta-caller.h: who sent a request, and what he may do. Made by the gate (delta-gate.h) from the API key that was accepted; travels with
+// the request as a value.
 #pragma once
 
-#include "delta-ref.h"
-#include "server-http.h"
-
-#include <functional>
-#include <memory>
+#include <map>
 #include <string>
+#include <utility>
+#include <vector>
 
 class server_delta_caller {
 public:
-    // From here to its end, this thread serves `req`. They nest.
-    explicit server_delta_caller(const server_http_req & req);
-    ~server_delta_caller();
-    server_delta_caller(const server_delta_caller &)             = delete;
-    server_delta_caller & operator=(const server_delta_caller &) = delete;
+    // Nobody, who may do nothing: what did not come through the gate.
+    server_delta_caller() = default;
 
-    // NULL where the thread serves none.
-    static server_delta_caller * current();
+    // The sender of a request with this key; empty where the server asks for none. `keys` are those of --delta-keys: any other one may do
+    // everything.
+    server_delta_caller(const std::string & api_key, const std::map<std::string, std::vector<std::string>> & keys) {
+        const auto found = keys.find(api_key);
+        is_limited_      = found != keys.end();
+        names_           = is_limited_ ? found->second : std::vector<std::string>();
+    }
 
-    const server_http_req & req;
+    // May use the models of names() only, and change nothing.
+    bool is_limited() const { return is_limited_; }
 
-    // The request's API key, as upstream's check reads it; empty: none.
-    std::string api_key() const;
-
-    // What it holds, so that the template and the weights of one request are one file's.
-    std::shared_ptr<const server_delta_use> use;
+    const std::vector<std::string> & names() const { return names_; }
 
 private:
-    server_delta_caller * const previous;
+    bool                     is_limited_ = true;
+    std::vector<std::string> names_;
 };

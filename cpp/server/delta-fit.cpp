@@ -12,7 +12,7 @@ static size_t bytes_of_all(const dqrelo_options & options) {
         n_bytes += server_delta_stamp::of(source.path).n_bytes;
     }
     if (!options.deltas_dir.empty()) {
-        for (const auto & source : server_delta_folder_list(options.deltas_dir)) {
+        for (const auto & source : server_delta_folder(options.deltas_dir).find_new()) {
             n_bytes += server_delta_stamp::of(source.path).n_bytes;
         }
     }

@@ -2,6 +2,9 @@
 
 #include "delta-set.h"
 
+#include <algorithm>
+#include <cctype>
+
 // The JSON object in a request's body.
 static json body_of(const server_http_req & req) {
     json body;
@@ -58,47 +61,80 @@ static server_http_res_ptr answer_text(const std::string & text) {
     return res;
 }
 
-void server_delta_add_routes(const server_http_context & http, server_delta_set & deltas, server_delta_wrapper wrap) {
-    http.get("/deltas", wrap([&deltas](const server_http_req &) { return answer(deltas.list()); }));
+// Whether the body says that it is JSON. A page of another origin cannot send that without asking (CORS), but any other type.
+static bool is_json(const server_http_req & req) {
+    const auto header = std::find_if(req.headers.begin(), req.headers.end(), [](const auto & field) {
+        std::string name = field.first;
+        std::transform(name.begin(), name.end(), name.begin(), [](unsigned char ch) { return std::tolower(ch); });
+        return name == "content-type";
+    });
+    if (header == req.headers.end()) {
+        return false;
+    }
+    std::string type = header->second.substr(0, header->second.find(';'));
+    type.erase(type.find_last_not_of(" \t") + 1);
+    std::transform(type.begin(), type.end(), type.begin(), [](unsigned char ch) { return std::tolower(ch); });
+    return type == "application/json";
+}
 
-    http.post("/deltas/load", wrap([&deltas](const server_http_req & req) {
-                  const json body = body_of(req);
-                  return answer(deltas.admin_load({ needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), false },
-                                                  req.should_stop));
-              }));
+// A handler of what changes the server: JSON only.
+static server_http_context::handler_t with_json(server_http_context::handler_t handler) {
+    return [handler = std::move(handler)](const server_http_req & req) -> server_http_res_ptr {
+        if (is_json(req)) {
+            return handler(req);
+        }
+        json error    = format_error_response("the body must be JSON, and the header Content-Type: application/json say so", //
+                                              ERROR_TYPE_INVALID_REQUEST);
+        error["code"] = 415;
+        auto res      = answer({ { "error", error } });
+        res->status   = 415;
+        return res;
+    };
+}
 
-    http.post("/deltas/reload", wrap([&deltas](const server_http_req & req) {
-                  const json body = body_of(req);
-                  return answer(
-                      deltas.admin_load({ needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), true }, req.should_stop));
-              }));
+void server_delta_add_routes(const server_http_context & http, server_delta_set & deltas, const server_http_context::handler_t & get_models,
+                             server_delta_wrapper wrap) {
+    const auto post = [&](const char * path, server_http_context::handler_t handler) {
+        http.post(path, wrap(with_json(std::move(handler))));
+    };
+    http.get("/v1/models/.+", wrap(get_models)); // a pattern: the base's name may have slashes
+    http.get("/deltas", wrap([&deltas](const server_http_req & req) { return answer(deltas.list(req)); }));
 
-    http.post("/deltas/unload", wrap([&deltas](const server_http_req & req) {
-                  const std::string name = needed_text(body_of(req), "name");
-                  deltas.admin_unload(name, req.should_stop);
-                  return answer({ { "name", name }, { "state", "unloaded" } });
-              }));
+    post("/deltas/load", [&deltas](const server_http_req & req) {
+        const json body = body_of(req);
+        return answer(deltas.admin_load(req, { needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), false }));
+    });
+
+    post("/deltas/reload", [&deltas](const server_http_req & req) {
+        const json body = body_of(req);
+        return answer(deltas.admin_load(req, { needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), true }));
+    });
+
+    post("/deltas/unload", [&deltas](const server_http_req & req) {
+        const std::string name = needed_text(body_of(req), "name");
+        deltas.admin_unload(req, name);
+        return answer({ { "name", name }, { "state", "unloaded" } });
+    });
 
     // vLLM's answers, as its clients look for them
-    http.post("/v1/load_lora_adapter", wrap([&deltas](const server_http_req & req) {
-                  const json        body       = body_of(req);
-                  const std::string name       = needed_text(body, "lora_name");
-                  const std::string path       = needed_text(body, "lora_path");
-                  const bool        is_inplace = flag_of(body, "load_inplace");
-                  if (!is_inplace && deltas.is_loaded(name)) {
-                      throw std::invalid_argument(
-                          "The lora adapter '" + name +
-                          "' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.");
-                  }
-                  deltas.admin_load({ name, path, false, is_inplace }, req.should_stop);
-                  return answer_text("Success: LoRA adapter '" + name + "' added successfully.");
-              }));
+    post("/v1/load_lora_adapter", [&deltas](const server_http_req & req) {
+        const json        body       = body_of(req);
+        const std::string name       = needed_text(body, "lora_name");
+        const std::string path       = needed_text(body, "lora_path");
+        const bool        is_inplace = flag_of(body, "load_inplace");
+        if (!is_inplace && deltas.is_loaded(req, name)) {
+            throw std::invalid_argument("The lora adapter '" + name +
+                                        "' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.");
+        }
+        deltas.admin_load(req, { name, path, false, is_inplace });
+        return answer_text("Success: LoRA adapter '" + name + "' added successfully.");
+    });
 
-    http.post("/v1/unload_lora_adapter", wrap([&deltas](const server_http_req & req) {
-                  const std::string name = needed_text(body_of(req), "lora_name");
-                  deltas.admin_unload(name, req.should_stop);
-                  return answer_text("Success: LoRA adapter '" + name + "' removed successfully.");
-              }));
+    post("/v1/unload_lora_adapter", [&deltas](const server_http_req & req) {
+        const std::string name = needed_text(body_of(req), "lora_name");
+        deltas.admin_unload(req, name);
+        return answer_text("Success: LoRA adapter '" + name + "' removed successfully.");
+    });
 }
 
 void server_delta_add_router_routes(const server_http_context & http, const common_params & params, server_delta_wrapper wrap) {

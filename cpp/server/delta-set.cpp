@@ -1,7 +1,7 @@
 #include "delta-set.h"
 
-#include "delta-caller.h"
-#include "delta-folder.h"
+#include "delta-name-rules.h"
+#include "server-http.h"
 #include "server-queue.h"
 
 #include <algorithm>
@@ -17,9 +17,6 @@ static bool contains(const std::vector<std::string> & list, const std::string & 
 //
 
 bool server_delta_set::load(const common_params & params, llama_context * ctx, const std::string & model_name) {
-    if (params.dqrelo.deltas.empty() && params.dqrelo.deltas_dir.empty()) {
-        return true;
-    }
     host.params = &params;
     host.model  = llama_get_model(ctx);
     if (registry) {
@@ -29,12 +26,16 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     base_names = { model_name };
     base_names.insert(base_names.end(), params.model_alias.begin(), params.model_alias.end());
     base_names.push_back(std::filesystem::path(params.model.path).filename().string());
+    if (params.dqrelo.deltas.empty() && params.dqrelo.deltas_dir.empty()) {
+        return true;
+    }
 
     server_delta_limits limits;
     limits.n_bytes_max  = params.dqrelo.n_bytes_max;
     limits.n_active_max = params.dqrelo.n_active_max;
     limits.bytes_needed = [this](const std::string & path) { return dqrelo_bytes_needed(host.model, path.c_str()); };
     registry            = std::make_shared<server_delta_registry>(std::move(limits));
+    folder              = std::make_unique<server_delta_folder>(params.dqrelo.deltas_dir);
 
     if (!add_all()) {
         return false;
@@ -61,6 +62,10 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
 bool server_delta_set::add_all() {
     const auto & options = host.params->dqrelo;
     for (const auto & source : options.deltas) {
+        if (const auto fault = server_delta_name_fault(source.name); !fault.empty()) {
+            SRV_ERR("delta %s: %s. Give it another one: --delta NAME=PATH\n", safe_json_to_str(source.name).c_str(), fault.c_str());
+            return false;
+        }
         if (is_base_name(source.name)) {
             SRV_ERR("delta '%s': the base model has this name. Give the delta another one: --delta NAME=%s\n", source.name.c_str(),
                     source.path.c_str());
@@ -68,31 +73,37 @@ bool server_delta_set::add_all() {
         }
         registry->add(source.name, source.path, contains(options.pinned, source.name));
     }
-    if (!options.deltas_dir.empty() && !add_folder()) {
+    try {
+        add_new_files();
+    } catch (const std::invalid_argument & e) {
+        SRV_ERR("%s\n", e.what());
         return false;
     }
     for (const auto & name : options.pinned) {
         if (!registry->has(name)) {
-            SRV_ERR("--delta-pin '%s': there is no such delta; this server has %s\n", name.c_str(), names().c_str());
+            SRV_ERR("--delta-pin '%s': there is no such delta; this server has %s\n", name.c_str(), names({ "", {} }).c_str());
             return false;
         }
     }
     return true;
 }
 
-bool server_delta_set::add_folder() {
-    const auto & options = host.params->dqrelo;
-    try {
-        for (const auto & source : server_delta_folder_list(options.deltas_dir)) {
-            if (is_base_name(source.name) || !registry->add(source.name, source.path, contains(options.pinned, source.name))) {
-                SRV_WRN("--deltas-dir: '%s' is left out, its name '%s' is taken\n", source.path.c_str(), source.name.c_str());
-            }
+void server_delta_set::add_new_files() {
+    for (const auto & source : folder->find_new()) {
+        const bool is_pinned = contains(host.params->dqrelo.pinned, source.name);
+        if (is_base_name(source.name) || !registry->add(source.name, source.path, is_pinned)) {
+            SRV_WRN("--deltas-dir: '%s' is left out, its name '%s' is taken\n", source.path.c_str(), source.name.c_str());
         }
-    } catch (const std::invalid_argument & e) {
-        SRV_ERR("%s\n", e.what());
-        return false;
     }
-    return true;
+}
+
+// Before a request is told what there is not.
+void server_delta_set::look_for_files() {
+    try {
+        add_new_files();
+    } catch (const std::invalid_argument & e) {
+        SRV_WRN("%s\n", e.what());
+    }
 }
 
 bool server_delta_set::load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources) {
@@ -128,13 +139,12 @@ bool server_delta_set::load_one(llama_context * ctx, const dqrelo_delta_source &
     return true;
 }
 
-bool server_delta_set::start(const llama_model * model, server_chat_params & chat_base, server_queue & queue) {
+bool server_delta_set::start(const llama_model * model, const server_chat_params & chat_base, server_queue & queue) {
     if (!registry) {
         return true;
     }
-    host.model       = model;
-    host.chat_base   = &chat_base;
-    chat_base.deltas = this;
+    host.model     = model;
+    host.chat_base = &chat_base;
     for (const auto & row : registry->rows()) {
         std::string err;
         if (row.entry.current && !server_delta_make_chat(*row.entry.current, host, err)) {
@@ -204,96 +214,136 @@ bool server_delta_set::is_base_name(const std::string & name) const {
     return contains(base_names, name);
 }
 
-std::string server_delta_set::names() const {
-    std::string names = "'" + base_names[0] + "' (the base)";
+bool server_delta_set::is_allowed(const server_delta_caller & caller, const std::string & name) const {
+    const auto & allowed = caller.names();
+    return !caller.is_limited() || std::any_of(allowed.begin(), allowed.end(),
+                                               [&](const std::string & own) { return name.empty() ? is_base_name(own) : own == name; });
+}
+
+std::string server_delta_set::names(const server_delta_caller & caller) const {
+    std::string names = is_allowed(caller, "") ? "'" + base_names[0] + "' (the base)" : "";
     for (const auto & row : registry->rows()) {
-        names += row.entry.is_draining || !is_allowed(row.entry.name) ? "" : ", '" + row.entry.name + "'";
-    }
-    return names;
-}
-
-// The delta that a request is for, or an empty name for the base.
-std::string server_delta_set::wanted_name(const json & body) const {
-    if (!registry) {
-        return "";
-    }
-    if (host.params->dqrelo.one_for_all) {
-        return host.params->dqrelo.deltas[0].name;
-    }
-    const bool        is_named = body.contains("model") && body.at("model").is_string();
-    const std::string name     = is_named ? body.at("model").get<std::string>() : "";
-    const bool        is_known = registry->has(name);
-    if (!is_known && !name.empty() && !is_base_name(name) && !host.params->dqrelo.unknown_is_base) {
-        throw server_delta_error(ERROR_TYPE_NOT_FOUND, "model '" + name + "' does not exist; this server has " + names());
-    }
-    if (!is_allowed(is_known ? name : "")) {
-        throw server_delta_error(ERROR_TYPE_PERMISSION, "this API key may not use the model '" + (is_known ? name : base_names[0]) + "'");
-    }
-    return is_known ? name : "";
-}
-
-std::shared_ptr<const server_delta_use> server_delta_set::hold(const std::string & name) const {
-    server_delta_caller * caller = server_delta_caller::current();
-    if (caller == nullptr) {
-        return registry->acquire(name, nullptr);
-    }
-    if (!caller->use || caller->use->delta->name != name) {
-        try {
-            caller->use = registry->acquire(name, caller->req.should_stop);
-        } catch (const server_delta_error & e) {
-            throw server_delta_error(e.type, shown(e.what(), registry->path_of(name)));
+        if (!row.entry.is_draining && is_allowed(caller, row.entry.name)) {
+            names += (names.empty() ? "'" : ", '") + row.entry.name + "'";
         }
     }
-    return caller->use;
+    return names.empty() ? "no model for this API key" : names;
 }
 
-server_delta_ref server_delta_set::find(const json & body) const {
+// "model" of a body, empty where it has none.
+static std::string model_of(const json & body) {
+    if (!body.is_object() || !body.contains("model") || body.at("model").is_null()) {
+        return "";
+    }
+    if (!body.at("model").is_string()) {
+        throw std::invalid_argument("\"model\" must be a string, got " + safe_json_to_str(body.at("model")).substr(0, 100));
+    }
+    return body.at("model").get<std::string>();
+}
+
+std::string server_delta_set::wanted_name(const server_http_req & req, const json & body) {
+    const auto & options = host.params->dqrelo;
+    if (registry && options.one_for_all) {
+        return options.deltas[0].name;
+    }
+    const std::string name     = registry ? model_of(body) : ""; // without deltas any name is the base
+    const bool        is_delta = !name.empty() && !is_base_name(name);
+    if (is_delta && is_allowed(req.caller, name)) {
+        if (!registry->has(name)) {
+            look_for_files();
+        }
+        if (registry->has(name)) {
+            return name;
+        }
+    }
+    // for a limited key, a name that it may not use is as unknown as one that nobody has
+    if (is_delta && !options.unknown_is_base) {
+        const bool is_closed = !is_allowed(req.caller, name);
+        throw server_delta_error(is_closed ? ERROR_TYPE_PERMISSION : ERROR_TYPE_NOT_FOUND,
+                                 (is_closed ? "this API key may not use the model '" + name + "'; it has "
+                                            : "model '" + name + "' does not exist; this server has ") +
+                                     names(req.caller));
+    }
+    if (!is_allowed(req.caller, "")) {
+        throw server_delta_error(ERROR_TYPE_PERMISSION, "this API key may not use the base model");
+    }
+    return "";
+}
+
+std::shared_ptr<const server_delta_use> server_delta_set::hold(const server_http_req & req, const std::string & name) const {
+    if (!req.delta || req.delta->delta->name != name) {
+        try {
+            req.delta = registry->acquire(name, req.should_stop);
+        } catch (const server_delta_error & e) {
+            throw server_delta_error(e.type, shown(req.caller, e.what(), registry->path_of(name)));
+        }
+    }
+    return req.delta;
+}
+
+server_delta_ref server_delta_set::find(const server_http_req & req, const json & body) {
     server_delta_ref  ref;
-    const std::string name = wanted_name(body);
+    const std::string name = wanted_name(req, body);
     if (registry && body.contains("delta_scale") && !body.at("delta_scale").is_null()) {
         const json & scale = body.at("delta_scale");
         if (!scale.is_number() || !std::isfinite(scale.get<float>())) {
             throw std::invalid_argument("\"delta_scale\" must be a finite number, got " + scale.dump());
         }
         if (name.empty()) {
-            throw std::invalid_argument("\"delta_scale\" scales a delta, but this request is for the base; this server has " + names());
+            throw std::invalid_argument("\"delta_scale\" scales a delta, but this request is for the base; this server has " +
+                                        names(req.caller));
         }
         ref.scale = scale.get<float>();
     }
     if (!name.empty()) {
-        ref.use = hold(name);
+        ref.use = hold(req, name);
+        req.delta.reset(); // the tasks hold it now, and let it go when they end: the client may read the answer for longer
         registry->count_request(*ref.delta());
     }
     return ref;
 }
 
-std::shared_ptr<const server_chat_params> server_delta_set::chat_params(const json & body, const server_chat_params & chat_base) const {
-    const std::string name = wanted_name(body);
+std::shared_ptr<const server_chat_params> server_delta_set::chat_params(const server_http_req & req, const json & body,
+                                                                        const server_chat_params & chat_base) {
+    const std::string name = wanted_name(req, body);
     if (name.empty()) {
         return { std::shared_ptr<void>(), &chat_base }; // it outlives every request
     }
-    const auto use = hold(name);
+    const auto use = hold(req, name);
     return { use, &use->delta->chat };
 }
 
-json server_delta_set::list_models(json models) const {
-    json & base    = models["data"][0];
-    base["root"]   = shown(host.params->model.path, host.params->model.path);
-    base["parent"] = nullptr;
+json server_delta_set::list_models(const server_delta_caller & caller, json models) {
+    if (!registry && !caller.is_limited()) {
+        return models;
+    }
+    json base       = models["data"][0];
+    json short_base = models["models"][0];
+    if (!is_allowed(caller, "")) {
+        models["data"]   = json::array();
+        models["models"] = json::array();
+    } else if (registry) {
+        models["data"][0]["root"]   = shown(caller, host.params->model.path, host.params->model.path);
+        models["data"][0]["parent"] = nullptr;
+    }
+    if (!registry) {
+        return models;
+    }
+    look_for_files();
     for (const auto & row : registry->rows()) {
         const auto & entry = row.entry;
-        if (entry.is_draining || entry.is_broken || !is_allowed(entry.name)) {
+        if (entry.is_draining || entry.is_broken || !is_allowed(caller, entry.name)) {
             continue;
         }
-        json model       = models["data"][0];
+        json model       = base;
         model["id"]      = entry.name;
         model["aliases"] = json::array();
-        model["root"]    = shown(entry.path, entry.path);
+        model["root"]    = shown(caller, entry.path, entry.path);
         model["parent"]  = base_names[0];
         model["delta"]   = { { "content_hash", entry.hash.empty() ? json() : json(entry.hash) }, { "state", entry.state() } };
         models["data"].push_back(model);
 
-        json short_model                       = models["models"][0];
+        json short_model                       = short_base;
         short_model["name"]                    = entry.name;
         short_model["model"]                   = entry.name;
         short_model["details"]["parent_model"] = base_names[0];
@@ -302,25 +352,39 @@ json server_delta_set::list_models(json models) const {
     return models;
 }
 
+json server_delta_set::models(const server_http_req & req, const json & models) {
+    static const std::string BEFORE = "/v1/models/";
+    const size_t             before = req.path.find(BEFORE);
+    json                     listed = list_models(req.caller, models);
+    if (before == std::string::npos) {
+        return listed;
+    }
+    const std::string name = req.path.substr(before + BEFORE.size());
+    for (json & model : listed["data"]) {
+        const bool is_base = !model.contains("delta");
+        if (is_base ? is_base_name(name) : model.at("id") == name) {
+            return model;
+        }
+    }
+    throw server_delta_error(ERROR_TYPE_NOT_FOUND, "model '" + name + "' does not exist");
+}
+
+std::string server_delta_set::slot_model(const server_http_req & req, const json & body) {
+    wanted_name(req, body);
+    return registry ? model_of(body) : "";
+}
+
 void server_delta_set::check_slot_file(const std::string & key, const std::string & model_name) const {
     const std::string hash = key.substr(0, key.find('@'));
     std::string       owner, wanted;
-    bool              is_known = is_base_name(model_name) || model_name.empty();
     for (const auto & row : registry ? registry->rows() : std::vector<server_delta_registry::row>()) {
-        owner    = row.entry.hash == hash ? row.entry.name : owner;
-        wanted   = row.entry.name == model_name ? row.entry.hash : wanted;
-        is_known = is_known || row.entry.name == model_name;
+        owner  = row.entry.hash == hash ? row.entry.name : owner;
+        wanted = row.entry.name == model_name ? row.entry.hash : wanted;
     }
     if (!hash.empty() && owner.empty()) {
         throw std::runtime_error("the file was computed with a delta that is not loaded, content hash " + hash);
     }
-    if (!registry || model_name.empty()) {
-        return;
-    }
-    if (!is_known && !host.params->dqrelo.unknown_is_base) {
-        throw std::runtime_error("model '" + model_name + "' does not exist; this server has " + names());
-    }
-    if (wanted != hash) {
+    if (!model_name.empty() && wanted != hash) {
         throw std::runtime_error("the file was computed by " + (hash.empty() ? "the base" : "'" + owner + "'") + ", not by '" + model_name +
                                  "'");
     }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include "delta-loader.h"
+#include "delta-caller.h"
+#include "delta-folder.h"
 #include "delta-ref.h"
 #include "delta-registry.h"
 #include "server-common.h"
@@ -11,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+struct server_http_req;
 struct server_queue;
 
 // What a request asks to be loaded.
@@ -30,9 +33,9 @@ public:
     // Unbinds and frees all deltas; must go before the context does.
     void unload(llama_context * ctx);
 
-    // Makes the chat templates, registers this set in the base's chat parameters, and starts loading beside the main loop, which is woken
-    // through `queue`. Once, after load. False after an error line.
-    bool start(const llama_model * model, server_chat_params & chat_base, server_queue & queue);
+    // Makes the chat templates from the base's chat parameters, and starts loading beside the main loop, which is woken through `queue`.
+    // Once, after load. False after an error line.
+    bool start(const llama_model * model, const server_chat_params & chat_base, server_queue & queue);
 
     // Between two steps of the main loop: takes over what was loaded, and unbinds from idle slots what is to go.
     void update(llama_context * ctx, const std::function<bool(int id_slot)> & is_busy);
@@ -40,52 +43,61 @@ public:
     // Requests that wait for a delta fail from here on.
     void stop() const;
 
-    // What "model" and "delta_scale" of a request mean; waits until the delta can serve. Throws server_delta_error, or
-    // std::invalid_argument for a scale that is none.
-    server_delta_ref find(const json & body) const;
+    // What follows is asked by a request `req` with this `body`. Who sent it decides what there is for it: without a caller, nothing. Where
+    // it throws, it is server_delta_error, or std::invalid_argument for a field that makes no sense.
 
-    // The chat parameters for a request; waits as find does.
-    std::shared_ptr<const server_chat_params> chat_params(const json & body, const server_chat_params & chat_base) const;
+    // What "model" and "delta_scale" mean; waits until the delta can serve.
+    server_delta_ref find(const server_http_req & req, const json & body);
 
-    // Throws std::runtime_error unless a slot file computed under `key` may be restored; `model_name` is the delta that the request named,
-    // or empty.
+    // The chat parameters of the delta; waits as find does. Weights that find gives to the same request later are of the same file.
+    std::shared_ptr<const server_chat_params> chat_params(const server_http_req & req, const json & body,
+                                                          const server_chat_params & chat_base);
+
+    // The name of the delta, or an empty one for the base.
+    std::string wanted_name(const server_http_req & req, const json & body);
+
+    // The name that a request for a slot file gives, checked; empty where it gives none.
+    std::string slot_model(const server_http_req & req, const json & body);
+
+    // The answer of /v1/models, made from `models`, which has the base; of /v1/models/NAME where that is the request's path.
+    json models(const server_http_req & req, const json & models);
+
+    // Throws std::runtime_error unless a slot file computed under `key` may be restored; `model_name` is what slot_model gave.
     void check_slot_file(const std::string & key, const std::string & model_name) const;
-
-    // Adds the deltas to the answer of /v1/models.
-    json list_models(json models) const;
 
     // The endpoints (delta-admin.cpp, delta-metrics.cpp). Where they throw, it is server_delta_error or std::invalid_argument. A change has
     // happened when they return.
-    json list() const;
+    json list(const server_http_req & req);
     // Lines to add to /metrics; empty for a server without deltas.
     std::string metrics() const;
-    // The answer of /props for a model of this name, made from the base's. Waits as find does.
-    json props(const std::string & model_name, json base) const;
-    // Brings the delta of this name in for the request of this thread, and wakes the server for it, if it is one.
-    void prepare(const std::string & model_name) const;
-    bool is_loaded(const std::string & name) const;
-    json admin_load(const server_delta_load & load, const server_should_stop & should_stop);
-    void admin_unload(const std::string & name, const server_should_stop & should_stop);
+    // The answer of /props for the model of the query, made from the base's. Waits as find does.
+    json props(const server_http_req & req, json base);
+    // Brings the delta of the query in, and wakes the server for it, if it is one.
+    void prepare(const server_http_req & req);
+    bool is_loaded(const server_http_req & req, const std::string & name) const;
+    json admin_load(const server_http_req & req, const server_delta_load & load);
+    void admin_unload(const server_http_req & req, const std::string & name);
 
 private:
-    std::string wanted_name(const json & body) const;
-    bool        is_allowed(const std::string & name) const; // for the API key of this thread's request; an empty name is the base
-    bool        is_limited() const;                         // this thread's request has an API key of --delta-keys
-    // What this thread's request may see of a text about the file at `path`: without its directory for a limited key.
-    std::string shown(std::string text, const std::string & path) const;
-    json        row_json(const server_delta_registry::row & row) const;
-    void        check_admin() const;
+    json list_models(const server_delta_caller & caller, json models);
+    bool is_allowed(const server_delta_caller & caller, const std::string & name) const; // an empty name is the base
+    // What a caller may see of a text about the file at `path`: without its directory for a limited key.
+    std::string shown(const server_delta_caller & caller, std::string text, const std::string & path) const;
+    json        row_json(const server_delta_caller & caller, const server_delta_registry::row & row) const;
+    void        check_admin(const server_delta_caller & caller) const;
     bool        is_base_name(const std::string & name) const;
-    std::string names() const;
+    std::string names(const server_delta_caller & caller) const; // as an error line lists them
     void        log_table() const;
     bool        add_all();
-    bool        add_folder();
+    void        add_new_files();
+    void        look_for_files();
     bool        load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources);
     bool        load_one(llama_context * ctx, const dqrelo_delta_source & source);
 
-    std::shared_ptr<const server_delta_use> hold(const std::string & name) const;
+    std::shared_ptr<const server_delta_use> hold(const server_http_req & req, const std::string & name) const;
 
     std::shared_ptr<server_delta_registry> registry; // NULL: a server without deltas
+    std::unique_ptr<server_delta_folder>   folder;
     server_delta_host                      host;
     std::vector<std::string>               base_names; // the id first, then aliases and the file's name
     std::unique_ptr<server_delta_loader>   loader;

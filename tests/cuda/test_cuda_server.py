@@ -36,7 +36,9 @@ def test_deltas_lie_on_the_device_and_leave_it(
         with serve(artefacts.base, tmp_path, "--deltas-dir", delta_folder, *CONTEXT) as server:
             expected = {name: text(server, name, **WORDS) for name in ("base", "words", "json")}
     assert len(set(expected.values())) == 3
-    with serve(artefacts.base, tmp_path, "--deltas-dir", delta_folder, *CONTEXT, *emulated_gpu) as server:
+    with serve(
+        artefacts.base, tmp_path, "--deltas-dir", delta_folder, "--delta-admin", *CONTEXT, *emulated_gpu
+    ) as server:
         assert {name: text(server, name, **WORDS) for name in expected} == expected
         found = idle_row(server, "words")
         assert set(found["memory"]) == {"CPU", "CUDA0"}

@@ -15,7 +15,7 @@ from tests.support.server_fixtures import Artefacts, Server, serve
 def delta_server(artefacts: Artefacts, tmp_path: Path) -> Iterator[Server]:
     """A server with a --deltas-dir that the test may change."""
     folder = make_folder(artefacts, tmp_path / "dir")
-    with serve(artefacts.base, tmp_path, "--deltas-dir", folder, *CONTEXT) as running:
+    with serve(artefacts.base, tmp_path, "--deltas-dir", folder, "--delta-admin", *CONTEXT) as running:
         yield running
 
 

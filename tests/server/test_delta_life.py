@@ -128,7 +128,7 @@ def test_many_threads_over_too_little_memory(
 def test_what_cannot_fit_is_a_503(
     artefacts: Artefacts, delta_folder: Path, tmp_path: Path, delta_texts: dict[str, str]
 ) -> None:
-    options = ("--deltas-dir", delta_folder, "--delta-memory", "1", "--delta-pin", "words,json,loud")
+    options = ("--deltas-dir", delta_folder, "--delta-memory", "1", "--delta-pin", "words,json,loud", "--delta-admin")
     with serve(artefacts.base, tmp_path, *options, *CONTEXT) as server:
         message = error(complete(server, "again"), 503)
         assert "does not fit" in message
@@ -283,7 +283,7 @@ def test_load_with_another_file_is_no_reload(delta_server: Server) -> None:
 
 
 def test_sleep_and_wake(artefacts: Artefacts, delta_folder: Path, tmp_path: Path, delta_texts: dict[str, str]) -> None:
-    options = ("--deltas-dir", delta_folder, "--sleep-idle-seconds", "1", *CONTEXT)
+    options = ("--deltas-dir", delta_folder, "--sleep-idle-seconds", "1", "--delta-admin", *CONTEXT)
     with serve(artefacts.base, tmp_path, *options) as server:
         assert text(server, "words") == delta_texts["words"]
         deadline = time.monotonic() + 20
@@ -295,7 +295,7 @@ def test_sleep_and_wake(artefacts: Artefacts, delta_folder: Path, tmp_path: Path
 
 
 def test_waiting_for_a_load_keeps_the_server_awake(artefacts: Artefacts, delta_folder: Path, tmp_path: Path) -> None:
-    options = ("--deltas-dir", delta_folder, "--sleep-idle-seconds", "1", *CONTEXT)
+    options = ("--deltas-dir", delta_folder, "--sleep-idle-seconds", "1", "--delta-admin", *CONTEXT)
     with serve(artefacts.base, tmp_path, *options) as server:
         deadline = time.monotonic() + 20
         while not server.get("/props")["is_sleeping"] and time.monotonic() < deadline:

@@ -17,7 +17,7 @@ def metrics(server: Server) -> dict[str, float]:
 
 
 def test_metrics(artefacts: Artefacts, delta_folder: Path, tmp_path: Path) -> None:
-    options = ("--deltas-dir", delta_folder, "--delta-memory", "1", "--metrics", *CONTEXT)
+    options = ("--deltas-dir", delta_folder, "--delta-memory", "1", "--metrics", "--delta-admin", *CONTEXT)
     with serve(artefacts.base, tmp_path, *options) as server:
         answer = complete(server, "words", cache_prompt=False).json()
         for name in ("words", "json", "loud", "again"):

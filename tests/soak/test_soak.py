@@ -84,7 +84,7 @@ def has_life() -> bool:
 def delta_options(stage: Stage) -> list[str]:
     """All deltas: by a directory and with room for a few at a time where the server offers that, else all at its start."""
     if has_life():
-        return ["--deltas-dir", str(stage.folder), "--delta-memory", "2"]
+        return ["--deltas-dir", str(stage.folder), "--delta-memory", "2", "--delta-admin"]
     return _loaded_at_start(stage.deltas)
 
 

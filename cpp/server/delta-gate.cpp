@@ -1,0 +1,91 @@
+#include "delta-gate.h"
+
+#include "common.h"
+#include "server-common.h"
+
+#include <cpp-httplib/httplib.h>
+
+#include <set>
+
+// Where the caller lies between the gate and the route.
+static const char * const CALLER = "dqrelo_caller";
+
+// What a limited key may send a request to: each of these asks server_delta_set whether the caller may use the model.
+static const std::set<std::string> OPEN_GET  = { "/deltas", "/models", "/v1/models", "/props" };
+static const std::set<std::string> OPEN_POST = {
+    "/completion",
+    "/completions",
+    "/v1/completions",
+    "/chat/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/responses",
+    "/v1/messages",
+    "/v1/audio/transcriptions",
+    "/audio/transcriptions",
+    "/infill",
+    "/embedding",
+    "/embeddings",
+    "/v1/embeddings",
+    "/rerank",
+    "/reranking",
+    "/v1/rerank",
+    "/v1/reranking",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/chat/completions/input_tokens",
+    "/v1/chat/completions/input_tokens",
+    "/responses/input_tokens",
+    "/v1/responses/input_tokens",
+    "/v1/messages/count_tokens",
+};
+static const std::string OPEN_MODEL = "/v1/models/"; // and a name
+
+static void refuse(httplib::Response & res, error_type type, const std::string & message) {
+    const json error = format_error_response(message, type);
+    res.status       = json_value(error, "code", 500);
+    res.set_content(safe_json_to_str({ { "error", error } }), "application/json; charset=utf-8");
+    SRV_WRN("refused: %s\n", message.c_str());
+}
+
+server_delta_gate::server_delta_gate(const common_params & params) :
+    keys(params.dqrelo.keys),
+    path_prefix(params.api_prefix),
+    is_router(params.model.path.empty() && params.model.hf_repo.empty() && params.model.docker_repo.empty()) {}
+
+bool server_delta_gate::has_one_credential(const httplib::Request & req, httplib::Response & res) const {
+    const size_t n = req.get_header_value_count("Authorization") + req.get_header_value_count("X-Api-Key");
+    if (n > 1) {
+        refuse(res, ERROR_TYPE_INVALID_REQUEST,
+               "the request has " + std::to_string(n) + " credentials: send Authorization or X-Api-Key, once");
+    }
+    return n <= 1;
+}
+
+bool server_delta_gate::is_open(const std::string & method, const std::string & path) const {
+    if (is_router || path.compare(0, path_prefix.size(), path_prefix) != 0) {
+        return false; // a router has no deltas that could limit a key
+    }
+    const std::string route = path.substr(path_prefix.size());
+    if (method == "POST") {
+        return OPEN_POST.count(route) > 0;
+    }
+    const bool is_model = route.size() > OPEN_MODEL.size() && route.compare(0, OPEN_MODEL.size(), OPEN_MODEL) == 0;
+    return (method == "GET" || method == "HEAD") && (is_model || OPEN_GET.count(route) > 0);
+}
+
+bool server_delta_gate::admit(const httplib::Request & req, httplib::Response & res, const std::string & api_key) const {
+    server_delta_caller caller(api_key, keys);
+    if (caller.is_limited() && !is_open(req.method, req.path)) {
+        refuse(res, ERROR_TYPE_PERMISSION, "this API key may use models, but not this endpoint");
+        return false;
+    }
+    res.user_data.set(CALLER, std::move(caller));
+    return true;
+}
+
+server_delta_caller server_delta_gate::caller_of(const httplib::Response & res) {
+    const auto * caller = res.user_data.get<server_delta_caller>(CALLER);
+    return caller != nullptr ? *caller : server_delta_caller();
+}
