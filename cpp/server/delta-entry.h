@@ -1,6 +1,7 @@
 // delta-entry.h: what the server knows about one delta: its name, and each file that it loaded for it.
 #pragma once
 
+#include "delta-vocab.h"
 #include "eog.h"
 #include "loaded-deltas.h"
 #include "server-common.h"
@@ -38,6 +39,7 @@ struct server_delta {
     std::map<std::string, size_t> memory; // the same by memory: "CPU", and devices
 
     dqrelo_applied     applied;
+    server_delta_vocab vocab;
     dqrelo_eog         eog;    // end tokens, empty: the vocabulary's
     common_params      params; // the server's, with the fine-tune's sampling defaults
     server_chat_params chat;   // the base's, with the delta's template

@@ -55,6 +55,7 @@ std::shared_ptr<server_delta> server_delta_read(const std::string & name, const 
     delta->path   = path;
     delta->hash   = dqrelo_content_hash(delta->handle);
     delta->ratio  = dqrelo_ratio(delta->handle);
+    delta->vocab  = server_delta_vocab(llama_model_get_vocab(host.model), delta->handle);
     delta->eog    = dqrelo_eog_of(delta->handle, llama_model_get_vocab(host.model));
     delta->params = *host.params;
 
@@ -73,30 +74,26 @@ std::shared_ptr<server_delta> server_delta_read(const std::string & name, const 
 // chat templates
 //
 
-// A template statement that makes a token variable the fine-tune's where it differs: templates are built with the base's vocabulary.
-static std::string set_token(const dqrelo_delta * delta, const llama_vocab * vocab, const char * key, const char * variable,
-                             llama_token base_token) {
-    const std::string text = dqrelo_token_text(delta, vocab, key);
-    if (text.empty() || (base_token != LLAMA_TOKEN_NULL && text == common_token_to_piece(vocab, base_token, true))) {
-        return "";
-    }
-    return string_format("{%%- set %s = %s -%%}", variable, json(text).dump().c_str());
+static std::string piece_of(const llama_vocab * vocab, llama_token token) {
+    return token == LLAMA_TOKEN_NULL ? "" : common_token_to_piece(vocab, token, true);
 }
 
 bool server_delta_make_chat(server_delta & delta, const server_delta_host & host, std::string & err) {
     const common_params &      params = *host.params;
     const server_chat_params & base   = *host.chat_base;
     const llama_vocab *        vocab  = llama_model_get_vocab(host.model);
+    const std::string          bos    = piece_of(vocab, delta.vocab.bos);
+    const std::string          eos    = piece_of(vocab, delta.vocab.eos);
     const char *               tmpl   = dqrelo_chat_template(delta.handle);
-    const std::string          tokens = set_token(delta.handle, vocab, "tokenizer.ggml.bos_token_id", "bos_token", llama_vocab_bos(vocab)) +
-                                        set_token(delta.handle, vocab, "tokenizer.ggml.eos_token_id", "eos_token", llama_vocab_eos(vocab));
     std::string                source = tmpl != nullptr ? tmpl : params.chat_template;
-    if (source.empty() && !tokens.empty()) {
+    if (source.empty() && (delta.vocab.bos != llama_vocab_bos(vocab) || delta.vocab.eos != llama_vocab_eos(vocab))) {
         source = common_chat_templates_source(base.tmpls.get());
     }
     auto & chat = delta.chat;
     try {
-        chat.tmpls = common_chat_templates_init(host.model, source.empty() ? source : tokens + source);
+        // without a model the tokens that it gives to the template are these
+        chat.tmpls = source.empty() ? common_chat_templates_init(host.model, "") : common_chat_templates_init(nullptr, source, bos, eos);
+        common_chat_templates_set_special(chat.tmpls.get(), delta.vocab.add_bos, delta.vocab.add_eos);
         chat.enable_thinking =
             params.enable_reasoning != 0 && params.use_jinja && common_chat_templates_support_enable_thinking(chat.tmpls.get());
     } catch (const std::exception & e) {

@@ -313,6 +313,11 @@ std::shared_ptr<const server_chat_params> server_delta_set::chat_params(const se
     return { use, &use->delta->chat };
 }
 
+server_delta_vocab server_delta_set::vocab(const server_http_req & req, const json & body, const llama_vocab * base) {
+    const std::string name = wanted_name(req, body);
+    return name.empty() ? server_delta_vocab(base) : hold(req, name)->delta->vocab;
+}
+
 json server_delta_set::list_models(const server_delta_caller & caller, json models) {
     if (!registry && !caller.is_limited()) {
         return models;
@@ -424,6 +429,10 @@ void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab,
     if (task.params.sampling.ignore_eos && !delta->eog.empty()) {
         dqrelo_ban_eog(task.params.sampling.logit_bias, vocab, delta->eog);
     }
+}
+
+server_delta_vocab server_delta_vocab_of(const server_delta_ref & ref, const llama_vocab * base) {
+    return ref.use ? ref.delta()->vocab : server_delta_vocab(base);
 }
 
 const common_params & server_delta_params(const server_delta_ref & ref, const common_params & base) {

@@ -53,6 +53,9 @@ public:
     std::shared_ptr<const server_chat_params> chat_params(const server_http_req & req, const json & body,
                                                           const server_chat_params & chat_base);
 
+    // The same for the vocabulary.
+    server_delta_vocab vocab(const server_http_req & req, const json & body, const llama_vocab * base);
+
     // The name of the delta, or an empty one for the base.
     std::string wanted_name(const server_http_req & req, const json & body);
 
@@ -106,6 +109,9 @@ private:
 // Makes a task run under `ref`: its tokens are marked as the delta's, its sampler ends with the delta's tokens, its answer carries the
 // delta's name.
 void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab, server_task & task);
+
+// The vocabulary of a request under `ref`.
+server_delta_vocab server_delta_vocab_of(const server_delta_ref & ref, const llama_vocab * base);
 
 // The defaults of a request under `ref`: those of `base`, and the fine-tune's where its file has any.
 const common_params & server_delta_params(const server_delta_ref & ref, const common_params & base);

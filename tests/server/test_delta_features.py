@@ -23,11 +23,12 @@ from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.model.pairing import Selection
 from tests.support import models
 from tests.support.delta_server import PROMPT, error
+from tests.support.fill_in import with_fill_in_tokens
 from tests.support.gguf_files import finish
 from tests.support.models import Floats, read_gguf, rewrite_gguf, tuned_gguf
 from tests.support.server_fixtures import Artefacts, Server, serve
 from tests.upstream.bert import write_bert
-from tests.upstream.hub import FILL_IN_TOKENS, NOT_SERVED
+from tests.upstream.hub import NOT_SERVED
 
 CONTEXT = ("-c", "1024", "-np", "1", "--alias", "base")
 # The merged model is F32 and the base F16; keys and values are F16 in both.
@@ -139,13 +140,6 @@ def test_lora_of_a_request_stays_with_its_delta(
 
 
 # other endpoints
-
-
-def with_fill_in_tokens(source: Path, target: Path) -> Path:
-    """The same model with its last tokens under the texts by which llama.cpp knows those for fill-in."""
-    tokens = gguf.GGUFReader(source).fields["tokenizer.ggml.tokens"].contents()
-    tokens[-len(FILL_IN_TOKENS) :] = FILL_IN_TOKENS
-    return rewrite_gguf(source, target, fields={"tokenizer.ggml.tokens": tokens})
 
 
 def test_infill(artefacts: Artefacts, tmp_path: Path) -> None:
