@@ -5,6 +5,7 @@
 #include "json.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <stdexcept>
 
@@ -115,6 +116,15 @@ static size_t positive(const char * option, int value) {
     return (size_t) value;
 }
 
+static void set_shutdown(common_params & params, const std::string & value) {
+    char *       end     = nullptr;
+    const double seconds = std::strtod(value.c_str(), &end);
+    if (value.empty() || *end != '\0' || !(seconds >= 0.0 && seconds <= 86400.0)) {
+        throw std::invalid_argument("--shutdown-timeout '" + value + "': expected seconds, 0 to 86400");
+    }
+    params.dqrelo.shutdown_s = seconds;
+}
+
 static void add_only_delta(common_params & params, const std::string & value) {
     dqrelo_add_deltas(params.dqrelo, value);
     if (params.dqrelo.deltas.size() > 1) {
@@ -169,6 +179,10 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
                    "what a request for an unknown model name gets when deltas are loaded: a 404, or the base (default: error)", set_unknown)
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_UNKNOWN"));
+    add(common_arg({ "--shutdown-timeout" }, "SECONDS",
+                   "how long running requests may finish after SIGTERM or SIGINT; then they end with an error (default: 5)", set_shutdown)
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_SHUTDOWN_TIMEOUT"));
     add(common_arg({ "--delta-verify" }, "check the digest of every tensor of a delta before serving it (default: disabled)",
                    [](common_params & params) { params.dqrelo.verify = true; })
             .set_examples({ LLAMA_EXAMPLE_SERVER, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY })

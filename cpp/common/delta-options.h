@@ -23,6 +23,8 @@ struct dqrelo_options {
     std::optional<bool> admin;
     // --delta-keys: API keys and the names that each may use; a key that is not in here may use all
     std::map<std::string, std::vector<std::string>> keys;
+    double shutdown_s = 5.0; // --shutdown-timeout: how long requests may finish when the server is told to end
+
     bool unknown_is_base  = false; // --delta-unknown base: a request for a name that nobody has gets the base
     bool verify           = false; // --delta-verify: check every digest at load
     bool allow_other_base = false; // --delta-allow-other-base: accept another quantisation of the delta's base

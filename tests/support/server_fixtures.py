@@ -50,6 +50,7 @@ class Server:
 
     url: str
     log: Path
+    process: subprocess.Popen[bytes]
 
     def post(self, path: str, body: dict[str, Any]) -> requests.Response:
         return requests.post(self.url + path, json=body, timeout=ANSWER_SECONDS)
@@ -128,7 +129,7 @@ def serve(base: Path | None, folder: Path, *args: str | Path) -> Iterator[Server
     with log.open("wb") as out:
         process = subprocess.Popen([*command, *args], stdout=out, stderr=subprocess.STDOUT)
     try:
-        server = Server(f"http://127.0.0.1:{port}", log)
+        server = Server(f"http://127.0.0.1:{port}", log, process)
         _wait_until_ready(server, process)
         yield server
     finally:
