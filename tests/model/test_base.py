@@ -11,7 +11,7 @@ import pytest
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.model.base import GgufModel, fold_weight_scales
+from dqrelo_gguf.model.base import GgufModel, fold_scale_tensors
 from tests.support.gguf_files import finish
 from tests.support.models import Floats, read_gguf, split_gguf
 
@@ -116,7 +116,7 @@ def test_scale_of_a_weight_belongs_to_it(tmp_path: Path, blocks: Blocks) -> None
 
 def test_scale_of_another_size_is_a_weight() -> None:
     shapes = {"a.weight": (64, 8), "a.scale": (64,), "b.scale": (1,)}
-    assert fold_weight_scales(shapes) == (shapes, {})
+    assert fold_scale_tensors(shapes) == (shapes, {})
 
 
 def test_visit_covers_every_row_once(tmp_path: Path, blocks: Blocks) -> None:

@@ -63,7 +63,7 @@ class GgufModel:
         self.infos: dict[str, tuple[GGUFFile, TensorInfo]] = {
             name: (file, info) for file in self.file.files for name, info in file.tensors.items()
         }
-        self._shapes, self._weight_scales = fold_weight_scales({n: info.ne for n, (_, info) in self.infos.items()})
+        self._shapes, self._scale_tensors = fold_scale_tensors({n: info.ne for n, (_, info) in self.infos.items()})
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -88,7 +88,7 @@ class GgufModel:
         return str(self.infos[name][1].type.name)
 
     def load(self, name: str, blocks: Blocks) -> npt.NDArray[np.float32]:
-        """A weight dequantised, times its `.scale` tensor if it has one (see `fold_weight_scales`)."""
+        """A weight dequantised, times its `.scale` tensor if it has one (see `fold_scale_tensors`)."""
         _, info = self.infos[name]
         out = np.empty((prod(info.ne[1:]), info.ne[0]), np.float32)
 
@@ -104,13 +104,13 @@ class GgufModel:
         No array of the weight's size is made. The blocks come in any order, from several threads.
         """
         _, info = self.infos[name]
-        stored, scale = self._stored(name), self._weight_scale(name)
+        stored, scale = self._stored(name), self._scale_of(name)
         slices = row_slices(prod(info.ne[1:]), info.ne[0])
         blocks.run(lambda s: fn(s, self._values(stored[s], info, scale, np.arange(s.start, s.stop))), slices)
 
     def load_rows(self, name: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """Some of a weight's rows, counted over all its matrices: (len(rows), n_in)."""
-        return self._values(np.asarray(self._stored(name)[rows]), self.infos[name][1], self._weight_scale(name), rows)
+        return self._values(np.asarray(self._stored(name)[rows]), self.infos[name][1], self._scale_of(name), rows)
 
     def _values(
         self,
@@ -126,8 +126,8 @@ class GgufModel:
         scale_of_row = scale[rows // info.ne[1]][:, None] if scale.size > 1 else scale
         return values * scale_of_row
 
-    def _weight_scale(self, name: str) -> npt.NDArray[np.float32] | None:
-        scale = self._weight_scales.get(name)
+    def _scale_of(self, name: str) -> npt.NDArray[np.float32] | None:
+        scale = self._scale_tensors.get(name)
         return None if scale is None else self._dequantise(self._stored(scale), self.infos[scale][1]).reshape(-1)
 
     def _stored(self, name: str) -> npt.NDArray[Any]:
@@ -146,7 +146,7 @@ class GgufModel:
         return dequantised(rows, info.type, f"{self.label}: tensor '{info.name}'")
 
 
-def fold_weight_scales(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def fold_scale_tensors(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Separates the weights from the scale tensors that belong to them (NVFP4, BitNet).
 
     llama.cpp multiplies the product with `blk.0.attn_q.weight` by `blk.0.attn_q.scale`, one number a weight or one an
@@ -154,7 +154,7 @@ def fold_weight_scales(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str,
     own, such as the router's input scale of Gemma 4.
 
     Returns:
-        The shapes of the weights, and the name of the scale of each weight that has one.
+        The shapes of the weights, and the name of the scale tensor of each weight that has one.
     """
     scales: dict[str, str] = {}
     ignored = set()

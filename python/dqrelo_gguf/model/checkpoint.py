@@ -21,7 +21,7 @@ from dqrelo_gguf._pin import conversion_module, gguf
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.errors import DqreloError, InputError
 from dqrelo_gguf.file.container import GGUFValue
-from dqrelo_gguf.model.base import GgufModel, Model, fold_weight_scales
+from dqrelo_gguf.model.base import GgufModel, Model, fold_scale_tensors
 from dqrelo_gguf.model.lazy_tensors import evaluate
 from dqrelo_gguf.model.safetensors_files import check_weight_files
 
@@ -110,7 +110,7 @@ class HfCheckpoint:
 
     @cached_property
     def _folded(self) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-        return fold_weight_scales({name: tuple(reversed(info.shape)) for name, info in self._infos.items()})
+        return fold_scale_tensors({name: tuple(reversed(info.shape)) for name, info in self._infos.items()})
 
     @cached_property
     def _fields(self) -> dict[str, GGUFValue]:

@@ -15,7 +15,7 @@ Delta = core.Delta
 def deltas_and_scales(
     n_sequences: int, delta: Delta | Sequence[Delta | None] | None, scale: float | Sequence[float]
 ) -> tuple[list[Delta | None], list[float]]:
-    """The delta of each sequence, None for the base, and how much of it is applied.
+    """The delta and the request scale of each sequence: None is the base, and 1 all of a delta.
 
     Args:
         n_sequences: the sequences of the call.
