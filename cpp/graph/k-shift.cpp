@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -103,7 +104,8 @@ void neutralise_attn_factor(ggml_tensor * rope) {
 
 } // namespace
 
-// A cell that several sequences share is the first one's: they have one delta, as the rows that were computed for it had.
+// A cell that several sequences share is the first one's: they have one delta, as the rows that were computed for it had. The base's cells
+// are the first part, whose graph does all that llama.cpp's own does, so they come out the same bit for bit.
 dqrelo_k_shift::dqrelo_k_shift(llama_context & ctx, const llama_kv_cache & cache) : ctx(ctx), dctx(ctx.dqrelo.get()) {
     part_of_cell.assign((size_t) cache.get_size() * cache.get_n_stream(), -1);
     if (!dctx) {
@@ -115,18 +117,24 @@ dqrelo_k_shift::dqrelo_k_shift(llama_context & ctx, const llama_kv_cache & cache
                    return dctx->active[b.delta_index].delta->file->find(name) >= 0;
                });
     };
-    for (llama_seq_id seq_id = 0; seq_id < (llama_seq_id) dctx->seqs.size(); seq_id++) {
+    std::vector<llama_seq_id> seqs(dctx->seqs.size());
+    std::iota(seqs.begin(), seqs.end(), 0);
+    std::stable_partition(seqs.begin(), seqs.end(), [&](llama_seq_id seq_id) { return !changes(dctx->seqs[seq_id]); });
+    for (llama_seq_id seq_id : seqs) {
         const binding bound = changes(dctx->seqs[seq_id]) ? dctx->seqs[seq_id] : binding();
-        const auto &  cells = cache.get_cells(seq_id);
-        const size_t  first = (size_t) cache.get_stream(seq_id) * cache.get_size();
-        for (uint32_t i = 0; i < cells.size(); i++) {
-            if (part_of_cell[first + i] < 0 && !cells.is_empty(i) && cells.get_shift(i) != 0 && cells.seq_has(i, seq_id)) {
-                part_of_cell[first + i] = part_with(bound.delta_index, bound.request_scale);
-            }
-        }
+        add_cells(cache, seq_id, bound.delta_index, bound.request_scale);
     }
 }
 
+void dqrelo_k_shift::add_cells(const llama_kv_cache & cache, int32_t seq_id, int32_t delta_index, float request_scale) {
+    const auto & cells = cache.get_cells(seq_id);
+    const size_t first = (size_t) cache.get_stream(seq_id) * cache.get_size();
+    for (uint32_t i = 0; i < cells.size(); i++) {
+        if (part_of_cell[first + i] < 0 && !cells.is_empty(i) && cells.get_shift(i) != 0 && cells.seq_has(i, seq_id)) {
+            part_of_cell[first + i] = part_with(delta_index, request_scale);
+        }
+    }
+}
 int32_t dqrelo_k_shift::part_with(int32_t delta_index, float request_scale) {
     const auto same = [&](const part & p) { return p.delta_index == delta_index && (delta_index < 0 || p.request_scale == request_scale); };
     const auto at   = std::find_if(parts.begin(), parts.end(), same);

@@ -53,6 +53,7 @@ private:
         float   request_scale;
     };
 
+    void    add_cells(const llama_kv_cache & cache, int32_t seq_id, int32_t delta_index, float request_scale);
     int32_t part_with(int32_t delta_index, float request_scale);
 
     llama_context &        ctx;

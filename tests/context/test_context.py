@@ -59,8 +59,9 @@ def rope_family(tmp_path_factory: pytest.TempPathFactory) -> ArchitectureFamily:
     return ArchitectureFamily(base, deltas, merged)
 
 
-def check(family: ArchitectureFamily, flash_attn: str, type_kv: str, **env: str) -> None:
-    command = [need_test_program("test-context"), family.base, *family.deltas, *family.merged, flash_attn, type_kv]
+def check(family: ArchitectureFamily, flash_attn: str, type_kv: str, *more: str, **env: str) -> None:
+    files = [family.base, *family.deltas, *family.merged]
+    command = [need_test_program("test-context"), *files, flash_attn, type_kv, *more]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | env)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = re.findall(r"^([a-z ]+): nmse (\S+) base (\S+)$", done.stdout, re.MULTILINE)
@@ -84,6 +85,10 @@ def test_a_shift_rotates_keys_by_the_rope_factors_of_each_delta(
     rope_family: ArchitectureFamily, flash_attn: str, type_kv: str
 ) -> None:
     check(rope_family, flash_attn, type_kv)
+
+
+def test_a_shift_multiplies_keys_no_more_often_than_that_of_the_merged_model(rope_family: ArchitectureFamily) -> None:
+    check(rope_family, "off", "f16", "yarn")
 
 
 def test_a_shift_rotates_keys_by_the_rope_factors_of_each_delta_with_ordinary_ops(

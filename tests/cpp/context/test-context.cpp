@@ -1,4 +1,4 @@
-// test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV
+// test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV [yarn]
 //
 // What a llama_context does beside decoding a batch: prefixes that sequences share, a context shift, saved and restored states, ubatches
 // smaller than the batch, and embeddings with every pooling. The same calls are made on the base with deltas and on the merged models; a
@@ -43,6 +43,7 @@ struct options {
     uint32_t                n_ubatch   = N_BATCH;
     enum llama_pooling_type pooling    = LLAMA_POOLING_TYPE_NONE;
     bool                    embeddings = false;
+    bool                    yarn       = false; // a RoPE that multiplies what it rotates, too
 };
 
 // A model, and the delta that it runs with in each sequence: a plain model has none.
@@ -61,8 +62,14 @@ struct subject {
         p.type_k = p.type_v = o.type_kv;
         p.pooling_type      = o.pooling;
         p.embeddings        = o.embeddings;
-        p.kv_unified        = true;
-        p.swa_full          = true; // prefixes and shifts need the whole cache
+        if (o.yarn) {
+            p.rope_scaling_type = LLAMA_ROPE_SCALING_TYPE_YARN;
+            p.rope_freq_scale   = 0.5f;
+            p.yarn_ext_factor   = 1.0f;
+            p.yarn_attn_factor  = 1.2f;
+        }
+        p.kv_unified = true;
+        p.swa_full   = true; // prefixes and shifts need the whole cache
         context_ptr ctx(llama_init_from_model(model, p));
         if (!ctx) {
             fail("no context");
@@ -280,14 +287,15 @@ model_ptr load(const char * path) {
 } // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 8) {
-        fail("usage: test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV");
+    if (argc < 8) {
+        fail("usage: test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV [yarn]");
     }
     llama_log_set(
         [](ggml_log_level level, const char * text, void *) { level == GGML_LOG_LEVEL_ERROR ? (void) fputs(text, stderr) : (void) 0; },
         nullptr);
     options o;
     o.flash_attn = strcmp(argv[6], "on") == 0 ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    o.yarn       = argc > 8 && strcmp(argv[8], "yarn") == 0;
     o.type_kv    = strcmp(argv[7], "q8_0") == 0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
 
     const model_ptr                  base     = load(argv[1]);

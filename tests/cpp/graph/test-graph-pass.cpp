@@ -37,6 +37,10 @@ struct hand_made {
         params.res       = &res;
         params.ubatch    = balloc.ubatch_reserve(N_TOKENS, 1);
         params.n_outputs = N_TOKENS;
+        for (int i = 0; i < N_TOKENS; i++) {
+            params.ubatch.n_seq_id[i] = 1;
+            params.ubatch.seq_id[i]   = params.ubatch.seq_id_unq;
+        }
         if (lctx) {
             model             = &lctx->get_model();
             params.dqrelo     = lctx->dqrelo.get();
