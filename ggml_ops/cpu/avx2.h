@@ -2,11 +2,9 @@
 #pragma once
 
 #include "kernels.h"
+#include "unrolled.h"
 
 #include <immintrin.h>
-
-// Before a loop over a tile of accumulators, so that the loop is gone before GCC decides what lies in registers.
-#define UNROLLED _Pragma("GCC unroll 8")
 
 // the four vectors' sums, in order
 static inline __m128i sums_i32x4(__m256i v0, __m256i v1, __m256i v2, __m256i v3) {

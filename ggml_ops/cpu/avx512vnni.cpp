@@ -8,14 +8,13 @@
 // Floats. Lane l of one accumulator adds columns l, l + 16, ... in order, then the 16 lanes are added in one fixed tree. Tail: masked
 // loads.
 
+#include "factor-kernels.h"
 #include "factor-types.h"
 #include "kernels.h"
 #include "prefetch.h"
+#include "unrolled.h"
 
 #include <immintrin.h>
-
-// Before a loop over a tile of accumulators, so that the loop is gone before GCC decides what lies in registers.
-#define UNROLLED _Pragma("GCC unroll 8")
 
 // the four vectors' sums, in order
 static inline __m128i sums_i32x4(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
@@ -271,178 +270,101 @@ static void sign_dots_avx512vnni(const uint8_t * sign, int n_i, const int8_t * q
 }
 
 //
-// factors: at<H> is columns j + 16 H .. j + 16 H + 15 of a row as F32; j is a multiple of 32, columns outside the mask are zero. BYTES: of
-// 32 columns
+// factors
 //
 
-struct load_f32 {
-    static constexpr int BYTES = 128;
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        return _mm512_maskz_loadu_ps(m, (const float *) row + j + 16 * H);
-    }
-};
-
-struct load_f16 {
-    static constexpr int BYTES = 64;
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j + 16 * H));
-    }
-};
-
-struct load_bf16 {
-    static constexpr int BYTES = 64;
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        const __m512i v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j + 16 * H));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
-    }
-};
+namespace {
 
 // Without the way through a scalar register, which the compiler would take.
-static inline __m512 block_scale(uint16_t d) {
+inline __m512 block_scale(uint16_t d) {
     return _mm512_cvtph_ps(_mm256_set1_epi16((short) d));
 }
 
-struct load_q8_0 {
-    static constexpr int BYTES = sizeof(struct dqrelo_q8_0);
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        if (m == 0) {
-            return _mm512_setzero_ps();
+struct f32x32 { // columns 0 to 15 and 16 to 31 of a step
+    __m512 v0, v1;
+};
+
+struct avx512vnni { // as factor-kernels.h describes it
+    using vectors                   = f32x32;
+    using sums                      = __m512;
+    static constexpr int STEP       = 32;
+    static constexpr int MAX_T      = 3;
+    static constexpr int PREFETCH_T = 2;
+
+    static int           rows_at_once(int t, int n_t) { return ::rows_at_once(t, n_t); }
+    static constexpr int rows_of_a(int /* T */) { return 8; }
+
+    struct f32 {
+        static constexpr int BYTES = 128;
+        static inline f32x32 at(const void * row, int64_t j, int64_t n) {
+            const float * src = (const float *) row + j;
+            return { _mm512_maskz_loadu_ps(columns_m16(0, n), src), _mm512_maskz_loadu_ps(columns_m16(16, n), src + 16) };
         }
-        const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
-        const __m512i              q     = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) (block->qs + 16 * H)));
-        return _mm512_mul_ps(block_scale(block->d), _mm512_cvtepi32_ps(q));
+    };
+
+    struct f16 {
+        static constexpr int BYTES = 64;
+        static inline __m512 values_f32x16(const uint16_t * src, __mmask16 m) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, src)); }
+        static inline f32x32 at(const void * row, int64_t j, int64_t n) {
+            return { values_f32x16((const uint16_t *) row + j, columns_m16(0, n)),
+                     values_f32x16((const uint16_t *) row + j + 16, columns_m16(16, n)) };
+        }
+    };
+
+    struct bf16 {
+        static constexpr int BYTES = 64;
+        static inline __m512 values_f32x16(const uint16_t * src, __mmask16 m) {
+            const __m512i v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, src));
+            return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+        }
+        static inline f32x32 at(const void * row, int64_t j, int64_t n) {
+            return { values_f32x16((const uint16_t *) row + j, columns_m16(0, n)),
+                     values_f32x16((const uint16_t *) row + j + 16, columns_m16(16, n)) };
+        }
+    };
+
+    struct q8_0 {
+        static constexpr int BYTES = sizeof(struct dqrelo_q8_0);
+        static inline __m512 scaled(const struct dqrelo_q8_0 * block, const int8_t * q) {
+            const __m512i q_i32x16 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) q));
+            return _mm512_mul_ps(block_scale(block->d), _mm512_cvtepi32_ps(q_i32x16));
+        }
+        static inline f32x32 at(const void * row, int64_t j, int64_t /* n */) {
+            const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
+            return { scaled(block, block->qs), scaled(block, block->qs + 16) };
+        }
+    };
+
+    struct q4_0 {
+        static constexpr int BYTES = sizeof(struct dqrelo_q4_0);
+        static inline f32x32 at(const void * row, int64_t j, int64_t /* n */) {
+            const __m512               values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+            const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
+            const __m512i              pairs  = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) block->qs));
+            const __m512               d      = block_scale(block->d);
+            // The permutation looks at the low 4 bits only.
+            return { _mm512_mul_ps(d, _mm512_permutexvar_ps(pairs, values)),
+                     _mm512_mul_ps(d, _mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), values)) };
+        }
+    };
+
+    static inline __m512 zero() { return _mm512_setzero_ps(); }
+    static inline void   add(__m512 & acc, const f32x32 & a, const f32x32 & b) {
+        acc = _mm512_fmadd_ps(a.v0, b.v0, acc);
+        acc = _mm512_fmadd_ps(a.v1, b.v1, acc);
+    }
+
+    static inline void store_totals(float * out, const __m512 (&four)[4], int n) {
+        _mm_mask_storeu_ps(out, rows_m4(n), sums_f32x4(four[0], four[1], four[2], four[3]));
+    }
+
+    static inline void store(float * out, const f32x32 & v, int64_t n) {
+        _mm512_mask_storeu_ps(out, columns_m16(0, n), v.v0);
+        _mm512_mask_storeu_ps(out + 16, columns_m16(16, n), v.v1);
     }
 };
 
-struct load_q4_0 {
-    static constexpr int BYTES = sizeof(struct dqrelo_q4_0);
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        if (m == 0) {
-            return _mm512_setzero_ps();
-        }
-        const __m512               values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-        const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
-        const __m512i              pairs  = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) block->qs));
-        // the permutation looks at the low 4 bits only
-        return _mm512_mul_ps(block_scale(block->d), _mm512_permutexvar_ps(H ? _mm512_srli_epi32(pairs, 4) : pairs, values));
-    }
-};
-
-// acc[r][t] += 32 columns of a[r] times those of b[t]
-template <class Load, int R, int T>
-static inline void dots_step(__m512 (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, __mmask16 m0,
-                             __mmask16 m1) {
-    __m512 b0[T], b1[T];
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        b0[t] = load_f32::at<0>(b[t], j, m0);
-        b1[t] = load_f32::at<1>(b[t], j, m1);
-    }
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        const __m512 a0 = Load::template at<0>(a[r], j, m0);
-        const __m512 a1 = Load::template at<1>(a[r], j, m1);
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = _mm512_fmadd_ps(a0, b0[t], acc[r][t]);
-            acc[r][t] = _mm512_fmadd_ps(a1, b1[t], acc[r][t]);
-        }
-    }
-}
-
-// R rows of a, of which n_i are stored, by T rows of b; R is a multiple of 4
-template <class Load, int R, int T>
-static void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    __m512 acc[R][T];
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = _mm512_setzero_ps();
-        }
-    }
-    uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
-    int64_t   j    = 0;
-    for (; j + 32 <= n; j += 32) {
-        if (T <= 2) {
-            prefetch_lines<R * Load::BYTES>(next);
-            next += R * Load::BYTES;
-        }
-        dots_step<Load, R, T>(acc, a, b, j, 0xffff, 0xffff);
-    }
-    if (j < n) {
-        dots_step<Load, R, T>(acc, a, b, j, columns_m16(j, n), columns_m16(j + 16, n));
-    }
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        UNROLLED
-        for (int r = 0; r < R; r += 4) {
-            const __m128 total = sums_f32x4(acc[r][t], acc[r + 1][t], acc[r + 2][t], acc[r + 3][t]);
-            _mm_mask_storeu_ps(out + t * ld + r, rows_m4(n_i - r), total);
-        }
-    }
-}
-
-template <class Load, int R, int T>
-static void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    for (int i = 0; i < n_i; i += R) {
-        const uint8_t * row[R]; // past the end the last row again
-        for (int r = 0; r < R; r++) {
-            row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
-        }
-        dots_tile<Load, R, T>(row, n_i - i < R ? n_i - i : R, b, n, out + i, ld);
-    }
-}
-
-template <class Load>
-static void dots_of(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
-    for (int t = 0, n_step; t < n_t; t += n_step) {
-        n_step = rows_at_once(t, n_t);
-        switch (n_step) {
-            case 1: dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-            case 2: dots_rows<Load, 8, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-            case 3: dots_rows<Load, 8, 3>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-        }
-    }
-}
-
-static void dots_avx512vnni(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
-                            float * out, int64_t ld) {
-    switch (type) {
-        case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_BF16: dots_of<load_bf16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q8_0: dots_of<load_q8_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q4_0: dots_of<load_q4_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        default: break;
-    }
-}
-
-template <class Load>
-static void to_float_of(const void * src, int64_t n, float * out) {
-    for (int64_t j = 0; j < n; j += 32) {
-        const __mmask16 m0 = columns_m16(j, n);
-        const __mmask16 m1 = columns_m16(j + 16, n);
-        _mm512_mask_storeu_ps(out + j, m0, Load::template at<0>(src, j, m0));
-        _mm512_mask_storeu_ps(out + j + 16, m1, Load::template at<1>(src, j, m1));
-    }
-}
-
-static void to_float_avx512vnni(enum ggml_type type, const void * src, int64_t n, float * out) {
-    switch (type) {
-        case GGML_TYPE_F32: to_float_of<load_f32>(src, n, out); break;
-        case GGML_TYPE_F16: to_float_of<load_f16>(src, n, out); break;
-        case GGML_TYPE_BF16: to_float_of<load_bf16>(src, n, out); break;
-        case GGML_TYPE_Q8_0: to_float_of<load_q8_0>(src, n, out); break;
-        case GGML_TYPE_Q4_0: to_float_of<load_q4_0>(src, n, out); break;
-        default: break;
-    }
-}
+} // namespace
 
 //
 // sum of the parts
@@ -467,7 +389,7 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.name         =*/"avx512vnni",
     /*.quantize_row =*/quantize_row_avx512vnni,
     /*.sign_dots    =*/sign_dots_avx512vnni,
-    /*.dots         =*/dots_avx512vnni,
+    /*.dots         =*/dots_of_isa<avx512vnni>,
     /*.add_delta    =*/add_delta_avx512vnni,
-    /*.to_float     =*/to_float_avx512vnni,
+    /*.to_float     =*/to_float_of_isa<avx512vnni>,
 };

@@ -22,16 +22,13 @@
 // Floats. Lane l of one accumulator adds columns l, l + 4, ... in order, then the 4 lanes are added in one fixed tree. Tail: copied beside
 // zeros.
 
+#include "factor-kernels.h"
 #include "factor-types.h"
 #include "kernels.h"
 #include "prefetch.h"
+#include "unrolled.h"
 
 #include <arm_neon.h>
-
-#include <cmath>
-
-// Before a loop over a tile of accumulators, so that the loop is gone before the compiler decides what lies in registers.
-#define UNROLLED _Pragma("GCC unroll 8")
 
 // 4 floats, of which n are there, the others 0
 static inline float32x4_t load_f32x4(const float * src, int64_t n) {
@@ -269,11 +266,13 @@ static void sign_dots_neon(const uint8_t * sign, int n_i, const int8_t * q, int6
 }
 
 //
-// factors: columns j .. j+7 of a row as F32; j is a multiple of 8, columns from the n-th of the eight on are zero. BYTES: of 8 columns
+// factors
 //
 
+namespace {
+
 // 8 16-bit values, of which n are there
-static inline uint16x8_t load_u16x8(const uint16_t * src, int64_t n) {
+inline uint16x8_t load_u16x8(const uint16_t * src, int64_t n) {
     if (n >= 8) {
         return vld1q_u16(src);
     }
@@ -282,172 +281,99 @@ static inline uint16x8_t load_u16x8(const uint16_t * src, int64_t n) {
     return vld1q_u16(values);
 }
 
-static inline float f16_to_f32(uint16_t h) {
+inline float f16_to_f32(uint16_t h) {
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0);
 }
 
-// d * q, exact: 11 by 8 bits
-static inline float32x4x2_t times_f32x8(float d, int8x8_t q) {
+// d * q, which is exact: 11 by 8 bits
+inline float32x4x2_t times_f32x8(float d, int8x8_t q) {
     const int16x8_t q_i16x8 = vmovl_s8(q);
     return { { vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(q_i16x8))), d), vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(q_i16x8)), d) } };
 }
 
-struct load_f32 {
-    static constexpr int        BYTES = 32;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
-        const float * src = (const float *) row + j;
-        return { { load_f32x4(src, n), load_f32x4(src + 4, n - 4) } };
-    }
-};
+struct neon { // as factor-kernels.h describes it
+    using vectors                   = float32x4x2_t;
+    using sums                      = float32x4_t;
+    static constexpr int STEP       = 8;
+    static constexpr int MAX_T      = 4;
+    static constexpr int PREFETCH_T = 4;
 
-struct load_f16 {
-    static constexpr int        BYTES = 16;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
-        const float16x8_t h = vreinterpretq_f16_u16(load_u16x8((const uint16_t *) row + j, n));
-        return { { vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h) } };
-    }
-};
+    // At least 8 sums, enough for two pipes with a latency of 4 cycles; at most 16, of 32 registers.
+    static int           rows_at_once(int t, int n_t) { return n_t - t < 4 ? n_t - t : 4; }
+    static constexpr int rows_of_a(int T) { return T == 1 ? 8 : 4; }
 
-struct load_bf16 {
-    static constexpr int        BYTES = 16;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
-        const uint16x8_t b    = load_u16x8((const uint16_t *) row + j, n);
-        const uint16x8_t zero = vdupq_n_u16(0);
-        return { { vreinterpretq_f32_u16(vzip1q_u16(zero, b)), vreinterpretq_f32_u16(vzip2q_u16(zero, b)) } };
-    }
-};
+    struct f32 {
+        static constexpr int        BYTES = 32;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
+            const float * src = (const float *) row + j;
+            return { { load_f32x4(src, n), load_f32x4(src + 4, n - 4) } };
+        }
+    };
 
-struct load_q8_0 {
-    static constexpr int        BYTES = 9;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
-        const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
-        return times_f32x8(f16_to_f32(block->d), vld1_s8(block->qs + j % DQRELO_QK));
-    }
-};
+    struct f16 {
+        static constexpr int        BYTES = 16;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
+            const float16x8_t h = vreinterpretq_f16_u16(load_u16x8((const uint16_t *) row + j, n));
+            return { { vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h) } };
+        }
+    };
 
-struct load_q4_0 {
-    static constexpr int        BYTES = 5;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
-        const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
-        const uint8x8_t            pairs  = vld1_u8(block->qs + j % 16);
-        const uint8x8_t            nibble = j % DQRELO_QK < 16 ? vand_u8(pairs, vdup_n_u8(15)) : vshr_n_u8(pairs, 4);
-        return times_f32x8(f16_to_f32(block->d), vsub_s8(vreinterpret_s8_u8(nibble), vdup_n_s8(8)));
-    }
-};
+    struct bf16 {
+        static constexpr int        BYTES = 16;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
+            const uint16x8_t b    = load_u16x8((const uint16_t *) row + j, n);
+            const uint16x8_t zero = vdupq_n_u16(0);
+            return { { vreinterpretq_f32_u16(vzip1q_u16(zero, b)), vreinterpretq_f32_u16(vzip2q_u16(zero, b)) } };
+        }
+    };
 
-// acc[r][t] += 8 columns of a[r] times those of b[t]
-template <class Load, int R, int T>
-static inline void dots_step(float32x4_t (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, int64_t n) {
-    float32x4x2_t b_f32x8[T];
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        b_f32x8[t] = load_f32::at(b[t], j, n);
+    struct q8_0 {
+        static constexpr int        BYTES = 9;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
+            const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
+            return times_f32x8(f16_to_f32(block->d), vld1_s8(block->qs + j % DQRELO_QK));
+        }
+    };
+
+    struct q4_0 {
+        static constexpr int        BYTES = 5;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
+            const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
+            const uint8x8_t            pairs  = vld1_u8(block->qs + j % 16);
+            const uint8x8_t            nibble = j % DQRELO_QK < 16 ? vand_u8(pairs, vdup_n_u8(15)) : vshr_n_u8(pairs, 4);
+            return times_f32x8(f16_to_f32(block->d), vsub_s8(vreinterpret_s8_u8(nibble), vdup_n_s8(8)));
+        }
+    };
+
+    static inline float32x4_t zero() { return vdupq_n_f32(0.0f); }
+    static inline void        add(float32x4_t & acc, const float32x4x2_t & a, const float32x4x2_t & b) {
+        acc = vfmaq_f32(acc, a.val[0], b.val[0]);
+        acc = vfmaq_f32(acc, a.val[1], b.val[1]);
     }
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        const float32x4x2_t a_f32x8 = Load::at(a[r], j, n);
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = vfmaq_f32(acc[r][t], a_f32x8.val[0], b_f32x8[t].val[0]);
-            acc[r][t] = vfmaq_f32(acc[r][t], a_f32x8.val[1], b_f32x8[t].val[1]);
+
+    static inline void store_totals(float * out, const float32x4_t (&four)[4], int n) {
+        const float32x4_t totals = vpaddq_f32(vpaddq_f32(four[0], four[1]), vpaddq_f32(four[2], four[3]));
+        if (n >= 4) {
+            vst1q_f32(out, totals);
+        } else if (n > 0) {
+            float values[4];
+            vst1q_f32(values, totals);
+            memcpy(out, values, (size_t) n * sizeof(float));
         }
     }
-}
 
-// R rows of a, of which n_i are stored, by T rows of b
-template <class Load, int R, int T>
-static void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    float32x4_t acc[R][T];
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = vdupq_n_f32(0.0f);
+    static inline void store(float * out, const float32x4x2_t & v, int64_t n) {
+        if (n >= 8) {
+            vst1q_f32_x2(out, v);
+            return;
         }
-    }
-    uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
-    int64_t   j    = 0;
-    for (; j + 8 <= n; j += 8) {
-        prefetch_lines<R * Load::BYTES>(next);
-        next += R * Load::BYTES;
-        dots_step<Load, R, T>(acc, a, b, j, 8);
-    }
-    if (j < n) {
-        dots_step<Load, R, T>(acc, a, b, j, n - j);
-    }
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            const float total = vaddvq_f32(acc[r][t]);
-            if (r < n_i) {
-                out[t * ld + r] = total;
-            }
-        }
-    }
-}
-
-template <class Load, int R, int T>
-static void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    for (int i = 0; i < n_i; i += R) {
-        const uint8_t * row[R]; // past the end the last row again
-        for (int r = 0; r < R; r++) {
-            row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
-        }
-        dots_tile<Load, R, T>(row, n_i - i, b, n, out + i, ld);
-    }
-}
-
-// At least 8 sums, enough for two pipes with a latency of 4 cycles; at most 16, of 32 registers.
-template <class Load>
-static void dots_of(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
-    int t = 0;
-    for (; t + 4 <= n_t; t += 4) {
-        dots_rows<Load, 4, 4>(a, a_stride, n_i, b + t, n, out + t * ld, ld);
-    }
-    switch (n_t - t) {
-        case 3: dots_rows<Load, 4, 3>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-        case 2: dots_rows<Load, 4, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-        case 1: dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-        default: break;
-    }
-}
-
-static void dots_neon(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
-                      float * out, int64_t ld) {
-    switch (type) {
-        case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_BF16: dots_of<load_bf16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q8_0: dots_of<load_q8_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q4_0: dots_of<load_q4_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        default: break;
-    }
-}
-
-template <class Load>
-static void to_float_of(const void * src, int64_t n, float * out) {
-    int64_t j = 0;
-    for (; j + 8 <= n; j += 8) {
-        vst1q_f32_x2(out + j, Load::at(src, j, 8));
-    }
-    if (j < n) {
         float values[8];
-        vst1q_f32_x2(values, Load::at(src, j, n - j));
-        memcpy(out + j, values, (size_t) (n - j) * sizeof(float));
+        vst1q_f32_x2(values, v);
+        memcpy(out, values, (size_t) n * sizeof(float));
     }
-}
+};
 
-static void to_float_neon(enum ggml_type type, const void * src, int64_t n, float * out) {
-    switch (type) {
-        case GGML_TYPE_F32: to_float_of<load_f32>(src, n, out); break;
-        case GGML_TYPE_F16: to_float_of<load_f16>(src, n, out); break;
-        case GGML_TYPE_BF16: to_float_of<load_bf16>(src, n, out); break;
-        case GGML_TYPE_Q8_0: to_float_of<load_q8_0>(src, n, out); break;
-        case GGML_TYPE_Q4_0: to_float_of<load_q4_0>(src, n, out); break;
-        default: break;
-    }
-}
+} // namespace
 
 //
 // sum of the parts
@@ -466,9 +392,9 @@ static void add_delta_neon(float * dst, const float * y, int n_i, const struct d
     for (; i < n_i; i++) { // the same arithmetic
         float delta = parts->uv ? parts->uv[i] : 0.0f;
         for (int p = 0; p < parts->n_planes; p++) {
-            delta = std::fma(parts->scale[p][i * parts->scale_step[p]] * parts->d, (float) parts->isum[p][i], delta);
+            delta = __builtin_fmaf(parts->scale[p][i * parts->scale_step[p]] * parts->d, (float) parts->isum[p][i], delta);
         }
-        dst[i] = std::fma(delta, parts->s, y[i]);
+        dst[i] = __builtin_fmaf(delta, parts->s, y[i]);
     }
 }
 
@@ -476,7 +402,7 @@ const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.name         =*/"neon",
     /*.quantize_row =*/quantize_row_neon,
     /*.sign_dots    =*/sign_dots_neon,
-    /*.dots         =*/dots_neon,
+    /*.dots         =*/dots_of_isa<neon>,
     /*.add_delta    =*/add_delta_neon,
-    /*.to_float     =*/to_float_neon,
+    /*.to_float     =*/to_float_of_isa<neon>,
 };
