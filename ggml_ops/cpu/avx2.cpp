@@ -1,5 +1,7 @@
-// avx2.cpp: the kernels of kernels.h for AVX2, FMA and F16C but the signs, which are in avx2-signs.cpp. 8 floats a step: lane l of one
-// accumulator adds columns l, l + 8, ... in order, then the 8 lanes are added in one fixed tree. Tail: masked loads.
+// avx2.cpp: the kernels of kernels.h for AVX2, FMA and F16C, but for the signs, which are in avx2-signs.cpp.
+//
+// A step is 8 floats. Lane l of an accumulator adds columns l, l + 8, ... in order, then the 8 lanes are added in one fixed tree. The end
+// of a row is read with masked loads.
 
 #include "avx2.h"
 #include "factor-kernels.h"
@@ -11,7 +13,7 @@ static inline __m128 sums_f32x4(__m256 v0, __m256 v1, __m256 v2, __m256 v3) {
     return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
 }
 
-// -1 in the first n of the lanes
+// A mask for the first n of eight lanes: -1 there, 0 in the others.
 static inline __m256i lanes_i32x8(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int) (n < 8 ? n : 8)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -26,7 +28,7 @@ static inline __m256 scaled_f32x8(const float * x, const float * cscale, int64_t
     return cscale ? _mm256_mul_ps(v, _mm256_maskload_ps(cscale + j, m)) : v;
 }
 
-// the low byte of each of 8 values
+// Stores the low byte of each of 8 values.
 static inline void store_i8x8(int8_t * out, __m256i v) {
     const __m256i low   = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1,
                                            -1, -1, -1, -1, -1, -1);
@@ -51,7 +53,7 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
     const float inv   = q_max / v_max;
 
     const bool    finite    = max_bits < 0x7f800000;
-    const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
+    const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // the same test as in scalar.cpp
     const __m256  inv_f32x8 = _mm256_set1_ps(finite && !zero ? inv : 0.0f);
     const __m256i keep      = _mm256_set1_epi32(finite ? -1 : 0);
     act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
@@ -59,7 +61,7 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
     const __m256i half      = _mm256_set1_epi32(128);
     __m256i       sum_i32x8 = _mm256_setzero_si256();
     for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 8) {
-        __m256i v      = _mm256_cvtps_epi32(_mm256_mul_ps(scaled_f32x8(x, cscale, j, n), inv_f32x8)); // to nearest even
+        __m256i v      = _mm256_cvtps_epi32(_mm256_mul_ps(scaled_f32x8(x, cscale, j, n), inv_f32x8)); // rounds to nearest even
         v              = _mm256_and_si256(v, keep);
         int8_t * block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
         store_i8x8(block, _mm256_srai_epi32(_mm256_add_epi32(v, half), 8));
@@ -75,7 +77,7 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
 
 namespace {
 
-// 8 16-bit values, of which n are there
+// Reads 8 16-bit values, of which n are there; the others become zeros.
 inline __m128i load_u16x8(const uint16_t * src, int64_t n) {
     if (n >= 8) {
         return _mm_loadu_si128((const __m128i *) src);

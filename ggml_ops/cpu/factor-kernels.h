@@ -29,7 +29,7 @@
 #include "prefetch.h"
 #include "unrolled.h"
 
-// acc[r][t] += a[r] b[t] for the columns of the step at j, of which n are there
+// Adds a[r] b[t] to acc[r][t] for the columns of the step at j, of which n are there.
 template <class ISA, class LOAD, int R, int T>
 static inline void dots_step(typename ISA::sums (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, int64_t n) {
     typename ISA::vectors b_step[T];
@@ -47,7 +47,7 @@ static inline void dots_step(typename ISA::sums (&acc)[R][T], const uint8_t * co
     }
 }
 
-// R rows of a, of which the results of n_i are stored, by T rows of b
+// Multiplies R rows of a with T rows of b, and stores the results of the first n_i rows of a.
 template <class ISA, class LOAD, int R, int T>
 static inline void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
     typename ISA::sums acc[R][T];
@@ -80,13 +80,13 @@ static inline void dots_tile(const uint8_t * const * a, int n_i, const float * c
     }
 }
 
-// All rows of a by T rows of b. It is never inlined: in one large function the compiler keeps fewer values in registers.
+// Multiplies all rows of a with T rows of b. It is never inlined: in one large function the compiler keeps fewer values in registers.
 template <class ISA, class LOAD, int T>
 static __attribute__((noinline)) void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out,
                                                 int64_t ld) {
     constexpr int R = ISA::rows_of_a(T);
     for (int i = 0; i < n_i; i += R) {
-        const uint8_t * row[R]; // past the end the last row again
+        const uint8_t * row[R]; // behind the end the last row is taken again
         for (int r = 0; r < R; r++) {
             row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
         }
@@ -94,7 +94,7 @@ static __attribute__((noinline)) void dots_rows(const void * a, int64_t a_stride
     }
 }
 
-// The same by n_t <= T rows of b.
+// Does the same with n_t <= T rows of b.
 template <class ISA, class LOAD, int T>
 static void dots_up_to(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
     if constexpr (T > 1) {
