@@ -6,7 +6,7 @@
 #include <numeric>
 #include <vector>
 
-// op_params: {form, stride[0], stride[1], stride[2]}
+// The node's op_params are {form, stride[0], stride[1], stride[2]}.
 static constexpr int OP_PARAM_FORM   = 0;
 static constexpr int OP_PARAM_STRIDE = 1;
 
@@ -47,7 +47,7 @@ void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggm
     check_shapes(form, y, x, ids, table, tokens);
     GGML_ASSERT(dst->type == GGML_TYPE_F32 && dst->nb[0] == sizeof(float) && ggml_are_same_shape(dst, y));
 
-    // the last token that a row can name
+    // This is the last token that a row can name.
     const int64_t last = (y->ne[1] - 1) * stride[0] + (y->ne[2] - 1) * stride[1] + (y->ne[3] - 1) * stride[2];
     GGML_ASSERT(form != DQRELO_FORM_MATMUL_ID || stride[0] == 0);
     GGML_ASSERT(stride[0] >= 0 && stride[1] >= 0 && stride[2] >= 0 && (ggml_is_empty(y) || last < tokens->ne[1]));

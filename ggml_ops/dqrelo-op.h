@@ -7,11 +7,10 @@
 //   MATMUL_ID  the same with matrix ids_t of a stack                             y = mul_mat_id(W, x, ids)  (experts)
 //   ROWS       dst_t = y_t + s * D_hat[ids_t]                                    y = get_rows(W, ids)       (embeddings)
 //   MUL        dst_t = y_t + s * (x_t * D_hat)                                   y = x * w                  (norm weights)
-//   ADD        dst_t = y_t + s * D_hat                                           y = x + b                  (biases); with ids: add_id(x,
-//   b, ids)
+//   ADD        dst_t = y_t + s * D_hat                                           y = x + b                  (biases)
+//              with ids, dst_t = y_t + s * D_hat[ids_t]                          y = add_id(x, b, ids)
 //
-// D_hat is sign planes plus factors, or one dense array. A weight of three dimensions is a stack of matrices, D_hat one of its own for
-// each:
+// D_hat is sign planes plus factors, or one dense array. A weight of three dimensions is a stack of matrices, each with a D_hat of its own:
 //
 //   MATMUL     row (i1, i2, i3) of y uses matrix i2 / (ne2 / n_mat), as ggml_mul_mat broadcasts (y has ne2 matrices of rows)
 //   MUL, ADD   row (i1, i2, i3) of y takes row i1 % n_out of matrix i2 % n_mat, as ggml broadcasts; ADD with ids takes row ids(i1, i2)
@@ -19,7 +18,7 @@
 // So ADD on a weight itself (y = W, one token) is the weight merged with its delta.
 //
 // Rows with delta index -1, and rows whose delta has no entry for this weight, are copied unchanged.
-// Paper: arXiv:2604.16940, Eqs. 7-15; notation of docs/format.md, section 1.
+// The paper is arXiv:2604.16940, Eqs. 7-15; the notation is that of docs/format.md, section 1.
 #pragma once
 
 #include "ggml.h"
@@ -41,7 +40,7 @@ enum dqrelo_form {
 };
 
 // One weight of one delta, as it lies in the delta file (mapped, or copied to a device). All pointers are in the memory of the
-// backend that runs the op. A zeroed entry means: this delta does not change this weight.
+// backend that runs the op. A zeroed entry means that the delta does not change this weight.
 //
 // The pointers are to the first of n_mat matrices. Every array has one part a matrix, each right behind the one before: sign n_out * n_in/8
 // bytes, scale 1 or n_out values, cscale n_in values, u n_out rows, v rank rows, dense n_out rows.
@@ -62,22 +61,28 @@ struct dqrelo_entry {
 };
 
 // Builds the op. No data is read.
-//   y      F32 [n_out, ...]    output of the base op
-//   x      F32 [n_in, ...]; MATMUL: ne[1..3] as y; MATMUL_ID: [n_in, 1 or n_used, n_tokens] for y [n_out, n_used, n_tokens]; MUL: as y.
-//          ROWS and ADD do not read it: y itself may be given.
-//   ids    I32, rows of D_hat [y's ne[1..3]] (ROWS), matrices or rows [n_used, n_tokens] (MATMUL_ID, ADD); else NULL. May be a view.
-//   table  I8  [sizeof(dqrelo_entry) * n_deltas]   entries of this weight, by delta index; lives in the backend's memory, may change
-//          between runs
-//   tokens F32 [2, n_tokens]   {delta index or -1, request scale} of each token; or F32 [2, n_tokens, 2] with a second plane from
-//          ggml_dqrelo_sort_tokens
-//   stride row (i1, i2, i3) of y is for token i1*stride[0] + i2*stride[1] + i3*stride[2]; stride[0] is 0 in MATMUL_ID: a token's experts
-//          are of one delta
+//   y       F32 [n_out, ...]: the output of the base op
+//   x       what the base op read, F32
+//             MATMUL      [n_in, ...] with y's ne[1] to ne[3]
+//             MATMUL_ID   [n_in, 1 or n_used, n_tokens] for y [n_out, n_used, n_tokens]
+//             MUL         y's shape
+//             ROWS, ADD   not read; y itself may be given
+//   ids     I32, may be a view; NULL where there are none
+//             ROWS        rows of D_hat, y's ne[1] to ne[3]
+//             MATMUL_ID   matrices, [n_used, n_tokens]
+//             ADD         rows of D_hat, [n_used, n_tokens], or NULL
+//   table   I8 [sizeof(dqrelo_entry) * n_deltas]: the entries of this weight, by delta index; lies in the backend's memory and may change
+//           between runs
+//   tokens  F32 [2, n_tokens]: {delta index or -1, request scale} of each token;
+//           or F32 [2, n_tokens, 2], with a second plane from ggml_dqrelo_sort_tokens
+//   stride  row (i1, i2, i3) of y is for token i1*stride[0] + i2*stride[1] + i3*stride[2];
+//           stride[0] is 0 in MATMUL_ID, because all experts of a token are of one delta
 // Returns F32 of y's shape. GGML_ASSERTs on shapes: callers decide support beforehand.
 GGML_API struct ggml_tensor * ggml_dqrelo(struct ggml_context * ctx, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
                                           struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * tokens,
                                           const int32_t stride[3]);
 
-// As above, but makes an existing node `dst` (same shape and type as y) the op. Consumers of dst then see the delta.
+// Does the same, but makes an existing node `dst` (of y's shape and type) the op. Consumers of dst then see the delta.
 GGML_API void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
                               struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * tokens, const int32_t stride[3]);
 

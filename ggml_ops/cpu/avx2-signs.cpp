@@ -1,16 +1,16 @@
 // avx2-signs.cpp: products with sign planes for AVX2, 32 signs a step.
 //
-// 32 sign bits become 32 bytes b, 1 where the bit is set, else 0: broadcast the word, move to each byte the one that holds its bit, keep
-// that bit, clamp to 1. As in avx512vnni.cpp, sum_j s_j q_j = 2 P - sum_j q_j with P = 256 sum_j b_j hi_j + sum_j b_j lo_j. vpmaddubsw adds
-// two products to a 16-bit lane, at most 256 in magnitude, so 127 steps fit before the lanes are widened to 32 bits. Tail: q is padded with
-// zeros, so only the load of the last word must stop at the end of the row.
+// 32 sign bits become 32 bytes b, 1 where the bit is set, else 0: the word is broadcast, each byte gets the one that holds its bit, keeps
+// that bit and is clamped to 1. As in avx512vnni.cpp, sum_j s_j q_j = 2 P - sum_j q_j with P = 256 sum_j b_j hi_j + sum_j b_j lo_j.
+// vpmaddubsw adds two products to a 16-bit lane, at most 256 in magnitude, so 127 steps fit before the lanes are widened to 32 bits. q is
+// padded with zeros, so at the end of a row only the load of the last word must stop.
 
 #include "avx2.h"
 #include "prefetch.h"
 
 #include <string.h>
 
-// 32 signs, of which n_bytes bytes are there
+// Reads 32 signs, of which n_bytes bytes are there; the others become zeros.
 static inline uint32_t load_signs(const uint8_t * sign, int64_t n_bytes) {
     uint32_t bits = 0;
     if (n_bytes >= 4) {
@@ -29,14 +29,14 @@ static inline __m256i signs_u8x32(uint32_t bits) {
     return _mm256_min_epu8(bit, _mm256_set1_epi8(1));
 }
 
-// The sums of a row of signs by T rows of q, in 16-bit lanes.
+// The sums of products of a row of signs with T rows of q, in 16-bit lanes.
 template <int T>
 struct sign_sums {
     __m256i hi[T];
     __m256i lo[T];
 };
 
-// Adds 32 columns, those of step b; n_bytes of the signs are there.
+// Adds the 32 columns of step b. Of their signs n_bytes bytes are there.
 template <int T>
 static inline void sign_step(sign_sums<T> & sums, const uint8_t * sign, const int8_t * q, int64_t q_stride, int64_t b, int64_t n_bytes) {
     const int8_t * block = q + b / 2 * (2 * DQRELO_Q_BLOCK) + b % 2 * 32;
@@ -50,7 +50,7 @@ static inline void sign_step(sign_sums<T> & sums, const uint8_t * sign, const in
     }
 }
 
-// p[t] += 256 hi + lo of steps b0 .. b1-1, at most 127 of them
+// Adds 256 hi + lo of the steps b0 to b1 - 1, at most 127 of them, to p[t].
 template <int T>
 static inline void sign_steps(__m256i (&p)[T], const uint8_t * sign, const int8_t * q, int64_t q_stride, int64_t n, int64_t b0,
                               int64_t b1) {
@@ -74,7 +74,7 @@ static inline void sign_steps(__m256i (&p)[T], const uint8_t * sign, const int8_
     }
 }
 
-// 4 rows of signs, of which n_i are stored, by T rows of q
+// Multiplies 4 rows of signs with T rows of q, and stores the results of the first n_i rows of signs.
 template <int T>
 static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
                            int64_t n, int32_t * out, int64_t ld) {
@@ -100,7 +100,7 @@ template <int T>
 static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
                            int32_t * out, int64_t ld) {
     for (int i = 0; i < n_i; i += 4) {
-        const uint8_t * row[4]; // past the end the last row again
+        const uint8_t * row[4]; // behind the end the last row is taken again
         for (int r = 0; r < 4; r++) {
             row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
         }
@@ -111,32 +111,33 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
 //
 // one row of q
 //
-// With one row of q there is nothing to share the making of b with. So the columns are taken in another order, which needs next to none: of
-// 32 bytes of signs, 256 columns, bit k of all bytes at once. v & 2^k is 2^k b, and (v >> 4) & 2^k is that of bit k + 4, so four sums, one
-// for each power, take both; 42 instructions for 256 signs, where signs_u8x32 needs 64. Each sum gets two products a step, at most 4096 in
-// magnitude where k is 3, so 7 steps fit in 16 bits. q is brought into this order by the segment, which all rows of the tile then use.
+// With one row of q, no other row shares the work of making b. So the columns are taken in another order, in which there is next to none:
+// of 32 bytes of signs, 256 columns, bit k of all bytes at once. v & 2^k is 2^k b, and (v >> 4) & 2^k is that of bit k + 4, so four sums,
+// one for each power, take both. That is 42 instructions for 256 signs, where signs_u8x32 needs 64. Each sum gets two products a step, at
+// most 4096 in magnitude where k is 3, so 7 steps fit in 16 bits. q is brought into this order segment by segment, and all rows of the tile
+// then use the segment.
 //
 
 static constexpr int STEP_COLUMNS  = 256;
 static constexpr int SUM_STEPS     = 7;
-static constexpr int SEGMENT_STEPS = 4 * SUM_STEPS; // ordered at once: 14 KiB of q
+static constexpr int SEGMENT_STEPS = 4 * SUM_STEPS; // so much of q, 14 KiB, is brought into the order at once
 
-// Columns 8 j + k of a step at [k][j].
+// The bytes of q of one step: those of column 8 j + k are at [k][j].
 struct q_by_bit {
     alignas(32) int8_t hi[8][32];
     alignas(32) int8_t lo[8][32];
 };
 
-// out[k][j] = byte 8 j + k of four runs of 64 bytes, 128 bytes apart
+// Sets out[k][j] to byte 8 j + k of four runs of 64 bytes, which begin at src and lie 128 bytes apart.
 static inline void order_by_bit(int8_t (*out)[32], const int8_t * src) {
     const __m256i pairs = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
     __m256i       v[8], w[8];
-    for (int i = 0; i < 8; i++) { // groups of 8 bytes 2 i, 2 i + 1 in the low half, 16 + 2 i, 17 + 2 i in the high one
+    for (int i = 0; i < 8; i++) { // the low half gets groups of 8 bytes 2 i and 2 i + 1, the high half 16 + 2 i and 17 + 2 i
         const __m128i low  = _mm_loadu_si128((const __m128i *) (src + i / 4 * 128 + i % 4 * 16));
         const __m128i high = _mm_loadu_si128((const __m128i *) (src + i / 4 * 128 + i % 4 * 16 + 256));
         v[i]               = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), pairs);
     }
-    for (int i = 0; i < 4; i++) { // a transposition of 8 x 8 pairs
+    for (int i = 0; i < 4; i++) { // here begins the transposition of 8 x 8 pairs of bytes
         w[i]     = _mm256_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
         w[i + 4] = _mm256_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
     }
@@ -152,7 +153,7 @@ static inline void order_by_bit(int8_t (*out)[32], const int8_t * src) {
     }
 }
 
-// Steps of q; q is padded to whole blocks of 64 columns only.
+// Brings n columns of q into the order. The last step may be incomplete, because q is padded to whole blocks of 64 columns only.
 static void order_segment(struct q_by_bit * out, const int8_t * q, int64_t n) {
     for (int64_t j = 0; j < n; j += STEP_COLUMNS, out++, q += 2 * STEP_COLUMNS) {
         alignas(32) int8_t last[2 * STEP_COLUMNS] = { 0 };
@@ -166,7 +167,7 @@ static void order_segment(struct q_by_bit * out, const int8_t * q, int64_t n) {
     }
 }
 
-// 256 signs, of which n_bytes bytes are there
+// Reads 256 signs, of which n_bytes bytes are there; the others become zeros.
 static inline __m256i load_signs_u8x32(const uint8_t * sign, int64_t n_bytes) {
     if (n_bytes >= 32) {
         return _mm256_loadu_si256((const __m256i *) sign);
@@ -176,7 +177,7 @@ static inline __m256i load_signs_u8x32(const uint8_t * sign, int64_t n_bytes) {
     return _mm256_load_si256((const __m256i *) bytes);
 }
 
-// hi8, lo8 += 8 sum_j b_j hi_j, 8 sum_j b_j lo_j over n_bytes of signs, at most SUM_STEPS steps
+// Adds 8 sum_j b_j hi_j to hi8 and 8 sum_j b_j lo_j to lo8, for n_bytes of signs, which are at most SUM_STEPS steps.
 static inline void add_steps(__m256i & hi8, __m256i & lo8, const uint8_t * sign, int64_t n_bytes, int64_t ahead,
                              const struct q_by_bit * q) {
     __m256i hi[4], lo[4];
@@ -207,7 +208,7 @@ static inline void add_steps(__m256i & hi8, __m256i & lo8, const uint8_t * sign,
     }
 }
 
-// 256 sum_j b_j hi_j + sum_j b_j lo_j over n_bytes of signs, at most SEGMENT_STEPS steps, in 8 lanes
+// Returns 256 sum_j b_j hi_j + sum_j b_j lo_j, spread over 8 lanes, for n_bytes of signs, which are at most SEGMENT_STEPS steps.
 static inline __m256i segment_sum(const uint8_t * sign, int64_t n_bytes, int64_t ahead, const struct q_by_bit * q) {
     constexpr int64_t N_BYTES = SUM_STEPS * STEP_COLUMNS / 8;
     __m256i           hi8     = _mm256_setzero_si256();
@@ -220,14 +221,15 @@ static inline __m256i segment_sum(const uint8_t * sign, int64_t n_bytes, int64_t
 
 static void sign_dots_one(const uint8_t * sign, int n_i, const int8_t * q, const struct dqrelo_act * act, int64_t n, int32_t * out) {
     constexpr int64_t SEGMENT = SEGMENT_STEPS * STEP_COLUMNS;
-    const int64_t   ahead = ((int64_t) DQRELO_PREFETCH_BYTES + n / 8 - 1) / (n / 8) * (n / 8); // whole rows, so that it is the same segment
+    // whole rows, so that the same segment of a later row is prefetched
+    const int64_t   ahead = ((int64_t) DQRELO_PREFETCH_BYTES + n / 8 - 1) / (n / 8) * (n / 8);
     struct q_by_bit ordered[SEGMENT_STEPS];
     for (int64_t j = 0; j < n; j += SEGMENT) {
         const int64_t n_columns = n - j < SEGMENT ? n - j : SEGMENT;
         order_segment(ordered, q + 2 * j, n_columns);
         for (int i = 0; i < n_i; i += 4) {
             __m256i p[4];
-            for (int r = 0; r < 4; r++) { // past the end the last row again
+            for (int r = 0; r < 4; r++) { // behind the end the last row is taken again
                 p[r] = segment_sum(sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8) + j / 8, n_columns / 8, ahead, ordered);
             }
             const __m128i m      = lanes_i32x4(n_i - i);
@@ -242,7 +244,7 @@ void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_s
                     int32_t * out, int64_t ld) {
     for (int t = 0; t < n_t;) {
         const int left   = n_t - t;
-        const int n_step = left == 4 ? 2 : left < 3 ? left : 3; // 4 is 2 + 2
+        const int n_step = left == 4 ? 2 : left < 3 ? left : 3; // four rows are taken as 2 + 2
         switch (n_step) {
             case 1: sign_dots_one(sign, n_i, q + t * q_stride, act + t, n, out + t * ld); break;
             case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;

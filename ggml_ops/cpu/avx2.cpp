@@ -1,17 +1,19 @@
-// avx2.cpp: the kernels of kernels.h for AVX2, FMA and F16C but the signs, which are in avx2-signs.cpp. 8 floats a step: lane l of one
-// accumulator adds columns l, l + 8, ... in order, then the 8 lanes are added in one fixed tree. Tail: masked loads.
+// avx2.cpp: the kernels of kernels.h for AVX2, FMA and F16C, but for the signs, which are in avx2-signs.cpp.
+//
+// A step is 8 floats. Lane l of an accumulator adds columns l, l + 8, ... in order, then the 8 lanes are added in one fixed tree. The end
+// of a row is read with masked loads.
 
 #include "avx2.h"
+#include "factor-kernels.h"
 #include "factor-types.h"
 #include "kernels.h"
-#include "prefetch.h"
 
 static inline __m128 sums_f32x4(__m256 v0, __m256 v1, __m256 v2, __m256 v3) {
     const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(v0, v1), _mm256_hadd_ps(v2, v3));
     return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
 }
 
-// -1 in the first n of the lanes
+// A mask for the first n of eight lanes: -1 there, 0 in the others.
 static inline __m256i lanes_i32x8(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int) (n < 8 ? n : 8)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -26,7 +28,7 @@ static inline __m256 scaled_f32x8(const float * x, const float * cscale, int64_t
     return cscale ? _mm256_mul_ps(v, _mm256_maskload_ps(cscale + j, m)) : v;
 }
 
-// the low byte of each of 8 values
+// Stores the low byte of each of 8 values.
 static inline void store_i8x8(int8_t * out, __m256i v) {
     const __m256i low   = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1,
                                            -1, -1, -1, -1, -1, -1);
@@ -51,7 +53,7 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
     const float inv   = q_max / v_max;
 
     const bool    finite    = max_bits < 0x7f800000;
-    const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
+    const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // the same test as in scalar.cpp
     const __m256  inv_f32x8 = _mm256_set1_ps(finite && !zero ? inv : 0.0f);
     const __m256i keep      = _mm256_set1_epi32(finite ? -1 : 0);
     act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
@@ -59,7 +61,7 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
     const __m256i half      = _mm256_set1_epi32(128);
     __m256i       sum_i32x8 = _mm256_setzero_si256();
     for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 8) {
-        __m256i v      = _mm256_cvtps_epi32(_mm256_mul_ps(scaled_f32x8(x, cscale, j, n), inv_f32x8)); // to nearest even
+        __m256i v      = _mm256_cvtps_epi32(_mm256_mul_ps(scaled_f32x8(x, cscale, j, n), inv_f32x8)); // rounds to nearest even
         v              = _mm256_and_si256(v, keep);
         int8_t * block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
         store_i8x8(block, _mm256_srai_epi32(_mm256_add_epi32(v, half), 8));
@@ -70,11 +72,13 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
 }
 
 //
-// factors: columns j .. j+7 of a row as F32; j is a multiple of 8, columns from the n-th of the eight on are zero. BYTES: of 8 columns
+// factors
 //
 
-// 8 16-bit values, of which n are there
-static inline __m128i load_u16x8(const uint16_t * src, int64_t n) {
+namespace {
+
+// Reads 8 16-bit values, of which n are there; the others become zeros.
+inline __m128i load_u16x8(const uint16_t * src, int64_t n) {
     if (n >= 8) {
         return _mm_loadu_si128((const __m128i *) src);
     }
@@ -83,148 +87,75 @@ static inline __m128i load_u16x8(const uint16_t * src, int64_t n) {
     return _mm_loadu_si128((const __m128i *) values);
 }
 
-struct load_f32 {
-    static constexpr int BYTES = 32;
-    static inline __m256 at(const void * row, int64_t j, int64_t n) {
-        const float * src = (const float *) row + j;
-        return n >= 8 ? _mm256_loadu_ps(src) : _mm256_maskload_ps(src, lanes_i32x8(n));
+struct avx2 { // as factor-kernels.h describes it
+    using vectors                   = __m256;
+    using sums                      = __m256;
+    static constexpr int STEP       = 8;
+    static constexpr int MAX_T      = 2;
+    static constexpr int PREFETCH_T = 1;
+
+    static int           rows_at_once(int t, int n_t) { return n_t - t < 2 ? 1 : 2; }
+    static constexpr int rows_of_a(int T) { return T == 1 ? 8 : 4; }
+
+    struct f32 {
+        static constexpr int BYTES = 32;
+        static inline __m256 at(const void * row, int64_t j, int64_t n) {
+            const float * src = (const float *) row + j;
+            return n >= 8 ? _mm256_loadu_ps(src) : _mm256_maskload_ps(src, lanes_i32x8(n));
+        }
+    };
+
+    struct f16 {
+        static constexpr int BYTES = 16;
+        static inline __m256 at(const void * row, int64_t j, int64_t n) {
+            return _mm256_cvtph_ps(load_u16x8((const uint16_t *) row + j, n));
+        }
+    };
+
+    struct bf16 {
+        static constexpr int BYTES = 16;
+        static inline __m256 at(const void * row, int64_t j, int64_t n) {
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_u16x8((const uint16_t *) row + j, n)), 16));
+        }
+    };
+
+    struct q8_0 {
+        static constexpr int BYTES = 9;
+        static inline __m256 at(const void * row, int64_t j, int64_t /* n */) {
+            const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
+            const __m256i              q     = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) (block->qs + j % DQRELO_QK)));
+            return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(block->d)), _mm256_cvtepi32_ps(q));
+        }
+    };
+
+    struct q4_0 {
+        static constexpr int BYTES = 5;
+        static inline __m256 at(const void * row, int64_t j, int64_t /* n */) {
+            const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
+            const __m128i              pairs  = _mm_loadl_epi64((const __m128i *) (block->qs + j % 16));
+            const __m128i              nibble = _mm_and_si128(j % DQRELO_QK < 16 ? pairs : _mm_srli_epi16(pairs, 4), _mm_set1_epi8(15));
+            const __m256i              q      = _mm256_sub_epi32(_mm256_cvtepu8_epi32(nibble), _mm256_set1_epi32(8));
+            return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(block->d)), _mm256_cvtepi32_ps(q));
+        }
+    };
+
+    static inline __m256 zero() { return _mm256_setzero_ps(); }
+    static inline void   add(__m256 & acc, const __m256 & a, const __m256 & b) { acc = _mm256_fmadd_ps(a, b, acc); }
+
+    static inline void store_totals(float * out, const __m256 (&four)[4], int n) {
+        _mm_maskstore_ps(out, lanes_i32x4(n), sums_f32x4(four[0], four[1], four[2], four[3]));
+    }
+
+    static inline void store(float * out, const __m256 & v, int64_t n) {
+        if (n >= 8) {
+            _mm256_storeu_ps(out, v);
+        } else {
+            _mm256_maskstore_ps(out, lanes_i32x8(n), v);
+        }
     }
 };
 
-struct load_f16 {
-    static constexpr int BYTES = 16;
-    static inline __m256 at(const void * row, int64_t j, int64_t n) { return _mm256_cvtph_ps(load_u16x8((const uint16_t *) row + j, n)); }
-};
-
-struct load_bf16 {
-    static constexpr int BYTES = 16;
-    static inline __m256 at(const void * row, int64_t j, int64_t n) {
-        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_u16x8((const uint16_t *) row + j, n)), 16));
-    }
-};
-
-struct load_q8_0 {
-    static constexpr int BYTES = 9;
-    static inline __m256 at(const void * row, int64_t j, int64_t /* n */) {
-        const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
-        const __m256i              q     = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) (block->qs + j % DQRELO_QK)));
-        return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(block->d)), _mm256_cvtepi32_ps(q));
-    }
-};
-
-struct load_q4_0 {
-    static constexpr int BYTES = 5;
-    static inline __m256 at(const void * row, int64_t j, int64_t /* n */) {
-        const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
-        const __m128i              pairs  = _mm_loadl_epi64((const __m128i *) (block->qs + j % 16));
-        const __m128i              nibble = _mm_and_si128(j % DQRELO_QK < 16 ? pairs : _mm_srli_epi16(pairs, 4), _mm_set1_epi8(15));
-        const __m256i              q      = _mm256_sub_epi32(_mm256_cvtepu8_epi32(nibble), _mm256_set1_epi32(8));
-        return _mm256_mul_ps(_mm256_set1_ps(_cvtsh_ss(block->d)), _mm256_cvtepi32_ps(q));
-    }
-};
-
-// acc[r][t] += 8 columns of a[r] times those of b[t]
-template <class Load, int R, int T>
-static inline void dots_step(__m256 (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, int64_t n) {
-    __m256 b_f32x8[T];
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        b_f32x8[t] = load_f32::at(b[t], j, n);
-    }
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        const __m256 a_f32x8 = Load::at(a[r], j, n);
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = _mm256_fmadd_ps(a_f32x8, b_f32x8[t], acc[r][t]);
-        }
-    }
-}
-
-// R rows of a, of which n_i are stored, by T rows of b; R is a multiple of 4
-template <class Load, int R, int T>
-static void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    __m256 acc[R][T];
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = _mm256_setzero_ps();
-        }
-    }
-    uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
-    int64_t   j    = 0;
-    for (; j + 8 <= n; j += 8) {
-        if (T == 1) {
-            prefetch_lines<R * Load::BYTES>(next);
-            next += R * Load::BYTES;
-        }
-        dots_step<Load, R, T>(acc, a, b, j, 8);
-    }
-    if (j < n) {
-        dots_step<Load, R, T>(acc, a, b, j, n - j);
-    }
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        UNROLLED
-        for (int r = 0; r < R; r += 4) {
-            const __m128 total = sums_f32x4(acc[r][t], acc[r + 1][t], acc[r + 2][t], acc[r + 3][t]);
-            _mm_maskstore_ps(out + t * ld + r, lanes_i32x4(n_i - r), total);
-        }
-    }
-}
-
-template <class Load, int R, int T>
-static void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    for (int i = 0; i < n_i; i += R) {
-        const uint8_t * row[R]; // past the end the last row again
-        for (int r = 0; r < R; r++) {
-            row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
-        }
-        dots_tile<Load, R, T>(row, n_i - i, b, n, out + i, ld);
-    }
-}
-
-template <class Load>
-static void dots_of(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
-    int t = 0;
-    for (; t + 2 <= n_t; t += 2) {
-        dots_rows<Load, 4, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld);
-    }
-    if (t < n_t) {
-        dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld);
-    }
-}
-
-static void dots_avx2(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
-                      float * out, int64_t ld) {
-    switch (type) {
-        case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_BF16: dots_of<load_bf16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q8_0: dots_of<load_q8_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q4_0: dots_of<load_q4_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        default: break;
-    }
-}
-
-template <class Load>
-static void to_float_of(const void * src, int64_t n, float * out) {
-    for (int64_t j = 0; j < n; j += 8) {
-        _mm256_maskstore_ps(out + j, lanes_i32x8(n - j), Load::at(src, j, n - j));
-    }
-}
-
-static void to_float_avx2(enum ggml_type type, const void * src, int64_t n, float * out) {
-    switch (type) {
-        case GGML_TYPE_F32: to_float_of<load_f32>(src, n, out); break;
-        case GGML_TYPE_F16: to_float_of<load_f16>(src, n, out); break;
-        case GGML_TYPE_BF16: to_float_of<load_bf16>(src, n, out); break;
-        case GGML_TYPE_Q8_0: to_float_of<load_q8_0>(src, n, out); break;
-        case GGML_TYPE_Q4_0: to_float_of<load_q4_0>(src, n, out); break;
-        default: break;
-    }
-}
+} // namespace
 
 //
 // sum of the parts
@@ -249,7 +180,7 @@ const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.name         =*/"avx2",
     /*.quantize_row =*/quantize_row_avx2,
     /*.sign_dots    =*/sign_dots_avx2,
-    /*.dots         =*/dots_avx2,
+    /*.dots         =*/dots_of_isa<avx2>,
     /*.add_delta    =*/add_delta_avx2,
-    /*.to_float     =*/to_float_avx2,
+    /*.to_float     =*/to_float_of_isa<avx2>,
 };

@@ -2,23 +2,21 @@
 #pragma once
 
 #include "kernels.h"
+#include "unrolled.h"
 
 #include <immintrin.h>
 
-// Before a loop over a tile of accumulators, so that the loop is gone before GCC decides what lies in registers.
-#define UNROLLED _Pragma("GCC unroll 8")
-
-// the four vectors' sums, in order
+// The sums of the lanes of four vectors, in their order.
 static inline __m128i sums_i32x4(__m256i v0, __m256i v1, __m256i v2, __m256i v3) {
     const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v0, v1), _mm256_hadd_epi32(v2, v3));
     return _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
 }
 
-// -1 in the first n of the lanes
+// A mask for the first n of four lanes: -1 there, 0 in the others.
 static inline __m128i lanes_i32x4(int n) {
     return _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3));
 }
 
-// dqrelo_kernels::sign_dots
+// dqrelo_kernels::sign_dots for AVX2; it is in avx2-signs.cpp.
 void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
                     int32_t * out, int64_t ld);

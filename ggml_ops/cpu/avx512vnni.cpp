@@ -1,23 +1,22 @@
-// avx512vnni.cpp: the kernels of kernels.h for AVX-512 F, BW, VL, DQ and VNNI, 64 signs or 16 floats a step.
+// avx512vnni.cpp: the kernels of kernels.h for AVX-512 F, BW, VL, DQ and VNNI, which take 64 signs or 16 floats at once.
 //
-// Signs. 64 sign bits are a mask register as they lie in memory. With b = 1 where the bit is set, else 0:
+// Signs: 64 sign bits are a mask register as they lie in memory. With b = 1 where the bit is set, else 0,
 //   sum_j s_j q_j = 2 P - sum_j q_j,   P = sum_j b_j q_j = 256 sum_j b_j hi_j + sum_j b_j lo_j
-// and both sums of P are one vpdpbusd a step (b unsigned bytes, hi and lo signed ones; four products are added to each 32-bit lane).
-// Tail: q is padded with zeros to 64 columns, so only the load of the last mask must stop at the end of the row.
+// and each of the two sums of P is one vpdpbusd a step (b are unsigned bytes, hi and lo signed ones; four products are added to each 32-bit
+// lane). q is padded with zeros to 64 columns, so at the end of a row only the load of the last mask must stop.
 //
-// Floats. Lane l of one accumulator adds columns l, l + 16, ... in order, then the 16 lanes are added in one fixed tree. Tail: masked
-// loads.
+// Floats: lane l of an accumulator adds columns l, l + 16, ... in order, then the 16 lanes are added in one fixed tree. The end of a row is
+// read with masked loads.
 
+#include "factor-kernels.h"
 #include "factor-types.h"
 #include "kernels.h"
 #include "prefetch.h"
+#include "unrolled.h"
 
 #include <immintrin.h>
 
-// Before a loop over a tile of accumulators, so that the loop is gone before GCC decides what lies in registers.
-#define UNROLLED _Pragma("GCC unroll 8")
-
-// the four vectors' sums, in order
+// The sums of the lanes of four vectors, in their order.
 static inline __m128i sums_i32x4(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
     const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(v0, v1), _mm512_unpackhi_epi32(v0, v1));
     const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(v2, v3), _mm512_unpackhi_epi32(v2, v3));
@@ -36,12 +35,12 @@ static inline __m128 sums_f32x4(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
     return _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
 }
 
-// mask of the columns j .. j+15 that are below n
+// The mask of those of the columns j to j + 15 that are below n.
 static inline __mmask16 columns_m16(int64_t j, int64_t n) {
     return n - j >= 16 ? 0xffff : n - j <= 0 ? 0 : (__mmask16) ((1u << (n - j)) - 1);
 }
 
-// mask of the first n of four
+// The mask of the first n of four rows.
 static inline __mmask8 rows_m4(int n) {
     return n >= 4 ? 15 : n <= 0 ? 0 : (__mmask8) ((1 << n) - 1);
 }
@@ -69,14 +68,14 @@ static void quantize_row_avx512vnni(const float * x, const float * cscale, int64
     const float    inv      = q_max / v_max;
 
     const bool   finite     = max_bits < 0x7f800000;
-    const bool   zero       = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
+    const bool   zero       = dqrelo_f32_bits(inv) >= 0x7f800000; // the same test as in scalar.cpp
     const __m512 inv_f32x16 = _mm512_set1_ps(finite && !zero ? inv : 0.0f);
     act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
     const __m512i half       = _mm512_set1_epi32(128);
     __m512i       sum_i32x16 = _mm512_setzero_si512();
     for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 16) {
-        __m512i v      = _mm512_cvtps_epi32(_mm512_mul_ps(scaled_f32x16(x, cscale, j, n), inv_f32x16)); // to nearest even
+        __m512i v      = _mm512_cvtps_epi32(_mm512_mul_ps(scaled_f32x16(x, cscale, j, n), inv_f32x16)); // rounds to nearest even
         v              = _mm512_maskz_mov_epi32(finite ? 0xffff : 0, v);
         int8_t * block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
         _mm_storeu_si128((__m128i *) block, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(v, half), 8)));
@@ -90,7 +89,7 @@ static void quantize_row_avx512vnni(const float * x, const float * cscale, int64
 // sign planes
 //
 
-// bits of a row's last n_bytes < 8 bytes
+// The signs in a row's last n_bytes < 8 bytes; the other bits are zero.
 static inline __mmask64 last_signs(const uint8_t * sign, int64_t n_bytes) {
     return (__mmask64) _mm_cvtsi128_si64(_mm_maskz_loadu_epi8((__mmask16) ((1u << n_bytes) - 1), sign));
 }
@@ -101,18 +100,18 @@ static inline __mmask64 next_signs(const uint8_t * sign) {
     return (__mmask64) bits;
 }
 
-// signs 64 b .. 64 b + 63 of a row of n
+// Signs 64 b to 64 b + 63 of a row of n; those behind its end are zero bits.
 static inline __mmask64 signs_of_block(const uint8_t * row, int64_t b, int64_t n) {
     return b < n / 64 ? next_signs(row + 8 * b) : last_signs(row + 8 * b, n % 64 / 8);
 }
 
-// acc += u * s, bytes, u unsigned. In assembler, because GCC 12 copies the intrinsic's accumulators in every step of a loop: measured
-// 1.2 (one row) to 1.7 times (three rows) slower.
+// Adds the products of the unsigned bytes u and the signed bytes s to acc. This is assembler because GCC 12 copies the accumulators of the
+// intrinsic in every step of a loop, which was measured to be 1.2 (one row) to 1.7 times (three rows) slower.
 static inline void dot_i32x16(__m512i & acc, __m512i u, __m512i s) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
 }
 
-// Adds one block of 64 columns: the sums of R rows of signs by T rows of q.
+// Adds one block of 64 columns to the sums of products of R rows of signs with T rows of q.
 template <int R, int T>
 static inline __attribute__((always_inline)) void sign_step(__m512i (&hi)[R][T], __m512i (&lo)[R][T], const __mmask64 (&bits)[R],
                                                             const int8_t * q, int64_t q_stride) {
@@ -133,7 +132,7 @@ static inline __attribute__((always_inline)) void sign_step(__m512i (&hi)[R][T],
     }
 }
 
-// out = (accumulate ? out : -sum q) + 2 P for R rows of signs, of which n_i are stored, and T rows of q; R is a multiple of 4
+// Stores (accumulate ? out : -sum q) + 2 P of R rows of signs, or the first n_i of them, and T rows of q; R is a multiple of 4.
 template <int R, int T>
 static inline void store_sums(__m512i (&hi)[R][T], const __m512i (&lo)[R][T], int n_i, const struct dqrelo_act * act, bool accumulate,
                               int32_t * out, int64_t ld) {
@@ -168,7 +167,7 @@ template <int R, int T>
 static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
                           int32_t * out, int64_t ld) {
     for (int i = 0; i < n_i; i += R) {
-        const uint8_t * row[R]; // past the end the last row again
+        const uint8_t * row[R]; // behind the end the last row is taken again
         for (int r = 0; r < R; r++) {
             row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
         }
@@ -191,9 +190,9 @@ static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64
 //
 // many rows of q
 //
-// Arithmetic is the limit, so what is used again must stay in the first cache: a segment of 2048 columns of 64 rows of signs, 16 KiB,
-// gathered from rows whose distance may be a power of two, which would use a few of its sets only; and the same segment of three rows of q,
-// 12 KiB.
+// Arithmetic is the limit, so what is used again must stay in the first cache: a segment of 2048 columns of 64 rows of signs, 16 KiB, and
+// the same segment of three rows of q, 12 KiB. The signs are gathered into one place, because the distance of their rows may be a power of
+// two, and they would then compete for a few sets of that cache.
 //
 
 static constexpr int     MANY_R         = 4;
@@ -201,21 +200,21 @@ static constexpr int     MANY_T         = 3; // the sums take 2 * 4 * 3 of the 3
 static constexpr int     MANY_ROWS      = 64;
 static constexpr int64_t SEGMENT_BLOCKS = 32;
 
-// The signs of rows 4 g .. 4 g + 3 of a segment, block by block.
+// The signs of a segment: bits[g] are rows 4 g to 4 g + 3, block by block.
 struct sign_segment {
     __mmask64 bits[MANY_ROWS / MANY_R][SEGMENT_BLOCKS][MANY_R];
 };
 
 static void gather_signs(struct sign_segment * segment, const uint8_t * sign, int n_i, int64_t n, int64_t b0, int64_t b1) {
     for (int i = 0; i < (n_i + MANY_R - 1) / MANY_R * MANY_R; i++) {
-        const uint8_t * row = sign + (i < n_i ? i : n_i - 1) * (n / 8); // past the end the last row again
+        const uint8_t * row = sign + (i < n_i ? i : n_i - 1) * (n / 8); // behind the end the last row is taken again
         for (int64_t b = b0; b < b1; b++) {
             segment->bits[i / MANY_R][b - b0][i % MANY_R] = signs_of_block(row, b, n);
         }
     }
 }
 
-// A segment by three rows of q. `ahead` is the q of the three rows after them: each group of rows asks for a part of it.
+// Multiplies a segment with three rows of q. `ahead` is the q of the three rows after them: each group of rows prefetches a part of it.
 static void sign_dots_segment(const struct sign_segment * segment, int n_i, const int8_t * q, int64_t q_stride,
                               const struct dqrelo_act * act, int64_t n_blocks, bool accumulate, int32_t * out, int64_t ld) {
     for (int g = 0; g * MANY_R < n_i; g++) {
@@ -230,7 +229,7 @@ static void sign_dots_segment(const struct sign_segment * segment, int n_i, cons
     }
 }
 
-// n_t is a multiple of three
+// For numbers of rows of q, n_t, that are multiples of three.
 static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
                            int64_t n, int32_t * out, int64_t ld) {
     struct sign_segment segment;
@@ -248,8 +247,8 @@ static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int6
     }
 }
 
-// Rows of q or b to take at once from row t on. The first two bring a tile of weights in from memory, with prefetches; then three at a
-// time, of which the sums take 24 registers, find it in a cache.
+// How many rows of q or b to take at once from row t on. The first two bring a tile of weights in from memory, with prefetches. The others
+// find it in a cache and are taken by threes, whose sums take 24 registers.
 static inline int rows_at_once(int t, int n_t) {
     const int most = t == 0 ? 2 : 3;
     return n_t - t < most ? n_t - t : most;
@@ -271,178 +270,101 @@ static void sign_dots_avx512vnni(const uint8_t * sign, int n_i, const int8_t * q
 }
 
 //
-// factors: at<H> is columns j + 16 H .. j + 16 H + 15 of a row as F32; j is a multiple of 32, columns outside the mask are zero. BYTES: of
-// 32 columns
+// factors
 //
 
-struct load_f32 {
-    static constexpr int BYTES = 128;
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        return _mm512_maskz_loadu_ps(m, (const float *) row + j + 16 * H);
-    }
-};
+namespace {
 
-struct load_f16 {
-    static constexpr int BYTES = 64;
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j + 16 * H));
-    }
-};
-
-struct load_bf16 {
-    static constexpr int BYTES = 64;
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        const __m512i v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, (const uint16_t *) row + j + 16 * H));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
-    }
-};
-
-// Without the way through a scalar register, which the compiler would take.
-static inline __m512 block_scale(uint16_t d) {
+// The scale of a block in all lanes, without the way through a scalar register that the compiler would take.
+inline __m512 block_scale(uint16_t d) {
     return _mm512_cvtph_ps(_mm256_set1_epi16((short) d));
 }
 
-struct load_q8_0 {
-    static constexpr int BYTES = sizeof(struct dqrelo_q8_0);
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        if (m == 0) {
-            return _mm512_setzero_ps();
+struct f32x32 { // columns 0 to 15 and 16 to 31 of a step
+    __m512 v0, v1;
+};
+
+struct avx512vnni { // as factor-kernels.h describes it
+    using vectors                   = f32x32;
+    using sums                      = __m512;
+    static constexpr int STEP       = 32;
+    static constexpr int MAX_T      = 3;
+    static constexpr int PREFETCH_T = 2;
+
+    static int           rows_at_once(int t, int n_t) { return ::rows_at_once(t, n_t); }
+    static constexpr int rows_of_a(int /* T */) { return 8; }
+
+    struct f32 {
+        static constexpr int BYTES = 128;
+        static inline f32x32 at(const void * row, int64_t j, int64_t n) {
+            const float * src = (const float *) row + j;
+            return { _mm512_maskz_loadu_ps(columns_m16(0, n), src), _mm512_maskz_loadu_ps(columns_m16(16, n), src + 16) };
         }
-        const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
-        const __m512i              q     = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) (block->qs + 16 * H)));
-        return _mm512_mul_ps(block_scale(block->d), _mm512_cvtepi32_ps(q));
+    };
+
+    struct f16 {
+        static constexpr int BYTES = 64;
+        static inline __m512 values_f32x16(const uint16_t * src, __mmask16 m) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, src)); }
+        static inline f32x32 at(const void * row, int64_t j, int64_t n) {
+            return { values_f32x16((const uint16_t *) row + j, columns_m16(0, n)),
+                     values_f32x16((const uint16_t *) row + j + 16, columns_m16(16, n)) };
+        }
+    };
+
+    struct bf16 {
+        static constexpr int BYTES = 64;
+        static inline __m512 values_f32x16(const uint16_t * src, __mmask16 m) {
+            const __m512i v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, src));
+            return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+        }
+        static inline f32x32 at(const void * row, int64_t j, int64_t n) {
+            return { values_f32x16((const uint16_t *) row + j, columns_m16(0, n)),
+                     values_f32x16((const uint16_t *) row + j + 16, columns_m16(16, n)) };
+        }
+    };
+
+    struct q8_0 {
+        static constexpr int BYTES = sizeof(struct dqrelo_q8_0);
+        static inline __m512 scaled(const struct dqrelo_q8_0 * block, const int8_t * q) {
+            const __m512i q_i32x16 = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) q));
+            return _mm512_mul_ps(block_scale(block->d), _mm512_cvtepi32_ps(q_i32x16));
+        }
+        static inline f32x32 at(const void * row, int64_t j, int64_t /* n */) {
+            const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
+            return { scaled(block, block->qs), scaled(block, block->qs + 16) };
+        }
+    };
+
+    struct q4_0 {
+        static constexpr int BYTES = sizeof(struct dqrelo_q4_0);
+        static inline f32x32 at(const void * row, int64_t j, int64_t /* n */) {
+            const __m512               values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+            const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
+            const __m512i              pairs  = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) block->qs));
+            const __m512               d      = block_scale(block->d);
+            // The permutation looks at the low 4 bits only, so the high nibbles need not be masked out.
+            return { _mm512_mul_ps(d, _mm512_permutexvar_ps(pairs, values)),
+                     _mm512_mul_ps(d, _mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), values)) };
+        }
+    };
+
+    static inline __m512 zero() { return _mm512_setzero_ps(); }
+    static inline void   add(__m512 & acc, const f32x32 & a, const f32x32 & b) {
+        acc = _mm512_fmadd_ps(a.v0, b.v0, acc);
+        acc = _mm512_fmadd_ps(a.v1, b.v1, acc);
+    }
+
+    static inline void store_totals(float * out, const __m512 (&four)[4], int n) {
+        _mm_mask_storeu_ps(out, rows_m4(n), sums_f32x4(four[0], four[1], four[2], four[3]));
+    }
+
+    static inline void store(float * out, const f32x32 & v, int64_t n) {
+        _mm512_mask_storeu_ps(out, columns_m16(0, n), v.v0);
+        _mm512_mask_storeu_ps(out + 16, columns_m16(16, n), v.v1);
     }
 };
 
-struct load_q4_0 {
-    static constexpr int BYTES = sizeof(struct dqrelo_q4_0);
-    template <int H>
-    static inline __m512 at(const void * row, int64_t j, __mmask16 m) {
-        if (m == 0) {
-            return _mm512_setzero_ps();
-        }
-        const __m512               values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
-        const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
-        const __m512i              pairs  = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *) block->qs));
-        // the permutation looks at the low 4 bits only
-        return _mm512_mul_ps(block_scale(block->d), _mm512_permutexvar_ps(H ? _mm512_srli_epi32(pairs, 4) : pairs, values));
-    }
-};
-
-// acc[r][t] += 32 columns of a[r] times those of b[t]
-template <class Load, int R, int T>
-static inline void dots_step(__m512 (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, __mmask16 m0,
-                             __mmask16 m1) {
-    __m512 b0[T], b1[T];
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        b0[t] = load_f32::at<0>(b[t], j, m0);
-        b1[t] = load_f32::at<1>(b[t], j, m1);
-    }
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        const __m512 a0 = Load::template at<0>(a[r], j, m0);
-        const __m512 a1 = Load::template at<1>(a[r], j, m1);
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = _mm512_fmadd_ps(a0, b0[t], acc[r][t]);
-            acc[r][t] = _mm512_fmadd_ps(a1, b1[t], acc[r][t]);
-        }
-    }
-}
-
-// R rows of a, of which n_i are stored, by T rows of b; R is a multiple of 4
-template <class Load, int R, int T>
-static void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    __m512 acc[R][T];
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = _mm512_setzero_ps();
-        }
-    }
-    uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
-    int64_t   j    = 0;
-    for (; j + 32 <= n; j += 32) {
-        if (T <= 2) {
-            prefetch_lines<R * Load::BYTES>(next);
-            next += R * Load::BYTES;
-        }
-        dots_step<Load, R, T>(acc, a, b, j, 0xffff, 0xffff);
-    }
-    if (j < n) {
-        dots_step<Load, R, T>(acc, a, b, j, columns_m16(j, n), columns_m16(j + 16, n));
-    }
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        UNROLLED
-        for (int r = 0; r < R; r += 4) {
-            const __m128 total = sums_f32x4(acc[r][t], acc[r + 1][t], acc[r + 2][t], acc[r + 3][t]);
-            _mm_mask_storeu_ps(out + t * ld + r, rows_m4(n_i - r), total);
-        }
-    }
-}
-
-template <class Load, int R, int T>
-static void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    for (int i = 0; i < n_i; i += R) {
-        const uint8_t * row[R]; // past the end the last row again
-        for (int r = 0; r < R; r++) {
-            row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
-        }
-        dots_tile<Load, R, T>(row, n_i - i < R ? n_i - i : R, b, n, out + i, ld);
-    }
-}
-
-template <class Load>
-static void dots_of(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
-    for (int t = 0, n_step; t < n_t; t += n_step) {
-        n_step = rows_at_once(t, n_t);
-        switch (n_step) {
-            case 1: dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-            case 2: dots_rows<Load, 8, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-            case 3: dots_rows<Load, 8, 3>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-        }
-    }
-}
-
-static void dots_avx512vnni(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
-                            float * out, int64_t ld) {
-    switch (type) {
-        case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_BF16: dots_of<load_bf16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q8_0: dots_of<load_q8_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q4_0: dots_of<load_q4_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        default: break;
-    }
-}
-
-template <class Load>
-static void to_float_of(const void * src, int64_t n, float * out) {
-    for (int64_t j = 0; j < n; j += 32) {
-        const __mmask16 m0 = columns_m16(j, n);
-        const __mmask16 m1 = columns_m16(j + 16, n);
-        _mm512_mask_storeu_ps(out + j, m0, Load::template at<0>(src, j, m0));
-        _mm512_mask_storeu_ps(out + j + 16, m1, Load::template at<1>(src, j, m1));
-    }
-}
-
-static void to_float_avx512vnni(enum ggml_type type, const void * src, int64_t n, float * out) {
-    switch (type) {
-        case GGML_TYPE_F32: to_float_of<load_f32>(src, n, out); break;
-        case GGML_TYPE_F16: to_float_of<load_f16>(src, n, out); break;
-        case GGML_TYPE_BF16: to_float_of<load_bf16>(src, n, out); break;
-        case GGML_TYPE_Q8_0: to_float_of<load_q8_0>(src, n, out); break;
-        case GGML_TYPE_Q4_0: to_float_of<load_q4_0>(src, n, out); break;
-        default: break;
-    }
-}
+} // namespace
 
 //
 // sum of the parts
@@ -467,7 +389,7 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.name         =*/"avx512vnni",
     /*.quantize_row =*/quantize_row_avx512vnni,
     /*.sign_dots    =*/sign_dots_avx512vnni,
-    /*.dots         =*/dots_avx512vnni,
+    /*.dots         =*/dots_of_isa<avx512vnni>,
     /*.add_delta    =*/add_delta_avx512vnni,
-    /*.to_float     =*/to_float_avx512vnni,
+    /*.to_float     =*/to_float_of_isa<avx512vnni>,
 };

@@ -38,7 +38,7 @@ static bool has_dotprod() {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; // HWCAP_ASIMDDP of <asm/hwcap.h>
 #elif defined(__APPLE__)
-    return true; // every Apple silicon that runs macOS
+    return true; // every Apple silicon that runs macOS has them
 #elif defined(_WIN32)
     return IsProcessorFeaturePresent(43) != 0; // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, missing from older SDKs
 #else
@@ -47,7 +47,7 @@ static bool has_dotprod() {
 }
 #endif
 
-// best first
+// The tables that are built in, best first.
 static const candidate candidates[] = {
 #ifdef DQRELO_CPU_X86
     { &dqrelo_kernels_avx512vnni, has_avx512vnni },

@@ -7,7 +7,7 @@ static int64_t min_i64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-// row i of a matrix of n_cols columns
+// Row i of a matrix of n_cols columns.
 static const uint8_t * row_of(const void * data, int32_t type, int64_t i, int64_t n_cols) {
     return (const uint8_t *) data + i * dqrelo_type_bytes((enum ggml_type) type, n_cols);
 }
@@ -34,7 +34,7 @@ void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dq
     }
 }
 
-// uv of a tile: U t, or dense x
+// Computes uv of a tile: U t, or dense x.
 static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
                        float * uv) {
     const struct dqrelo_entry * e = &g->e;
@@ -96,7 +96,7 @@ void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqr
 // ROWS, MUL, ADD
 //
 
-// acc[j] += sum_p scale_p s_p(i, j0 + j) c(j0 + j); j0 is a multiple of 8
+// Adds sum_p scale_p s_p(i, j0 + j) c(j0 + j) to acc[j]; j0 is a multiple of 8.
 static void add_signs(const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
     for (int p = 0; p < e->n_planes; p++) {
         const uint8_t * sign  = e->sign[p] + i * (e->n_in / 8) + j0 / 8;
@@ -108,7 +108,7 @@ static void add_signs(const struct dqrelo_entry * e, int64_t i, int64_t j0, int6
     }
 }
 
-// acc[j] += sum_k U(i, k) V(k, j0 + j)
+// Adds sum_k U(i, k) V(k, j0 + j) to acc[j].
 static void add_factors(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n,
                         float * acc) {
     const enum ggml_type type_u = (enum ggml_type) e->type_u;
@@ -128,7 +128,7 @@ static void add_factors(const struct dqrelo_kernels * kernels, const struct dqre
     }
 }
 
-// out[j] = D_hat(i, j0 + j) for n <= DQRELO_TILE_J columns from a multiple of DQRELO_TILE_J
+// Sets out[j] to D_hat(i, j0 + j) for n <= DQRELO_TILE_J columns; j0 is a multiple of DQRELO_TILE_J.
 static void delta_columns(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n,
                           float * out) {
     if (e->dense) {

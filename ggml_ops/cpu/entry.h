@@ -1,4 +1,4 @@
-// entry.h: what one weight of one delta (a dqrelo_entry) adds to the rows that use it. No ggml at link time.
+// entry.h: what one weight of one delta (a dqrelo_entry) adds to the rows that use it. It needs no ggml at link time.
 #pragma once
 
 #include "dqrelo-op.h"
@@ -25,8 +25,8 @@ struct dqrelo_group {
     int64_t                   t_stride; // at least the rank
 };
 
-// Rows and output features that are handled at once: bounds the scratch memory, never the result.
-#define DQRELO_TILE_T 50 // two, and a multiple of the three that the kernels take at once
+// How many rows and output features are handled at once. This bounds the scratch memory and never changes a result.
+#define DQRELO_TILE_T 50 // two rows, and then sixteen times the three that the kernels take at once
 #define DQRELO_TILE_I 64
 
 struct dqrelo_scratch {
@@ -38,19 +38,19 @@ static inline bool dqrelo_entry_is_empty(const struct dqrelo_entry * e) {
     return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr;
 }
 
-// MATMUL, first half, beside the quantisation of the activation rows: values r0 <= r < r1 of t = V x for all rows of the group. All must be
-// done before the second half.
+// The first half of MATMUL, beside the quantisation of the activation rows: computes values r0 <= r < r1 of t = V x for all rows of the
+// group. All of t must be there before the second half.
 void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1);
 
-// MATMUL, second half: output features i0 <= i < i1 of all rows of the group.
+// The second half of MATMUL: computes output features i0 <= i < i1 of all rows of the group.
 void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1,
                          struct dqrelo_scratch * scratch);
 
-// ROWS: columns j0 <= j < j1 of one row; j0 is a multiple of DQRELO_TILE_J.
+// ROWS: computes columns j0 <= j < j1 of one row; j0 is a multiple of DQRELO_TILE_J.
 #define DQRELO_TILE_J 128
 void dqrelo_rows_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, const struct dqrelo_row * row, int64_t j0,
                        int64_t j1);
 
-// MUL, ADD: one row of n values.
+// MUL and ADD: computes one row of n values.
 void dqrelo_elementwise_apply(const struct dqrelo_kernels * kernels, enum dqrelo_form form, const struct dqrelo_entry * e,
                               const struct dqrelo_row * row, int64_t n);

@@ -1,4 +1,4 @@
-// factor-types.h: the storage types of U, V and dense deltas: bytes a row, and one value at a time.
+// factor-types.h: the storage types of U, V and dense deltas: how many bytes a row takes, and how to read one value.
 #pragma once
 
 #include "ggml.h" // enum ggml_type
@@ -27,7 +27,7 @@ struct dqrelo_q4_0 { // value j < 16: d * ((qs[j] & 15) - 8); value j >= 16: d *
 static_assert(sizeof(struct dqrelo_q8_0) == 34, "as ggml's block_q8_0");
 static_assert(sizeof(struct dqrelo_q4_0) == 18, "as ggml's block_q4_0");
 
-// Bytes of n contiguous values; 0 for a type that is none of ours.
+// The bytes of n contiguous values; 0 for a type that is none of ours.
 static inline DQRELO_DEVICE int64_t dqrelo_type_bytes(enum ggml_type type, int64_t n) {
     switch (type) {
         case GGML_TYPE_F32: return n * 4;
@@ -51,7 +51,7 @@ static inline DQRELO_DEVICE uint32_t dqrelo_f32_bits(float f) {
     return bits;
 }
 
-// Exact for every F16: subnormals, infinities and NaN too.
+// This is exact for every F16, subnormals, infinities and NaN included.
 static inline float dqrelo_f16_to_f32(uint16_t h) {
     const uint32_t sign     = (uint32_t) (h & 0x8000) << 16;
     const uint32_t exponent = (h >> 10) & 0x1f;

@@ -36,12 +36,12 @@ struct group_rows {
 };
 
 struct work {
-    // shared by all threads; matmul forms only
+    // All threads share these, which only the matmul forms have.
     int8_t *     q;   // [n_rows] rows of dqrelo_q_bytes(n_in), by sorted row
     dqrelo_act * act; // [n_rows]
     float *      t;   // [n_rows] rows of t_stride
     int64_t      t_stride;
-    // one a thread
+    // Every thread has its own of these.
     uint64_t *       keys;   // [n_rows] while sorting
     dqrelo_row *     rows;   // [n_rows] sorted by delta and matrix; those of the base alone are the last
     int32_t *        place;  // [n_rows] sorted place of each row of y
@@ -75,7 +75,7 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
         const int64_t n_in = dst->src[1]->ne[0];
         w.q                = memory.take<int8_t>(n_rows * dqrelo_q_bytes(n_in));
         w.act              = memory.take<dqrelo_act>(n_rows);
-        // the rank is not known when the work memory is planned (tables change between runs), so room is for the largest that makes sense
+        // The rank is not known when the work memory is planned (tables change between runs), so there is room for the largest one.
         w.t = memory.take<float>(n_rows * padded_rank(std::min(n_in, dst->ne[0])));
     }
     for (int i = 0; i < nth; i++) {
@@ -98,7 +98,7 @@ size_t dqrelo_cpu_work_bytes(const struct ggml_tensor * dst, int n_threads) {
     return memory.n_bytes + ALIGNMENT; // the work memory itself may be aligned to less
 }
 
-// A row of y: its place on y's axes 1 to 3.
+// The place of a row of y on y's axes 1 to 3.
 struct position {
     int64_t i1, i2, i3;
 };
@@ -126,14 +126,14 @@ static int64_t matrix_of(const ggml_tensor * dst, const dqrelo_entry * e, const 
     }
 }
 
-// Which row of D_hat a row takes; for the forms that are no matmul.
+// Which row of D_hat a row takes, in the forms that are no matmul.
 static int64_t row_id(const ggml_tensor * dst, const dqrelo_entry * e, const position & at) {
     const int64_t id = dst->src[4] ? id_of(dst->src[4], at) : at.i1 % e->n_out + at.i2 % e->n_mat * e->n_out;
     GGML_ASSERT(id >= 0 && id < e->n_out * e->n_mat);
     return id;
 }
 
-// Sort key of a row: delta, matrix and the row itself, so that equal ones stay in order.
+// The sort key of a row is made of delta, matrix and the row itself, so that equal ones stay in order.
 static constexpr uint64_t KEY_BASE = UINT64_C(0xffff) << 48;
 
 static uint64_t key_of(const ggml_tensor * dst, int64_t row) {
@@ -173,7 +173,7 @@ static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group)
     return row;
 }
 
-// Fills the plan of w: rows, place, groups. Every thread makes its own copy, which costs less than a barrier.
+// Fills in the plan of w, which is rows, place and groups. Every thread makes its own copy, which costs less than a barrier.
 static void sort_rows(const ggml_tensor * dst, work & w) {
     const int64_t n_rows = ggml_nrows(dst);
     GGML_ASSERT(n_rows <= INT32_MAX);
@@ -223,15 +223,15 @@ static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i)
     return g;
 }
 
-// Work laid out in a line, of which each thread takes an equal part: the work of a group has pieces of equal cost. Groups may have one row
-// or hundreds, one piece or hundreds; all threads are busy either way.
+// A thread's share of the work. The work of all groups lies in a line, of which each thread takes an equal part; a group is made of pieces
+// of equal cost. Groups may have one row or hundreds, one piece or hundreds: all threads are busy either way.
 struct share {
     int64_t begin, end;
     int64_t at = 0;
 
     share(int64_t total, int ith, int nth) : begin(total * ith / nth), end(total * (ith + 1) / nth) {}
 
-    // Which of the next group's pieces are this thread's: [*p0, *p1), maybe none.
+    // Sets which of the next group's pieces are this thread's: *p0 to *p1 - 1, maybe none.
     void take(int64_t n_pieces, int64_t cost, int64_t * p0, int64_t * p1) {
         *p0 = std::clamp<int64_t>((begin - at + cost - 1) / cost, 0, n_pieces);
         *p1 = std::clamp<int64_t>((end - at + cost - 1) / cost, 0, n_pieces);
@@ -239,7 +239,8 @@ struct share {
     }
 };
 
-// A piece is LINE rows of the matrix: a cache line of the result. To read them costs about as much as to multiply them with one row of x.
+// A piece is LINE rows of the matrix, which make a cache line of the result. To read them costs about as much as to multiply them with one
+// row of x.
 static constexpr int64_t LINE = 16;
 
 static int64_t cost_of(const dqrelo_group & g) {
@@ -283,7 +284,7 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
     }
 }
 
-// Everything that must be there before the second half; returns whether there is anything.
+// Computes what must be there before the second half, and returns whether there is anything.
 static bool prepare_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
     bool    any      = false;
     int64_t max_rank = 0;

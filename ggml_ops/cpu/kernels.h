@@ -1,4 +1,4 @@
-// kernels.h: the inner functions of the op DQRELO on a CPU, one table of them an instruction set (scalar.cpp is the definition).
+// kernels.h: the inner functions of the op DQRELO on a CPU, one table of them for each instruction set (scalar.cpp is the definition).
 //
 // No function here needs ggml at link time, and every result of a row is computed by the same arithmetic in the same order whatever
 // other rows are given with it: a row's value does not depend on its batch or on the number of threads.
@@ -10,14 +10,14 @@
 #include <stdint.h>
 
 // A quantised activation row: x_j * c_j ~ d * q_j, |q_j| <= dqrelo_q_max(n). q is kept as two bytes, q = 256 * hi + lo with
-// -128 <= hi, lo <= 127, because byte products are the cheapest ones of every instruction set. Layout, in blocks of 64 columns,
-// zeros after the last column:
+// -128 <= hi, lo <= 127, because byte products are the cheapest ones of every instruction set. They lie in blocks of 64 columns,
+// with zeros after the last column:
 //
 //   byte   0..63         64..127       128..191      ...
 //          hi 0..63      lo 0..63      hi 64..127    ...
 #define DQRELO_Q_BLOCK 64
 
-// A cache line each, because different threads quantise different rows.
+// Each has a cache line of its own, because different threads quantise different rows.
 struct alignas(64) dqrelo_act {
     float   d;   // step; 0 for a row of zeros, NaN where x has NaN or infinity
     int32_t sum; // of all q_j
@@ -34,7 +34,7 @@ static inline int32_t dqrelo_q_max(int64_t n) {
     return (int32_t) (fit < 32639 ? fit : 32639);
 }
 
-// One output row's ingredients for dqrelo_kernels::add_delta, n_i output features each.
+// What dqrelo_kernels::add_delta makes one output row of, n_i output features each.
 struct dqrelo_parts {
     int             n_planes;
     const int32_t * isum[4];       // [n_i] sum_j s_ij q_j
@@ -48,21 +48,21 @@ struct dqrelo_parts {
 struct dqrelo_kernels {
     const char * name;
 
-    // q and act from a row x [n]; cscale [n] or NULL. q has dqrelo_q_bytes(n) bytes.
+    // Computes q and act from a row x [n]; cscale is [n] or NULL. q has dqrelo_q_bytes(n) bytes.
     void (*quantize_row)(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
 
-    // out[t*ld + i] = sum_j s_ij q_tj, exactly. sign: n_i rows of n/8 bytes; q: n_t rows, q_stride bytes apart.
+    // Sets out[t*ld + i] to sum_j s_ij q_tj, exactly. sign are n_i rows of n/8 bytes, q n_t rows, q_stride bytes apart.
     void (*sign_dots)(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
                       int32_t * out, int64_t ld);
 
-    // out[t*ld + i] = sum_j a_ij b_tj in F32. a: n_i rows of `type`, a_stride bytes apart; b: n_t row pointers.
+    // Sets out[t*ld + i] to sum_j a_ij b_tj in F32. a are n_i rows of `type`, a_stride bytes apart, b pointers to n_t rows.
     void (*dots)(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out,
                  int64_t ld);
 
-    // dst[i] = y[i] + s * (sum_p d scale_p[i] isum_p[i] + uv[i]); dst may be y
+    // Sets dst[i] to y[i] + s * (sum_p d scale_p[i] isum_p[i] + uv[i]); dst may be y.
     void (*add_delta)(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts);
 
-    // out[j] = value j of n contiguous values of `type`; n is a multiple of the type's block
+    // Sets out[j] to value j of n contiguous values of `type`; n is a multiple of the type's block.
     void (*to_float)(enum ggml_type type, const void * src, int64_t n, float * out);
 };
 
@@ -71,8 +71,8 @@ extern const struct dqrelo_kernels dqrelo_kernels_avx2;
 extern const struct dqrelo_kernels dqrelo_kernels_avx512vnni;
 extern const struct dqrelo_kernels dqrelo_kernels_neon;
 
-// The best table that this CPU runs, or the one that the environment variable DQRELO_ISA names. Decided once.
+// The best table that this CPU runs, or the one that the environment variable DQRELO_ISA names. It is chosen once.
 const struct dqrelo_kernels * dqrelo_cpu_kernels(void);
 
-// The tables built into this library that this CPU runs, best first; returns how many.
+// Lists the tables built into this library that this CPU runs, best first, and returns how many they are.
 int dqrelo_cpu_kernels_all(const struct dqrelo_kernels ** list, int n_max);

@@ -1,39 +1,37 @@
-// neon.cpp: the kernels of kernels.h for AArch64 with the dot product instructions of Armv8.2, 16 signs or 4 floats an instruction.
+// neon.cpp: the kernels of kernels.h for AArch64 with the dot product instructions of Armv8.2, which take 16 signs or 4 floats at once.
 //
-// Signs. 16 bytes of a row of signs are a group of 128 columns; cmtst with the constant 1 << k makes of them the bytes m, -1 where the bit
-// is set, else 0, of the 16 columns k, k + 8, ..., k + 120. So q is copied, a piece at a time, into an order in which those columns lie
-// side by side:
+// Signs: 16 bytes of a row of signs are a group of 128 columns. The instruction cmtst with the constant 1 << k makes of them the bytes m,
+// -1 where the bit is set, else 0, of the 16 columns k, k + 8, ..., k + 120. So q is copied, a piece at a time, into an order in which
+// those columns lie side by side:
 //
 //   group of 128 columns   k = 0                                      k = 1                       ...
 //                          hi 0 8 .. 120       lo 0 8 .. 120          hi 1 9 .. 121               ...
 //                          byte 0..15          16..31                 32..47                      ...
 //
-// With P the sum of the q_j whose bit is set, sum_j s_j q_j = 2 P - sum_j q_j, and -P = 256 sum_j m_j hi_j + sum_j m_j lo_j, one sdot each.
-// 32-bit lanes wrap around, and the result fits (dqrelo_q_max), so it is exact. Vector instructions for 16 signs and T rows of q: 1 cmtst,
-// 2 T sdot; besides 1/8 loads of signs, 2 T / R of q and 1 / R of the constant, for which cores have pipes of their own:
+// With P the sum of the q_j whose bit is set, sum_j s_j q_j = 2 P - sum_j q_j, and -P = 256 sum_j m_j hi_j + sum_j m_j lo_j, where each sum
+// is one sdot. 32-bit lanes wrap around, and the result fits (dqrelo_q_max), so it is exact. 16 signs and T rows of q need 1 cmtst and 2 T
+// sdot, and besides 1/8 loads of signs, 2 T / R of q and 1 / R of the constant, for which cores have pipes of their own. In vector
+// instructions that is:
 //
 //   rows of q (T) x rows of signs (R)    1 x 4    2 x 4    3 x 2    4 x 2
 //   for 16 signs and one row of q        3        2.5      2.33     2.25
 //
 // With one row that is 1.3 bytes of signs a cycle for two vector pipes (Cortex-A76, Neoverse N1), 2.7 for four (Apple M1, Neoverse V1).
-// The copy is 48 of them and 32 loads and stores for a group and row of q, against 18 to 24 for each row of signs: 5 % of a call with 64
-// rows. Tail: q is padded with zeros, so only the load of the last group of signs must stop at the end of the row.
+// The copy takes 48 vector instructions and 32 loads and stores for a group and a row of q, against 18 to 24 for each row of signs: that is
+// 5 % of a call with 64 rows. q is padded with zeros, so at the end of a row only the load of the last group of signs must stop.
 //
-// Floats. Lane l of one accumulator adds columns l, l + 4, ... in order, then the 4 lanes are added in one fixed tree. Tail: copied beside
-// zeros.
+// Floats: lane l of an accumulator adds columns l, l + 4, ... in order, then the 4 lanes are added in one fixed tree. The end of a row is
+// copied beside zeros.
 
+#include "factor-kernels.h"
 #include "factor-types.h"
 #include "kernels.h"
 #include "prefetch.h"
+#include "unrolled.h"
 
 #include <arm_neon.h>
 
-#include <cmath>
-
-// Before a loop over a tile of accumulators, so that the loop is gone before the compiler decides what lies in registers.
-#define UNROLLED _Pragma("GCC unroll 8")
-
-// 4 floats, of which n are there, the others 0
+// Reads 4 floats, of which n are there; the others become zeros.
 static inline float32x4_t load_f32x4(const float * src, int64_t n) {
     if (n >= 4) {
         return vld1q_f32(src);
@@ -66,13 +64,13 @@ static void quantize_row_neon(const float * x, const float * cscale, int64_t n, 
     const float    inv      = q_max / v_max;
 
     const bool        finite    = max_bits < 0x7f800000;
-    const bool        zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // as in scalar.cpp
+    const bool        zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // the same test as in scalar.cpp
     const float32x4_t inv_f32x4 = vdupq_n_f32(finite && !zero ? inv : 0.0f);
     act->d                      = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
     int32x4_t sum_i32x4 = vdupq_n_s32(0);
     for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 8) {
-        // to nearest even; NaN, which infinity times 0 is too, becomes 0
+        // This rounds to nearest even. NaN, which infinity times 0 is too, becomes 0.
         const int32x4_t v0    = vcvtnq_s32_f32(vmulq_f32(scaled_f32x4(x, cscale, j, n), inv_f32x4));
         const int32x4_t v1    = vcvtnq_s32_f32(vmulq_f32(scaled_f32x4(x, cscale, j + 4, n), inv_f32x4));
         int8_t *        block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
@@ -87,10 +85,10 @@ static void quantize_row_neon(const float * x, const float * cscale, int64_t n, 
 // sign planes
 //
 
-static constexpr int64_t GROUP        = 128; // columns: 16 bytes of signs
-static constexpr int64_t PIECE_GROUPS = 64;  // groups of all rows of q that are in order at once: 16 KiB, half of the smallest L1 cache
+static constexpr int64_t GROUP        = 128; // columns in a group: 16 bytes of signs
+static constexpr int64_t PIECE_GROUPS = 64;  // groups of all rows of q in a piece: 16 KiB, half of the smallest L1 cache
 
-// Of 128 bytes, those at k, k + 8, ..., k + 120 go to out + 32 k. Each round parts the even from the odd ones.
+// Copies those of 128 bytes that lie at k, k + 8, ..., k + 120 to out + 32 k. Each round parts the even from the odd ones.
 static inline void part_by_8(const int8_t * first, const int8_t * second, int8_t * out) {
     int8x16_t v[8];
     UNROLLED
@@ -117,7 +115,7 @@ static inline void part_by_8(const int8_t * first, const int8_t * second, int8_t
     }
 }
 
-// q of groups 0 .. n_groups-1 in the order of the masks; n_blocks blocks of q are there
+// Copies q of n_groups groups into the order of the masks. Of q n_blocks blocks are there; the others become zeros.
 static void reorder(const int8_t * q, int64_t n_blocks, int64_t n_groups, int8_t * out) {
     static const int8_t zeros[2 * DQRELO_Q_BLOCK] = { 0 };
     for (int64_t g = 0; g < n_groups; g++) {
@@ -128,7 +126,7 @@ static void reorder(const int8_t * q, int64_t n_blocks, int64_t n_groups, int8_t
     }
 }
 
-// 128 signs, of which n_bytes bytes are there
+// Reads 128 signs, of which n_bytes bytes are there; the others become zeros.
 static inline uint8x16_t load_signs(const uint8_t * sign, int64_t n_bytes) {
     if (n_bytes >= 16) {
         return vld1q_u8(sign);
@@ -138,7 +136,7 @@ static inline uint8x16_t load_signs(const uint8_t * sign, int64_t n_bytes) {
     return vld1q_u8(values);
 }
 
-// The sums of R rows of signs by T rows of q.
+// The sums of products of R rows of signs with T rows of q.
 template <int R, int T>
 struct sign_sums {
     int32x4_t hi[R][T];
@@ -148,7 +146,7 @@ struct sign_sums {
 #define BIT16(b) { b, b, b, b, b, b, b, b, b, b, b, b, b, b, b, b }
 alignas(16) static const uint8_t BITS[8][16] = { BIT16(1), BIT16(2), BIT16(4), BIT16(8), BIT16(16), BIT16(32), BIT16(64), BIT16(128) };
 
-// Adds one group; q: T rows in the order of the masks, q_stride bytes apart; n_bytes of each row of signs are there.
+// Adds one group. The T rows of q are in the order of the masks, q_stride bytes apart. Of each row of signs n_bytes bytes are there.
 template <int R, int T>
 static inline void sign_group(sign_sums<R, T> & sums, const uint8_t * const * row, int64_t n_bytes, const int8_t * q, int64_t q_stride) {
     uint8x16_t sign_u8x16[R];
@@ -156,7 +154,7 @@ static inline void sign_group(sign_sums<R, T> & sums, const uint8_t * const * ro
     for (int r = 0; r < R; r++) {
         sign_u8x16[r] = load_signs(row[r], n_bytes);
     }
-    // A loop: of its 8 bodies in a row GCC moves the loads to the front, and then has no registers for the sums.
+    // This stays a loop: unrolled, GCC moves the loads of all 8 bodies to the front, and then has no registers for the sums.
     _Pragma("GCC unroll 1") for (int k = 0; k < 8; k++) {
         const uint8x16_t bit = vld1q_u8(BITS[k]);
         int8x16_t        q_hi[T], q_lo[T];
@@ -177,7 +175,7 @@ static inline void sign_group(sign_sums<R, T> & sums, const uint8_t * const * ro
     }
 }
 
-// out[t*ld + r] += 2 P of R rows of signs, row_bytes apart, of which n_i are stored; n_bytes of each are wanted
+// Adds 2 P to out[t*ld + r] for R rows of signs, row_bytes apart, or the first n_i of them. Of each row n_bytes bytes are multiplied.
 template <int R, int T>
 static void sign_dots_tile(const uint8_t * const * row, int64_t row_bytes, int n_i, int64_t n_bytes, const int8_t * q, int64_t q_stride,
                            int32_t * out, int64_t ld) {
@@ -194,7 +192,7 @@ static void sign_dots_tile(const uint8_t * const * row, int64_t row_bytes, int n
     for (int r = 0; r < R; r++) {
         at[r] = row[r];
     }
-    // the same columns of the next R rows, one of them a group: a cache line is 4 groups
+    // Each group prefetches the same columns of one of the next R rows, since a cache line holds 4 groups of one row.
     const uintptr_t next = (uintptr_t) row[0] + (uintptr_t) (R * row_bytes);
     int64_t         g    = 0;
     for (; 16 * g + 16 <= n_bytes; g++) {
@@ -226,7 +224,7 @@ static void sign_dots_tile(const uint8_t * const * row, int64_t row_bytes, int n
 template <int T>
 static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
                            int32_t * out, int64_t ld) {
-    constexpr int      R        = T <= 2 ? 4 : 2; // at most 16 sums, of 32 registers
+    constexpr int      R        = T <= 2 ? 4 : 2; // there are at most 16 sums in the 32 registers
     constexpr int64_t  n_groups = PIECE_GROUPS / T;
     alignas(64) int8_t piece[T * n_groups * 2 * GROUP];
 
@@ -244,7 +242,7 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
             reorder(q + t * q_stride + g0 * (2 * GROUP), n_blocks, n_here, piece + t * n_groups * (2 * GROUP));
         }
         for (int i = 0; i < n_i; i += R) {
-            const uint8_t * row[R]; // past the end the last row again
+            const uint8_t * row[R]; // behind the end the last row is taken again
             for (int r = 0; r < R; r++) {
                 row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8) + 16 * g0;
             }
@@ -257,7 +255,7 @@ static void sign_dots_neon(const uint8_t * sign, int n_i, const int8_t * q, int6
                            int64_t n, int32_t * out, int64_t ld) {
     for (int t = 0; t < n_t;) {
         const int left   = n_t - t;
-        const int n_step = left == 5 ? 3 : left < 4 ? left : 4; // 5 is 3 + 2
+        const int n_step = left == 5 ? 3 : left < 4 ? left : 4; // five rows are taken as 3 + 2
         switch (n_step) {
             case 1: sign_dots_rows<1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
             case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
@@ -269,11 +267,13 @@ static void sign_dots_neon(const uint8_t * sign, int n_i, const int8_t * q, int6
 }
 
 //
-// factors: columns j .. j+7 of a row as F32; j is a multiple of 8, columns from the n-th of the eight on are zero. BYTES: of 8 columns
+// factors
 //
 
-// 8 16-bit values, of which n are there
-static inline uint16x8_t load_u16x8(const uint16_t * src, int64_t n) {
+namespace {
+
+// Reads 8 16-bit values, of which n are there; the others become zeros.
+inline uint16x8_t load_u16x8(const uint16_t * src, int64_t n) {
     if (n >= 8) {
         return vld1q_u16(src);
     }
@@ -282,172 +282,99 @@ static inline uint16x8_t load_u16x8(const uint16_t * src, int64_t n) {
     return vld1q_u16(values);
 }
 
-static inline float f16_to_f32(uint16_t h) {
+inline float f16_to_f32(uint16_t h) {
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0);
 }
 
-// d * q, exact: 11 by 8 bits
-static inline float32x4x2_t times_f32x8(float d, int8x8_t q) {
+// d * q, which is exact, because 11 by 8 bits fit in the 24 of an F32.
+inline float32x4x2_t times_f32x8(float d, int8x8_t q) {
     const int16x8_t q_i16x8 = vmovl_s8(q);
     return { { vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(q_i16x8))), d), vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(q_i16x8)), d) } };
 }
 
-struct load_f32 {
-    static constexpr int        BYTES = 32;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
-        const float * src = (const float *) row + j;
-        return { { load_f32x4(src, n), load_f32x4(src + 4, n - 4) } };
-    }
-};
+struct neon { // as factor-kernels.h describes it
+    using vectors                   = float32x4x2_t;
+    using sums                      = float32x4_t;
+    static constexpr int STEP       = 8;
+    static constexpr int MAX_T      = 4;
+    static constexpr int PREFETCH_T = 4;
 
-struct load_f16 {
-    static constexpr int        BYTES = 16;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
-        const float16x8_t h = vreinterpretq_f16_u16(load_u16x8((const uint16_t *) row + j, n));
-        return { { vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h) } };
-    }
-};
+    // There are at least 8 sums, enough for two pipes with a latency of 4 cycles, and at most 16, in 32 registers.
+    static int           rows_at_once(int t, int n_t) { return n_t - t < 4 ? n_t - t : 4; }
+    static constexpr int rows_of_a(int T) { return T == 1 ? 8 : 4; }
 
-struct load_bf16 {
-    static constexpr int        BYTES = 16;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
-        const uint16x8_t b    = load_u16x8((const uint16_t *) row + j, n);
-        const uint16x8_t zero = vdupq_n_u16(0);
-        return { { vreinterpretq_f32_u16(vzip1q_u16(zero, b)), vreinterpretq_f32_u16(vzip2q_u16(zero, b)) } };
-    }
-};
+    struct f32 {
+        static constexpr int        BYTES = 32;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
+            const float * src = (const float *) row + j;
+            return { { load_f32x4(src, n), load_f32x4(src + 4, n - 4) } };
+        }
+    };
 
-struct load_q8_0 {
-    static constexpr int        BYTES = 9;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
-        const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
-        return times_f32x8(f16_to_f32(block->d), vld1_s8(block->qs + j % DQRELO_QK));
-    }
-};
+    struct f16 {
+        static constexpr int        BYTES = 16;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
+            const float16x8_t h = vreinterpretq_f16_u16(load_u16x8((const uint16_t *) row + j, n));
+            return { { vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h) } };
+        }
+    };
 
-struct load_q4_0 {
-    static constexpr int        BYTES = 5;
-    static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
-        const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
-        const uint8x8_t            pairs  = vld1_u8(block->qs + j % 16);
-        const uint8x8_t            nibble = j % DQRELO_QK < 16 ? vand_u8(pairs, vdup_n_u8(15)) : vshr_n_u8(pairs, 4);
-        return times_f32x8(f16_to_f32(block->d), vsub_s8(vreinterpret_s8_u8(nibble), vdup_n_s8(8)));
-    }
-};
+    struct bf16 {
+        static constexpr int        BYTES = 16;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
+            const uint16x8_t b    = load_u16x8((const uint16_t *) row + j, n);
+            const uint16x8_t zero = vdupq_n_u16(0);
+            return { { vreinterpretq_f32_u16(vzip1q_u16(zero, b)), vreinterpretq_f32_u16(vzip2q_u16(zero, b)) } };
+        }
+    };
 
-// acc[r][t] += 8 columns of a[r] times those of b[t]
-template <class Load, int R, int T>
-static inline void dots_step(float32x4_t (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, int64_t n) {
-    float32x4x2_t b_f32x8[T];
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        b_f32x8[t] = load_f32::at(b[t], j, n);
+    struct q8_0 {
+        static constexpr int        BYTES = 9;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
+            const struct dqrelo_q8_0 * block = (const struct dqrelo_q8_0 *) row + j / DQRELO_QK;
+            return times_f32x8(f16_to_f32(block->d), vld1_s8(block->qs + j % DQRELO_QK));
+        }
+    };
+
+    struct q4_0 {
+        static constexpr int        BYTES = 5;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t /* n */) {
+            const struct dqrelo_q4_0 * block  = (const struct dqrelo_q4_0 *) row + j / DQRELO_QK;
+            const uint8x8_t            pairs  = vld1_u8(block->qs + j % 16);
+            const uint8x8_t            nibble = j % DQRELO_QK < 16 ? vand_u8(pairs, vdup_n_u8(15)) : vshr_n_u8(pairs, 4);
+            return times_f32x8(f16_to_f32(block->d), vsub_s8(vreinterpret_s8_u8(nibble), vdup_n_s8(8)));
+        }
+    };
+
+    static inline float32x4_t zero() { return vdupq_n_f32(0.0f); }
+    static inline void        add(float32x4_t & acc, const float32x4x2_t & a, const float32x4x2_t & b) {
+        acc = vfmaq_f32(acc, a.val[0], b.val[0]);
+        acc = vfmaq_f32(acc, a.val[1], b.val[1]);
     }
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        const float32x4x2_t a_f32x8 = Load::at(a[r], j, n);
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = vfmaq_f32(acc[r][t], a_f32x8.val[0], b_f32x8[t].val[0]);
-            acc[r][t] = vfmaq_f32(acc[r][t], a_f32x8.val[1], b_f32x8[t].val[1]);
+
+    static inline void store_totals(float * out, const float32x4_t (&four)[4], int n) {
+        const float32x4_t totals = vpaddq_f32(vpaddq_f32(four[0], four[1]), vpaddq_f32(four[2], four[3]));
+        if (n >= 4) {
+            vst1q_f32(out, totals);
+        } else if (n > 0) {
+            float values[4];
+            vst1q_f32(values, totals);
+            memcpy(out, values, (size_t) n * sizeof(float));
         }
     }
-}
 
-// R rows of a, of which n_i are stored, by T rows of b
-template <class Load, int R, int T>
-static void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    float32x4_t acc[R][T];
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = vdupq_n_f32(0.0f);
+    static inline void store(float * out, const float32x4x2_t & v, int64_t n) {
+        if (n >= 8) {
+            vst1q_f32_x2(out, v);
+            return;
         }
-    }
-    uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
-    int64_t   j    = 0;
-    for (; j + 8 <= n; j += 8) {
-        prefetch_lines<R * Load::BYTES>(next);
-        next += R * Load::BYTES;
-        dots_step<Load, R, T>(acc, a, b, j, 8);
-    }
-    if (j < n) {
-        dots_step<Load, R, T>(acc, a, b, j, n - j);
-    }
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            const float total = vaddvq_f32(acc[r][t]);
-            if (r < n_i) {
-                out[t * ld + r] = total;
-            }
-        }
-    }
-}
-
-template <class Load, int R, int T>
-static void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
-    for (int i = 0; i < n_i; i += R) {
-        const uint8_t * row[R]; // past the end the last row again
-        for (int r = 0; r < R; r++) {
-            row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
-        }
-        dots_tile<Load, R, T>(row, n_i - i, b, n, out + i, ld);
-    }
-}
-
-// At least 8 sums, enough for two pipes with a latency of 4 cycles; at most 16, of 32 registers.
-template <class Load>
-static void dots_of(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
-    int t = 0;
-    for (; t + 4 <= n_t; t += 4) {
-        dots_rows<Load, 4, 4>(a, a_stride, n_i, b + t, n, out + t * ld, ld);
-    }
-    switch (n_t - t) {
-        case 3: dots_rows<Load, 4, 3>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-        case 2: dots_rows<Load, 4, 2>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-        case 1: dots_rows<Load, 8, 1>(a, a_stride, n_i, b + t, n, out + t * ld, ld); break;
-        default: break;
-    }
-}
-
-static void dots_neon(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
-                      float * out, int64_t ld) {
-    switch (type) {
-        case GGML_TYPE_F32: dots_of<load_f32>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_F16: dots_of<load_f16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_BF16: dots_of<load_bf16>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q8_0: dots_of<load_q8_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        case GGML_TYPE_Q4_0: dots_of<load_q4_0>(a, a_stride, n_i, b, n_t, n, out, ld); break;
-        default: break;
-    }
-}
-
-template <class Load>
-static void to_float_of(const void * src, int64_t n, float * out) {
-    int64_t j = 0;
-    for (; j + 8 <= n; j += 8) {
-        vst1q_f32_x2(out + j, Load::at(src, j, 8));
-    }
-    if (j < n) {
         float values[8];
-        vst1q_f32_x2(values, Load::at(src, j, n - j));
-        memcpy(out + j, values, (size_t) (n - j) * sizeof(float));
+        vst1q_f32_x2(values, v);
+        memcpy(out, values, (size_t) n * sizeof(float));
     }
-}
+};
 
-static void to_float_neon(enum ggml_type type, const void * src, int64_t n, float * out) {
-    switch (type) {
-        case GGML_TYPE_F32: to_float_of<load_f32>(src, n, out); break;
-        case GGML_TYPE_F16: to_float_of<load_f16>(src, n, out); break;
-        case GGML_TYPE_BF16: to_float_of<load_bf16>(src, n, out); break;
-        case GGML_TYPE_Q8_0: to_float_of<load_q8_0>(src, n, out); break;
-        case GGML_TYPE_Q4_0: to_float_of<load_q4_0>(src, n, out); break;
-        default: break;
-    }
-}
+} // namespace
 
 //
 // sum of the parts
@@ -463,12 +390,12 @@ static void add_delta_neon(float * dst, const float * y, int n_i, const struct d
         }
         vst1q_f32(dst + i, vfmaq_n_f32(vld1q_f32(y + i), delta, parts->s));
     }
-    for (; i < n_i; i++) { // the same arithmetic
+    for (; i < n_i; i++) { // the same arithmetic for the last ones
         float delta = parts->uv ? parts->uv[i] : 0.0f;
         for (int p = 0; p < parts->n_planes; p++) {
-            delta = std::fma(parts->scale[p][i * parts->scale_step[p]] * parts->d, (float) parts->isum[p][i], delta);
+            delta = __builtin_fmaf(parts->scale[p][i * parts->scale_step[p]] * parts->d, (float) parts->isum[p][i], delta);
         }
-        dst[i] = std::fma(delta, parts->s, y[i]);
+        dst[i] = __builtin_fmaf(delta, parts->s, y[i]);
     }
 }
 
@@ -476,7 +403,7 @@ const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.name         =*/"neon",
     /*.quantize_row =*/quantize_row_neon,
     /*.sign_dots    =*/sign_dots_neon,
-    /*.dots         =*/dots_neon,
+    /*.dots         =*/dots_of_isa<neon>,
     /*.add_delta    =*/add_delta_neon,
-    /*.to_float     =*/to_float_neon,
+    /*.to_float     =*/to_float_of_isa<neon>,
 };

@@ -9,14 +9,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
-static constexpr size_t DQRELO_PREFETCH_BYTES = 8192; // at least this far ahead
+static constexpr size_t DQRELO_PREFETCH_BYTES = 8192; // prefetches go at least so far ahead
 
-// Where to begin for a tile of tile_bytes. An integer, because it may lie behind the end of the data, where no pointer may point.
+// The address to begin with for a tile of tile_bytes. It is an integer, because it may lie behind the end of the data, where no pointer may
+// point.
 static inline uintptr_t prefetch_from(const void * tile, size_t tile_bytes) {
     return (uintptr_t) tile + (tile_bytes < DQRELO_PREFETCH_BYTES ? DQRELO_PREFETCH_BYTES : tile_bytes);
 }
 
-// the lines of BYTES from `next` on
+// Asks for the cache lines of BYTES from `next` on.
 template <int BYTES>
 static inline void prefetch_lines(uintptr_t next) {
 #ifdef __GNUC__

@@ -1,5 +1,5 @@
-// scalar.cpp: the kernels of kernels.h as plain loops. This file defines what every other instruction set must compute:
-// integer results exactly, float results up to the order of summation.
+// scalar.cpp: the kernels of kernels.h as plain loops. This file defines what every other instruction set must compute: the same integers,
+// and the same floats up to the order of summation.
 
 #include "factor-types.h"
 #include "kernels.h"
@@ -10,7 +10,7 @@
 static void quantize_row_scalar(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act) {
     memset(q, 0, dqrelo_q_bytes(n));
 
-    // the bits of |v| order as integers, with NaN above infinity above every number
+    // The bits of |v| are ordered as integers, with NaN above infinity above every number.
     uint32_t max_bits = 0;
     for (int64_t j = 0; j < n; j++) {
         const uint32_t bits = dqrelo_f32_bits(cscale ? x[j] * cscale[j] : x[j]) & 0x7fffffff;
@@ -32,7 +32,7 @@ static void quantize_row_scalar(const float * x, const float * cscale, int64_t n
     }
     for (int64_t j = 0; j < n; j++) {
         const float   v       = cscale ? x[j] * cscale[j] : x[j];
-        const int32_t qj      = (int32_t) lrintf(v * inv); // to nearest even
+        const int32_t qj      = (int32_t) lrintf(v * inv); // rounds to nearest even
         const int32_t hi      = (qj + 128) >> 8;
         int8_t *      block   = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
         block[0]              = (int8_t) hi;
@@ -93,7 +93,7 @@ static void to_float_scalar(enum ggml_type type, const void * src, int64_t n, fl
 
 static void dots_scalar(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
                         float * out, int64_t ld) {
-    float row[256]; // a piece of a row of a, as F32: a multiple of every block
+    float row[256]; // a piece of a row of a as F32; it is a multiple of every block
     for (int i = 0; i < n_i; i++) {
         for (int t = 0; t < n_t; t++) {
             out[t * ld + i] = 0.0f;

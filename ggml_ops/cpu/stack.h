@@ -8,7 +8,7 @@ static inline DQRELO_DEVICE const void * dqrelo_skip_bytes(const void * data, in
     return data ? (const uint8_t *) data + n_bytes : nullptr;
 }
 
-// Matrix m of a stack, as an entry of its own.
+// Returns matrix m of a stack as an entry of its own.
 static inline DQRELO_DEVICE struct dqrelo_entry dqrelo_entry_matrix(const struct dqrelo_entry * e, int64_t m) {
     struct dqrelo_entry one = *e;
     one.n_mat               = 1;

@@ -1,4 +1,4 @@
-// backend.cu: the op DQRELO in ggml-cuda: its stream, its work memory, its counters.
+// backend.cu: runs the op DQRELO in ggml-cuda, with a stream, work memory and counters.
 
 #include "dqrelo-backend.cuh"
 #include "dqrelo-cuda.h"
@@ -7,8 +7,8 @@
 #include <map>
 #include <mutex>
 
-// The counters of a stream, zero between launches. They stay for the life of the process: a few bytes a stream, and a later stream may have
-// the same handle.
+// The counters of a stream, which are zero between launches. They stay for the life of the process, because they are a few bytes a stream,
+// and a later stream may have the same handle.
 static int32_t * counters_of(int device, cudaStream_t stream) {
     static std::mutex                                        mutex;
     static std::map<std::pair<int, cudaStream_t>, int32_t *> all;
@@ -16,8 +16,8 @@ static int32_t * counters_of(int device, cudaStream_t stream) {
     int32_t *&                                               counters = all[{ device, stream }];
     if (!counters) {
         CUDA_CHECK(cudaMalloc((void **) &counters, DQRELO_CUDA_COUNTERS * sizeof(int32_t)));
-        CUDA_CHECK(cudaMemsetAsync(counters, 0, DQRELO_CUDA_COUNTERS * sizeof(int32_t),
-                                   stream)); // in a graph that is being captured: zeros again, which does no harm
+        // Where a graph is being captured, this becomes a part of it: each run of the graph sets zeros again, which does no harm.
+        CUDA_CHECK(cudaMemsetAsync(counters, 0, DQRELO_CUDA_COUNTERS * sizeof(int32_t), stream));
     }
     return counters;
 }
@@ -25,7 +25,7 @@ static int32_t * counters_of(int device, cudaStream_t stream) {
 void ggml_cuda_op_dqrelo(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const dqrelo_cuda_op       op     = dqrelo_cuda_op_of(dst);
     const cudaStream_t         stream = ctx.stream();
-    ggml_cuda_pool_alloc<char> work(ctx.pool(), std::max<size_t>(1, dqrelo_cuda_work_bytes(&op))); // a pool is not asked for nothing
+    ggml_cuda_pool_alloc<char> work(ctx.pool(), std::max<size_t>(1, dqrelo_cuda_work_bytes(&op))); // a pool must not be asked for 0 bytes
     const int                  n_sm = ggml_cuda_info().devices[ctx.device].nsm;
     CUDA_CHECK((cudaError_t) dqrelo_cuda_forward(&op, work.get(), counters_of(ctx.device, stream), n_sm, stream));
 }

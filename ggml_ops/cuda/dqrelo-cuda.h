@@ -1,11 +1,11 @@
-// dqrelo-cuda.h: the op DQRELO on a CUDA device: what the host gives to the launchers. No CUDA type but the stream is needed to include it.
+// dqrelo-cuda.h: what the host gives to the launchers of the op DQRELO on a CUDA device. No CUDA type is needed to include it.
 #pragma once
 
 #include "dqrelo-op.h"
 
 #include <stddef.h>
 
-// A node of the op, as plain numbers: passed to the kernels by value. Rows are F32; distances between rows are in elements.
+// A node of the op as plain numbers, which is passed to the kernels by value. Rows are F32; distances between rows are in elements.
 struct dqrelo_cuda_op {
     enum dqrelo_form            form;
     float *                     dst;
@@ -32,12 +32,13 @@ static inline int64_t dqrelo_cuda_n_rows(const struct dqrelo_cuda_op * op) {
     return (int64_t) op->ne[0] * op->ne[1] * op->ne[2];
 }
 
-// What MATMUL needs besides: any contents, no longer needed when the op is done.
+// The bytes of work memory that MATMUL and MATMUL_ID need. It may have any contents, and is free again when the op is done.
 size_t dqrelo_cuda_work_bytes(const struct dqrelo_cuda_op * op);
 
-// Counters that every launch on a stream uses: zero before the first one. A launch leaves zeros, so that no call has to clear them.
+// The number of counters that every launch on a stream uses. They must be zero before the first one. A launch leaves zeros, so that no call
+// has to clear them.
 #define DQRELO_CUDA_COUNTERS 4
 
-// Launches the op: nothing is read from the device, and what is launched depends on shapes only, so that it can be part of a CUDA graph.
-// n_sm: multiprocessors of the device. Returns a cudaError_t.
+// Launches the op. Nothing is read from the device, and what is launched depends on shapes only, so that it can be part of a CUDA graph.
+// n_sm is the number of the device's multiprocessors. Returns a cudaError_t.
 int dqrelo_cuda_forward(const struct dqrelo_cuda_op * op, void * work, int32_t * counters, int n_sm, void * stream);

@@ -1,4 +1,5 @@
-// elements.cu: ROWS, MUL and ADD: rows of D_hat itself, in one launch. A block computes 128 columns of one row of y, a thread one of them.
+// elements.cu: ROWS, MUL and ADD, which need rows of D_hat itself, in one launch. A block computes 128 columns of one row of y, a thread
+// one of them.
 
 #include "elements.cuh"
 #include "values.cuh"

@@ -1,4 +1,5 @@
-// factor-tiles.cuh: tiles of products with U, V and dense deltas: 64 features by 32 rows, 128 threads; a warp computes 16 features of it.
+// factor-tiles.cuh: products with U, V and dense deltas in tiles of 64 features by 32 rows. 128 threads compute a tile, a warp 16 features
+// of it.
 //
 // F16 factors are multiplied on tensor cores. An F32 row b is cut into two F16 values an element, b = scale (hi + lo), which keeps 22 bits
 // of it: products and their sums are as exact as in F32. The scale is a power of two, so that the row's largest element is at least 2^14
@@ -30,8 +31,8 @@ struct tile_memory {
     };
 };
 
-// Where a thread's values of a tile are: features feature(0), feature(1) and, of each eight rows n, row(n, 0) and row(n, 1): as mma.cuh has
-// them.
+// Where a thread's values of a tile are: it has features tile_feature(0) and tile_feature(1) of rows tile_row(n, 0) and tile_row(n, 1), for
+// all n. These are the places of mma.cuh.
 static __device__ __forceinline__ int tile_feature(int i) {
     return (int) threadIdx.x / WARP * 16 + (int) threadIdx.x % WARP / 4 + 8 * i;
 }
@@ -39,7 +40,7 @@ static __device__ __forceinline__ int tile_row(int n, int i) {
     return 8 * n + (int) threadIdx.x % 4 * 2 + i;
 }
 
-// One factor of a product: the rows of a matrix that a tile needs.
+// The rows of a matrix that a tile needs, as one factor of a product.
 struct tile_matrix {
     const uint8_t * first; // row of the tile's first feature
     int64_t         row_bytes;
@@ -56,7 +57,7 @@ struct tile_matrix {
 // F32
 //
 
-// sum[n][c] += a . b_row(r) for the tile's features and the rows r of `range`.
+// Adds a . b_row(r) to sum[n][c] for the tile's features and the rows r of `range`.
 template <typename B>
 static __device__ __forceinline__ void add_float_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row,
                                                       float sum[N_TILES][4]) {
@@ -91,8 +92,8 @@ static __device__ __forceinline__ void add_float_tile(tile_memory & memory, cons
 // F16
 //
 
-// What a row is multiplied with before it is cut in two: 2^14 over the power of two of its largest magnitude, whose bits are given. Its
-// inverse is a normal number too.
+// What a row is multiplied with before it is cut in two. It is 2^14 over the power of two of the row's largest magnitude, whose bits are
+// given, and its inverse is a normal number too.
 static __device__ __forceinline__ float half_factor(int32_t max_bits) {
     return __int_as_float(min(268 - (max_bits >> 23), 253) << 23);
 }
@@ -100,7 +101,7 @@ static __device__ __forceinline__ float inverse_of_half_factor(float factor) {
     return __int_as_float((254 << 23) - __float_as_int(factor));
 }
 
-// Two neighbours as a word.
+// Puts two neighbours into a word, as F16.
 static __device__ __forceinline__ uint32_t half_pair(float v0, float v1) {
     return (uint32_t) __half_as_ushort(__float2half(v0)) | (uint32_t) __half_as_ushort(__float2half(v1)) << 16;
 }
@@ -145,7 +146,7 @@ static __device__ __forceinline__ void load_half_rows(tile_memory & memory, int 
     }
 }
 
-// sum[n][c] += a . b_row(r), as above, of F16 features; factor(r): half_factor of the row.
+// Does the same for F16 features; factor(r) is half_factor of row r.
 template <typename B, typename S>
 static __device__ __forceinline__ void add_half_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row,
                                                      S factor, float sum[N_TILES][4]) {
@@ -187,7 +188,7 @@ static __device__ __forceinline__ void add_half_tile(tile_memory & memory, const
     }
 }
 
-// sum[n][c] += a . b_row(r), whatever a's type.
+// Does the same for features of any type.
 template <typename B, typename S>
 static __device__ __forceinline__ void add_factor_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row,
                                                        S factor, float sum[N_TILES][4]) {

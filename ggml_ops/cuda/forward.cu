@@ -1,4 +1,4 @@
-// forward.cu: which kernel runs a node.
+// forward.cu: chooses which kernel runs a node.
 
 #include "elements.cuh"
 #include "matmul.cuh"

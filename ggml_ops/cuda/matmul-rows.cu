@@ -2,7 +2,8 @@
 //
 // Blocks take numbered units of work from a counter: first rows to quantise and rows of V x, then output features. A unit of output
 // features waits until the earlier ones are done: their numbers are lower, so that they are done or in the hands of a block that runs and
-// waits for nothing. The last block to leave sets the counters back to zero. 128 threads a block. Shared memory: the plan, under 1 KiB.
+// waits for nothing. The last block to leave sets the counters back to zero. A block has 128 threads; its shared memory is the plan, under
+// 1 KiB.
 
 #include "dqrelo-cuda.h"
 #include "plan.cuh"
@@ -58,7 +59,7 @@ static __device__ __forceinline__ void wait_for(const int32_t * counter, int32_t
     __syncthreads();
 }
 
-// To the second-level cache, while this block waits.
+// Brings bytes into the second-level cache while this block waits.
 static __device__ __forceinline__ void prefetch(const void * p, int64_t n_bytes) {
 #ifdef __CUDA_ARCH__
     for (int64_t at = 128 * (int64_t) threadIdx.x; at < n_bytes; at += 128 * N_THREADS) {
@@ -90,7 +91,7 @@ static __device__ void quantize_unit(const dqrelo_cuda_op & op, const matmul_wor
     }
 }
 
-// Over groups of LANES lanes.
+// The sum over each group of LANES lanes, in all of them.
 template <int LANES>
 static __device__ __forceinline__ float sum_lanes(float value) {
 #pragma unroll
@@ -100,8 +101,8 @@ static __device__ __forceinline__ float sum_lanes(float value) {
     return value;
 }
 
-// The rows of a group in tiles of two and one. Larger ones would save few instructions (unpacking the signs) and need more registers than
-// there are.
+// Calls `tile` for the rows of a group, two at a time and a last one. Larger tiles would save few instructions (unpacking the signs) and
+// need more registers than there are.
 template <typename F>
 static __device__ __forceinline__ void for_tiles(const row_plan & plan, int g, F tile) {
     int       place = plan.begin[g];
@@ -114,7 +115,7 @@ static __device__ __forceinline__ void for_tiles(const row_plan & plan, int g, F
     }
 }
 
-// Value k of V x for T rows, by one warp.
+// Computes value k of V x for T rows, with one warp.
 template <int T>
 static __device__ __forceinline__ void factor_tile(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan,
                                                    const matrix_ref & matrix, int place, int k) {
@@ -148,7 +149,8 @@ static __device__ void factor_unit(const dqrelo_cuda_op & op, const matmul_work 
     }
 }
 
-// What a thread of 16 holds of a tile, TILE_FEATURES output features of T rows: lane t * TILE_FEATURES + r has feature i0 + r of row t.
+// Which value of a tile, TILE_FEATURES output features of T rows, a thread of 16 holds: lane t * TILE_FEATURES + r has feature i0 + r of
+// row t.
 template <int T>
 struct tile_share {
     bool used;
@@ -162,7 +164,7 @@ struct tile_share {
     }
 };
 
-// sum over planes of scale d (S q), of this thread's share
+// Returns the sum over planes of scale d (S q) for this thread's value.
 template <int T>
 static __device__ __forceinline__ float sign_share(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan,
                                                    const matrix_ref & matrix, const tile_share<T> & mine, int place, int i0) {
@@ -190,7 +192,7 @@ static __device__ __forceinline__ float sign_share(const dqrelo_cuda_op & op, co
     return delta;
 }
 
-// U t or dense x, of this thread's share
+// Returns U t, or dense x, for this thread's value.
 template <int T>
 static __device__ __forceinline__ float factor_share(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan,
                                                      const matrix_ref & matrix, int place, int i0) {
@@ -217,7 +219,7 @@ static __device__ __forceinline__ float factor_share(const dqrelo_cuda_op & op, 
     return share;
 }
 
-// Output features i0 to i0 + TILE_FEATURES - 1 of T rows, by 16 lanes; V x is waited for after the signs.
+// Computes output features i0 to i0 + TILE_FEATURES - 1 of T rows, with 16 lanes. They wait for V x after the signs.
 template <int T>
 static __device__ __forceinline__ void apply_tile(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan,
                                                   const matrix_ref & matrix, int place, int i0, bool & factored) {
@@ -308,16 +310,12 @@ static __global__ void __launch_bounds__(N_THREADS, BLOCKS_PER_SM)
     }
 }
 
-static int64_t aligned_bytes(int64_t n) {
-    return (n + 255) / 256 * 256;
-}
-
 static matmul_work lay_out(const dqrelo_cuda_op & op, void * memory, int64_t * n_bytes) {
     uint8_t *   base = (uint8_t *) memory;
     int64_t     used = 0;
     matmul_work work = {};
     work.q_bytes     = quantized_bytes(op.n_in);
-    work.t_stride    = ((op.n_in < op.n_out ? op.n_in : op.n_out) + 15) & ~15; // no rank is larger
+    work.t_stride    = rank_stride(op);
     work.q_max       = (float) dqrelo_q_max(op.n_in);
     work.q           = (int8_t *) (base + used);
     used += aligned_bytes(MAX_ROWS * work.q_bytes);

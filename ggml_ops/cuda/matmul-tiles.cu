@@ -1,9 +1,9 @@
 // matmul-tiles.cu: MATMUL and MATMUL_ID for batches of many rows, in three launches whatever the number of deltas: prepare the rows, V x,
 // and the rest.
 //
-// A block computes a tile of 64 output features and 32 sorted rows, 128 threads; a warp 16 features of it. A tile in which several matrices
-// meet is computed once for each, for its rows alone. Signs are multiplied on tensor cores as bytes 0 and 1, U and V as factor-tiles.cuh
-// says.
+// A block of 128 threads computes a tile of 64 output features and 32 sorted rows; a warp computes 16 features of it. A tile in which
+// several matrices meet is computed once for each, for its rows alone. Signs are multiplied on tensor cores as bytes 0 and 1, U and V as
+// factor-tiles.cuh says.
 
 #include "dqrelo-cuda.h"
 #include "factor-tiles.cuh"
@@ -19,7 +19,7 @@ static constexpr int APPLY_BLOCKS = 4; // up to 128
 #endif
 static constexpr int RANK_BLOCKS = 8; // blocks side by side for a tile's V x, 64 ranks each
 
-// By row of y.
+// The work memory. All arrays are indexed by row of y.
 struct tiles_work {
     int32_t *       sorted; // rows in their order; not used where the op has one
     quantized_row * quantized;
@@ -35,7 +35,8 @@ struct tiles_work {
 // rows
 //
 
-// Largest magnitude and quantised activation of a row of x, for the first of the rows of y that are made from it, or for each of them.
+// Computes the largest magnitude and the quantised activation of a row of x, for the first of the rows of y that are made from it, or for
+// each of them.
 static __device__ void prepare_row(const dqrelo_cuda_op & op, const tiles_work & work, int32_t row) {
     __shared__ int32_t part[N_WARPS];
     const uint32_t     key = key_of_row(op, row);
@@ -76,7 +77,7 @@ static __device__ __forceinline__ float x_factor(const dqrelo_cuda_op & op, cons
     return half_factor(work.x_max[first_row_of_x(op, row)]);
 }
 
-// Values k0 + tile_feature of V x.
+// Stores values k0 + tile_feature of V x, and the largest magnitude of each row.
 static __device__ __forceinline__ void store_factors(const tiles_work & work, const tile_rows & rows, const tile_range & range, int k0,
                                                      int rank, const float sum[N_TILES][4]) {
 #pragma unroll
@@ -132,7 +133,7 @@ static __global__ void __launch_bounds__(N_THREADS, 5) factor_tiles(const dqrelo
 // output features
 //
 
-// set[n][c] = sum of q where the bit of plane p is set, modulo 2^32.
+// Sets set[n][c] to the sum of q where the bit of plane p is set, modulo 2^32.
 static __device__ __forceinline__ void sign_tile(tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work,
                                                  const tile_rows & rows, const matrix_ref & matrix, int p, int i0, const tile_range & range,
                                                  uint32_t set[N_TILES][4]) {
@@ -186,7 +187,7 @@ static __device__ __forceinline__ void sign_tile(tile_memory & memory, const dqr
     }
 }
 
-// The delta of the rows of `range`.
+// Computes the delta of the rows of `range`.
 static __device__ __forceinline__ void delta_tile(tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work,
                                                   const tile_rows & rows, const matrix_ref & matrix, int i0, const tile_range & range,
                                                   float delta[N_TILES][4]) {
@@ -252,10 +253,6 @@ static __global__ void __launch_bounds__(N_THREADS, APPLY_BLOCKS) apply_tiles(co
 // launcher
 //
 
-static int64_t aligned_bytes(int64_t n) {
-    return (n + 255) / 256 * 256;
-}
-
 static tiles_work lay_out(const dqrelo_cuda_op & op, void * memory, int64_t * n_bytes) {
     uint8_t *  base = (uint8_t *) memory;
     int64_t    used = 0;
@@ -267,7 +264,7 @@ static tiles_work lay_out(const dqrelo_cuda_op & op, void * memory, int64_t * n_
     tiles_work work = {};
     work.n_rows     = (int32_t) dqrelo_cuda_n_rows(&op);
     work.q_bytes    = quantized_bytes(op.n_in);
-    work.t_stride   = ((op.n_in < op.n_out ? op.n_in : op.n_out) + 15) & ~15;
+    work.t_stride   = rank_stride(op);
     work.q_max      = (float) dqrelo_q_max(op.n_in);
     work.sorted     = (int32_t *) take(sizeof(*work.sorted));
     work.x_max      = (int32_t *) take(sizeof(*work.x_max));

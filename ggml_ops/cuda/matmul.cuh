@@ -7,13 +7,24 @@
 #include <cuda_runtime.h>
 #endif
 
-// The most rows of a batch that is few: each of them may be of another delta. More share a delta's bytes, and fill tensor cores.
+// A batch of so many rows, or fewer, has few rows: each of them may be of another delta. More rows share a delta's bytes, and fill tensor
+// cores.
 #define DQRELO_CUDA_FEW_ROWS 16
 
-// Few rows, in one launch.
+// Arrays in the work memory begin at multiples of 256 bytes.
+static inline int64_t aligned_bytes(int64_t n) {
+    return (n + 255) / 256 * 256;
+}
+
+// The distance of rows of V x in values. No rank is larger than the smaller side of the matrix.
+static inline int32_t rank_stride(const dqrelo_cuda_op & op) {
+    return ((op.n_in < op.n_out ? op.n_in : op.n_out) + 15) & ~15;
+}
+
+// For few rows, in one launch.
 size_t      dqrelo_cuda_matmul_rows_bytes(const dqrelo_cuda_op & op);
 cudaError_t dqrelo_cuda_matmul_rows(const dqrelo_cuda_op & op, void * memory, int32_t * counters, int n_sm, cudaStream_t stream);
 
-// Many rows, on tensor cores.
+// For many rows, on tensor cores.
 size_t      dqrelo_cuda_matmul_tiles_bytes(const dqrelo_cuda_op & op);
 cudaError_t dqrelo_cuda_matmul_tiles(const dqrelo_cuda_op & op, void * memory, cudaStream_t stream);

@@ -9,7 +9,7 @@
 
 #include "rows.cuh"
 
-// What tensor cores do, from the same fragments; dot(x, y, c) is c plus the product of two words.
+// Computes what tensor cores do from the same fragments. dot(x, y, c) is c plus the product of two words.
 template <typename C, typename F>
 static __device__ __forceinline__ void mma_plain(C c[4], const uint32_t a[4], const uint32_t b[2], F dot) {
     const int      lane    = (int) threadIdx.x % 32;

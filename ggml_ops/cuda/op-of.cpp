@@ -2,15 +2,15 @@
 
 #include "ggml.h"
 
-// Distances between the rows of t on its axes from `axis` on.
+// Copies the distances between the rows of t on its axes from `axis` on.
 static void copy_strides(const ggml_tensor * t, int axis, int64_t element_bytes, int64_t out[3]) {
     for (int i = 0; i < 3; i++) {
         out[i] = t ? (int64_t) t->nb[axis + i] / element_bytes : 0;
     }
 }
 
-// The tokens' order is one of the rows too where all tokens follow each other along y's axes: some rows of the first, as many of the
-// second, and so on; several times over, maybe.
+// Takes over the order of the tokens where it is an order of y's rows too. That is so where all tokens follow each other along y's axes:
+// some rows of the first, as many of the second, and so on, maybe several times over.
 static void set_sorted_tokens(dqrelo_cuda_op & op, const ggml_tensor * tokens) {
     int32_t step = 1, n = 1;
     int     axis = 0;

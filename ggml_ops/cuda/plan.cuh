@@ -22,12 +22,12 @@ struct row_plan {
     int32_t apply_begin, copy_begin, n_units;
 };
 
-// Number of lanes before this one.
+// The number of `lanes` before this one.
 static __device__ __forceinline__ int count_before(unsigned lanes, int lane) {
     return __popc(lanes & ((1u << lane) - 1));
 }
 
-// By the first warp; the others must wait for it.
+// The first warp makes the plan; the others must wait for it.
 static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_plan & plan) {
     const unsigned       all   = 0xffffffffu;
     const int            lane  = (int) threadIdx.x;
@@ -59,7 +59,7 @@ static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_
         plan.v_begin[g + 1] = e->dense ? 0 : (e->rank + V_ROWS - 1) / V_ROWS;
     }
     __syncwarp();
-    if (lane == 0) { // sizes to places
+    if (lane == 0) { // turns sizes into places
         plan.n_groups   = __popc(firsts);
         plan.n_changed  = __popc(changed);
         plan.begin[0]   = 0;

@@ -29,7 +29,7 @@ static __device__ __forceinline__ float activation(const float * x, const float 
     return cscale ? __fmul_rn(x[j], cscale[j]) : x[j];
 }
 
-// Over all threads of the block; `part` has room for a value a warp.
+// Combines the values of all threads of the block. `part` has room for a value of each warp.
 template <typename T, typename F>
 static __device__ __forceinline__ T reduce_block(T value, T * part, F combine) {
 #pragma unroll
@@ -48,7 +48,8 @@ static __device__ __forceinline__ T reduce_block(T value, T * part, F combine) {
     return value;
 }
 
-// The bits of a row's largest magnitude, by all threads of a block. Bits of |v| order as integers, NaN above infinity above every number.
+// The bits of a row's largest magnitude, which all threads of a block find together. The bits of |v| are ordered as integers, with NaN
+// above infinity above every number.
 static __device__ int32_t max_bits_of(const float * x, const float * cscale, int n, int32_t * part) {
     int32_t max_bits = 0;
     for (int j = (int) threadIdx.x; j < n; j += N_THREADS) {
@@ -57,7 +58,7 @@ static __device__ int32_t max_bits_of(const float * x, const float * cscale, int
     return reduce_block(max_bits, part, [](int32_t a, int32_t b) { return a > b ? a : b; });
 }
 
-// By all threads of a block.
+// Quantises a row, with all threads of a block.
 static __device__ void quantize_row(const float * x, const float * cscale, int n, float q_max, int8_t * q, quantized_row * out) {
     __shared__ int32_t part[N_WARPS];
     const int32_t      max_bits = max_bits_of(x, cscale, n, part);

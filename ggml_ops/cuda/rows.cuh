@@ -44,7 +44,7 @@ static __device__ __forceinline__ void check(bool good) {
     }
 }
 
-// The entry of a delta, or null: no delta, or nothing for this weight.
+// The entry of a delta, or null where there is no delta, or it has nothing for this weight.
 static __device__ __forceinline__ const dqrelo_entry * entry_of_delta(const dqrelo_cuda_op & op, int32_t delta) {
     check(delta < op.n_deltas);
     if (delta < 0) {
@@ -54,7 +54,7 @@ static __device__ __forceinline__ const dqrelo_entry * entry_of_delta(const dqre
     return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr ? nullptr : e;
 }
 
-// The delta index of a token, or -1: no delta, or scale 0.
+// The delta index of a token, or -1 where it has no delta, or the scale is 0.
 static __device__ __forceinline__ int32_t delta_of(const float * token) {
     return token[1] == 0.0f ? -1 : (int32_t) token[0];
 }
@@ -64,8 +64,8 @@ static __device__ __forceinline__ const dqrelo_entry * entry_of(const dqrelo_cud
     return entry_of_delta(op, delta_of(token));
 }
 
-// MATMUL, MATMUL_ID: the first row of y that is made from the same row of x: of a token's experts, which have one entry (their token is
-// one).
+// In MATMUL and MATMUL_ID, the first row of y that is made from the same row of x. These rows are the experts of one token, so they have
+// one entry.
 static __device__ __forceinline__ int32_t first_row_of_x(const dqrelo_cuda_op & op, int32_t row) {
     return op.x_ne1 == 1 ? row - row % op.ne[0] : row;
 }
@@ -95,14 +95,14 @@ private:
     }
 };
 
-// MATMUL, MATMUL_ID: which matrix of a stack a row is multiplied with.
+// In MATMUL and MATMUL_ID, which matrix of a stack a row is multiplied with.
 static __device__ __forceinline__ int32_t matrix_of(const dqrelo_cuda_op & op, const dqrelo_entry & e, const dqrelo_position & at) {
     const int32_t matrix = op.form == DQRELO_FORM_MATMUL_ID ? op.ids[offset_of(op.ids_nb, at)] : at.i2 / (op.ne[1] / (int32_t) e.n_mat);
     check(matrix >= 0 && matrix < e.n_mat);
     return matrix;
 }
 
-// What the host cannot check.
+// Checks what the host cannot see.
 static __device__ __forceinline__ void check_matrix(const dqrelo_cuda_op & op, const dqrelo_entry & e) {
     check(e.n_in == op.n_in && e.n_out == op.n_out && e.n_planes <= DQRELO_MAX_PLANES && e.rank <= min(op.n_in, op.n_out));
 }

@@ -9,7 +9,8 @@
 
 static constexpr int ROW_LANES = 16; // lanes that share a row of signs
 
-// 16 bytes of a sign row, from `offset` on; zeros behind its end. `aligned`: the row begins at, and is, a multiple of 16 bytes.
+// 16 bytes of a row of signs from `offset` on, with zeros behind its end. `aligned` says that address and length of the row are multiples
+// of 16 bytes.
 static __device__ __forceinline__ uint4 load_signs(const uint8_t * row, int offset, int n_bytes, bool aligned) {
     if (aligned) {
         return *(const uint4 *) (row + offset);
@@ -23,7 +24,8 @@ static __device__ __forceinline__ uint4 load_signs(const uint8_t * row, int offs
     return make_uint4((uint32_t) low, (uint32_t) (low >> 32), (uint32_t) high, (uint32_t) (high >> 32));
 }
 
-// Four signs' columns of eight, from bit 0 on: bit j of every byte, as 1 or 2.
+// Adds the products of q with the signs in bits 0 to 3 of the four bytes of a word: bits 0 and 2 are 1 and go to `once`, bits 1 and 3 are
+// 2 and go to `twice`.
 static __device__ __forceinline__ void dot_half_word(uint32_t bits, const int4 & q, int & once, int & twice) {
     const uint32_t later = bits >> 2;
     once                 = __dp4a((int) (bits & 0x01010101), q.x, once);
@@ -32,8 +34,8 @@ static __device__ __forceinline__ void dot_half_word(uint32_t bits, const int4 &
     twice                = __dp4a((int) (later & 0x02020202), q.w, twice);
 }
 
-// sum[r][t] = sum of q where the bit is set, modulo 2^32, of rows r of signs and t of the batch, in all 16 lanes. sign: the first of n_r <=
-// R rows; q: the first of T rows, q_step bytes apart.
+// Sets sum[r][t] to the sum of q where the bit is set, modulo 2^32, for rows r of signs and t of the batch, in all 16 lanes. sign is the
+// first of n_r <= R rows, q the first of T rows, q_step bytes apart.
 template <int R, int T>
 static __device__ __forceinline__ void sign_dots(const uint8_t * sign, int n_r, int n_in, const int8_t * q, int q_step, int32_t sum[R][T]) {
     const int  lane          = (int) threadIdx.x % ROW_LANES;

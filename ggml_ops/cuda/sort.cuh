@@ -29,7 +29,8 @@ static __device__ __forceinline__ matrix_ref matrix_of_key(const dqrelo_cuda_op 
     return { op.table + (key >> 16), (int32_t) (key & 0xffff) };
 }
 
-// Places of SORT_ROWS rows from row0 on: how many rows come before each. A lane counts for one row, each warp among a quarter of the keys.
+// Finds the places of SORT_ROWS rows from row0 on, which are the numbers of rows that come before them. A lane counts for one row, each
+// warp among a quarter of the keys.
 static __device__ void sort_rows(const dqrelo_cuda_op & op, int32_t n_rows, int32_t row0, int32_t * sorted) {
     __shared__ uint32_t keys[SORT_KEYS];
     __shared__ int32_t  counts[N_WARPS][SORT_ROWS];
@@ -82,7 +83,7 @@ struct tile_range {
     int32_t begin, end;
 };
 
-// By all threads of a block. sorted: not read where the op has sorted tokens.
+// Loads the rows of a tile, with all threads of a block. `sorted` is not read where the op has sorted tokens.
 static __device__ __forceinline__ void load_tile_rows(const dqrelo_cuda_op & op, int32_t n_rows, const int32_t * sorted, int32_t place0,
                                                       tile_rows & rows) {
     const int     lane  = (int) threadIdx.x;

@@ -3,6 +3,8 @@
 
 #include "rows.cuh"
 
+#include <type_traits>
+
 static __device__ __forceinline__ bool is_aligned_16(const void * p) {
     return ((uintptr_t) p & 15) == 0;
 }
@@ -32,14 +34,20 @@ static __device__ __forceinline__ float value_at(const void * row, int j) {
     return half_bits(block->d) * ((k < 16 ? block->qs[k] & 15 : block->qs[k - 16] >> 4) - 8);
 }
 
-static __device__ __forceinline__ float value_of(int32_t type, const void * row, int j) {
+// Calls f with a storage type as a constant. All lanes of a warp have the same type.
+template <typename F>
+static __device__ __forceinline__ auto with_type(int32_t type, F f) {
     switch (type) {
-        case GGML_TYPE_F32: return value_at<GGML_TYPE_F32>(row, j);
-        case GGML_TYPE_F16: return value_at<GGML_TYPE_F16>(row, j);
-        case GGML_TYPE_BF16: return value_at<GGML_TYPE_BF16>(row, j);
-        case GGML_TYPE_Q8_0: return value_at<GGML_TYPE_Q8_0>(row, j);
-        default: return value_at<GGML_TYPE_Q4_0>(row, j);
+        case GGML_TYPE_F32: return f(std::integral_constant<ggml_type, GGML_TYPE_F32>());
+        case GGML_TYPE_F16: return f(std::integral_constant<ggml_type, GGML_TYPE_F16>());
+        case GGML_TYPE_BF16: return f(std::integral_constant<ggml_type, GGML_TYPE_BF16>());
+        case GGML_TYPE_Q8_0: return f(std::integral_constant<ggml_type, GGML_TYPE_Q8_0>());
+        default: return f(std::integral_constant<ggml_type, GGML_TYPE_Q4_0>());
     }
+}
+
+static __device__ __forceinline__ float value_of(int32_t type, const void * row, int j) {
+    return with_type(type, [=](auto t) { return value_at<decltype(t)::value>(row, j); });
 }
 
 // Eight values from a multiple of 16 bytes.
@@ -136,11 +144,5 @@ static __device__ __forceinline__ void add_dots(const void * a, const float * co
 template <int T>
 static __device__ __forceinline__ void add_dots_of(int32_t type, const void * a, const float * const b[T], int n, int lane, int n_lanes,
                                                    float sum[T]) {
-    switch (type) { // the same for all lanes of a warp
-        case GGML_TYPE_F32: add_dots<GGML_TYPE_F32, T>(a, b, n, lane, n_lanes, sum); break;
-        case GGML_TYPE_F16: add_dots<GGML_TYPE_F16, T>(a, b, n, lane, n_lanes, sum); break;
-        case GGML_TYPE_BF16: add_dots<GGML_TYPE_BF16, T>(a, b, n, lane, n_lanes, sum); break;
-        case GGML_TYPE_Q8_0: add_dots<GGML_TYPE_Q8_0, T>(a, b, n, lane, n_lanes, sum); break;
-        default: add_dots<GGML_TYPE_Q4_0, T>(a, b, n, lane, n_lanes, sum); break;
-    }
+    with_type(type, [&](auto t) { add_dots<decltype(t)::value, T>(a, b, n, lane, n_lanes, sum); });
 }

@@ -3,7 +3,7 @@
 // sanitizer.
 
 #include "support/check.h"
-#include "support/op-case.h"
+#include "support/op-cases.h"
 
 #include "dqrelo-cpu.h"
 
@@ -82,6 +82,8 @@ static void check_case(const std::string & name, op_case & c) {
     check::begin(name.c_str());
     c.fill(41);
     const std::vector<float> one = run(c, 1);
+    c.out.assign(one.begin(), one.begin() + (ptrdiff_t) c.y.size());
+    CHECK(matches(c));
     for (int n_threads : { 2, 3, 4 }) {
         const std::vector<float> many = run(c, n_threads);
         CHECK(memcmp(one.data(), many.data(), one.size() * sizeof(float)) == 0);
@@ -89,7 +91,7 @@ static void check_case(const std::string & name, op_case & c) {
 }
 
 // Ranks that 4 threads share unevenly, or that leave some of them without work; outputs that end inside a cache line.
-static void test_matmul(int64_t n_rows) {
+static void test_matmul_shares(int64_t n_rows) {
     for (int rank : { 0, 1, 7, 40, 65 }) {
         for (int64_t n_out : { 7, 65, 130 }) {
             entry_options o;
@@ -111,63 +113,10 @@ static void test_matmul(int64_t n_rows) {
     }
 }
 
-static void test_matmul_16_deltas() {
-    entry_options o;
-    o.n_in  = 136;
-    o.n_out = 90;
-    o.rank  = 17;
-    std::vector<std::unique_ptr<random_entry>> deltas;
-    op_case                                    c;
-    c.ne   = { o.n_out, 21, 1, 1 };
-    c.n_in = o.n_in;
-    for (uint32_t k = 0; k < 16; k++) {
-        deltas.push_back(std::make_unique<random_entry>(o, 100 + k));
-        c.entries.push_back(deltas.back().get());
-    }
-    for (int i = 0; i < 21; i++) {
-        c.tokens.push_back({ (i * 7) % 17 - 1, 1.0f });
-    }
-    check_case("matmul/16 deltas in one batch", c);
-}
-
-static void test_rows() {
-    entry_options o;
-    o.n_in  = 520;
-    o.n_out = 51;
-    o.rank  = 7;
-    const random_entry a(o, 9), b(o, 10);
-    op_case            c;
-    c.form    = DQRELO_FORM_ROWS;
-    c.ne      = { o.n_in, 13, 1, 1 };
-    c.tokens  = mixed_tokens(13);
-    c.entries = { &a, &b, nullptr };
-    for (int i = 0; i < 13; i++) {
-        c.ids.push_back((i * 31) % 51);
-    }
-    check_case("rows", c);
-}
-
-static void test_elementwise(dqrelo_form form) {
-    entry_options o;
-    o.dense = true;
-    o.n_in  = 300;
-    o.n_out = 1;
-    const random_entry a(o, 11), b(o, 12);
-    op_case            c;
-    c.form    = form;
-    c.ne      = { o.n_in, 11, 1, 1 };
-    c.tokens  = mixed_tokens(11);
-    c.entries = { &a, &b, nullptr };
-    check_case(form == DQRELO_FORM_MUL ? "mul" : "add", c);
-}
-
 int main() {
     for (int64_t n_rows : { 1, 3, 50 }) {
-        test_matmul(n_rows);
+        test_matmul_shares(n_rows);
     }
-    test_matmul_16_deltas();
-    test_rows();
-    test_elementwise(DQRELO_FORM_MUL);
-    test_elementwise(DQRELO_FORM_ADD);
+    test_all_cases();
     return check::finish();
 }

@@ -111,23 +111,11 @@ static void test_set() {
     ggml_free(ctx);
 }
 
-static void test_dq1_type() {
-    check::begin("dq1/type traits");
-    const ggml_type_traits * traits = ggml_get_type_traits(GGML_TYPE_DQ1);
-    CHECK(strcmp(traits->type_name, "dq1") == 0 && ggml_blck_size(GGML_TYPE_DQ1) == 8 && ggml_row_size(GGML_TYPE_DQ1, 576) == 72);
-    const uint8_t bits    = 0x59; // the example of docs/format.md
-    const float   want[8] = { 1, -1, -1, 1, 1, -1, 1, -1 };
-    float         got[8];
-    traits->to_float(&bits, got, 8);
-    CHECK(memcmp(got, want, sizeof(want)) == 0);
-}
-
 int main() {
     printf("instruction set: %s\n", dqrelo_cpu_isa());
     test_all_cases();
     test_matmul_row_alone();
     test_matmul_id_row_alone();
     test_set();
-    test_dq1_type();
     return check::finish();
 }

@@ -1,0 +1,147 @@
+// factor-kernels.h: dqrelo_kernels::dots and dqrelo_kernels::to_float, written once for all instruction sets but the scalar one.
+//
+// The file of an instruction set describes its vectors in a struct, ISA here, and makes both functions from it. The struct has these types
+// and constants:
+//
+//   vectors      STEP neighbouring columns as F32
+//   sums         one accumulator, whose lanes are added up at the end
+//   STEP         the columns that are loaded at once; divides 32, which is the block of Q8_0 and Q4_0
+//   MAX_T        the most rows of b that are multiplied at once
+//   PREFETCH_T   with so many rows of b at once, or fewer, memory is the limit, so what will be read next is prefetched
+//   f32, f16, bf16, q8_0, q4_0   a struct for each storage type, with BYTES, the bytes of STEP columns rounded up, and
+//       vectors at(const void * row, int64_t j, int64_t n)
+//           columns j to j + STEP - 1 of a row, zeros from the n-th of them on, which are not read; j is a multiple of STEP
+//
+// and these functions:
+//
+//   int rows_at_once(int t, int n_t)   how many rows of b, 1 to MAX_T, to take together from row t of n_t on
+//   int rows_of_a(int T)               how many rows of a to multiply with T rows of b at once: 4 or 8
+//   sums zero()                        a sum of nothing
+//   void add(sums & acc, const vectors & a, const vectors & b)          adds a b to acc, lane by lane
+//   void store_totals(float * out, const sums (&four)[4], int n)        the lanes of each sum added up, or of the first n; n may be below 1
+//   void store(float * out, const vectors & v, int64_t n)               the first n columns, at most STEP
+//
+// The files that include this are compiled with the flags of their instruction set. None of their code may be linked into the rest of the
+// library, so all functions here are static, and the structs lie in unnamed namespaces.
+#pragma once
+
+#include "kernels.h"
+#include "prefetch.h"
+#include "unrolled.h"
+
+// Adds a[r] b[t] to acc[r][t] for the columns of the step at j, of which n are there.
+template <class ISA, class LOAD, int R, int T>
+static inline void dots_step(typename ISA::sums (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, int64_t n) {
+    typename ISA::vectors b_step[T];
+    UNROLLED
+    for (int t = 0; t < T; t++) {
+        b_step[t] = ISA::f32::at(b[t], j, n);
+    }
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        const typename ISA::vectors a_step = LOAD::at(a[r], j, n);
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            ISA::add(acc[r][t], a_step, b_step[t]);
+        }
+    }
+}
+
+// Multiplies R rows of a with T rows of b, and stores the results of the first n_i rows of a.
+template <class ISA, class LOAD, int R, int T>
+static inline void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
+    typename ISA::sums acc[R][T];
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            acc[r][t] = ISA::zero();
+        }
+    }
+    uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
+    int64_t   j    = 0;
+    for (; j + ISA::STEP <= n; j += ISA::STEP) {
+        if (T <= ISA::PREFETCH_T) {
+            prefetch_lines<R * LOAD::BYTES>(next);
+            next += R * LOAD::BYTES;
+        }
+        dots_step<ISA, LOAD, R, T>(acc, a, b, j, ISA::STEP);
+    }
+    if (j < n) {
+        dots_step<ISA, LOAD, R, T>(acc, a, b, j, n - j);
+    }
+    UNROLLED
+    for (int t = 0; t < T; t++) {
+        UNROLLED
+        for (int r = 0; r < R; r += 4) {
+            const typename ISA::sums four[4] = { acc[r][t], acc[r + 1][t], acc[r + 2][t], acc[r + 3][t] };
+            ISA::store_totals(out + t * ld + r, four, n_i - r);
+        }
+    }
+}
+
+// Multiplies all rows of a with T rows of b. It is never inlined: in one large function the compiler keeps fewer values in registers.
+template <class ISA, class LOAD, int T>
+static __attribute__((noinline)) void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out,
+                                                int64_t ld) {
+    constexpr int R = ISA::rows_of_a(T);
+    for (int i = 0; i < n_i; i += R) {
+        const uint8_t * row[R]; // behind the end the last row is taken again
+        for (int r = 0; r < R; r++) {
+            row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
+        }
+        dots_tile<ISA, LOAD, R, T>(row, n_i - i, b, n, out + i, ld);
+    }
+}
+
+// Does the same with n_t <= T rows of b.
+template <class ISA, class LOAD, int T>
+static void dots_up_to(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+    if constexpr (T > 1) {
+        if (n_t < T) {
+            dots_up_to<ISA, LOAD, T - 1>(a, a_stride, n_i, b, n_t, n, out, ld);
+            return;
+        }
+    }
+    dots_rows<ISA, LOAD, T>(a, a_stride, n_i, b, n, out, ld);
+}
+
+template <class ISA, class LOAD>
+static void to_float_of(const void * src, int64_t n, float * out) {
+    int64_t j = 0;
+    for (; j + ISA::STEP <= n; j += ISA::STEP) {
+        ISA::store(out + j, LOAD::at(src, j, ISA::STEP), ISA::STEP);
+    }
+    if (j < n) {
+        ISA::store(out + j, LOAD::at(src, j, n - j), n - j);
+    }
+}
+
+// Calls f with the loads of a storage type; not at all for a type that is none of ours.
+template <class ISA, class F>
+static inline void with_load(enum ggml_type type, F f) {
+    switch (type) {
+        case GGML_TYPE_F32: f(typename ISA::f32()); break;
+        case GGML_TYPE_F16: f(typename ISA::f16()); break;
+        case GGML_TYPE_BF16: f(typename ISA::bf16()); break;
+        case GGML_TYPE_Q8_0: f(typename ISA::q8_0()); break;
+        case GGML_TYPE_Q4_0: f(typename ISA::q4_0()); break;
+        default: break;
+    }
+}
+
+template <class ISA>
+static void dots_of_isa(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
+                        float * out, int64_t ld) {
+    with_load<ISA>(type, [&](auto load) {
+        for (int t = 0, n_step; t < n_t; t += n_step) {
+            n_step = ISA::rows_at_once(t, n_t);
+            dots_up_to<ISA, decltype(load), ISA::MAX_T>(a, a_stride, n_i, b + t, n_step, n, out + t * ld, ld);
+        }
+    });
+}
+
+template <class ISA>
+static void to_float_of_isa(enum ggml_type type, const void * src, int64_t n, float * out) {
+    with_load<ISA>(type, [&](auto load) { to_float_of<ISA, decltype(load)>(src, n, out); });
+}
