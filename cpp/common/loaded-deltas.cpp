@@ -3,10 +3,10 @@
 #include "common.h"
 #include "log.h"
 #include "sampling.h"
+#include "template-chat.h"
 
 #include <cinttypes>
 #include <algorithm>
-#include <cstdlib>
 
 static const size_t N_ERR     = 1024; // bytes of an error line
 static const int    N_EOG_MAX = 64;   // end tokens of a fine-tune: real ones have a handful
@@ -16,15 +16,6 @@ dqrelo_eog dqrelo_eog_of(const dqrelo_delta * delta, const llama_vocab * vocab) 
     eog.resize(std::clamp(dqrelo_eog_tokens(delta, eog.data(), N_EOG_MAX), 0, N_EOG_MAX));
     std::sort(eog.begin(), eog.end());
     return eog == dqrelo_vocab_eog(vocab) ? dqrelo_eog() : eog;
-}
-
-std::string dqrelo_token_text(const dqrelo_delta * delta, const llama_vocab * vocab, const char * key) {
-    const char * value = dqrelo_meta_str(delta, key);
-    if (value == nullptr) {
-        return "";
-    }
-    const llama_token token = std::atoi(value);
-    return token >= 0 && token < llama_vocab_n_tokens(vocab) ? common_token_to_piece(vocab, token, true) : "";
 }
 
 // "blk.0.x, blk.1.x ..." : a load line is no place for hundreds of names
@@ -108,6 +99,10 @@ bool dqrelo_single_delta::init(common_params & params, llama_context * ctx, comm
     const llama_vocab * vocab = llama_model_get_vocab(model);
     const char *        tmpl  = dqrelo_chat_template(delta);
     if (params.chat_template.empty() && tmpl != nullptr) {
+        if (!dqrelo_template_check(model, tmpl, reason)) {
+            dqrelo_log_last_words(source.name, source.path + ": " + reason);
+            return false;
+        }
         params.chat_template = tmpl;
     }
     params.sampling.eog = dqrelo_eog_of(delta, vocab);

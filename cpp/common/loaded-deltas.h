@@ -14,9 +14,6 @@ struct common_sampler;
 // End tokens of a delta; empty where they are the vocabulary's.
 dqrelo_eog dqrelo_eog_of(const dqrelo_delta * delta, const llama_vocab * vocab);
 
-// The text of a token id that the delta's metadata holds under `key`; empty where it has none.
-std::string dqrelo_token_text(const dqrelo_delta * delta, const llama_vocab * vocab, const char * key);
-
 // What a context's graphs read of a delta.
 struct dqrelo_applied {
     int32_t n_applied = 0;

@@ -1,8 +1,7 @@
 #include "delta-loader.h"
 
-#include "sampling.h"
-
-#include <cstdlib>
+#include "delta-sampling.h"
+#include "template-chat.h"
 
 #ifdef __linux__
 #include <sys/resource.h>
@@ -11,36 +10,6 @@
 //
 // a delta from its file
 //
-
-// The fine-tune's sampling defaults, under the keys that llama.cpp reads from a model; what the command line set stays.
-static common_params_sampling sampling_of(const dqrelo_delta * delta, common_params_sampling sampling) {
-    using bit         = common_params_sampling_config;
-    const auto meta   = [&](const char * key) { return dqrelo_meta_str(delta, (std::string("general.sampling.") + key).c_str()); };
-    const auto number = [&](const char * key, auto & value, uint64_t user_bit) {
-        const char * text = (sampling.user_sampling_config & user_bit) ? nullptr : meta(key);
-        char *       end  = nullptr;
-        const double read = text != nullptr ? std::strtod(text, &end) : 0.0;
-        if (text != nullptr && end != text) {
-            value = (std::remove_reference_t<decltype(value)>) read;
-        }
-    };
-    const char * sequence = meta("sequence");
-    if (sequence != nullptr && !(sampling.user_sampling_config & bit::COMMON_PARAMS_SAMPLING_CONFIG_SAMPLERS)) {
-        sampling.samplers = common_sampler_types_from_names(string_split<std::string>(sequence, ';'));
-    }
-    number("top_k", sampling.top_k, bit::COMMON_PARAMS_SAMPLING_CONFIG_TOP_K);
-    number("top_p", sampling.top_p, bit::COMMON_PARAMS_SAMPLING_CONFIG_TOP_P);
-    number("min_p", sampling.min_p, bit::COMMON_PARAMS_SAMPLING_CONFIG_MIN_P);
-    number("xtc_probability", sampling.xtc_probability, bit::COMMON_PARAMS_SAMPLING_CONFIG_XTC_PROBABILITY);
-    number("xtc_threshold", sampling.xtc_threshold, bit::COMMON_PARAMS_SAMPLING_CONFIG_XTC_THRESHOLD);
-    number("temp", sampling.temp, bit::COMMON_PARAMS_SAMPLING_CONFIG_TEMP);
-    number("penalty_last_n", sampling.penalty_last_n, bit::COMMON_PARAMS_SAMPLING_CONFIG_PENALTY_LAST_N);
-    number("penalty_repeat", sampling.penalty_repeat, bit::COMMON_PARAMS_SAMPLING_CONFIG_PENALTY_REPEAT);
-    number("mirostat", sampling.mirostat, bit::COMMON_PARAMS_SAMPLING_CONFIG_MIROSTAT);
-    number("mirostat_tau", sampling.mirostat_tau, bit::COMMON_PARAMS_SAMPLING_CONFIG_MIROSTAT_TAU);
-    number("mirostat_eta", sampling.mirostat_eta, bit::COMMON_PARAMS_SAMPLING_CONFIG_MIROSTAT_ETA);
-    return sampling;
-}
 
 std::shared_ptr<server_delta> server_delta_read(const std::string & name, const std::string & path, const server_delta_host & host,
                                                 bool verify, std::string & err) {
@@ -65,8 +34,11 @@ std::shared_ptr<server_delta> server_delta_read(const std::string & name, const 
         delta->memory[memory] = n_bytes;
         delta->n_bytes += n_bytes;
     }
-    delta->params.sampling = sampling_of(delta->handle, host.params->sampling);
-    delta->load_ms         = (ggml_time_us() - t_start) / 1000.0;
+    if (!server_delta_read_sampling(delta->handle, delta->params.sampling, err)) {
+        err = path + ": " + err;
+        return nullptr;
+    }
+    delta->load_ms = (ggml_time_us() - t_start) / 1000.0;
     return delta;
 }
 
@@ -91,13 +63,16 @@ bool server_delta_make_chat(server_delta & delta, const server_delta_host & host
     }
     auto & chat = delta.chat;
     try {
+        if (!source.empty()) {
+            dqrelo_template_parse(source); // upstream's init logs three lines for an error
+        }
         // without a model the tokens that it gives to the template are these
         chat.tmpls = source.empty() ? common_chat_templates_init(host.model, "") : common_chat_templates_init(nullptr, source, bos, eos);
         common_chat_templates_set_special(chat.tmpls.get(), delta.vocab.add_bos, delta.vocab.add_eos);
         chat.enable_thinking =
             params.enable_reasoning != 0 && params.use_jinja && common_chat_templates_support_enable_thinking(chat.tmpls.get());
     } catch (const std::exception & e) {
-        err = delta.path + ": chat template: " + e.what();
+        err = delta.path + ": " + dqrelo_template_error_text(e);
         return false;
     }
     chat.use_jinja                = base.use_jinja;
