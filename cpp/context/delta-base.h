@@ -15,4 +15,7 @@ bool check_base(dqrelo_delta & delta, const char * path_model, bool allow_other_
 // line in `err`.
 bool check_loaded_shapes(const llama_model & model, const delta_file & file, std::string & err);
 
+// The tokens that the file names are the model's. Returns false with one line in `err`.
+bool check_tokens(const llama_model & model, const delta_file & file, std::string & err);
+
 } // namespace dqrelo

@@ -39,6 +39,9 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_
     if (!dqrelo::check_base(*delta, path_model, params.allow_other_base_bytes, err)) {
         return nullptr;
     }
+    if (!dqrelo::check_tokens(model, *delta->file, err)) {
+        return nullptr;
+    }
     if (!dqrelo::check_loaded_shapes(model, *delta->file, err) || !dqrelo::find_copies(*delta, model, err)) {
         return nullptr;
     }

@@ -51,7 +51,7 @@ struct delta_file::impl {
     std::vector<int32_t>       eog_tokens;
 
     bool        read_metadata(std::string & err);
-    bool        read_tokens(std::string & err);
+    void        read_tokens();
     std::string content_lines() const;
 };
 
@@ -70,29 +70,21 @@ bool delta_file::impl::read_metadata(std::string & err) {
         err = message("metadata key 'dqrelo.base.samples' has %zu items, expected %zu", samples.size(), n_samples * sample_tensors.size());
         return false;
     }
-    return check_digest("dqrelo.content_hash", content_hash, err) && check_digest("dqrelo.base.digest", base_digest, err) &&
-           read_tokens(err);
+    read_tokens();
+    return check_digest("dqrelo.content_hash", content_hash, err) && check_digest("dqrelo.base.digest", base_digest, err);
 }
 
-bool delta_file::impl::read_tokens(std::string & err) {
+void delta_file::impl::read_tokens() {
     std::string text;
     if (header.get("tokenizer.chat_template", text)) {
         chat_template = text;
     }
     for (const char * key : EOG_KEYS) {
         uint32_t id = 0;
-        if (!header.get(key, id)) {
-            continue;
-        }
-        if (id > INT32_MAX) {
-            err = message("metadata key '%s' is %" PRIu32 ", expected a token id under 2^31", key, id);
-            return false;
-        }
-        if (std::find(eog_tokens.begin(), eog_tokens.end(), (int32_t) id) == eog_tokens.end()) {
+        if (header.get(key, id) && std::find(eog_tokens.begin(), eog_tokens.end(), (int32_t) id) == eog_tokens.end()) {
             eog_tokens.push_back((int32_t) id);
         }
     }
-    return true;
 }
 
 // The text whose SHA-256 is the content hash: docs/format.md, section 5.
@@ -234,6 +226,11 @@ const std::optional<std::string> & delta_file::chat_template() const {
 }
 const std::vector<int32_t> & delta_file::eog_tokens() const {
     return p->eog_tokens;
+}
+
+int64_t delta_file::token_id(const char * key) const {
+    uint32_t id = 0;
+    return p->header.get(key, id) ? (int64_t) id : -1;
 }
 
 std::optional<std::string> delta_file::meta_str(const std::string & key) const {

@@ -76,6 +76,9 @@ public:
     const std::optional<std::string> & chat_template() const; // empty: the base's
     const std::vector<int32_t> &       eog_tokens() const;    // the fine-tune's EOS, EOT and EOM ids, each once; empty: the base's
 
+    // The token id under one of TOKEN_ID_KEYS (delta-keys.h), or -1 where the file has none.
+    int64_t token_id(const char * key) const;
+
     // A scalar of the metadata as text (bool: true or false; numbers: shortest decimal that reads back), or nothing if absent or an array.
     std::optional<std::string> meta_str(const std::string & key) const;
 

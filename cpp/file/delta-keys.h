@@ -8,6 +8,10 @@
 
 namespace dqrelo {
 
+// The keys of token ids that every file may have, each a UINT32.
+constexpr const char * TOKEN_ID_KEYS[] = { "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                           "tokenizer.ggml.eom_token_id", "tokenizer.ggml.padding_token_id" };
+
 // Returns false with one line in `err` (without the file's name).
 bool check_delta_keys(const gguf_header & header, std::string & err);
 

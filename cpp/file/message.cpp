@@ -1,5 +1,6 @@
 #include "file/message.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 
@@ -52,6 +53,19 @@ bool is_utf8(const char * text, size_t n_bytes) {
     return true;
 }
 
+// Whether a terminal shows nothing for the code point that starts at `s`, or turns what follows: C1 controls (U+0080 to U+009F), line and
+// paragraph separators, marks and overrides of the writing direction, and U+FEFF.
+static bool is_invisible(const unsigned char * s, size_t n_bytes) {
+    if (n_bytes == 2) {
+        return s[0] == 0xC2 && s[1] < 0xA0;
+    }
+    if (n_bytes != 3) {
+        return n_bytes == 1 && (s[0] < 0x20 || s[0] == 0x7F);
+    }
+    const unsigned code = (s[0] & 0x0Fu) << 12 | (s[1] & 0x3Fu) << 6 | (s[2] & 0x3Fu);
+    return (code >= 0x200B && code <= 0x200F) || (code >= 0x2028 && code <= 0x202E) || (code >= 0x2060 && code <= 0x206F) || code == 0xFEFF;
+}
+
 std::string printable(const std::string & text) {
     constexpr size_t N_MAX = 120;
 
@@ -62,9 +76,9 @@ std::string printable(const std::string & text) {
         if (out.size() + n > N_MAX) {
             return out + "...";
         }
-        if (n == 0 || s[i] < 0x20 || s[i] == 0x7F) {
+        if (n == 0 || is_invisible(s + i, n)) {
             out += '?';
-            i += 1;
+            i += std::max<size_t>(n, 1);
         } else {
             out.append(text, i, n);
             i += n;

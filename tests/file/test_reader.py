@@ -176,9 +176,14 @@ def test_a_directory_is_named(tmp_path: Path) -> None:
         DeltaReader(tmp_path)
 
 
-def test_options_must_be_json(small_delta: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    ["--ratio 1/8", "[]", "{", '{"a": ' + "9" * 5000 + "}", '{"a": "\\ud800"}', '{"a": ' * 5000 + "1" + "}" * 5000],
+    ids=["no JSON", "a list", "cut", "a large number", "half a surrogate pair", "deep"],
+)
+def test_options_must_be_json(small_delta: Path, tmp_path: Path, options: str) -> None:
     edited = Edited(small_delta)
-    edited.fields["dqrelo.options"] = GGUFValue("--ratio 1/8", ValueType.STRING)
+    edited.fields["dqrelo.options"] = GGUFValue(options, ValueType.STRING)
     reader = DeltaReader(edited.save(tmp_path / "a.dq.gguf"))
     with pytest.raises(FormatError, match="not a JSON object"):
         _ = reader.options

@@ -80,6 +80,16 @@ def empty_weights(e: Edited) -> None:
             field.value.clear()
 
 
+class Bytes(str):
+    """A string that is written as bytes that are none."""
+
+    __slots__ = ()
+
+    def encode(self, *_args: Any, **_kwargs: Any) -> bytes:
+        return b"\xff\xfe"
+
+
+NO_TEXT = Bytes()
 STRING, U32, ARRAY = ValueType.STRING, ValueType.UINT32, ValueType.ARRAY
 SIGN, SIGN1, SCALE = f"{EMBD}.dq_sign", f"{Q}.dq_sign1", f"{EMBD}.dq_scale"
 
@@ -116,6 +126,30 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "alignment 0": (set_field("general.alignment", 0, U32), "expected a power of two"),
     "no alignment": (drop_field("general.alignment"), "'general.alignment' is missing"),
     "token id": (set_field("tokenizer.ggml.eos_token_id", 1 << 31, U32), "expected a token id under 2\\^31"),
+    "bos id": (set_field("tokenizer.ggml.bos_token_id", 1 << 31, U32), "expected a token id under 2\\^31"),
+    "padding id": (
+        set_field("tokenizer.ggml.padding_token_id", (1 << 32) - 1, U32),
+        "expected a token id under 2\\^31",
+    ),
+    "changed tokens' ids": (
+        lambda e: e.fields.update(
+            {
+                "dqrelo.token.ids": GGUFValue([1, 1 << 31], ARRAY, U32),
+                "dqrelo.token.texts": GGUFValue(["a", "b"], ARRAY, STRING),
+                "dqrelo.token.types": GGUFValue([1, 1], ARRAY, ValueType.INT32),
+            }
+        ),
+        "'dqrelo.token.ids' has 2147483648, expected token ids under 2\\^31",
+    ),
+    "text of an unknown key": (set_field("general.license", NO_TEXT, STRING), "'general.license': is not UTF-8"),
+    "texts of an unknown key": (
+        set_field("general.tags", ["a", NO_TEXT], ARRAY, STRING),
+        "'general.tags': is not UTF-8",
+    ),
+    "a model's key": (
+        set_field("llama.block_count", 2, U32),
+        "'llama.block_count' is a model's, expected none of 'llama'",
+    ),
     "changed tokens' type": (
         set_field("dqrelo.token.ids", ["a"], ARRAY, STRING),
         r"type \[STRING\], expected \[UINT32\]",

@@ -216,7 +216,7 @@ def _metadata(base: GgufModel, delta_path: str | os.PathLike[str], t: Type) -> l
 def _rename_tokens(fields: dict[str, GGUFValue], delta: GGUFFile) -> None:
     """Gives the tokens that the fine-tune changed their texts and types."""
     for key, changed in (
-        ("tokenizer.ggml.tokens", fmt.KEY_CHANGED_TEXTS),
+        (fmt.MODEL_TOKENS, fmt.KEY_CHANGED_TEXTS),
         ("tokenizer.ggml.token_type", fmt.KEY_CHANGED_TYPES),
     ):
         news = dict(zip(delta.value(fmt.KEY_CHANGED_IDS, []), delta.value(changed, []), strict=True))

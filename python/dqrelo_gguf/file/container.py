@@ -168,7 +168,7 @@ class GGUFFile:
         if field.item_type is None:
             return self._string(key) if field.type == ValueType.STRING else self._scalar(field.type, key)
         if field.item_type == ValueType.STRING:
-            return [self._string(key) for _ in range(field.n_items)]
+            return [self._string(f"metadata key '{key}'") for _ in range(field.n_items)]
         dtype = np.dtype(_SCALARS[field.item_type])
         return np.frombuffer(self._map, dtype, field.n_items, field.offset).tolist()
 

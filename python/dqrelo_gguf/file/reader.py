@@ -105,10 +105,11 @@ class DeltaReader:
         """
         try:
             options = json.loads(self.meta(fmt.KEY_OPTIONS))
-        except (json.JSONDecodeError, RecursionError):
+            json.dumps(options, ensure_ascii=False).encode()  # text that is none: half of a surrogate pair
+        except (ValueError, RecursionError):  # also a number of more than 4300 digits
             options = None
         if not isinstance(options, dict):
-            self._file.fail(f"{fmt.KEY_OPTIONS} is not a JSON object")
+            self._file.fail(f"{fmt.KEY_OPTIONS} is not a JSON object of text and numbers")
         return options
 
     @property
@@ -231,6 +232,7 @@ class DeltaReader:
                 raise ShapeError(
                     f"{both}: '{w.name}' is {ne_text(stripped_ne(info.ne))} there, expected {ne_text(w.ne)}"
                 )
+        self._check_tokens(model)
         found = compare(self.base, model)
         if found.match is Match.OTHER_MODEL:
             raise BaseMismatchError(
@@ -242,3 +244,15 @@ class DeltaReader:
                 f"{both}: the same model in other bytes (correlation {found.correlation:.3f}), expected the same file"
             )
         return found
+
+    def _check_tokens(self, model: ModelFile) -> None:
+        """Every token that the file names is the base's."""
+        n_tokens = len(model.value(fmt.MODEL_TOKENS, ()))
+        ids = {key: self.meta(key) for key in fmt.TOKEN_ID_KEYS if self.meta(key) is not None}
+        ids[fmt.KEY_CHANGED_IDS] = max(self.meta(fmt.KEY_CHANGED_IDS, ()), default=0)
+        for key, token in ids.items():
+            if n_tokens and token >= n_tokens:
+                raise BaseMismatchError(
+                    f"{self.path.name}: metadata key '{key}' has token {token}, but {model.path.name} has {n_tokens} tokens. "
+                    "Is this the base that the delta was made from?"
+                )

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from dqrelo_gguf.errors import printable
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import VERSION, GGUFFile, TensorInfo, ValueType
 from dqrelo_gguf.file.layout import (
@@ -120,7 +121,9 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
         FormatError: with the first thing that is wrong.
     """
     _check_kind(file)
+    _check_texts(file)
     _check_keys(file)
+    _check_no_model_keys(file)
     _check_lengths(file)
     _check_digests(file)
     _check_token_ids(file)
@@ -151,6 +154,23 @@ def _check_kind(file: GGUFFile) -> None:
         file.fail(f"GGUF version {file.version}, expected {VERSION}")
 
 
+def _check_texts(file: GGUFFile) -> None:
+    """Strings are UTF-8, also under keys that nothing here reads: they are shown, and carried into merged models."""
+    keys = file.keys()
+    for key in keys:
+        if ValueType.STRING in (file.value_type(key) or ()):
+            file.value(key)  # fails where one is not UTF-8
+
+
+def _check_no_model_keys(file: GGUFFile) -> None:
+    """A key of the base's architecture would make readers take the file for a model."""
+    arch = file.value(fmt.KEY_ARCHITECTURE)
+    keys = file.keys()
+    for key in keys:
+        if key.startswith(f"{arch}.") and not key.startswith(("dqrelo.", "general.")):
+            file.fail(f"metadata key '{printable(key)}' is a model's, expected none of '{printable(arch)}'")
+
+
 def _check_keys(file: GGUFFile) -> None:
     for key, expected in (_REQUIRED | _OPTIONAL).items():
         got = file.value_type(key)
@@ -158,7 +178,6 @@ def _check_keys(file: GGUFFile) -> None:
             file.fail(f"metadata key '{key}' is missing")
         if got is not None and got != expected:
             file.fail(f"metadata key '{key}' has type {_type_text(got)}, expected {_type_text(expected)}")
-        file.value(key)  # a string that is not UTF-8 shows here
     if file.alignment != fmt.ALIGNMENT:
         file.fail(f"{fmt.KEY_ALIGNMENT} is {file.alignment}, expected {fmt.ALIGNMENT}")
 
@@ -175,6 +194,9 @@ def _check_token_ids(file: GGUFFile) -> None:
     for key in fmt.TOKEN_ID_KEYS:
         if file.value(key, 0) >= 1 << 31:
             file.fail(f"metadata key '{key}' is {file.value(key)}, expected a token id under 2^31")
+    changed = max(file.value(fmt.KEY_CHANGED_IDS, ()), default=0)
+    if changed >= 1 << 31:
+        file.fail(f"metadata key '{fmt.KEY_CHANGED_IDS}' has {changed}, expected token ids under 2^31")
 
 
 def _check_changed_tokens(file: GGUFFile) -> None:

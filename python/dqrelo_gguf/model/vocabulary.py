@@ -15,6 +15,7 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.errors import BaseMismatchError
 from dqrelo_gguf.file.container import GGUFValue
+from dqrelo_gguf.file.format import MODEL_TOKENS
 from dqrelo_gguf.file.metadata import Token
 from dqrelo_gguf.model.base import GgufModel, Model
 
@@ -22,7 +23,6 @@ EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
 # Weights with a row (or, a bias, an element) for each token.
 _BY_TOKEN = (EMBEDDING, OUTPUT, "output.bias")
-_TOKENS = "tokenizer.ggml.tokens"
 _TYPES = "tokenizer.ggml.token_type"
 _UNUSED = int(gguf.TokenType.UNUSED)
 _NORMAL = int(gguf.TokenType.NORMAL)
@@ -64,7 +64,7 @@ def fit_vocabulary(base: GgufModel, tuned: Model) -> Model:
 
 def _tokens(model: Model) -> list[tuple[str, int]]:
     """Text and type of every token."""
-    texts, types = model.field(_TOKENS), model.field(_TYPES)
+    texts, types = model.field(MODEL_TOKENS), model.field(_TYPES)
     if texts is None:
         return []
     kinds = [_NORMAL] * len(texts.value) if types is None else [int(t) for t in types.value]
