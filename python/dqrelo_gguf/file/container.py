@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.errors import FormatError, raise_os_error
+from dqrelo_gguf.errors import FormatError, InputError, raise_os_error
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.layout import n_data_bytes, ne_text, padded_bytes, type_name
 
@@ -45,6 +46,11 @@ _SCALARS = {
     ValueType.INT64: "<q",
     ValueType.FLOAT64: "<d",
 }
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting: a FIFO would block until somebody writes into it. Regular files open as ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 # --- packing ---
@@ -183,8 +189,11 @@ class GGUFFile:
 
     def _open(self) -> mmap.mmap:
         try:
-            with self.path.open("rb") as f:
-                self.n_file_bytes = os.fstat(f.fileno()).st_size
+            with open(self.path, "rb", opener=_open_at_once) as f:
+                status = os.fstat(f.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise InputError(f"{self.path}: is not a regular file")
+                self.n_file_bytes = status.st_size
                 head = f.read(4)
                 if head != MAGIC:
                     self.fail(f"is not a GGUF file, it begins with {head!r}, expected {MAGIC!r}")
