@@ -15,7 +15,7 @@ void server_delta_set::check_admin(const server_delta_caller & caller) const {
         throw std::invalid_argument("this server has no deltas: start it with --delta or --deltas-dir");
     }
     const auto & admin = host.params->dqrelo.admin;
-    if (!admin.value_or(!host.params->api_keys.empty())) {
+    if (!admin.value_or(host.params->has_api_keys)) {
         throw server_delta_error(ERROR_TYPE_PERMISSION, admin.has_value()
                                                             ? "deltas cannot be loaded and unloaded over HTTP here (--no-delta-admin)"
                                                             : "deltas are loaded and unloaded over HTTP only where an API key is asked for "

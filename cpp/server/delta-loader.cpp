@@ -23,7 +23,8 @@ server_delta_settings::server_delta_settings(const common_params & params) :
     chat_template(params.chat_template),
     enable_reasoning(params.enable_reasoning),
     use_jinja(params.use_jinja),
-    use_mmap(dqrelo_use_mmap(params)) {}
+    use_mmap(dqrelo_use_mmap(params)),
+    has_api_keys(!params.api_keys.empty()) {}
 
 dqrelo_file_params server_delta_file_params(const server_delta_settings & params, bool verify) {
     auto file_params     = dqrelo_file_default_params();

@@ -24,6 +24,7 @@ struct server_delta_settings {
     const int                    enable_reasoning;
     const bool                   use_jinja;
     const bool                   use_mmap;
+    const bool                   has_api_keys;
 };
 
 // What deltas are loaded for. The pointers to the model change only while the loader rests.
