@@ -71,6 +71,7 @@ struct dqrelo_entry {
 //             ROWS        rows of D_hat, y's ne[1] to ne[3]
 //             MATMUL_ID   matrices, [n_used, n_tokens]
 //             ADD         rows of D_hat, [n_used, n_tokens], or NULL
+//           An id outside its range counts as the nearest one inside.
 //   table   I8 [sizeof(dqrelo_entry) * n_deltas]: the entries of this weight, by delta index; lies in the backend's memory and may change
 //           between runs
 //   tokens  F32 [2, n_tokens]: {delta index or -1, request scale} of each token;

@@ -15,9 +15,10 @@ struct active_job {
 
 // Which position of which job a row of the batch belongs to.
 struct output_row {
-    job *   item;
-    size_t  pos;
-    int32_t i_batch;
+    job *        item;
+    llama_seq_id seq_id;
+    size_t       pos;
+    int32_t      i_batch;
 };
 
 class runner {
@@ -26,13 +27,20 @@ public:
         ctx(ctx), kv_unified(kv_unified), n_batch((int32_t) llama_n_batch(ctx)), batch(llama_batch_init(n_batch, 0, 1)) {
         for (llama_seq_id id = (llama_seq_id) llama_n_seq_max(ctx) - 1; id >= 0; --id) {
             free_ids.push_back(id);
+            if (!dqrelo_is_finite(ctx, id, -1)) { // of time_streams
+                dqrelo_forget(ctx, id);
+            }
         }
         llama_memory_clear(llama_get_memory(ctx), false);
     }
 
     ~runner() {
+        const bool was_stopped = !active.empty(); // by an exception: what is in the memory may be anything
         while (!active.empty()) {
             release(active.size() - 1);
+        }
+        if (was_stopped) {
+            forget_all(ctx);
         }
         llama_memory_clear(llama_get_memory(ctx), false);
         llama_batch_free(batch);
@@ -50,6 +58,7 @@ public:
             check();
             fill();
             decode_batch(ctx, batch);
+            check_finite();
             for (const output_row & row : rows) {
                 row.item->on_row(row.pos, llama_get_logits_ith(ctx, row.i_batch));
             }
@@ -89,6 +98,25 @@ private:
         free_ids.push_back(done.seq_id);
     }
 
+    void check_finite() const {
+        const auto fail = [](const job & item) {
+            throw input_error("sequence " + std::to_string(item.number) + ": its logits are NaN or infinite" +
+                              (item.owner ? ": the weights of delta '" + item.owner->name + "' times scale " + std::to_string(item.scale) +
+                                                " are too large for this model"
+                                          : ". Is the model's file damaged?"));
+        };
+        for (const active_job & cur : active) {
+            if (!dqrelo_is_finite(ctx, cur.seq_id, -1)) {
+                fail(*cur.item);
+            }
+        }
+        for (const output_row & row : rows) {
+            if (!dqrelo_is_finite(ctx, row.seq_id, row.i_batch)) {
+                fail(*row.item);
+            }
+        }
+    }
+
     // The next tokens of the active jobs, in order, until the batch is full.
     void fill() {
         batch.n_tokens = 0;
@@ -100,7 +128,7 @@ private:
                 const bool    is_output = pos >= cur.item->first_output;
                 const int32_t i_batch   = batch_add(batch, tokens[pos], (llama_pos) pos, cur.seq_id, is_output);
                 if (is_output) {
-                    rows.push_back({ cur.item, pos, i_batch });
+                    rows.push_back({ cur.item, cur.seq_id, pos, i_batch });
                 }
             }
         }
@@ -143,6 +171,13 @@ void decode_batch(llama_context * ctx, const llama_batch & batch) {
 void bind_base(llama_context * ctx, llama_seq_id seq_id) {
     char err[256];
     dqrelo_bind(ctx, seq_id, nullptr, 1.0f, err, sizeof(err));
+}
+
+void forget_all(llama_context * ctx) {
+    for (llama_seq_id seq_id = 0; seq_id < (llama_seq_id) llama_n_seq_max(ctx); ++seq_id) {
+        dqrelo_forget(ctx, seq_id);
+    }
+    llama_memory_clear(llama_get_memory(ctx), true);
 }
 
 void run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check) {

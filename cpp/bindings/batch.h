@@ -20,6 +20,7 @@ public:
     std::vector<llama_token>      tokens;
     std::shared_ptr<loaded_delta> owner; // NULL: the base
     float                         scale        = 1.0f;
+    size_t                        number       = 0; // in the caller's list
     size_t                        first_output = 0;
     size_t                        n_cells      = 0; // of the context's memory that it may come to need
 };
@@ -36,6 +37,10 @@ void decode_batch(llama_context * ctx, const llama_batch & batch);
 // Makes the base run for a sequence. Cannot fail.
 void bind_base(llama_context * ctx, llama_seq_id seq_id);
 
+// Empties the context's memory, data and all.
+void forget_all(llama_context * ctx);
+
 // Runs the jobs to their ends. As many at a time as the context has sequence ids and memory for, in the order given; the next one starts
-// as soon as another ends. The context's memory is empty and nothing is bound before and after, also when this throws.
+// as soon as another ends. The context's memory is empty and nothing is bound before and after, also when this throws. Throws input_error
+// where a sequence's numbers are not finite.
 void run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check);

@@ -164,10 +164,11 @@ void bind_delta(py::module_ & m) {
 }
 
 void bind_session(py::module_ & m) {
-    const auto load_delta = [](session & self, const std::string & path, bool allow_other_base, bool verify) {
+    const auto load_delta = [](session & self, const std::string & path, bool allow_other_base, bool verify, float max_scale) {
         dqrelo_load_params params     = dqrelo_load_default_params();
         params.allow_other_base_bytes = allow_other_base;
         params.verify                 = verify;
+        params.max_scale              = max_scale;
         return self.load_delta(path, params);
     };
     const auto tokenize = [](session & self, const std::string & text, bool add_special, bool parse_special, const loaded_delta * owner) {
@@ -190,7 +191,9 @@ void bind_session(py::module_ & m) {
     py::class_<session>(m, "Session")
         .def(py::init<const std::string &, const session_params &>(), py::arg("path"), py::arg("params"), no_gil())
         .def("close", &session::close, no_gil())
-        .def("load_delta", load_delta, py::arg("path"), py::arg("allow_other_base"), py::arg("verify"), no_gil())
+        .def("stop", &session::stop, no_gil())
+        .def("load_delta", load_delta, py::arg("path"), py::arg("allow_other_base"), py::arg("verify"),
+             py::arg("max_scale") = DQRELO_MAX_SCALE, no_gil())
         .def("tokenize", tokenize, py::arg("text"), py::arg("add_special"), py::arg("parse_special"), py::arg("delta"))
         .def("detokenize", detokenize, py::arg("tokens"), py::arg("special"))
         .def("prefix_token", &session::prefix_token, py::arg("delta"), no_gil())

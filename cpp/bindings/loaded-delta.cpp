@@ -30,6 +30,9 @@ loaded_delta::loaded_delta(std::shared_ptr<live_deltas> live, dqrelo_delta * han
 }
 
 loaded_delta::~loaded_delta() {
+    if (!owner.is_this()) {
+        return; // its memory stays the parent's
+    }
     std::lock_guard<std::mutex> lock(live->mutex);
     live->deltas.erase(this);
     if (handle != nullptr) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "dqrelo.h"
+#include "process.h"
 
 #include <memory>
 #include <mutex>
@@ -61,4 +62,5 @@ private:
 
     std::shared_ptr<live_deltas> live;
     dqrelo_delta *               handle; // NULL once freed
+    const process                owner;
 };

@@ -77,7 +77,9 @@ session::session(const std::string & path, const session_params & params) :
 }
 
 session::~session() {
-    close();
+    if (owner.is_this()) {
+        close();
+    }
 }
 
 void session::load_model(const session_params & params) {
@@ -100,6 +102,11 @@ void session::make_context(const session_params & params) {
     if (params.n_seq_max < 1 || params.n_seq_max > llama_max_parallel_sequences()) {
         throw input_error("n_seq_max: got " + std::to_string(params.n_seq_max) + ", expected 1 to " +
                           std::to_string(llama_max_parallel_sequences()));
+    }
+    const uint32_t n_cells = params.n_ctx > 0 ? params.n_ctx : (uint32_t) llama_model_n_ctx_train(model);
+    if (n_cells < params.n_seq_max) { // llama.cpp ends the process
+        throw input_error("n_ctx: got " + std::to_string(n_cells) + ", expected a token for each of n_seq_max (" +
+                          std::to_string(params.n_seq_max) + ") sequences at least");
     }
     llama_context_params cparams = llama_context_default_params();
     cparams.n_ctx                = params.n_ctx;
@@ -162,7 +169,18 @@ void session::close() {
     is_open = false;
 }
 
+// Jobs, until they end or are stopped.
+void session::run(const std::vector<job *> & jobs, const check_fn & check) {
+    run_jobs(ctx, kv_unified, jobs, [&] {
+        require_open();
+        check();
+    });
+}
+
 void session::require_open() const {
+    if (is_stopping) {
+        throw input_error("the runtime of " + path + " was stopped: the interpreter ends");
+    }
     if (!is_open) {
         throw input_error("the runtime of " + path + " is closed");
     }
@@ -258,6 +276,7 @@ void session::prepare(job & item, const sequence & seq, size_t i, size_t n_new) 
     if (seq.owner != nullptr && !seq.owner->belongs_to(live.get())) {
         throw input_error(where + "delta '" + seq.owner->name + "' was loaded for another runtime");
     }
+    item.number  = i;
     item.tokens  = seq.tokens;
     item.owner   = seq.owner;
     item.scale   = seq.scale;
@@ -275,7 +294,7 @@ void session::logits(const std::vector<sequence> & seqs, const std::vector<float
         prepare(items[i], seqs[i], i, 0);
         jobs.push_back(&items[i]);
     }
-    run_jobs(ctx, kv_unified, jobs, check);
+    run(jobs, check);
 }
 
 std::vector<std::pair<double, bool>> session::score(const std::vector<sequence> & seqs, const std::vector<size_t> & n_context,
@@ -298,7 +317,7 @@ std::vector<std::pair<double, bool>> session::score(const std::vector<sequence> 
         items[i].first_output = n_context[i] - 1;
         jobs.push_back(&items[i]);
     }
-    run_jobs(ctx, kv_unified, jobs, check);
+    run(jobs, check);
 
     std::vector<std::pair<double, bool>> result;
     for (const score_job & item : items) {
@@ -322,7 +341,7 @@ std::vector<generated> session::generate(const std::vector<sequence> & seqs, con
         items[i].first_output = seqs[i].tokens.size() - 1;
         jobs.push_back(&items[i]);
     }
-    run_jobs(ctx, kv_unified, jobs, check);
+    run(jobs, check);
 
     std::vector<generated> result;
     for (generate_job & item : items) {
@@ -347,5 +366,8 @@ uint64_t session::time_streams(const std::vector<std::shared_ptr<loaded_delta>> 
             throw input_error("time_streams: delta '" + owner->name + "' was loaded for another runtime");
         }
     }
-    return ::time_streams(ctx, owners, params, check);
+    return ::time_streams(ctx, owners, params, [&] {
+        require_open();
+        check();
+    });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "jobs.h"
+#include "process.h"
 #include "timing.h"
 
 #include <atomic>
@@ -45,6 +46,9 @@ public:
     void close();
     bool is_closed() const { return !is_open; }
 
+    // Running calls end between two batches with an input_error, as do later ones. Does not wait.
+    void stop() { is_stopping = true; }
+
     // Loads a delta and checks that the graphs of this context can carry all of it.
     std::shared_ptr<loaded_delta> load_delta(const std::string & path, dqrelo_load_params params);
 
@@ -84,10 +88,13 @@ private:
     void make_context(const session_params & params);
     void read_facts();
     void require_open() const;
+    void run(const std::vector<job *> & jobs, const check_fn & check);
     void prepare(job & item, const sequence & seq, size_t i, size_t n_new) const;
 
     std::mutex                   mutex; // model and context
     std::atomic<bool>            is_open{ true };
+    std::atomic<bool>            is_stopping{ false };
+    const process                owner; // a forked child has none of the threads, and must not wait for its locks
     std::shared_ptr<live_deltas> live;
     llama_model *                model = nullptr;
     llama_context *              ctx   = nullptr;

@@ -5,6 +5,7 @@
 #include "json.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <stdexcept>
@@ -136,6 +137,15 @@ static size_t waiting_max(int value) {
     return (size_t) value;
 }
 
+static void set_max_scale(common_params & params, const std::string & value) {
+    char *      end   = nullptr;
+    const float scale = std::strtof(value.c_str(), &end);
+    if (end == value.c_str() || *end != '\0' || !std::isfinite(scale) || scale < 1.0f) {
+        throw std::invalid_argument("--delta-max-scale '" + value + "': expected a finite number, 1 or more");
+    }
+    params.dqrelo.max_scale = scale;
+}
+
 static void add_only_delta(common_params & params, const std::string & value) {
     dqrelo_add_deltas(params.dqrelo, value);
     if (params.dqrelo.deltas.size() > 1) {
@@ -200,7 +210,13 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
                    "how long running requests may finish after SIGTERM or SIGINT; then they end with an error (default: 5)", set_shutdown)
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_SHUTDOWN_TIMEOUT"));
-    add(common_arg({ "--delta-verify" }, "check the digest of every tensor of a delta before serving it (default: disabled)",
+    add(common_arg({ "--delta-max-scale" }, "N",
+                   "the largest absolute value of a request's \"delta_scale\": larger ones make a model's numbers overflow (default: 4)",
+                   set_max_scale)
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_DELTA_MAX_SCALE"));
+    add(common_arg({ "--delta-verify" },
+                   "check the SHA-256 of every tensor at every load of a delta (default: once for a file, until it changes)",
                    [](common_params & params) { params.dqrelo.verify = true; })
             .set_examples({ LLAMA_EXAMPLE_SERVER, LLAMA_EXAMPLE_CLI, LLAMA_EXAMPLE_COMPLETION, LLAMA_EXAMPLE_PERPLEXITY })
             .set_env("LLAMA_ARG_DELTA_VERIFY"));

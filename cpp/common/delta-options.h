@@ -24,10 +24,11 @@ struct dqrelo_options {
     std::optional<bool> admin;
     // --delta-keys: API keys and the names that each may use; a key that is not in here may use all
     std::map<std::string, std::vector<std::string>> keys;
-    double shutdown_s = 5.0; // --shutdown-timeout: how long requests may finish when the server is told to end
+    float  max_scale  = 4.0f; // --delta-max-scale: the largest absolute value of a request's "delta_scale"
+    double shutdown_s = 5.0;  // --shutdown-timeout: how long requests may finish when the server is told to end
 
     bool unknown_is_base  = false; // --delta-unknown base: a request for a name that nobody has gets the base
-    bool verify           = false; // --delta-verify: check every digest at load
+    bool verify           = false; // --delta-verify: check every digest at every load, not once for a file
     bool allow_other_base = false; // --delta-allow-other-base: accept another quantisation of the delta's base
     bool one_for_all      = false; // set by programs without names: the only delta serves every sequence
 };

@@ -44,6 +44,7 @@ static dqrelo_delta * load_only_delta(const common_params & params, const llama_
     load_params.verify                 = params.dqrelo.verify;
     load_params.allow_other_base_bytes = params.dqrelo.allow_other_base;
     load_params.use_mmap               = dqrelo_use_mmap(params);
+    load_params.max_scale              = params.dqrelo.max_scale;
 
     const std::string & path  = params.dqrelo.deltas[0].path;
     dqrelo_delta *      delta = dqrelo_load(model, params.model.path.c_str(), path.c_str(), load_params, text, sizeof(text));

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <iterator>
 
-dqrelo_context::dqrelo_context(uint32_t n_seq_max) : active(n_seq_max), seqs(n_seq_max), tables(n_seq_max) {}
+dqrelo_context::dqrelo_context(uint32_t n_seq_max) : active(n_seq_max), seqs(n_seq_max), not_finite(n_seq_max), tables(n_seq_max) {}
 
 dqrelo_context::~dqrelo_context() {
     for (const active_delta & s : active) {

@@ -58,8 +58,9 @@ struct dqrelo_context {
     // Of a token with the given sequences; false in `agree` if they have different deltas.
     binding binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
 
-    std::vector<active_delta> active; // by index; without a delta where the index is free
-    std::vector<binding>      seqs;   // by sequence id
+    std::vector<active_delta> active;     // by index; without a delta where the index is free
+    std::vector<binding>      seqs;       // by sequence id
+    std::vector<bool>         not_finite; // by sequence id: computed NaN or infinity since it was last forgotten
     dqrelo::delta_tables      tables;
 
     // What the graphs of this context read, null until they were scanned, and what a scan under way collects.

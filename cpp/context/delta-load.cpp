@@ -6,6 +6,7 @@
 #include "dqrelo.h"
 #include "file/error-text.h"
 #include "file/fingerprint.h"
+#include "file/verified.h"
 
 #include "llama-model.h"
 
@@ -30,11 +31,12 @@ std::vector<llama_token> end_tokens(const dqrelo::delta_file & file, const llama
 }
 
 std::unique_ptr<dqrelo_delta> load(const llama_model & model, const dqrelo::base_file & base, std::shared_ptr<dqrelo::delta_file> file,
-                                   bool allow_other_bytes, std::string & err) {
-    auto delta   = std::make_unique<dqrelo_delta>();
-    delta->model = &model;
-    delta->file  = std::move(file);
-    if (!dqrelo::check_base(*delta, base, allow_other_bytes, err)) {
+                                   const dqrelo_load_params & params, std::string & err) {
+    auto delta       = std::make_unique<dqrelo_delta>();
+    delta->model     = &model;
+    delta->max_scale = params.max_scale;
+    delta->file      = std::move(file);
+    if (!dqrelo::check_base(*delta, base, params.allow_other_base_bytes, err)) {
         return nullptr;
     }
     if (!dqrelo::check_tokens(model, *delta->file, err)) {
@@ -103,8 +105,11 @@ dqrelo_file * dqrelo_file_open(const char * path, dqrelo_file_params params, cha
         if (params.abort_callback != nullptr) {
             options.is_aborted = [&params] { return params.abort_callback(params.abort_callback_data); };
         }
-        auto       file = dqrelo::delta_file::open(path, options, text);
-        const bool good = file && (!params.verify || file->verify(options.is_aborted, text));
+        auto file = dqrelo::delta_file::open(path, options, text);
+        bool good = file != nullptr;
+        if (good && !params.header_only) {
+            good = params.verify ? file->verify(options.is_aborted, text) : dqrelo::verify_once(*file, options.is_aborted, text);
+        }
         return good ? std::make_unique<dqrelo_file>(dqrelo_file{ std::move(file) }) : nullptr;
     });
 }
@@ -114,15 +119,15 @@ void dqrelo_file_free(dqrelo_file * file) {
 }
 
 dqrelo_load_params dqrelo_load_default_params(void) {
-    return { /*.allow_other_base_bytes =*/false, /*.verify =*/false, /*.use_mmap =*/false };
+    return { /*.allow_other_base_bytes =*/false, /*.verify =*/false, /*.use_mmap =*/false, /*.max_scale =*/DQRELO_MAX_SCALE };
 }
 
-dqrelo_delta * dqrelo_load_opened(const llama_model * model, const dqrelo_base * base, dqrelo_file * file, bool allow_other_base_bytes,
-                                  char * err, size_t n_err) {
+dqrelo_delta * dqrelo_load_opened(const llama_model * model, const dqrelo_base * base, dqrelo_file * file, dqrelo_load_params params, char * err,
+                                  size_t n_err) {
     const std::unique_ptr<dqrelo_file> owned(file);
     const std::string                  path = file->file->path();
     return made(path, err, n_err,
-                [&](std::string & text) { return load(*model, *base->file, std::move(owned->file), allow_other_base_bytes, text); });
+                [&](std::string & text) { return load(*model, *base->file, std::move(owned->file), params, text); });
 }
 
 dqrelo_delta * dqrelo_load(const llama_model * model, const char * path_model, const char * path, dqrelo_load_params params, char * err,
@@ -136,7 +141,7 @@ dqrelo_delta * dqrelo_load(const llama_model * model, const char * path_model, c
         dqrelo_file_free(file);
         return nullptr;
     }
-    dqrelo_delta * delta = dqrelo_load_opened(model, base, file, params.allow_other_base_bytes, err, n_err);
+    dqrelo_delta * delta = dqrelo_load_opened(model, base, file, params, err, n_err);
     dqrelo_base_free(base);
     return delta;
 }

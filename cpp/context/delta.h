@@ -39,6 +39,8 @@ struct dqrelo_delta {
 
     std::vector<std::pair<std::string, size_t>> memory; // names of memories, and the bytes in each
 
+    float max_scale = 0.0f; // of a binding
+
     bool same_base_file = false; // false: the model is another quantisation of the delta's base
 
     std::atomic<int32_t> n_bound{ 0 }; // bindings over all contexts

@@ -2,6 +2,7 @@
 
 #include "file/delta-keys.h"
 #include "file/delta-layout.h"
+#include "file/finite.h"
 #include "file/gguf-header.h"
 #include "hash/hash.h"
 #include "file/mapped-file.h"
@@ -53,6 +54,7 @@ struct delta_file::impl {
     bool        read_header(const is_aborted_fn & is_aborted, std::string & err);
     bool        read_metadata(std::string & err);
     void        read_tokens();
+    bool        check_floats(std::string & err) const;
     std::string content_lines() const;
 };
 
@@ -88,6 +90,18 @@ void delta_file::impl::read_tokens() {
     }
 }
 
+bool delta_file::impl::check_floats(std::string & err) const {
+    for (const gguf_tensor_entry & tensor : header.tensors) {
+        const uint8_t * bytes = file->data() + header.data_offset_bytes + tensor.offset_bytes;
+        const size_t    n_bad = count_not_finite(tensor.type, bytes, tensor.n_bytes);
+        if (n_bad > 0) {
+            err = not_finite_text(tensor.name, n_bad);
+            return false;
+        }
+    }
+    return true;
+}
+
 // The text whose SHA-256 is the content hash: docs/format.md, section 5.
 std::string delta_file::impl::content_lines() const {
     std::string text;
@@ -109,7 +123,7 @@ bool delta_file::impl::read_header(const is_aborted_fn & is_aborted, std::string
         header               = {};
         const bool is_parsed = parse_gguf_header(file->data(), file->n_bytes(), header, err);
         if (is_parsed && (header.data_offset_bytes <= n_bytes || file->n_bytes() <= n_bytes)) {
-            return check_delta_keys(header, err) && read_metadata(err) && read_delta_layout(header, layout, err);
+            return check_delta_keys(header, err) && read_metadata(err) && read_delta_layout(header, file->n_bytes(), layout, err);
         }
         if (is_parsed) {
             err = message("has a header of %zu bytes, expected at most %zu", header.data_offset_bytes, n_bytes);
@@ -126,9 +140,8 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, const opt
 
     bool good = p->file && p->read_header(options.is_aborted, reason);
     if (good && !options.header_only) {
-        // From the first byte to the last: a disk serves that far better than the scales, which lie all over the file.
-        good =
-            p->file->fetch(p->file->n_bytes(), options.is_aborted, reason) && check_scales(p->header, p->layout, p->file->data(), reason);
+        // From the first byte to the last: a disk serves that far better than the floats, which lie all over the file.
+        good = p->file->fetch(p->file->n_bytes(), options.is_aborted, reason) && p->check_floats(reason);
     }
     if (!good) {
         err = path + ": " + reason;
@@ -260,6 +273,10 @@ std::vector<std::string> delta_file::meta_keys() const {
         }
     }
     return keys;
+}
+
+const std::string & delta_file::identity() const {
+    return p->file->identity();
 }
 
 bool delta_file::verify(const is_aborted_fn & is_aborted, std::string & err) const {

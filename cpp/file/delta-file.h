@@ -89,6 +89,9 @@ public:
     // Keys of all scalars in the metadata, in file order.
     std::vector<std::string> meta_keys() const;
 
+    // See mapped_file::identity.
+    const std::string & identity() const;
+
     // Recomputes every digest of docs/format.md section 5. Returns false with one line in `err` that names up to three damaged tensors.
     bool verify(const is_aborted_fn & is_aborted, std::string & err) const;
 

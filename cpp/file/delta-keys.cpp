@@ -1,5 +1,6 @@
 #include "file/delta-keys.h"
 
+#include "file/finite.h"
 #include "file/message.h"
 
 #include <cinttypes>
@@ -174,6 +175,9 @@ bool check_delta_keys(const gguf_header & header, std::string & err) {
                           value_type_text(rule.type, rule.is_array).c_str());
             return false;
         }
+    }
+    if (!check_values(header, err)) {
+        return false;
     }
     if (header.alignment != ALIGNMENT) {
         err = message("general.alignment is %" PRIu32 ", expected %" PRIu32, header.alignment, ALIGNMENT);

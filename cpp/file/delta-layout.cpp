@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cinttypes>
-#include <cmath>
 #include <cstring>
 #include <unordered_map>
 #include <unordered_set>
@@ -146,8 +145,8 @@ bool read_weights(const gguf_header & header, delta_layout & out, std::string & 
     return true;
 }
 
-// Tensors lie in order, without overlap or gap. That they lie inside the file is checked already.
-bool check_order(const gguf_header & header, std::string & err) {
+// Tensors lie in order, without overlap or gap, and nothing lies behind them. That they lie inside the file is checked already.
+bool check_order(const gguf_header & header, size_t n_file_bytes, std::string & err) {
     uint64_t expected = 0;
     for (const gguf_tensor_entry & tensor : header.tensors) {
         if (tensor.offset_bytes != expected) {
@@ -157,6 +156,11 @@ bool check_order(const gguf_header & header, std::string & err) {
             return false;
         }
         expected = (tensor.offset_bytes + tensor.n_bytes + header.alignment - 1) / header.alignment * header.alignment;
+    }
+    const uint64_t n_data_bytes = n_file_bytes - std::min<uint64_t>(n_file_bytes, header.data_offset_bytes);
+    if (n_data_bytes > expected) {
+        err = message("has %" PRIu64 " bytes behind its last tensor, expected none", n_data_bytes - expected);
+        return false;
     }
     return true;
 }
@@ -320,7 +324,7 @@ bool is_sha256_text(const std::string & text) {
     return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
-bool read_delta_layout(const gguf_header & header, delta_layout & out, std::string & err) {
+bool read_delta_layout(const gguf_header & header, size_t n_file_bytes, delta_layout & out, std::string & err) {
     err.clear();
     if (!read_tensors(header, out, err) || !read_weights(header, out, err)) {
         return false;
@@ -330,28 +334,7 @@ bool read_delta_layout(const gguf_header & header, delta_layout & out, std::stri
         err = packs.err;
         return false;
     }
-    return check_order(header, err);
-}
-
-bool check_scales(const gguf_header & header, const delta_layout & layout, const uint8_t * data, std::string & err) {
-    for (size_t i = 0; i < header.tensors.size(); ++i) {
-        const gguf_tensor_entry & tensor = header.tensors[i];
-        if (layout.tensors[i].type != "DQ_SCALE" && layout.tensors[i].type != "DQ_CSCALE") {
-            continue;
-        }
-        const uint8_t * p     = data + header.data_offset_bytes + tensor.offset_bytes;
-        size_t          n_bad = 0;
-        for (size_t j = 0; j < tensor.n_bytes; j += sizeof(float)) {
-            float value;
-            memcpy(&value, p + j, sizeof(float));
-            n_bad += !std::isfinite(value);
-        }
-        if (n_bad > 0) {
-            err = message("%s has %zu scales that are NaN or infinite", quoted_tensor(tensor.name).c_str(), n_bad);
-            return false;
-        }
-    }
-    return true;
+    return check_order(header, n_file_bytes, err);
 }
 
 } // namespace dqrelo

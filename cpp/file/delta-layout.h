@@ -39,12 +39,9 @@ struct delta_layout {
     std::vector<declared_tensor> tensors; // as gguf_header::tensors
 };
 
-// Reads and checks the arrays of the metadata (whose types check_delta_keys has seen), and every tensor's name, type, shape and place.
-// Returns false with one line in `err` (without the file's name).
-bool read_delta_layout(const gguf_header & header, delta_layout & out, std::string & err);
-
-// Checks that every scale is finite. `data` is the whole file.
-bool check_scales(const gguf_header & header, const delta_layout & layout, const uint8_t * data, std::string & err);
+// Reads and checks the arrays of the metadata (whose types check_delta_keys has seen), and every tensor's name, type, shape and place in a
+// file of n_file_bytes. Returns false with one line in `err` (without the file's name).
+bool read_delta_layout(const gguf_header & header, size_t n_file_bytes, delta_layout & out, std::string & err);
 
 // True for 64 lower-case hex digits.
 bool is_sha256_text(const std::string & text);

@@ -7,6 +7,10 @@
 #include <cstring>
 #include <unordered_set>
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#error "delta files are little-endian and are read as they lie: a big-endian host is not supported"
+#endif
+
 namespace dqrelo {
 
 namespace {

@@ -9,6 +9,7 @@
 #include <cctype>
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -22,6 +23,21 @@ static std::string system_error(int number) {
     std::string text = strerror(number);
     text[0]          = (char) tolower((unsigned char) text[0]);
     return text;
+}
+
+static std::string identity_of(const struct stat & st) {
+#ifdef __APPLE__
+    const timespec written = st.st_mtimespec, changed = st.st_ctimespec;
+#else
+    const timespec written = st.st_mtim, changed = st.st_ctim;
+#endif
+    // Times of files move in steps of milliseconds, on some file systems of seconds: a second change within a step would not show.
+    if (time(nullptr) - changed.tv_sec < 3) {
+        return "";
+    }
+    const auto text = [](const timespec & t) { return std::to_string(t.tv_sec) + "." + std::to_string(t.tv_nsec); };
+    return std::to_string(st.st_dev) + " " + std::to_string(st.st_ino) + " " + std::to_string(st.st_size) + " " + text(written) + " " +
+           text(changed);
 }
 
 std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode how, std::string & err) {
@@ -51,8 +67,9 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode ho
         return nullptr;
     }
     std::unique_ptr<mapped_file> file(new mapped_file());
-    file->data_    = (const uint8_t *) data;
-    file->n_bytes_ = (size_t) st.st_size;
+    file->data_     = (const uint8_t *) data;
+    file->n_bytes_  = (size_t) st.st_size;
+    file->identity_ = identity_of(st);
     if (how == mode::map) {
         close(fd); // the mapping keeps the file
     } else {
@@ -86,6 +103,10 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
         n_fetched_ += n;
     }
     if (fd_ >= 0 && n_fetched_ == n_bytes_) {
+        struct stat st;
+        if (fstat(fd_, &st) != 0 || identity_of(st) != identity_) {
+            identity_.clear();
+        }
         close(fd_);
         fd_ = -1;
         mprotect((void *) data_, n_bytes_, PROT_READ); // a stray write is to fault, as in a map

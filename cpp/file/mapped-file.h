@@ -33,6 +33,11 @@ public:
     const uint8_t * data() const { return data_; }
     size_t          n_bytes() const { return n_bytes_; }
 
+    // Equal for two files only if what was fetched of them is the same: device, inode, size and times of the file that was opened. The time
+    // of the last change of its inode is among them, which nobody can set back. Empty where the file changed while it was read, or too
+    // lately for the clock's steps, or where the platform does not tell.
+    const std::string & identity() const { return identity_; }
+
     // From here on small parts will be read: stops the system from reading ahead.
     void expect_random_access() const;
 
@@ -50,6 +55,7 @@ private:
     size_t          n_fetched_ = 0;
     int             fd_        = -1;      // of a copy that is not complete
     void *          handle_    = nullptr; // what the platform needs
+    std::string     identity_;
 };
 
 } // namespace dqrelo

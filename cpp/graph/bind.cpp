@@ -7,6 +7,7 @@
 
 #include "llama-context.h"
 
+#include <cmath>
 #include <exception>
 
 namespace {
@@ -37,6 +38,11 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
     }
     if (!delta && !ctx.dqrelo) {
         return true;
+    }
+    if (delta && !(std::fabs(scale) <= delta->max_scale)) {
+        err = delta->file->path() + ": scale " + std::to_string(scale) + ", expected a number from " + std::to_string(-delta->max_scale) +
+              " to " + std::to_string(delta->max_scale);
+        return false;
     }
     dqrelo_context & dctx  = state_of(ctx);
     auto &           bound = dctx.seqs[seq_id];

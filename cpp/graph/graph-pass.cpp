@@ -4,6 +4,7 @@
 #include "context/context-state.h"
 #include "context/graph-key.h"
 #include "dqrelo-hooks.h"
+#include "graph/finite-guard.h"
 #include "graph/graph-rewriter.h"
 #include "graph/read-finder.h"
 #include "graph/traced-graph.h"
@@ -53,13 +54,18 @@ void record_usage(const llama_model & model, const llm_graph_params & params, dq
 
 // Puts the deltas onto the graph. On failure `problem` says which tensor and why.
 bool rewrite(const llama_model & model, const llm_graph_params & params, std::string & problem) {
-    dqrelo::traced_graph             graph(params);
-    dqrelo::read_finder              finder(model, graph);
-    dqrelo::graph_rewriter           rewriter(*params.dqrelo, graph);
-    const std::vector<ggml_tensor *> nodes = graph.nodes();
+    dqrelo::traced_graph       graph(params);
+    dqrelo::read_finder        finder(model, graph);
+    dqrelo::graph_rewriter     rewriter(*params.dqrelo, graph);
+    dqrelo::finite_guard       guard(graph);
+    std::vector<ggml_tensor *> nodes = graph.nodes();
     for (ggml_tensor * node : nodes) {
         graph.visit(node);
         if (!rewriter.put(finder.reads_of(node), problem)) {
+            return false;
+        }
+        if (!guard.visit(node)) {
+            problem = "the graph writes more often into the memory than room was planned for";
             return false;
         }
     }
@@ -68,6 +74,9 @@ bool rewrite(const llama_model & model, const llm_graph_params & params, std::st
             problem = std::string("tensor '") + read.weight->name + "' " + NOT_SCALED;
             return false;
         }
+    }
+    if (ggml_tensor * sums = guard.finish()) {
+        nodes.push_back(sums);
     }
     rewriter.finish(nodes);
     return true;
@@ -103,5 +112,8 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
 uint32_t dqrelo_graph_extra_nodes(const llama_model & model, const dqrelo_context * dctx) {
     // There is a base node (or merged copy) and a table for each weight, twice for one that is read twice (tied embeddings), and the
     // tokens.
-    return 2 * (uint32_t) model.n_tensors() + 32 + (dctx ? dctx->n_composed_nodes() + dqrelo::composed_graph::MAX_NODES : 0);
+    const uint32_t n_nodes = 2 * (uint32_t) model.n_tensors() + 32;
+    // A layer has more tensors than writes into a memory.
+    const uint32_t n_guards = dctx ? dqrelo::finite_guard::MAX_NODES * (uint32_t) model.n_tensors() : 0;
+    return n_nodes + n_guards + (dctx ? dctx->n_composed_nodes() + dqrelo::composed_graph::MAX_NODES : 0);
 }

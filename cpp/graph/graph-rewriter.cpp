@@ -35,16 +35,13 @@ bool graph_rewriter::put(std::vector<weight_read> reads, std::string & problem) 
             continue; // no token of this ubatch has a delta that changes the weight: such a delta has ubatches of its own
         }
         read.merged_copy ? read_merged_copy(read, table) : attach(read, table);
-        any       = true;
         any_table = any_table || table;
     }
     return true;
 }
 
 void graph_rewriter::finish(const std::vector<ggml_tensor *> & nodes) {
-    if (any) {
-        add_nodes(nodes);
-    }
+    add_nodes(nodes);
     if (any_table) {
         graph.add_token_input();
     }

@@ -29,7 +29,7 @@ public:
     // Whether some active delta changes the weight.
     bool is_changed(const weight_read & read);
 
-    // Ends the rewriting; `nodes` are those that the graph had.
+    // Ends the rewriting; `nodes` are those that the graph had, and others for its end.
     void finish(const std::vector<ggml_tensor *> & nodes);
 
 private:
@@ -47,7 +47,6 @@ private:
     traced_graph &         graph;
     const bool             own_ubatch; // the ubatch has tokens of one delta and request scale only, and that needs it
 
-    bool any       = false; // some node was changed
     bool any_table = false; // some node is the operator
 
     row_plan                                               plan;

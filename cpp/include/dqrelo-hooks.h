@@ -7,8 +7,10 @@
 
 class llama_kv_cache;
 class llm_graph_result;
+struct ggml_backend_sched;
 struct llama_batch;
 struct llama_context;
+struct llama_file;
 struct llama_model;
 struct llama_ubatch;
 struct llm_graph_params;
@@ -62,3 +64,13 @@ private:
     size_t                 current = 0;
     std::vector<int32_t>   part_of_cell; // by cell of all streams; -1 where nothing moves
 };
+
+// Remembers the sequences of a ubatch, just computed, of which some token is not finite: dqrelo_is_finite. Waits for the computation where
+// its graph has deltas.
+void dqrelo_note_finite(dqrelo_context * dctx, ggml_backend_sched * sched, const llm_graph_result & res, const llama_ubatch & ubatch);
+
+// Puts the deltas that computed a context's sequences at the beginning of a session file; nothing where all run the base.
+void dqrelo_write_owners(const dqrelo_context * dctx, llama_file & file);
+
+// Reads that; false, having logged one line, unless the same deltas are bound now.
+bool dqrelo_check_owners(const dqrelo_context * dctx, llama_file & file);

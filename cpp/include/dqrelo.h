@@ -16,21 +16,24 @@
 extern "C" {
 #endif
 
+#define DQRELO_MAX_SCALE 4.0f
+
 struct dqrelo_delta; // a loaded delta; owned by the caller, belongs to one model
 struct dqrelo_base;  // what a base model's file says about its identity; owned by the caller
 struct dqrelo_file;  // a delta's file, read and checked, for no model yet; owned by the caller
 
 struct dqrelo_load_params {
-    bool allow_other_base_bytes; // accept another quantisation of the delta's base (default false: refuse)
-    bool verify;                 // check the digest of every tensor before returning (default false)
-    bool use_mmap;               // map the file instead of reading it into memory, see dqrelo_file_params (default false)
+    bool  allow_other_base_bytes; // accept another quantisation of the delta's base (default false: refuse)
+    bool  verify;                 // as dqrelo_file_params has it (default false)
+    bool  use_mmap;               // map the file instead of reading it into memory, see dqrelo_file_params (default false)
+    float max_scale;              // the largest absolute value of a scale that dqrelo_bind takes (default DQRELO_MAX_SCALE)
 };
 
 LLAMA_API struct dqrelo_load_params dqrelo_load_default_params(void);
 
-// Loads the delta at `path` for `model`. `path_model` is the file that the model was loaded from (the first shard, if it is split): the
-// base's identity is computed from it. Returns NULL on failure, with one line that says what is wrong in `err` (always terminated, at most
-// n_err bytes).
+// Loads the delta at `path` for `model`. Its content hash, by which caches know what computed them, is checked against its bytes.
+// `path_model` is the file that the model was loaded from (the first shard, if it is split): the base's identity is computed from it.
+// Returns NULL on failure, with one line that says what is wrong in `err` (always terminated, at most n_err bytes).
 LLAMA_API struct dqrelo_delta * dqrelo_load(const struct llama_model * model, const char * path_model, const char * path,
                                             struct dqrelo_load_params params, char * err, size_t n_err);
 
@@ -43,7 +46,7 @@ LLAMA_API void                 dqrelo_base_free(struct dqrelo_base * base);
 
 struct dqrelo_file_params {
     bool header_only; // read nothing behind the header: enough for dqrelo_file_bytes_needed only (default false)
-    bool verify;      // check the digest of every tensor (default false)
+    bool verify;      // check the digests even if this process has checked those of this very file before (default false)
     // Map the file instead of reading it into memory. A mapped file takes no memory that the system could not take back, and two processes
     // share it; but one that is shortened or written into while it serves ends the process or changes what it computes (default false).
     bool use_mmap;
@@ -54,16 +57,18 @@ struct dqrelo_file_params {
 
 LLAMA_API struct dqrelo_file_params dqrelo_file_default_params(void);
 
-// Reads the delta file at `path`; all file I/O of a load is here. Returns NULL with one line in `err` on failure.
+// Reads the delta file at `path`; all file I/O of a load is here. Its content hash, by which caches know what computed them, is checked
+// against its bytes. Returns NULL with one line in `err` on failure.
 LLAMA_API struct dqrelo_file * dqrelo_file_open(const char * path, struct dqrelo_file_params params, char * err, size_t n_err);
 LLAMA_API void                 dqrelo_file_free(struct dqrelo_file * file);
 
 // What all memories together will hold of the file once it is loaded for `model`.
 LLAMA_API size_t dqrelo_file_bytes_needed(const struct llama_model * model, const struct dqrelo_file * file);
 
-// Loads an opened file, which is taken over, also on failure.
+// Loads an opened file, which is taken over, also on failure. `params`: but for verify and use_mmap, with which the file was opened.
 LLAMA_API struct dqrelo_delta * dqrelo_load_opened(const struct llama_model * model, const struct dqrelo_base * base,
-                                                   struct dqrelo_file * file, bool allow_other_base_bytes, char * err, size_t n_err);
+                                                   struct dqrelo_file * file, struct dqrelo_load_params params, char * err,
+                                                   size_t n_err);
 
 // Frees a delta. Returns false, and frees nothing, while it is bound to a sequence of any context.
 LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);
@@ -71,7 +76,7 @@ LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);
 // What a delta is. Strings live as long as the delta; NULL where the file has none.
 LLAMA_API const char * dqrelo_name(const struct dqrelo_delta * delta); // general.name
 LLAMA_API const char * dqrelo_path(const struct dqrelo_delta * delta);
-LLAMA_API const char * dqrelo_content_hash(const struct dqrelo_delta * delta);               // 64 hex digits
+LLAMA_API const char * dqrelo_content_hash(const struct dqrelo_delta * delta);               // 64 hex digits, verified
 LLAMA_API const char * dqrelo_chat_template(const struct dqrelo_delta * delta);              // NULL: the base's
 LLAMA_API const char * dqrelo_meta_str(const struct dqrelo_delta * delta, const char * key); // any metadata value as text (scalars only)
 LLAMA_API bool         dqrelo_same_base_file(const struct dqrelo_delta * delta);             // false: another quantisation of the base
@@ -87,10 +92,11 @@ LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_tok
 // its bytes, or NULL behind the last.
 LLAMA_API const char * dqrelo_memory(const struct dqrelo_delta * delta, int32_t i, size_t * n_bytes);
 
-// Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune). Takes effect with the
-// next llama_decode. What the sequence's memory (KV cache) holds stays as it was computed: clear it if it came from another delta. The
-// first bind of a delta to a context checks that every weight it changes is read by that context's graphs in a supported form. Returns
-// false with one line in `err` when that fails, or when more than LLAMA's maximum of different deltas would be bound.
+// Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune), is finite and at most
+// the delta's max_scale: a large one makes a model's numbers overflow. Takes effect with the next llama_decode. What the sequence's memory
+// (KV cache) holds stays as it was computed: clear it if it came from another delta. The first bind of a delta to a context checks that
+// every weight it changes is read by that context's graphs in a supported form. Returns false with one line in `err` when that fails, or
+// when more than LLAMA's maximum of different deltas would be bound.
 LLAMA_API bool dqrelo_bind(struct llama_context * ctx, llama_seq_id seq_id, struct dqrelo_delta * delta, float scale, char * err,
                            size_t n_err);
 
@@ -99,6 +105,16 @@ LLAMA_API bool dqrelo_bind(struct llama_context * ctx, llama_seq_id seq_id, stru
 // other deltas, of the base, or of another scale: right, but slower than a shared one. llama_encode, which does not split, refuses such a
 // mixed batch.
 LLAMA_API bool dqrelo_needs_own_batch(const struct llama_context * ctx, const struct dqrelo_delta * delta);
+
+// Whether what a sequence computed is finite, as far as llama_decode saw: false where a token of it was NaN or infinite in a batch with
+// deltas, and, with i_output >= 0, where the logits or the embedding of that token of the last batch have a NaN or an infinity that
+// is not a ban (-infinity). What a sequence computes then says nothing: give no answer from it, and call dqrelo_forget. Other sequences of
+// its batches are not harmed.
+LLAMA_API bool dqrelo_is_finite(struct llama_context * ctx, llama_seq_id seq_id, int32_t i_output);
+
+// Removes a sequence from the context's memory, as llama_memory_seq_rm, and zeroes the data of all cells that no sequence has (removing
+// alone leaves it: attention multiplies cells that it must not see by 0, and 0 * NaN is NaN).
+LLAMA_API void dqrelo_forget(struct llama_context * ctx, llama_seq_id seq_id);
 
 // The delta bound to a sequence, or NULL.
 LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * ctx, llama_seq_id seq_id);

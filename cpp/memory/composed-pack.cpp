@@ -1,6 +1,8 @@
 #include "memory/composed-pack.h"
 
 #include "file/delta-file.h"
+#include "file/finite.h"
+#include "file/message.h"
 #include "memory/placement.h"
 #include "memory/upload.h"
 
@@ -71,8 +73,8 @@ void expand_signs(const uint8_t * bits, int64_t n, ggml_type type, uint8_t * out
     }
 }
 
-// One row of numbers in another type, F16 or F32.
-void convert_row(const void * from, ggml_type from_type, int64_t n, ggml_type type, uint8_t * out) {
+// One row of finite numbers in another type, F16 or F32. Returns how many are too large for it.
+size_t convert_row(const void * from, ggml_type from_type, int64_t n, ggml_type type, uint8_t * out) {
     std::vector<float> values((size_t) n);
     if (from_type == GGML_TYPE_F32) {
         memcpy(values.data(), from, ggml_row_size(from_type, n));
@@ -84,6 +86,7 @@ void convert_row(const void * from, ggml_type from_type, int64_t n, ggml_type ty
     } else {
         ggml_fp32_to_fp16_row(values.data(), (ggml_fp16_t *) out, n);
     }
+    return count_not_finite(type, out, ggml_row_size(type, n));
 }
 
 class writer {
@@ -120,9 +123,18 @@ public:
             return;
         }
         const ggml_type from_type = (ggml_type) type;
+        size_t          n_bad     = 0;
         rows(dst, (const uint8_t *) data, ggml_row_size(from_type, dst->ne[0]),
-             [dst, from_type](const uint8_t * from, uint8_t * to) { convert_row(from, from_type, dst->ne[0], dst->type, to); });
+             [dst, from_type, &n_bad](const uint8_t * from, uint8_t * to) {
+                 n_bad += convert_row(from, from_type, dst->ne[0], dst->type, to);
+             });
+        if (n_bad > 0 && problem.empty()) {
+            problem = message("tensor '%s' has %zu numbers over 65504, too large for F16, in which this device multiplies it",
+                              printable(dst->name).c_str(), n_bad);
+        }
     }
+
+    std::string problem; // the first
 
     void finish() { up.finish(); }
 
@@ -197,6 +209,10 @@ std::unique_ptr<composed_pack> composed_pack::load(const delta_file & file, ggml
         out.numbers(w.dense, e.dense, e.type_dense);
     }
     out.finish();
+    if (!out.problem.empty()) {
+        err = file.path() + ": " + out.problem + ". Convert the fine-tune without it (--exclude), or run with -ngl 0";
+        return nullptr;
+    }
     return pack;
 }
 

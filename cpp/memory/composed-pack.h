@@ -34,7 +34,7 @@ struct composed_weight {
 class composed_pack {
 public:
     // Copies `weights`, indices in the file. Returns nullptr with one line in `err`, which starts with the file's path, if the device's
-    // memory does not hold them.
+    // memory does not hold them, or the type that it multiplies some number in.
     static std::unique_ptr<composed_pack> load(const delta_file & file, ggml_backend_buffer_type_t buft,
                                                const std::vector<size_t> & weights, std::string & err);
 

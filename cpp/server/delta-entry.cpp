@@ -1,5 +1,7 @@
 #include "delta-entry.h"
 
+#include "file/utf8-path.h"
+
 #ifdef _WIN32
 #include <filesystem>
 #else
@@ -10,10 +12,10 @@
 server_delta_stamp server_delta_stamp::of(const std::string & path) {
     server_delta_stamp stamp;
     std::error_code    err;
-    const auto         n_bytes = std::filesystem::file_size(path, err);
+    const auto         n_bytes = std::filesystem::file_size(dqrelo::utf8_path(path), err);
     stamp.path                 = path;
     stamp.n_bytes              = err ? 0 : n_bytes;
-    stamp.changed_ns           = std::filesystem::last_write_time(path, err).time_since_epoch().count();
+    stamp.changed_ns           = std::filesystem::last_write_time(dqrelo::utf8_path(path), err).time_since_epoch().count();
     return stamp;
 }
 #else

@@ -104,9 +104,8 @@ struct server_delta_entry {
     // before them would be loaded for nothing, and again.
     int n_entitled = 0;
 
-    std::shared_ptr<server_delta>     current;  // what requests get, or NULL
-    std::shared_ptr<server_delta_job> job;      // the load that is waited for, or NULL
-    server_delta_stamp                verified; // the file whose digests were checked
+    std::shared_ptr<server_delta>     current; // what requests get, or NULL
+    std::shared_ptr<server_delta_job> job;     // the load that is waited for, or NULL
 
     // registered, loading, loaded, draining or failed
     const char * state() const;

@@ -14,7 +14,6 @@ struct server_delta_work {
     std::shared_ptr<server_delta_job> to_size; // how much memory its file will take
     std::shared_ptr<server_delta_job> to_load;
     std::string                       name;     // of the job
-    server_delta_stamp                verified; // the file of this name whose digests were checked
     bool                              wants_main_loop = false;
 };
 

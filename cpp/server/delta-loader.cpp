@@ -26,9 +26,9 @@ server_delta_settings::server_delta_settings(const common_params & params) :
     use_mmap(dqrelo_use_mmap(params)),
     has_api_keys(!params.api_keys.empty()) {}
 
-dqrelo_file_params server_delta_file_params(const server_delta_settings & params, bool verify) {
+dqrelo_file_params server_delta_file_params(const server_delta_settings & params) {
     auto file_params     = dqrelo_file_default_params();
-    file_params.verify   = verify;
+    file_params.verify   = params.dqrelo.verify;
     file_params.use_mmap = params.use_mmap;
     return file_params;
 }
@@ -39,11 +39,13 @@ std::shared_ptr<server_delta> server_delta_make(const std::string & name, server
         err = "the base's file could not be identified when the server woke";
         return nullptr;
     }
-    auto delta       = std::make_shared<server_delta>();
-    char text[N_ERR] = "";
-    delta->handle =
-        dqrelo_load_opened(host.model, host.base.get(), file.release(), host.params->dqrelo.allow_other_base, text, sizeof(text));
-    err = text;
+    auto delta                         = std::make_shared<server_delta>();
+    char text[N_ERR]                   = "";
+    auto load_params                   = dqrelo_load_default_params();
+    load_params.allow_other_base_bytes = host.params->dqrelo.allow_other_base;
+    load_params.max_scale              = host.params->dqrelo.max_scale;
+    delta->handle                      = dqrelo_load_opened(host.model, host.base.get(), file.release(), load_params, text, sizeof(text));
+    err                                = text;
     if (delta->handle == nullptr) {
         return nullptr;
     }
@@ -156,7 +158,7 @@ void server_delta_loader::run() {
 }
 
 void server_delta_loader::size(const server_delta_work & work) {
-    auto params        = server_delta_file_params(*host.params, /*verify =*/false);
+    auto params        = server_delta_file_params(*host.params);
     params.header_only = true;
     const auto reading = server_delta_read_file(work.to_size->path, params, [&] { return registry->is_wanted(work); });
     if (reading.is_silent) {
@@ -173,9 +175,8 @@ server_delta_reading server_delta_loader::read(const server_delta_work & work, s
     const std::string & path      = work.to_load->path;
     const auto          is_wanted = [&] { return registry->is_wanted(work); };
     for (int i = 0; i < N_READS_MAX; i++) {
-        stamp              = server_delta_stamp::of(path);
-        const auto params  = server_delta_file_params(*host.params, !(stamp == work.verified));
-        auto       reading = server_delta_read_file(path, params, is_wanted);
+        stamp        = server_delta_stamp::of(path);
+        auto reading = server_delta_read_file(path, server_delta_file_params(*host.params), is_wanted);
         if (!reading.file || stamp == server_delta_stamp::of(path)) {
             return reading;
         }

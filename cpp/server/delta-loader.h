@@ -37,7 +37,7 @@ struct server_delta_host {
 };
 
 // How a delta's file is read.
-dqrelo_file_params server_delta_file_params(const server_delta_settings & params, bool verify);
+dqrelo_file_params server_delta_file_params(const server_delta_settings & params);
 
 // Loads a file that was read: all that a delta is but for its chat template and the file's stamp. NULL with one line in `err`.
 std::shared_ptr<server_delta> server_delta_make(const std::string & name, server_delta_file_ptr file, const server_delta_host & host,

@@ -58,8 +58,7 @@ bool server_delta_registry::next_load(server_delta_work & next) {
             finish(entry, 0, "");
             continue;
         }
-        next.name     = name;
-        next.verified = entry.verified;
+        next.name = name;
         if (!entry.job->is_sized) {
             next.to_size = entry.job;
             return true;
@@ -191,7 +190,6 @@ void server_delta_registry::checked(const std::shared_ptr<server_delta> & delta,
         memory.discard(delta);
     } else {
         take_over(delta);
-        entry->verified = delta->stamp;
         finish(*entry, 0, "");
     }
 }

@@ -1,6 +1,7 @@
 #include "delta-set.h"
 
 #include "delta-name-rules.h"
+#include "file/utf8-path.h"
 #include "server-http.h"
 #include "server-queue.h"
 
@@ -33,7 +34,7 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     host.params = settings.get();
     base_names  = { model_name };
     base_names.insert(base_names.end(), params.model_alias.begin(), params.model_alias.end());
-    base_names.push_back(std::filesystem::path(params.model.path).filename().string());
+    base_names.push_back(dqrelo::utf8_text(dqrelo::utf8_path(params.model.path).filename()));
     if (!has_deltas) {
         return true;
     }
@@ -127,7 +128,7 @@ void server_delta_set::look_for_files() {
 // What the file will take once it is loaded; 0 for one that cannot be read, which its load then says.
 static size_t bytes_needed(const std::string & path, const server_delta_host & host) {
     char err[1024]     = "";
-    auto params        = server_delta_file_params(*host.params, /*verify =*/false);
+    auto params        = server_delta_file_params(*host.params);
     params.header_only = true;
     const server_delta_file_ptr file(dqrelo_file_open(path.c_str(), params, err, sizeof(err)));
     return file ? dqrelo_file_bytes_needed(host.model, file.get()) : 0;
@@ -157,7 +158,7 @@ bool server_delta_set::load_first(llama_context * ctx, const std::vector<dqrelo_
 bool server_delta_set::load_one(llama_context * ctx, const dqrelo_delta_source & source) {
     const int64_t         t_start    = ggml_time_us();
     char                  text[1024] = "";
-    const auto            params     = server_delta_file_params(*host.params, host.params->dqrelo.verify);
+    const auto            params     = server_delta_file_params(*host.params);
     const auto            stamp      = server_delta_stamp::of(source.path);
     server_delta_file_ptr file(dqrelo_file_open(source.path.c_str(), params, text, sizeof(text)));
     std::string           err   = text;
@@ -320,8 +321,10 @@ server_delta_ref server_delta_set::find(const server_http_req & req, const json 
     const std::string name = wanted_name(req, body);
     if (registry && body.contains("delta_scale") && !body.at("delta_scale").is_null()) {
         const json & scale = body.at("delta_scale");
-        if (!scale.is_number() || !std::isfinite(scale.get<float>())) {
-            throw std::invalid_argument("\"delta_scale\" must be a finite number, got " + scale.dump());
+        const float  max   = host.params->dqrelo.max_scale;
+        if (!scale.is_number() || !(std::fabs(scale.get<double>()) <= max)) {
+            throw std::invalid_argument(string_format("\"delta_scale\" must be a number from %g to %g (--delta-max-scale), got %s", -max,
+                                                      max, scale.dump().substr(0, 40).c_str()));
         }
         if (name.empty()) {
             throw std::invalid_argument("\"delta_scale\" scales a delta, but this request is for the base; this server has " +

@@ -70,6 +70,11 @@ public:
     // Throws std::runtime_error unless a slot file computed under `key` may be restored; `model_name` is what slot_model gave.
     void check_slot_file(const std::string & key, const std::string & model_name) const;
 
+    // After a batch of n tokens from `first` on: an error line if what slot `id_slot` computed, its outputs at `rows` included, is not
+    // finite; empty where it is. The slot's answer ends then, and what it left in the memory goes with dqrelo_forget.
+    std::string check_finite(const server_delta_ref & ref, llama_context * ctx, int id_slot, const std::vector<int32_t> & rows,
+                             int32_t first, int32_t n) const;
+
     // The endpoints (delta-admin.cpp, delta-metrics.cpp). Where they throw, it is server_delta_error or std::invalid_argument. A change has
     // happened when they return.
     json list(const server_http_req & req);

@@ -9,8 +9,7 @@ static constexpr int N_COLUMNS = 128;
 // Which row of D_hat a row takes, counted through all matrices of a stack.
 static __device__ __forceinline__ int64_t delta_row_of(const dqrelo_cuda_op & op, const dqrelo_entry & e, const dqrelo_position & at) {
     const int64_t id = op.ids ? op.ids[offset_of(op.ids_nb, at)] : at.i1 % e.n_out + at.i2 % e.n_mat * e.n_out;
-    check(id >= 0 && id < e.n_out * e.n_mat);
-    return id;
+    return id_in_range(id, e.n_out * e.n_mat);
 }
 
 // D_hat(i, j) of one matrix.

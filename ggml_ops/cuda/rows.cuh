@@ -37,7 +37,7 @@ static __device__ __forceinline__ const float * token_of(const dqrelo_cuda_op & 
     return op.tokens + 2 * (at.i1 * op.stride[0] + at.i2 * op.stride[1] + at.i3 * op.stride[2]);
 }
 
-// The host never sees tables, tokens and ids: a wrong one stops the device, as GGML_ASSERT stops the CPU.
+// The host never sees tables and tokens: a wrong one stops the device, as GGML_ASSERT stops the CPU.
 static __device__ __forceinline__ void check(bool good) {
     if (!good) {
         __trap();
@@ -95,11 +95,15 @@ private:
     }
 };
 
+// An id as the graph has it, kept in 0 .. n - 1: of a router that met NaN it may be anything.
+static __device__ __forceinline__ int64_t id_in_range(int64_t id, int64_t n) {
+    return id < 0 ? 0 : id < n ? id : n - 1;
+}
+
 // In MATMUL and MATMUL_ID, which matrix of a stack a row is multiplied with.
 static __device__ __forceinline__ int32_t matrix_of(const dqrelo_cuda_op & op, const dqrelo_entry & e, const dqrelo_position & at) {
     const int32_t matrix = op.form == DQRELO_FORM_MATMUL_ID ? op.ids[offset_of(op.ids_nb, at)] : at.i2 / (op.ne[1] / (int32_t) e.n_mat);
-    check(matrix >= 0 && matrix < e.n_mat);
-    return matrix;
+    return (int32_t) id_in_range(matrix, e.n_mat);
 }
 
 // Checks what the host cannot see.

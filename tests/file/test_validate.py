@@ -104,3 +104,9 @@ def test_random_damage_never_ends_in_another_exception(tmp_path: Path) -> None:
         except DqreloError:
             n_refused += 1
     assert n_refused > 500  # most of the file is header
+
+
+def test_a_big_endian_host_is_told(small_delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.byteorder", "big")
+    with pytest.raises(FormatError, match=r"is little-endian, .* this host is big-endian, which is not supported"):
+        DeltaReader(small_delta)

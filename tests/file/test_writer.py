@@ -27,6 +27,7 @@ from dqrelo_gguf.errors import (
 )
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFValue, ValueType
+from dqrelo_gguf.file.fingerprint import BaseIdentity
 from dqrelo_gguf.file.layout import Type, WeightSpec, delta_ratio
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.file.weight_data import WeightData
@@ -265,7 +266,7 @@ def test_keys_outside_the_format_are_refused(tmp_path: Path, changes: dict[str, 
         ({"u": None}, ShapeError, "dq_u: is missing"),
         ({"u": np.zeros((4, 16))}, ShapeError, r"dq_u: array has shape \(4, 16\), expected \(16, 4\)"),
         ({"v": np.full((4, 64), np.inf)}, NonFiniteError, "dq_v: 256 of 256 values"),
-        ({"v": np.full((4, 64), 1e6)}, NonFiniteError, "dq_v: 256 of 256 values .* too large for float16"),
+        ({"v": np.full((4, 64), 1e6)}, NonFiniteError, "dq_v: 256 numbers are too large for f16"),
         ({"cscale": np.ones(64)}, ShapeError, "dq_cscale: was given but not planned"),
         ({"dense": np.ones((16, 64))}, ShapeError, "dq_dense: was given but not planned"),
     ],
@@ -330,3 +331,35 @@ def test_a_disk_that_fills_up_at_the_end_leaves_nothing(tmp_path: Path) -> None:
 def test_version_is_written(small_delta: Path) -> None:
     assert DeltaReader(small_delta).meta(fmt.KEY_VERSION) == fmt.VERSION
     assert DeltaReader(small_delta).weight("blk.0.attn_k.weight").info.v_type == Type.Q4_0
+
+
+# --- numbers that a file may not hold ---
+
+
+@pytest.mark.parametrize(("stored_type", "largest"), [(Type.BF16, 3.4e38), (Type.Q8_0, 1e7), (Type.Q4_0, 1e6)])
+def test_numbers_that_overflow_their_type_are_refused(tmp_path: Path, stored_type: Type, largest: float) -> None:
+    spec = WeightSpec("w", (64, 32), rank=32, u_type=stored_type)
+    data = weight_data(spec, np.random.default_rng(0))
+    assert data.u is not None
+    data.u = data.u * np.float32(largest)
+    data.u.flat[0] = largest
+    with (
+        pytest.raises(NonFiniteError, match=r"w\.dq_u: .* too large for"),
+        DeltaWriter(tmp_path / "a.dq.gguf", meta(), [spec]) as writer,
+    ):
+        writer.write(data)
+
+
+def test_metadata_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    identity = BaseIdentity("0" * 64, ("a.weight",), np.full(32, np.nan, np.float32))
+    with pytest.raises(NonFiniteError, match=r"'dqrelo\.base\.samples' would have numbers that are NaN"):
+        DeltaWriter(tmp_path / "a.dq.gguf", meta(identity), [PLAIN])
+    sampling = {"general.sampling.temp": GGUFValue(float("inf"), ValueType.FLOAT32)}
+    with pytest.raises(NonFiniteError, match=r"'general\.sampling\.temp' would have"):
+        DeltaWriter(tmp_path / "a.dq.gguf", meta(general=sampling), [PLAIN])
+    with (
+        pytest.raises(NonFiniteError, match=r"'dqrelo\.weight\.error_delta' would have"),
+        DeltaWriter(tmp_path / "a.dq.gguf", meta(), [PLAIN]) as writer,
+    ):
+        writer.write(plain_data(error_delta=np.nan))
+    assert names_in(tmp_path) == []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
 
-from dqrelo_gguf.file.container import GGUFValue, ValueType
+import numpy as np
+
+from dqrelo_gguf.file.container import GGUFValue, ValueType, pack_string, pack_value
 from tests.support.delta_files import Edited, Type
 
 Edit = Callable[[Edited], Any]
@@ -35,6 +38,47 @@ def set_scale(name: str, value: float) -> Edit:
     def edit(e: Edited) -> None:
         at = e.tensor(name).offset
         e.data[at : at + 4] = struct.pack("<f", value)
+
+    return edit
+
+
+# A tensor of every type that holds floats, and how its first number, or the scale of its first block, is stored.
+FLOATS = {
+    f"{EMBD}.dq_u": "<f2",
+    "blk.0.attn_k.weight.dq_u": "<f4",
+    "blk.0.attn_k.weight.dq_v": "<f2",  # Q4_0
+    f"{Q}.dq_u": "<f2",  # Q8_0
+    "blk.0.ffn_up_exps.weight.dq_v": "bf16",
+    "blk.0.attn_norm.weight.dq_dense": "<f4",
+    "blk.0.attn_q.bias.dq_dense": "<f2",
+}
+
+
+def set_number(name: str, kind: str, text: str) -> Edit:
+    """Puts a number at a tensor's beginning."""
+    raw = np.array([float(text)], "<f4" if kind == "bf16" else kind).tobytes()
+    stored = raw[2:] if kind == "bf16" else raw
+
+    def edit(e: Edited) -> None:
+        at = e.tensor(name).offset
+        e.data[at : at + len(stored)] = stored
+
+    return edit
+
+
+def set_bytes(value_type: ValueType, raw: bytes) -> Edit:
+    """A key `other.flag` whose value is stored as these bytes."""
+    marker = GGUFValue(int.from_bytes(raw, "little"), ValueType.UINT8)
+
+    def edit(e: Edited) -> None:
+        e.fields["other.flag"] = marker
+        whole = e.header
+
+        def header() -> bytes:
+            key = pack_string("other.flag")
+            return whole().replace(key + pack_value(marker), key + struct.pack("<I", value_type) + raw)
+
+        e.header = header  # type: ignore[method-assign]
 
     return edit
 
@@ -200,7 +244,27 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "gap": (lambda e: [vars(t).update(offset=t.offset + 64) for t in e.tensors[3:-4]], "leaves a gap before it"),
     "outside": (set_tensor("blk.0.attn_q.bias.dq_dense", offset=1 << 40), r"ends at byte \d+, file has \d+ bytes"),
     "truncated": (lambda e: e.data.__delitem__(slice(-80, None)), "'blk.0.attn_q.bias.dq_dense' ends at byte"),
-    # 6: scales
-    "nan scale": (set_scale(SCALE, float("nan")), f"'{SCALE}' has 1 scales that are NaN or infinite"),
-    "infinite cscale": (set_scale("blk.0.attn_k.weight.dq_cscale", float("-inf")), "dq_cscale' has 1 scales"),
+    "bytes behind": (lambda e: e.data.extend(bytes(64)), "has 64 bytes behind its last tensor, expected none"),
+    "a byte behind": (lambda e: e.data.extend(b"x"), "has 1 bytes behind its last tensor, expected none"),
+    # 6: numbers
+    "nan scale": (set_scale(SCALE, float("nan")), f"'{SCALE}' has 1 numbers that are NaN or infinite"),
+    "infinite cscale": (set_scale("blk.0.attn_k.weight.dq_cscale", float("-inf")), "dq_cscale' has 1 numbers"),
+    **{
+        f"{value} in {name}": (set_number(name, kind, value), f"'{name}' has 1 numbers that are NaN or infinite")
+        for name, kind in FLOATS.items()
+        for value in ("nan", "inf", "-inf")
+    },
+    # 2: numbers of the metadata
+    **{
+        f"{value} in {key}": (set_item(key, 1, float(value)), f"'{key}' has 1 numbers that are NaN or infinite")
+        for key in ("dqrelo.weight.error_delta", "dqrelo.weight.error_weight", "dqrelo.base.samples")
+        for value in ("nan", "-inf")
+    },
+    "nan ratio": (set_field("dqrelo.ratio", math.nan, ValueType.FLOAT64), "'dqrelo.ratio' has 1 numbers"),
+    "nan temperature": (set_field("general.sampling.temp", math.nan, ValueType.FLOAT32), "'general.sampling.temp' has"),
+    "infinite items": (
+        set_field("other.numbers", [1.0, math.inf, -math.inf], ARRAY, ValueType.FLOAT64),
+        "'other.numbers' has 2 numbers",
+    ),
+    "bool 255": (set_bytes(ValueType.BOOL, b"\xff"), "'other.flag' has a BOOL of 255, expected 0 or 1"),
 }

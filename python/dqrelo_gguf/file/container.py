@@ -10,6 +10,7 @@ import mmap
 import os
 import stat
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -141,6 +142,8 @@ class GGUFFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if sys.byteorder != "little":
+            self.fail("is little-endian, as all GGUF files here; this host is big-endian, which is not supported")
         self.n_file_bytes = 0
         self._map = self._open()
         self._at = 0  # parsing position, byte in the file
@@ -177,6 +180,13 @@ class GGUFFile:
             return [self._string(f"metadata key '{key}'") for _ in range(field.n_items)]
         dtype = np.dtype(_SCALARS[field.item_type])
         return np.frombuffer(self._map, dtype, field.n_items, field.offset).tolist()
+
+    def stored(self, key: str) -> npt.NDArray[np.uint8]:
+        """Bytes of a key's number, or of the numbers of its array: a view of the map."""
+        field = self._fields[key]
+        item_bytes = struct.calcsize(_SCALARS[field.item_type or field.type])
+        n_items = field.n_items if field.item_type is not None else 1
+        return np.frombuffer(self._map, np.uint8, n_items * item_bytes, field.offset)
 
     def raw(self, tensor: TensorInfo, start: int = 0, n_bytes: int | None = None) -> npt.NDArray[np.uint8]:
         """Bytes of a tensor's data, a view of the map."""

@@ -45,6 +45,11 @@ def ne_text(ne: Sequence[int]) -> str:
     return "x".join(str(n) for n in ne)
 
 
+def type_bytes(t: Type) -> int:
+    """Bytes of a block of the type, or of a number where it has no blocks."""
+    return int(gguf.GGML_QUANT_SIZES[t][1])
+
+
 def n_data_bytes(t: Type, ne: Sequence[int]) -> int:
     """Bytes of a tensor's data, without padding. Rows must be whole blocks."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[t]

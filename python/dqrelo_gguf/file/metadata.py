@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dqrelo_gguf.errors import FormatError
+from dqrelo_gguf.errors import FormatError, NonFiniteError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import BaseIdentity
@@ -74,12 +75,13 @@ def metadata_fields(
 
     Raises:
         FormatError: a key that the format has no place for.
+        NonFiniteError: a number that is NaN or infinite.
     """
     tensors = [t for spec in specs for t in spec.tensors()]
     is_whole = len(sha256) == len(tensors)
     sha256 = [*sha256, *[NO_SHA256] * (len(tensors) - len(sha256))]
     errors = [*errors, *[(0.0, 0.0)] * (len(specs) - len(errors))]
-    return [
+    fields = [
         *_general_fields(meta),
         *_delta_fields(meta, delta_ratio(specs), content_hash(tensors, sha256) if is_whole else NO_SHA256),
         *_tensor_fields(tensors, sha256),
@@ -87,6 +89,16 @@ def metadata_fields(
         *_base_fields(meta),
         *_tokenizer_fields(meta),
     ]
+    for key, value in fields:
+        _check_finite(key, value)
+    return fields
+
+
+def _check_finite(key: str, value: GGUFValue) -> None:
+    if (value.sub_type or value.type) in (ValueType.FLOAT32, ValueType.FLOAT64):
+        numbers = value.value if value.type == ValueType.ARRAY else [value.value]
+        if not all(math.isfinite(number) for number in numbers):
+            raise NonFiniteError(f"metadata key '{key}' would have numbers that are NaN or infinite")
 
 
 def _delta_fields(meta: DeltaMeta, ratio: float, content: str) -> list[tuple[str, GGUFValue]]:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import NoReturn
 
-import numpy as np
-
 from dqrelo_gguf.errors import printable
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import VERSION, GGUFFile, TensorInfo, ValueType
+from dqrelo_gguf.file.finite import n_not_finite, n_not_finite_values
 from dqrelo_gguf.file.layout import (
     TensorSpec,
     Type,
@@ -130,7 +129,7 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     _check_changed_tokens(file)
     weights, tensors = _Matcher(file).weights()
     _check_offsets(file)
-    _check_scales(file, tensors)
+    _check_floats(file, tensors)
     return weights, tensors
 
 
@@ -178,8 +177,26 @@ def _check_keys(file: GGUFFile) -> None:
             file.fail(f"metadata key '{key}' is missing")
         if got is not None and got != expected:
             file.fail(f"metadata key '{key}' has type {_type_text(got)}, expected {_type_text(expected)}")
+    _check_values(file)
     if file.alignment != fmt.ALIGNMENT:
         file.fail(f"{fmt.KEY_ALIGNMENT} is {file.alignment}, expected {fmt.ALIGNMENT}")
+
+
+def _check_values(file: GGUFFile) -> None:
+    """The numbers of the metadata are finite, its BOOLs 0 or 1."""
+    keys = file.keys()
+    for key in keys:
+        value_type, item_type = file.value_type(key) or (ValueType.STRING, None)
+        kind = item_type or value_type
+        if kind == ValueType.STRING:
+            continue
+        stored = file.stored(key)
+        n_bad = n_not_finite_values(kind, stored)
+        if n_bad:
+            file.fail(f"metadata key '{printable(key)}' has {n_bad} numbers that are NaN or infinite")
+        bad = stored[stored > 1] if kind == ValueType.BOOL else stored[:0]
+        if bad.size:
+            file.fail(f"metadata key '{printable(key)}' has a BOOL of {bad[0]}, expected 0 or 1")
 
 
 def _check_digests(file: GGUFFile) -> None:
@@ -347,13 +364,13 @@ def _check_offsets(file: GGUFFile) -> None:
             what = "overlaps the tensor before it" if info.offset < end else "leaves a gap before it"
             file.fail(f"tensor '{info.name}' {what}: begins at byte {info.offset} of the data, expected {end}")
         end += padded_bytes(info.n_bytes)
+    n_behind = file.n_file_bytes - file.data_start - end
+    if n_behind > 0:
+        file.fail(f"has {n_behind} bytes behind its last tensor, expected none")
 
 
-def _check_scales(file: GGUFFile, tensors: Sequence[TensorSpec]) -> None:
+def _check_floats(file: GGUFFile, tensors: Sequence[TensorSpec]) -> None:
     for spec in tensors:
-        if spec.declared not in (fmt.DQ_SCALE, fmt.DQ_CSCALE):
-            continue
-        values = file.raw(file.tensors[spec.name]).view("<f4")
-        n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+        n_bad = n_not_finite(spec.type, file.raw(file.tensors[spec.name]))
         if n_bad:
-            file.fail(f"tensor '{spec.name}' has {n_bad} scales that are NaN or infinite")
+            file.fail(f"tensor '{printable(spec.name)}' has {n_bad} numbers that are NaN or infinite")

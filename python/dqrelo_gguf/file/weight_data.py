@@ -12,7 +12,8 @@ import numpy.typing as npt
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.errors import NonFiniteError, ShapeError
 from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.file.layout import TensorSpec, Type, WeightSpec
+from dqrelo_gguf.file.finite import n_not_finite
+from dqrelo_gguf.file.layout import TensorSpec, Type, WeightSpec, type_name
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -72,25 +73,22 @@ def tensor_bytes(tensor: TensorSpec, values: npt.NDArray[Any]) -> bytes | memory
             raise ShapeError(f"{tensor.name}: sign bits have type {values.dtype}, expected uint8. Use pack_signs")
         return np.ascontiguousarray(values).data.cast("B")
     values = np.ascontiguousarray(values, dtype=np.float32)
-    _check_finite(tensor, values)
-    if tensor.type == Type.F16:
-        with np.errstate(over="ignore"):
+    n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if n_bad:
+        raise NonFiniteError(f"{tensor.name}: {n_bad} of {values.size} values are NaN or infinite")
+    with np.errstate(over="ignore"):
+        if tensor.type == Type.F16:
             encoded = values.astype("<f2")
-        _check_finite(tensor, encoded)
-    elif tensor.type == Type.F32:
-        encoded = values.astype("<f4", copy=False)
-    else:
-        encoded = np.ascontiguousarray(gguf.quants.quantize(values, tensor.type))
-    return encoded.data.cast("B")
+        elif tensor.type == Type.F32:
+            encoded = values.astype("<f4", copy=False)
+        else:
+            encoded = np.ascontiguousarray(gguf.quants.quantize(values, tensor.type))
+    raw = encoded.data.cast("B")
+    n_bad = n_not_finite(tensor.type, np.frombuffer(raw, np.uint8))
+    if n_bad:
+        raise NonFiniteError(f"{tensor.name}: {n_bad} numbers are too large for {type_name(tensor.type)}")
+    return raw
 
 
 def _same_but_for_ones(a: Sequence[int], b: Sequence[int]) -> bool:
     return [n for n in a if n != 1] == [n for n in b if n != 1]
-
-
-def _check_finite(tensor: TensorSpec, values: npt.NDArray[Any]) -> None:
-    n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-    if n_bad:
-        raise NonFiniteError(
-            f"{tensor.name}: {n_bad} of {values.size} values are NaN, infinite or too large for {values.dtype}"
-        )

@@ -36,7 +36,7 @@ class DeltaWriter:
         force: replace an existing target.
 
     Raises:
-        OutputExistsError, InputError, DiskFullError, FormatError, ShapeError: before anything is written.
+        OutputExistsError, InputError, DiskFullError, FormatError, ShapeError, NonFiniteError: before anything is written.
 
     Example:
         >>> with DeltaWriter("ft.dq.gguf", meta, specs) as writer:    # doctest: +SKIP

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.runtime import process
 from dqrelo_gguf.runtime.arguments import Prompt, Tokens, count, number, prompt_list, stop_texts, token_array
 from dqrelo_gguf.runtime.deltas import Delta, deltas_and_scales
 from dqrelo_gguf.runtime.native import core
@@ -18,9 +19,12 @@ from dqrelo_gguf.runtime.native import core
 class Calls:
     """The calls on one native session; Runtime, which opens the session, inherits them."""
 
-    def __init__(self, session: core.Session) -> None:
+    def __init__(self, session: core.Session, max_scale: float) -> None:
         self._session = session
+        self._max_scale = max_scale
+        process.register(self, session.stop)
 
+    @process.native_call
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = True, delta: Delta | None = None
     ) -> NDArray[np.int32]:
@@ -37,6 +41,7 @@ class Calls:
         """
         return self._session.tokenize(text, add_special, parse_special, delta)
 
+    @process.native_call
     def detokenize(self, tokens: Tokens, *, special: bool = False) -> str:
         """The text of tokens ([n_tokens]).
 
@@ -59,6 +64,7 @@ class Calls:
         scale: float | Sequence[float] = ...,
     ) -> list[NDArray[np.float32]]: ...
 
+    @process.native_call
     def logits(
         self,
         tokens: Prompt | Sequence[Prompt],
@@ -71,19 +77,21 @@ class Calls:
         Args:
             tokens: one sequence ([n_tokens]) or a list of sequences, which are evaluated together.
             delta: one for all sequences, or a list with a delta or None (the base) for each.
-            scale: how much of the delta: 0 is the base, 1 the fine-tune. One, or a list.
+            scale: how much of the delta: 0 is the base, 1 the fine-tune, at most `max_scale`. One, or a list.
 
         Returns:
             float32 [n_tokens, n_vocab] for one sequence, a list of them for a list.
 
         Raises:
-            InputError: an empty or too long sequence, a token that is not in the vocabulary, a closed delta.
+            InputError: an empty or too long sequence, a token that is not in the vocabulary, a closed delta, or logits
+                that are NaN or infinite. No other call is harmed by those.
         """
         is_one, prompts = prompt_list(tokens)
-        deltas, scales = deltas_and_scales(len(prompts), delta, scale)
+        deltas, scales = deltas_and_scales(len(prompts), delta, scale, self._max_scale)
         rows = self._session.logits(self._tokens_of(prompts, deltas), deltas, scales)
         return rows[0] if is_one else rows
 
+    @process.native_call
     def loglikelihood(
         self,
         pairs: Sequence[tuple[Prompt, Prompt]],
@@ -106,9 +114,9 @@ class Calls:
             them was the most probable one.
 
         Raises:
-            InputError: a pair without continuation tokens, or longer than the context.
+            InputError: a pair without continuation tokens, or longer than the context; see also `logits`.
         """
-        deltas, scales = deltas_and_scales(len(pairs), delta, scale)
+        deltas, scales = deltas_and_scales(len(pairs), delta, scale, self._max_scale)
         encoded = [self._encode_pair(i, pair, own) for i, (pair, own) in enumerate(zip(pairs, deltas, strict=True))]
         return self._session.score([tokens for tokens, _ in encoded], [n for _, n in encoded], deltas, scales)
 
@@ -142,6 +150,7 @@ class Calls:
         scale: float | Sequence[float] = ...,
     ) -> list[str]: ...
 
+    @process.native_call
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -172,7 +181,7 @@ class Calls:
             The text after the prompt, without the end token; a list of texts for a list.
 
         Raises:
-            InputError: an empty prompt, or one that leaves no room for `max_tokens` in the context.
+            InputError: an empty prompt, or one that leaves no room for `max_tokens` in the context; see also `logits`.
         """
         is_one, items = prompt_list(prompts)
         params = core.GenerateParams()
@@ -182,7 +191,7 @@ class Calls:
         params.top_p = number("top_p", top_p, 0.0, 1.0)
         params.seed = count("seed", seed, 0)
         params.stop = stop_texts(stop)
-        deltas, scales = deltas_and_scales(len(items), delta, scale)
+        deltas, scales = deltas_and_scales(len(items), delta, scale, self._max_scale)
         generated = self._session.generate(self._tokens_of(items, deltas), deltas, scales, params)
         texts = [text.decode("utf-8", errors="replace") for text, _ in generated]
         return texts[0] if is_one else texts

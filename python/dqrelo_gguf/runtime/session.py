@@ -10,10 +10,15 @@ from __future__ import annotations
 import os
 from typing import Self
 
-from dqrelo_gguf.runtime.arguments import count, existing_file
+import numpy as np
+
+from dqrelo_gguf.runtime import process
+from dqrelo_gguf.runtime.arguments import count, existing_file, number
 from dqrelo_gguf.runtime.calls import Calls
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.native import core
+
+LARGEST_F32 = float(np.finfo(np.float32).max)
 
 
 class Runtime(Calls):
@@ -38,7 +43,8 @@ class Runtime(Calls):
         repack: let the CPU backend keep some weights in a layout of its own.
         kv_unified: False gives each sequence a memory of its own, of n_ctx / n_seq_max tokens.
         allow_other_base: accept deltas that were made from another quantisation of this base.
-        verify: check the digest of every tensor of a delta when it is loaded.
+        verify: check the digests of a delta at every load; otherwise once for a file, until it changes.
+        max_scale: the largest absolute value of a `scale`: larger ones make a model's numbers overflow.
         verbose: print llama.cpp's log to stderr (for the whole process).
 
     Raises:
@@ -63,6 +69,7 @@ class Runtime(Calls):
         kv_unified: bool = True,
         allow_other_base: bool = False,
         verify: bool = False,
+        max_scale: float = 4.0,
         verbose: bool = False,
     ) -> None:
         params = core.SessionParams()
@@ -81,7 +88,7 @@ class Runtime(Calls):
         params.verbose = verbose
         self._allow_other_base = allow_other_base
         self._verify = verify
-        super().__init__(core.Session(existing_file(base), params))
+        super().__init__(core.Session(existing_file(base), params), number("max_scale", max_scale, 1.0, LARGEST_F32))
 
     def __enter__(self) -> Self:
         return self
@@ -94,7 +101,15 @@ class Runtime(Calls):
         return f"Runtime({self._session.path!r}, {state})"
 
     def close(self) -> None:
-        """Frees the deltas, the context and the model, once no call runs any more. Later calls raise InputError."""
+        """Frees the deltas, the context and the model, once no call runs any more. Later calls raise InputError.
+
+        In a forked child it does nothing: the memory is the parent's.
+        """
+        if process.is_own(self):
+            self._close()
+
+    @process.native_call
+    def _close(self) -> None:
         self._session.close()
 
     @property
@@ -152,6 +167,7 @@ class Runtime(Calls):
         """CPU threads."""
         return self._session.n_threads
 
+    @process.native_call
     def load_delta(
         self,
         path: str | os.PathLike[str],
@@ -178,4 +194,5 @@ class Runtime(Calls):
             existing_file(path),
             self._allow_other_base if allow_other_base is None else allow_other_base,
             self._verify if verify is None else verify,
+            self._max_scale,
         )

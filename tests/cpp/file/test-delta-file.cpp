@@ -189,7 +189,7 @@ static void test_refusals() {
     d               = delta_of_every_form();
     const float nan = std::numeric_limits<float>::quiet_NaN();
     memcpy(&d.tensors[7].data[8], &nan, sizeof(nan));
-    CHECK(refused(d.file(), "'planes.dq_scale1' has 1 scales that are NaN or infinite"));
+    CHECK(refused(d.file(), "'planes.dq_scale1' has 1 numbers that are NaN or infinite"));
 
     check::begin("refusals/hostile text stays one printable line");
     d = delta_of_every_form();

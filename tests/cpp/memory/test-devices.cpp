@@ -3,6 +3,7 @@
 #include "support/check.h"
 #include "support/gguf-builder.h"
 #include "file/delta-file.h"
+#include "memory/composed-pack.h"
 #include "memory/device-pack.h"
 #include "support/fake-device.h"
 #include "memory/placement.h"
@@ -12,6 +13,7 @@
 #include "ggml-cpu.h"
 
 #include <cstdio>
+#include <map>
 #include <random>
 
 using dqrelo::method;
@@ -132,6 +134,40 @@ static void test_pack() {
     remove(PATH);
 }
 
+// A weight with factors in F32, of which one number of each is `value`.
+static std::unique_ptr<dqrelo::delta_file> file_with_factors_of(float value) {
+    testing::delta_builder d;
+    testing::random_source r(5);
+    d.add_weight("w", { 64, 24 }, 1, 4);
+    d.add_tensor(".dq_sign", "DQ_SIGN", GGML_TYPE_I8, { 8, 24 }, r.bytes(8 * 24), { 64, 24 });
+    d.add_tensor(".dq_scale", "DQ_SCALE", GGML_TYPE_F32, { 1 }, testing::bytes_of_all(r.values(1)));
+    for (const auto & [suffix, ne] : std::map<std::string, std::vector<uint64_t>>{ { "u", { 4, 24 } }, { "v", { 64, 4 } } }) {
+        std::vector<float> values = r.values(ne[0] * ne[1]);
+        values[7]                 = -value;
+        d.add_tensor(".dq_" + suffix, suffix == "u" ? "DQ_U" : "DQ_V", GGML_TYPE_F32, ne, testing::bytes_of_all(values));
+    }
+    d.declare();
+    testing::write_file(PATH, d.file());
+    std::string err;
+    return dqrelo::delta_file::open(PATH, {}, err);
+}
+
+static void test_overflow() {
+    check::begin("a number that is too large for the type that a device multiplies");
+    fake_device gpu; // takes no product, so it is given F16
+    std::string err;
+    for (float value : { 65504.0f, 65519.0f }) { // the last is rounded down
+        CHECK(dqrelo::composed_pack::load(*file_with_factors_of(value), &gpu.buft, { 0 }, err) != nullptr);
+    }
+    for (float value : { 65520.0f, 1e5f, 3e38f }) {
+        err.clear();
+        CHECK(dqrelo::composed_pack::load(*file_with_factors_of(value), &gpu.buft, { 0 }, err) == nullptr);
+        CHECK(err.find(std::string(PATH) + ": tensor 'w.dq_u' has 1 numbers over 65504") == 0 && err.find('\n') == std::string::npos);
+    }
+    CHECK(gpu.n_buffers == 0);
+    remove(PATH);
+}
+
 int main() {
     test_host();
     test_fused();
@@ -139,5 +175,6 @@ int main() {
     test_upload(true);
     test_upload(false);
     test_pack();
+    test_overflow();
     return check::finish();
 }

@@ -5,6 +5,7 @@
 
 #include "ggml.h"
 
+#include <algorithm>
 #include <array>
 
 using shape = std::array<int64_t, 4>;
@@ -64,6 +65,9 @@ struct op_case {
         return tokens[(size_t) (i1 * stride[0] + i2 * stride[1] + i3 * stride[2])];
     }
 
+    // The id of a row, kept in 0 .. n - 1 as the op does.
+    int64_t id_of(int64_t row, int64_t n) const { return std::clamp<int64_t>(ids[(size_t) row], 0, n - 1); }
+
     // The delta of a row, or null.
     const random_entry * entry_of(int64_t row) const {
         const int delta = token(row).delta;
@@ -76,7 +80,7 @@ struct op_case {
         }
         const int64_t i2 = row / ne[1] % ne[2];
         switch (form) {
-            case DQRELO_FORM_MATMUL_ID: return stack->matrices[(size_t) ids[(size_t) row]].get();
+            case DQRELO_FORM_MATMUL_ID: return stack->matrices[(size_t) id_of(row, (int64_t) stack->matrices.size())].get();
             case DQRELO_FORM_MATMUL: return stack->matrices[(size_t) (i2 / (ne[2] / stack->e.n_mat))].get();
             default: return stack->matrices[(size_t) (i2 % stack->e.n_mat)].get();
         }

@@ -13,7 +13,7 @@ static void check_case(const std::string & name, op_case & c);
 // What the delta of `entry` adds to row r of the case's output, before the request scale.
 static expected_delta expect(const op_case & c, const random_entry & entry, int64_t r) {
     if (c.form == DQRELO_FORM_ROWS) {
-        return expect_row(entry, c.ids[(size_t) r]);
+        return expect_row(entry, c.id_of(r, entry.e.n_out));
     }
     const float * x = c.x_of(r);
     if (c.is_matmul()) {
@@ -23,7 +23,7 @@ static expected_delta expect(const op_case & c, const random_entry & entry, int6
         }
         return expect_matmul(entry, x, v_max / 32639.0); // every row here is shorter than 65536
     }
-    const expected_delta row = expect_row(entry, c.ids.empty() ? r % c.ne[1] % entry.e.n_out : c.ids[(size_t) r] % entry.e.n_out);
+    const expected_delta row = expect_row(entry, c.ids.empty() ? r % c.ne[1] % entry.e.n_out : c.id_of(r, entry.e.n_out));
     expected_delta       out;
     for (int64_t j = 0; j < c.ne[0]; j++) {
         const double factor = c.form == DQRELO_FORM_MUL ? x[j] : 1.0;
@@ -282,6 +282,43 @@ static void test_merged_weight() {
     check_case("add/a stack of weights", c);
 }
 
+// What a router that met NaN may give, beside sound ids: nothing outside the stack is read, and other rows are untouched.
+static void test_ids_out_of_range() {
+    const int32_t odd[] = { -1, INT32_MIN, 6, INT32_MAX, 0x10000 };
+    const auto    ids   = [&](op_case & c) {
+        c.ids.clear();
+        for (int64_t r = 0; r < c.n_rows(); r++) {
+            c.ids.push_back(r % 3 == 1 ? odd[r / 3 % 5] : (int32_t) (r * 5 % 6));
+        }
+    };
+    entry_options o;
+    o.n_in  = 136;
+    o.n_out = 6;
+    o.rank  = 2;
+    const random_stack a(o, 6, 91);
+    const random_entry b(o, 92);
+    op_case            c;
+    c.form   = DQRELO_FORM_MATMUL_ID;
+    c.n_in   = o.n_in;
+    c.stacks = { &a, &a, nullptr };
+    c.stride = { 0, 1, 0 };
+    for (int64_t n_tokens : { 1, 7, 40 }) {
+        c.ne     = { o.n_out, 3, n_tokens, 1 };
+        c.tokens = mixed_tokens(n_tokens);
+        ids(c);
+        check_case("ids out of range/matmul_id/tokens=" + std::to_string(n_tokens), c);
+    }
+    c.stacks.clear();
+    c.entries = { &b, &b, nullptr };
+    c.form    = DQRELO_FORM_ADD;
+    c.ne      = { o.n_in, 3, 7, 1 };
+    c.tokens  = mixed_tokens(7);
+    ids(c);
+    check_case("ids out of range/add_id", c);
+    c.form = DQRELO_FORM_ROWS;
+    check_case("ids out of range/rows", c);
+}
+
 static void test_matmul_dense() {
     entry_options o;
     o.dense = true;
@@ -375,5 +412,6 @@ static void test_all_cases() {
     test_elementwise();
     test_no_rows();
     test_add_id();
+    test_ids_out_of_range();
     test_merged_weight();
 }
