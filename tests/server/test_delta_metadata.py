@@ -19,8 +19,8 @@ from tests.support.server_fixtures import Artefacts, Server, serve
 F32, I32, U32, STRING = ValueType.FLOAT32, ValueType.INT32, ValueType.UINT32, ValueType.STRING
 
 SAMPLING: dict[str, tuple[str, Any, ValueType, str]] = {
-    "nan": ("temp", float("nan"), F32, "'general.sampling.temp' is nan, expected a number from -1 to 1000"),
-    "infinite": ("top_p", float("inf"), F32, "'general.sampling.top_p' is inf"),
+    "nan": ("temp", float("nan"), F32, "'general.sampling.temp' has 1 numbers that are NaN or infinite"),
+    "infinite": ("top_p", float("inf"), F32, "'general.sampling.top_p' has 1 numbers that are NaN or infinite"),
     "negative": ("min_p", -0.5, F32, "'general.sampling.min_p' is -0.5, expected a number from 0 to 1"),
     "memory": ("penalty_last_n", 2**31 - 1, I32, "'general.sampling.penalty_last_n' is 2.14748e+09"),
     "division": ("penalty_repeat", 0.0, F32, "'general.sampling.penalty_repeat' is 0"),
