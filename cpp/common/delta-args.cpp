@@ -125,6 +125,17 @@ static void set_shutdown(common_params & params, const std::string & value) {
     params.dqrelo.shutdown_s = seconds;
 }
 
+// llama-server makes up to 1024 HTTP threads beside those of --threads-http. Some must be left for what waits for no delta.
+static const int N_WAITING_MAX = 960;
+
+static size_t waiting_max(int value) {
+    if (value <= 0 || value > N_WAITING_MAX) {
+        throw std::invalid_argument("--delta-max-waiting " + std::to_string(value) + ": expected a number from 1 to " +
+                                    std::to_string(N_WAITING_MAX));
+    }
+    return (size_t) value;
+}
+
 static void add_only_delta(common_params & params, const std::string & value) {
     dqrelo_add_deltas(params.dqrelo, value);
     if (params.dqrelo.deltas.size() > 1) {
@@ -165,6 +176,12 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
             [](common_params & params, int value) { params.dqrelo.n_active_max = positive("--delta-max-active", value); })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_MAX_ACTIVE"));
+    add(common_arg(
+            { "--delta-max-waiting" }, "N",
+            "how many requests wait for a load or a turn of a delta at a time; more get a 503 with a Retry-After header (default: 512)",
+            [](common_params & params, int value) { params.dqrelo.n_waiting_max = waiting_max(value); })
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_DELTA_MAX_WAITING"));
     add(common_arg({ "--delta-admin" }, { "--no-delta-admin" },
                    "whether deltas are loaded, unloaded and reloaded over HTTP (default: only where an API key is asked for)",
                    [](common_params & params, bool value) { params.dqrelo.admin = value; })

@@ -17,8 +17,9 @@ struct dqrelo_options {
     std::vector<dqrelo_delta_source> deltas;
     std::string                      deltas_dir; // --deltas-dir: each *.dq.gguf in it is served under its name, and loaded on first use
     std::vector<std::string>         pinned;     // --delta-pin: names that are never put out to make room
-    size_t                           n_bytes_max  = 0; // --delta-memory, of all that is loaded; 0: any
-    size_t                           n_active_max = 0; // --delta-max-active; 0: any
+    size_t                           n_bytes_max   = 0;   // --delta-memory, of all that is loaded; 0: any
+    size_t                           n_active_max  = 0;   // --delta-max-active; 0: any
+    size_t                           n_waiting_max = 512; // --delta-max-waiting
     // --delta-admin, --no-delta-admin: whether deltas are loaded and unloaded over HTTP; unset: where an API key is asked for
     std::optional<bool> admin;
     // --delta-keys: API keys and the names that each may use; a key that is not in here may use all

@@ -33,15 +33,21 @@ void dqrelo_log_last_words(const std::string & name, const std::string & err) {
     common_log_flush(common_log_main());
 }
 
-dqrelo_delta * dqrelo_load_file(const std::string & path, const common_params & params, const llama_model * model, bool verify,
-                                std::string & err) {
+bool dqrelo_use_mmap(const common_params & params) {
+    return params.load_mode == LLAMA_LOAD_MODE_MMAP || params.load_mode == LLAMA_LOAD_MODE_MMAP_MLOCK;
+}
+
+// The delta of a program that has only one. NULL with one line in `err`.
+static dqrelo_delta * load_only_delta(const common_params & params, const llama_model * model, std::string & err) {
     char text[N_ERR]                   = "";
     auto load_params                   = dqrelo_load_default_params();
-    load_params.verify                 = verify;
+    load_params.verify                 = params.dqrelo.verify;
     load_params.allow_other_base_bytes = params.dqrelo.allow_other_base;
+    load_params.use_mmap               = dqrelo_use_mmap(params);
 
-    dqrelo_delta * delta = dqrelo_load(model, params.model.path.c_str(), path.c_str(), load_params, text, sizeof(text));
-    err                  = text;
+    const std::string & path  = params.dqrelo.deltas[0].path;
+    dqrelo_delta *      delta = dqrelo_load(model, params.model.path.c_str(), path.c_str(), load_params, text, sizeof(text));
+    err                       = text;
     return delta;
 }
 
@@ -80,7 +86,7 @@ bool dqrelo_single_delta::init(common_params & params, llama_context * ctx, comm
     const int64_t  t_start = ggml_time_us();
     dqrelo_applied applied;
     std::string    reason;
-    delta = dqrelo_load_file(source.path, params, llama_get_model(ctx), params.dqrelo.verify, reason);
+    delta = load_only_delta(params, llama_get_model(ctx), reason);
     if (delta == nullptr || !dqrelo_check_applies(delta, ctx, applied, reason)) {
         dqrelo_log_last_words(source.name, reason);
         return false;

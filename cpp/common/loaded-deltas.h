@@ -20,9 +20,8 @@ struct dqrelo_applied {
     int32_t n_inert   = 0;
 };
 
-// Reads one delta file for a model, on any thread; with `verify` every digest is checked. NULL with one line in `err` on failure.
-dqrelo_delta * dqrelo_load_file(const std::string & path, const common_params & params, const llama_model * model, bool verify,
-                                std::string & err);
+// Whether --load-mode asks for deltas to be mapped: by name only, its default reads them into memory.
+bool dqrelo_use_mmap(const common_params & params);
 
 // Checks a delta against the context's graphs, on the thread that decodes. False with one line in `err`, also where nothing of it would
 // apply.

@@ -8,15 +8,11 @@
 
 namespace dqrelo {
 
-bool check_base(dqrelo_delta & delta, const char * path_model, bool allow_other_bytes, std::string & err) {
-    const auto base = base_file::open(path_model, err);
-    if (!base) {
+bool check_base(dqrelo_delta & delta, const base_file & base, bool allow_other_bytes, std::string & err) {
+    if (!check_shapes(*delta.file, base, err)) { // first: another architecture has the clearer line
         return false;
     }
-    if (!check_shapes(*delta.file, *base, err)) { // first: another architecture has the clearer line
-        return false;
-    }
-    const auto cmp       = compare(*delta.file, *base);
+    const auto cmp       = compare(*delta.file, base);
     delta.same_base_file = cmp.match == base_match::same_file;
     if (cmp.match == base_match::other_model) {
         err = cmp.reason;

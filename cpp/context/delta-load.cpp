@@ -5,6 +5,7 @@
 
 #include "dqrelo.h"
 #include "file/error-text.h"
+#include "file/fingerprint.h"
 
 #include "llama-model.h"
 
@@ -28,24 +29,18 @@ std::vector<llama_token> end_tokens(const dqrelo::delta_file & file, const llama
     return eog;
 }
 
-std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_model, const char * path, const dqrelo_load_params & params,
-                                   std::string & err) {
+std::unique_ptr<dqrelo_delta> load(const llama_model & model, const dqrelo::base_file & base, std::shared_ptr<dqrelo::delta_file> file,
+                                   bool allow_other_bytes, std::string & err) {
     auto delta   = std::make_unique<dqrelo_delta>();
     delta->model = &model;
-    delta->file  = dqrelo::delta_file::open(path, err);
-    if (!delta->file) {
-        return nullptr;
-    }
-    if (!dqrelo::check_base(*delta, path_model, params.allow_other_base_bytes, err)) {
+    delta->file  = std::move(file);
+    if (!dqrelo::check_base(*delta, base, allow_other_bytes, err)) {
         return nullptr;
     }
     if (!dqrelo::check_tokens(model, *delta->file, err)) {
         return nullptr;
     }
     if (!dqrelo::check_loaded_shapes(model, *delta->file, err) || !dqrelo::find_copies(*delta, model, err)) {
-        return nullptr;
-    }
-    if (params.verify && !delta->file->verify(err)) {
         return nullptr;
     }
     if (!dqrelo::load_packs(*delta, err)) {
@@ -60,23 +55,90 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const char * path_
     return delta;
 }
 
+// What `make` returns, or NULL with one line in `err`, also where it throws: out of memory, or an I/O error of the standard library.
+template <typename F>
+auto made(const std::string & path, char * err, size_t n_err, const F & make) {
+    std::string          text;
+    decltype(make(text)) made{};
+    try {
+        made = make(text);
+    } catch (const std::exception & e) {
+        text = path + ": " + e.what();
+    }
+    dqrelo::copy_error(text, err, n_err);
+    return made.release();
+}
+
 } // namespace
 
+struct dqrelo_base {
+    std::unique_ptr<dqrelo::base_file> file;
+};
+
+struct dqrelo_file {
+    std::shared_ptr<dqrelo::delta_file> file;
+};
+
+dqrelo_base * dqrelo_base_open(const char * path_model, char * err, size_t n_err) {
+    return made(path_model, err, n_err, [&](std::string & text) {
+        auto file = dqrelo::base_file::open(path_model, text);
+        return file ? std::make_unique<dqrelo_base>(dqrelo_base{ std::move(file) }) : nullptr;
+    });
+}
+
+void dqrelo_base_free(dqrelo_base * base) {
+    delete base;
+}
+
+dqrelo_file_params dqrelo_file_default_params(void) {
+    return { /*.header_only =*/false, /*.verify =*/false, /*.use_mmap =*/false, /*.abort_callback =*/nullptr,
+             /*.abort_callback_data =*/nullptr };
+}
+
+dqrelo_file * dqrelo_file_open(const char * path, dqrelo_file_params params, char * err, size_t n_err) {
+    return made(path, err, n_err, [&](std::string & text) {
+        dqrelo::delta_file::options options;
+        options.header_only = params.header_only;
+        options.use_mmap    = params.use_mmap;
+        if (params.abort_callback != nullptr) {
+            options.is_aborted = [&params] { return params.abort_callback(params.abort_callback_data); };
+        }
+        auto       file = dqrelo::delta_file::open(path, options, text);
+        const bool good = file && (!params.verify || file->verify(options.is_aborted, text));
+        return good ? std::make_unique<dqrelo_file>(dqrelo_file{ std::move(file) }) : nullptr;
+    });
+}
+
+void dqrelo_file_free(dqrelo_file * file) {
+    delete file;
+}
+
 dqrelo_load_params dqrelo_load_default_params(void) {
-    return { /*.allow_other_base_bytes =*/false, /*.verify =*/false };
+    return { /*.allow_other_base_bytes =*/false, /*.verify =*/false, /*.use_mmap =*/false };
+}
+
+dqrelo_delta * dqrelo_load_opened(const llama_model * model, const dqrelo_base * base, dqrelo_file * file, bool allow_other_base_bytes,
+                                  char * err, size_t n_err) {
+    const std::unique_ptr<dqrelo_file> owned(file);
+    const std::string                  path = file->file->path();
+    return made(path, err, n_err,
+                [&](std::string & text) { return load(*model, *base->file, std::move(owned->file), allow_other_base_bytes, text); });
 }
 
 dqrelo_delta * dqrelo_load(const llama_model * model, const char * path_model, const char * path, dqrelo_load_params params, char * err,
                            size_t n_err) {
-    std::string                   text;
-    std::unique_ptr<dqrelo_delta> delta;
-    try {
-        delta = load(*model, path_model, path, params, text);
-    } catch (const std::exception & e) { // out of memory, or an I/O error of the standard library
-        text = std::string(path) + ": " + e.what();
+    auto file_params     = dqrelo_file_default_params();
+    file_params.verify   = params.verify;
+    file_params.use_mmap = params.use_mmap;
+    dqrelo_file * file   = dqrelo_file_open(path, file_params, err, n_err);
+    dqrelo_base * base   = file != nullptr ? dqrelo_base_open(path_model, err, n_err) : nullptr;
+    if (base == nullptr) {
+        dqrelo_file_free(file);
+        return nullptr;
     }
-    dqrelo::copy_error(text, err, n_err);
-    return delta.release();
+    dqrelo_delta * delta = dqrelo_load_opened(model, base, file, params.allow_other_base_bytes, err, n_err);
+    dqrelo_base_free(base);
+    return delta;
 }
 
 bool dqrelo_free(dqrelo_delta * delta) {
@@ -85,4 +147,19 @@ bool dqrelo_free(dqrelo_delta * delta) {
     }
     delete delta;
     return true;
+}
+
+size_t dqrelo_file_bytes_needed(const llama_model * model, const dqrelo_file * file) {
+    std::string  err;
+    dqrelo_delta delta;
+    delta.file = file->file;
+    if (!dqrelo::find_copies(delta, *model, err)) { // its load will say why
+        return delta.file->n_bytes_mapped();
+    }
+    dqrelo::count_memory(delta);
+    size_t n_bytes = 0;
+    for (const auto & memory : delta.memory) {
+        n_bytes += memory.second;
+    }
+    return n_bytes;
 }

@@ -6,7 +6,6 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <set>
 
 namespace dqrelo {
@@ -123,22 +122,3 @@ bool load_packs(dqrelo_delta & delta, std::string & err) {
 }
 
 } // namespace dqrelo
-
-size_t dqrelo_bytes_needed(const llama_model * model, const char * path) {
-    const bool on_host = std::all_of(model->tensors_by_name.begin(), model->tensors_by_name.end(),
-                                     [](const auto & tensor) { return dqrelo::placement_of(tensor.second).how == dqrelo::method::mapped; });
-    std::string  err;
-    dqrelo_delta delta;
-    delta.file = on_host ? nullptr : dqrelo::delta_file::open_header(path, err); // most often there is no need to look into the file
-    if (!delta.file || !dqrelo::find_copies(delta, *model, err)) {
-        std::error_code code;
-        const auto      n_bytes = std::filesystem::file_size(path, code);
-        return code ? 0 : (size_t) n_bytes;
-    }
-    dqrelo::count_memory(delta);
-    size_t n_bytes = 0;
-    for (const auto & memory : delta.memory) {
-        n_bytes += memory.second;
-    }
-    return n_bytes;
-}

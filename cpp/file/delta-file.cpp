@@ -50,6 +50,7 @@ struct delta_file::impl {
     std::optional<std::string> chat_template;
     std::vector<int32_t>       eog_tokens;
 
+    bool        read_header(const is_aborted_fn & is_aborted, std::string & err);
     bool        read_metadata(std::string & err);
     void        read_tokens();
     std::string content_lines() const;
@@ -98,26 +99,36 @@ std::string delta_file::impl::content_lines() const {
     return text;
 }
 
-std::unique_ptr<delta_file> delta_file::open(const std::string & path, std::string & err) {
-    return open(path, /*header_only =*/false, err);
+// Reads what the header takes, and parses it. Most headers lie in the first bytes, and none behind the second number; what was not read
+// is zeros, which may parse as well as not.
+bool delta_file::impl::read_header(const is_aborted_fn & is_aborted, std::string & err) {
+    for (const size_t n_bytes : { (size_t) 1 << 20, (size_t) 64 << 20 }) {
+        if (!file->fetch(n_bytes, is_aborted, err)) {
+            return false;
+        }
+        header               = {};
+        const bool is_parsed = parse_gguf_header(file->data(), file->n_bytes(), header, err);
+        if (is_parsed && (header.data_offset_bytes <= n_bytes || file->n_bytes() <= n_bytes)) {
+            return check_delta_keys(header, err) && read_metadata(err) && read_delta_layout(header, layout, err);
+        }
+        if (is_parsed) {
+            err = message("has a header of %zu bytes, expected at most %zu", header.data_offset_bytes, n_bytes);
+        }
+    }
+    return false;
 }
 
-std::unique_ptr<delta_file> delta_file::open_header(const std::string & path, std::string & err) {
-    return open(path, /*header_only =*/true, err);
-}
-
-std::unique_ptr<delta_file> delta_file::open(const std::string & path, bool header_only, std::string & err) {
+std::unique_ptr<delta_file> delta_file::open(const std::string & path, const options & options, std::string & err) {
     std::unique_ptr<impl> p(new impl());
     p->path = path;
     std::string reason;
-    p->file = mapped_file::open(path, reason);
+    p->file = mapped_file::open(path, options.use_mmap ? mapped_file::mode::map : mapped_file::mode::copy, reason);
 
-    bool good = p->file && parse_gguf_header(p->file->data(), p->file->n_bytes(), p->header, reason) &&
-                check_delta_keys(p->header, reason) && p->read_metadata(reason) && read_delta_layout(p->header, p->layout, reason);
-    if (good && !header_only) {
+    bool good = p->file && p->read_header(options.is_aborted, reason);
+    if (good && !options.header_only) {
         // From the first byte to the last: a disk serves that far better than the scales, which lie all over the file.
-        p->file->prefault(0, p->file->n_bytes());
-        good = check_scales(p->header, p->layout, p->file->data(), reason);
+        good =
+            p->file->fetch(p->file->n_bytes(), options.is_aborted, reason) && check_scales(p->header, p->layout, p->file->data(), reason);
     }
     if (!good) {
         err = path + ": " + reason;
@@ -251,10 +262,14 @@ std::vector<std::string> delta_file::meta_keys() const {
     return keys;
 }
 
-bool delta_file::verify(std::string & err) const {
+bool delta_file::verify(const is_aborted_fn & is_aborted, std::string & err) const {
     std::string damaged;
     size_t      n_damaged = 0;
     for (size_t i = 0; i < p->header.tensors.size(); ++i) {
+        if (is_aborted && is_aborted()) {
+            err = p->path + ": was not checked to its end: nobody waits for it any more";
+            return false;
+        }
         const gguf_tensor_entry & tensor = p->header.tensors[i];
         const uint8_t *           bytes  = p->file->data() + p->header.data_offset_bytes + tensor.offset_bytes;
         if (hash_sha256_hex(bytes, tensor.n_bytes) == p->layout.tensors[i].sha256) {

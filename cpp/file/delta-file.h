@@ -5,6 +5,7 @@
 #pragma once
 
 #include "dqrelo-op.h"
+#include "file/mapped-file.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -31,12 +32,15 @@ struct weight_info {
 // An opened delta file. Immutable: any number of threads may read it. Pointers and references live as long as the object.
 class delta_file {
 public:
-    // Maps and validates the file at `path`; all of it is in memory then, so that no page fault falls into a decode step. Returns nullptr
-    // with one line in `err` on failure.
-    static std::unique_ptr<delta_file> open(const std::string & path, std::string & err);
+    struct options {
+        bool          header_only = false; // items 1-5 are checked, and nothing behind the header is read
+        bool          use_mmap    = false; // map the file instead of reading it into memory
+        is_aborted_fn is_aborted;
+    };
 
-    // Without reading what lies behind the header: items 1-5 are checked.
-    static std::unique_ptr<delta_file> open_header(const std::string & path, std::string & err);
+    // Reads and validates the file at `path`; all of it is in memory then, so that no page fault falls into a decode step. Returns nullptr
+    // with one line in `err` on failure.
+    static std::unique_ptr<delta_file> open(const std::string & path, const options & options, std::string & err);
 
     ~delta_file();
     delta_file(const delta_file &)             = delete;
@@ -57,7 +61,7 @@ public:
     // The bytes of weight i in the mapping: n_bytes of them, 64-byte aligned.
     const uint8_t * data(size_t i) const;
 
-    // The bytes of weight i will not be read soon: their pages may go. Reading them later is slower, not wrong.
+    // The bytes of weight i are not read any more: their pages go.
     void discard(size_t i) const;
 
     const std::string & path() const;
@@ -86,11 +90,10 @@ public:
     std::vector<std::string> meta_keys() const;
 
     // Recomputes every digest of docs/format.md section 5. Returns false with one line in `err` that names up to three damaged tensors.
-    bool verify(std::string & err) const;
+    bool verify(const is_aborted_fn & is_aborted, std::string & err) const;
 
 private:
     struct impl;
-    static std::unique_ptr<delta_file> open(const std::string & path, bool header_only, std::string & err);
     explicit delta_file(std::unique_ptr<impl> p);
     std::unique_ptr<impl> p;
 };

@@ -66,7 +66,7 @@ std::vector<std::string> shard_paths(const std::string & path) {
 
 bool open_shard(const std::string & path, int64_t number, int64_t n_shards, shard & out, std::string & err) {
     std::string reason;
-    out.file = mapped_file::open(path, reason);
+    out.file = mapped_file::open(path, mapped_file::mode::map, reason);
     if (!out.file && n_shards > 1) {
         reason += message(" (%" PRId64 " shards belong to this model)", n_shards);
     }

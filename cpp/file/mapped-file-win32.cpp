@@ -19,7 +19,8 @@ static std::wstring wide(const std::string & utf8) {
     return out;
 }
 
-std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::string & err) {
+// Windows lets no program shorten or write a file that is mapped here: a copy needs no other form than a map.
+std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode, std::string & err) {
     HANDLE file = CreateFileW(wide(path).c_str(), GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
     if (file == INVALID_HANDLE_VALUE) {
         err = message("cannot be opened: system error %lu", GetLastError());
@@ -58,13 +59,26 @@ mapped_file::~mapped_file() {
 // Windows reads no further ahead than a page fault needs.
 void mapped_file::expect_random_access() const {}
 
-void mapped_file::prefault(size_t offset_bytes, size_t n_bytes) const {
+bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::string & err) {
+    constexpr size_t piece = (size_t) 4 << 20;
+    for (; n_fetched_ < n_bytes && n_fetched_ < n_bytes_; n_fetched_ += piece) {
+        if (is_aborted && is_aborted()) {
+            err = "was not read to its end: nobody waits for it any more";
+            return false;
+        }
+        fetch_piece(n_fetched_, n_bytes_ - n_fetched_ < piece ? n_bytes_ - n_fetched_ : piece, err);
+    }
+    return true;
+}
+
+bool mapped_file::fetch_piece(size_t offset_bytes, size_t n_bytes, std::string &) {
     constexpr size_t page = 4096;
     volatile uint8_t sink = 0;
     for (size_t at = offset_bytes / page * page; at < offset_bytes + n_bytes; at += page) {
         sink = data_[at];
     }
     (void) sink;
+    return true;
 }
 
 // Pages that were never locked leave the working set.

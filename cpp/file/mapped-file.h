@@ -1,19 +1,30 @@
-// mapped-file.h: a whole file, mapped read-only.
+// mapped-file.h: a whole file, mapped read-only or read into memory.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
 namespace dqrelo {
 
-// Unmaps when destroyed. The data is page-aligned. Another program that shortens the file while it is mapped makes reads of the lost part
-// fault: files in use are to be replaced by renaming, not rewritten in place.
+// Asked between two pieces of a long read; true ends it.
+using is_aborted_fn = std::function<bool()>;
+
+// The data is page-aligned, and goes with the object. Regular files only: others may block, or never end.
 class mapped_file {
 public:
-    // Returns nullptr with the reason in `err` (without the path).
-    static std::unique_ptr<mapped_file> open(const std::string & path, std::string & err);
+    enum class mode {
+        map,  // reads of what another program cut off the file fault: it must be replaced by renaming, not rewritten in place
+        copy, // memory of this process; what fetch() has read stays as it was read
+    };
+
+    // Returns nullptr with the reason in `err` (without the path). Of a copy no byte is there yet.
+    static std::unique_ptr<mapped_file> open(const std::string & path, mode how, std::string & err);
+
+    // Brings the first n_bytes into memory, so that reading them waits for nothing. Returns false with the reason in `err`.
+    bool fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::string & err);
 
     ~mapped_file();
     mapped_file(const mapped_file &)             = delete;
@@ -25,19 +36,20 @@ public:
     // From here on small parts will be read: stops the system from reading ahead.
     void expect_random_access() const;
 
-    // Reads every page of [offset_bytes, offset_bytes + n_bytes) into memory.
-    void prefault(size_t offset_bytes, size_t n_bytes) const;
-
-    // Takes the pages that lie wholly in [offset_bytes, offset_bytes + n_bytes) out of this process's memory; the system may keep the file
-    // cached.
+    // Takes the pages that lie wholly in [offset_bytes, offset_bytes + n_bytes) out of this process's memory. Of a map they can be read
+    // again, of a copy they are lost.
     void discard(size_t offset_bytes, size_t n_bytes) const;
 
 private:
     mapped_file() = default;
 
-    const uint8_t * data_    = nullptr;
-    size_t          n_bytes_ = 0;
-    void *          handle_  = nullptr; // what the platform needs to unmap
+    bool fetch_piece(size_t offset_bytes, size_t n_bytes, std::string & err);
+
+    const uint8_t * data_      = nullptr;
+    size_t          n_bytes_   = 0;
+    size_t          n_fetched_ = 0;
+    int             fd_        = -1;      // of a copy that is not complete
+    void *          handle_    = nullptr; // what the platform needs
 };
 
 } // namespace dqrelo

@@ -17,10 +17,13 @@ extern "C" {
 #endif
 
 struct dqrelo_delta; // a loaded delta; owned by the caller, belongs to one model
+struct dqrelo_base;  // what a base model's file says about its identity; owned by the caller
+struct dqrelo_file;  // a delta's file, read and checked, for no model yet; owned by the caller
 
 struct dqrelo_load_params {
     bool allow_other_base_bytes; // accept another quantisation of the delta's base (default false: refuse)
     bool verify;                 // check the digest of every tensor before returning (default false)
+    bool use_mmap;               // map the file instead of reading it into memory, see dqrelo_file_params (default false)
 };
 
 LLAMA_API struct dqrelo_load_params dqrelo_load_default_params(void);
@@ -30,6 +33,37 @@ LLAMA_API struct dqrelo_load_params dqrelo_load_default_params(void);
 // n_err bytes).
 LLAMA_API struct dqrelo_delta * dqrelo_load(const struct llama_model * model, const char * path_model, const char * path,
                                             struct dqrelo_load_params params, char * err, size_t n_err);
+
+// The same in three steps, for a program that loads more than one delta, or that may not wait for a file system that does not answer.
+
+// Opens the base's file (all shards of a split one), as it is when the model is loaded from it: what lies under the path later does not
+// count. It stays mapped: it may be renamed or removed, but not written into. Returns NULL with one line in `err` on failure.
+LLAMA_API struct dqrelo_base * dqrelo_base_open(const char * path_model, char * err, size_t n_err);
+LLAMA_API void                 dqrelo_base_free(struct dqrelo_base * base);
+
+struct dqrelo_file_params {
+    bool header_only; // read nothing behind the header: enough for dqrelo_file_bytes_needed only (default false)
+    bool verify;      // check the digest of every tensor (default false)
+    // Map the file instead of reading it into memory. A mapped file takes no memory that the system could not take back, and two processes
+    // share it; but one that is shortened or written into while it serves ends the process or changes what it computes (default false).
+    bool use_mmap;
+    // Called every few MiB, if set; true ends the reading as a failure.
+    ggml_abort_callback abort_callback;
+    void *              abort_callback_data;
+};
+
+LLAMA_API struct dqrelo_file_params dqrelo_file_default_params(void);
+
+// Reads the delta file at `path`; all file I/O of a load is here. Returns NULL with one line in `err` on failure.
+LLAMA_API struct dqrelo_file * dqrelo_file_open(const char * path, struct dqrelo_file_params params, char * err, size_t n_err);
+LLAMA_API void                 dqrelo_file_free(struct dqrelo_file * file);
+
+// What all memories together will hold of the file once it is loaded for `model`.
+LLAMA_API size_t dqrelo_file_bytes_needed(const struct llama_model * model, const struct dqrelo_file * file);
+
+// Loads an opened file, which is taken over, also on failure.
+LLAMA_API struct dqrelo_delta * dqrelo_load_opened(const struct llama_model * model, const struct dqrelo_base * base,
+                                                   struct dqrelo_file * file, bool allow_other_base_bytes, char * err, size_t n_err);
 
 // Frees a delta. Returns false, and frees nothing, while it is bound to a sequence of any context.
 LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);
@@ -52,10 +86,6 @@ LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_tok
 // Memories that a loaded delta lies in: the name of memory i ("CPU": pages of the mapped file; else as ggml calls a device's memory) and
 // its bytes, or NULL behind the last.
 LLAMA_API const char * dqrelo_memory(const struct dqrelo_delta * delta, int32_t i, size_t * n_bytes);
-
-// What all memories together will hold of the delta at `path` once it is loaded for `model`; the file's size if it cannot be read as a
-// delta, which dqrelo_load then tells.
-LLAMA_API size_t dqrelo_bytes_needed(const struct llama_model * model, const char * path);
 
 // Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune). Takes effect with the
 // next llama_decode. What the sequence's memory (KV cache) holds stays as it was computed: clear it if it came from another delta. The

@@ -15,7 +15,7 @@ void server_delta_set::check_admin(const server_delta_caller & caller) const {
         throw std::invalid_argument("this server has no deltas: start it with --delta or --deltas-dir");
     }
     const auto & admin = host.params->dqrelo.admin;
-    if (!admin.value_or(!host.params->api_keys.empty())) {
+    if (!admin.value_or(host.params->has_api_keys)) {
         throw server_delta_error(ERROR_TYPE_PERMISSION, admin.has_value()
                                                             ? "deltas cannot be loaded and unloaded over HTTP here (--no-delta-admin)"
                                                             : "deltas are loaded and unloaded over HTTP only where an API key is asked for "
@@ -78,6 +78,7 @@ json server_delta_set::list(const server_http_req & req) {
         { "data", data },
         { "bytes_resident", n_all },
         { "bytes_max", n_max == 0 ? json() : json(n_max) },
+        { "requests_waiting", registry ? registry->n_waiting() : 0 },
     };
 }
 
@@ -102,7 +103,7 @@ json server_delta_set::admin_load(const server_http_req & req, const server_delt
         }
         path = folder->path_of(load.name + ".dq.gguf");
     }
-    const bool is_new = registry->add(load.name, path, load.is_pinned);
+    const bool is_new = registry->add(load.name, path, server_delta_stamp::of(path).n_bytes, load.is_pinned);
     if (!is_new && !load.is_reload && registry->is_loaded(load.name) && registry->path_of(load.name) != path) {
         throw std::invalid_argument("delta '" + load.name +
                                     "' is loaded from another file. Put a new file in its place with /deltas/reload");
@@ -140,7 +141,7 @@ json server_delta_set::props(const server_http_req & req, json base) {
     const auto           use   = hold(req, name);
     const server_delta & delta = *use->delta;
     task_params          defaults;
-    defaults.sampling                             = delta.params.sampling;
+    defaults.sampling                             = delta.sampling;
     base["default_generation_settings"]["params"] = defaults.to_json(true);
     base["model_alias"]                           = name;
     base["model_path"]                            = shown(req.caller, delta.path, delta.path);

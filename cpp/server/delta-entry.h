@@ -7,22 +7,22 @@
 #include "server-common.h"
 
 #include <cstdint>
-#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
 
-// What identifies a file's content without reading it.
+// What identifies a file's content without reading it: another file under its path, or a change of it, has another one.
 struct server_delta_stamp {
-    std::string                     path;
-    uintmax_t                       n_bytes = 0;
-    std::filesystem::file_time_type changed;
+    std::string path;
+    uintmax_t   n_bytes    = 0;
+    uint64_t    device     = 0;
+    uint64_t    inode      = 0;
+    int64_t     changed_ns = 0; // the content, as the file system tells it
+    int64_t     touched_ns = 0; // the content, the name, or the time above
 
-    // Of a file that cannot be looked at: 0 bytes.
+    // Of a file that cannot be looked at: 0 bytes. I/O: not under a lock.
     static server_delta_stamp of(const std::string & path);
-    bool                      operator==(const server_delta_stamp & other) const {
-        return path == other.path && n_bytes == other.n_bytes && changed == other.changed;
-    }
+    bool                      operator==(const server_delta_stamp & other) const;
 };
 
 // One loaded file. A reload makes another one; this one lives until its last request has ended. Constant once it serves, but for the last
@@ -40,9 +40,10 @@ struct server_delta {
 
     dqrelo_applied     applied;
     server_delta_vocab vocab;
-    dqrelo_eog         eog;    // end tokens, empty: the vocabulary's
-    common_params      params; // the server's, with the fine-tune's sampling defaults
-    server_chat_params chat;   // the base's, with the delta's template
+    dqrelo_eog         eog;  // end tokens, empty: the vocabulary's
+    server_chat_params chat; // the base's, with the delta's template
+
+    common_params_sampling sampling; // the server's defaults, with the fine-tune's
 
     dqrelo_delta * handle = nullptr; // NULL after the server slept; the main loop's, and the loader's before and after it serves
     int            n_uses = 0;       // requests that hold it; the registry's lock
@@ -59,11 +60,14 @@ struct server_delta {
 // A load that was asked for. Guarded by the registry's lock.
 struct server_delta_job {
     std::string path;
-    size_t      n_bytes    = 0;     // that it will take; known before it starts
-    bool        is_reload  = false; // also where a file is loaded already
-    bool        is_done    = false;
-    int         n_waiting  = 0; // requests that wait for it; when it went well they are the entry's n_entitled
-    int         error_type = 0; // where `error` is set
+    size_t      n_bytes     = 0; // that it will take
+    bool        is_sized    = false;
+    bool        is_reload   = false; // also where a file is loaded already
+    bool        is_done     = false;
+    int         n_silent    = 0; // times that its file system did not answer
+    int         n_overtaken = 0; // by jobs that found room while it waited for some
+    int         n_waiting   = 0; // requests that wait for it; when it went well they are the entry's n_entitled
+    int         error_type  = 0; // where `error` is set
     std::string error;
 };
 

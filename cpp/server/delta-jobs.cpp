@@ -23,14 +23,9 @@ void server_delta_jobs::finish(server_delta_entry & entry, int error_type, const
     queue.erase(std::remove(queue.begin(), queue.end(), entry.name), queue.end());
 }
 
-void server_delta_jobs::start(const server_delta_work & work) {
-    at_work     = work;
-    is_reading_ = true;
-}
-
-void server_delta_jobs::read(const std::shared_ptr<server_delta> & delta) {
-    is_reading_ = false;
-    unchecked   = delta;
+void server_delta_jobs::put_off(const server_delta_entry & entry) {
+    queue.erase(std::remove(queue.begin(), queue.end(), entry.name), queue.end());
+    queue.push_back(entry.name);
 }
 
 std::shared_ptr<server_delta> server_delta_jobs::take_unchecked() {

@@ -11,9 +11,10 @@
 // What the loader has to do next: one of these.
 struct server_delta_work {
     std::shared_ptr<server_delta>     to_free;
+    std::shared_ptr<server_delta_job> to_size; // how much memory its file will take
     std::shared_ptr<server_delta_job> to_load;
-    std::string                       name;                   // of what is to be loaded
-    bool                              must_verify     = true; // the digests of this file were not checked yet
+    std::string                       name;     // of the job
+    server_delta_stamp                verified; // the file of this name whose digests were checked
     bool                              wants_main_loop = false;
 };
 
@@ -25,22 +26,25 @@ public:
     // The entry's job is over, well (no error) or not.
     void finish(server_delta_entry & entry, int error_type, const std::string & error);
 
-    // Names whose jobs are not over; the first one may be at work.
+    // The entry's job goes behind all others.
+    void put_off(const server_delta_entry & entry);
+
+    // Names whose jobs are not over; one of them may be at work.
     const std::deque<std::string> & waiting() const { return queue; }
 
-    // A job goes from start() through read(), with a file or NULL, and, where it has one, the main loop's take_unchecked(), to end().
-    void                          start(const server_delta_work & work);
-    void                          read(const std::shared_ptr<server_delta> & delta);
+    // A job goes from start() through read(), with what was loaded, the main loop's take_unchecked(), to end(); one that failed goes there
+    // at once.
+    void                          start(const server_delta_work & work) { at_work = work; }
+    void                          read(const std::shared_ptr<server_delta> & delta) { unchecked = delta; }
     std::shared_ptr<server_delta> take_unchecked();
     server_delta_work             end();
 
     bool is_at_work() const { return at_work.to_load != nullptr; }
-    bool is_reading() const { return is_reading_; }
+    bool is_at(const server_delta_job & job) const { return at_work.to_load.get() == &job; }
     bool has_unchecked() const { return unchecked != nullptr; }
 
 private:
     std::deque<std::string>       queue;
-    server_delta_work             at_work;             // what is loaded, until the main loop has checked it
-    std::shared_ptr<server_delta> unchecked;           // loaded, for the main loop to check
-    bool                          is_reading_ = false; // the loader reads a file, outside the lock
+    server_delta_work             at_work;   // what is loaded, until the main loop has checked it
+    std::shared_ptr<server_delta> unchecked; // loaded, for the main loop to check
 };

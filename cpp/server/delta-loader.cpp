@@ -7,26 +7,53 @@
 #include <sys/resource.h>
 #endif
 
+static const size_t N_ERR = 1024; // bytes of an error line
+
+// How often a file is read that is another one, or another's content, once it was read: someone is busy replacing it.
+static const int N_READS_MAX = 3;
+
 //
 // a delta from its file
 //
 
-std::shared_ptr<server_delta> server_delta_read(const std::string & name, const std::string & path, const server_delta_host & host,
-                                                bool verify, std::string & err) {
-    const int64_t t_start = ggml_time_us();
-    auto          delta   = std::make_shared<server_delta>();
-    delta->stamp  = server_delta_stamp::of(path); // before it is read: a file that changes meanwhile is not taken for the one that was read
-    delta->handle = dqrelo_load_file(path, *host.params, host.model, verify, err);
+server_delta_settings::server_delta_settings(const common_params & params) :
+    dqrelo(params.dqrelo),
+    has_api_keys(!params.api_keys.empty()),
+    model(params.model),
+    sampling(params.sampling),
+    chat_template(params.chat_template),
+    enable_reasoning(params.enable_reasoning),
+    use_jinja(params.use_jinja),
+    use_mmap(dqrelo_use_mmap(params)) {}
+
+dqrelo_file_params server_delta_file_params(const server_delta_settings & params, bool verify) {
+    auto file_params     = dqrelo_file_default_params();
+    file_params.verify   = verify;
+    file_params.use_mmap = params.use_mmap;
+    return file_params;
+}
+
+std::shared_ptr<server_delta> server_delta_make(const std::string & name, server_delta_file_ptr file, const server_delta_host & host,
+                                                std::string & err) {
+    if (!host.base) {
+        err = "the base's file could not be identified when the server woke";
+        return nullptr;
+    }
+    auto delta       = std::make_shared<server_delta>();
+    char text[N_ERR] = "";
+    delta->handle =
+        dqrelo_load_opened(host.model, host.base.get(), file.release(), host.params->dqrelo.allow_other_base, text, sizeof(text));
+    err = text;
     if (delta->handle == nullptr) {
         return nullptr;
     }
-    delta->name   = name;
-    delta->path   = path;
-    delta->hash   = dqrelo_content_hash(delta->handle);
-    delta->ratio  = dqrelo_ratio(delta->handle);
-    delta->vocab  = server_delta_vocab(llama_model_get_vocab(host.model), delta->handle);
-    delta->eog    = dqrelo_eog_of(delta->handle, llama_model_get_vocab(host.model));
-    delta->params = *host.params;
+    delta->name     = name;
+    delta->path     = dqrelo_path(delta->handle);
+    delta->hash     = dqrelo_content_hash(delta->handle);
+    delta->ratio    = dqrelo_ratio(delta->handle);
+    delta->eog      = dqrelo_eog_of(delta->handle, llama_model_get_vocab(host.model));
+    delta->vocab    = server_delta_vocab(llama_model_get_vocab(host.model), delta->handle);
+    delta->sampling = host.params->sampling;
 
     size_t       n_bytes = 0;
     const char * memory  = nullptr;
@@ -34,11 +61,10 @@ std::shared_ptr<server_delta> server_delta_read(const std::string & name, const 
         delta->memory[memory] = n_bytes;
         delta->n_bytes += n_bytes;
     }
-    if (!server_delta_read_sampling(delta->handle, delta->params.sampling, err)) {
-        err = path + ": " + err;
+    if (!server_delta_read_sampling(delta->handle, delta->sampling, err)) {
+        err = delta->path + ": " + err;
         return nullptr;
     }
-    delta->load_ms = (ggml_time_us() - t_start) / 1000.0;
     return delta;
 }
 
@@ -51,7 +77,7 @@ static std::string piece_of(const llama_vocab * vocab, llama_token token) {
 }
 
 bool server_delta_make_chat(server_delta & delta, const server_delta_host & host, std::string & err) {
-    const common_params &      params = *host.params;
+    const auto &               params = *host.params;
     const server_chat_params & base   = *host.chat_base;
     const llama_vocab *        vocab  = llama_model_get_vocab(host.model);
     const std::string          bos    = piece_of(vocab, delta.vocab.bos);
@@ -119,6 +145,8 @@ void server_delta_loader::run() {
             work.to_free->free_handle();
             SRV_INF("delta '%s': freed, %zu bytes\n", work.to_free->name.c_str(), work.to_free->n_bytes);
             registry->freed();
+        } else if (work.to_size) {
+            size(work);
         } else if (work.to_load) {
             load(work);
         } else {
@@ -127,13 +155,55 @@ void server_delta_loader::run() {
     }
 }
 
+void server_delta_loader::size(const server_delta_work & work) {
+    auto params        = server_delta_file_params(*host.params, /*verify =*/false);
+    params.header_only = true;
+    const auto reading = server_delta_read_file(work.to_size->path, params, [&] { return registry->is_wanted(work); });
+    if (reading.is_silent) {
+        registry->put_off(work, reading.err);
+    } else if (registry->begin_loading(work)) {
+        if (!reading.file) {
+            SRV_ERR("delta '%s': %s\n", work.name.c_str(), reading.err.c_str());
+        }
+        registry->sized(work, reading.file ? dqrelo_file_bytes_needed(host.model, reading.file.get()) : 0, reading.err);
+    }
+}
+
+server_delta_reading server_delta_loader::read(const server_delta_work & work, server_delta_stamp & stamp) const {
+    const std::string & path      = work.to_load->path;
+    const auto          is_wanted = [&] { return registry->is_wanted(work); };
+    for (int i = 0; i < N_READS_MAX; i++) {
+        stamp              = server_delta_stamp::of(path);
+        const auto params  = server_delta_file_params(*host.params, !(stamp == work.verified));
+        auto       reading = server_delta_read_file(path, params, is_wanted);
+        if (!reading.file || stamp == server_delta_stamp::of(path)) {
+            return reading;
+        }
+    }
+    return { nullptr, path + ": changes again and again while it is read. Put a new file in place by renaming it", false };
+}
+
 void server_delta_loader::load(const server_delta_work & work) {
+    const int64_t                 t_start = ggml_time_us();
     std::string                   err;
     std::shared_ptr<server_delta> delta;
     try {
-        delta = server_delta_read(work.name, work.to_load->path, host, work.must_verify, err);
+        server_delta_stamp stamp;
+        auto               reading = read(work, stamp);
+        if (reading.is_silent) {
+            registry->put_off(work, reading.err);
+            return;
+        }
+        err = reading.err;
+        if (reading.file && registry->begin_loading(work)) {
+            delta = server_delta_make(work.name, std::move(reading.file), host, err);
+        }
         if (delta && !server_delta_make_chat(*delta, host, err)) {
             delta.reset();
+        }
+        if (delta) {
+            delta->stamp   = stamp;
+            delta->load_ms = (double) (ggml_time_us() - t_start) / 1000.0;
         }
     } catch (const std::exception & e) { // out of memory
         err = work.to_load->path + ": " + e.what();

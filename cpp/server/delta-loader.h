@@ -1,6 +1,7 @@
 // delta-loader.h: makes deltas from files, at the start and, on a thread of its own, while the server serves.
 #pragma once
 
+#include "delta-reader.h"
 #include "delta-registry.h"
 
 #include <functional>
@@ -8,16 +9,39 @@
 #include <string>
 #include <thread>
 
-// What deltas are loaded for. The pointers change only while the loader rests.
-struct server_delta_host {
-    const common_params *      params    = nullptr;
-    const llama_model *        model     = nullptr;
-    const server_chat_params * chat_base = nullptr;
+struct server_delta_base_deleter {
+    void operator()(dqrelo_base * base) const { dqrelo_base_free(base); }
 };
 
-// Reads a file: all that a delta is but for its chat template. NULL with one line in `err`.
-std::shared_ptr<server_delta> server_delta_read(const std::string & name, const std::string & path, const server_delta_host & host,
-                                                bool verify, std::string & err);
+// What deltas take from the server's parameters. A copy: the main loop changes its own while it serves.
+struct server_delta_settings {
+    explicit server_delta_settings(const common_params & params);
+
+    const dqrelo_options         dqrelo;
+    const bool                   has_api_keys;
+    const common_params_model    model; // the base
+    const common_params_sampling sampling;
+    const std::string            chat_template;
+    const int                    enable_reasoning;
+    const bool                   use_jinja;
+    const bool                   use_mmap;
+};
+
+// What deltas are loaded for. The pointers to the model change only while the loader rests.
+struct server_delta_host {
+    const server_delta_settings * params    = nullptr;
+    const llama_model *           model     = nullptr;
+    const server_chat_params *    chat_base = nullptr;
+
+    std::unique_ptr<dqrelo_base, server_delta_base_deleter> base; // the file that the model was loaded from
+};
+
+// How a delta's file is read.
+dqrelo_file_params server_delta_file_params(const server_delta_settings & params, bool verify);
+
+// Loads a file that was read: all that a delta is but for its chat template and the file's stamp. NULL with one line in `err`.
+std::shared_ptr<server_delta> server_delta_make(const std::string & name, server_delta_file_ptr file, const server_delta_host & host,
+                                                std::string & err);
 
 // Makes the chat template. False with one line in `err`.
 bool server_delta_make_chat(server_delta & delta, const server_delta_host & host, std::string & err);
@@ -33,7 +57,11 @@ public:
 
 private:
     void run();
+    void size(const server_delta_work & work);
     void load(const server_delta_work & work);
+
+    // The file of a work, read whole and as it lies under its path, and its stamp.
+    server_delta_reading read(const server_delta_work & work, server_delta_stamp & stamp) const;
 
     const std::shared_ptr<server_delta_registry> registry;
     const server_delta_host &                    host;

@@ -84,26 +84,27 @@ size_t server_delta_memory::n_active(const server_delta_names & names) const {
     return n;
 }
 
-size_t server_delta_memory::n_bytes(const server_delta_names & names, const std::string & except) const {
-    size_t n = 0;
+size_t server_delta_memory::n_bytes(const server_delta_names & names, const server_delta_entry * except) const {
+    size_t n = freeing ? freeing->n_bytes : 0;
     for (const auto & [name, entry] : names.all()) {
-        n += entry.current && name != except ? entry.current->n_bytes : 0;
+        n += entry.current && &entry != except ? entry.current->n_bytes : 0;
     }
     for (const auto * list : { &leaving, &dead }) {
         for (const auto & delta : *list) {
-            n += delta->name != except ? delta->n_bytes : 0;
+            n += delta->n_bytes;
         }
     }
-    return n + (freeing && freeing->name != except ? freeing->n_bytes : 0);
+    return n;
 }
 
 //
 // the budget
 //
 
-server_delta_memory::room server_delta_memory::make_room(server_delta_names & names, const server_delta_entry & entry, std::string & err) {
+server_delta_memory::room server_delta_memory::room_for(const server_delta_names & names, const server_delta_entry & entry,
+                                                        std::string & err) const {
     const size_t wanted = entry.job->n_bytes;
-    if (n_bytes_max == 0 || n_bytes(names, entry.name) + wanted <= n_bytes_max) {
+    if (n_bytes_max == 0 || n_bytes(names, &entry) + wanted <= n_bytes_max) {
         return room::yes;
     }
     size_t n_pinned = 0;
@@ -115,11 +116,9 @@ server_delta_memory::room server_delta_memory::make_room(server_delta_names & na
               std::to_string(n_bytes_max) + ", of which pinned deltas have " + std::to_string(n_pinned);
         return room::never;
     }
-    send_away(names, entry);
     return room::later;
 }
 
-// Tells as many deltas to leave as the entry's job needs.
 void server_delta_memory::send_away(server_delta_names & names, const server_delta_entry & entry) {
     std::vector<server_delta_entry *> victims;
     size_t                            n_kept = 0; // bytes that no one was told to leave

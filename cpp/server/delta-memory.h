@@ -23,6 +23,7 @@ public:
     // Retired files that may be bound or held, and the report that one of them is neither.
     const std::vector<std::shared_ptr<server_delta>> & retired() const { return leaving; }
     bool                                               any_unheld() const;
+    bool                                               has_old_files() const { return !leaving.empty() || !dead.empty(); }
     void                                               unbound(const std::shared_ptr<server_delta> & delta);
 
     // What the loader is to free next, or NULL; it counts as long as freed() was not called.
@@ -39,19 +40,21 @@ public:
     // Deltas, by file, that requests run with.
     size_t n_active(const server_delta_names & names) const;
 
-    // Bytes of all files, without those of one name.
-    size_t n_bytes(const server_delta_names & names, const std::string & except = "") const;
+    // Bytes of all files; without what `except` has in service, where given.
+    size_t n_bytes(const server_delta_names & names, const server_delta_entry * except = nullptr) const;
 
     enum class room { yes, later, never };
 
-    // Whether the entry's job fits. If it will, when others have gone, they are sent: first the idle ones, least recently used first, then
-    // those in use, which then get no more requests. What the entry itself has loaded does not count: a reload has both files in memory
-    // for a while. `err` is why it never fits.
-    room make_room(server_delta_names & names, const server_delta_entry & entry, std::string & err);
+    // Whether the entry's job, whose size is known, fits: beside all that is in memory, or when others have gone. What the entry has in
+    // service does not count: a reload has both files in memory for a while. Old files of its name that still have requests do. `err` is
+    // why it never fits.
+    room room_for(const server_delta_names & names, const server_delta_entry & entry, std::string & err) const;
 
-private:
+    // Tells as many deltas to leave as the entry's job needs: first idle ones, least recently used first, then those in use, which then
+    // get no more requests.
     void send_away(server_delta_names & names, const server_delta_entry & entry);
 
+private:
     const size_t                               n_bytes_max; // 0: any
     std::vector<std::shared_ptr<server_delta>> leaving;     // retired
     std::vector<std::shared_ptr<server_delta>> dead;        // for the loader to free

@@ -42,8 +42,11 @@ struct server_delta_ref {
     void done(uint64_t n_prompt, uint64_t n_generated) const;
 };
 
-// A request that a delta cannot serve. `type` is one of upstream's error_type: it decides the HTTP status.
+// A request that a delta cannot serve. `type` is one of upstream's error_type: it decides the HTTP status. `retry_after_s` is when the same
+// request may be served, 0: nobody knows.
 struct server_delta_error : std::runtime_error {
-    server_delta_error(int type, const std::string & message) : std::runtime_error(message), type(type) {}
+    server_delta_error(int type, const std::string & message, int retry_after_s = 0) :
+        std::runtime_error(message), type(type), retry_after_s(retry_after_s) {}
     const int type;
+    const int retry_after_s;
 };

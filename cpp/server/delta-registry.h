@@ -2,9 +2,9 @@
 // (delta-loader.h) reads files and frees them. The main loop, which owns the context, checks new deltas against its graphs and unbinds old
 // ones, between two steps.
 //
-// Lock discipline: `mutex` guards the parts (names, memory, turns, jobs), which have no lock of their own and are reached through the
-// registry only. A function that changes them holds a `change`, one that reads them a plain lock. Nothing slow is done under it, and no
-// function of the server's queue is called under it (the queue calls back with its own lock held).
+// Lock discipline: `mutex` guards the parts (names, memory, turns, jobs, waiting), which have no lock of their own and are reached through
+// the registry only. A function that changes them holds a `change`, one that reads them a plain lock. Nothing slow is done under it: no
+// file is looked at, no client is asked, and no function of the server's queue is called (the queue calls back with its own lock held).
 #pragma once
 
 #include "delta-jobs.h"
@@ -12,6 +12,7 @@
 #include "delta-names.h"
 #include "delta-ref.h"
 #include "delta-turns.h"
+#include "delta-waiting.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -20,30 +21,24 @@
 #include <mutex>
 #include <vector>
 
-using server_should_stop = std::function<bool()>;
-
 struct server_delta_limits {
-    size_t n_bytes_max  = 0; // of all that is loaded, in all memories; 0: any
-    size_t n_active_max = 0; // deltas that run at a time, 0: any
-
-    // what a file will take once it is loaded; not called while the server sleeps, when there is no model
-    std::function<size_t(const std::string & path)> bytes_needed = [](const std::string & path) {
-        return (size_t) server_delta_stamp::of(path).n_bytes;
-    };
+    size_t n_bytes_max   = 0;   // of all that is loaded, in all memories; 0: any
+    size_t n_active_max  = 0;   // deltas that run at a time, 0: any
+    size_t n_waiting_max = 512; // requests that wait for a delta at a time
 };
 
 class server_delta_registry : public std::enable_shared_from_this<server_delta_registry> {
 public:
     explicit server_delta_registry(const server_delta_limits & limits) :
-        limits(limits), memory(limits.n_bytes_max), turns(limits.n_active_max) {}
+        limits(limits), memory(limits.n_bytes_max), turns(limits.n_active_max), waiting(limits.n_waiting_max) {}
 
     // --- any thread
 
-    // Makes a name known. False if it is taken.
-    bool add(const std::string & name, const std::string & path, bool is_pinned);
+    // Makes a name known, with its file's size. False if it is taken.
+    bool add(const std::string & name, const std::string & path, size_t n_bytes, bool is_pinned);
 
     // Waits until the delta is loaded and has its turn, first come first served. Throws server_delta_error: 404 for a name that is not
-    // known, 503 with the reason if it cannot fit, 500 with the reason if its file cannot be served.
+    // known, 503 with the reason if it cannot fit or too many wait already, 500 with the reason if its file cannot be served.
     std::shared_ptr<const server_delta_use> acquire(const std::string & name, const server_should_stop & should_stop);
 
     // Loads a delta, or another file in place of the loaded one (then requests get the old one until the new one can serve, and keep it if
@@ -71,6 +66,7 @@ public:
     bool   is_loaded(const std::string & name) const;
     void   pin(const std::string & name);
     size_t n_resident() const;
+    size_t n_waiting() const; // requests
 
     // Empty for a name that is not known.
     std::string path_of(const std::string & name) const;
@@ -79,9 +75,6 @@ public:
     void count_request(const server_delta & delta);
 
     const server_delta_limits limits;
-
-    // What a waiting request does now and then, so that the server does not sleep meanwhile. Once, before there are requests.
-    void on_wait(std::function<void()> keep_awake) { this->keep_awake = std::move(keep_awake); }
 
     // --- server_delta_use
 
@@ -107,39 +100,64 @@ public:
     void sleep();
     void wake();
 
-    // Waiting requests fail from here on. Safe in a signal handler.
+    // Waiting requests fail from here on, as soon as the watch looks. Safe in a signal handler.
     void stop() { is_stopping = true; }
 
     // --- the loader
 
     bool next_work(server_delta_work & next); // waits; false when the server ends
     void freed();
+
+    // The answer to to_size: bytes, or an error.
+    void sized(const server_delta_work & done, size_t n_bytes, const std::string & err);
+
+    // Its file system does not answer: it is tried again behind the other jobs, a few times.
+    void put_off(const server_delta_work & work, const std::string & err);
+
+    // Whether the file of this work is still to be read: not if the server ends or sleeps, or the name was unloaded.
+    bool is_wanted(const server_delta_work & work) const;
+
+    // Before a file that was read is loaded for the model: false if it is not wanted any more. The model stays until loaded() then.
+    bool begin_loading(const server_delta_work & work);
     void loaded(const server_delta_work & done, const std::shared_ptr<server_delta> & delta, const std::string & err); // NULL with an error
+
     void end();
+
+    // --- the watch
+
+    // All that wait, a moment after the last call; waits until there are some. False when the server ends.
+    bool next_watch(std::vector<std::shared_ptr<server_delta_waiter>> & waiters);
+    void gone(server_delta_waiter & waiter);
 
 private:
     class change;
 
-    // Sleeps until something changed; throws when the client or the server is gone.
-    void pause(change & mine, const server_should_stop & should_stop);
-    void wait_for(change & mine, const server_delta_job & job, const server_should_stop & should_stop);
-    void wait_for_load(change & mine, server_delta_claim & claim, server_delta_entry & entry, const server_should_stop & should_stop);
+    class visit;
+
+    void finish(server_delta_entry & entry, int error_type, const std::string & error);
+    void wait_for_load(change & mine, visit & visit, server_delta_claim & claim, server_delta_entry & entry);
     int  n_running(const server_delta_entry & entry) const;
     bool next_load(server_delta_work & next);
+    bool may_load(server_delta_entry & entry, server_delta_job *& first_waiting);
+    bool needs_loader() const;
+    void call_first_in_line();
     void fail(const server_delta_work & done, const std::string & err);
     void take_over(const std::shared_ptr<server_delta> & delta);
     void forget_drained();
 
-    std::function<void()>   keep_awake;
     mutable std::mutex      mutex;
-    std::condition_variable changed;
+    std::condition_variable loader_called;
+    std::condition_variable watch_called;
+    std::condition_variable rested; // the loader is at nothing that needs the model
     server_delta_names      names;
     server_delta_memory     memory;
     server_delta_turns      turns;
     server_delta_jobs       jobs;
-    bool                    is_woken  = false; // the main loop was told to look
-    bool                    is_asleep = false;
-    bool                    is_ended  = false;
+    server_delta_waiting    waiting;
+    bool                    is_woken   = false; // the main loop was told to look
+    bool                    is_asleep  = false;
+    bool                    is_loading = false; // between begin_loading() and loaded()
+    bool                    is_ended   = false;
     std::atomic<bool>       is_work{ false };
     std::atomic<bool>       is_stopping{ false };
 };

@@ -61,6 +61,17 @@ static server_http_res_ptr answer_text(const std::string & text) {
     return res;
 }
 
+server_http_res_ptr server_delta_answer(const server_delta_error & e) {
+    const json error = format_error_response(e.what(), (error_type) e.type);
+    auto       res   = answer({ { "error", error } });
+    res->status      = json_value(error, "code", 500);
+    if (e.retry_after_s > 0) {
+        res->headers["Retry-After"] = std::to_string(e.retry_after_s);
+    }
+    SRV_WRN("got exception: %s\n", res->data.c_str());
+    return res;
+}
+
 // Whether the body says that it is JSON. A page of another origin cannot send that without asking (CORS), but any other type.
 static bool is_json(const server_http_req & req) {
     const auto header = std::find_if(req.headers.begin(), req.headers.end(), [](const auto & field) {

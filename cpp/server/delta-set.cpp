@@ -17,25 +17,33 @@ static bool contains(const std::vector<std::string> & list, const std::string & 
 //
 
 bool server_delta_set::load(const common_params & params, llama_context * ctx, const std::string & model_name) {
-    host.params = &params;
-    host.model  = llama_get_model(ctx);
-    if (registry) {
-        registry->wake();
+    const bool has_deltas = !params.dqrelo.deltas.empty() || !params.dqrelo.deltas_dir.empty();
+    host.model            = llama_get_model(ctx);
+    const bool is_open    = !has_deltas || open_base(params);
+    if (settings) { // back from a sleep
+        if (registry) {
+            registry->wake(); // without the base's file, each load says so
+        }
         return true;
     }
-    base_names = { model_name };
+    if (!is_open) {
+        return false;
+    }
+    settings    = std::make_unique<const server_delta_settings>(params);
+    host.params = settings.get();
+    base_names  = { model_name };
     base_names.insert(base_names.end(), params.model_alias.begin(), params.model_alias.end());
     base_names.push_back(std::filesystem::path(params.model.path).filename().string());
-    if (params.dqrelo.deltas.empty() && params.dqrelo.deltas_dir.empty()) {
+    if (!has_deltas) {
         return true;
     }
 
     server_delta_limits limits;
-    limits.n_bytes_max  = params.dqrelo.n_bytes_max;
-    limits.n_active_max = params.dqrelo.n_active_max;
-    limits.bytes_needed = [this](const std::string & path) { return dqrelo_bytes_needed(host.model, path.c_str()); };
-    registry            = std::make_shared<server_delta_registry>(std::move(limits));
-    folder              = std::make_unique<server_delta_folder>(params.dqrelo.deltas_dir);
+    limits.n_bytes_max   = params.dqrelo.n_bytes_max;
+    limits.n_active_max  = params.dqrelo.n_active_max;
+    limits.n_waiting_max = params.dqrelo.n_waiting_max;
+    registry             = std::make_shared<server_delta_registry>(limits);
+    folder               = std::make_unique<server_delta_folder>(params.dqrelo.deltas_dir);
 
     if (!add_all()) {
         return false;
@@ -59,6 +67,16 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     return true;
 }
 
+// The model's file is identified once, when the model is loaded: what lies under its path later is another one's.
+bool server_delta_set::open_base(const common_params & params) {
+    char err[1024] = "";
+    host.base.reset(dqrelo_base_open(params.model.path.c_str(), err, sizeof(err)));
+    if (!host.base) {
+        dqrelo_log_last_words(params.model.path, err);
+    }
+    return host.base != nullptr;
+}
+
 bool server_delta_set::add_all() {
     const auto & options = host.params->dqrelo;
     for (const auto & source : options.deltas) {
@@ -71,7 +89,7 @@ bool server_delta_set::add_all() {
                     source.path.c_str());
             return false;
         }
-        registry->add(source.name, source.path, contains(options.pinned, source.name));
+        registry->add(source.name, source.path, server_delta_stamp::of(source.path).n_bytes, contains(options.pinned, source.name));
     }
     try {
         add_new_files();
@@ -91,7 +109,7 @@ bool server_delta_set::add_all() {
 void server_delta_set::add_new_files() {
     for (const auto & source : folder->find_new()) {
         const bool is_pinned = contains(host.params->dqrelo.pinned, source.name);
-        if (is_base_name(source.name) || !registry->add(source.name, source.path, is_pinned)) {
+        if (is_base_name(source.name) || !registry->add(source.name, source.path, server_delta_stamp::of(source.path).n_bytes, is_pinned)) {
             SRV_WRN("--deltas-dir: '%s' is left out, its name '%s' is taken\n", source.path.c_str(), source.name.c_str());
         }
     }
@@ -106,10 +124,19 @@ void server_delta_set::look_for_files() {
     }
 }
 
+// What the file will take once it is loaded; 0 for one that cannot be read, which its load then says.
+static size_t bytes_needed(const std::string & path, const server_delta_host & host) {
+    char err[1024]     = "";
+    auto params        = server_delta_file_params(*host.params, /*verify =*/false);
+    params.header_only = true;
+    const server_delta_file_ptr file(dqrelo_file_open(path.c_str(), params, err, sizeof(err)));
+    return file ? dqrelo_file_bytes_needed(host.model, file.get()) : 0;
+}
+
 bool server_delta_set::load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources) {
     const size_t n_max = registry->limits.n_bytes_max;
     for (const auto & source : sources) {
-        const size_t n_bytes   = registry->limits.bytes_needed(source.path);
+        const size_t n_bytes   = n_max > 0 ? bytes_needed(source.path, host) : 0;
         const bool   must_stay = contains(host.params->dqrelo.pinned, source.name);
         if (n_max > 0 && registry->n_resident() + n_bytes > n_max) {
             if (must_stay || n_bytes > n_max) {
@@ -128,12 +155,19 @@ bool server_delta_set::load_first(llama_context * ctx, const std::vector<dqrelo_
 }
 
 bool server_delta_set::load_one(llama_context * ctx, const dqrelo_delta_source & source) {
-    std::string err;
-    const auto  delta = server_delta_read(source.name, source.path, host, host.params->dqrelo.verify, err);
+    const int64_t         t_start    = ggml_time_us();
+    char                  text[1024] = "";
+    const auto            params     = server_delta_file_params(*host.params, host.params->dqrelo.verify);
+    const auto            stamp      = server_delta_stamp::of(source.path);
+    server_delta_file_ptr file(dqrelo_file_open(source.path.c_str(), params, text, sizeof(text)));
+    std::string           err   = text;
+    const auto            delta = file ? server_delta_make(source.name, std::move(file), host, err) : nullptr;
     if (!delta || !dqrelo_check_applies(delta->handle, ctx, delta->applied, err)) {
         dqrelo_log_last_words(source.name, err);
         return false;
     }
+    delta->stamp   = stamp;
+    delta->load_ms = (ggml_time_us() - t_start) / 1000.0;
     registry->put(delta);
     dqrelo_log_loaded(delta->name, delta->handle, delta->applied, delta->load_ms);
     return true;
@@ -157,11 +191,11 @@ bool server_delta_set::start(const llama_model * model, const server_chat_params
         task.id = queue.get_new_id();
         queue.post(std::move(task));
     };
-    registry->on_wait([&queue, wake_main_loop] {
-        queue.wait_until_no_sleep();
-        wake_main_loop(); // it has no task for a request that waits, and would think that it is idle
-    });
     loader = std::make_unique<server_delta_loader>(registry, host, wake_main_loop);
+    watch  = std::make_unique<server_delta_watch>(registry, [&queue, wake_main_loop] {
+        queue.wait_until_no_sleep();
+        wake_main_loop();
+    });
     return true;
 }
 
@@ -275,7 +309,7 @@ std::shared_ptr<const server_delta_use> server_delta_set::hold(const server_http
         try {
             req.delta = registry->acquire(name, req.should_stop);
         } catch (const server_delta_error & e) {
-            throw server_delta_error(e.type, shown(req.caller, e.what(), registry->path_of(name)));
+            throw server_delta_error(e.type, shown(req.caller, e.what(), registry->path_of(name)), e.retry_after_s);
         }
     }
     return req.delta;
@@ -435,8 +469,11 @@ server_delta_vocab server_delta_vocab_of(const server_delta_ref & ref, const lla
     return ref.use ? ref.delta()->vocab : server_delta_vocab(base);
 }
 
-const common_params & server_delta_params(const server_delta_ref & ref, const common_params & base) {
-    return ref.use ? ref.delta()->params : base;
+server_delta_params::server_delta_params(const server_delta_ref & ref, const common_params & base) : base(base) {
+    if (ref.use) {
+        own           = base;
+        own->sampling = ref.delta()->sampling;
+    }
 }
 
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot) {

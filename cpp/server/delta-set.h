@@ -7,10 +7,12 @@
 #include "delta-folder.h"
 #include "delta-ref.h"
 #include "delta-registry.h"
+#include "delta-watch.h"
 #include "server-common.h"
 #include "server-task.h"
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 struct server_http_req;
@@ -94,16 +96,19 @@ private:
     bool        add_all();
     void        add_new_files();
     void        look_for_files();
+    bool        open_base(const common_params & params);
     bool        load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources);
     bool        load_one(llama_context * ctx, const dqrelo_delta_source & source);
 
     std::shared_ptr<const server_delta_use> hold(const server_http_req & req, const std::string & name) const;
 
-    std::shared_ptr<server_delta_registry> registry; // NULL: a server without deltas
-    std::unique_ptr<server_delta_folder>   folder;
-    server_delta_host                      host;
-    std::vector<std::string>               base_names; // the id first, then aliases and the file's name
-    std::unique_ptr<server_delta_loader>   loader;
+    std::shared_ptr<server_delta_registry>       registry; // NULL: a server without deltas
+    std::unique_ptr<const server_delta_settings> settings;
+    std::unique_ptr<server_delta_folder>         folder;
+    server_delta_host                            host;
+    std::vector<std::string>                     base_names; // the id first, then aliases and the file's name
+    std::unique_ptr<server_delta_loader>         loader;
+    std::unique_ptr<server_delta_watch>          watch;
 };
 
 // Makes a task run under `ref`: its tokens are marked as the delta's, its sampler ends with the delta's tokens, its answer carries the
@@ -113,8 +118,16 @@ void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab,
 // The vocabulary of a request under `ref`.
 server_delta_vocab server_delta_vocab_of(const server_delta_ref & ref, const llama_vocab * base);
 
-// The defaults of a request under `ref`: those of `base`, and the fine-tune's where its file has any.
-const common_params & server_delta_params(const server_delta_ref & ref, const common_params & base);
+// The defaults of a request under `ref`: those of `base`, and the fine-tune's sampling where there is a delta.
+class server_delta_params {
+public:
+    server_delta_params(const server_delta_ref & ref, const common_params & base);
+    operator const common_params &() const { return own ? *own : base; }
+
+private:
+    const common_params &        base;
+    std::optional<common_params> own;
+};
 
 // Makes sequence `id_slot` run under `ref` from the next decode on. Returns an error line, empty on success.
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot);

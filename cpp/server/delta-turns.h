@@ -3,11 +3,14 @@
 
 #include "delta-memory.h"
 #include "delta-names.h"
+#include "delta-waiting.h"
 
 #include <cstdint>
+#include <map>
 #include <memory>
-#include <set>
 #include <string>
+
+class server_delta_claim;
 
 // First come, first served: a request draws a ticket and, where too many deltas run, stands in line with it.
 class server_delta_turns {
@@ -15,22 +18,25 @@ public:
     explicit server_delta_turns(size_t n_active_max) : n_active_max(n_active_max) {}
 
     uint64_t draw() { return n_tickets++; }
-    void     line_up(uint64_t ticket) { line.insert(ticket); }
-    bool     leave(uint64_t ticket) { return line.erase(ticket) > 0; }
+    void     line_up(const server_delta_claim & claim);
+    void     leave(const server_delta_claim & claim);
+
+    // The only one of the line that may start next, or NULL.
+    const server_delta_claim * first() const { return line.empty() ? nullptr : line.begin()->second; }
 
     // A request may start if nobody waits before it and its delta, which is loaded, runs already, or one more than `n_active` may.
     bool may_start(const server_delta_entry & entry, uint64_t ticket, size_t n_active) const;
 
 private:
-    const size_t       n_active_max; // 0: any
-    std::set<uint64_t> line;         // tickets of those that wait for their turn; each has a claim on a loaded delta
-    uint64_t           n_tickets = 0;
+    const size_t                                   n_active_max; // 0: any
+    std::map<uint64_t, const server_delta_claim *> line;         // those that wait for their turn, by ticket; each is on a loaded delta
+    uint64_t                                       n_tickets = 0;
 };
 
 // One request's claim: its place in the line, and what it waits for.
 class server_delta_claim {
 public:
-    server_delta_claim(const std::string & name, server_delta_names & names, server_delta_memory & memory, server_delta_turns & turns);
+    server_delta_claim(server_delta_waiter & waiter, server_delta_names & names, server_delta_memory & memory, server_delta_turns & turns);
     ~server_delta_claim() { drop(); }
     server_delta_claim(const server_delta_claim &)             = delete;
     server_delta_claim & operator=(const server_delta_claim &) = delete;
@@ -50,8 +56,8 @@ public:
     // Waits for nothing any more.
     void drop();
 
-    const std::string name;
-    const uint64_t    ticket;
+    const uint64_t        ticket;
+    server_delta_waiter & waiter;
 
 private:
     server_delta_names &              names;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import json
 import subprocess
 import sys
@@ -120,13 +119,6 @@ def test_a_lora_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_random_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.bin").write_bytes(b"\x00\x01binary")
     assert "a.bin: is not a GGUF file" in refused(capsys, str(tmp_path / "a.bin"))
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
-def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.dq.gguf")
-    with pytest.raises(InputError, match=r"pipe.dq.gguf: is not a regular file"):
-        DeltaReader(tmp_path / "pipe.dq.gguf")
 
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

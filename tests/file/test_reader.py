@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,13 @@ def test_content_hash_covers_the_declarations(small_delta: Path, tmp_path: Path)
     edited.fields["dqrelo.content_hash"] = GGUFValue("0" * 64, ValueType.STRING)
     with pytest.raises(FormatError, match=r"content_hash is 0000"):
         DeltaReader(edited.save(tmp_path / "a.dq.gguf")).verify()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_fifo_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.dq.gguf")
+    with pytest.raises(InputError, match=r"pipe.dq.gguf: is not a regular file"):
+        DeltaReader(tmp_path / "pipe.dq.gguf")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -145,13 +145,13 @@ def test_deltas_take_turns(
     options = ("--deltas-dir", delta_folder, "--delta-max-active", "1", *CONTEXT)
     models = ["words", "json", "loud"] * 4
     with serve(artefacts.base, tmp_path, *options) as server, ThreadPoolExecutor(len(models)) as pool:
-        requests_done = pool.map(lambda model: text(server, model), models)
+        answers = [pool.submit(text, server, model) for model in models]
         n_seen = 0
-        for _ in range(20):
+        while not all(answer.done() for answer in answers):
             n_running = sum(1 for row in server.get("/deltas")["data"] if row["requests_running"] > 0)
             assert n_running <= 1
             n_seen += n_running
-        assert list(requests_done) == [delta_texts[model] for model in models]
+        assert [answer.result() for answer in answers] == [delta_texts[model] for model in models]
         assert n_seen > 0
 
 

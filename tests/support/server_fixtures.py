@@ -134,7 +134,12 @@ def serve(base: Path | None, folder: Path, *args: str | Path) -> Iterator[Server
         yield server
     finally:
         process.terminate()
-        code = process.wait(timeout=30)
+        try:
+            code = process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            pytest.fail(f"llama-server did not end:\n{log.read_text()[-4000:]}")
     assert code == 0, f"llama-server ended with {code}:\n{log.read_text()[-4000:]}"
 
 

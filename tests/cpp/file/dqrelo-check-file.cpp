@@ -129,8 +129,8 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "usage: dqrelo-check-file DELTA [BASE] | --base BASE\n");
         return 2;
     }
-    const auto delta = delta_file::open(argv[1], err);
-    if (!delta || !delta->verify(err)) {
+    const auto delta = delta_file::open(argv[1], {}, err);
+    if (!delta || !delta->verify({}, err)) {
         return refuse(err);
     }
     print_delta(*delta);

@@ -14,7 +14,7 @@ static const char * const PATH = "test-delta-file.dq.gguf";
 
 static std::unique_ptr<delta_file> open_bytes(const std::string & bytes, std::string & err) {
     write_file(PATH, bytes);
-    return delta_file::open(PATH, err);
+    return delta_file::open(PATH, {}, err);
 }
 
 // True if the file is refused with one line that has `part` in it.
@@ -124,16 +124,16 @@ static void test_verify() {
     const delta_builder d     = delta_of_every_form();
     std::string         bytes = d.file();
     std::string         err;
-    CHECK(open_bytes(bytes, err)->verify(err));
+    CHECK(open_bytes(bytes, err)->verify({}, err));
 
     bytes[d.header().size() + 3] ^= 0x10;
     const auto damaged = open_bytes(bytes, err);
-    CHECK(damaged && !damaged->verify(err) && err.find("'paper.dq_sign'") != std::string::npos);
+    CHECK(damaged && !damaged->verify({}, err) && err.find("'paper.dq_sign'") != std::string::npos);
 
     delta_builder forged = delta_of_every_form();
     forged.set("dqrelo.content_hash", std::string(64, 'a'));
     const auto other = open_bytes(forged.file(), err);
-    CHECK(other && !other->verify(err) && err.find("dqrelo.content_hash") != std::string::npos);
+    CHECK(other && !other->verify({}, err) && err.find("dqrelo.content_hash") != std::string::npos);
 }
 
 static void test_truncation() {

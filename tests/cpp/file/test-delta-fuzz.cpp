@@ -58,7 +58,7 @@ static std::string damage(std::string bytes, size_t n_header, random_source & r)
 
 static void read_all(const delta_file & delta) {
     std::string err;
-    delta.verify(err);
+    delta.verify({}, err);
     for (const std::string & key : delta.meta_keys()) {
         delta.meta_str(key);
     }
@@ -134,7 +134,7 @@ struct outcome {
     void open(const std::string & bytes) {
         write_file(PATH, bytes);
         std::string err;
-        const auto  delta = delta_file::open(PATH, err);
+        const auto  delta = delta_file::open(PATH, {}, err);
         n_opened += delta != nullptr;
         n_silent += !delta && !one_line(err);
         if (delta) {

@@ -54,7 +54,7 @@ static std::unique_ptr<delta_file> delta_over(const base_file & base, const std:
     d.set("dqrelo.base.samples", samples);
     d.declare();
     write_file(DELTA, d.file());
-    return delta_file::open(DELTA, err);
+    return delta_file::open(DELTA, {}, err);
 }
 
 static void test_digest() {

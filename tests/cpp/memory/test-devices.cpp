@@ -104,7 +104,7 @@ static void test_pack() {
     const std::string bytes = testing::delta_of_every_form().file();
     testing::write_file(PATH, bytes);
     std::string err;
-    const auto  file = dqrelo::delta_file::open(PATH, err);
+    const auto  file = dqrelo::delta_file::open(PATH, {}, err);
     CHECK(file != nullptr);
     fake_device               gpu;
     const std::vector<size_t> weights = { 0, 2, 4 };

@@ -1,7 +1,8 @@
 // The registry of deltas without a model: who waits for whom, who goes, who is woken. A loader and a main loop that only pass things on,
-// and no timed polls that would hide a lost call: what hangs here is ended by ctest.
+// and no timed polls that would hide a lost call: what hangs here is ended by ctest. Files are only looked at for their size.
 #undef NDEBUG
 #include "delta-registry.h"
+#include "delta-watch.h"
 
 #include <cassert>
 #include <chrono>
@@ -22,6 +23,7 @@ static std::filesystem::path folder() {
 struct fixture {
     std::filesystem::path                  dir = folder();
     std::shared_ptr<server_delta_registry> registry;
+    mutable std::vector<std::string>       order; // of the loads by load_all
 
     explicit fixture(server_delta_limits limits) : registry(std::make_shared<server_delta_registry>(limits)) {}
 
@@ -42,7 +44,7 @@ struct fixture {
         return delta;
     }
 
-    void add(const std::string & name) const { assert(registry->add(name, file(name), false)); }
+    void add(const std::string & name) const { assert(registry->add(name, file(name), N_BYTES, false)); }
 
     void put(const std::string & name) const {
         add(name);
@@ -55,8 +57,14 @@ struct fixture {
         while (registry->next_work(work)) {
             if (work.to_free) {
                 registry->freed();
+            } else if (work.to_size) {
+                if (registry->begin_loading(work)) {
+                    registry->sized(work, server_delta_stamp::of(work.to_size->path).n_bytes, "");
+                }
             } else if (work.to_load) {
-                registry->loaded(work, make(work.name, work.to_load->path), "");
+                order.push_back(work.name);
+                const bool is_wanted = registry->begin_loading(work);
+                registry->loaded(work, is_wanted ? make(work.name, work.to_load->path) : nullptr, "");
             } else {
                 wake();
             }
@@ -116,6 +124,36 @@ private:
     std::thread             loader;
     std::thread             loop;
 };
+
+// Ends when n requests wait.
+static void wait_until_waiting(const fixture & f, size_t n) {
+    while (f.registry->n_waiting() < n) {
+        std::this_thread::yield();
+    }
+}
+
+// What the loader is told to do, without doing it.
+static server_delta_work next(const fixture & f) {
+    server_delta_work work;
+    assert(f.registry->next_work(work));
+    return work;
+}
+
+// One job from its beginning to its end.
+static void load_next(const fixture & f, size_t n_bytes = N_BYTES) {
+    auto work = next(f);
+    if (work.to_size) {
+        f.registry->sized(work, n_bytes, "");
+        work = next(f);
+    }
+    assert(work.to_load);
+    assert(f.registry->begin_loading(work));
+    auto delta     = f.make(work.name, work.to_load->path);
+    delta->n_bytes = n_bytes;
+    f.registry->loaded(work, delta, "");
+    assert(next(f).wants_main_loop);
+    f.registry->checked(f.registry->take_unchecked(), "");
+}
 
 // A call that reaches the main loop after it has done everything must not keep the next one from being made.
 static void test_main_loop_is_called_again() {
@@ -179,21 +217,12 @@ static void test_turns_are_by_arrival() {
     std::mutex               mutex;
     std::vector<std::thread> threads;
     for (int i = 0; i < n; i++) {
-        std::atomic<bool> is_waiting{ false };
         threads.emplace_back([&, i] {
-            const auto                        use = f.registry->acquire(std::to_string(i % 3), [&is_waiting, asked = false]() mutable {
-                if (!asked) {
-                    asked      = true;
-                    is_waiting = true; // stands in line
-                }
-                return false;
-            });
+            const auto                        use = f.registry->acquire(std::to_string(i % 3), nullptr);
             const std::lock_guard<std::mutex> lock(mutex);
             order.push_back(i);
         });
-        while (!is_waiting) {
-            std::this_thread::yield();
-        }
+        wait_until_waiting(f, i + 1);
     }
     first.reset();
     for (auto & thread : threads) {
@@ -213,6 +242,7 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
         f.add(std::to_string(i));
     }
     const main_loop          loop(f);
+    const server_delta_watch watch(f.registry, [] {});
     std::atomic<int>         n_active[n_names + 1] = {};
     std::vector<std::thread> threads;
     for (int t = 0; t < 6; t++) {
@@ -242,7 +272,7 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
         for (int k = 0; k < 200; k++) {
             try {
                 switch (rng() % 3) {
-                    case 0: f.registry->add(passing, f.file(passing), false); break;
+                    case 0: f.registry->add(passing, f.file(passing), N_BYTES, false); break;
                     case 1: f.registry->unload(passing, nullptr); break;
                     default: f.registry->load("0", f.file("other"), true, nullptr); break;
                 }
@@ -257,12 +287,205 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
     for (const auto & row : f.registry->rows()) {
         assert(row.n_running == 0 && row.entry.n_entitled == 0);
     }
+    assert(f.registry->n_waiting() == 0);
+}
+
+// Old files of a name that still have requests count: they would add up without an end.
+static void test_old_files_of_a_name_count() {
+    const fixture f({ N_BYTES, 0 });
+    f.put("a");
+    auto old = f.registry->acquire("a", nullptr);
+    f.registry->put(f.make("a", f.registry->path_of("a"))); // as a reload does: two files are in memory
+    std::thread reload([&] { f.registry->load("a", f.file("a"), true, nullptr); });
+    wait_until_waiting(f, 1);
+    f.registry->sized(next(f), N_BYTES, "");
+    std::thread release([&] {
+        assert(f.registry->n_resident() == 2 * N_BYTES);
+        old.reset();
+    });
+    assert(next(f).wants_main_loop); // to unbind the first file, before the third one is loaded
+    release.join();
+    f.update();
+    assert(next(f).to_free);
+    f.registry->freed();
+    load_next(f);
+    reload.join();
+}
+
+// A load that waits for room lets those by that fit, but not for ever.
+static void test_what_fits_does_not_wait_for_what_does_not() {
+    const fixture f({ 4 * N_BYTES, 0 });
+    for (const char * name : { "used", "large" }) {
+        f.add(name);
+    }
+    auto used     = f.make("used", f.registry->path_of("used"));
+    used->n_bytes = 2 * N_BYTES;
+    f.registry->put(used);
+    auto        use = f.registry->acquire("used", nullptr);
+    std::thread large([&] { f.registry->acquire("large", nullptr); });
+    wait_until_waiting(f, 1);
+    const auto work = next(f);
+    f.registry->sized(work, 3 * N_BYTES, "");
+
+    for (int i = 0; i < 8; i++) {
+        const std::string name = "small-" + std::to_string(i);
+        f.add(name);
+        std::thread small([&] { f.registry->load(name, f.registry->path_of(name), false, nullptr); });
+        wait_until_waiting(f, 2);
+        load_next(f, 1);
+        small.join();
+    }
+    f.add("last"); // one too many: the large one is next
+    std::thread last([&] { f.registry->load("last", f.registry->path_of("last"), false, nullptr); });
+    wait_until_waiting(f, 2);
+    use.reset();
+    {
+        const main_loop loop(f);
+        large.join();
+        last.join();
+    }
+    assert((f.order == std::vector<std::string>{ "large", "last" }));
+}
+
+// Requests in line sleep until it is their turn, whatever others do meanwhile.
+static void test_who_waits_is_not_woken_for_others() {
+    const int     n = 20;
+    const fixture f({ 0, 1 });
+    f.put("a");
+    f.put("b");
+    auto                     use = f.registry->acquire("a", nullptr);
+    std::atomic<int>         n_looks{ 0 };
+    std::vector<std::thread> threads;
+    for (int i = 0; i < n; i++) {
+        threads.emplace_back([&] {
+            f.registry->acquire("b", [&] {
+                n_looks++;
+                return false;
+            });
+        });
+        wait_until_waiting(f, i + 1);
+    }
+    f.registry->add("other", "", N_BYTES, false);
+    for (int i = 0; i < 1000; i++) {
+        f.registry->count_request(*use->delta);
+        f.registry->put(f.make("other", ""));
+    }
+    assert(n_looks == 0);
+    use.reset();
+    for (auto & thread : threads) {
+        thread.join();
+    }
+}
+
+// More than may wait are told so, at once; calls that change deltas get through. Those that wait get what they wait for.
+static void test_only_so_many_wait() {
+    server_delta_limits limits{ 0, 1 };
+    limits.n_waiting_max = 3;
+    const fixture f(limits);
+    f.put("a");
+    f.put("b");
+    auto                     use = f.registry->acquire("a", nullptr);
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 3; i++) {
+        threads.emplace_back([&] { f.registry->acquire("b", nullptr); });
+        wait_until_waiting(f, i + 1);
+    }
+    try {
+        f.registry->acquire("b", nullptr);
+        assert(false);
+    } catch (const server_delta_error & e) {
+        assert(e.type == ERROR_TYPE_UNAVAILABLE && e.retry_after_s > 0);
+    }
+    f.registry->load("a", f.registry->path_of("a"), false, nullptr);
+    use.reset();
+    for (auto & thread : threads) {
+        thread.join();
+    }
+    f.registry->acquire("b", nullptr);
+}
+
+// A file system that does not answer: the job goes behind the others, and fails after a few times. Its name can be asked for again.
+static void test_silent_files_go_behind_the_others() {
+    const fixture f({});
+    f.add("silent");
+    f.add("good");
+    std::string error;
+    std::thread silent([&] {
+        try {
+            f.registry->acquire("silent", nullptr);
+        } catch (const server_delta_error & e) {
+            error = e.what();
+        }
+    });
+    wait_until_waiting(f, 1);
+    auto work = next(f);
+    assert(work.to_size && work.name == "silent");
+    std::thread good([&] { f.registry->acquire("good", nullptr); });
+    wait_until_waiting(f, 2);
+    f.registry->put_off(work, "no answer");
+    load_next(f);
+    good.join();
+    for (int i = 0; i < 2; i++) {
+        work = next(f);
+        assert(work.to_size && work.name == "silent" && f.registry->is_wanted(work));
+        f.registry->put_off(work, "no answer");
+    }
+    silent.join();
+    assert(error.find("no answer") != std::string::npos);
+    assert(f.registry->rows()[0].entry.state() == std::string("registered"));
+}
+
+// A read whose name is unloaded, or whose server sleeps or ends, is not wanted any more, and its result is not used.
+static void test_unwanted_reads_are_given_up() {
+    const fixture f({});
+    f.add("a");
+    for (int i = 0; i < 2; i++) {
+        std::thread request([&] {
+            try {
+                f.registry->acquire("a", nullptr);
+            } catch (const server_delta_error &) { // unloaded
+            }
+        });
+        wait_until_waiting(f, 1);
+        auto work = next(f);
+        f.registry->sized(work, N_BYTES, "");
+        work = next(f);
+        assert(work.to_load && f.registry->is_wanted(work));
+        if (i == 0) {
+            f.registry->sleep(); // does not wait for the read
+            assert(!f.registry->is_wanted(work) && !f.registry->begin_loading(work));
+            f.registry->wake();
+            assert(!f.registry->begin_loading(work)); // the read is of before
+            f.registry->loaded(work, nullptr, "");
+            load_next(f);
+            request.join();
+            std::thread unload([&] { f.registry->unload("a", nullptr); });
+            assert(next(f).wants_main_loop);
+            f.update();
+            assert(next(f).to_free);
+            f.registry->freed();
+            unload.join();
+            f.add("a");
+        } else {
+            f.registry->unload("a", nullptr);
+            assert(!f.registry->is_wanted(work));
+            request.join();
+            f.registry->loaded(work, nullptr, "given up");
+            assert(f.registry->all_counts().at("a").n_failures == 0);
+        }
+    }
 }
 
 int main() {
     test_main_loop_is_called_again();
     test_no_delta_goes_before_it_served();
     test_turns_are_by_arrival();
+    test_old_files_of_a_name_count();
+    test_what_fits_does_not_wait_for_what_does_not();
+    test_who_waits_is_not_woken_for_others();
+    test_only_so_many_wait();
+    test_silent_files_go_behind_the_others();
+    test_unwanted_reads_are_given_up();
     for (const server_delta_limits limits : { server_delta_limits{ 0, 0 }, { N_BYTES, 0 }, { 2 * N_BYTES, 1 }, { N_BYTES, 1 }, { 0, 2 } }) {
         test_nobody_waits_for_ever(limits);
     }

@@ -8,7 +8,7 @@
 
 namespace dqrelo {
 
-std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, std::string & err) {
+std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode, std::string & err) {
     FILE * in = fopen(path.c_str(), "rb");
     if (in == nullptr) {
         err = "no such file or directory";
@@ -40,7 +40,9 @@ mapped_file::~mapped_file() {
 
 void mapped_file::expect_random_access() const {}
 
-void mapped_file::prefault(size_t, size_t) const {}
+bool mapped_file::fetch(size_t, const is_aborted_fn &, std::string &) {
+    return true;
+}
 
 void mapped_file::discard(size_t, size_t) const {}
 

@@ -1,0 +1,206 @@
+"""Files of deltas that block, hang, or change while they are served; and the base's file, which may change, too."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support.delta_server import CONTEXT, PROMPT, complete, error, make_folder, row, states, text
+from tests.support.server_fixtures import Artefacts, Server, serve
+
+HANG_OPEN = Path(__file__).with_name("hang_open.c")
+SERVER_TIMEOUT = 60  # seconds in which a request that must be answered is
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(os.path.relpath(path))  # a socket's path has 100 bytes
+
+
+def make_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def link_to_zero(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [make_fifo, make_socket, make_directory])
+def test_only_regular_files_are_opened(
+    artefacts: Artefacts, tmp_path: Path, delta_texts: dict[str, str], make: Callable[[Path], None]
+) -> None:
+    """Where a model's file has become something else since it was listed."""
+    folder = make_folder(artefacts, tmp_path / "dir")
+    shutil.copyfile(artefacts.words, folder / "odd.dq.gguf")
+    with serve(artefacts.base, tmp_path, "--deltas-dir", folder, "--delta-admin", *CONTEXT) as server:
+        (folder / "odd.dq.gguf").unlink()
+        make(folder / "odd.dq.gguf")
+        body = {"model": "odd", "prompt": PROMPT, "n_predict": 1}
+        answer = requests.post(server.url + "/completion", json=body, timeout=SERVER_TIMEOUT)
+        assert re.search("is not a regular file|no such device", error(answer, 500))
+        assert states(server)["odd"] == "failed"
+        assert text(server, "words") == delta_texts["words"]
+
+
+@pytest.mark.parametrize("make", [make_fifo, link_to_zero])
+def test_the_server_does_not_start_with_what_is_no_file(
+    artefacts: Artefacts, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "odd.dq.gguf")
+    with (
+        pytest.raises(pytest.fail.Exception, match="is not a regular file"),
+        serve(artefacts.base, tmp_path, "--delta", tmp_path / "odd.dq.gguf"),
+    ):
+        pass
+
+
+# a file system that does not answer
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers started under this cannot open a hangs.dq.gguf: they wait for ever."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    library = tmp_path / "hang_open.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, HANG_OPEN, "-ldl"], check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    monkeypatch.setenv("HANG_OPEN", "/hangs.dq.gguf")
+
+
+def folder_that_hangs(artefacts: Artefacts, path: Path) -> Path:
+    folder = make_folder(artefacts, path)
+    shutil.copyfile(artefacts.words, folder / "hangs.dq.gguf")
+    return folder
+
+
+def ask_and_go(server: Server, model: str) -> None:
+    """A request whose client does not wait for the answer."""
+    with pytest.raises(requests.Timeout):
+        requests.post(
+            server.url + "/completion", json={"model": model, "prompt": PROMPT, "n_predict": 1}, timeout=(5, 0.5)
+        )
+
+
+@pytest.mark.usefixtures("hanging")
+def test_a_load_that_hangs_stops_nobody(artefacts: Artefacts, tmp_path: Path, delta_texts: dict[str, str]) -> None:
+    """Others are loaded meanwhile, the name can be unloaded, and SIGTERM ends the server (serve waits for that)."""
+    folder = folder_that_hangs(artefacts, tmp_path / "dir")
+    with (
+        serve(artefacts.base, tmp_path, "--deltas-dir", folder, "--delta-admin", *CONTEXT) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        ask_and_go(server, "hangs")
+        assert text(server, "base") == delta_texts["base"]
+        assert text(server, "words") == delta_texts["words"]
+        waiting = pool.submit(complete, server, "hangs")
+        while states(server)["hangs"] != "loading":
+            time.sleep(0.01)
+        server.ask("/deltas/unload", name="hangs")
+        assert "unloaded" in error(waiting.result(), 404)
+        server.ask("/deltas/load", name="loud")
+
+
+@pytest.mark.usefixtures("hanging")
+def test_what_hangs_is_a_503_in_the_end(artefacts: Artefacts, tmp_path: Path) -> None:
+    folder = folder_that_hangs(artefacts, tmp_path / "dir")
+    with serve(artefacts.base, tmp_path, "--deltas-dir", folder, "--delta-admin", *CONTEXT) as server:
+        answer = requests.post(
+            server.url + "/completion",
+            json={"model": "hangs", "prompt": PROMPT, "n_predict": 1},
+            timeout=SERVER_TIMEOUT,
+        )
+        assert "does not answer" in error(answer, 503)
+        assert states(server)["hangs"] == "registered"  # it may come back
+
+
+@pytest.mark.usefixtures("hanging")
+def test_a_load_that_hangs_does_not_keep_the_server_awake_or_asleep(
+    artefacts: Artefacts, tmp_path: Path, delta_texts: dict[str, str]
+) -> None:
+    folder = folder_that_hangs(artefacts, tmp_path / "dir")
+    options = ("--deltas-dir", folder, "--sleep-idle-seconds", "1", *CONTEXT)
+    with serve(artefacts.base, tmp_path, *options) as server:
+        ask_and_go(server, "hangs")
+        deadline = time.monotonic() + 20
+        while not server.get("/props")["is_sleeping"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert server.get("/props")["is_sleeping"]
+        assert text(server, "words") == delta_texts["words"]
+
+
+# files that change
+
+
+def shorten(path: Path, _: Artefacts) -> None:
+    os.truncate(path, 5000)
+
+
+def copy_over(path: Path, artefacts: Artefacts) -> None:
+    shutil.copyfile(artefacts.json, path)  # as cp does: the same inode
+
+
+def remove(path: Path, _: Artefacts) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [shorten, copy_over, remove])
+def test_what_is_served_does_not_change_with_its_file(
+    artefacts: Artefacts,
+    delta_server: Server,
+    delta_texts: dict[str, str],
+    change: Callable[[Path, Artefacts], None],
+) -> None:
+    assert text(delta_server, "words") == delta_texts["words"]
+    change(Path(row(delta_server, "words")["file"]), artefacts)
+    assert text(delta_server, "words", cache_prompt=False) == delta_texts["words"]
+
+
+def mapped_deltas(server: Server) -> set[str]:
+    """Names of delta files in the address space of the server."""
+    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    return {Path(line.split()[-1]).name for line in maps.splitlines() if line.endswith(".dq.gguf")}
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+@pytest.mark.parametrize(("mode", "is_mapped"), [("auto", False), ("none", False), ("mmap", True)])
+def test_load_mode_reaches_deltas(
+    artefacts: Artefacts, tmp_path: Path, delta_texts: dict[str, str], mode: str, is_mapped: bool
+) -> None:
+    with serve(artefacts.base, tmp_path, "--delta", artefacts.words, "--load-mode", mode, *CONTEXT) as server:
+        assert text(server, "words") == delta_texts["words"]
+        assert ("words.dq.gguf" in mapped_deltas(server)) == is_mapped
+
+
+# the base's file
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_the_base_is_the_one_in_memory(
+    artefacts: Artefacts, delta_folder: Path, tmp_path: Path, delta_texts: dict[str, str], is_replaced: bool
+) -> None:
+    """Another file under the base's path, or none, changes nothing for the deltas of what is in memory."""
+    base = tmp_path / "base.gguf"
+    shutil.copyfile(artefacts.base, base)
+    with serve(base, tmp_path, "--deltas-dir", delta_folder, *CONTEXT) as server:
+        if is_replaced:
+            shutil.copyfile(artefacts.merged, tmp_path / "new.gguf")
+            (tmp_path / "new.gguf").rename(base)
+        else:
+            base.unlink()
+        assert text(server, "words") == delta_texts["words"]
