@@ -122,12 +122,11 @@ dqrelo_load_params dqrelo_load_default_params(void) {
     return { /*.allow_other_base_bytes =*/false, /*.verify =*/false, /*.use_mmap =*/false, /*.max_scale =*/DQRELO_MAX_SCALE };
 }
 
-dqrelo_delta * dqrelo_load_opened(const llama_model * model, const dqrelo_base * base, dqrelo_file * file, dqrelo_load_params params, char * err,
-                                  size_t n_err) {
+dqrelo_delta * dqrelo_load_opened(const llama_model * model, const dqrelo_base * base, dqrelo_file * file, dqrelo_load_params params,
+                                  char * err, size_t n_err) {
     const std::unique_ptr<dqrelo_file> owned(file);
     const std::string                  path = file->file->path();
-    return made(path, err, n_err,
-                [&](std::string & text) { return load(*model, *base->file, std::move(owned->file), params, text); });
+    return made(path, err, n_err, [&](std::string & text) { return load(*model, *base->file, std::move(owned->file), params, text); });
 }
 
 dqrelo_delta * dqrelo_load(const llama_model * model, const char * path_model, const char * path, dqrelo_load_params params, char * err,

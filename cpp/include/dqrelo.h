@@ -67,8 +67,7 @@ LLAMA_API size_t dqrelo_file_bytes_needed(const struct llama_model * model, cons
 
 // Loads an opened file, which is taken over, also on failure. `params`: but for verify and use_mmap, with which the file was opened.
 LLAMA_API struct dqrelo_delta * dqrelo_load_opened(const struct llama_model * model, const struct dqrelo_base * base,
-                                                   struct dqrelo_file * file, struct dqrelo_load_params params, char * err,
-                                                   size_t n_err);
+                                                   struct dqrelo_file * file, struct dqrelo_load_params params, char * err, size_t n_err);
 
 // Frees a delta. Returns false, and frees nothing, while it is bound to a sequence of any context.
 LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);

@@ -13,7 +13,7 @@ struct server_delta_work {
     std::shared_ptr<server_delta>     to_free;
     std::shared_ptr<server_delta_job> to_size; // how much memory its file will take
     std::shared_ptr<server_delta_job> to_load;
-    std::string                       name;     // of the job
+    std::string                       name; // of the job
     bool                              wants_main_loop = false;
 };
 

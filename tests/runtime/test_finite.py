@@ -12,7 +12,6 @@ import pytest
 
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.delta_files import Edited
