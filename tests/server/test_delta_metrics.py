@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,17 @@ def test_metrics(artefacts: Artefacts, delta_folder: Path, tmp_path: Path) -> No
         assert found["llamacpp:deltas_resident_bytes"] == server.get("/deltas")["bytes_resident"]
 
 
+def wait_for_log(server: Server, part: str) -> None:
+    """Lines are written by a thread of their own, which may be behind the answers."""
+    deadline = time.monotonic() + 20
+    while part not in (log := server.log.read_text()):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.02)
+
+
 def test_life_is_logged(delta_server: Server) -> None:
     text(delta_server, "words")
     delta_server.ask("/deltas/unload", name="words")
-    log = delta_server.log.read_text()
     for part in (
         "deltas: 5, 0.0 MiB loaded",
         "--delta-memory: no limit",
@@ -57,7 +65,7 @@ def test_life_is_logged(delta_server: Server) -> None:
         "'words': unloading",
         "'words': freed",
     ):
-        assert part in log
+        wait_for_log(delta_server, part)
 
 
 def test_props_of_a_model(delta_server: Server) -> None:
