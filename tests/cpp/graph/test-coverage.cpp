@@ -1,7 +1,6 @@
-// test-coverage BASE DELTA FORGED
+// test-coverage BASE DELTA OTHER
 //
-// What a check finds belongs to the loaded delta. FORGED says that it has the content of DELTA, which the graphs can carry, and changes a
-// tensor besides that they cannot. tests/graph/test_upstream_models.py makes the files.
+// What a check finds belongs to the loaded delta. The graphs can carry DELTA; OTHER changes a tensor besides that they cannot. tests/graph/test_upstream_models.py makes the files.
 #include "dqrelo.h"
 #include "support/check.h"
 
@@ -26,7 +25,7 @@ static const char * refusal(llama_context * ctx, llama_seq_id seq_id, dqrelo_del
 
 int main(int argc, char ** argv) {
     if (argc != 4) {
-        fprintf(stderr, "usage: %s BASE DELTA FORGED\n", argv[0]);
+        fprintf(stderr, "usage: %s BASE DELTA OTHER\n", argv[0]);
         return 2;
     }
     llama_log_set(
@@ -40,22 +39,21 @@ int main(int argc, char ** argv) {
     llama_model *   model        = llama_model_load_from_file(argv[1], mparams);
     llama_context * ctx          = llama_init_from_model(model, cparams);
 
-    check::begin("a delta with the content hash of one that was checked is checked itself");
+    check::begin("a delta beside one that was checked is checked itself");
     dqrelo_delta * delta  = load(model, argv[1], argv[2]);
-    dqrelo_delta * forged = load(model, argv[1], argv[3]);
-    CHECK(strcmp(dqrelo_content_hash(delta), dqrelo_content_hash(forged)) == 0);
+    dqrelo_delta * other = load(model, argv[1], argv[3]);
     CHECK(strcmp(refusal(ctx, 0, delta), "") == 0);
-    CHECK(strstr(refusal(ctx, 1, forged), "blk.0.ssm_conv1d.weight"));
+    CHECK(strstr(refusal(ctx, 1, other), "blk.0.ssm_conv1d.weight"));
     CHECK(!dqrelo_bound(ctx, 1));
 
     check::begin("so is one that was loaded after the checked one was freed, wherever it lies in memory");
-    CHECK(dqrelo_free(forged));
+    CHECK(dqrelo_free(other));
     CHECK(strcmp(refusal(ctx, 0, nullptr), "") == 0 && dqrelo_free(delta));
-    forged = load(model, argv[1], argv[3]);
-    CHECK(strstr(refusal(ctx, 0, forged), "blk.0.ssm_conv1d.weight"));
+    other = load(model, argv[1], argv[3]);
+    CHECK(strstr(refusal(ctx, 0, other), "blk.0.ssm_conv1d.weight"));
 
     check::begin("a delta that is loaded again is bound again");
-    CHECK(dqrelo_free(forged));
+    CHECK(dqrelo_free(other));
     delta = load(model, argv[1], argv[2]);
     CHECK(strcmp(refusal(ctx, 0, delta), "") == 0);
     CHECK(dqrelo_bound(ctx, 0) == delta);
