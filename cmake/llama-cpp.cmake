@@ -35,6 +35,12 @@ else()
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${DQRELO_PATCHES}/UPSTREAM ${patches})
 endif()
 
+# Another llama.cpp in LD_LIBRARY_PATH must not replace these libraries: RPATH comes before that variable, RUNPATH, which linkers write by
+# default, after it. And what is missing is said at the start, not when it is first called.
+if (UNIX AND NOT APPLE)
+    add_link_options(-Wl,--disable-new-dtags -Wl,-z,now)
+endif()
+
 set(BUILD_SHARED_LIBS           ON)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(GGML_CCACHE                 OFF CACHE BOOL "" FORCE)  # cmake/ccache.cmake does it
