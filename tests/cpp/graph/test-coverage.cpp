@@ -1,6 +1,7 @@
 // test-coverage BASE DELTA OTHER
 //
-// What a check finds belongs to the loaded delta. The graphs can carry DELTA; OTHER changes a tensor besides that they cannot. tests/graph/test_upstream_models.py makes the files.
+// What a check finds belongs to the loaded delta. The graphs can carry DELTA; OTHER changes a tensor besides that they cannot.
+// tests/graph/test_upstream_models.py makes the files.
 #include "dqrelo.h"
 #include "support/check.h"
 
@@ -40,7 +41,7 @@ int main(int argc, char ** argv) {
     llama_context * ctx          = llama_init_from_model(model, cparams);
 
     check::begin("a delta beside one that was checked is checked itself");
-    dqrelo_delta * delta  = load(model, argv[1], argv[2]);
+    dqrelo_delta * delta = load(model, argv[1], argv[2]);
     dqrelo_delta * other = load(model, argv[1], argv[3]);
     CHECK(strcmp(refusal(ctx, 0, delta), "") == 0);
     CHECK(strstr(refusal(ctx, 1, other), "blk.0.ssm_conv1d.weight"));
