@@ -32,7 +32,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-for-tests
 	$(MAKE) --no-print-directory lint
 	ctest --test-dir $(BUILD) --output-on-failure
-	DQRELO_TEST_BIN_DIR=$(CURDIR)/$(BUILD)/bin $(BIN)/python -m pytest
+	DQRELO_TEST_BIN_DIR=$(CURDIR)/$(BUILD)/bin DQRELO_LLAMA_CPP_DIR=$(CURDIR)/$(BUILD)/llama.cpp-src $(BIN)/python -m pytest
 
 # Minutes of random traffic on a server whose deltas come and go.
 soak: $(VENV)/installed-for-tests
