@@ -5,6 +5,7 @@
 // line a case: name, NMSE against the merged models, and the NMSE that the base without a delta has. The last line is for a sequence of the
 // base beside those. tests/context/test_context.py makes the files and judges the figures.
 #include "dqrelo.h"
+#include "support/log-errors.h"
 #include "llama.h"
 
 #include <cstdio>
@@ -290,9 +291,7 @@ int main(int argc, char ** argv) {
     if (argc < 8) {
         fail("usage: test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV [yarn]");
     }
-    llama_log_set(
-        [](ggml_log_level level, const char * text, void *) { level == GGML_LOG_LEVEL_ERROR ? (void) fputs(text, stderr) : (void) 0; },
-        nullptr);
+    log_errors_only();
     options o;
     o.flash_attn = strcmp(argv[6], "on") == 0 ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     o.yarn       = argc > 8 && strcmp(argv[8], "yarn") == 0;

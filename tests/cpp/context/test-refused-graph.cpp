@@ -5,6 +5,7 @@
 #include "dqrelo-hooks.h"
 #include "llama.h"
 #include "support/check.h"
+#include "support/log-errors.h"
 
 #include <vector>
 
@@ -46,9 +47,7 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "usage: %s BASE\n", argv[0]);
         return 2;
     }
-    llama_log_set(
-        [](ggml_log_level level, const char * text, void *) { level == GGML_LOG_LEVEL_ERROR ? (void) fputs(text, stderr) : (void) 0; },
-        nullptr);
+    log_errors_only();
     llama_model_params mparams = llama_model_default_params();
     mparams.n_gpu_layers       = 0;
     llama_model * model        = llama_model_load_from_file(argv[1], mparams);

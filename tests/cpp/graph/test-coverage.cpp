@@ -4,6 +4,7 @@
 // tests/graph/test_upstream_models.py makes the files.
 #include "dqrelo.h"
 #include "support/check.h"
+#include "support/log-errors.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -29,9 +30,7 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "usage: %s BASE DELTA OTHER\n", argv[0]);
         return 2;
     }
-    llama_log_set(
-        [](ggml_log_level level, const char * text, void *) { level == GGML_LOG_LEVEL_ERROR ? (void) fputs(text, stderr) : (void) 0; },
-        nullptr);
+    log_errors_only();
     llama_model_params mparams   = llama_model_default_params();
     mparams.n_gpu_layers         = 0;
     llama_context_params cparams = llama_context_default_params();

@@ -8,6 +8,7 @@
 #include "dqrelo.h"
 #include "graph/row-tokens.h"
 #include "support/check.h"
+#include "support/log-errors.h"
 
 #include "ggml-impl.h"
 #include "llama-batch.h"
@@ -157,9 +158,7 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "usage: %s BASE DELTA\n", argv[0]);
         return 2;
     }
-    llama_log_set(
-        [](ggml_log_level level, const char * text, void *) { level == GGML_LOG_LEVEL_ERROR ? (void) fputs(text, stderr) : (void) 0; },
-        nullptr);
+    log_errors_only();
     test_ops_along_rows();
 
     llama_model_params mparams   = llama_model_default_params();
