@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dqrelo_gguf.file.fingerprint import base_identity
-from tests.support.delta_files import meta, write_base, write_delta
+from tests.support.delta_files import SPECS_2, meta, write_base, write_delta
 from tests.support.delta_server import make_folder
 from tests.support.server_fixtures import Artefacts, make_artefacts
 from tests.support.tiny_llama import NARROW, Type, base_weights, write_model, write_random_delta
@@ -41,6 +41,14 @@ def small_delta(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> P
         add_bos=True,
     )
     write_delta(path, about=about)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_delta_2(tmp_path_factory: pytest.TempPathFactory, small_base: Path) -> Path:
+    """A delta of version 2 over small_base: sign factors in every surrounding, factors without planes."""
+    path = tmp_path_factory.mktemp("delta") / "tuned-2.dq.gguf"
+    write_delta(path, SPECS_2, meta(base_identity(small_base)))
     return path
 
 

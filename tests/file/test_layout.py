@@ -21,6 +21,19 @@ def test_sizes_of_quantised_factors_and_experts() -> None:
     assert spec.n_bytes == 3 * (16 * 8 + 4 + 16 * 34 + 32 * 2 * 18)
 
 
+def test_sizes_of_sign_factors() -> None:
+    spec = WeightSpec("w", (64, 16, 3), n_planes=0, cscale=True, plane_ranks=(8, 5, 3))
+    assert (spec.n_codes, spec.version) == (16, 2)
+    assert spec.n_bytes == 3 * (64 * 4 + 16 * 8 + 2 * 16 * 2 + 16 * 2)
+
+
+def test_only_what_needs_version_2_has_it() -> None:
+    assert WeightSpec("w", (64, 16), rank=2).version == 1
+    assert WeightSpec.dense("w", (64, 16)).version == 1
+    assert WeightSpec("w", (64, 16), n_planes=0, rank=2).version == 2
+    assert WeightSpec("w", (64, 16), plane_ranks=(8,)).version == 2
+
+
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
@@ -31,14 +44,18 @@ def test_sizes_of_quantised_factors_and_experts() -> None:
         (WeightSpec("w", (64, 0)), ShapeError, "at least 1"),
         (WeightSpec("w", ()), ShapeError, "1 to 4 dimensions"),
         (WeightSpec("w", (1 << 40, 1 << 40)), ShapeError, "too many elements"),
-        (WeightSpec("w", (64, 4), n_planes=5), FormatError, "5 sign planes, expected 1 to 4"),
-        (WeightSpec("w", (64, 4), n_planes=0), FormatError, "0 sign planes"),
+        (WeightSpec("w", (64, 4), n_planes=5), FormatError, "5 sign planes, expected at most 4"),
+        (WeightSpec("w", (64, 4), n_planes=0), FormatError, "no planes, factors or codes, and is not dense"),
         (WeightSpec("w", (64, 4), rank=-1), FormatError, "rank -1"),
         (WeightSpec("w", (64, 4), rank=3, u_type=Type.Q8_0), FormatError, "rows of 3, expected a multiple of 32"),
         (WeightSpec("w", (40, 4), rank=2, v_type=Type.Q4_0), FormatError, "rows of 40, expected a multiple of 32"),
         (WeightSpec("w", (64, 4), rank=2, u_type=Type.Q4_1), FormatError, "type q4_1, expected f16, bf16"),
         (WeightSpec("w", (64,), n_planes=0, dense_type=Type.Q8_0), FormatError, "type q8_0, expected f32, f16"),
         (WeightSpec("w", (64, 4), n_planes=1, dense_type=Type.F32), FormatError, "no planes, factors"),
+        (WeightSpec("w", (64, 16), plane_ranks=(4, 8)), FormatError, "plane ranks 4, 8 do not descend"),
+        (WeightSpec("w", (64, 16), plane_ranks=(24,)), FormatError, "plane rank 24, expected at most 16"),
+        (WeightSpec("w", (64, 16), plane_ranks=(8, 1)), FormatError, "9 codes, expected a multiple of 8"),
+        (WeightSpec("w", (64, 16), plane_ranks=(16,) * 5), FormatError, "80 codes, expected at most 64"),
     ],
 )
 def test_specs_outside_the_format_are_refused(spec: WeightSpec, error: type[Exception], message: str) -> None:

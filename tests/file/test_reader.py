@@ -16,7 +16,7 @@ from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.file.weight_data import WeightData
-from tests.support.delta_files import SPECS, Edited, Type, write_delta
+from tests.support.delta_files import SPECS, SPECS_2, Edited, Type, write_delta
 
 Edit = Callable[[Edited], Any]
 
@@ -47,14 +47,35 @@ def expected_d_hat(spec: WeightSpec, data: WeightData) -> np.ndarray[Any, Any]:
         if data.u is not None and data.v is not None:
             u, v = data.u.reshape(shape[0], shape[1], -1)[e], data.v.reshape(shape[0], -1, shape[2])[e]
             out[e] += u.astype(np.float64) @ v.astype(np.float64)
+        out[e] += codes_of(spec, data, e)
     return out.reshape(tuple(reversed(spec.ne)))
+
+
+def codes_of(spec: WeightSpec, data: WeightData, e: int) -> np.ndarray[Any, Any] | float:
+    """What the sign factors of matrix e mean, one code after the other."""
+    codes = data.sign_factors
+    if codes is None:
+        return 0.0
+    n_in, n_out = spec.ne[:2]
+    v_bits, u_bits = (
+        codes.v_bits.reshape(-1, spec.n_codes, n_in // 8)[e],
+        codes.u_bits.reshape(-1, n_out, spec.n_codes // 8)[e],
+    )
+    v_scale, u_scale = np.atleast_2d(codes.v_scale)[e], np.atleast_2d(codes.u_scale)[e]
+    A, B = np.zeros((n_out, spec.plane_ranks[0])), np.zeros((spec.plane_ranks[0], n_in))
+    vector_of_code = [k for rank in spec.plane_ranks for k in range(rank)]
+    for c, k in enumerate(vector_of_code):
+        B[k] += v_scale[c] * np.array([1 if v_bits[c, j // 8] >> (j % 8) & 1 else -1 for j in range(n_in)])
+        A[:, k] += u_scale[c] * np.array([1 if u_bits[i, c // 8] >> (c % 8) & 1 else -1 for i in range(n_out)])
+    column = 1.0 if data.cscale is None else np.atleast_2d(data.cscale)[e]
+    return A @ B * column
 
 
 # Largest error of a stored factor's element, elements being at most 1: half a step of the type. 32 products at most.
 FACTOR_STEP = {Type.F32: 0.0, Type.F16: 2**-12, Type.BF16: 2**-9, Type.Q8_0: 0.5 / 127, Type.Q4_0: 1 / 8}
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", SPECS + SPECS_2, ids=lambda spec: spec.name)
 def test_reconstruct_is_the_formula(tmp_path: Path, spec: WeightSpec) -> None:
     (data,) = write_delta(tmp_path / "a.dq.gguf", [spec])
     d_hat = DeltaReader(tmp_path / "a.dq.gguf").reconstruct(spec.name)

@@ -12,13 +12,22 @@ from dqrelo_gguf.errors import DqreloError, FormatError
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
 from tests.support.delta_files import SPECS, Edited, meta, write_delta
-from tests.support.malformed import MALFORMED
+from tests.support.malformed import MALFORMED, MALFORMED_2, Edit
 
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_file_is_refused_in_one_line(small_delta: Path, tmp_path: Path, case: str) -> None:
-    edit, message = MALFORMED[case]
-    edited = Edited(small_delta)
+    refused(small_delta, *MALFORMED[case], tmp_path)
+
+
+@pytest.mark.parametrize("case", MALFORMED_2)
+def test_malformed_sign_factors_are_refused_in_one_line(small_delta_2: Path, tmp_path: Path, case: str) -> None:
+    refused(small_delta_2, *MALFORMED_2[case], tmp_path)
+
+
+def refused(sound: Path, edit: Edit, message: str, tmp_path: Path) -> None:
+    """Edits a sound file, and expects what the reader says of it."""
+    edited = Edited(sound)
     edit(edited)
     with pytest.raises(FormatError, match=message) as caught:
         DeltaReader(edited.save(tmp_path / "bad.dq.gguf"))

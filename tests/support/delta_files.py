@@ -17,7 +17,7 @@ from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_head
 from dqrelo_gguf.file.fingerprint import BaseIdentity
 from dqrelo_gguf.file.layout import WeightSpec, padded_bytes
 from dqrelo_gguf.file.metadata import DeltaMeta
-from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.weight_data import SignFactors, WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
 
 Type: TypeAlias = gguf.GGMLQuantizationType
@@ -37,6 +37,17 @@ SPECS = [
     WeightSpec("blk.1.attn_k.weight", (64, 16), n_planes=4),
     WeightSpec.dense("blk.0.attn_norm.weight", (64,)),
     WeightSpec.dense("blk.0.attn_q.bias", (48,), Type.F16),
+]
+
+# What version 2 adds: sign factors beside planes, alone and of experts, and factors without a plane.
+SPECS_2 = [
+    WeightSpec("token_embd.weight", (64, 40), n_planes=0, plane_ranks=(16, 5, 3)),
+    WeightSpec("blk.0.attn_q.weight", (64, 48), n_planes=1, scale_per_row=True, cscale=True, plane_ranks=(7, 7, 6, 4)),
+    WeightSpec("blk.0.attn_k.weight", (64, 16), n_planes=0, rank=4),
+    WeightSpec("blk.0.ffn_up_exps.weight", (256, 4, 3), n_planes=0, cscale=True, plane_ranks=(4, 4)),
+    WeightSpec("blk.1.ffn_up_exps.weight", (256, 4, 3), rank=1, plane_ranks=(4, 2, 2)),
+    WeightSpec("blk.1.attn_k.weight", (64, 16), n_planes=2),
+    WeightSpec.dense("blk.0.attn_norm.weight", (64,)),
 ]
 
 BASE_TENSORS: list[BaseTensor] = [
@@ -71,8 +82,19 @@ def weight_data(spec: WeightSpec, rng: np.random.Generator) -> WeightData:
         cscale=steps(rng, (*experts, n_in)) if spec.cscale else None,
         u=steps(rng, (*experts, n_out, spec.rank)) if spec.rank else None,
         v=steps(rng, (*experts, spec.rank, n_in)) if spec.rank else None,
+        sign_factors=_sign_factors(spec, rng) if spec.plane_ranks else None,
         error_delta=0.25,
         error_weight=0.0625,
+    )
+
+
+def _sign_factors(spec: WeightSpec, rng: np.random.Generator) -> SignFactors:
+    n_in, n_out, *experts = spec.ne
+    return SignFactors(
+        v_bits=pack_signs(steps(rng, (*experts, spec.n_codes, n_in))),
+        v_scale=steps(rng, (*experts, spec.n_codes)) / 4,
+        u_bits=pack_signs(steps(rng, (*experts, n_out, spec.n_codes))),
+        u_scale=steps(rng, (*experts, spec.n_codes)),
     )
 
 

@@ -16,15 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.compress.codes import decode_columns, decode_rows
 from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.metadata import DeltaMeta
-from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.weight_data import SignFactors, WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
 from tests.support.gguf_files import copy_metadata, finish
 
 F32 = gguf.GGMLQuantizationType.F32
+BF16 = gguf.GGMLQuantizationType.BF16
 RANK = 3
 SCALE = re.compile(r"\.(input_)?scale$")
 STEP = 0.02  # size of the change, against weights of about 0.1
@@ -41,6 +43,7 @@ class Kind:
     row_scales: bool = False
     column_scales: bool = False
     factors: gguf.GGMLQuantizationType = F32
+    code_ranks: tuple[int, ...] = ()  # of the sign factors, where a weight is large enough
 
 
 PLAIN = Kind()
@@ -62,6 +65,7 @@ def spec_of(name: str, ne: tuple[int, ...], kind: Kind = PLAIN) -> WeightSpec:
         u_type=_fitting(kind.factors, rank),
         v_type=_fitting(kind.factors, ne[0]),
         dense_type=None,
+        plane_ranks=kind.code_ranks if kind.code_ranks and kind.code_ranks[0] <= min(ne[:2]) else (),
     )
 
 
@@ -74,7 +78,7 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
     """The tensors of one weight, and the change that they mean in the weight's numpy shape."""
     rng = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
     shape = tuple(reversed(spec.ne))
-    if spec.n_planes == 0:
+    if spec.dense_type is not None:
         change = (STEP * rng.standard_normal(shape)).astype(np.float32)
         return WeightData(dense=change), change
     *stack, n_out, n_in = shape
@@ -86,14 +90,31 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
         scale = (STEP * rng.uniform(0.5, 1.5, (*stack, n_out if spec.scale_per_row else 1))).astype(np.float32)
         planes.append((bits, scale))
         change += scale[..., np.newaxis] * unpack_signs(bits, n_in)
+    codes = None
+    if spec.plane_ranks:
+        codes = _codes_of(spec, rng)
+        change += decode_columns(codes.u_bits, codes.u_scale, spec.plane_ranks) @ decode_rows(
+            codes.v_bits, codes.v_scale, spec.plane_ranks
+        )
     cscale = rng.uniform(0.5, 1.5, (*stack, n_in)).astype(np.float32) if spec.cscale else None
     if cscale is not None:
         change *= cscale[..., np.newaxis, :]
     if spec.rank == 0:
-        return WeightData(planes=planes, cscale=cscale), change
+        return WeightData(planes=planes, cscale=cscale, sign_factors=codes), change
     u = _rounded(rng.standard_normal((*stack, n_out, spec.rank)), spec.u_type)
     v = _rounded(STEP * rng.standard_normal((*stack, spec.rank, n_in)), spec.v_type)
-    return WeightData(planes=planes, cscale=cscale, u=u, v=v), change + u @ v
+    return WeightData(planes=planes, cscale=cscale, u=u, v=v, sign_factors=codes), change + u @ v
+
+
+def _codes_of(spec: WeightSpec, rng: np.random.Generator) -> SignFactors:
+    n_in, n_out, *stack = spec.ne
+    scale = (*stack[::-1], spec.n_codes)
+    return SignFactors(
+        v_bits=pack_signs(rng.standard_normal((*scale, n_in))),
+        v_scale=_rounded(STEP * rng.uniform(0.5, 1.5, scale), BF16).reshape(scale),
+        u_bits=pack_signs(rng.standard_normal((*stack[::-1], n_out, spec.n_codes))),
+        u_scale=_rounded(rng.uniform(0.2, 0.6, scale), BF16).reshape(scale),
+    )
 
 
 def _rounded(values: npt.NDArray[np.float64], to: gguf.GGMLQuantizationType) -> Array:

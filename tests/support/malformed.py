@@ -154,8 +154,18 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "general.type": (set_field("general.type", "mmproj", STRING), "general.type is 'mmproj', expected 'adapter'"),
     "lora": (set_field("adapter.type", "lora", STRING), "is a LoRA adapter, not a delta file"),
     "adapter.type": (set_field("adapter.type", "x", STRING), "adapter.type is 'x', expected 'dqrelo'"),
-    "newer version": (set_field("dqrelo.version", 2, U32), "version 2, expected 1. Update dqrelo-gguf"),
-    "version 0": (set_field("dqrelo.version", 0, U32), "version 0, expected 1$"),
+    "newer version": (set_field("dqrelo.version", 3, U32), "version 3, expected 1 or 2. Update dqrelo-gguf"),
+    "version 2 without its key": (set_field("dqrelo.version", 2, U32), "'dqrelo.weight.plane_ranks' is missing"),
+    "version 2 for nothing": (
+        lambda e: e.fields.update(
+            {
+                "dqrelo.version": GGUFValue(2, U32),
+                "dqrelo.weight.plane_ranks": GGUFValue([0] * 64, ARRAY, U32),
+            }
+        ),
+        "is version 2 but has nothing that version 1 lacks, expected version 1",
+    ),
+    "version 0": (set_field("dqrelo.version", 0, U32), "version 0, expected 1 or 2$"),
     "version's type": (set_field("dqrelo.version", 1, ValueType.UINT64), "dqrelo.version is 1, expected a UINT32"),
     "no version": (drop_field("dqrelo.version"), "dqrelo.version is None"),
     "missing key": (drop_field("dqrelo.base.digest"), "'dqrelo.base.digest' is missing"),
@@ -231,7 +241,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "rank 0": (set_item("dqrelo.weight.rank", 0, 0), f"out of order, '{EMBD}.dq_u' is in its place"),
     "rank of a quantised u": (set_item("dqrelo.weight.rank", 1, 31), "rows of 31, expected a multiple of 32"),
     "planes": (set_item("dqrelo.weight.n_planes", 0, 2), "'token_embd.weight.dq_sign1' is missing"),
-    "five planes": (set_item("dqrelo.weight.n_planes", 0, 5), "5 sign planes, expected 1 to 4"),
+    "five planes": (set_item("dqrelo.weight.n_planes", 0, 5), "5 sign planes, expected at most 4"),
     "no planes": (set_item("dqrelo.weight.n_planes", 0, 0), "a dense weight has no planes, factors"),
     "weight's shape": (set_item("dqrelo.weight.ne", 1, 41), "has shape 8x40, expected 8x41"),
     "weight without columns": (set_item("dqrelo.weight.ne", 0, 0), "impossible shape 0x40x1x1"),
@@ -267,4 +277,50 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
         "'other.numbers' has 2 numbers",
     ),
     "bool 255": (set_bytes(ValueType.BOOL, b"\xff"), "'other.flag' has a BOOL of 255, expected 0 or 1"),
+}
+
+RANKS = "dqrelo.weight.plane_ranks"  # eight a weight; EMBD is weight 0, Q is weight 1
+CODES = f"{EMBD}.dq_vsign"
+
+# The same for the fixture small_delta_2.
+MALFORMED_2: dict[str, tuple[Edit, str]] = {
+    "no plane ranks": (drop_field(RANKS), f"'{RANKS}' is missing"),
+    "plane ranks' type": (set_field(RANKS, [0] * 56, ARRAY, ValueType.UINT64), r"type \[UINT64\], expected \[UINT32\]"),
+    "short plane ranks": (lambda e: e.fields[RANKS].value.pop(), "has 55 items, expected 56"),
+    "codes in version 1": (set_field("dqrelo.version", 1, U32), f"'{RANKS}' belongs to version 2"),
+    "ascending": (set_item(RANKS, 0, 1), "token_embd.weight: plane ranks 1, 5, 3 do not descend"),
+    "a hole": (set_item(RANKS, 1, 0), "token_embd.weight: plane ranks 16, 0, 3 do not descend"),
+    "plane rank over the shape": (
+        set_item(RANKS, 0, 48),
+        "token_embd.weight: plane rank 48, expected at most 40, the smaller side of 64x40",
+    ),
+    "odd codes": (set_item(RANKS, 0, 17), "token_embd.weight: 25 codes, expected a multiple of 8"),
+    "too many codes": (
+        lambda e: e.fields[RANKS].value.__setitem__(slice(0, 8), [40, 40, 40, 40, 40, 40, 40, 40]),
+        "token_embd.weight: 320 codes, expected at most 160, four times the smaller side of 64x40",
+    ),
+    "largest codes": (
+        lambda e: e.fields[RANKS].value.__setitem__(slice(0, 8), [(1 << 32) - 1] * 8),
+        "token_embd.weight: plane rank 4294967295, expected at most 40",
+    ),
+    "other plane ranks": (set_item(RANKS, 0, 24), f"'{CODES}' has shape 8x24, expected 8x32"),
+    "codes missing": (
+        lambda e: e.fields[RANKS].value.__setitem__(slice(0, 8), [0] * 8),
+        f"tensor '{EMBD}.dq_dense' is missing",
+    ),
+    "codes of a dense weight": (set_item(RANKS, 6 * 8, 8), "2 or 3 dimensions"),
+    "vscale missing": (drop_tensor(f"{EMBD}.dq_vscale"), f"tensor '{EMBD}.dq_vscale' is missing"),
+    "usign missing": (drop_tensor(f"{EMBD}.dq_usign"), f"tensor '{EMBD}.dq_usign' is missing"),
+    "uscale missing": (drop_tensor(f"{EMBD}.dq_uscale"), f"tensor '{EMBD}.dq_uscale' is missing"),
+    "codes' declared type": (set_item("dqrelo.tensor.types", 0, "DQ_SIGN"), "is declared DQ_SIGN, expected DQ_VSIGN"),
+    "codes' logical shape": (set_item("dqrelo.tensor.ne", 0, 8), "is declared with shape 8x24x1x1, expected 64x24x1x1"),
+    "scale's type": (
+        set_tensor(f"{EMBD}.dq_vscale", type_id=int(Type.F16)),
+        f"'{EMBD}.dq_vscale' is stored as f16, expected bf16",
+    ),
+    **{
+        f"{value} in {name}": (set_number(name, "bf16", value), f"'{name}' has 1 numbers that are NaN or infinite")
+        for name in (f"{EMBD}.dq_vscale", f"{Q}.dq_uscale")
+        for value in ("nan", "inf", "-inf")
+    },
 }

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-VERSION: Final = 1
+VERSION_PLAIN: Final = 1
+VERSION_SIGN_FACTORS: Final = 2  # sign factors, and weights with factors and no plane
 ALIGNMENT: Final = 64  # bytes; a cache line, and what AVX-512 loads without a split
 MAX_PLANES: Final = 4
+MAX_CODE_PLANES: Final = 8  # of a singular vector
+MAX_CODES_A_SIDE: Final = 4  # codes a weight has at most, times its smaller side: work memory is planned for them
 MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME is 64 with the terminator
 SUFFIX: Final = ".dq.gguf"  # of a delta file's name
 
@@ -38,6 +41,7 @@ KEY_WEIGHT_NAMES: Final = "dqrelo.weight.names"
 KEY_WEIGHT_NE: Final = "dqrelo.weight.ne"
 KEY_WEIGHT_RANK: Final = "dqrelo.weight.rank"
 KEY_WEIGHT_N_PLANES: Final = "dqrelo.weight.n_planes"
+KEY_WEIGHT_PLANE_RANKS: Final = "dqrelo.weight.plane_ranks"
 KEY_WEIGHT_ERROR_DELTA: Final = "dqrelo.weight.error_delta"
 KEY_WEIGHT_ERROR_WEIGHT: Final = "dqrelo.weight.error_weight"
 KEY_BASE_NAME: Final = "dqrelo.base.name"
@@ -62,11 +66,20 @@ DQ_SCALE: Final = "DQ_SCALE"
 DQ_CSCALE: Final = "DQ_CSCALE"
 DQ_U: Final = "DQ_U"
 DQ_V: Final = "DQ_V"
+DQ_VSIGN: Final = "DQ_VSIGN"
+DQ_VSCALE: Final = "DQ_VSCALE"
+DQ_USIGN: Final = "DQ_USIGN"
+DQ_USCALE: Final = "DQ_USCALE"
 DQ_DENSE: Final = "DQ_DENSE"
+SIGN_TYPES: Final = (DQ_SIGN, DQ_VSIGN, DQ_USIGN)  # whose bytes are sign bits
 
 SUFFIX_CSCALE: Final = ".dq_cscale"
 SUFFIX_U: Final = ".dq_u"
 SUFFIX_V: Final = ".dq_v"
+SUFFIX_VSIGN: Final = ".dq_vsign"
+SUFFIX_VSCALE: Final = ".dq_vscale"
+SUFFIX_USIGN: Final = ".dq_usign"
+SUFFIX_USCALE: Final = ".dq_uscale"
 SUFFIX_DENSE: Final = ".dq_dense"
 
 

@@ -83,8 +83,9 @@ class WeightSpec:
     Args:
         name: the base tensor's name.
         ne: its shape in ggml's order, ne[0] the row length.
-        n_planes: sign planes, 1 to 4; 0 for a dense weight.
+        n_planes: sign planes, 0 to 4; 0 for a dense weight.
         rank: of U V; 0 for none.
+        plane_ranks: r_0 to at most r_7 of the sign factors, without zeros; empty for none.
         scale_per_row: a scale per row instead of one per matrix.
         cscale: a scale per column, too.
         u_type, v_type: stored types of the factors.
@@ -100,6 +101,7 @@ class WeightSpec:
     u_type: Type = Type.F16
     v_type: Type = Type.F16
     dense_type: Type | None = None
+    plane_ranks: tuple[int, ...] = ()
 
     @classmethod
     def dense(cls, name: str, ne: tuple[int, ...], dense_type: Type = Type.F32) -> WeightSpec:
@@ -109,6 +111,17 @@ class WeightSpec:
     @property
     def n_elements(self) -> int:
         return int(prod(self.ne))
+
+    @property
+    def n_codes(self) -> int:
+        """C: the sign planes of all singular vectors of the sign factors."""
+        return sum(self.plane_ranks)
+
+    @property
+    def version(self) -> int:
+        """The lowest version of the format that can store it."""
+        is_plain = self.dense_type is not None or (self.n_planes > 0 and not self.plane_ranks)
+        return fmt.VERSION_PLAIN if is_plain else fmt.VERSION_SIGN_FACTORS
 
     @property
     def n_bytes(self) -> int:
@@ -139,7 +152,7 @@ def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
     if prod(ne) >= 1 << 62:
         return ShapeError(f"{name}: shape {ne_text(ne)} has too many elements")
     if spec.dense_type is not None:
-        if spec.n_planes != 0 or rank != 0 or spec.cscale:
+        if spec.n_planes != 0 or rank != 0 or spec.cscale or spec.plane_ranks:
             return FormatError(f"{name}: a dense weight has no planes, factors or column scale")
         return _type_problem(f"{name}{fmt.SUFFIX_DENSE}", spec.dense_type, DENSE_TYPES, ne[0])
     if not 2 <= len(stripped_ne(ne)) <= 3 or ne[0] % 8 != 0:
@@ -147,8 +160,15 @@ def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
             f"{name}: shape {ne_text(ne)} cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. "
             "Store it dense"
         )
-    if not 1 <= spec.n_planes <= fmt.MAX_PLANES:
-        return FormatError(f"{name}: {spec.n_planes} sign planes, expected 1 to {fmt.MAX_PLANES}")
+    if not 0 <= spec.n_planes <= fmt.MAX_PLANES:
+        return FormatError(f"{name}: {spec.n_planes} sign planes, expected at most {fmt.MAX_PLANES}")
+    if spec.n_planes == 0 and rank == 0 and not spec.plane_ranks:
+        return FormatError(f"{name}: has no planes, factors or codes, and is not dense")
+    return _codes_problem(name, spec.plane_ranks, ne) or _factors_problem(spec)
+
+
+def _factors_problem(spec: WeightSpec) -> FormatError | None:
+    name, ne, rank = spec.name, spec.ne, spec.rank
     if rank <= 0:
         return None if rank == 0 else FormatError(f"{name}: rank {rank}, expected 0 or more")
     if rank > min(ne[0], ne[1]):
@@ -158,6 +178,26 @@ def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
     return _type_problem(f"{name}{fmt.SUFFIX_U}", spec.u_type, FACTOR_TYPES, rank) or _type_problem(
         f"{name}{fmt.SUFFIX_V}", spec.v_type, FACTOR_TYPES, ne[0]
     )
+
+
+def _codes_problem(name: str, plane_ranks: Sequence[int], ne: Sequence[int]) -> FormatError | None:
+    if not plane_ranks:
+        return None
+    side, n_codes = min(ne[0], ne[1]), sum(plane_ranks)
+    if list(plane_ranks) != sorted(plane_ranks, reverse=True):
+        return FormatError(f"{name}: plane ranks {', '.join(map(str, plane_ranks))} do not descend")
+    if plane_ranks[0] > side:
+        return FormatError(
+            f"{name}: plane rank {plane_ranks[0]}, expected at most {side}, the smaller side of {ne_text(ne)}"
+        )
+    if n_codes % 8 != 0:
+        return FormatError(f"{name}: {n_codes} codes, expected a multiple of 8")
+    most = fmt.MAX_CODES_A_SIDE * side
+    if n_codes > most:
+        return FormatError(
+            f"{name}: {n_codes} codes, expected at most {most}, four times the smaller side of {ne_text(ne)}"
+        )
+    return None
 
 
 def _type_problem(tensor: str, t: Type, allowed: Sequence[Type], n_row: int) -> FormatError | None:
@@ -177,8 +217,7 @@ def weight_tensors(spec: WeightSpec, per_row: Sequence[bool]) -> list[TensorSpec
     n_in, n_out, *experts = ne  # experts: [] or [ne2]
     tensors = []
     for p in range(spec.n_planes):
-        sign_ne = (n_in // 8, n_out, *experts)
-        tensors.append(TensorSpec(spec.name + fmt.suffix_sign(p), fmt.DQ_SIGN, Type.I8, sign_ne, padded_ne(ne)))
+        tensors.append(_signs(spec.name + fmt.suffix_sign(p), fmt.DQ_SIGN, ne))
         scale_ne = (n_out if per_row[p] else 1, *experts)
         tensors.append(_stored(spec.name + fmt.suffix_scale(p), fmt.DQ_SCALE, Type.F32, scale_ne))
     if spec.cscale:
@@ -186,6 +225,14 @@ def weight_tensors(spec: WeightSpec, per_row: Sequence[bool]) -> list[TensorSpec
     if spec.rank > 0:
         tensors.append(_stored(spec.name + fmt.SUFFIX_U, fmt.DQ_U, spec.u_type, (spec.rank, n_out, *experts)))
         tensors.append(_stored(spec.name + fmt.SUFFIX_V, fmt.DQ_V, spec.v_type, (n_in, spec.rank, *experts)))
+    if spec.plane_ranks:
+        scale_ne = (spec.n_codes, *experts)
+        tensors += [
+            _signs(spec.name + fmt.SUFFIX_VSIGN, fmt.DQ_VSIGN, (n_in, spec.n_codes, *experts)),
+            _stored(spec.name + fmt.SUFFIX_VSCALE, fmt.DQ_VSCALE, Type.BF16, scale_ne),
+            _signs(spec.name + fmt.SUFFIX_USIGN, fmt.DQ_USIGN, (spec.n_codes, n_out, *experts)),
+            _stored(spec.name + fmt.SUFFIX_USCALE, fmt.DQ_USCALE, Type.BF16, scale_ne),
+        ]
     return tensors
 
 
@@ -201,6 +248,16 @@ def content_hash(tensors: Sequence[TensorSpec], sha256: Sequence[str]) -> str:
         for t, digest in zip(tensors, sha256, strict=True)
     )
     return hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
+
+
+def delta_version(specs: Sequence[WeightSpec]) -> int:
+    """The lowest version of the format that can store all weights, which is the one that a file has."""
+    return max((s.version for s in specs), default=fmt.VERSION_PLAIN)
+
+
+def _signs(name: str, declared: str, ne: tuple[int, ...]) -> TensorSpec:
+    """A tensor of sign bits; ne counts the signs."""
+    return TensorSpec(name, declared, Type.I8, (ne[0] // 8, *ne[1:]), padded_ne(ne))
 
 
 def _stored(name: str, declared: str, t: Type, ne: tuple[int, ...]) -> TensorSpec:

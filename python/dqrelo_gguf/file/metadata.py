@@ -12,7 +12,7 @@ from dqrelo_gguf.errors import FormatError, NonFiniteError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import BaseIdentity
-from dqrelo_gguf.file.layout import TensorSpec, WeightSpec, content_hash, delta_ratio, padded_ne
+from dqrelo_gguf.file.layout import TensorSpec, WeightSpec, content_hash, delta_ratio, delta_version, padded_ne
 
 NO_SHA256 = "0" * 64  # stands for a digest that is not known yet, and has its length
 
@@ -83,7 +83,7 @@ def metadata_fields(
     errors = [*errors, *[(0.0, 0.0)] * (len(specs) - len(errors))]
     fields = [
         *_general_fields(meta),
-        *_delta_fields(meta, delta_ratio(specs), content_hash(tensors, sha256) if is_whole else NO_SHA256),
+        *_delta_fields(meta, specs, content_hash(tensors, sha256) if is_whole else NO_SHA256),
         *_tensor_fields(tensors, sha256),
         *_weight_fields(specs, errors),
         *_base_fields(meta),
@@ -101,15 +101,15 @@ def _check_finite(key: str, value: GGUFValue) -> None:
             raise NonFiniteError(f"metadata key '{key}' would have numbers that are NaN or infinite")
 
 
-def _delta_fields(meta: DeltaMeta, ratio: float, content: str) -> list[tuple[str, GGUFValue]]:
+def _delta_fields(meta: DeltaMeta, specs: Sequence[WeightSpec], content: str) -> list[tuple[str, GGUFValue]]:
     options = json.dumps(meta.options, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return [
         (fmt.KEY_ADAPTER_TYPE, _string(fmt.ADAPTER_TYPE)),
-        (fmt.KEY_VERSION, _u32(fmt.VERSION)),
+        (fmt.KEY_VERSION, _u32(delta_version(specs))),
         (fmt.KEY_METHOD, _string(meta.method)),
         (fmt.KEY_CONVERTER, _string(meta.converter)),
         (fmt.KEY_OPTIONS, _string(options)),
-        (fmt.KEY_RATIO, GGUFValue(ratio, ValueType.FLOAT64)),
+        (fmt.KEY_RATIO, GGUFValue(delta_ratio(specs), ValueType.FLOAT64)),
         (fmt.KEY_CONTENT_HASH, _string(content)),
         (fmt.KEY_REFERENCE, _string(meta.reference)),
     ]
@@ -152,11 +152,16 @@ def _tensor_fields(tensors: Sequence[TensorSpec], sha256: Sequence[str]) -> list
 
 
 def _weight_fields(specs: Sequence[WeightSpec], errors: Sequence[tuple[float, float]]) -> list[tuple[str, GGUFValue]]:
+    codes = []
+    if delta_version(specs) == fmt.VERSION_SIGN_FACTORS:
+        ranks = [r for s in specs for r in (*s.plane_ranks, *[0] * (fmt.MAX_CODE_PLANES - len(s.plane_ranks)))]
+        codes = [(fmt.KEY_WEIGHT_PLANE_RANKS, _array(ranks, ValueType.UINT32))]
     return [
         (fmt.KEY_WEIGHT_NAMES, _array([s.name for s in specs], ValueType.STRING)),
         (fmt.KEY_WEIGHT_NE, _array([n for s in specs for n in padded_ne(s.ne)], ValueType.UINT64)),
         (fmt.KEY_WEIGHT_RANK, _array([s.rank for s in specs], ValueType.UINT32)),
         (fmt.KEY_WEIGHT_N_PLANES, _array([s.n_planes for s in specs], ValueType.UINT32)),
+        *codes,
         (fmt.KEY_WEIGHT_ERROR_DELTA, _array([e[0] for e in errors], ValueType.FLOAT32)),
         (fmt.KEY_WEIGHT_ERROR_WEIGHT, _array([e[1] for e in errors], ValueType.FLOAT32)),
     ]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dqrelo_gguf.compress.codes import decode_columns, decode_rows
 from dqrelo_gguf.compress.signs import unpack_signs
 from dqrelo_gguf.errors import BaseMismatchError, ShapeError
 from dqrelo_gguf.file import format as fmt
@@ -21,6 +22,7 @@ from dqrelo_gguf.file.layout import TensorSpec, Type, content_hash, ne_text, str
 from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.validate import WeightInfo, check_delta
 from dqrelo_gguf.file.values import dequantised
+from dqrelo_gguf.file.weight_data import SignFactors
 
 __all__ = ["DeltaReader", "StoredWeight", "WeightInfo"]
 
@@ -39,6 +41,7 @@ class StoredWeight:
     cscale: F32 | None
     u: npt.NDArray[Any] | None
     v: npt.NDArray[Any] | None
+    sign_factors: SignFactors | None
     dense: npt.NDArray[Any] | None
 
 
@@ -144,7 +147,7 @@ class DeltaReader:
             self._array(name + suffix) if name + suffix in self._file.tensors else None
             for suffix in (fmt.SUFFIX_CSCALE, fmt.SUFFIX_U, fmt.SUFFIX_V, fmt.SUFFIX_DENSE)
         )
-        return StoredWeight(info, planes, cscale, u, v, dense)
+        return StoredWeight(info, planes, cscale, u, v, self._sign_factors(info), dense)
 
     def reconstruct(self, name: str) -> F32:
         """D_hat of a weight (docs/format.md, section 1).
@@ -163,12 +166,27 @@ class DeltaReader:
         for bits, scale in stored.planes:
             # The scale is (..., 1) or (..., n_out), against (..., n_out, n_in).
             d_hat += scale[..., :, None] * unpack_signs(bits, info.ne[0])
+        if stored.sign_factors is not None:
+            codes = stored.sign_factors
+            A = decode_columns(codes.u_bits, codes.u_scale, info.plane_ranks)
+            d_hat += A @ decode_rows(codes.v_bits, codes.v_scale, info.plane_ranks)
         if stored.cscale is not None:
             d_hat *= stored.cscale[..., None, :]
         if stored.u is not None and stored.v is not None and info.u_type is not None and info.v_type is not None:
             where = f"{self.path.name}: a factor of '{name}'"
             d_hat += dequantised(stored.u, info.u_type, where) @ dequantised(stored.v, info.v_type, where)
         return d_hat
+
+    def _sign_factors(self, info: WeightInfo) -> SignFactors | None:
+        if not info.plane_ranks:
+            return None
+        v_bits, v_scale, u_bits, u_scale = (
+            self._array(info.name + suffix)
+            for suffix in (fmt.SUFFIX_VSIGN, fmt.SUFFIX_VSCALE, fmt.SUFFIX_USIGN, fmt.SUFFIX_USCALE)
+        )
+        where = f"{self.path.name}: a scale of '{info.name}'"
+        v_scale, u_scale = (dequantised(scale, Type.BF16, where) for scale in (v_scale, u_scale))
+        return SignFactors(v_bits, v_scale, u_bits, u_scale)
 
     def _array(self, tensor: str) -> npt.NDArray[Any]:
         info = self._file.tensors[tensor]

@@ -25,6 +25,7 @@ from dqrelo_gguf.file.layout import (
     weight_tensors,
 )
 
+_VERSIONS = (fmt.VERSION_PLAIN, fmt.VERSION_SIGN_FACTORS)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _STRING = (ValueType.STRING, None)
 _STRINGS = (ValueType.ARRAY, ValueType.STRING)
@@ -76,12 +77,13 @@ class WeightInfo:
     Args:
         name: the base tensor's name.
         ne: its shape in ggml's order, without trailing ones.
-        n_planes: sign planes; 0 where the weight is dense.
+        n_planes: sign planes; 0 where the weight is dense, or has factors only.
         rank: of U V; 0 where there is none.
+        plane_ranks: of the sign factors, without zeros; empty where there are none.
         scale_per_row: per plane, whether it has a scale per row.
         cscale: whether it has a scale per column.
         u_type, v_type: of the factors, None where rank is 0.
-        dense_type: None where the weight has signs.
+        dense_type: None where the weight is not dense.
         n_bytes: of all its tensors' data, without padding.
         error_delta: ||D - D_hat|| / ||D||.
         error_weight: ||W_ft - W_hat|| / ||W_ft||.
@@ -91,6 +93,7 @@ class WeightInfo:
     ne: tuple[int, ...]
     n_planes: int
     rank: int
+    plane_ranks: tuple[int, ...]
     scale_per_row: tuple[bool, ...]
     cscale: bool
     u_type: Type | None
@@ -146,9 +149,9 @@ def _check_kind(file: GGUFFile) -> None:
     version = file.value(fmt.KEY_VERSION)
     if file.value_type(fmt.KEY_VERSION) != (ValueType.UINT32, None):
         file.fail(f"{fmt.KEY_VERSION} is {version!r}, expected a UINT32")
-    if version != fmt.VERSION:
-        hint = ". Update dqrelo-gguf to read it" if version > fmt.VERSION else ""
-        file.fail(f"delta file version {version}, expected {fmt.VERSION}{hint}")
+    if version not in _VERSIONS:
+        hint = ". Update dqrelo-gguf to read it" if version > max(_VERSIONS) else ""
+        file.fail(f"delta file version {version}, expected {_VERSIONS[0]} or {_VERSIONS[1]}{hint}")
     if file.version != VERSION:
         file.fail(f"GGUF version {file.version}, expected {VERSION}")
 
@@ -171,9 +174,14 @@ def _check_no_model_keys(file: GGUFFile) -> None:
 
 
 def _check_keys(file: GGUFFile) -> None:
-    for key, expected in (_REQUIRED | _OPTIONAL).items():
+    required = _REQUIRED
+    if file.value(fmt.KEY_VERSION) == fmt.VERSION_SIGN_FACTORS:
+        required = required | {fmt.KEY_WEIGHT_PLANE_RANKS: _U32S}
+    elif file.value_type(fmt.KEY_WEIGHT_PLANE_RANKS) is not None:
+        file.fail(f"metadata key '{fmt.KEY_WEIGHT_PLANE_RANKS}' belongs to version {fmt.VERSION_SIGN_FACTORS}")
+    for key, expected in (required | _OPTIONAL).items():
         got = file.value_type(key)
-        if got is None and key in _REQUIRED:
+        if got is None and key in required:
             file.fail(f"metadata key '{key}' is missing")
         if got is not None and got != expected:
             file.fail(f"metadata key '{key}' has type {_type_text(got)}, expected {_type_text(expected)}")
@@ -245,6 +253,8 @@ def _check_lengths(file: GGUFFile) -> None:
         fmt.KEY_WEIGHT_ERROR_WEIGHT: n_weights,
         fmt.KEY_BASE_SAMPLES: fmt.SAMPLES_PER_TENSOR * n_sampled,
     }
+    if file.value(fmt.KEY_VERSION) == fmt.VERSION_SIGN_FACTORS:
+        expected[fmt.KEY_WEIGHT_PLANE_RANKS] = fmt.MAX_CODE_PLANES * n_weights
     for key, n in expected.items():
         got = len(file.value(key))
         if got != n:
@@ -279,31 +289,45 @@ class _Matcher:
                 fmt.KEY_WEIGHT_ERROR_WEIGHT,
             )
         )
-        weights = []
+        plane_ranks = file.value(fmt.KEY_WEIGHT_PLANE_RANKS, [0] * (fmt.MAX_CODE_PLANES * len(names)))
+        weights, version = [], fmt.VERSION_PLAIN
         for i, name in enumerate(names):
-            spec, per_row = self._spec(name, tuple(flat_ne[4 * i : 4 * i + 4]), ranks[i], planes[i])
+            codes = plane_ranks[fmt.MAX_CODE_PLANES * i : fmt.MAX_CODE_PLANES * (i + 1)]
+            spec, per_row = self._spec(name, tuple(flat_ne[4 * i : 4 * i + 4]), ranks[i], planes[i], codes)
+            version = max(version, spec.version)
             for expected in weight_tensors(spec, per_row):
                 self._match(expected)
             weights.append(_weight_info(spec, per_row, error_delta[i], error_weight[i]))
         if len(self._specs) < len(self._stored):
             file.fail(f"tensor '{self._stored[len(self._specs)].name}' belongs to no declared weight")
+        if version < file.value(fmt.KEY_VERSION):
+            file.fail(
+                f"is version {file.value(fmt.KEY_VERSION)} but has nothing that version {version} lacks, "
+                f"expected version {version}"
+            )
         return weights, self._specs
 
-    def _spec(self, name: str, ne: tuple[int, ...], rank: int, n_planes: int) -> tuple[WeightSpec, list[bool]]:
+    def _spec(
+        self, name: str, ne: tuple[int, ...], rank: int, n_planes: int, plane_ranks: Sequence[int]
+    ) -> tuple[WeightSpec, list[bool]]:
         """What the declarations, and the types of the tensors found under the weight's name, make of it."""
         tensors = self._file.tensors
         if min(ne) < 1:
             self._file.fail(f"weight '{name}' has the impossible shape {ne_text(ne)}")
+        version = self._file.value(fmt.KEY_VERSION)
+        has_codes = any(plane_ranks)
+        is_dense = n_planes == 0 and (version == fmt.VERSION_PLAIN or (rank == 0 and not has_codes))
         dense, u, v = (tensors.get(name + s) for s in (fmt.SUFFIX_DENSE, fmt.SUFFIX_U, fmt.SUFFIX_V))
         spec = WeightSpec(
             name,
             stripped_ne(ne),
             n_planes=n_planes,
             rank=rank,
-            cscale=n_planes > 0 and name + fmt.SUFFIX_CSCALE in tensors,
+            plane_ranks=_without_zeros(plane_ranks),
+            cscale=(n_planes > 0 or has_codes) and name + fmt.SUFFIX_CSCALE in tensors,
             u_type=u.type if u is not None else Type.F16,
             v_type=v.type if v is not None else Type.F16,
-            dense_type=(dense.type if dense is not None else Type.F32) if n_planes == 0 else None,
+            dense_type=(dense.type if dense is not None else Type.F32) if is_dense else None,
         )
         problem = spec_problem(spec)
         if problem is not None:
@@ -339,12 +363,21 @@ class _Matcher:
         self._file.fail(f"tensor '{expected}' is out of order, {at} is in its place")
 
 
+def _without_zeros(plane_ranks: Sequence[int]) -> tuple[int, ...]:
+    """The plane ranks up to the last one that is not 0."""
+    n = len(plane_ranks)
+    while n > 0 and plane_ranks[n - 1] == 0:
+        n -= 1
+    return tuple(plane_ranks[:n])
+
+
 def _weight_info(spec: WeightSpec, per_row: Sequence[bool], error_delta: float, error_weight: float) -> WeightInfo:
     return WeightInfo(
         spec.name,
         spec.ne,
         spec.n_planes,
         spec.rank,
+        spec.plane_ranks,
         tuple(per_row),
         spec.cscale,
         spec.u_type if spec.rank > 0 else None,

@@ -18,6 +18,23 @@ from dqrelo_gguf.file.layout import TensorSpec, Type, WeightSpec, type_name
 Floats = npt.NDArray[np.floating[Any]]
 
 
+@dataclass(frozen=True)
+class SignFactors:
+    """The factors A and B of few bits (docs/format.md, section 1), with C codes.
+
+    Args:
+        v_bits: signs of B, uint8 ([n_expert,] C, n_in // 8).
+        v_scale: ([n_expert,] C).
+        u_bits: signs of A, uint8 ([n_expert,] n_out, C // 8).
+        u_scale: ([n_expert,] C).
+    """
+
+    v_bits: npt.NDArray[np.uint8]
+    v_scale: Floats
+    u_bits: npt.NDArray[np.uint8]
+    u_scale: Floats
+
+
 @dataclass
 class WeightData:
     """The delta of one weight. n_expert axes are there for stacked matrices only.
@@ -28,6 +45,7 @@ class WeightData:
         cscale: ([n_expert,] n_in), or None.
         u: ([n_expert,] n_out, rank), any float type, or None. Singular values are folded in.
         v: ([n_expert,] rank, n_in), or None.
+        sign_factors: the factors of few bits, or None.
         dense: the whole delta in the weight's numpy shape, or None.
         error_delta: ||D - D_hat|| / ||D||.
         error_weight: ||W_ft - W_hat|| / ||W_ft||.
@@ -37,6 +55,7 @@ class WeightData:
     cscale: Floats | None = None
     u: Floats | None = None
     v: Floats | None = None
+    sign_factors: SignFactors | None = None
     dense: Floats | None = None
     error_delta: float = 0.0
     error_weight: float = 0.0
@@ -44,11 +63,16 @@ class WeightData:
 
 def arrays_of(spec: WeightSpec, data: WeightData) -> list[npt.NDArray[Any]]:
     """The arrays of a weight in file order."""
+    codes, has_codes = data.sign_factors, bool(spec.plane_ranks)
     parts: list[tuple[str, bool, npt.NDArray[Any] | None]] = [
         (fmt.SUFFIX_DENSE, spec.dense_type is not None, data.dense),
         (fmt.SUFFIX_CSCALE, spec.cscale, data.cscale),
         (fmt.SUFFIX_U, spec.rank > 0, data.u),
         (fmt.SUFFIX_V, spec.rank > 0, data.v),
+        (fmt.SUFFIX_VSIGN, has_codes, None if codes is None else codes.v_bits),
+        (fmt.SUFFIX_VSCALE, has_codes, None if codes is None else codes.v_scale),
+        (fmt.SUFFIX_USIGN, has_codes, None if codes is None else codes.u_bits),
+        (fmt.SUFFIX_USCALE, has_codes, None if codes is None else codes.u_scale),
     ]
     if len(data.planes) != spec.n_planes:
         raise ShapeError(f"{spec.name}: got {len(data.planes)} sign planes, expected {spec.n_planes}")
@@ -68,7 +92,7 @@ def tensor_bytes(tensor: TensorSpec, values: npt.NDArray[Any]) -> bytes | memory
     if values.shape != shape and not _same_but_for_ones(values.shape, shape):
         raise ShapeError(f"{tensor.name}: array has shape {values.shape}, expected {shape}")
     values = values.reshape(shape)
-    if tensor.declared == fmt.DQ_SIGN:
+    if tensor.declared in fmt.SIGN_TYPES:
         if values.dtype != np.uint8:
             raise ShapeError(f"{tensor.name}: sign bits have type {values.dtype}, expected uint8. Use pack_signs")
         return np.ascontiguousarray(values).data.cast("B")
