@@ -1,0 +1,73 @@
+"""Sign planes of a residual with a scale for each row of each plane and one for each column: R ~ sum of r_p (S_p c).
+
+A row is coded like a vector of as many planes (codes.py), after its columns are divided by their scales; these are then the
+ones of least squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dqrelo_gguf.compress.blocks import Blocks, row_slices
+from dqrelo_gguf.compress.codes import code_rows
+from dqrelo_gguf.compress.signs import pack_signs
+
+
+@dataclass
+class Planes:
+    """Sign planes of one matrix.
+
+    Args:
+        bits: of each plane, (n_out, n_in // 8).
+        row_scales: (n_planes, n_out) float32.
+        column_scales: (n_in,) float32, of mean 1.
+    """
+
+    bits: list[npt.NDArray[np.uint8]]
+    row_scales: torch.Tensor
+    column_scales: torch.Tensor
+
+
+def subtract_planes(R: torch.Tensor, n_planes: int, blocks: Blocks) -> Planes:
+    """Turns R into what its planes leave, in place.
+
+    Args:
+        R: (n_out, n_in) float32.
+        n_planes: 1 to 4.
+        blocks: the threads to work with.
+    """
+    n_out, n_in = R.shape
+    columns = _column_scales(R, n_planes, blocks)
+    out = Planes(
+        [np.empty((n_out, n_in // 8), np.uint8) for _ in range(n_planes)], R.new_empty((n_planes, n_out)), columns
+    )
+
+    def step(s: slice) -> None:
+        coded = code_rows(R[s] / columns, n_planes)
+        for p in range(n_planes):
+            out.bits[p][s] = pack_signs(((coded.codes >> p) & 1).numpy())
+        out.row_scales[:, s] = coded.scales.T
+        R[s] -= coded.values * columns
+
+    blocks.run(step, row_slices(n_out, n_in))
+    return out
+
+
+def _column_scales(R: torch.Tensor, n_planes: int, blocks: Blocks) -> torch.Tensor:
+    """The column scales of least squares for the planes that R has without any; their mean is 1."""
+
+    def sums(s: slice) -> torch.Tensor:
+        values = code_rows(R[s], n_planes).values
+        return torch.stack(
+            [(R[s] * values).sum(dim=0, dtype=torch.float64), values.square().sum(dim=0, dtype=torch.float64)]
+        )
+
+    shared, own = blocks.sum_rows(sums, *R.shape)
+    scales = torch.where(own > 0, shared / own.clamp(min=1e-300), torch.ones_like(own))
+    # A column that the planes fit with the wrong sign, or not at all, keeps a small scale: no division by zero follows.
+    scales = scales.clamp(min=1e-3 * float(scales.abs().mean()))
+    return (scales / scales.mean()).float()

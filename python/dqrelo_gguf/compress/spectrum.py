@@ -1,0 +1,42 @@
+"""The singular values of a matrix, from the eigenvalues of its smaller Gram matrix in float64."""
+
+from __future__ import annotations
+
+import torch
+
+from dqrelo_gguf.compress.blocks import Blocks
+from dqrelo_gguf.compress.lowrank import LowRank
+
+
+def _gram(D: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+    """D D^T or D^T D, whichever is smaller; (n, n) float64 with n the smaller side."""
+    return blocks.gram(D if D.shape[1] <= D.shape[0] else D.T)
+
+
+def energies(D: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+    """The squares of all singular values, descending; float64 (min(n_out, n_in),).
+
+    Args:
+        D: (n_out, n_in) float32.
+        blocks: the threads to work with.
+    """
+    return torch.linalg.eigvalsh(_gram(D, blocks)).flip(0).clamp(min=0)
+
+
+def leading(D: torch.Tensor, rank: int, blocks: Blocks) -> LowRank:
+    """The truncated SVD of a rank, with the square root of each singular value in both factors (paper, Eqs. 11-14).
+
+    Squaring costs half of the digits of float64: singular values are exact to 1e-8 of the largest one.
+
+    Args:
+        D: (n_out, n_in) float32.
+        rank: 1 to min(n_out, n_in).
+        blocks: the threads to work with.
+    """
+    values, vectors = torch.linalg.eigh(_gram(D, blocks))
+    root = values[-rank:].flip(0).clamp(min=0).sqrt().sqrt().float()
+    basis = vectors[:, -rank:].flip(1).float().contiguous()  # (n, rank)
+    inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root))
+    if D.shape[1] <= D.shape[0]:  # D ~ (D basis) basis^T
+        return LowRank(blocks.matmul(D, basis) * inverse, (basis * root).T.contiguous())
+    return LowRank(basis * root, (blocks.matmul(D.T, basis) * inverse).T.contiguous())
