@@ -38,6 +38,7 @@ std::string server_delta_set::shown(const server_delta_caller & caller, std::str
 json server_delta_set::row_json(const server_delta_caller & caller, const server_delta_registry::row & row) const {
     const auto & entry  = row.entry;
     json         memory = json::object();
+    const auto   reason = entry.reason.empty() && entry.is_lost ? "its file is gone: the name goes when it leaves memory" : entry.reason;
     for (const auto & [name, n_bytes] : row.memory) {
         memory[name] = n_bytes;
     }
@@ -51,7 +52,7 @@ json server_delta_set::row_json(const server_delta_caller & caller, const server
         { "bytes_resident", row.n_resident },
         { "memory", memory },
         { "state", entry.state() },
-        { "reason", entry.reason.empty() ? json() : json(shown(caller, entry.reason, entry.path)) },
+        { "reason", reason.empty() ? json() : json(shown(caller, reason, entry.path)) },
         { "tensors_applied", entry.hash.empty() ? json() : json(entry.n_applied) },
         { "requests_running", row.n_running },
         { "requests_served", row.counts.n_requests - (uint64_t) std::min<uint64_t>(row.n_running, row.counts.n_requests) },
@@ -95,15 +96,16 @@ json server_delta_set::admin_load(const server_http_req & req, const server_delt
     if (is_base_name(load.name)) {
         throw std::invalid_argument("the base model has the name '" + load.name + "'. Give the delta another one");
     }
-    std::string path = load.file.empty() ? registry->path_of(load.name) : folder->path_of(load.file);
-    if (path.empty()) {
-        if (load.is_reload) {
-            throw server_delta_error(ERROR_TYPE_NOT_FOUND,
-                                     "delta '" + load.name + "' does not exist; this server has " + names(req.caller));
-        }
-        path = folder->path_of(load.name + ".dq.gguf");
+    std::string path = load.file.empty() ? registry->path_of(load.name) : "";
+    if (path.empty() && load.file.empty() && load.is_reload) {
+        throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + load.name + "' does not exist; this server has " + names(req.caller));
     }
-    const bool is_new = registry->add(load.name, path, server_delta_stamp::of(path).n_bytes, load.is_pinned);
+    bool is_new = false;
+    if (path.empty()) {
+        const auto stamp = folder->find(load.file.empty() ? load.name + ".dq.gguf" : load.file, req.should_stop);
+        path             = stamp.path;
+        is_new           = registry->add(load.name, path, stamp.n_bytes, load.is_pinned);
+    }
     if (!is_new && !load.is_reload && registry->is_loaded(load.name) && registry->path_of(load.name) != path) {
         throw std::invalid_argument("delta '" + load.name +
                                     "' is loaded from another file. Put a new file in its place with /deltas/reload");

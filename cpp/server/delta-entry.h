@@ -94,11 +94,14 @@ struct server_delta_entry {
     int64_t     used_us     = 0;     // when a request last got it, by the clock of this process
     int64_t     used_s      = 0;     // the same in Unix time; 0: never
 
-    bool        is_broken = false; // its file cannot be served: not tried again until it is told to
-    std::string reason;            // what went wrong last, empty: nothing
-    std::string hash;              // of the last load, empty: never loaded
-    double      ratio     = 0.0;
-    int32_t     n_applied = 0;
+    bool               is_found  = false; // in --deltas-dir: nobody gave the name
+    bool               is_lost   = false; // was found, and its file is gone: the name goes when it leaves memory
+    bool               is_broken = false; // its file cannot be served: not tried again until it changes, or somebody says so
+    server_delta_stamp broken;            // that file as it was
+    std::string        reason;            // what went wrong last, empty: nothing
+    std::string        hash;              // of the last load, empty: never loaded
+    double             ratio     = 0.0;
+    int32_t            n_applied = 0;
 
     // Requests that waited for the load, or wait for their turn, and did not start yet. The delta stays until they had it: one that went
     // before them would be loaded for nothing, and again.

@@ -12,8 +12,8 @@ static size_t bytes_of_all(const dqrelo_options & options) {
         n_bytes += server_delta_stamp::of(source.path).n_bytes;
     }
     if (!options.deltas_dir.empty()) {
-        for (const auto & source : server_delta_folder(options.deltas_dir).find_new()) {
-            n_bytes += server_delta_stamp::of(source.path).n_bytes;
+        for (const auto & [name, stamp] : server_delta_folder(options.deltas_dir).look({}).added) {
+            n_bytes += stamp.n_bytes;
         }
     }
     return options.n_bytes_max > 0 ? std::min(n_bytes, options.n_bytes_max) : n_bytes;

@@ -1,5 +1,6 @@
 #include "delta-folder.h"
 
+#include "delta-io.h"
 #include "delta-name-rules.h"
 #include "delta-ref.h"
 #include "server-common.h"
@@ -26,14 +27,15 @@ static bool is_file(const fs::path & path) {
     return fs::is_regular_file(path, err); // follows links; a FIFO or a device would be waited for
 }
 
-// The names of the files that are to be models.
-static std::set<std::string> read_names(const std::string & dir) {
-    std::error_code        err;
+// The names of the files that are to be models. A link to nothing is none.
+static std::set<std::string> read_names(const std::string & dir, server_delta_life & life) {
+    std::error_code        err, none;
     fs::directory_iterator file(dir, err);
     std::set<std::string>  names;
-    for (; !err && file != fs::directory_iterator(); file.increment(err)) {
+    for (; !err && !life.show() && file != fs::directory_iterator(); file.increment(err)) {
         const std::string name = file->path().filename().string();
-        if (name.size() > SUFFIX.size() && name[0] != '.' && string_ends_with(name, SUFFIX)) {
+        if (name.size() > SUFFIX.size() && name[0] != '.' && string_ends_with(name, SUFFIX) &&
+            fs::status(file->path(), none).type() != fs::file_type::not_found) {
             names.insert(name);
         }
     }
@@ -43,33 +45,74 @@ static std::set<std::string> read_names(const std::string & dir) {
     return names;
 }
 
-std::vector<dqrelo_delta_source> server_delta_folder::find_new() {
-    std::vector<dqrelo_delta_source>  found;
-    const std::lock_guard<std::mutex> lock(mutex); // who waits here asks for what is being read
-    const auto                        now = std::chrono::steady_clock::now();
-    if (dir.empty() || (was_read && now - read_at < READ_INTERVAL)) {
-        return found;
-    }
-    was_read         = true;
-    read_at          = now;
-    const auto names = read_names(dir);
-    for (const std::string & name : names) {
-        if (seen.count(name) > 0) {
+// A look that may hang, and so has copies of all that it uses.
+struct view {
+    std::set<std::string> names;
+    server_delta_sighting sighting;
+};
+
+static void compare(const std::string & dir, const std::set<std::string> & before, view & now, server_delta_life & life) {
+    for (const std::string & name : now.names) {
+        if (before.count(name) > 0 || life.show()) {
             continue;
         }
-        const dqrelo_delta_source source = { name.substr(0, name.size() - SUFFIX.size()), (fs::path(dir) / name).string() };
-        const std::string         fault  = is_file(source.path) ? server_delta_name_fault(source.name) : "it is no regular file";
+        const std::string path  = (fs::path(dir) / name).string();
+        const std::string stem  = name.substr(0, name.size() - SUFFIX.size());
+        const std::string fault = is_file(path) ? server_delta_name_fault(stem) : "it is no regular file";
         if (fault.empty()) {
-            found.push_back(source);
+            now.sighting.added.emplace_back(stem, server_delta_stamp::of(path));
         } else {
             SRV_WRN("--deltas-dir: %s is left out: %s\n", safe_json_to_str(name).c_str(), fault.c_str());
         }
     }
-    seen = names;
-    return found;
+    for (const std::string & name : before) {
+        if (now.names.count(name) == 0) {
+            now.sighting.gone.push_back((fs::path(dir) / name).string());
+        }
+    }
 }
 
-std::string server_delta_folder::path_of(const std::string & file) const {
+server_delta_sighting server_delta_folder::look(const std::vector<server_delta_stamp> & watched) {
+    const std::lock_guard<std::mutex> lock(mutex); // who waits here asks for what is being looked at
+    if ((dir.empty() && watched.empty()) || !hanging.expired() ||
+        (was_read && std::chrono::steady_clock::now() - read_at < READ_INTERVAL)) {
+        return {};
+    }
+    const auto token = std::make_shared<char>(); // lives in `io`
+    const auto io    = [token, dir = dir, before = seen, watched](server_delta_life & life) {
+        view now;
+        if (!dir.empty()) {
+            now.names = read_names(dir, life);
+            compare(dir, before, now, life);
+        }
+        for (const auto & stamp : watched) {
+            if (!life.show() && !(server_delta_stamp::of(stamp.path) == stamp)) {
+                now.sighting.changed.push_back(stamp);
+            }
+        }
+        return now;
+    };
+    was_read    = true;
+    auto result = server_delta_do_io<view>("--deltas-dir '" + dir + "'", io, [] { return true; });
+    read_at     = std::chrono::steady_clock::now();
+    if (!result.value) {
+        hanging = token;
+        throw std::invalid_argument(result.err);
+    }
+    seen = std::move(result.value->names);
+    return std::move(result.value->sighting);
+}
+
+// What find() does, on a thread that may hang.
+static server_delta_stamp find_in(const std::string & dir, const std::string & file) {
+    const fs::path path = fs::path(dir) / fs::path(file);
+    if (!is_file(path) || !is_inside(dir, path.parent_path())) {
+        throw server_delta_error(ERROR_TYPE_NOT_FOUND, "file '" + file + "': not found in --deltas-dir");
+    }
+    return server_delta_stamp::of(path.string());
+}
+
+server_delta_stamp server_delta_folder::find(const std::string & file, const server_should_stop & should_stop) const {
     if (dir.empty()) {
         throw server_delta_error(ERROR_TYPE_INVALID_REQUEST, "files are loaded from --deltas-dir only, and this server has none");
     }
@@ -82,9 +125,10 @@ std::string server_delta_folder::path_of(const std::string & file) const {
                                  "file " + safe_json_to_str(file) +
                                      ": expected a path inside --deltas-dir, relative to it, without '..' and hidden files");
     }
-    const fs::path path = fs::path(dir) / relative;
-    if (!is_file(path) || !is_inside(dir, path.parent_path())) {
-        throw server_delta_error(ERROR_TYPE_NOT_FOUND, "file '" + file + "': not found in --deltas-dir");
+    const auto io     = [dir = dir, file](server_delta_life &) { return find_in(dir, file); };
+    const auto result = server_delta_do_io<server_delta_stamp>(file, io, [&] { return !should_stop || !should_stop(); });
+    if (!result.value) {
+        throw server_delta_error(ERROR_TYPE_UNAVAILABLE, result.err);
     }
-    return path.string();
+    return *result.value;
 }

@@ -1,26 +1,38 @@
-// delta-folder.h: --deltas-dir, the one place from which a request may name a file.
+// delta-folder.h: the files that names stand for, as they come, change and go; and --deltas-dir, the one place from which a request may
+// name a file. All I/O is on threads that may hang (delta-io.h).
 #pragma once
 
-#include "delta-options.h"
+#include "delta-entry.h"
+#include "delta-waiting.h"
 
 #include <chrono>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
+
+// What a look at the files found since the last one.
+struct server_delta_sighting {
+    std::vector<std::pair<std::string, server_delta_stamp>> added; // "dir/math.dq.gguf" under "math", by name
+    std::vector<std::string>                                gone;  // paths of such files
+    std::vector<server_delta_stamp>                         changed;
+};
 
 class server_delta_folder {
 public:
     explicit server_delta_folder(std::string dir) : dir(std::move(dir)) {}
 
-    // "dir/math.dq.gguf" for every such file that was not there at the last call, by name. What cannot be a model is left out, with a
-    // warning where its name says that it was to be one. A file may be a link to anywhere: who may write into the directory decides. The
-    // directory is read once a second at most; a call that comes sooner finds nothing. Throws std::invalid_argument if it cannot be read.
-    std::vector<dqrelo_delta_source> find_new();
+    // Looks at the directory, and at the files of `watched`, of which it reports those that have another stamp. What cannot be a model is
+    // left out, with a warning where its name says that it was to be one. A file may be a link to anywhere: who may write into the
+    // directory decides. Looks once a second at most, and not while a look hangs; a call that comes sooner finds nothing. Throws
+    // std::invalid_argument if the directory cannot be read.
+    server_delta_sighting look(const std::vector<server_delta_stamp> & watched);
 
-    // The path of a file that a request names. Throws server_delta_error: 400 unless it is a relative path without "..", hidden parts and
-    // links to directories elsewhere; 404 if there is no such file.
-    std::string path_of(const std::string & file) const;
+    // The file that a request names. Throws server_delta_error: 400 unless it is a relative path without "..", hidden parts and links to
+    // directories elsewhere; 404 if there is no such file; 503 if the file system does not answer.
+    server_delta_stamp find(const std::string & file, const server_should_stop & should_stop) const;
 
 private:
     const std::string dir; // empty: there is none
@@ -29,4 +41,5 @@ private:
     std::set<std::string>                 seen;  // names of files
     bool                                  was_read = false;
     std::chrono::steady_clock::time_point read_at;
+    std::weak_ptr<void>                   hanging; // lives as long as a look that was left behind
 };

@@ -9,9 +9,6 @@
 
 static const size_t N_ERR = 1024; // bytes of an error line
 
-// How often a file is read that is another one, or another's content, once it was read: someone is busy replacing it.
-static const int N_READS_MAX = 3;
-
 //
 // a delta from its file
 //
@@ -167,35 +164,24 @@ void server_delta_loader::size(const server_delta_work & work) {
         if (!reading.file) {
             SRV_ERR("delta '%s': %s\n", work.name.c_str(), reading.err.c_str());
         }
-        registry->sized(work, reading.file ? dqrelo_file_bytes_needed(host.model, reading.file.get()) : 0, reading.err);
+        registry->sized(work, reading.file ? dqrelo_file_bytes_needed(host.model, reading.file.get()) : 0, reading.err, reading.stamp);
     }
-}
-
-server_delta_reading server_delta_loader::read(const server_delta_work & work, server_delta_stamp & stamp) const {
-    const std::string & path      = work.to_load->path;
-    const auto          is_wanted = [&] { return registry->is_wanted(work); };
-    for (int i = 0; i < N_READS_MAX; i++) {
-        stamp        = server_delta_stamp::of(path);
-        auto reading = server_delta_read_file(path, server_delta_file_params(*host.params), is_wanted);
-        if (!reading.file || stamp == server_delta_stamp::of(path)) {
-            return reading;
-        }
-    }
-    return { nullptr, path + ": changes again and again while it is read. Put a new file in place by renaming it", false };
 }
 
 void server_delta_loader::load(const server_delta_work & work) {
     const int64_t                 t_start = ggml_time_us();
     std::string                   err;
+    server_delta_stamp            stamp;
     std::shared_ptr<server_delta> delta;
     try {
-        server_delta_stamp stamp;
-        auto               reading = read(work, stamp);
+        auto reading =
+            server_delta_read_file(work.to_load->path, server_delta_file_params(*host.params), [&] { return registry->is_wanted(work); });
         if (reading.is_silent) {
             registry->put_off(work, reading.err);
             return;
         }
-        err = reading.err;
+        err   = reading.err;
+        stamp = reading.stamp;
         if (reading.file && registry->begin_loading(work)) {
             delta = server_delta_make(work.name, std::move(reading.file), host, err);
         }
@@ -213,5 +199,5 @@ void server_delta_loader::load(const server_delta_work & work) {
     if (!delta) {
         SRV_ERR("delta '%s': %s\n", work.name.c_str(), err.c_str());
     }
-    registry->loaded(work, delta, err);
+    registry->loaded(work, delta, err, stamp);
 }

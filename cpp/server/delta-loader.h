@@ -60,9 +60,6 @@ private:
     void size(const server_delta_work & work);
     void load(const server_delta_work & work);
 
-    // The file of a work, read whole and as it lies under its path, and its stamp.
-    server_delta_reading read(const server_delta_work & work, server_delta_stamp & stamp) const;
-
     const std::shared_ptr<server_delta_registry> registry;
     const server_delta_host &                    host;
     const std::function<void()>                  wake_main_loop;

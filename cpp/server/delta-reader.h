@@ -1,7 +1,7 @@
-// delta-reader.h: reads delta files on threads that may hang: on a file system that does not answer, a system call can last for ever. Such
-// a thread has nothing but the file, so it can be left behind: by a loader that goes on, and by a server that ends.
+// delta-reader.h: reads delta files, whose file system may not answer, and which somebody may be busy replacing.
 #pragma once
 
+#include "delta-entry.h"
 #include "dqrelo.h"
 
 #include <functional>
@@ -17,10 +17,11 @@ using server_delta_file_ptr = std::unique_ptr<dqrelo_file, server_delta_file_del
 struct server_delta_reading {
     server_delta_file_ptr file; // NULL with one line in `err`
     std::string           err;
+    server_delta_stamp    stamp;             // of the file before it was read
     bool                  is_silent = false; // nothing happened for some seconds: it may go better another time
 };
 
-// Opens the file at `path` as dqrelo_file_open does, on a thread of its own. Ends early where the file system is silent, and where
-// `is_wanted`, which is asked all the time on this thread, returns false.
+// Opens the file at `path` as dqrelo_file_open does, on a thread of its own (delta-io.h). One that changes meanwhile is read again, a few
+// times, whether the read went well or not.
 server_delta_reading server_delta_read_file(const std::string & path, const dqrelo_file_params & params,
                                             const std::function<bool()> & is_wanted);

@@ -94,18 +94,19 @@ bool server_delta_registry::next_work(server_delta_work & next) {
 void server_delta_registry::freed() {
     const change mine(*this);
     memory.freed();
-    forget_drained();
+    forget_unused();
     rested.notify_all();
 }
 
-void server_delta_registry::sized(const server_delta_work & done, size_t n_bytes, const std::string & err) {
+void server_delta_registry::sized(const server_delta_work & done, size_t n_bytes, const std::string & err,
+                                  const server_delta_stamp & stamp) {
     const change mine(*this);
     is_loading = false;
     rested.notify_all();
     done.to_size->n_bytes  = n_bytes;
     done.to_size->is_sized = true;
     if (!err.empty()) {
-        fail(done, err);
+        fail(done, err, stamp);
     }
 }
 
@@ -143,18 +144,20 @@ bool server_delta_registry::begin_loading(const server_delta_work & work) {
 
 // The end of a job that failed, unless its name was unloaded meanwhile. After that of a file that was to replace another, the other one
 // can be loaded again.
-void server_delta_registry::fail(const server_delta_work & done, const std::string & err) {
+void server_delta_registry::fail(const server_delta_work & done, const std::string & err, const server_delta_stamp & stamp) {
     const auto & job   = done.to_load ? done.to_load : done.to_size;
     const auto   entry = names.find(done.name);
     if (entry != nullptr && entry->job == job) {
         names.counts(done.name).n_failures++;
         entry->reason    = err;
         entry->is_broken = entry->current == nullptr && job->path == entry->path;
+        entry->broken    = stamp;
         finish(*entry, ERROR_TYPE_SERVER, "delta '" + done.name + "' cannot be served: " + err);
     }
 }
 
-void server_delta_registry::loaded(const server_delta_work & done, const std::shared_ptr<server_delta> & delta, const std::string & err) {
+void server_delta_registry::loaded(const server_delta_work & done, const std::shared_ptr<server_delta> & delta, const std::string & err,
+                                   const server_delta_stamp & stamp) {
     const change mine(*this);
     is_loading = false;
     rested.notify_all();
@@ -165,7 +168,7 @@ void server_delta_registry::loaded(const server_delta_work & done, const std::sh
         jobs.read(delta);
     } else {
         jobs.end();
-        fail(done, err);
+        fail(done, err, stamp);
     }
 }
 
@@ -185,7 +188,7 @@ void server_delta_registry::checked(const std::shared_ptr<server_delta> & delta,
     const auto   entry = names.find(delta->name);
     if (!err.empty()) {
         memory.discard(delta);
-        fail(done, err);
+        fail(done, err, delta->stamp);
     } else if (entry == nullptr || entry->job != done.to_load) { // unloaded meanwhile
         memory.discard(delta);
     } else {
@@ -247,7 +250,7 @@ void server_delta_registry::sleep() {
     for (const auto & delta : all) {
         delta->free_handle();
     }
-    forget_drained();
+    forget_unused();
     waiting.wake_all();
 }
 
@@ -256,11 +259,15 @@ void server_delta_registry::wake() {
     is_asleep = false;
 }
 
-// Drops the names that were unloaded and whose last file is freed.
-void server_delta_registry::forget_drained() {
+// Drops the names that were unloaded and whose last file is freed, and those whose file is gone and that nobody waits for.
+void server_delta_registry::forget_unused() {
     for (const auto * entry : names.in_order()) {
-        if (entry->is_draining && memory.old_files(entry->name).empty()) {
+        const bool is_unused = entry->is_draining || (entry->is_lost && !entry->current && !entry->job && entry->n_entitled == 0);
+        if (is_unused && memory.old_files(entry->name).empty()) {
             const std::string name = entry->name;
+            if (entry->is_lost) {
+                SRV_INF("delta '%s': forgotten, its file is gone\n", name.c_str());
+            }
             names.forget(name);
             waiting.wake(name);
         }

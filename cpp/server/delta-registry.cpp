@@ -1,6 +1,7 @@
 #include "delta-change.h"
 #include "delta-registry.h"
 
+#include <algorithm>
 #include <chrono>
 #include <ctime>
 
@@ -42,6 +43,12 @@ bool server_delta_registry::has(const std::string & name) const {
     return names.find_open(name) != nullptr;
 }
 
+bool server_delta_registry::is_broken(const std::string & name) const {
+    const lock_t lock(mutex);
+    const auto   entry = names.find_open(name);
+    return entry != nullptr && entry->is_broken;
+}
+
 bool server_delta_registry::is_loaded(const std::string & name) const {
     const lock_t lock(mutex);
     const auto   entry = names.find_open(name);
@@ -65,6 +72,41 @@ void server_delta_registry::pin(const std::string & name) {
 bool server_delta_registry::add(const std::string & name, const std::string & path, size_t n_bytes, bool is_pinned) {
     const lock_t lock(mutex);
     return names.add(name, path, n_bytes, is_pinned);
+}
+
+bool server_delta_registry::found(const std::string & name, const server_delta_stamp & stamp, bool is_pinned) {
+    const lock_t lock(mutex);
+    const bool   is_new = names.add(name, stamp.path, stamp.n_bytes, is_pinned);
+    const auto   entry  = names.find(name);
+    entry->is_found     = entry->is_found || is_new;
+    entry->is_lost      = entry->is_lost && entry->path != stamp.path;
+    return entry->path == stamp.path;
+}
+
+void server_delta_registry::lost(const std::vector<std::string> & paths) {
+    const change mine(*this);
+    for (auto & [name, entry] : names.all()) {
+        entry.is_lost = entry.is_lost || (entry.is_found && std::find(paths.begin(), paths.end(), entry.path) != paths.end());
+    }
+    forget_unused();
+}
+
+std::vector<server_delta_stamp> server_delta_registry::broken() const {
+    const lock_t                    lock(mutex);
+    std::vector<server_delta_stamp> stamps;
+    for (const auto & [name, entry] : names.all()) {
+        if (entry.is_broken) {
+            stamps.push_back(entry.broken);
+        }
+    }
+    return stamps;
+}
+
+void server_delta_registry::changed(const std::vector<server_delta_stamp> & before) {
+    const lock_t lock(mutex);
+    for (auto & [name, entry] : names.all()) {
+        entry.is_broken = entry.is_broken && std::find(before.begin(), before.end(), entry.broken) == before.end();
+    }
 }
 
 int server_delta_registry::n_running(const server_delta_entry & entry) const {
@@ -226,7 +268,7 @@ void server_delta_registry::unload(const std::string & name, const server_should
         memory.retire(*entry);
     }
     waiting.wake(name);
-    forget_drained();
+    forget_unused();
     while ((entry = names.find(name)) != nullptr && entry->is_draining) {
         visit.pause(mine);
     }

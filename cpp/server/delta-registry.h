@@ -37,6 +37,13 @@ public:
     // Makes a name known, with its file's size. False if it is taken.
     bool add(const std::string & name, const std::string & path, size_t n_bytes, bool is_pinned);
 
+    // What a look at the files found (delta-folder.h). A found file makes its name known, or is back; false if the name is taken. Names of
+    // lost ones go, those in memory when they leave it. A broken file that changed is tried again.
+    bool                            found(const std::string & name, const server_delta_stamp & stamp, bool is_pinned);
+    void                            lost(const std::vector<std::string> & paths);
+    std::vector<server_delta_stamp> broken() const;
+    void                            changed(const std::vector<server_delta_stamp> & before);
+
     // Waits until the delta is loaded and has its turn, first come first served. Throws server_delta_error: 404 for a name that is not
     // known, 503 with the reason if it cannot fit or too many wait already, 500 with the reason if its file cannot be served.
     std::shared_ptr<const server_delta_use> acquire(const std::string & name, const server_should_stop & should_stop);
@@ -63,6 +70,7 @@ public:
     std::map<std::string, server_delta_counts> all_counts() const;
 
     bool   has(const std::string & name) const; // false for one that is being unloaded
+    bool   is_broken(const std::string & name) const;
     bool   is_loaded(const std::string & name) const;
     void   pin(const std::string & name);
     size_t n_resident() const;
@@ -108,8 +116,8 @@ public:
     bool next_work(server_delta_work & next); // waits; false when the server ends
     void freed();
 
-    // The answer to to_size: bytes, or an error.
-    void sized(const server_delta_work & done, size_t n_bytes, const std::string & err);
+    // The answer to to_size: bytes, or an error. `stamp`: of the file that was read.
+    void sized(const server_delta_work & done, size_t n_bytes, const std::string & err, const server_delta_stamp & stamp);
 
     // Its file system does not answer: it is tried again behind the other jobs, a few times.
     void put_off(const server_delta_work & work, const std::string & err);
@@ -119,7 +127,9 @@ public:
 
     // Before a file that was read is loaded for the model: false if it is not wanted any more. The model stays until loaded() then.
     bool begin_loading(const server_delta_work & work);
-    void loaded(const server_delta_work & done, const std::shared_ptr<server_delta> & delta, const std::string & err); // NULL with an error
+    // NULL with an error, about the file of that stamp.
+    void loaded(const server_delta_work & done, const std::shared_ptr<server_delta> & delta, const std::string & err,
+                const server_delta_stamp & stamp);
 
     void end();
 
@@ -141,9 +151,9 @@ private:
     bool may_load(server_delta_entry & entry, server_delta_job *& first_waiting);
     bool needs_loader() const;
     void call_first_in_line();
-    void fail(const server_delta_work & done, const std::string & err);
+    void fail(const server_delta_work & done, const std::string & err, const server_delta_stamp & stamp);
     void take_over(const std::shared_ptr<server_delta> & delta);
-    void forget_drained();
+    void forget_unused();
 
     mutable std::mutex      mutex;
     std::condition_variable loader_called;

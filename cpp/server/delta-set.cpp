@@ -93,7 +93,7 @@ bool server_delta_set::add_all() {
         registry->add(source.name, source.path, server_delta_stamp::of(source.path).n_bytes, contains(options.pinned, source.name));
     }
     try {
-        add_new_files();
+        take_in_files();
     } catch (const std::invalid_argument & e) {
         SRV_ERR("%s\n", e.what());
         return false;
@@ -107,19 +107,22 @@ bool server_delta_set::add_all() {
     return true;
 }
 
-void server_delta_set::add_new_files() {
-    for (const auto & source : folder->find_new()) {
-        const bool is_pinned = contains(host.params->dqrelo.pinned, source.name);
-        if (is_base_name(source.name) || !registry->add(source.name, source.path, server_delta_stamp::of(source.path).n_bytes, is_pinned)) {
-            SRV_WRN("--deltas-dir: '%s' is left out, its name '%s' is taken\n", source.path.c_str(), source.name.c_str());
+// Makes known which files came, went, and changed since the last call.
+void server_delta_set::take_in_files() {
+    const auto sighting = folder->look(registry->broken());
+    for (const auto & [name, stamp] : sighting.added) {
+        if (is_base_name(name) || !registry->found(name, stamp, contains(host.params->dqrelo.pinned, name))) {
+            SRV_WRN("--deltas-dir: '%s' is left out, its name '%s' is taken\n", stamp.path.c_str(), name.c_str());
         }
     }
+    registry->lost(sighting.gone);
+    registry->changed(sighting.changed);
 }
 
-// Before a request is told what there is not.
+// Before a request is told what there is, and what not.
 void server_delta_set::look_for_files() {
     try {
-        add_new_files();
+        take_in_files();
     } catch (const std::invalid_argument & e) {
         SRV_WRN("%s\n", e.what());
     }
@@ -284,7 +287,7 @@ std::string server_delta_set::wanted_name(const server_http_req & req, const jso
     const std::string name     = registry ? model_of(body) : ""; // without deltas any name is the base
     const bool        is_delta = !name.empty() && !is_base_name(name);
     if (is_delta && is_allowed(req.caller, name)) {
-        if (!registry->has(name)) {
+        if (!registry->has(name) || registry->is_broken(name)) {
             look_for_files();
         }
         if (registry->has(name)) {

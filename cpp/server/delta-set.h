@@ -99,7 +99,7 @@ private:
     std::string names(const server_delta_caller & caller) const; // as an error line lists them
     void        log_table() const;
     bool        add_all();
-    void        add_new_files();
+    void        take_in_files();
     void        look_for_files();
     bool        open_base(const common_params & params);
     bool        load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources);

@@ -6,19 +6,15 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.support.delta_server import CONTEXT, PROMPT, complete, error, make_folder, row, states, text
+from tests.support.delta_server import CONTEXT, PROMPT, error, make_folder, row, states, text
 from tests.support.server_fixtures import Artefacts, Server, serve
 
-HANG_OPEN = Path(__file__).with_name("hang_open.c")
 SERVER_TIMEOUT = 60  # seconds in which a request that must be answered is
 
 
@@ -66,82 +62,6 @@ def test_the_server_does_not_start_with_what_is_no_file(
         serve(artefacts.base, tmp_path, "--delta", tmp_path / "odd.dq.gguf"),
     ):
         pass
-
-
-# a file system that does not answer
-
-
-@pytest.fixture
-def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers started under this cannot open a hangs.dq.gguf: they wait for ever."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    library = tmp_path / "hang_open.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, HANG_OPEN, "-ldl"], check=True)
-    monkeypatch.setenv("LD_PRELOAD", str(library))
-    monkeypatch.setenv("HANG_OPEN", "/hangs.dq.gguf")
-
-
-def folder_that_hangs(artefacts: Artefacts, path: Path) -> Path:
-    folder = make_folder(artefacts, path)
-    shutil.copyfile(artefacts.words, folder / "hangs.dq.gguf")
-    return folder
-
-
-def ask_and_go(server: Server, model: str) -> None:
-    """A request whose client does not wait for the answer."""
-    with pytest.raises(requests.Timeout):
-        requests.post(
-            server.url + "/completion", json={"model": model, "prompt": PROMPT, "n_predict": 1}, timeout=(5, 0.5)
-        )
-
-
-@pytest.mark.usefixtures("hanging")
-def test_a_load_that_hangs_stops_nobody(artefacts: Artefacts, tmp_path: Path, delta_texts: dict[str, str]) -> None:
-    """Others are loaded meanwhile, the name can be unloaded, and SIGTERM ends the server (serve waits for that)."""
-    folder = folder_that_hangs(artefacts, tmp_path / "dir")
-    with (
-        serve(artefacts.base, tmp_path, "--deltas-dir", folder, "--delta-admin", *CONTEXT) as server,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        ask_and_go(server, "hangs")
-        assert text(server, "base") == delta_texts["base"]
-        assert text(server, "words") == delta_texts["words"]
-        waiting = pool.submit(complete, server, "hangs")
-        while states(server)["hangs"] != "loading":
-            time.sleep(0.01)
-        server.ask("/deltas/unload", name="hangs")
-        assert "unloaded" in error(waiting.result(), 404)
-        server.ask("/deltas/load", name="loud")
-
-
-@pytest.mark.usefixtures("hanging")
-def test_what_hangs_is_a_503_in_the_end(artefacts: Artefacts, tmp_path: Path) -> None:
-    folder = folder_that_hangs(artefacts, tmp_path / "dir")
-    with serve(artefacts.base, tmp_path, "--deltas-dir", folder, "--delta-admin", *CONTEXT) as server:
-        answer = requests.post(
-            server.url + "/completion",
-            json={"model": "hangs", "prompt": PROMPT, "n_predict": 1},
-            timeout=SERVER_TIMEOUT,
-        )
-        assert "does not answer" in error(answer, 503)
-        assert states(server)["hangs"] == "registered"  # it may come back
-
-
-@pytest.mark.usefixtures("hanging")
-def test_a_load_that_hangs_does_not_keep_the_server_awake_or_asleep(
-    artefacts: Artefacts, tmp_path: Path, delta_texts: dict[str, str]
-) -> None:
-    folder = folder_that_hangs(artefacts, tmp_path / "dir")
-    options = ("--deltas-dir", folder, "--sleep-idle-seconds", "1", *CONTEXT)
-    with serve(artefacts.base, tmp_path, *options) as server:
-        ask_and_go(server, "hangs")
-        deadline = time.monotonic() + 20
-        while not server.get("/props")["is_sleeping"] and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert server.get("/props")["is_sleeping"]
-        assert text(server, "words") == delta_texts["words"]
 
 
 # files that change

@@ -7,12 +7,13 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.support.delta_server import CONTEXT, complete, error, states, text
+from tests.support.delta_server import CONTEXT, complete, error, make_folder, row, states, text
 from tests.support.server_fixtures import Artefacts, Server, need_program, serve
 
 
@@ -165,6 +166,88 @@ def test_a_folder_that_is_gone_does_not_end_what_is_there(delta_server: Server, 
     text(delta_server, "words")
 
 
+# files that go
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("other.dq.gguf"))
+
+
+def link_to_nothing(path: Path) -> None:
+    """As where the Hub's cache is pruned."""
+    path.unlink()
+    path.symlink_to("nothing")
+
+
+def forgotten(server: Server, name: str) -> None:
+    """Waits until the server has not got the name any more."""
+    deadline = time.monotonic() + 10
+    while name in states(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("go", [remove, rename, link_to_nothing])
+def test_a_file_that_goes_takes_its_name_along(
+    delta_server: Server, artefacts: Artefacts, tmp_path: Path, delta_texts: dict[str, str], go: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "dir" / "json.dq.gguf"
+    assert {"json", "words"} <= model_ids(delta_server)
+    go(path)
+    forgotten(delta_server, "json")
+    assert "json" not in model_ids(delta_server)
+    assert error(complete(delta_server, "json"), 404)
+    path.unlink(missing_ok=True)
+    shutil.copyfile(artefacts.json, path)
+    soon(delta_server, "json")
+    assert text(delta_server, "json") == delta_texts["json"]
+
+
+def test_a_broken_file_that_goes_takes_its_name_along(delta_server: Server, tmp_path: Path) -> None:
+    assert error(complete(delta_server, "broken"), 500)
+    (tmp_path / "dir" / "broken.dq.gguf").unlink()
+    forgotten(delta_server, "broken")
+    assert error(complete(delta_server, "broken"), 404)
+
+
+def test_a_loaded_delta_outlives_its_file(artefacts: Artefacts, tmp_path: Path, delta_texts: dict[str, str]) -> None:
+    """It serves as long as it is in memory; the list says that its file is gone."""
+    folder = make_folder(artefacts, tmp_path / "dir")
+    with serve(artefacts.base, tmp_path, "--deltas-dir", folder, "--delta-memory", "1", *CONTEXT) as server:
+        assert text(server, "words") == delta_texts["words"]
+        (folder / "words.dq.gguf").rename(tmp_path / "away")
+        time.sleep(1.1)
+        assert row(server, "words")["reason"] == "its file is gone: the name goes when it leaves memory"
+        assert text(server, "words") == delta_texts["words"]
+        (tmp_path / "away").rename(folder / "words.dq.gguf")
+        time.sleep(1.1)
+        assert row(server, "words")["reason"] is None
+        (folder / "words.dq.gguf").unlink()
+        time.sleep(1.1)
+        assert states(server)["words"] == "loaded"
+        for name in ("json", "loud", "again"):  # there is room for three
+            text(server, name)
+        forgotten(server, "words")
+        assert error(complete(server, "words"), 404)
+
+
+def test_a_delta_of_the_command_line_keeps_its_name(artefacts: Artefacts, tmp_path: Path) -> None:
+    folder = make_folder(artefacts, tmp_path / "dir")
+    options = ("--delta", f"mine={folder / 'words.dq.gguf'}", "--deltas-dir", folder, "--delta-admin")
+    with serve(artefacts.base, tmp_path, *options, *CONTEXT) as server:
+        (folder / "words.dq.gguf").unlink()
+        forgotten(server, "words")
+        assert states(server)["mine"] == "loaded"
+        server.ask("/deltas/load", name="named", file="json.dq.gguf")
+        (folder / "json.dq.gguf").unlink()
+        forgotten(server, "json")
+        assert states(server)["named"] == "loaded"
+
+
 # "model"
 
 
@@ -189,8 +272,8 @@ def test_a_model_that_is_no_string_is_refused(delta_server: Server, model: objec
 
 def test_one_model(delta_server: Server) -> None:
     listed = {row["id"]: row for row in delta_server.get("/v1/models")["data"]}
-    for name, row in listed.items():
-        assert delta_server.get(f"/v1/models/{name}") == row
+    for name, model in listed.items():
+        assert delta_server.get(f"/v1/models/{name}") == model
     assert delta_server.get("/v1/models/base.gguf") == listed["base"]
     for name in ("nobody", "words/", "words/x", "%2e%2e"):
         assert error(requests.get(f"{delta_server.url}/v1/models/{name}", timeout=60), 404)

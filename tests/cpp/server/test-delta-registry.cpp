@@ -59,12 +59,12 @@ struct fixture {
                 registry->freed();
             } else if (work.to_size) {
                 if (registry->begin_loading(work)) {
-                    registry->sized(work, server_delta_stamp::of(work.to_size->path).n_bytes, "");
+                    registry->sized(work, server_delta_stamp::of(work.to_size->path).n_bytes, "", {});
                 }
             } else if (work.to_load) {
                 order.push_back(work.name);
                 const bool is_wanted = registry->begin_loading(work);
-                registry->loaded(work, is_wanted ? make(work.name, work.to_load->path) : nullptr, "");
+                registry->loaded(work, is_wanted ? make(work.name, work.to_load->path) : nullptr, "", {});
             } else {
                 wake();
             }
@@ -143,14 +143,14 @@ static server_delta_work next(const fixture & f) {
 static void load_next(const fixture & f, size_t n_bytes = N_BYTES) {
     auto work = next(f);
     if (work.to_size) {
-        f.registry->sized(work, n_bytes, "");
+        f.registry->sized(work, n_bytes, "", {});
         work = next(f);
     }
     assert(work.to_load);
     assert(f.registry->begin_loading(work));
     auto delta     = f.make(work.name, work.to_load->path);
     delta->n_bytes = n_bytes;
-    f.registry->loaded(work, delta, "");
+    f.registry->loaded(work, delta, "", {});
     assert(next(f).wants_main_loop);
     f.registry->checked(f.registry->take_unchecked(), "");
 }
@@ -298,7 +298,7 @@ static void test_old_files_of_a_name_count() {
     f.registry->put(f.make("a", f.registry->path_of("a"))); // as a reload does: two files are in memory
     std::thread reload([&] { f.registry->load("a", f.file("a"), true, nullptr); });
     wait_until_waiting(f, 1);
-    f.registry->sized(next(f), N_BYTES, "");
+    f.registry->sized(next(f), N_BYTES, "", {});
     std::thread release([&] {
         assert(f.registry->n_resident() == 2 * N_BYTES);
         old.reset();
@@ -325,7 +325,7 @@ static void test_what_fits_does_not_wait_for_what_does_not() {
     std::thread large([&] { f.registry->acquire("large", nullptr); });
     wait_until_waiting(f, 1);
     const auto work = next(f);
-    f.registry->sized(work, 3 * N_BYTES, "");
+    f.registry->sized(work, 3 * N_BYTES, "", {});
 
     for (int i = 0; i < 8; i++) {
         const std::string name = "small-" + std::to_string(i);
@@ -448,7 +448,7 @@ static void test_unwanted_reads_are_given_up() {
         });
         wait_until_waiting(f, 1);
         auto work = next(f);
-        f.registry->sized(work, N_BYTES, "");
+        f.registry->sized(work, N_BYTES, "", {});
         work = next(f);
         assert(work.to_load && f.registry->is_wanted(work));
         if (i == 0) {
@@ -456,7 +456,7 @@ static void test_unwanted_reads_are_given_up() {
             assert(!f.registry->is_wanted(work) && !f.registry->begin_loading(work));
             f.registry->wake();
             assert(!f.registry->begin_loading(work)); // the read is of before
-            f.registry->loaded(work, nullptr, "");
+            f.registry->loaded(work, nullptr, "", {});
             load_next(f);
             request.join();
             std::thread unload([&] { f.registry->unload("a", nullptr); });
@@ -470,13 +470,84 @@ static void test_unwanted_reads_are_given_up() {
             f.registry->unload("a", nullptr);
             assert(!f.registry->is_wanted(work));
             request.join();
-            f.registry->loaded(work, nullptr, "given up");
+            f.registry->loaded(work, nullptr, "given up", {});
             assert(f.registry->all_counts().at("a").n_failures == 0);
         }
     }
 }
 
+// A name whose file is gone stays while anybody has or waits for the delta, and one of the command line for ever.
+static void test_lost_files() {
+    const fixture f({});
+    const auto    stamp = [&](const std::string & name) { return server_delta_stamp::of(f.file(name)); };
+    f.put("named");
+    assert(f.registry->found("idle", stamp("idle"), false) && f.registry->found("used", stamp("used"), false));
+    f.registry->put(f.make("used", f.registry->path_of("used")));
+    assert(f.registry->found("awaited", stamp("awaited"), false) && !f.registry->found("idle", stamp("another"), false));
+    auto        use = f.registry->acquire("used", nullptr);
+    std::thread request([&] {
+        try {
+            f.registry->acquire("awaited", nullptr);
+            assert(false);
+        } catch (const server_delta_error & e) {
+            assert(std::string(e.what()).find("no such file") != std::string::npos);
+        }
+    });
+    wait_until_waiting(f, 1);
+
+    std::vector<std::string> paths;
+    for (const char * name : { "named", "idle", "used", "awaited" }) {
+        paths.push_back(f.registry->path_of(name));
+        std::filesystem::remove(paths.back());
+    }
+    f.registry->lost(paths);
+    assert(f.registry->has("named") && !f.registry->has("idle") && f.registry->has("used") && f.registry->has("awaited"));
+    f.registry->sized(next(f), 0, "no such file", server_delta_stamp::of(paths[3]));
+    request.join();
+    f.registry->lost({});
+    assert(!f.registry->has("awaited"));
+
+    assert(f.registry->found("used", stamp("used"), false)); // it is back
+    f.registry->lost({});
+    std::thread unload([&] { f.registry->unload("named", nullptr); });
+    assert(next(f).wants_main_loop);
+    f.update();
+    assert(next(f).to_free);
+    f.registry->freed();
+    unload.join();
+    assert(f.registry->has("used"));
+    f.registry->lost({ paths[2] });
+    use.reset();
+    assert(f.registry->has("used") && f.registry->is_loaded("used"));
+}
+
+// What was refused is tried again when its file is not what was refused any more.
+static void test_broken_files() {
+    const fixture f({});
+    f.add("a");
+    const auto stamp = server_delta_stamp::of(f.registry->path_of("a"));
+    for (int i = 0; i < 2; i++) {
+        std::thread request([&] {
+            try {
+                f.registry->acquire("a", nullptr);
+                assert(false);
+            } catch (const server_delta_error & e) {
+                assert(std::string(e.what()).find("damaged") != std::string::npos);
+            }
+        });
+        f.registry->sized(next(f), 0, "damaged", stamp);
+        request.join();
+        assert(f.registry->is_broken("a") && f.registry->broken().size() == 1 && f.registry->broken()[0] == stamp);
+        f.registry->changed({ server_delta_stamp::of(f.file("b")) });
+        assert(f.registry->is_broken("a"));
+        f.registry->changed({ stamp });
+        assert(!f.registry->is_broken("a") && f.registry->broken().empty());
+    }
+}
+
 int main() {
+    test_lost_files();
+    test_broken_files();
     test_main_loop_is_called_again();
     test_no_delta_goes_before_it_served();
     test_turns_are_by_arrival();
