@@ -7,6 +7,7 @@
 #include "hash/hash.h"
 #include "file/mapped-file.h"
 #include "file/message.h"
+#include "file/sha256.h"
 
 #include <algorithm>
 #include <cinttypes>
@@ -283,13 +284,14 @@ bool delta_file::verify(const is_aborted_fn & is_aborted, std::string & err) con
     std::string damaged;
     size_t      n_damaged = 0;
     for (size_t i = 0; i < p->header.tensors.size(); ++i) {
-        if (is_aborted && is_aborted()) {
+        const gguf_tensor_entry & tensor = p->header.tensors[i];
+        const uint8_t *           bytes  = p->file->data() + p->header.data_offset_bytes + tensor.offset_bytes;
+        std::string               found;
+        if (!sha256_hex(bytes, tensor.n_bytes, is_aborted, found)) {
             err = p->path + ": was not checked to its end: nobody waits for it any more";
             return false;
         }
-        const gguf_tensor_entry & tensor = p->header.tensors[i];
-        const uint8_t *           bytes  = p->file->data() + p->header.data_offset_bytes + tensor.offset_bytes;
-        if (hash_sha256_hex(bytes, tensor.n_bytes) == p->layout.tensors[i].sha256) {
+        if (found == p->layout.tensors[i].sha256) {
             continue;
         }
         if (n_damaged < 3) {

@@ -197,7 +197,24 @@ static void test_refusals() {
     CHECK(refused(d.file(), "'a?b?[31m'"));
 }
 
+// A long tensor is hashed in pieces: whoever waits sees that it goes on, and can end it.
+static void test_verify_in_pieces() {
+    check::begin("verify/pieces");
+    delta_builder  d;
+    const uint64_t n_rows = 9 << 10; // of 4 KiB: 36 MiB
+    d.add_weight("table", { 1024, n_rows }, 0, 0);
+    d.add_tensor(".dq_dense", "DQ_DENSE", GGML_TYPE_F32, { 1024, n_rows }, std::string(4096 * n_rows, '\1'));
+    d.declare();
+    std::string err;
+    const auto  delta   = open_bytes(d.file(), err);
+    int         n_asked = 0;
+    CHECK(delta && delta->verify([&] { return n_asked++ > 1000; }, err) && n_asked >= 3);
+    n_asked = 0;
+    CHECK(delta && !delta->verify([&] { return n_asked++ > 1; }, err) && err.find("nobody waits") != std::string::npos && n_asked == 3);
+}
+
 int main() {
+    test_verify_in_pieces();
     test_entries();
     test_facts();
     test_verify();
