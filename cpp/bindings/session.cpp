@@ -92,7 +92,10 @@ void session::load_model(const session_params & params) {
     if (model == nullptr) {
         throw input_error(path + ": cannot be loaded as a model: " + log_first_error("see the log (verbose=True)"));
     }
-    vocab = llama_model_get_vocab(model);
+    vocab          = llama_model_get_vocab(model);
+    char err[1024] = "";
+    base           = dqrelo_base_open(path.c_str(), err, sizeof(err)); // a model needs one only for deltas
+    base_error     = err;
     if (!llama_model_has_decoder(model) || llama_model_has_encoder(model)) {
         throw input_error(path + ": is an encoder model, expected one that predicts the next token");
     }
@@ -163,8 +166,10 @@ void session::close() {
     if (model != nullptr) {
         llama_model_free(model);
     }
+    dqrelo_base_free(base);
     ctx     = nullptr;
     model   = nullptr;
+    base    = nullptr;
     vocab   = nullptr;
     is_open = false;
 }
@@ -189,8 +194,14 @@ void session::require_open() const {
 std::shared_ptr<loaded_delta> session::load_delta(const std::string & path_delta, dqrelo_load_params params) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
-    char           err[1024];
-    dqrelo_delta * handle = dqrelo_load(model, path.c_str(), path_delta.c_str(), params, err, sizeof(err));
+    if (base == nullptr) {
+        throw input_error(base_error);
+    }
+    char err[1024];
+    auto file_params      = dqrelo_file_default_params();
+    file_params.verify    = params.verify;
+    dqrelo_file *  file   = dqrelo_file_open(path_delta.c_str(), file_params, err, sizeof(err));
+    dqrelo_delta * handle = file == nullptr ? nullptr : dqrelo_load_opened(model, base, file, params, err, sizeof(err));
     if (handle == nullptr) {
         throw input_error(err);
     }

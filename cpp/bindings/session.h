@@ -97,6 +97,8 @@ private:
     const process                owner; // a forked child has none of the threads, and must not wait for its locks
     std::shared_ptr<live_deltas> live;
     llama_model *                model = nullptr;
+    dqrelo_base *                base  = nullptr; // the file that the model was loaded from; NULL with the reason in base_error
+    std::string                  base_error;
     llama_context *              ctx   = nullptr;
     const llama_vocab *          vocab = nullptr;
     const bool                   kv_unified;

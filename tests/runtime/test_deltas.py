@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,38 @@ def test_delta_of_another_base_is_refused(tmp_path: Path, delta_path: Path) -> N
             with pytest.raises(InputError, match=r"words\.dq\.gguf") as caught:
                 rt.load_delta(delta_path, allow_other_base=allow)
             assert "\n" not in str(caught.value)
+
+
+def replace_by_a_stranger(path: Path) -> None:
+    new = write_model(path.with_name("stranger.gguf"), NARROW, base_weights(NARROW, seed=9), Type.F16)
+    new.rename(path)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [replace_by_a_stranger, remove])
+def test_the_base_is_the_one_in_memory(
+    base: Path, tmp_path: Path, delta_path: Path, change: Callable[[Path], None]
+) -> None:
+    """Another file under the base's path, or none, changes nothing for the deltas of what is in memory."""
+    path = tmp_path / "base.gguf"
+    shutil.copyfile(base, path)
+    with Runtime(path, n_threads=1) as rt:
+        change(path)
+        loaded = rt.load_delta(delta_path)
+        assert loaded.same_base_file
+        assert rt.logits(TEXT, loaded)[0].shape[-1] == rt.n_vocab
+
+
+def test_a_delta_of_the_file_that_came_later_is_refused(base: Path, tmp_path: Path, delta_path: Path) -> None:
+    path = write_model(tmp_path / "base.gguf", NARROW, base_weights(NARROW, seed=9), Type.F16)
+    with Runtime(path, n_threads=1) as rt:
+        shutil.copyfile(base, tmp_path / "new.gguf")
+        (tmp_path / "new.gguf").rename(path)
+        with pytest.raises(InputError, match=r"words\.dq\.gguf"):
+            rt.load_delta(delta_path)
 
 
 def test_delta_of_another_quantisation_is_refused_unless_allowed(tmp_path: Path, delta_path: Path) -> None:

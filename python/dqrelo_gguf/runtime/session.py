@@ -178,7 +178,7 @@ class Runtime(Calls):
         """Loads a delta file for this base, and checks that the model's graphs can apply all of it.
 
         Args:
-            path: the `.dq.gguf` file. It is mapped: keep it in place while the delta is in use.
+            path: the `.dq.gguf` file. It is read into memory, and may change or go once it is loaded.
             allow_other_base: as in the constructor, whose value None takes.
             verify: as in the constructor, whose value None takes.
 
