@@ -112,10 +112,11 @@ def test_round_trip_of_random_plans(tmp_path: Path, seed: int) -> None:
     assert np.allclose(reader.reconstruct("w"), expected_d_hat(spec, data), rtol=0, atol=SUM_TOLERANCE)
 
 
-def test_arrays_are_views_and_outlive_the_reader(small_delta: Path) -> None:
-    bits, _ = DeltaReader(small_delta).weight(Q).planes[1]
-    assert not bits.flags.owndata
-    assert not bits.flags.writeable
+def test_arrays_outlive_the_reader_and_the_file(small_delta: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.dq.gguf"
+    path.write_bytes(small_delta.read_bytes())
+    bits, _ = DeltaReader(path).weight(Q).planes[1]
+    path.write_bytes(b"")
     assert int(bits.sum()) > 0
 
 
@@ -201,7 +202,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is a directory"):
+    with pytest.raises(InputError, match="is not a regular file"):
         DeltaReader(tmp_path)
 
 

@@ -6,9 +6,7 @@ object per vocabulary entry; this one refuses a malformed file in one line and d
 
 from __future__ import annotations
 
-import mmap
 import os
-import stat
 import struct
 import sys
 from collections.abc import Sequence
@@ -21,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.errors import FormatError, InputError, raise_os_error
+from dqrelo_gguf.errors import FormatError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.layout import n_data_bytes, ne_text, padded_bytes, type_name
+from dqrelo_gguf.file.open_file import OpenFile
 
 ValueType: TypeAlias = gguf.GGUFValueType
 GGUFValue: TypeAlias = gguf.GGUFValue
@@ -47,11 +46,6 @@ _SCALARS = {
     ValueType.INT64: "<q",
     ValueType.FLOAT64: "<d",
 }
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens a file without waiting: a FIFO would block until somebody writes into it. Regular files open as ever."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 # --- packing ---
@@ -130,7 +124,9 @@ class _Field:
 
 
 class GGUFFile:
-    """One GGUF file, mapped. Everything in the header is checked when it is opened; the data is not touched.
+    """One GGUF file, open. Everything in the header is checked when it is opened; the data is not touched.
+
+    What is asked for later raises an InputError where the file has shrunk or cannot be read.
 
     Args:
         path: the file.
@@ -144,8 +140,8 @@ class GGUFFile:
         self.path = Path(path)
         if sys.byteorder != "little":
             self.fail("is little-endian, as all GGUF files here; this host is big-endian, which is not supported")
-        self.n_file_bytes = 0
-        self._map = self._open()
+        self._file = OpenFile(self.path)
+        self.n_file_bytes = self._file.n_bytes
         self._at = 0  # parsing position, byte in the file
         self.version, n_tensors, n_fields = self._parse_start()
         self._fields = self._parse_fields(n_fields)
@@ -179,39 +175,26 @@ class GGUFFile:
         if field.item_type == ValueType.STRING:
             return [self._string(f"metadata key '{key}'") for _ in range(field.n_items)]
         dtype = np.dtype(_SCALARS[field.item_type])
-        return np.frombuffer(self._map, dtype, field.n_items, field.offset).tolist()
+        return self._file.array(field.offset, field.n_items * dtype.itemsize).view(dtype).tolist()
 
     def stored(self, key: str) -> npt.NDArray[np.uint8]:
-        """Bytes of a key's number, or of the numbers of its array: a view of the map."""
+        """Bytes of a key's number, or of the numbers of its array."""
         field = self._fields[key]
         item_bytes = struct.calcsize(_SCALARS[field.item_type or field.type])
         n_items = field.n_items if field.item_type is not None else 1
-        return np.frombuffer(self._map, np.uint8, n_items * item_bytes, field.offset)
+        return self._file.array(field.offset, n_items * item_bytes)
 
     def raw(self, tensor: TensorInfo, start: int = 0, n_bytes: int | None = None) -> npt.NDArray[np.uint8]:
-        """Bytes of a tensor's data, a view of the map."""
+        """Bytes of a tensor's data, read when they are asked for."""
         n = tensor.n_bytes - start if n_bytes is None else n_bytes
-        if n == 0:
-            return np.empty(0, np.uint8)
-        return np.frombuffer(self._map, np.uint8, n, self.data_start + tensor.offset + start)
+        return self._file.array(self.data_start + tensor.offset + start, n)
 
     # -- header --
 
-    def _open(self) -> mmap.mmap:
-        try:
-            with open(self.path, "rb", opener=_open_at_once) as f:
-                status = os.fstat(f.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise InputError(f"{self.path}: is not a regular file")
-                self.n_file_bytes = status.st_size
-                head = f.read(4)
-                if head != MAGIC:
-                    self.fail(f"is not a GGUF file, it begins with {head!r}, expected {MAGIC!r}")
-                return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as e:
-            raise_os_error(e, str(self.path))
-
     def _parse_start(self) -> tuple[int, int, int]:
+        head = self._file.read(0, min(len(MAGIC), self.n_file_bytes))
+        if head != MAGIC:
+            self.fail(f"is not a GGUF file, it begins with {head!r}, expected {MAGIC!r}")
         self._at = len(MAGIC)
         version, n_tensors, n_fields = self._unpack("<IQQ", "the counts")
         if version & 0xFFFF == 0 and version != 0:
@@ -256,11 +239,14 @@ class GGUFFile:
         if item_type != ValueType.STRING:
             self._at += n_items * item_bytes
             return
-        unpack, data, n_file_bytes, at = struct.Struct("<Q").unpack_from, self._map, self.n_file_bytes, self._at
+        unpack, n_file_bytes, at = struct.Struct("<Q").unpack_from, self.n_file_bytes, self._at
+        start, data = at, b""
         for _ in range(n_items):  # a vocabulary: kept tight
             if at + 8 > n_file_bytes:
                 break
-            at += 8 + unpack(data, at)[0]
+            if at + 8 > start + len(data):
+                start, data = at, self._file.window(at)
+            at += 8 + unpack(data, at - start)[0]
         else:
             if at <= n_file_bytes:
                 self._at = at
@@ -325,7 +311,7 @@ class GGUFFile:
         n = struct.calcsize(layout)
         if self._at + n > self.n_file_bytes:
             self.fail(f"ends at byte {self.n_file_bytes}, inside {what}. Truncated download?")
-        values = struct.unpack_from(layout, self._map, self._at)
+        values = struct.unpack(layout, self._file.read(self._at, n))
         self._at += n
         return values
 
@@ -345,7 +331,7 @@ class GGUFFile:
             self.fail(
                 f"{what}: a string of {n} bytes ends behind the file's {self.n_file_bytes} bytes. Truncated download?"
             )
-        raw = self._map[self._at : self._at + n]
+        raw = self._file.read(self._at, n)
         self._at += n
         try:
             return raw.decode("utf-8")

@@ -16,6 +16,11 @@ _OF_TENSORS = {Type.F32: _F32, Type.F16: _F16, Type.BF16: _BF16, Type.Q8_0: _F16
 _OF_VALUES = {ValueType.FLOAT32: _F32, ValueType.FLOAT64: ("<u8", 0x7FF0000000000000)}
 
 
+def has_floats(stored_type: Type) -> bool:
+    """Whether a tensor of this type has numbers that may be none: signs have not."""
+    return stored_type in _OF_TENSORS
+
+
 def n_not_finite(stored_type: Type, raw: npt.NDArray[np.uint8]) -> int:
     """How many numbers of a tensor's data are NaN or infinite; of a quantised type, the blocks with such a scale.
 
@@ -23,7 +28,7 @@ def n_not_finite(stored_type: Type, raw: npt.NDArray[np.uint8]) -> int:
         stored_type: a type that a delta's tensors may have; others (signs) have no floats.
         raw: its bytes.
     """
-    if stored_type not in _OF_TENSORS:
+    if not has_floats(stored_type):
         return 0
     return _count(*_OF_TENSORS[stored_type], type_bytes(stored_type), raw)
 

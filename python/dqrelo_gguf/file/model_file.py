@@ -83,17 +83,17 @@ class ModelFile:
         return str(self.value(fmt.KEY_NAME) or self.path.stem)
 
     def raw(self, name: str, start: int = 0, n_bytes: int | None = None) -> npt.NDArray[np.uint8]:
-        """Bytes of a tensor's data, a view of the mapped file."""
+        """Bytes of a tensor's data, read when they are asked for."""
         return self._file_of[name].raw(self.tensors[name], start, n_bytes)
 
     def elements(self, name: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Dequantised values of a tensor at flat indices, reading only the blocks that hold them."""
         info = self.tensors[name]
         where = f"{self.path.name}: tensor '{name}'"
-        if info.type in PLAIN_DTYPES:
-            return dequantised(self.raw(name).view(PLAIN_DTYPES[info.type])[indices], info.type, where)
         block, block_bytes = gguf.GGML_QUANT_SIZES[info.type]
-        blocks = self.raw(name).reshape(-1, block_bytes)[indices // block]
+        blocks = np.stack([self.raw(name, int(i) * block_bytes, block_bytes) for i in indices // block])
+        if info.type in PLAIN_DTYPES:
+            return dequantised(blocks.view(PLAIN_DTYPES[info.type])[:, 0], info.type, where)
         values = dequantised(blocks, info.type, where).reshape(len(indices), block)
         picked: npt.NDArray[np.float32] = values[np.arange(len(indices)), indices % block]
         return picked

@@ -31,7 +31,7 @@ F32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """The arrays of one weight as they lie in the file: views of the map, shaped as in writer.WeightData.
+    """The arrays of one weight as they lie in the file, shaped as in writer.WeightData.
 
     F32 and F16 tensors have their numpy type; BF16 and quantised ones are uint8 with rows of blocks.
     """
@@ -46,7 +46,9 @@ class StoredWeight:
 
 
 class DeltaReader:
-    """An open delta file. The file is mapped; arrays are views of it.
+    """An open delta file. Arrays are read from it when they are asked for.
+
+    Everything that reads then raises an InputError where the file has shrunk or cannot be read.
 
     Args:
         path: the file.

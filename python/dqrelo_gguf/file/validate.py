@@ -11,7 +11,7 @@ from typing import NoReturn
 from dqrelo_gguf.errors import printable
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import VERSION, GGUFFile, TensorInfo, ValueType
-from dqrelo_gguf.file.finite import n_not_finite, n_not_finite_values
+from dqrelo_gguf.file.finite import has_floats, n_not_finite, n_not_finite_values
 from dqrelo_gguf.file.layout import (
     TensorSpec,
     Type,
@@ -404,6 +404,8 @@ def _check_offsets(file: GGUFFile) -> None:
 
 def _check_floats(file: GGUFFile, tensors: Sequence[TensorSpec]) -> None:
     for spec in tensors:
+        if not has_floats(spec.type):
+            continue
         n_bad = n_not_finite(spec.type, file.raw(file.tensors[spec.name]))
         if n_bad:
             file.fail(f"tensor '{printable(spec.name)}' has {n_bad} numbers that are NaN or infinite")

@@ -104,13 +104,16 @@ class GgufModel:
         No array of the weight's size is made. The blocks come in any order, from several threads.
         """
         _, info = self.infos[name]
-        stored, scale = self._stored(name), self._scale_of(name)
+        scale = self._scale_of(name)
         slices = row_slices(prod(info.ne[1:]), info.ne[0])
-        blocks.run(lambda s: fn(s, self._values(stored[s], info, scale, np.arange(s.start, s.stop))), slices)
+        blocks.run(
+            lambda s: fn(s, self._values(self._stored(name, s), info, scale, np.arange(s.start, s.stop))), slices
+        )
 
     def load_rows(self, name: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
         """Some of a weight's rows, counted over all its matrices: (len(rows), n_in)."""
-        return self._values(np.asarray(self._stored(name)[rows]), self.infos[name][1], self._scale_of(name), rows)
+        stored = np.concatenate([self._stored(name, slice(int(i), int(i) + 1)) for i in rows])
+        return self._values(stored, self.infos[name][1], self._scale_of(name), rows)
 
     def _values(
         self,
@@ -128,18 +131,19 @@ class GgufModel:
 
     def _scale_of(self, name: str) -> npt.NDArray[np.float32] | None:
         scale = self._scale_tensors.get(name)
-        return None if scale is None else self._dequantise(self._stored(scale), self.infos[scale][1]).reshape(-1)
+        if scale is None:
+            return None
+        info = self.infos[scale][1]
+        return self._dequantise(self._stored(scale, slice(0, info.n_elements // info.ne[0])), info).reshape(-1)
 
-    def _stored(self, name: str) -> npt.NDArray[Any]:
-        """A tensor's rows as they lie in the file, (n_rows, row bytes or elements).
-
-        A map of this tensor alone: its pages leave the process with the array, unlike those of a map of the whole file.
-        """
+    def _stored(self, name: str, rows: slice) -> npt.NDArray[Any]:
+        """Rows of a tensor as they lie in the file, (n_rows, row bytes or elements)."""
         file, info = self.infos[name]
         kind = PLAIN_DTYPES.get(info.type, np.dtype(np.uint8))
-        n_rows = info.n_elements // info.ne[0]
-        row = info.n_bytes // kind.itemsize // n_rows
-        return np.memmap(file.path, kind, "r", file.data_start + info.offset, (n_rows, row))
+        n_row_bytes = info.n_bytes // (info.n_elements // info.ne[0])
+        n_rows = rows.stop - rows.start
+        raw = file.raw(info, rows.start * n_row_bytes, n_rows * n_row_bytes)
+        return raw.view(kind).reshape(n_rows, -1)
 
     def _dequantise(self, rows: npt.NDArray[Any], info: TensorInfo) -> npt.NDArray[np.float32]:
         """Some rows of a tensor as float32."""
