@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from tests.support.delta_files import Edited
@@ -60,6 +62,21 @@ def test_template_fails_its_request_alone(server: Server, path: str) -> None:
     assert "too many values" in error(server.post(path, broken), 400)
     assert server.post(path, broken | {"messages": USER}).status_code == 200
     assert row(server, "on-request")["state"] == "loaded"
+    assert_serves(server)
+
+
+def test_a_request_that_nests_too_deeply_fails_alone(server: Server) -> None:
+    """The template gets what the request says, as deep as it is."""
+    deep = "[" * 3000 + "]" * 3000
+    body = {"model": "on-request", "messages": USER, "max_tokens": 1}
+    for name, value in {
+        "chat_template_kwargs": '{"x": DEEP}',
+        "tools": '[{"type": "function", "function": {"name": "f", "parameters": {"x": DEEP}}}]',
+    }.items():
+        data = json.dumps(body)[:-1] + f', "{name}": ' + value.replace("DEEP", deep) + "}"
+        headers = {"Content-Type": "application/json"}
+        answer = requests.post(server.url + "/v1/chat/completions", data=data, headers=headers, timeout=60)
+        assert "too deeply" in error(answer, 400)
     assert_serves(server)
 
 

@@ -267,6 +267,34 @@ static void test_freed() {
     }
 }
 
+// What of a request reaches the template (tools, chat_template_kwargs) is as deep as its sender likes.
+static void test_deep_json() {
+    check::begin("values of a request that are deeper than the stack");
+    const size_t n       = std::stoul(DEEP);
+    const auto   read_in = [](const std::string & text) {
+        std::string err;
+        template_run::on_small_stack([&] {
+            const common_json json = common_json::parse(text);
+            jinja::context    context("");
+            try {
+                dqrelo_template_scope scope;
+                jinja::global_from_json(context, json, true);
+            } catch (const std::exception & e) {
+                err = e.what();
+            }
+        });
+        return err;
+    };
+    const std::string objects = "{\"x\":" + nested(n, "{\"x\":", "1", "}") + "}";
+    const std::string lists   = "{\"x\":" + nested(n, "[", "1", "]") + "}";
+    const std::string both    = "{\"x\":" + nested(n / 2, "[{\"x\":", "1", "}]") + "}";
+    for (const std::string & text : { objects, lists, both }) {
+        const std::string err = read_in(text);
+        CHECK(err.find(STACK) != std::string::npos && err.find('\n') == std::string::npos);
+    }
+    CHECK(read_in("{\"x\":" + nested(100, "[{\"x\":", "1", "}]") + "}").empty());
+}
+
 static void test_no_scope() {
     check::begin("without a scope nothing is counted");
     const std::string source  = "{{ 'a' * 2000000 }}";
@@ -283,6 +311,7 @@ int main() {
     test_cases("arithmetic", arithmetic());
     test_enough();
     test_freed();
+    test_deep_json();
     test_no_scope();
     return check::finish();
 }
