@@ -10,7 +10,13 @@
 //   ADD        dst_t = y_t + s * D_hat                                           y = x + b                  (biases)
 //              with ids, dst_t = y_t + s * D_hat[ids_t]                          y = add_id(x, b, ids)
 //
-// D_hat is sign planes plus factors, or one dense array. A weight of three dimensions is a stack of matrices, each with a D_hat of its own:
+// D_hat is sign planes plus factors plus sign factors, each of which may be absent, or one dense array. Sign factors, A B, add
+//
+//   MATMUL     A (B (c . x)), with B and A sums of sign planes of which each row of B and each column of A has a scale of its own; what
+//              B gives is quantised as x is, so that the products with A are sums of integers too
+//   otherwise  A B c to D_hat
+//
+// A weight of three dimensions is a stack of matrices, each with a D_hat of its own:
 //
 //   MATMUL     row (i1, i2, i3) of y uses matrix i2 / (ne2 / n_mat), as ggml_mul_mat broadcasts (y has ne2 matrices of rows)
 //   MUL, ADD   row (i1, i2, i3) of y takes row i1 % n_out of matrix i2 % n_mat, as ggml broadcasts; ADD with ids takes row ids(i1, i2)
@@ -30,6 +36,8 @@ extern "C" {
 #endif
 
 #define DQRELO_MAX_PLANES 4
+#define DQRELO_MAX_CODE_PLANES 8
+#define DQRELO_MAX_CODES_A_SIDE 4 // codes of sign factors, times the smaller side of the matrix: work memory is planned for them
 
 enum dqrelo_form {
     DQRELO_FORM_MATMUL    = 0,
@@ -43,7 +51,8 @@ enum dqrelo_form {
 // backend that runs the op. A zeroed entry means that the delta does not change this weight.
 //
 // The pointers are to the first of n_mat matrices. Every array has one part a matrix, each right behind the one before: sign n_out * n_in/8
-// bytes, scale 1 or n_out values, cscale n_in values, u n_out rows, v rank rows, dense n_out rows.
+// bytes, scale 1 or n_out values, cscale n_in values, u n_out rows, v rank rows, vsign n_codes * n_in/8 bytes, vscale n_codes values, usign
+// n_out * n_codes/8 bytes, uscale n_codes values, dense n_out rows.
 struct dqrelo_entry {
     const uint8_t * sign[DQRELO_MAX_PLANES];  // (n_out, n_in) bits, row-major, LSB first; a row is n_in/8 bytes
     const float *   scale[DQRELO_MAX_PLANES]; // [1] or [n_out]
@@ -51,6 +60,10 @@ struct dqrelo_entry {
     const void *    u;                        // (n_out, rank), rows of type_u; NULL when rank is 0
     const void *    v;                        // (rank, n_in),  rows of type_v; NULL when rank is 0
     const void *    dense;                    // a whole delta in type_dense, or NULL
+    const uint8_t * vsign;                    // (n_codes, n_in) bits as sign; NULL when n_codes is 0, as the next three
+    const void *    vscale;                   // BF16 [n_codes]
+    const uint8_t * usign;                    // (n_out, n_codes) bits; a row is n_codes/8 bytes
+    const void *    uscale;                   // BF16 [n_codes]
     int64_t         n_in;                     // ne[0] of the weight
     int64_t         n_out;                    // ne[1] of the weight
     int64_t         n_mat;                    // ne[2] * ne[3] of the weight: 1, or the size of a stack
@@ -58,6 +71,9 @@ struct dqrelo_entry {
     int32_t         rank;                       // at most min(n_in, n_out): work memory is planned for that
     int32_t         type_u, type_v, type_dense; // enum ggml_type: F32, F16, BF16, Q8_0, Q4_0; dense F32, F16
     int32_t         scale_per_row;              // bit p: plane p has a scale per row
+    // Of sign factors: plane q covers rows 0 <= k < plane_ranks[q] of B, in descending order; their codes lie plane after plane.
+    int32_t plane_ranks[DQRELO_MAX_CODE_PLANES]; // the first at most min(n_in, n_out)
+    int32_t n_codes; // the sum of plane_ranks, a multiple of 8; at most DQRELO_MAX_CODES_A_SIDE * min(n_in, n_out)
 };
 
 // Builds the op. No data is read.

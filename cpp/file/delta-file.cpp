@@ -199,6 +199,10 @@ dqrelo_entry delta_file::entry_at(size_t i, const void * pack) const {
     entry.u             = at(layout.u);
     entry.v             = at(layout.v);
     entry.dense         = at(layout.dense);
+    entry.vsign         = (const uint8_t *) at(layout.vsign);
+    entry.vscale        = at(layout.vscale);
+    entry.usign         = (const uint8_t *) at(layout.usign);
+    entry.uscale        = at(layout.uscale);
     entry.n_in          = weight.ne[0];
     entry.n_out         = weight.ne[1];
     entry.n_mat         = weight.ne[2] * weight.ne[3];
@@ -208,6 +212,8 @@ dqrelo_entry delta_file::entry_at(size_t i, const void * pack) const {
     entry.type_v        = layout.v.type;
     entry.type_dense    = layout.dense.type;
     entry.scale_per_row = layout.scale_per_row;
+    entry.n_codes       = (int32_t) weight.n_codes;
+    std::copy_n(weight.plane_ranks, DQRELO_MAX_CODE_PLANES, entry.plane_ranks);
     return entry;
 }
 

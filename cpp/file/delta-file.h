@@ -18,12 +18,15 @@ namespace dqrelo {
 
 // One weight of a delta: what it changes, and where its tensors lie.
 struct weight_info {
-    std::string name;         // the base tensor's name
-    int64_t     ne[4];        // the base tensor's shape
-    int32_t     rank;         // of U V, 0: none
-    int32_t     n_planes;     // 0: the delta is kept whole (dense)
-    float       error_delta;  // ||D - D_hat||_F / ||D||_F
-    float       error_weight; // ||W_ft - W_hat||_F / ||W_ft||_F
+    std::string name;                                // the base tensor's name
+    int64_t     ne[4];                               // the base tensor's shape
+    bool        dense;                               // kept whole: it has nothing of the next four
+    int32_t     rank;                                // of U V, 0: none
+    int32_t     n_planes;                            // sign planes
+    int32_t     plane_ranks[DQRELO_MAX_CODE_PLANES]; // of the sign factors
+    int64_t     n_codes;                             // of the sign factors: the sum of plane_ranks, 0: none
+    float       error_delta;                         // ||D - D_hat||_F / ||D||_F
+    float       error_weight;                        // ||W_ft - W_hat||_F / ||W_ft||_F
     size_t offset_bytes; // of the weight's first tensor, from the start of the file; a multiple of the alignment after the data section's
                          // start
     size_t n_bytes;      // from there to the end of its last tensor, padding in between included

@@ -9,9 +9,11 @@ namespace dqrelo {
 
 namespace {
 
-constexpr uint32_t GGUF_FILE_VERSION  = 3;
-constexpr uint32_t DELTA_FILE_VERSION = 1;
-constexpr uint32_t ALIGNMENT          = 64;
+constexpr uint32_t GGUF_FILE_VERSION      = 3;
+constexpr uint32_t MAX_DELTA_FILE_VERSION = 2;
+constexpr uint32_t ALIGNMENT              = 64;
+
+const char * const KEY_PLANE_RANKS = "dqrelo.weight.plane_ranks";
 
 struct key_rule {
     const char * key;
@@ -38,6 +40,7 @@ const key_rule KEY_RULES[] = {
     { "dqrelo.weight.ne", GGUF_TYPE_UINT64, true, true },
     { "dqrelo.weight.rank", GGUF_TYPE_UINT32, true, true },
     { "dqrelo.weight.n_planes", GGUF_TYPE_UINT32, true, true },
+    { KEY_PLANE_RANKS, GGUF_TYPE_UINT32, true, false }, // required by version 2
     { "dqrelo.weight.error_delta", GGUF_TYPE_FLOAT32, true, true },
     { "dqrelo.weight.error_weight", GGUF_TYPE_FLOAT32, true, true },
     { "dqrelo.base.name", GGUF_TYPE_STRING, false, true },
@@ -88,11 +91,24 @@ bool check_versions(const gguf_header & header, std::string & err) {
     uint32_t version = 0;
     if (!header.get("dqrelo.version", version)) {
         err = "dqrelo.version is " + value_text(header, "dqrelo.version") + ", expected a UINT32";
-    } else if (version != DELTA_FILE_VERSION) {
-        err = message("delta file version %" PRIu32 ", expected %" PRIu32 "%s", version, DELTA_FILE_VERSION,
-                      version > DELTA_FILE_VERSION ? ". Update dqrelo-gguf to read it" : "");
+    } else if (version < 1 || version > MAX_DELTA_FILE_VERSION) {
+        err = message("delta file version %" PRIu32 ", expected 1 or %" PRIu32 "%s", version, MAX_DELTA_FILE_VERSION,
+                      version > MAX_DELTA_FILE_VERSION ? ". Update dqrelo-gguf to read it" : "");
     } else if (header.version != GGUF_FILE_VERSION) {
         err = message("GGUF version %" PRIu32 ", expected %" PRIu32, header.version, GGUF_FILE_VERSION);
+    }
+    return err.empty();
+}
+
+// The key that came with version 2 is there from then on.
+bool check_version_of_keys(const gguf_header & header, std::string & err) {
+    uint32_t version = 0;
+    header.get("dqrelo.version", version);
+    const bool found = header.find(KEY_PLANE_RANKS) != nullptr;
+    if (version < 2 && found) {
+        err = message("metadata key '%s' belongs to version 2", KEY_PLANE_RANKS);
+    } else if (version >= 2 && !found) {
+        err = message("metadata key '%s' is missing", KEY_PLANE_RANKS);
     }
     return err.empty();
 }
@@ -176,7 +192,7 @@ bool check_delta_keys(const gguf_header & header, std::string & err) {
             return false;
         }
     }
-    if (!check_values(header, err)) {
+    if (!check_version_of_keys(header, err) || !check_values(header, err)) {
         return false;
     }
     if (header.alignment != ALIGNMENT) {

@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cinttypes>
-#include <cstring>
+#include <functional>
+#include <numeric>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -84,10 +85,39 @@ bool read_shape(const std::string & weight, const uint64_t ne[4], int64_t out[4]
     return true;
 }
 
-// Whether a weight of this shape can have this rank and these planes.
-bool check_form(const weight_info & weight, uint32_t rank, uint32_t n_planes, std::string & err) {
+using plane_ranks = std::array<uint32_t, DQRELO_MAX_CODE_PLANES>;
+
+// Whether a weight of this shape can have sign factors of these ranks.
+bool check_plane_ranks(const weight_info & weight, const plane_ranks & ranks, std::string & err) {
+    const std::string name    = printable(weight.name);
+    const int64_t     smaller = std::min(weight.ne[0], weight.ne[1]);
+    const uint64_t    n_codes = std::accumulate(ranks.begin(), ranks.end(), (uint64_t) 0);
+    if (!std::is_sorted(ranks.begin(), ranks.end(), std::greater<>())) {
+        size_t n = ranks.size();
+        while (ranks[n - 1] == 0) {
+            --n;
+        }
+        std::string numbers = std::to_string(ranks[0]);
+        for (size_t q = 1; q < n; ++q) {
+            numbers += ", " + std::to_string(ranks[q]);
+        }
+        err = name + ": plane ranks " + numbers + " do not descend";
+    } else if (ranks[0] > smaller) {
+        err = message("%s: plane rank %" PRIu32 ", expected at most %" PRId64 ", the smaller side of %s", name.c_str(), ranks[0], smaller,
+                      shape_text(weight.ne).c_str());
+    } else if (n_codes % 8 != 0) {
+        err = message("%s: %" PRIu64 " codes, expected a multiple of 8", name.c_str(), n_codes);
+    } else if (n_codes > (uint64_t) (DQRELO_MAX_CODES_A_SIDE * smaller)) {
+        err = message("%s: %" PRIu64 " codes, expected at most %" PRId64 ", four times the smaller side of %s", name.c_str(), n_codes,
+                      DQRELO_MAX_CODES_A_SIDE * smaller, shape_text(weight.ne).c_str());
+    }
+    return err.empty();
+}
+
+// Whether a weight of this shape can have this rank, these planes and these sign factors.
+bool check_form(const weight_info & weight, uint32_t rank, uint32_t n_planes, const plane_ranks & ranks, std::string & err) {
     const std::string name = printable(weight.name);
-    if (n_planes == 0) {
+    if (weight.dense) {
         if (rank != 0) {
             err = name + ": a dense weight has no planes, factors or column scale";
         }
@@ -98,15 +128,15 @@ bool check_form(const weight_info & weight, uint32_t rank, uint32_t n_planes, st
         err = name + ": shape " + shape_text(weight.ne) +
               " cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. Store it dense";
     } else if (n_planes > DQRELO_MAX_PLANES) {
-        err = message("%s: %" PRIu32 " sign planes, expected 1 to %d", name.c_str(), n_planes, DQRELO_MAX_PLANES);
-    } else if (rank > std::min(weight.ne[0], weight.ne[1])) {
+        err = message("%s: %" PRIu32 " sign planes, expected at most %d", name.c_str(), n_planes, DQRELO_MAX_PLANES);
+    } else if (check_plane_ranks(weight, ranks, err) && rank > std::min(weight.ne[0], weight.ne[1])) {
         err = message("%s: rank %" PRIu32 ", expected at most %" PRId64 ", the smaller side of %s", name.c_str(), rank,
                       std::min(weight.ne[0], weight.ne[1]), shape_text(weight.ne).c_str());
     }
     return err.empty();
 }
 
-bool read_weights(const gguf_header & header, delta_layout & out, std::string & err) {
+bool read_weights(const gguf_header & header, uint32_t version, delta_layout & out, std::string & err) {
     std::vector<std::string> names;
     header.get("dqrelo.weight.names", names);
     if (names.empty()) {
@@ -117,10 +147,12 @@ bool read_weights(const gguf_header & header, delta_layout & out, std::string & 
     std::vector<uint64_t> ne;
     std::vector<uint32_t> rank;
     std::vector<uint32_t> n_planes;
+    std::vector<uint32_t> all_ranks(DQRELO_MAX_CODE_PLANES * n); // of sign factors
     std::vector<float>    error_delta;
     std::vector<float>    error_weight;
     if (!read_array(header, "dqrelo.weight.ne", 4 * n, ne, err) || !read_array(header, "dqrelo.weight.rank", n, rank, err) ||
         !read_array(header, "dqrelo.weight.n_planes", n, n_planes, err) ||
+        (version > 1 && !read_array(header, "dqrelo.weight.plane_ranks", all_ranks.size(), all_ranks, err)) ||
         !read_array(header, "dqrelo.weight.error_delta", n, error_delta, err) ||
         !read_array(header, "dqrelo.weight.error_weight", n, error_weight, err)) {
         return false;
@@ -133,9 +165,14 @@ bool read_weights(const gguf_header & header, delta_layout & out, std::string & 
             err = "weight '" + printable(weight.name) + "' is declared twice";
             return false;
         }
-        if (!read_shape(weight.name, &ne[4 * i], weight.ne, err) || !check_form(weight, rank[i], n_planes[i], err)) {
+        plane_ranks ranks;
+        std::copy_n(&all_ranks[i * ranks.size()], ranks.size(), ranks.begin());
+        weight.n_codes = std::accumulate(ranks.begin(), ranks.end(), (int64_t) 0);
+        weight.dense   = n_planes[i] == 0 && (version == 1 || (rank[i] == 0 && weight.n_codes == 0));
+        if (!read_shape(weight.name, &ne[4 * i], weight.ne, err) || !check_form(weight, rank[i], n_planes[i], ranks, err)) {
             return false;
         }
+        std::copy(ranks.begin(), ranks.end(), weight.plane_ranks);
         weight.rank         = (int32_t) rank[i];
         weight.n_planes     = (int32_t) n_planes[i];
         weight.error_delta  = error_delta[i];
@@ -143,6 +180,15 @@ bool read_weights(const gguf_header & header, delta_layout & out, std::string & 
         out.weights.push_back(weight);
     }
     return true;
+}
+
+// A file that needs nothing of version 2 is version 1, so that older readers take it.
+bool check_needs_version(const delta_layout & layout, uint32_t version, std::string & err) {
+    const auto is_new = [](const weight_info & weight) { return weight.n_codes > 0 || (weight.n_planes == 0 && !weight.dense); };
+    if (version > 1 && std::none_of(layout.weights.begin(), layout.weights.end(), is_new)) {
+        err = "is version 2 but has nothing that version 1 lacks, expected version 1";
+    }
+    return err.empty();
 }
 
 // Tensors lie in order, without overlap or gap, and nothing lies behind them. That they lie inside the file is checked already.
@@ -180,7 +226,9 @@ public:
         for (weight_info & weight : out.weights) {
             pack_layout pack;
             first           = next;
-            const bool good = weight.n_planes > 0 ? read_signs(weight, pack) && read_factors(weight, pack) : read_dense(weight, pack);
+            const bool good = weight.dense ? read_dense(weight, pack)
+                                           : check_factor_types(weight) && read_signs(weight, pack) && read_factors(weight, pack) &&
+                                                 read_codes(weight, pack);
             if (!good) {
                 return false;
             }
@@ -213,9 +261,6 @@ private:
 
     bool read_signs(const weight_info & weight, pack_layout & pack) {
         const int64_t * ne = weight.ne;
-        if (!check_factor_types(weight)) {
-            return false;
-        }
         for (int32_t p = 0; p < weight.n_planes; ++p) {
             const std::string plane = p == 0 ? "" : std::to_string(p);
             if (!take(weight, { ".dq_sign" + plane, "DQ_SIGN", GGML_TYPE_I8, { ne[0] / 8, ne[1], ne[2], 1 } }, pack.sign[p])) {
@@ -228,7 +273,7 @@ private:
             }
             pack.scale_per_row |= per_row ? 1 << p : 0;
         }
-        return types.count(weight.name + ".dq_cscale") == 0 ||
+        return (weight.n_planes == 0 && weight.n_codes == 0) || types.count(weight.name + ".dq_cscale") == 0 ||
                take(weight, { ".dq_cscale", "DQ_CSCALE", GGML_TYPE_F32, { ne[0], ne[2], 1, 1 } }, pack.cscale);
     }
 
@@ -236,6 +281,15 @@ private:
         const int64_t * ne = weight.ne;
         return weight.rank == 0 || (take(weight, { ".dq_u", "DQ_U", type_of(weight, ".dq_u"), { weight.rank, ne[1], ne[2], 1 } }, pack.u) &&
                                     take(weight, { ".dq_v", "DQ_V", type_of(weight, ".dq_v"), { ne[0], weight.rank, ne[2], 1 } }, pack.v));
+    }
+
+    bool read_codes(const weight_info & weight, pack_layout & pack) {
+        const int64_t * ne      = weight.ne;
+        const int64_t   n_codes = weight.n_codes;
+        return n_codes == 0 || (take(weight, { ".dq_vsign", "DQ_VSIGN", GGML_TYPE_I8, { ne[0] / 8, n_codes, ne[2], 1 } }, pack.vsign) &&
+                                take(weight, { ".dq_vscale", "DQ_VSCALE", GGML_TYPE_BF16, { n_codes, ne[2], 1, 1 } }, pack.vscale) &&
+                                take(weight, { ".dq_usign", "DQ_USIGN", GGML_TYPE_I8, { n_codes / 8, ne[1], ne[2], 1 } }, pack.usign) &&
+                                take(weight, { ".dq_uscale", "DQ_USCALE", GGML_TYPE_BF16, { n_codes, ne[2], 1, 1 } }, pack.uscale));
     }
 
     bool read_dense(const weight_info & weight, pack_layout & pack) {
@@ -284,7 +338,8 @@ private:
         const gguf_tensor_entry & tensor  = header.tensors[next];
         const declared_tensor &   facts   = out.tensors[next];
         const std::string         what    = quoted_tensor(tensor.name);
-        const int64_t *           logical = strcmp(expected.declared, "DQ_SIGN") == 0 ? weight.ne : expected.ne.data();
+        shape                     logical = expected.ne;
+        logical[0] *= expected.type == GGML_TYPE_I8 ? 8 : 1; // eight signs a byte
         if (tensor.name.size() >= GGML_MAX_NAME) {
             err = message("%s has a name of more than %d bytes, ggml's limit", what.c_str(), GGML_MAX_NAME - 1);
         } else if (facts.type != expected.declared) {
@@ -293,8 +348,8 @@ private:
             err = what + " is stored as " + storage_name(tensor.type) + ", expected " + storage_name(expected.type);
         } else if (!std::equal(tensor.ne, tensor.ne + 4, expected.ne.data())) {
             err = what + " has shape " + shape_text(tensor.ne) + ", expected " + shape_text(expected.ne.data());
-        } else if (!std::equal(facts.ne, facts.ne + 4, logical, [](uint64_t a, int64_t b) { return a == (uint64_t) b; })) {
-            err = what + " is declared with shape " + dims_text(facts.ne, 4) + ", expected " + full_shape_text(logical);
+        } else if (!std::equal(facts.ne, facts.ne + 4, logical.data(), [](uint64_t a, int64_t b) { return a == (uint64_t) b; })) {
+            err = what + " is declared with shape " + dims_text(facts.ne, 4) + ", expected " + full_shape_text(logical.data());
         }
         if (!err.empty()) {
             return false;
@@ -326,7 +381,9 @@ bool is_sha256_text(const std::string & text) {
 
 bool read_delta_layout(const gguf_header & header, size_t n_file_bytes, delta_layout & out, std::string & err) {
     err.clear();
-    if (!read_tensors(header, out, err) || !read_weights(header, out, err)) {
+    uint32_t version = 1;
+    header.get("dqrelo.version", version);
+    if (!read_tensors(header, out, err) || !read_weights(header, version, out, err)) {
         return false;
     }
     pack_reader packs(header, out);
@@ -334,7 +391,7 @@ bool read_delta_layout(const gguf_header & header, size_t n_file_bytes, delta_la
         err = packs.err;
         return false;
     }
-    return check_order(header, n_file_bytes, err);
+    return check_needs_version(out, version, err) && check_order(header, n_file_bytes, err);
 }
 
 } // namespace dqrelo

@@ -22,6 +22,10 @@ struct pack_layout {
     part_layout cscale;
     part_layout u;
     part_layout v;
+    part_layout vsign;
+    part_layout vscale;
+    part_layout usign;
+    part_layout uscale;
     part_layout dense;
     int32_t     scale_per_row = 0; // bit p: plane p has a scale per row
 };

@@ -19,6 +19,10 @@ static inline DQRELO_DEVICE struct dqrelo_entry dqrelo_entry_matrix(const struct
     one.cscale = e->cscale ? e->cscale + m * e->n_in : nullptr;
     one.u      = dqrelo_skip_bytes(e->u, m * e->n_out * dqrelo_type_bytes((enum ggml_type) e->type_u, e->rank));
     one.v      = dqrelo_skip_bytes(e->v, m * e->rank * dqrelo_type_bytes((enum ggml_type) e->type_v, e->n_in));
+    one.vsign  = e->vsign ? e->vsign + m * e->n_codes * (e->n_in / 8) : nullptr;
+    one.vscale = dqrelo_skip_bytes(e->vscale, m * dqrelo_type_bytes(GGML_TYPE_BF16, e->n_codes));
+    one.usign  = e->usign ? e->usign + m * e->n_out * (e->n_codes / 8) : nullptr;
+    one.uscale = dqrelo_skip_bytes(e->uscale, m * dqrelo_type_bytes(GGML_TYPE_BF16, e->n_codes));
     one.dense  = dqrelo_skip_bytes(e->dense, m * e->n_out * dqrelo_type_bytes((enum ggml_type) e->type_dense, e->n_in));
     return one;
 }

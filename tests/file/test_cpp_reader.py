@@ -16,9 +16,10 @@ import pytest
 from dqrelo_gguf.errors import DqreloError
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
-from tests.support.delta_files import SPECS, Edited, Type, split_base, write_base, write_delta
-from tests.support.malformed import MALFORMED
+from tests.support.delta_files import SPECS, SPECS_2, Edited, Type, split_base, write_base, write_delta
+from tests.support.malformed import MALFORMED, MALFORMED_2, Edit
 from tests.support.programs import need_test_program
 
 # The sums are of f64 values in C++ and of f32 ones in Python.
@@ -67,9 +68,11 @@ def test_facts_are_the_same(small_delta: Path) -> None:
     assert "tokenizer.ggml.add_bos_token true" in facts["meta"]
 
 
-def test_weights_are_the_same(small_delta: Path) -> None:
-    reader = DeltaReader(small_delta)
-    lines = [line.split() for line in found(small_delta)["weight"]]
+@pytest.mark.parametrize("delta", ["small_delta", "small_delta_2"])
+def test_weights_are_the_same(delta: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(delta)
+    reader = DeltaReader(path)
+    lines = [line.split() for line in found(path)["weight"]]
     assert [line[0] for line in lines] == [w.name for w in reader.weights]
     for line, w in zip(lines, reader.weights, strict=True):
         assert (int(line[1]), int(line[2])) == (w.n_planes, w.rank)
@@ -152,8 +155,17 @@ def python_refusal(path: Path) -> str:
 
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_file_is_refused_alike(small_delta: Path, tmp_path: Path, case: str) -> None:
-    edit, message = MALFORMED[case]
-    edited = Edited(small_delta)
+    refused_alike(small_delta, *MALFORMED[case], tmp_path)
+
+
+@pytest.mark.parametrize("case", MALFORMED_2)
+def test_malformed_sign_factors_are_refused_alike(small_delta_2: Path, tmp_path: Path, case: str) -> None:
+    refused_alike(small_delta_2, *MALFORMED_2[case], tmp_path)
+
+
+def refused_alike(sound: Path, edit: Edit, message: str, tmp_path: Path) -> None:
+    """Edits a sound file, and expects the same words of both readers."""
+    edited = Edited(sound)
     edit(edited)
     path = edited.save(tmp_path / "bad.dq.gguf")
     assert re.search(message, refusal(path))
@@ -207,8 +219,9 @@ def test_damage_is_named_alike(small_delta: Path, tmp_path: Path) -> None:
     assert bare(refusal(path)) == bare(python_refusal(path))
 
 
-def test_random_damage_is_judged_alike(tmp_path: Path) -> None:
-    write_delta(tmp_path / "whole.dq.gguf", [SPECS[2], SPECS[6]])
+@pytest.mark.parametrize("specs", [[SPECS[2], SPECS[6]], [SPECS_2[1], SPECS_2[2]]], ids=["version 1", "version 2"])
+def test_random_damage_is_judged_alike(tmp_path: Path, specs: list[WeightSpec]) -> None:
+    write_delta(tmp_path / "whole.dq.gguf", specs)
     raw = (tmp_path / "whole.dq.gguf").read_bytes()
     rng = np.random.default_rng(3)
     path = tmp_path / "broken.dq.gguf"

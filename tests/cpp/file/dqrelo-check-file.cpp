@@ -33,12 +33,40 @@ static std::vector<float> row_of(const void * data, int32_t type, int64_t r, int
     return out;
 }
 
+// Row i of A B of one matrix's sign factors: docs/format.md, section 1.
+static std::vector<double> sign_factor_row(const dqrelo_entry & entry, int64_t i) {
+    const auto sign = [](const uint8_t * row, int64_t j) { return row[j / 8] >> (j % 8) & 1 ? 1.0 : -1.0; };
+
+    const std::vector<float> vscale = row_of(entry.vscale, GGML_TYPE_BF16, 0, entry.n_codes);
+    const std::vector<float> uscale = row_of(entry.uscale, GGML_TYPE_BF16, 0, entry.n_codes);
+    const uint8_t *          u      = entry.usign + i * (entry.n_codes / 8);
+    std::vector<double>      out((size_t) entry.n_in, 0.0);
+    for (int32_t k = 0; k < entry.plane_ranks[0]; ++k) {
+        double              a = 0.0;
+        std::vector<double> b((size_t) entry.n_in, 0.0);
+        int64_t             code = k;
+        for (int q = 0; q < DQRELO_MAX_CODE_PLANES && k < entry.plane_ranks[q]; code += entry.plane_ranks[q++]) {
+            a += (double) uscale[(size_t) code] * sign(u, code);
+            for (int64_t j = 0; j < entry.n_in; ++j) {
+                b[(size_t) j] += (double) vscale[(size_t) code] * sign(entry.vsign + code * (entry.n_in / 8), j);
+            }
+        }
+        for (size_t j = 0; j < b.size(); ++j) {
+            out[j] += a * b[j];
+        }
+    }
+    return out;
+}
+
 // Row i of D_hat of one matrix: docs/format.md, section 1.
 static std::vector<double> delta_row(const dqrelo_entry & entry, int64_t i) {
-    std::vector<double> out((size_t) entry.n_in, 0.0);
     if (entry.dense) {
         const std::vector<float> row = row_of(entry.dense, entry.type_dense, i, entry.n_in);
         return { row.begin(), row.end() };
+    }
+    std::vector<double> out = sign_factor_row(entry, i);
+    for (int64_t j = 0; j < entry.n_in; ++j) {
+        out[j] *= entry.cscale ? entry.cscale[j] : 1.0;
     }
     for (int32_t p = 0; p < entry.n_planes; ++p) {
         const double    scale = entry.scale[p][entry.scale_per_row >> p & 1 ? i : 0];

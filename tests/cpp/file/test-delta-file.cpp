@@ -5,6 +5,7 @@
 #include "file/delta-file.h"
 #include "support/gguf-builder.h"
 
+#include <algorithm>
 #include <limits>
 
 using namespace dqrelo;
@@ -88,6 +89,45 @@ static void test_entries() {
     CHECK((const uint8_t *) moved.v + ggml_row_size(GGML_TYPE_Q8_0, 64) * 32 * 3 == copy.data() + copy.size());
 }
 
+// The parts of sign factors, and weights that have no planes.
+static void test_new_entries() {
+    check::begin("entries/sign factors");
+    const delta_builder d = delta_of_every_new_form();
+    std::string         err;
+    const auto          delta = open_bytes(d.file(), err);
+    CHECK(delta != nullptr);
+    if (!delta) {
+        printf("  %s\n", err.c_str());
+        return;
+    }
+    dqrelo_entry entry = delta->entry(0);
+    CHECK(entry.n_planes == 0 && entry.rank == 0 && entry.n_codes == 24 && entry.plane_ranks[0] == 13 && entry.plane_ranks[1] == 11 &&
+          entry.plane_ranks[2] == 0 && entry.dense == nullptr && entry.sign[0] == nullptr && entry.u == nullptr);
+    CHECK(same_bytes(entry.cscale, d.tensors[0].data) && same_bytes(entry.vsign, d.tensors[1].data) &&
+          same_bytes(entry.vscale, d.tensors[2].data) && same_bytes(entry.usign, d.tensors[3].data) &&
+          same_bytes(entry.uscale, d.tensors[4].data));
+    CHECK(delta->weights()[0].n_codes == 24 && !delta->weights()[0].dense && delta->weights()[4].dense);
+
+    check::begin("entries/planes, factors and sign factors");
+    entry = delta->entry(1);
+    CHECK(entry.n_planes == 1 && entry.rank == 4 && entry.n_codes == 40 && entry.plane_ranks[7] == 1 && entry.cscale == nullptr);
+    CHECK(same_bytes(entry.sign[0], d.tensors[5].data) && same_bytes(entry.v, d.tensors[8].data) &&
+          same_bytes(entry.vsign, d.tensors[9].data) && same_bytes(entry.uscale, d.tensors[12].data));
+
+    check::begin("entries/sign factors of experts");
+    const dqrelo_entry stack = delta->entry(2);
+    for (size_t e = 0; e < 3; ++e) {
+        entry = dqrelo_entry_matrix(&stack, (int64_t) e);
+        CHECK(same_bytes(entry.vsign, d.tensors[13].data, 320 * e, 320) && same_bytes(entry.vscale, d.tensors[14].data, 80 * e, 80));
+        CHECK(same_bytes(entry.usign, d.tensors[15].data, 160 * e, 160) && same_bytes(entry.uscale, d.tensors[16].data, 80 * e, 80));
+    }
+
+    check::begin("entries/factors alone");
+    entry = delta->entry(3);
+    CHECK(entry.n_planes == 0 && entry.rank == 4 && entry.n_codes == 0 && entry.vsign == nullptr && entry.uscale == nullptr);
+    CHECK(same_bytes(entry.u, d.tensors[17].data) && same_bytes(entry.v, d.tensors[18].data));
+}
+
 static void test_facts() {
     check::begin("facts");
     delta_builder d = delta_of_every_form();
@@ -159,8 +199,8 @@ static void test_refusals() {
     d.set("adapter.type", std::string("lora"));
     CHECK(refused(d.file(), "LoRA"));
     d = delta_of_every_form();
-    d.set("dqrelo.version", uint32_t(2));
-    CHECK(refused(d.file(), "delta file version 2, expected 1"));
+    d.set("dqrelo.version", uint32_t(3));
+    CHECK(refused(d.file(), "delta file version 3, expected 1 or 2. Update dqrelo-gguf to read it"));
 
     check::begin("refusals/keys");
     const std::vector<std::string> must = { "general.name", "dqrelo.ratio", "dqrelo.content_hash", "dqrelo.weight.rank",
@@ -213,13 +253,62 @@ static void test_verify_in_pieces() {
     CHECK(delta && !delta->verify([&] { return n_asked++ > 1; }, err) && err.find("nobody waits") != std::string::npos && n_asked == 3);
 }
 
+// A weight's plane ranks, changed.
+static std::string with_ranks(size_t weight, const std::vector<uint32_t> & ranks) {
+    delta_builder d = delta_of_every_new_form();
+    std::fill_n(d.plane_ranks.begin() + (ptrdiff_t) (8 * weight), 8, 0);
+    std::copy(ranks.begin(), ranks.end(), d.plane_ranks.begin() + (ptrdiff_t) (8 * weight));
+    d.declare();
+    return d.file();
+}
+
+static void test_new_refusals() {
+    check::begin("refusals/versions");
+    delta_builder d = delta_of_every_form();
+    d.set("dqrelo.weight.plane_ranks", std::vector<uint32_t>(8 * d.rank.size()));
+    CHECK(refused(d.file(), "metadata key 'dqrelo.weight.plane_ranks' belongs to version 2"));
+    d.set("dqrelo.version", uint32_t(2));
+    CHECK(refused(d.file(), "is version 2 but has nothing that version 1 lacks, expected version 1"));
+    d = delta_of_every_new_form();
+    d.remove("dqrelo.weight.plane_ranks");
+    CHECK(refused(d.file(), "metadata key 'dqrelo.weight.plane_ranks' is missing"));
+    d.set("dqrelo.weight.plane_ranks", std::vector<uint64_t>(8 * d.rank.size()));
+    CHECK(refused(d.file(), "metadata key 'dqrelo.weight.plane_ranks' has type [UINT64], expected [UINT32]"));
+    d.set("dqrelo.weight.plane_ranks", std::vector<uint32_t>(7));
+    CHECK(refused(d.file(), "metadata key 'dqrelo.weight.plane_ranks' has 7 items, expected 40"));
+
+    check::begin("refusals/plane ranks");
+    CHECK(refused(with_ranks(0, { 11, 13 }), "codes: plane ranks 11, 13 do not descend"));
+    CHECK(refused(with_ranks(0, { 32 }), "codes: plane rank 32, expected at most 24, the smaller side of 64x24"));
+    CHECK(refused(with_ranks(0, { 13, 10 }), "codes: 23 codes, expected a multiple of 8"));
+    CHECK(refused(with_ranks(0, { 24, 24, 24, 24, 8 }), "codes: 104 codes, expected at most 96, four times the smaller side of 64x24"));
+    CHECK(refused(with_ranks(0, { 8, 8 }), "'codes.dq_vsign' has shape 8x24, expected 8x16"));
+    CHECK(refused(with_ranks(0, {}), "tensor 'codes.dq_dense' is missing"));
+    CHECK(refused(with_ranks(4, { 8 }), "norm: shape 24 cannot have sign bits"));
+    CHECK(refused(with_ranks(3, { 8 }), "tensor 'factors.dq_vsign' is missing"));
+
+    check::begin("refusals/sign factors' tensors");
+    d               = delta_of_every_new_form();
+    d.logical_ne[4] = 8;
+    d.declare();
+    CHECK(refused(d.file(), "'codes.dq_vsign' is declared with shape 8x24x1x1, expected 64x24x1x1"));
+    d                 = delta_of_every_new_form();
+    d.tensors[2].type = GGML_TYPE_F16;
+    CHECK(refused(d.file(), "'codes.dq_vscale' is stored as f16, expected bf16"));
+    d = delta_of_every_new_form();
+    d.tensors[4].data.replace(0, 2, "\x80\x7f", 2);
+    CHECK(refused(d.file(), "'codes.dq_uscale' has 1 numbers that are NaN or infinite"));
+}
+
 int main() {
     test_verify_in_pieces();
     test_entries();
+    test_new_entries();
     test_facts();
     test_verify();
     test_truncation();
     test_refusals();
+    test_new_refusals();
     remove(PATH);
     return check::finish();
 }

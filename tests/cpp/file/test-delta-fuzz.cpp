@@ -79,6 +79,10 @@ static void read_all(const delta_file & delta) {
             touch(entry.cscale, sizeof(float) * (size_t) entry.n_in);
             touch(entry.u, ggml_row_size((ggml_type) entry.type_u, entry.rank) * (size_t) entry.n_out);
             touch(entry.v, ggml_row_size((ggml_type) entry.type_v, entry.n_in) * (size_t) entry.rank);
+            touch(entry.vsign, (size_t) (entry.n_in / 8 * entry.n_codes));
+            touch(entry.vscale, sizeof(uint16_t) * (size_t) entry.n_codes);
+            touch(entry.usign, (size_t) (entry.n_codes / 8 * entry.n_out));
+            touch(entry.uscale, sizeof(uint16_t) * (size_t) entry.n_codes);
             touch(entry.dense, ggml_row_size((ggml_type) entry.type_dense, entry.n_in) * (size_t) entry.n_out);
         }
     }
@@ -94,7 +98,7 @@ static void edit(delta_builder & d, random_source & r) {
     const uint64_t extreme = EXTREMES[r.below(sizeof(EXTREMES) / sizeof(EXTREMES[0]))];
     const uint64_t number  = r.below(3) ? small : extreme;
     tensor &       t       = d.tensors[r.below(d.tensors.size())];
-    switch (r.below(9)) {
+    switch (r.below(10)) {
         case 0: d.weight_ne[r.below(d.weight_ne.size())] = number; break;
         case 1: d.rank[r.below(d.rank.size())] = (uint32_t) number; break;
         case 2: d.n_planes[r.below(d.n_planes.size())] = (uint32_t) r.below(7); break;
@@ -103,7 +107,8 @@ static void edit(delta_builder & d, random_source & r) {
         case 5: t.data.resize(r.below(2 * t.data.size() + 1)); break;
         case 6: t.type = (ggml_type) r.below(GGML_TYPE_COUNT); break;
         case 7: std::swap(t, d.tensors[r.below(d.tensors.size())]); break;
-        case 8: { // another shape of the same size
+        case 8: d.plane_ranks[r.below(d.plane_ranks.size())] = (uint32_t) number; break;
+        case 9: { // another shape of the same size
             const size_t i = r.below(t.ne.size());
             const size_t j = r.below(t.ne.size());
             if (t.ne[i] % 2 == 0) {
@@ -114,8 +119,8 @@ static void edit(delta_builder & d, random_source & r) {
         }
     }
     d.declare();
-    const char * const keys[] = { "dqrelo.weight.ne", "dqrelo.tensor.ne", "dqrelo.weight.rank", "dqrelo.weight.n_planes",
-                                  "dqrelo.tensor.types" };
+    const char * const keys[] = { "dqrelo.weight.ne",       "dqrelo.tensor.ne",          "dqrelo.weight.rank",
+                                  "dqrelo.weight.n_planes", "dqrelo.weight.plane_ranks", "dqrelo.tensor.types" };
     if (r.below(4) == 0) { // an array that is too short or of another kind
         const char * key = keys[r.below(sizeof(keys) / sizeof(keys[0]))];
         if (r.below(2)) {
@@ -143,13 +148,12 @@ struct outcome {
     }
 };
 
-static void test_damaged_deltas() {
-    check::begin("deltas/damaged bytes");
-    const delta_builder valid  = delta_of_every_form();
-    const std::string   bytes  = valid.file();
-    const size_t        n_head = valid.header().size();
-    random_source       r(1);
-    outcome             out;
+static void test_damaged_deltas(const delta_builder & valid) {
+    check::begin(("deltas/damaged bytes/version=" + std::to_string(valid.version)).c_str());
+    const std::string bytes  = valid.file();
+    const size_t      n_head = valid.header().size();
+    random_source     r(1);
+    outcome           out;
     for (int i = 0; i < N_CASES; ++i) {
         out.open(damage(bytes, n_head, r));
     }
@@ -159,11 +163,10 @@ static void test_damaged_deltas() {
     CHECK(out.n_opened > 0 && out.n_opened < N_CASES / 2);
 }
 
-static void test_edited_deltas() {
-    check::begin("deltas/wrong declarations");
-    const delta_builder valid = delta_of_every_form();
-    random_source       r(4);
-    outcome             out;
+static void test_edited_deltas(const delta_builder & valid) {
+    check::begin(("deltas/wrong declarations/version=" + std::to_string(valid.version)).c_str());
+    random_source r(4);
+    outcome       out;
     for (int i = 0; i < N_CASES; ++i) {
         delta_builder d = valid;
         for (uint64_t n = 0; n <= r.below(2); ++n) {
@@ -204,8 +207,10 @@ static void test_bases() {
 }
 
 int main() {
-    test_damaged_deltas();
-    test_edited_deltas();
+    for (const delta_builder & valid : { delta_of_every_form(), delta_of_every_new_form() }) {
+        test_damaged_deltas(valid);
+        test_edited_deltas(valid);
+    }
     test_bases();
     remove(PATH);
     return check::finish();

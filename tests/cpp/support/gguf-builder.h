@@ -5,9 +5,11 @@
 #include "gguf.h"
 #include "hash/hash.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -172,15 +174,17 @@ inline std::string stored(const std::vector<float> & values, ggml_type type, int
 struct delta_builder : gguf_builder {
     std::vector<std::string> types, weight_names;
     std::vector<uint64_t>    logical_ne, weight_ne;
-    std::vector<uint32_t>    rank, n_planes;
+    std::vector<uint32_t>    rank, n_planes, plane_ranks;
 
-    delta_builder() {
+    uint32_t version;
+
+    explicit delta_builder(uint32_t version = 1) : version(version) {
         set("general.type", std::string("adapter"));
         set("general.architecture", std::string("llama"));
         set("general.alignment", uint32_t(ALIGNMENT));
         set("general.name", std::string("tuned"));
         set("adapter.type", std::string("dqrelo"));
-        set("dqrelo.version", uint32_t(1));
+        set("dqrelo.version", version);
         set("dqrelo.method", std::string("paper"));
         set("dqrelo.converter", std::string("test 1"));
         set("dqrelo.options", std::string("{}"));
@@ -203,6 +207,7 @@ struct delta_builder : gguf_builder {
         weight_ne.insert(weight_ne.end(), all.begin(), all.end());
         n_planes.push_back(planes);
         rank.push_back(r);
+        plane_ranks.resize(plane_ranks.size() + 8);
     }
 
     // Adds a tensor of the last weight; `logical` is empty where it is the stored shape.
@@ -212,6 +217,20 @@ struct delta_builder : gguf_builder {
         types.push_back(declared);
         const std::vector<uint64_t> all = four(logical.empty() ? ne : logical);
         logical_ne.insert(logical_ne.end(), all.begin(), all.end());
+    }
+
+    // Adds the sign factors of the last weight, [n_in, n_out] or [n_in, n_out, n_mat], which it has one plane of each of `ranks`.
+    void add_codes(const std::vector<uint32_t> & ranks, random_source & r) {
+        const uint64_t * ne      = &weight_ne[weight_ne.size() - 4];
+        const uint64_t   n_codes = std::accumulate(ranks.begin(), ranks.end(), (uint64_t) 0);
+        std::copy(ranks.begin(), ranks.end(), plane_ranks.end() - 8);
+        const auto scales = [&] { return stored(r.values(n_codes * ne[2]), GGML_TYPE_BF16, (int64_t) n_codes); };
+        add_tensor(".dq_vsign", "DQ_VSIGN", GGML_TYPE_I8, { ne[0] / 8, n_codes, ne[2] }, r.bytes(ne[0] / 8 * n_codes * ne[2]),
+                   { ne[0], n_codes, ne[2] });
+        add_tensor(".dq_vscale", "DQ_VSCALE", GGML_TYPE_BF16, { n_codes, ne[2] }, scales());
+        add_tensor(".dq_usign", "DQ_USIGN", GGML_TYPE_I8, { n_codes / 8, ne[1], ne[2] }, r.bytes(n_codes / 8 * ne[1] * ne[2]),
+                   { n_codes, ne[1], ne[2] });
+        add_tensor(".dq_uscale", "DQ_USCALE", GGML_TYPE_BF16, { n_codes, ne[2] }, scales());
     }
 
     // Declares what was added; call it before header() or file(), once more after changes.
@@ -234,6 +253,9 @@ struct delta_builder : gguf_builder {
         set("dqrelo.weight.ne", weight_ne);
         set("dqrelo.weight.rank", rank);
         set("dqrelo.weight.n_planes", n_planes);
+        if (version > 1) {
+            set("dqrelo.weight.plane_ranks", plane_ranks);
+        }
         set("dqrelo.weight.error_delta", std::vector<float>(rank.size(), 0.25f));
         set("dqrelo.weight.error_weight", std::vector<float>(rank.size(), 0.125f));
     }
@@ -267,6 +289,36 @@ inline delta_builder delta_of_every_form() {
     d.add_tensor(".dq_dense", "DQ_DENSE", GGML_TYPE_F32, { 24 }, bytes_of_all(r.values(24)));
     d.add_weight("table", { 3, 5, 2 }, 0, 0);
     d.add_tensor(".dq_dense", "DQ_DENSE", GGML_TYPE_F16, { 3, 5, 2 }, stored(r.values(30), GGML_TYPE_F16, 3));
+    d.declare();
+    return d;
+}
+
+// A delta with one weight of each form that version 2 brought, and a dense one. Matrix "codes": 64x24, sign factors of 2 planes and a scale
+// a column; "all": 32x16, one plane, rank 4 in F16 and sign factors of 8 planes; "experts": 64x32x3, sign factors; "factors": 64x24, rank 4
+// in F16 alone.
+inline delta_builder delta_of_every_new_form() {
+    delta_builder d(2);
+    random_source r(2);
+    d.add_weight("codes", { 64, 24 }, 0, 0);
+    d.add_tensor(".dq_cscale", "DQ_CSCALE", GGML_TYPE_F32, { 64 }, bytes_of_all(r.values(64)));
+    d.add_codes({ 13, 11 }, r);
+
+    d.add_weight("all", { 32, 16 }, 1, 4);
+    d.add_tensor(".dq_sign", "DQ_SIGN", GGML_TYPE_I8, { 4, 16 }, r.bytes(4 * 16), { 32, 16 });
+    d.add_tensor(".dq_scale", "DQ_SCALE", GGML_TYPE_F32, { 1 }, bytes_of_all(r.values(1)));
+    d.add_tensor(".dq_u", "DQ_U", GGML_TYPE_F16, { 4, 16 }, stored(r.values(4 * 16), GGML_TYPE_F16, 4));
+    d.add_tensor(".dq_v", "DQ_V", GGML_TYPE_F16, { 32, 4 }, stored(r.values(32 * 4), GGML_TYPE_F16, 32));
+    d.add_codes({ 16, 9, 4, 3, 3, 3, 1, 1 }, r);
+
+    d.add_weight("experts", { 64, 32, 3 }, 0, 0);
+    d.add_codes({ 32, 8 }, r);
+
+    d.add_weight("factors", { 64, 24 }, 0, 4);
+    d.add_tensor(".dq_u", "DQ_U", GGML_TYPE_F16, { 4, 24 }, stored(r.values(4 * 24), GGML_TYPE_F16, 4));
+    d.add_tensor(".dq_v", "DQ_V", GGML_TYPE_F16, { 64, 4 }, stored(r.values(64 * 4), GGML_TYPE_F16, 64));
+
+    d.add_weight("norm", { 24 }, 0, 0);
+    d.add_tensor(".dq_dense", "DQ_DENSE", GGML_TYPE_F32, { 24 }, bytes_of_all(r.values(24)));
     d.declare();
     return d;
 }
