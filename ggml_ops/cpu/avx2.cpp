@@ -162,8 +162,9 @@ struct avx2 { // as factor-kernels.h describes it
 //
 
 static void add_delta_avx2(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts) {
-    const __m256 d = _mm256_set1_ps(parts->d);
-    const __m256 s = _mm256_set1_ps(parts->s);
+    const __m256 d  = _mm256_set1_ps(parts->d);
+    const __m256 dz = _mm256_set1_ps(parts->dz);
+    const __m256 s  = _mm256_set1_ps(parts->s);
     for (int i = 0; i < n_i; i += 8) {
         const __m256i m     = lanes_i32x8(n_i - i);
         __m256        delta = parts->uv ? _mm256_maskload_ps(parts->uv + i, m) : _mm256_setzero_ps();
@@ -171,6 +172,9 @@ static void add_delta_avx2(float * dst, const float * y, int n_i, const struct d
             const __m256 scale = parts->scale_step[p] ? _mm256_maskload_ps(parts->scale[p] + i, m) : _mm256_set1_ps(parts->scale[p][0]);
             const __m256 sum   = _mm256_cvtepi32_ps(_mm256_maskload_epi32(parts->isum[p] + i, m));
             delta              = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), sum, delta);
+        }
+        if (parts->zsum) {
+            delta = _mm256_fmadd_ps(dz, _mm256_cvtepi32_ps(_mm256_maskload_epi32(parts->zsum + i, m)), delta);
         }
         _mm256_maskstore_ps(dst + i, m, _mm256_fmadd_ps(s, delta, _mm256_maskload_ps(y + i, m)));
     }

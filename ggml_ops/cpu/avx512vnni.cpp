@@ -371,8 +371,9 @@ struct avx512vnni { // as factor-kernels.h describes it
 //
 
 static void add_delta_avx512vnni(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts) {
-    const __m512 d = _mm512_set1_ps(parts->d);
-    const __m512 s = _mm512_set1_ps(parts->s);
+    const __m512 d  = _mm512_set1_ps(parts->d);
+    const __m512 dz = _mm512_set1_ps(parts->dz);
+    const __m512 s  = _mm512_set1_ps(parts->s);
     for (int i = 0; i < n_i; i += 16) {
         const __mmask16 m     = columns_m16(i, n_i);
         __m512          delta = parts->uv ? _mm512_maskz_loadu_ps(m, parts->uv + i) : _mm512_setzero_ps();
@@ -380,6 +381,9 @@ static void add_delta_avx512vnni(float * dst, const float * y, int n_i, const st
             const __m512 scale = parts->scale_step[p] ? _mm512_maskz_loadu_ps(m, parts->scale[p] + i) : _mm512_set1_ps(parts->scale[p][0]);
             const __m512 sum   = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(m, parts->isum[p] + i));
             delta              = _mm512_fmadd_ps(_mm512_mul_ps(d, scale), sum, delta);
+        }
+        if (parts->zsum) {
+            delta = _mm512_fmadd_ps(dz, _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(m, parts->zsum + i)), delta);
         }
         _mm512_mask_storeu_ps(dst + i, m, _mm512_fmadd_ps(s, delta, _mm512_maskz_loadu_ps(m, y + i)));
     }

@@ -34,6 +34,54 @@ void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dq
     }
 }
 
+static float bf16_at(const void * data, int64_t i) {
+    return dqrelo_bf16_to_f32(((const uint16_t *) data)[i]);
+}
+
+// Computes values k0 <= k < k0 + n_k of B (c . x) for a tile of rows, plane after plane.
+static void codes_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t k0, int n_k,
+                       struct dqrelo_scratch * scratch) {
+    const struct dqrelo_entry * e        = &g->e;
+    const int64_t               q_stride = dqrelo_q_bytes(e->n_in);
+    int64_t                     code     = k0;
+    for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
+        const int n = (int) min_i64(n_k, e->plane_ranks[p] - k0);
+        kernels->sign_dots(e->vsign + code * (e->n_in / 8), n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, scratch->isum[0],
+                           DQRELO_TILE_I);
+        for (int t = 0; t < n_t; t++) {
+            const int32_t * isum = scratch->isum[0] + t * DQRELO_TILE_I;
+            const float     d    = g->act[t0 + t].d;
+            float *         bx   = g->bx + (t0 + t) * g->bx_stride + k0;
+            for (int k = 0; k < n; k++) {
+                const float value = bf16_at(e->vscale, code + k) * d * (float) isum[k];
+                bx[k]             = p == 0 ? value : bx[k] + value;
+            }
+        }
+    }
+}
+
+void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t k0, int64_t k1,
+                         struct dqrelo_scratch * scratch) {
+    for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
+        const int n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
+        for (int64_t k = k0; k < k1; k += DQRELO_TILE_I) {
+            codes_tile(kernels, g, t0, n_t, k, (int) min_i64(DQRELO_TILE_I, k1 - k), scratch);
+        }
+    }
+}
+
+void dqrelo_matmul_quantize(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t, float * z) {
+    const struct dqrelo_entry * e    = &g->e;
+    const float *               bx   = g->bx + t * g->bx_stride;
+    int64_t                     code = 0;
+    for (int p = 0; p < DQRELO_MAX_CODE_PLANES; code += e->plane_ranks[p++]) {
+        for (int32_t k = 0; k < e->plane_ranks[p]; k++) {
+            z[code + k] = bf16_at(e->uscale, code + k) * bx[k];
+        }
+    }
+    kernels->quantize_row(z, nullptr, e->n_codes, g->zq + t * g->zq_stride, g->zact + t);
+}
+
 // Computes uv of a tile: U t, or dense x.
 static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
                        float * uv) {
@@ -60,6 +108,10 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
         kernels->sign_dots(e->sign[p] + i0 * (e->n_in / 8), n_i, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in,
                            scratch->isum[p], DQRELO_TILE_I);
     }
+    if (e->n_codes > 0) {
+        kernels->sign_dots(e->usign + i0 * (e->n_codes / 8), n_i, g->zq + t0 * g->zq_stride, g->zq_stride, g->zact + t0, n_t, e->n_codes,
+                           scratch->zsum, DQRELO_TILE_I);
+    }
     if (has_uv) {
         factor_out(kernels, g, t0, n_t, i0, n_i, scratch->uv);
     }
@@ -75,9 +127,11 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
         for (int p = 0; p < n_planes; p++) {
             parts.isum[p] = scratch->isum[p] + t * DQRELO_TILE_I;
         }
-        parts.uv = has_uv ? scratch->uv + t * DQRELO_TILE_I : nullptr;
-        parts.d  = n_planes > 0 ? g->act[t0 + t].d : 0.0f;
-        parts.s  = row->s;
+        parts.uv   = has_uv ? scratch->uv + t * DQRELO_TILE_I : nullptr;
+        parts.zsum = e->n_codes > 0 ? scratch->zsum + t * DQRELO_TILE_I : nullptr;
+        parts.d    = n_planes > 0 ? g->act[t0 + t].d : 0.0f;
+        parts.dz   = e->n_codes > 0 ? g->zact[t0 + t].d : 0.0f;
+        parts.s    = row->s;
         kernels->add_delta(row->dst + i0, row->y + i0, n_i, &parts);
     }
 }
@@ -96,14 +150,36 @@ void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqr
 // ROWS, MUL, ADD
 //
 
-// Adds sum_p scale_p s_p(i, j0 + j) c(j0 + j) to acc[j]; j0 is a multiple of 8.
-static void add_signs(const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
+// Adds s_j scale to acc[j] for n columns, a multiple of 8.
+static void add_signs(const uint8_t * sign, float scale, int64_t n, float * acc) {
+    for (int64_t j = 0; j < n; j += 8) {
+        for (int b = 0; b < 8; b++) {
+            acc[j + b] += sign[j / 8] >> b & 1 ? scale : -scale;
+        }
+    }
+}
+
+// Adds sum_p scale_p s_p(i, j0 + j) to acc[j]; j0 is a multiple of 8.
+static void add_planes(const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
     for (int p = 0; p < e->n_planes; p++) {
-        const uint8_t * sign  = e->sign[p] + i * (e->n_in / 8) + j0 / 8;
-        const float     scale = scale_of(e, p, i);
+        add_signs(e->sign[p] + i * (e->n_in / 8) + j0 / 8, scale_of(e, p, i), n, acc);
+    }
+}
+
+// Adds sum_k A(i, k) B(k, j0 + j) to acc[j]; j0 is a multiple of 8.
+static void add_sign_factors(const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
+    const uint8_t * u_row = e->usign + i * (e->n_codes / 8);
+    for (int64_t k = 0; k < e->plane_ranks[0]; k++) {
+        float   a                = 0.0f;
+        float   b[DQRELO_TILE_J] = {};
+        int64_t code             = k;
+        for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
+            const float scale = bf16_at(e->uscale, code);
+            a += u_row[code / 8] >> (code % 8) & 1 ? scale : -scale;
+            add_signs(e->vsign + code * (e->n_in / 8) + j0 / 8, bf16_at(e->vscale, code), n, b);
+        }
         for (int64_t j = 0; j < n; j++) {
-            const float c = e->cscale ? e->cscale[j0 + j] * scale : scale;
-            acc[j] += (sign[j / 8] >> (j % 8)) & 1 ? c : -c;
+            acc[j] += a * b[j];
         }
     }
 }
@@ -139,7 +215,11 @@ static void delta_columns(const struct dqrelo_kernels * kernels, const struct dq
     for (int64_t j = 0; j < n; j++) {
         out[j] = 0.0f;
     }
-    add_signs(e, i, j0, n, out);
+    add_planes(e, i, j0, n, out);
+    add_sign_factors(e, i, j0, n, out);
+    for (int64_t j = 0; e->cscale && j < n; j++) {
+        out[j] *= e->cscale[j0 + j];
+    }
     add_factors(kernels, e, i, j0, n, out);
 }
 

@@ -19,10 +19,15 @@ struct dqrelo_group {
     struct dqrelo_entry       e;    // of this matrix alone
     const struct dqrelo_row * rows; // [n_rows]
     int64_t                   n_rows;
-    const int8_t *            q;        // [n_rows] rows of dqrelo_q_bytes(n_in)
-    const struct dqrelo_act * act;      // [n_rows]
-    float *                   t;        // [n_rows] rows of t_stride values: V x
-    int64_t                   t_stride; // at least the rank
+    const int8_t *            q;         // [n_rows] rows of dqrelo_q_bytes(n_in)
+    const struct dqrelo_act * act;       // [n_rows]
+    float *                   t;         // [n_rows] rows of t_stride values: V x
+    int64_t                   t_stride;  // at least the rank
+    float *                   bx;        // [n_rows] rows of bx_stride values: B (c . x)
+    int64_t                   bx_stride; // at least plane_ranks[0]
+    int8_t *                  zq;        // [n_rows] rows of zq_stride bytes: B (c . x) times uscale, quantised, a value a code
+    int64_t                   zq_stride; // at least dqrelo_q_bytes(n_codes)
+    struct dqrelo_act *       zact;      // [n_rows]
 };
 
 // How many rows and output features are handled at once. This bounds the scratch memory and never changes a result.
@@ -31,18 +36,33 @@ struct dqrelo_group {
 
 struct dqrelo_scratch {
     int32_t isum[DQRELO_MAX_PLANES][DQRELO_TILE_T * DQRELO_TILE_I];
+    int32_t zsum[DQRELO_TILE_T * DQRELO_TILE_I];
     float   uv[DQRELO_TILE_T * DQRELO_TILE_I];
 };
 
 static inline bool dqrelo_entry_is_empty(const struct dqrelo_entry * e) {
-    return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr;
+    return e->n_planes == 0 && e->rank == 0 && e->n_codes == 0 && e->dense == nullptr;
 }
 
-// The first half of MATMUL, beside the quantisation of the activation rows: computes values r0 <= r < r1 of t = V x for all rows of the
-// group. All of t must be there before the second half.
+// Whether the activation is multiplied with signs, for which it is quantised.
+static inline bool dqrelo_entry_has_signs(const struct dqrelo_entry * e) {
+    return e->dense == nullptr && (e->n_planes > 0 || e->n_codes > 0);
+}
+
+// MATMUL has up to four steps. Each needs all of what the one before made of a row: the activation rows are quantised, and beside that
+// dqrelo_matmul_factor; for sign factors dqrelo_matmul_codes and dqrelo_matmul_quantize; dqrelo_matmul_apply.
+
+// Computes values r0 <= r < r1 of t = V x for all rows of the group.
 void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1);
 
-// The second half of MATMUL: computes output features i0 <= i < i1 of all rows of the group.
+// Computes values k0 <= k < k1 of B (c . x) for all rows of the group from their quantised activations.
+void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t k0, int64_t k1,
+                         struct dqrelo_scratch * scratch);
+
+// Quantises what the codes of A are multiplied with for row t of the group. z has room for n_codes values.
+void dqrelo_matmul_quantize(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t t, float * z);
+
+// Computes output features i0 <= i < i1 of all rows of the group.
 void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1,
                          struct dqrelo_scratch * scratch);
 

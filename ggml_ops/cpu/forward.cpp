@@ -41,6 +41,11 @@ struct work {
     dqrelo_act * act; // [n_rows]
     float *      t;   // [n_rows] rows of t_stride
     int64_t      t_stride;
+    float *      bx; // [n_rows] rows of bx_stride, as the next two for sign factors
+    int64_t      bx_stride;
+    int8_t *     zq; // [n_rows] rows of zq_stride
+    int64_t      zq_stride;
+    dqrelo_act * zact; // [n_rows]
     // Every thread has its own of these.
     uint64_t *       keys;   // [n_rows] while sorting
     dqrelo_row *     rows;   // [n_rows] sorted by delta and matrix; those of the base alone are the last
@@ -49,6 +54,7 @@ struct work {
     int64_t          n_groups;
     int64_t          n_changed; // rows with a delta
     dqrelo_scratch * scratch;
+    float *          z; // [DQRELO_MAX_CODES_A_SIDE * the smaller side] for sign factors
 };
 
 static int64_t count_deltas(const ggml_tensor * dst) {
@@ -69,14 +75,19 @@ static int64_t padded_rank(int64_t rank) {
 }
 
 static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
-    const int64_t n_rows = ggml_nrows(dst);
-    work          w      = {};
+    const int64_t n_rows  = ggml_nrows(dst);
+    int64_t       smaller = 0;
+    work          w       = {};
     if (is_matmul(dst)) {
         const int64_t n_in = dst->src[1]->ne[0];
         w.q                = memory.take<int8_t>(n_rows * dqrelo_q_bytes(n_in));
         w.act              = memory.take<dqrelo_act>(n_rows);
-        // The rank is not known when the work memory is planned (tables change between runs), so there is room for the largest one.
-        w.t = memory.take<float>(n_rows * padded_rank(std::min(n_in, dst->ne[0])));
+        // Ranks are not known when the work memory is planned (tables change between runs), so there is room for the largest ones.
+        smaller = std::min(n_in, dst->ne[0]);
+        w.t     = memory.take<float>(n_rows * padded_rank(smaller));
+        w.bx    = memory.take<float>(n_rows * padded_rank(smaller));
+        w.zq    = memory.take<int8_t>(n_rows * dqrelo_q_bytes(DQRELO_MAX_CODES_A_SIDE * smaller));
+        w.zact  = memory.take<dqrelo_act>(n_rows);
     }
     for (int i = 0; i < nth; i++) {
         work own    = w;
@@ -85,6 +96,7 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
         own.place   = memory.take<int32_t>(n_rows);
         own.groups  = memory.take<group_rows>(n_rows);
         own.scratch = memory.take<dqrelo_scratch>(1);
+        own.z       = memory.take<float>(DQRELO_MAX_CODES_A_SIDE * smaller);
         if (i == ith) {
             w = own;
         }
@@ -213,13 +225,18 @@ static void copy_rows(const ggml_tensor * dst, const work & w, int64_t i0, int64
 static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i) {
     const group_rows & rows = w.groups[i];
     dqrelo_group       g;
-    g.e        = dqrelo_entry_matrix(entry_of(dst, rows.delta), rows.matrix);
-    g.rows     = w.rows + rows.begin;
-    g.n_rows   = rows.end - rows.begin;
-    g.q        = w.q + rows.begin * dqrelo_q_bytes(dst->src[1]->ne[0]);
-    g.act      = w.act + rows.begin;
-    g.t        = w.t + rows.begin * w.t_stride;
-    g.t_stride = w.t_stride;
+    g.e         = dqrelo_entry_matrix(entry_of(dst, rows.delta), rows.matrix);
+    g.rows      = w.rows + rows.begin;
+    g.n_rows    = rows.end - rows.begin;
+    g.q         = w.q + rows.begin * dqrelo_q_bytes(dst->src[1]->ne[0]);
+    g.act       = w.act + rows.begin;
+    g.t         = w.t + rows.begin * w.t_stride;
+    g.t_stride  = w.t_stride;
+    g.bx        = w.bx + rows.begin * w.bx_stride;
+    g.bx_stride = w.bx_stride;
+    g.zq        = w.zq + rows.begin * w.zq_stride;
+    g.zq_stride = w.zq_stride;
+    g.zact      = w.zact + rows.begin;
     return g;
 }
 
@@ -269,7 +286,7 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
             }
             const group_rows &   group = w.groups[w.rows[place].group];
             const dqrelo_entry * e     = entry_of(dst, group.delta);
-            if (e->dense || e->n_planes == 0) {
+            if (!dqrelo_entry_has_signs(e)) {
                 continue;
             }
             if (done >= 0 && !e->cscale) {
@@ -284,23 +301,31 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
     }
 }
 
-// Computes what must be there before the second half, and returns whether there is anything.
-static bool prepare_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
-    bool    any      = false;
-    int64_t max_rank = 0;
-    for (int64_t i = 0; i < w.n_groups; i++) {
-        const dqrelo_entry * e = entry_of(dst, w.groups[i].delta);
-        GGML_ASSERT(e->n_in == dst->src[1]->ne[0] && e->n_out == dst->ne[0] && e->rank <= std::min(e->n_in, e->n_out) &&
-                    e->n_planes <= DQRELO_MAX_PLANES);
-        any      = any || !e->dense;
-        max_rank = std::max<int64_t>(max_rank, e->rank);
-    }
-    if (!any) {
-        return false;
-    }
-    w.t_stride = padded_rank(max_rank);
-    quantize(params, dst, w);
+// What the groups need before the last step.
+struct needs {
+    bool    any       = false; // whether one is not dense
+    int64_t rank      = 0;     // the largest ones
+    int64_t code_rank = 0;
+    int64_t n_codes   = 0;
+};
 
+static needs needs_of(const ggml_tensor * dst, const work & w) {
+    needs n;
+    for (int64_t i = 0; i < w.n_groups; i++) {
+        const dqrelo_entry * e       = entry_of(dst, w.groups[i].delta);
+        const int64_t        smaller = std::min(e->n_in, e->n_out);
+        GGML_ASSERT(e->n_in == dst->src[1]->ne[0] && e->n_out == dst->ne[0] && e->rank <= smaller && e->n_planes <= DQRELO_MAX_PLANES);
+        GGML_ASSERT(e->plane_ranks[0] <= smaller && e->n_codes <= DQRELO_MAX_CODES_A_SIDE * smaller);
+        n.any       = n.any || !e->dense;
+        n.rank      = std::max<int64_t>(n.rank, e->rank);
+        n.code_rank = std::max<int64_t>(n.code_rank, e->plane_ranks[0]);
+        n.n_codes   = std::max<int64_t>(n.n_codes, e->n_codes);
+    }
+    return n;
+}
+
+// Computes this thread's share of V x.
+static void multiply_factors(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     int64_t total = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
         const dqrelo_group g = group_of(dst, w, i);
@@ -315,13 +340,71 @@ static bool prepare_matmul(const ggml_compute_params * params, const ggml_tensor
             dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, l0 * LINE, std::min<int64_t>(l1 * LINE, g.e.rank));
         }
     }
-    return true;
+}
+
+// Calls f with the pieces of B that have one plane, two, ..., at their beginnings: from piece l0 to before piece l1, each at a cost.
+template <typename F>
+static void for_each_plane_count(const dqrelo_group & g, F && f) {
+    int64_t l0 = 0;
+    for (int p = DQRELO_MAX_CODE_PLANES - 1; p >= 0; p--) {
+        const int64_t l1 = count_lines(g.e.plane_ranks[p]);
+        if (l0 < l1) {
+            f(l0, l1, (p + 1) * cost_of(g));
+        }
+        l0 = l1;
+    }
+}
+
+// Computes this thread's share of B (c . x): a row of it in all of its planes.
+static void multiply_codes(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < w.n_groups; i++) {
+        for_each_plane_count(group_of(dst, w, i), [&](int64_t l0, int64_t l1, int64_t cost) { total += (l1 - l0) * cost; });
+    }
+    share mine(total, params->ith, params->nth);
+    for (int64_t i = 0; i < w.n_groups; i++) {
+        const dqrelo_group g = group_of(dst, w, i);
+        for_each_plane_count(g, [&](int64_t l0, int64_t l1, int64_t cost) {
+            int64_t m0, m1;
+            mine.take(l1 - l0, cost, &m0, &m1);
+            if (m0 < m1) {
+                dqrelo_matmul_codes(dqrelo_cpu_kernels(), &g, (l0 + m0) * LINE, std::min<int64_t>((l0 + m1) * LINE, g.e.plane_ranks[0]),
+                                    w.scratch);
+            }
+        });
+    }
+}
+
+// Quantises this thread's share of what B gave.
+static void quantize_codes(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
+    for (int64_t r = params->ith; r < w.n_changed; r += params->nth) {
+        const dqrelo_group g = group_of(dst, w, w.rows[r].group);
+        if (g.e.n_codes > 0) {
+            dqrelo_matmul_quantize(dqrelo_cpu_kernels(), &g, r - w.groups[w.rows[r].group].begin, w.z);
+        }
+    }
+}
+
+static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
+    const needs n = needs_of(dst, w);
+    w.t_stride    = padded_rank(n.rank);
+    w.bx_stride   = padded_rank(n.code_rank);
+    w.zq_stride   = dqrelo_q_bytes(n.n_codes);
+    if (n.any) {
+        quantize(params, dst, w);
+        multiply_factors(params, dst, w);
+        ggml_barrier(params->threadpool);
+    }
+    if (n.n_codes > 0) {
+        multiply_codes(params, dst, w);
+        ggml_barrier(params->threadpool);
+        quantize_codes(params, dst, w);
+        ggml_barrier(params->threadpool);
+    }
 }
 
 static void forward_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
-    if (prepare_matmul(params, dst, w)) {
-        ggml_barrier(params->threadpool);
-    }
+    prepare_matmul(params, dst, w);
     const int64_t n_out   = dst->ne[0];
     const int64_t n_lines = count_lines(n_out);
     int64_t       total   = 0;

@@ -41,7 +41,9 @@ struct dqrelo_parts {
     const float *   scale[4];      // [n_i] where scale_step is 1, else [1]
     int             scale_step[4]; // 0 or 1
     const float *   uv;            // [n_i] or NULL
+    const int32_t * zsum;          // [n_i] sum_c us_ic zq_c of sign factors, or NULL
     float           d;             // step of the quantised activation
+    float           dz;            // step of zq
     float           s;             // request scale
 };
 
@@ -59,7 +61,7 @@ struct dqrelo_kernels {
     void (*dots)(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out,
                  int64_t ld);
 
-    // Sets dst[i] to y[i] + s * (sum_p d scale_p[i] isum_p[i] + uv[i]); dst may be y.
+    // Sets dst[i] to y[i] + s * (sum_p d scale_p[i] isum_p[i] + uv[i] + dz zsum[i]); dst may be y.
     void (*add_delta)(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts);
 
     // Sets out[j] to value j of n contiguous values of `type`; n is a multiple of the type's block.

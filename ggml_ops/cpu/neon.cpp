@@ -388,12 +388,18 @@ static void add_delta_neon(float * dst, const float * y, int n_i, const struct d
             const float32x4_t scale = parts->scale_step[p] ? vld1q_f32(parts->scale[p] + i) : vdupq_n_f32(parts->scale[p][0]);
             delta                   = vfmaq_f32(delta, vmulq_n_f32(scale, parts->d), vcvtq_f32_s32(vld1q_s32(parts->isum[p] + i)));
         }
+        if (parts->zsum) {
+            delta = vfmaq_n_f32(delta, vcvtq_f32_s32(vld1q_s32(parts->zsum + i)), parts->dz);
+        }
         vst1q_f32(dst + i, vfmaq_n_f32(vld1q_f32(y + i), delta, parts->s));
     }
     for (; i < n_i; i++) { // the same arithmetic for the last ones
         float delta = parts->uv ? parts->uv[i] : 0.0f;
         for (int p = 0; p < parts->n_planes; p++) {
             delta = __builtin_fmaf(parts->scale[p][i * parts->scale_step[p]] * parts->d, (float) parts->isum[p][i], delta);
+        }
+        if (parts->zsum) {
+            delta = __builtin_fmaf((float) parts->zsum[i], parts->dz, delta);
         }
         dst[i] = __builtin_fmaf(delta, parts->s, y[i]);
     }

@@ -119,6 +119,7 @@ static void add_delta_scalar(float * dst, const float * y, int n_i, const struct
         for (int p = 0; p < parts->n_planes; p++) {
             delta += parts->d * parts->scale[p][i * parts->scale_step[p]] * (float) parts->isum[p][i];
         }
+        delta += parts->zsum ? parts->dz * (float) parts->zsum[i] : 0.0f;
         dst[i] = y[i] + parts->s * delta;
     }
 }

@@ -263,12 +263,24 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
     std::vector<dqrelo_act>     act(x.size());
     std::vector<float>          work((size_t) (n_t * (e.rank + 3)));
     std::vector<dqrelo_scratch> scratch(1);
-    const dqrelo_group          g = { e, rows.data(), n_t, q.data(), act.data(), work.data(), e.rank + 3 };
-    for (size_t t = 0; t < x.size() && e.n_planes > 0; t++) {
+    const int64_t               n_ranks   = e.plane_ranks[0];
+    const int64_t               zq_stride = dqrelo_q_bytes(e.n_codes) + 128;
+    std::vector<float>          bx((size_t) (n_t * (n_ranks + 5))), z((size_t) e.n_codes);
+    std::vector<int8_t>         zq((size_t) (n_t * zq_stride));
+    std::vector<dqrelo_act>     zact(x.size());
+    const dqrelo_group          g = { e,          rows.data(), n_t,         q.data(),  act.data(), work.data(),
+                                      e.rank + 3, bx.data(),   n_ranks + 5, zq.data(), zq_stride,  zact.data() };
+    for (size_t t = 0; t < x.size() && dqrelo_entry_has_signs(&e); t++) {
         kernels->quantize_row(x[t].data(), e.cscale, e.n_in, q.data() + (int64_t) t * dqrelo_q_bytes(e.n_in), &act[t]);
     }
     for (int ith = 0; ith < nth && e.rank > 0; ith++) {
         dqrelo_matmul_factor(kernels, &g, e.rank * ith / nth, e.rank * (ith + 1) / nth);
+    }
+    for (int ith = 0; ith < nth && e.n_codes > 0; ith++) {
+        dqrelo_matmul_codes(kernels, &g, n_ranks * ith / nth, n_ranks * (ith + 1) / nth, scratch.data());
+    }
+    for (int64_t t = 0; t < n_t && e.n_codes > 0; t++) {
+        dqrelo_matmul_quantize(kernels, &g, t, z.data());
     }
     for (int ith = 0; ith < nth; ith++) {
         dqrelo_matmul_apply(kernels, &g, e.n_out * ith / nth, e.n_out * (ith + 1) / nth, scratch.data());
@@ -307,6 +319,11 @@ static void test_entry(const dqrelo_kernels * kernels, const entry_options & o, 
     CHECK(run_entry(kernels, r.e, { x.back() }, { y.back() }, s, 1)[0] == got.back());
 }
 
+// Codes of one plane and of eight, in tiles that are full and not, and more of them than columns.
+static const std::vector<int> SIGN_FACTORS[] = {
+    { 8 }, { 64 }, { 70, 66 }, { 20, 7, 4, 3, 2, 2, 1, 1 }, { 130, 129, 128, 5 }, { 197, 197, 150, 120, 64 },
+};
+
 static void test_entries(const dqrelo_kernels * kernels) {
     for (int64_t n : N_IN) {
         for (int n_t : N_T) {
@@ -340,6 +357,20 @@ static void test_entries(const dqrelo_kernels * kernels) {
             o.type_v = type_v;
             test_entry(kernels, o, 4, "");
         }
+    }
+    for (const std::vector<int> & ranks : SIGN_FACTORS) {
+        entry_options o;
+        o.n_in        = 576;
+        o.n_out       = 197;
+        o.n_planes    = 0;
+        o.plane_ranks = ranks;
+        test_entry(kernels, o, 1, "/sign factors");
+        test_entry(kernels, o, 53, "/sign factors");
+        o.n_in     = 1000;
+        o.rank     = 7;
+        o.n_planes = 2;
+        o.cscale   = true;
+        test_entry(kernels, o, 3, "/cscale/sign factors");
     }
     entry_options o;
     o.zero_scale = true;

@@ -1,8 +1,8 @@
 // test-op-precision.cpp: how far the op is from F64, and that ordinary ggml ops on the same input are no closer.
 //
 //   fused      the op DQRELO
-//   composed   the same from stock ops: for each plane scale * (Q1_0 mul_mat) of c . x, then two mul_mats with the factors as they are,
-//   adds
+//   composed   the same from stock ops: for each plane scale * (Q1_0 mul_mat) of c . x, two mul_mats with sign factors as Q8_0, then two
+//              with the factors as they are, adds
 //
 // y is zero: the error is of the delta alone, ||got - exact|| / ||exact|| over all rows and outputs.
 
@@ -27,6 +27,13 @@ static ggml_tensor * make_weight(ggml_context * ctx, ggml_type type, int64_t ne0
 static ggml_tensor * make_f32(ggml_context * ctx, int64_t ne0, int64_t ne1, const std::vector<float> & values) {
     ggml_tensor * t = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, ne0, ne1);
     memcpy(t->data, values.data(), values.size() * sizeof(float));
+    return t;
+}
+
+static ggml_tensor * make_q8_0(ggml_context * ctx, int64_t ne0, int64_t ne1, const std::vector<double> & values) {
+    ggml_tensor *            t = ggml_new_tensor_2d(ctx, GGML_TYPE_Q8_0, ne0, ne1);
+    const std::vector<float> f32(values.begin(), values.end());
+    ggml_quantize_chunk(GGML_TYPE_Q8_0, f32.data(), t->data, 0, ne1, ne0, nullptr);
     return t;
 }
 
@@ -58,6 +65,12 @@ static ggml_tensor * build_composed(ggml_context * ctx, const random_entry & r, 
         ggml_tensor * sx    = ggml_mul_mat(ctx, make_weight(ctx, GGML_TYPE_Q1_0, e.n_in, e.n_out, as_q1_0(r.sign[p])), cx);
         ggml_tensor * plane = ggml_mul(ctx, sx, make_f32(ctx, (int64_t) r.scale[p].size(), 1, r.scale[p]));
         sum                 = sum ? ggml_add(ctx, sum, plane) : plane;
+    }
+    if (e.n_codes > 0) {
+        const int64_t rank = e.plane_ranks[0];
+        ggml_tensor * bx   = ggml_mul_mat(ctx, make_q8_0(ctx, e.n_in, rank, r.signs.b), cx);
+        ggml_tensor * abx  = ggml_mul_mat(ctx, make_q8_0(ctx, rank, e.n_out, r.signs.a), bx);
+        sum                = sum ? ggml_add(ctx, sum, abx) : abx;
     }
     if (e.rank > 0) {
         ggml_tensor * vx = ggml_mul_mat(ctx, make_weight(ctx, (ggml_type) e.type_v, e.n_in, e.rank, r.v.data), x);
@@ -129,6 +142,17 @@ int main() {
     test_precisions("signs/planes=2/scale per row", o);
     o.cscale = true;
     test_precisions("signs/planes=2/scale per row/cscale", o);
+
+    entry_options s;
+    s.n_in     = 1024;
+    s.n_out    = 130;
+    s.n_planes = 0;
+    for (const std::vector<int> & ranks : { std::vector<int>{ 128 }, { 128, 96, 64, 32 } }) {
+        s.plane_ranks = ranks;
+        test_precisions("sign factors/planes=" + std::to_string(ranks.size()), s);
+    }
+    s.cscale = true;
+    test_precisions("sign factors/planes=4/cscale", s);
 
     entry_options f;
     f.n_in  = 1024;

@@ -114,6 +114,7 @@ static void test_set() {
 int main() {
     printf("instruction set: %s\n", dqrelo_cpu_isa());
     test_all_cases();
+    test_sign_factors();
     test_matmul_row_alone();
     test_matmul_id_row_alone();
     test_set();

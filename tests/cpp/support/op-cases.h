@@ -125,6 +125,89 @@ static void test_matmul_kinds() {
     }
 }
 
+// Sign factors alone and beside everything else, and factors alone: each in a batch of its own and all in one.
+static void test_matmul_sign_factors() {
+    entry_options o;
+    o.n_in            = 200;
+    o.n_out           = 133;
+    o.n_planes        = 0;
+    o.plane_ranks     = { 8 };
+    entry_options two = o, all = o, large = o, factors = o;
+    two.plane_ranks   = { 67, 37 };
+    two.cscale        = true;
+    all.plane_ranks   = { 40, 33, 20, 17, 17, 5, 3, 1 };
+    all.n_planes      = 2;
+    all.scale_per_row = true;
+    all.cscale        = true;
+    all.rank          = 7;
+    large.plane_ranks = { 133, 133, 133, 129 };
+    factors.rank      = 33;
+    factors.plane_ranks.clear();
+    const random_entry a(o, 81), b(two, 82), c(all, 83), d(large, 84), f(factors, 85);
+    for (int64_t n_rows : { 1, 6, 70 }) {
+        for (int first = 0; first < (n_rows == 1 ? 5 : 1); first++) { // one row: each of them alone
+            op_case k;
+            k.ne      = { o.n_out, n_rows, 1, 1 };
+            k.n_in    = o.n_in;
+            k.entries = { &a, &b, &c, &d, &f };
+            k.gaps    = n_rows == 6;
+            for (int i = 0; i < n_rows; i++) {
+                k.tokens.push_back({ (first + i * 5) % 6 == 5 ? -1 : (first + i * 5) % 6, 1.0f - 0.01f * (float) i });
+            }
+            check_case("matmul/sign factors/rows=" + std::to_string(n_rows) + "/first=" + std::to_string(first), k);
+        }
+    }
+}
+
+// The same in a stack of experts, as rows of an embedding, and merged.
+static void test_sign_factors_of_stacks() {
+    entry_options o;
+    o.n_in           = 136;
+    o.n_out          = 70;
+    o.n_planes       = 0;
+    o.plane_ranks    = { 35, 21 };
+    entry_options o1 = o;
+    o1.n_planes      = 1;
+    o1.rank          = 5;
+    o1.cscale        = true;
+    o1.plane_ranks   = { 18, 4, 1, 1 };
+    const random_stack a(o, 4, 86), b(o1, 4, 87);
+    op_case            c;
+    c.stacks = { &a, &b, nullptr };
+    c.stride = { 0, 1, 0 };
+    for (int64_t n_tokens : { 1, 7, 40 }) {
+        c.form   = DQRELO_FORM_MATMUL_ID;
+        c.one_x  = n_tokens != 7;
+        c.n_in   = o.n_in;
+        c.ne     = { o.n_out, 3, n_tokens, 1 };
+        c.tokens = mixed_tokens(n_tokens);
+        c.ids.clear();
+        for (int64_t r = 0; r < c.n_rows(); r++) {
+            c.ids.push_back((int32_t) ((r * 7 + r / 3) % 4));
+        }
+        check_case("matmul_id/sign factors/tokens=" + std::to_string(n_tokens), c);
+    }
+    op_case whole;
+    whole.form   = DQRELO_FORM_ADD;
+    whole.ne     = { o.n_in, o.n_out, 4, 1 };
+    whole.stride = { 0, 0, 0 };
+    whole.stacks = { &a, &b };
+    for (int delta : { 0, 1 }) {
+        whole.tokens = { { delta, 0.5f } };
+        check_case("add/a stack of weights/sign factors/delta=" + std::to_string(delta), whole);
+    }
+    const random_entry e(o, 88), f(o1, 89);
+    op_case            rows;
+    rows.form    = DQRELO_FORM_ROWS;
+    rows.ne      = { o.n_in, 13, 1, 1 };
+    rows.tokens  = mixed_tokens(13);
+    rows.entries = { &e, &f, nullptr };
+    for (int i = 0; i < 13; i++) {
+        rows.ids.push_back(i * 31 % 70);
+    }
+    check_case("rows/sign factors", rows);
+}
+
 static void test_matmul_16_deltas() {
     entry_options o;
     o.n_in = 136;
@@ -398,6 +481,11 @@ static void test_elementwise() {
         c.entries = { &w, &k, nullptr };
         check_case(name + "/columns broadcast", c);
     }
+}
+
+[[maybe_unused]] static void test_sign_factors() {
+    test_matmul_sign_factors();
+    test_sign_factors_of_stacks();
 }
 
 static void test_all_cases() {

@@ -91,6 +91,10 @@ private:
             put(e.cscale, e.n_mat * e.n_in * (int64_t) sizeof(float));
             put(e.u, e.n_mat * e.n_out * (int64_t) ggml_row_size((ggml_type) e.type_u, e.rank));
             put(e.v, e.n_mat * e.rank * (int64_t) ggml_row_size((ggml_type) e.type_v, e.n_in));
+            put(e.vsign, e.n_mat * e.n_codes * (e.n_in / 8));
+            put(e.vscale, e.n_mat * e.n_codes * (int64_t) sizeof(uint16_t));
+            put(e.usign, e.n_mat * e.n_out * (e.n_codes / 8));
+            put(e.uscale, e.n_mat * e.n_codes * (int64_t) sizeof(uint16_t));
             put(e.dense, e.n_mat * e.n_out * (int64_t) ggml_row_size((ggml_type) e.type_dense, e.n_in));
             if (table) {
                 table[k] = e;

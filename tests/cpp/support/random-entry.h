@@ -3,9 +3,11 @@
 
 #include "dqrelo-op.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -95,6 +97,74 @@ struct entry_options {
     bool      zero_scale    = false;
     bool      dense         = false;
     ggml_type type_dense    = GGML_TYPE_F32;
+
+    std::vector<int> plane_ranks = {}; // of sign factors, which have a multiple of 8 codes
+
+    int n_codes() const { return std::accumulate(plane_ranks.begin(), plane_ranks.end(), 0); }
+};
+
+// Random sign factors, and their values.
+struct random_sign_factors {
+    bytes               vsign, usign;
+    random_matrix       vscale, uscale;
+    std::vector<double> a, b;              // (n_out, rank) and (rank, n_in), row-major
+    std::vector<double> row_norm, row_sum; // of a b: the root of the sum of squares of a row, and the sum of magnitudes
+
+    static double sign_of(const bytes & bits, int64_t at) { return (bits[(size_t) (at / 8)] >> (at % 8)) & 1 ? 1.0 : -1.0; }
+
+    void fill(dqrelo_entry & e, const entry_options & o, std::mt19937 & rng) {
+        e.n_codes = o.n_codes();
+        std::copy(o.plane_ranks.begin(), o.plane_ranks.end(), e.plane_ranks);
+        vscale = make_matrix(GGML_TYPE_BF16, e.n_codes, rng);
+        uscale = make_matrix(GGML_TYPE_BF16, e.n_codes, rng);
+        vsign.resize((size_t) (o.n_in / 8 * e.n_codes));
+        usign.resize((size_t) (e.n_codes / 8 * o.n_out));
+        for (bytes * bits : { &vsign, &usign }) {
+            for (uint8_t & byte : *bits) {
+                byte = (uint8_t) rng();
+            }
+        }
+        e.vsign  = vsign.data();
+        e.vscale = vscale.data.data();
+        e.usign  = usign.data();
+        e.uscale = uscale.data.data();
+        decode(e);
+    }
+
+    void decode(const dqrelo_entry & e) {
+        const int64_t rank = e.plane_ranks[0];
+        a.assign((size_t) (e.n_out * rank), 0.0);
+        b.assign((size_t) (e.n_in * rank), 0.0);
+        int64_t code = 0;
+        for (const int32_t n : e.plane_ranks) {
+            for (int64_t k = 0; k < n; k++, code++) {
+                for (int64_t i = 0; i < e.n_out; i++) {
+                    a[(size_t) (i * rank + k)] += uscale.value[(size_t) code] * sign_of(usign, i * e.n_codes + code);
+                }
+                for (int64_t j = 0; j < e.n_in; j++) {
+                    b[(size_t) (k * e.n_in + j)] += vscale.value[(size_t) code] * sign_of(vsign, code * e.n_in + j);
+                }
+            }
+        }
+        for (int64_t i = 0; i < e.n_out; i++) {
+            double squares = 0.0, sum = 0.0;
+            for (int64_t j = 0; j < e.n_in; j++) {
+                const double value = at(e, i, j);
+                squares += value * value;
+                sum += std::fabs(value);
+            }
+            row_norm.push_back(std::sqrt(squares));
+            row_sum.push_back(sum);
+        }
+    }
+
+    double at(const dqrelo_entry & e, int64_t i, int64_t j) const {
+        double sum = 0.0;
+        for (int64_t k = 0; k < e.plane_ranks[0]; k++) {
+            sum += a[(size_t) (i * e.plane_ranks[0] + k)] * b[(size_t) (k * e.n_in + j)];
+        }
+        return sum;
+    }
 };
 
 // Owns what its entry points to: do not copy.
@@ -104,6 +174,8 @@ struct random_entry {
     std::vector<float> scale[DQRELO_MAX_PLANES];
     std::vector<float> cscale;
     random_matrix      u, v, dense;
+
+    random_sign_factors signs;
 
     random_entry(const entry_options & o, uint32_t seed) {
         std::mt19937                          rng(seed);
@@ -148,6 +220,9 @@ struct random_entry {
             e.type_u = o.type_u;
             e.type_v = o.type_v;
         }
+        if (!o.plane_ranks.empty()) {
+            signs.fill(e, o, rng);
+        }
     }
     random_entry(const random_entry &)             = delete;
     random_entry & operator=(const random_entry &) = delete;
@@ -162,6 +237,7 @@ struct random_stack {
     dqrelo_entry                               e = {};
     std::vector<std::unique_ptr<random_entry>> matrices;
     bytes                                      sign[DQRELO_MAX_PLANES], scale[DQRELO_MAX_PLANES], cscale, u, v, dense;
+    bytes                                      vsign, vscale, usign, uscale;
 
     random_stack(const entry_options & o, int64_t n_mat, uint32_t seed) {
         for (int64_t m = 0; m < n_mat; m++) {
@@ -175,6 +251,10 @@ struct random_stack {
             append_all(u, one.u.data);
             append_all(v, one.v.data);
             append_all(dense, one.dense.data);
+            append_all(vsign, one.signs.vsign);
+            append_all(vscale, one.signs.vscale.data);
+            append_all(usign, one.signs.usign);
+            append_all(uscale, one.signs.uscale.data);
         }
         e       = matrices.front()->e;
         e.n_mat = n_mat;
@@ -186,6 +266,10 @@ struct random_stack {
         e.u      = e.u ? u.data() : nullptr;
         e.v      = e.v ? v.data() : nullptr;
         e.dense  = e.dense ? dense.data() : nullptr;
+        e.vsign  = e.vsign ? vsign.data() : nullptr;
+        e.vscale = e.vscale ? vscale.data() : nullptr;
+        e.usign  = e.usign ? usign.data() : nullptr;
+        e.uscale = e.uscale ? uscale.data() : nullptr;
     }
     random_stack(const random_stack &)             = delete;
     random_stack & operator=(const random_stack &) = delete;
@@ -218,10 +302,66 @@ struct expected_delta {
     std::vector<double> value, tolerance;
 };
 
+// What q, which is off by at most d/2, uniformly, adds to the error of a sum of n terms q_j a_j with random signs of a: the standard
+// deviation is d sqrt(sum a_j^2 / 12). Six of those, or the sure bound d/2 sum |a_j| where it is smaller.
+inline double quantisation_error(double step, double norm, double sum) {
+    return step * std::fmin(6.0 * norm / std::sqrt(12.0), sum / 2.0);
+}
+
+// A (B (c . x)) for every i. Tolerance, element by element:
+//   quantisation  of c . x, through A B; and of what the codes of A are multiplied with, z, whose signs are +-1
+//   rounding      of c . x and z before they are quantised, 4u of each term; 8 planes, and 16 roundings for products with scales and steps
+inline expected_delta expect_sign_factors(const random_entry & r, const float * x, double step) {
+    const dqrelo_entry & e = r.e;
+    if (e.n_codes == 0) {
+        const std::vector<double> zeros((size_t) e.n_out, 0.0);
+        return { zeros, zeros };
+    }
+    std::vector<double> cx((size_t) e.n_in);
+    double              x_max = 0.0;
+    for (int64_t j = 0; j < e.n_in; j++) {
+        cx[(size_t) j] = r.cscale_at(j) * x[j];
+        x_max          = std::fmax(x_max, std::fabs(cx[(size_t) j]));
+    }
+    std::vector<bounded> bx((size_t) e.plane_ranks[0]);
+    std::vector<double>  z((size_t) e.n_codes);
+    double               z_max = 0.0, z_sum = 0.0, z_rounding = 0.0;
+    int64_t              code = 0;
+    for (const int32_t n : e.plane_ranks) {
+        for (int64_t k = 0; k < n; k++, code++) {
+            double dot = 0.0;
+            for (int64_t j = 0; j < e.n_in; j++) {
+                dot += random_sign_factors::sign_of(r.signs.vsign, code * e.n_in + j) * cx[(size_t) j];
+            }
+            bx[(size_t) k].add(r.signs.vscale.value[(size_t) code] * dot);
+        }
+    }
+    code = 0;
+    for (const int32_t n : e.plane_ranks) {
+        for (int64_t k = 0; k < n; k++, code++) {
+            const double scale = std::fabs(r.signs.uscale.value[(size_t) code]);
+            z_max              = std::fmax(z_max, scale * std::fabs(bx[(size_t) k].value));
+            z_sum += scale * std::fabs(bx[(size_t) k].value);
+            z_rounding += scale * bx[(size_t) k].magnitude;
+        }
+    }
+    const double   n_codes = (double) e.n_codes;
+    expected_delta out;
+    for (int64_t i = 0; i < e.n_out; i++) {
+        double value = 0.0;
+        for (int64_t k = 0; k < e.plane_ranks[0]; k++) {
+            value += r.signs.a[(size_t) (i * e.plane_ranks[0] + k)] * bx[(size_t) k].value;
+        }
+        out.value.push_back(value);
+        out.tolerance.push_back(quantisation_error(step, r.signs.row_norm[(size_t) i], r.signs.row_sum[(size_t) i]) +
+                                quantisation_error(z_max / 32639.0, std::sqrt(n_codes), n_codes) +
+                                U_F32 * (4.0 * x_max * r.signs.row_sum[(size_t) i] + 4.0 * z_sum + 24.0 * z_rounding));
+    }
+    return out;
+}
+
 // Tolerance of a matrix form, element by element:
-//   quantisation  q_j is off by at most d/2, uniformly: n_in of them with random signs give a standard deviation of d sqrt(n_in / 12). Six
-//   of
-//                 those, or the sure bound d n_in / 2 where it is smaller, times the plane's scale.
+//   quantisation  of c . x, whose signs are +-1, times the plane's scale
 //   rounding      a sum of n terms in F32, in any order, is off by at most n u (sum of magnitudes); V x then U t: (n_in + rank) u. 16 more
 //   roundings
 //                 for the products with c, d, scales and s.
@@ -234,7 +374,8 @@ inline expected_delta expect_matmul(const random_entry & r, const float * x, dou
             t[(size_t) k].add(r.v.value[(size_t) (k * e.n_in + j)] * x[j]);
         }
     }
-    expected_delta out;
+    const expected_delta signs = expect_sign_factors(r, x, step);
+    expected_delta       out;
     for (int64_t i = 0; i < e.n_out; i++) {
         bounded sum;
         double  quantisation = 0.0;
@@ -248,18 +389,37 @@ inline expected_delta expect_matmul(const random_entry & r, const float * x, dou
             }
             sum.add(plane.value * r.scale_at(p, i));
             // the product with c is rounded before q is: 2u of each term
-            quantisation += r.scale_at(p, i) * (step * std::fmin(6.0 * std::sqrt(n / 12.0), n / 2.0) + 2.0 * U_F32 * plane.magnitude);
+            quantisation += r.scale_at(p, i) * (quantisation_error(step, std::sqrt(n), n) + 2.0 * U_F32 * plane.magnitude);
         }
         for (int64_t k = 0; k < e.rank; k++) {
             sum.add(t[(size_t) k], r.u.value[(size_t) (i * e.rank + k)]);
         }
-        out.value.push_back(sum.value);
-        out.tolerance.push_back(quantisation + (n + e.rank + 16.0) * U_F32 * sum.magnitude);
+        out.value.push_back(sum.value + signs.value[(size_t) i]);
+        out.tolerance.push_back(quantisation + signs.tolerance[(size_t) i] +
+                                (n + e.rank + 16.0) * U_F32 * (sum.magnitude + std::fabs(signs.value[(size_t) i])));
     }
     return out;
 }
 
-// Row `id` of D_hat. Only rounding: rank + planes terms.
+// How far A B c may be off at one element by rounding: a and b are sums of up to 8 planes, and their product of plane_ranks[0] terms.
+inline double sign_factor_rounding(const random_entry & r, int64_t j) {
+    const dqrelo_entry & e   = r.e;
+    double               sum = 0.0;
+    std::vector<double>  a((size_t) e.plane_ranks[0]), b((size_t) e.plane_ranks[0]);
+    int64_t              code = 0;
+    for (const int32_t n : e.plane_ranks) {
+        for (int64_t k = 0; k < n; k++, code++) {
+            a[(size_t) k] += std::fabs(r.signs.uscale.value[(size_t) code]);
+            b[(size_t) k] += std::fabs(r.signs.vscale.value[(size_t) code]);
+        }
+    }
+    for (size_t k = 0; k < a.size(); k++) {
+        sum += a[k] * b[k];
+    }
+    return (e.plane_ranks[0] + 20.0) * U_F32 * sum * std::fabs(r.cscale_at(j));
+}
+
+// Row `id` of D_hat. Only rounding: of rank + planes terms, and of the sign factors.
 inline expected_delta expect_row(const random_entry & r, int64_t id) {
     const dqrelo_entry & e = r.e;
     expected_delta       out;
@@ -274,8 +434,12 @@ inline expected_delta expect_row(const random_entry & r, int64_t id) {
         for (int64_t k = 0; k < e.rank; k++) {
             sum.add(r.u.value[(size_t) (id * e.rank + k)] * r.v.value[(size_t) (k * e.n_in + j)]);
         }
+        const int64_t n_ranks = e.plane_ranks[0];
+        for (int64_t k = 0; k < n_ranks; k++) {
+            sum.add(r.signs.a[(size_t) (id * n_ranks + k)] * r.signs.b[(size_t) (k * e.n_in + j)] * r.cscale_at(j));
+        }
         out.value.push_back(sum.value);
-        out.tolerance.push_back((e.rank + e.n_planes + 16.0) * U_F32 * sum.magnitude);
+        out.tolerance.push_back((e.rank + e.n_planes + 16.0) * U_F32 * sum.magnitude + sign_factor_rounding(r, j));
     }
     return out;
 }
