@@ -16,7 +16,7 @@ namespace {
 
 // Tensors of the weight, which become leaves of the graph.
 uint32_t n_tensors(const composed_weight & w) {
-    uint32_t n = (w.cscale ? 1 : 0) + (w.u ? 2 : 0) + (w.dense ? 1 : 0);
+    uint32_t n = (w.cscale ? 1 : 0) + (w.u ? 2 : 0) + (w.a ? 2 : 0) + (w.dense ? 1 : 0);
     for (const auto & plane : w.planes) {
         n += plane.scale ? 2 : 1;
     }

@@ -48,6 +48,7 @@ ggml_tensor * matmul(ggml_context * ctx, const composed_weight & w, ggml_tensor 
         y               = plane.scale ? times_by_matrix(ctx, y, plane.scale) : ggml_scale(ctx, y, plane.alpha);
         sum             = sum_of(ctx, sum, y);
     }
+    sum = sum_of(ctx, sum, w.a ? product(ctx, w.a, product(ctx, w.b, cx)) : nullptr);
     return sum_of(ctx, sum, w.u ? product(ctx, w.u, product(ctx, w.v, x)) : nullptr);
 }
 
@@ -63,6 +64,7 @@ ggml_tensor * matmul_id(ggml_context * ctx, const composed_weight & w, ggml_tens
         y               = plane.scale ? ggml_mul(ctx, y, rows_by_id(ctx, plane.scale, ids)) : ggml_scale(ctx, y, plane.alpha);
         sum             = sum_of(ctx, sum, y);
     }
+    sum = sum_of(ctx, sum, w.a ? ggml_mul_mat_id(ctx, w.a, ggml_mul_mat_id(ctx, w.b, cx, ids), ids) : nullptr);
     return sum_of(ctx, sum, w.u ? ggml_mul_mat_id(ctx, w.u, ggml_mul_mat_id(ctx, w.v, x, ids), ids) : nullptr);
 }
 
@@ -90,6 +92,7 @@ ggml_tensor * rows(ggml_context * ctx, const composed_weight & w, ggml_tensor * 
         }
         sum = sum_of(ctx, sum, row);
     }
+    sum = sum_of(ctx, sum, w.a ? product(ctx, transposed(ctx, w.b), rows_by_id(ctx, w.a, ids)) : nullptr);
     if (sum && w.cscale) {
         sum = ggml_mul(ctx, sum, w.cscale);
     }
@@ -113,6 +116,7 @@ ggml_tensor * composed_whole(ggml_context * ctx, const composed_weight & w) {
         }
         sum = sum_of(ctx, sum, d);
     }
+    sum = sum_of(ctx, sum, w.a ? product(ctx, transposed(ctx, w.b), as_f32(ctx, w.a)) : nullptr);
     if (sum && w.cscale) {
         sum = ggml_mul(ctx, sum, ggml_reshape_3d(ctx, w.cscale, w.cscale->ne[0], 1, w.n_mat));
     }

@@ -3,6 +3,7 @@
 #include "file/delta-file.h"
 #include "file/finite.h"
 #include "file/message.h"
+#include "cpu/stack.h"
 #include "memory/placement.h"
 #include "memory/upload.h"
 
@@ -17,7 +18,8 @@ namespace dqrelo {
 
 namespace {
 
-constexpr size_t CONVERTED_BYTES = 1 << 20; // of a tensor at a time, on their way to the device
+constexpr size_t    CONVERTED_BYTES = 1 << 20;        // of a tensor at a time, on their way to the device
+constexpr ggml_type DECODED_TYPE    = GGML_TYPE_Q8_0; // of sign factors, where the device multiplies it
 
 // Whether the device multiplies n_mat matrices of a type, n_in x n_out, by activations in F32.
 bool takes(ggml_backend_buffer_type_t buft, ggml_type type, int64_t n_in, int64_t n_out, int64_t n_mat) {
@@ -89,13 +91,46 @@ size_t convert_row(const void * from, ggml_type from_type, int64_t n, ggml_type 
     return count_not_finite(type, out, ggml_row_size(type, n));
 }
 
+float sign_of(const uint8_t * bits, int64_t j) {
+    return bits[j / 8] >> (j % 8) & 1 ? 1.0f : -1.0f;
+}
+
+// Calls f with the codes of row k of B, which are those of column k of A.
+template <typename F>
+void for_each_code(const dqrelo_entry & e, int64_t k, F f) {
+    int64_t code = k;
+    for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k < e.plane_ranks[p]; code += e.plane_ranks[p++]) {
+        f(code);
+    }
+}
+
+// Row k of B, of one matrix.
+void decode_b(const dqrelo_entry & e, int64_t k, float * out) {
+    for_each_code(e, k, [&](int64_t code) {
+        const uint8_t * signs = e.vsign + code * (e.n_in / 8);
+        const float     scale = ggml_bf16_to_fp32(((const ggml_bf16_t *) e.vscale)[code]);
+        for (int64_t j = 0; j < e.n_in; j++) {
+            out[j] += scale * sign_of(signs, j);
+        }
+    });
+}
+
+// Row i of A, of one matrix.
+void decode_a(const dqrelo_entry & e, int64_t i, float * out) {
+    const uint8_t * signs = e.usign + i * (e.n_codes / 8);
+    for (int64_t k = 0; k < e.plane_ranks[0]; k++) {
+        for_each_code(e, k,
+                      [&](int64_t code) { out[k] += ggml_bf16_to_fp32(((const ggml_bf16_t *) e.uscale)[code]) * sign_of(signs, code); });
+    }
+}
+
 class writer {
 public:
     explicit writer(ggml_backend_buffer_type_t buft) : up(device_of(buft)) {}
 
-    // Rows of `dst` from packed rows in the file; each is written by convert(row in the file, row of dst).
+    // Rows of `dst`; each is written by convert(number of the row, row of dst).
     template <typename Convert>
-    void rows(ggml_tensor * dst, const uint8_t * data, size_t n_row_bytes, Convert convert) {
+    void rows(ggml_tensor * dst, Convert convert) {
         const int64_t n_rows     = ggml_nrows(dst);
         const size_t  n_dst      = ggml_row_size(dst->type, dst->ne[0]);
         const int64_t n_together = std::max<int64_t>(1, (int64_t) (CONVERTED_BYTES / n_dst));
@@ -103,15 +138,28 @@ public:
             const int64_t n = std::min(n_together, n_rows - i);
             buffer.resize((size_t) n * n_dst);
             for (int64_t k = 0; k < n; k++) {
-                convert(data + (size_t) (i + k) * n_row_bytes, buffer.data() + (size_t) k * n_dst);
+                convert(i + k, buffer.data() + (size_t) k * n_dst);
             }
             up.copy(dst, (size_t) i * n_dst, buffer.data(), buffer.size());
         }
     }
 
     void signs(ggml_tensor * dst, const uint8_t * data) {
-        rows(dst, data, (size_t) dst->ne[0] / 8,
-             [dst](const uint8_t * from, uint8_t * to) { expand_signs(from, dst->ne[0], dst->type, to); });
+        rows(dst, [dst, data](int64_t i, uint8_t * to) { expand_signs(data + i * (dst->ne[0] / 8), dst->ne[0], dst->type, to); });
+    }
+
+    // Rows that decode(number of the row, F32 row) gives.
+    template <typename Decode>
+    void decoded(ggml_tensor * dst, Decode decode) {
+        size_t             n_bad = 0;
+        std::vector<float> values((size_t) dst->ne[0]);
+        rows(dst, [&](int64_t i, uint8_t * to) {
+            std::fill(values.begin(), values.end(), 0.0f);
+            decode(i, values.data());
+            ggml_quantize_chunk(dst->type, values.data(), to, 0, 1, dst->ne[0], nullptr);
+            n_bad += count_not_finite(dst->type, to, ggml_row_size(dst->type, dst->ne[0]));
+        });
+        complain(dst, n_bad);
     }
 
     void numbers(ggml_tensor * dst, const void * data, int32_t type) {
@@ -124,14 +172,11 @@ public:
         }
         const ggml_type from_type = (ggml_type) type;
         size_t          n_bad     = 0;
-        rows(dst, (const uint8_t *) data, ggml_row_size(from_type, dst->ne[0]),
-             [dst, from_type, &n_bad](const uint8_t * from, uint8_t * to) {
-                 n_bad += convert_row(from, from_type, dst->ne[0], dst->type, to);
-             });
-        if (n_bad > 0 && problem.empty()) {
-            problem = message("tensor '%s' has %zu numbers over 65504, too large for F16, in which this device multiplies it",
-                              printable(dst->name).c_str(), n_bad);
-        }
+        rows(dst, [&](int64_t i, uint8_t * to) {
+            const uint8_t * from = (const uint8_t *) data + (size_t) i * ggml_row_size(from_type, dst->ne[0]);
+            n_bad += convert_row(from, from_type, dst->ne[0], dst->type, to);
+        });
+        complain(dst, n_bad);
     }
 
     std::string problem; // the first
@@ -139,6 +184,13 @@ public:
     void finish() { up.finish(); }
 
 private:
+    void complain(const ggml_tensor * dst, size_t n_bad) {
+        if (n_bad > 0 && problem.empty()) {
+            problem = message("tensor '%s' has %zu numbers over 65504, too large for F16, in which this device multiplies it",
+                              printable(dst->name).c_str(), n_bad);
+        }
+    }
+
     uploader             up;
     std::vector<uint8_t> buffer;
 };
@@ -146,7 +198,7 @@ private:
 } // namespace
 
 void composed_pack::make_tensors(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights) {
-    const size_t n_max = weights.size() * (2 * DQRELO_MAX_PLANES + 4);
+    const size_t n_max = weights.size() * (2 * DQRELO_MAX_PLANES + 6);
     ctx.reset(ggml_init({ n_max * ggml_tensor_overhead(), nullptr, /*no_alloc =*/true }));
     const auto make = [&](const std::string & name, ggml_type type, std::array<int64_t, 3> ne) {
         ggml_tensor * t = ggml_new_tensor_3d(ctx.get(), type, ne[0], ne[1], ne[2]);
@@ -177,6 +229,11 @@ void composed_pack::make_tensors(const delta_file & file, ggml_backend_buffer_ty
             w.u = make(name + ".dq_u", factor_type(buft, e.type_u, e.rank, e.n_out, e.n_mat), { e.rank, e.n_out, e.n_mat });
             w.v = make(name + ".dq_v", factor_type(buft, e.type_v, e.n_in, e.rank, e.n_mat), { e.n_in, e.rank, e.n_mat });
         }
+        if (e.n_codes > 0) { // zeros behind the rank fill blocks
+            const int64_t rank = GGML_PAD(e.plane_ranks[0], ggml_blck_size(DECODED_TYPE));
+            w.a = make(name + ".dq_usign", factor_type(buft, DECODED_TYPE, rank, e.n_out, e.n_mat), { rank, e.n_out, e.n_mat });
+            w.b = make(name + ".dq_vsign", factor_type(buft, DECODED_TYPE, e.n_in, rank, e.n_mat), { e.n_in, rank, e.n_mat });
+        }
     }
 }
 
@@ -202,6 +259,11 @@ std::unique_ptr<composed_pack> composed_pack::load(const delta_file & file, ggml
             out.signs(w.planes[p].sign, e.sign[p]);
             out.numbers(w.planes[p].scale, e.scale[p], GGML_TYPE_F32);
             w.planes[p].alpha = e.scale[p][0];
+        }
+        if (w.a) {
+            const auto matrix = [&](const ggml_tensor * t, int64_t row) { return dqrelo_entry_matrix(&e, row / t->ne[1]); };
+            out.decoded(w.a, [&](int64_t row, float * to) { decode_a(matrix(w.a, row), row % w.a->ne[1], to); });
+            out.decoded(w.b, [&](int64_t row, float * to) { decode_b(matrix(w.b, row), row % w.b->ne[1], to); });
         }
         out.numbers(w.cscale, e.cscale, GGML_TYPE_F32);
         out.numbers(w.u, e.u, e.type_u);

@@ -96,6 +96,8 @@ KINDS = {
     "scales a row": Kind(row_scales=True, factors=Type.F16),
     "scales a column": Kind(column_scales=True, factors=Type.BF16),
     "everything": Kind(n_planes=2, rank=32, row_scales=True, column_scales=True, factors=Type.Q8_0),
+    "sign factors, no planes": Kind(n_planes=0, factors=Type.F16, code_ranks=(8,)),
+    "sign factors, a plane, scales a column": Kind(rank=0, column_scales=True, code_ranks=(16, 11, 5)),
 }
 
 
@@ -109,8 +111,9 @@ def test_every_kind_of_delta(bases: dict[str, Path], tmp_path: Path, arch: str, 
 
 
 @pytest.mark.parametrize("arch", ["gemma3-dense", "qwen3moe-moe", "deepseek2-moe"])
-def test_the_operator_has_no_such_error(bases: dict[str, Path], tmp_path: Path, arch: str) -> None:
-    check([run_arch(bases[arch], tmp_path, KINDS["everything"], DQRELO_COMPOSED="0")])
+@pytest.mark.parametrize("kind", ["everything", "sign factors, no planes"])
+def test_the_operator_has_no_such_error(bases: dict[str, Path], tmp_path: Path, arch: str, kind: str) -> None:
+    check([run_arch(bases[arch], tmp_path, KINDS[kind], DQRELO_COMPOSED="0")])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 #include "support/check.h"
 #include "support/gguf-builder.h"
+#include "cpu/stack.h"
 #include "file/delta-file.h"
 #include "memory/composed-pack.h"
 #include "memory/device-pack.h"
@@ -12,6 +13,7 @@
 #include "ggml-cpp.h"
 #include "ggml-cpu.h"
 
+#include <cmath>
 #include <cstdio>
 #include <map>
 #include <random>
@@ -101,10 +103,18 @@ static void test_upload(bool is_async) {
     CHECK(gpu.n_buffers == 0);
 }
 
-static void test_pack() {
-    check::begin("a pack is what the file holds");
-    const std::string bytes = testing::delta_of_every_form().file();
-    testing::write_file(PATH, bytes);
+// The first tensor of a weight.
+static const uint8_t * first_of(const dqrelo_entry & e) {
+    const void * first = nullptr;
+    for (const void * part : { (const void *) e.dense, (const void *) e.vsign, e.u, (const void *) e.cscale, (const void *) e.sign[0] }) {
+        first = part ? part : first;
+    }
+    return (const uint8_t *) first;
+}
+
+static void test_pack(const testing::delta_builder & d) {
+    check::begin(("a pack is what the file holds/version=" + std::to_string(d.version)).c_str());
+    testing::write_file(PATH, d.file());
     std::string err;
     const auto  file = dqrelo::delta_file::open(PATH, {}, err);
     CHECK(file != nullptr);
@@ -115,12 +125,11 @@ static void test_pack() {
         CHECK(pack != nullptr && gpu.n_buffers == 1);
         for (size_t i : weights) {
             const dqrelo_entry there = pack->entry(i), here = file->entry(i);
-            const auto         at = [&](const void * p) { return (const uint8_t *) p; };
-            CHECK(there.n_in == here.n_in && there.n_mat == here.n_mat && there.rank == here.rank && there.n_planes == here.n_planes);
-            const uint8_t * first_there = at(here.n_planes > 0 ? (const void *) there.sign[0] : there.dense);
-            const uint8_t * first_here  = at(here.n_planes > 0 ? (const void *) here.sign[0] : here.dense);
-            CHECK(first_there != first_here);
-            const uint8_t * pack_there = first_there - (first_here - file->data(i));
+            CHECK(there.n_in == here.n_in && there.n_mat == here.n_mat && there.rank == here.rank && there.n_planes == here.n_planes &&
+                  there.n_codes == here.n_codes);
+            CHECK(first_of(there) != first_of(here));
+            const uint8_t * pack_there = first_of(there) - (first_of(here) - file->data(i));
+            CHECK(there.vsign - here.vsign == (here.vsign ? pack_there - file->data(i) : 0));
             CHECK(memcmp(pack_there, file->data(i), file->weights()[i].n_bytes) == 0);
         }
         CHECK(pack->n_bytes() == dqrelo::device_pack::bytes_needed(*file, &gpu.buft, weights));
@@ -168,13 +177,69 @@ static void test_overflow() {
     remove(PATH);
 }
 
+// Row `row` of a tensor as F32.
+static std::vector<float> row_of(const ggml_tensor * t, int64_t row) {
+    std::vector<float> out((size_t) t->ne[0]);
+    ggml_get_type_traits(t->type)->to_float((const char *) t->data + (size_t) row * t->nb[1], out.data(), t->ne[0]);
+    return out;
+}
+
+// Sign factors become U and V of ordinary ops: A and B of docs/format.md, section 1, up to half a step of the type.
+static void test_decoded(ggml_backend_buffer_type_t buft, ggml_type type) {
+    check::begin((std::string("sign factors without the operator/") + ggml_type_name(type)).c_str());
+    testing::write_file(PATH, testing::delta_of_every_new_form().file());
+    std::string               err;
+    const auto                file    = dqrelo::delta_file::open(PATH, {}, err);
+    const std::vector<size_t> weights = { 0, 1, 2, 3 };
+    const auto                pack    = dqrelo::composed_pack::load(*file, buft, weights, err);
+    CHECK(pack != nullptr && pack->n_bytes() == dqrelo::composed_pack::bytes_needed(*file, buft, weights));
+    CHECK(pack->find(3)->a == nullptr && pack->find(3)->b == nullptr);
+    for (size_t i : { 0, 1, 2 }) {
+        const dqrelo_entry              stack = file->entry(i);
+        const dqrelo::composed_weight * w     = pack->find(i);
+        CHECK(w->a->type == type && w->b->type == type && w->a->ne[0] == 32 && w->b->ne[1] == 32);
+        double worst = 0.0;
+        for (int64_t m = 0; m < stack.n_mat; m++) {
+            const dqrelo_entry e     = dqrelo_entry_matrix(&stack, m);
+            const auto         value = [&](const void * scale, const uint8_t * signs, int64_t k, int64_t step, int64_t at) {
+                double sum = 0.0;
+                for (int64_t q = 0, code = k; q < 8 && k < e.plane_ranks[q]; code += e.plane_ranks[q++]) {
+                    const int64_t bit = code * step + at;
+                    const float   s   = ggml_bf16_to_fp32(((const ggml_bf16_t *) scale)[code]);
+                    sum += signs[bit / 8] >> (bit % 8) & 1 ? s : -s;
+                }
+                return sum;
+            };
+            for (int64_t k = 0; k < 32; k++) {
+                const std::vector<float> b = row_of(w->b, 32 * m + k);
+                for (int64_t j = 0; j < e.n_in; j++) {
+                    worst = std::max(worst, std::fabs(b[(size_t) j] - value(e.vscale, e.vsign, k, e.n_in, j)));
+                }
+            }
+            for (int64_t r = 0; r < e.n_out; r++) {
+                const std::vector<float> a = row_of(w->a, e.n_out * m + r);
+                for (int64_t k = 0; k < 32; k++) {
+                    worst = std::max(worst, std::fabs(a[(size_t) k] - value(e.uscale, e.usign, k, 1, r * e.n_codes)));
+                }
+            }
+        }
+        // values are below 8: half a step of Q8_0 is 8 / 254, and of F16 8 / 4096
+        CHECK(worst < (type == GGML_TYPE_Q8_0 ? 8.0 / 250 : 8.0 / 4096));
+    }
+    remove(PATH);
+}
+
 int main() {
     test_host();
     test_fused();
     test_refused();
     test_upload(true);
     test_upload(false);
-    test_pack();
+    test_pack(testing::delta_of_every_form());
+    test_pack(testing::delta_of_every_new_form());
+    test_decoded(ggml_backend_cpu_buffer_type(), GGML_TYPE_Q8_0);
+    fake_device gpu; // takes no product
+    test_decoded(&gpu.buft, GGML_TYPE_F16);
     test_overflow();
     return check::finish();
 }
