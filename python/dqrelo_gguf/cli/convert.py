@@ -52,25 +52,30 @@ def _parser() -> argparse.ArgumentParser:
         metavar="R",
         help="bytes of the delta to the 16-bit size of the weights, such as 1/8 or 0.125 (default: 1/8)",
     )
-    size.add_argument("--rank", metavar="N", type=int, help="rank of every weight instead of a ratio")
+    size.add_argument(
+        "--rank", metavar="N", type=int, help="the paper's method: rank of every weight instead of a ratio"
+    )
+    method.add_argument(
+        "--method",
+        choices=("best", "paper"),
+        help="best: planes and factors of few bits, shared out over the weights so that least is lost; paper: one plane, "
+        "one scale and a low-rank residual a weight, as published (default: best, or paper where an option of it is given)",
+    )
     method.add_argument(
         "--vectors",
         choices=("whole", "paper"),
-        default="whole",
-        help="norms and biases: kept whole, or the paper's "
-        "selection by magnitude with the paper's rank equation (default: %(default)s)",
+        help="the paper's method: norms and biases kept whole, or the paper's "
+        "selection by magnitude with the paper's rank equation (default: whole)",
     )
     method.add_argument(
         "--factor-type",
         choices=("f16", "bf16", "f32", "q8_0", "q4_0"),
-        default="f16",
-        help="type of the low-rank factors (default: %(default)s)",
+        help="the paper's method: type of the low-rank factors (default: f16)",
     )
     method.add_argument(
         "--svd",
         choices=("randomised", "exact"),
-        default="randomised",
-        help="truncated SVD; exact is slow and takes more memory (default: %(default)s)",
+        help="the paper's method: truncated SVD; exact is slow and takes more memory (default: randomised)",
     )
     _add_output(parser)
     dangerous = parser.add_argument_group("dangerous")
@@ -136,6 +141,7 @@ def _options(args: argparse.Namespace) -> Options:
     ratio = None if args.rank is not None else parse_ratio(args.ratio or "1/8")
     return Options(
         ratio=ratio,
+        method=args.method,
         rank=args.rank,
         vectors=args.vectors,
         factor_type=args.factor_type,

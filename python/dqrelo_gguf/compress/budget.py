@@ -114,8 +114,8 @@ def ranks_for_ratio(ratio: Fraction, matrices: list[MatrixShape], n_vector_eleme
     if budget < fixed:
         least = Fraction(8 * fixed, FULL_BITS * n_elements)
         raise InputError(
-            f"--ratio {_show(ratio)}: the sign bits, scales and vectors alone cost {_show(least)}. "
-            f"Use a ratio of at least {_ceil(least)}"
+            f"--ratio {shown_ratio(ratio)}: the sign bits, scales and vectors alone cost {shown_ratio(least)}. "
+            f"Use a ratio of at least {ratio_up(least)}"
         )
     steps = _spread(budget - fixed, matrices)
     return [n * m.step for n, m in zip(steps, matrices, strict=True)]
@@ -155,7 +155,7 @@ def ranks_of_paper(ratio: Fraction, matrices: list[MatrixShape]) -> list[int]:
     gamma = ratio - Fraction(1, FULL_BITS)
     if gamma < 0:
         raise InputError(
-            f"--ratio {_show(ratio)}: the sign bits alone cost 1/{FULL_BITS}. Use a ratio of at least 1/{FULL_BITS}"
+            f"--ratio {shown_ratio(ratio)}: the sign bits alone cost 1/{FULL_BITS}. Use a ratio of at least 1/{FULL_BITS}"
         )
     return [int(gamma * m.n_out * m.n_in / (m.n_out + m.n_in)) // m.step * m.step for m in matrices]
 
@@ -172,10 +172,11 @@ def ranks_fixed(rank: int, matrices: list[MatrixShape]) -> list[int]:
     return [min(rank, m.max_steps * m.step) for m in matrices]
 
 
-def _show(ratio: Fraction) -> str:
+def shown_ratio(ratio: Fraction) -> str:
+    """A ratio for people: a short fraction, or a decimal."""
     return str(ratio) if ratio.denominator <= 64 else f"{float(ratio):.5f}"
 
 
-def _ceil(ratio: Fraction) -> str:
+def ratio_up(ratio: Fraction) -> str:
     """A decimal with five digits that is not smaller."""
     return f"{-(-ratio * 100000 // 1) / 100000:.5f}"

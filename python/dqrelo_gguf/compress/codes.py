@@ -96,7 +96,8 @@ def _least_squares(X: torch.Tensor, codes: torch.Tensor, place: torch.Tensor, n_
     left = torch.einsum("kl,klp,klq->kpq", count, signs, signs)
     right = torch.einsum("kl,klp->kp", total, signs)
     # Two planes with equal signs share their scale: the ridge makes the equations solvable.
-    return torch.linalg.solve(left + 1e-6 * n * torch.eye(n_planes), right)
+    scales: torch.Tensor = torch.linalg.solve(left + 1e-6 * n * torch.eye(n_planes), right)
+    return scales
 
 
 def planes_of(plane_ranks: Sequence[int]) -> Iterator[slice]:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf.compress.best import Mix
+from dqrelo_gguf.compress.budget import ratio_up, shown_ratio
+from dqrelo_gguf.errors import InputError
 
 F64 = npt.NDArray[np.float64]
 
@@ -79,6 +82,16 @@ class Spectrum:
         left = float(self.energies.sum() - self._bought[n_codes])
         return LOSS[n_planes] * max(left, 0.0)
 
+    def relative_error(self, n_planes: int, n_codes: int) -> float:
+        """||D - D_hat|| / ||D|| that is predicted."""
+        total = float(self.energies.sum())
+        return (self.error(n_planes, n_codes) / total) ** 0.5 if total > 0 else 0.0
+
+    @property
+    def least(self) -> tuple[int, int]:
+        """The cheapest mix that the format can store."""
+        return 0, CODE_STEP
+
     def n_bytes(self, n_planes: int, n_codes: int) -> int:
         return self.plane_bytes(n_planes) + n_codes * self.code_bytes
 
@@ -89,15 +102,32 @@ class Spectrum:
 
     def _codes_at(self, price: float, n_planes: int) -> int:
         worth = self.importance * LOSS[n_planes] * self._gains
-        return min(int(np.searchsorted(-worth, -price * self.code_bytes)), self.max_codes) // CODE_STEP * CODE_STEP
+        n_codes = min(int(np.searchsorted(-worth, -price * self.code_bytes)), self.max_codes) // CODE_STEP * CODE_STEP
+        return max(n_codes, self.least[1]) if n_planes == 0 else n_codes
 
 
-def choose(spectra: list[Spectrum], budget: float) -> list[tuple[int, int]]:
-    """Planes and codes of each weight, (0, 0) where it gets nothing; together they cost at most `budget` bytes.
+def choose(spectra: list[Spectrum], ratio: Fraction, n_bytes: Fraction, n_fixed_bytes: int) -> list[tuple[int, int]]:
+    """Planes and codes of each weight that together cost at most the budget.
 
     The price is the lowest that the budget allows. What is left buys single steps of codes, those that buy most first.
+
+    Args:
+        spectra: the weights.
+        ratio: for the message.
+        n_bytes: the budget.
+        n_fixed_bytes: what is spent of it already.
+
+    Raises:
+        InputError: the budget does not pay for a few codes of every weight.
     """
-    chosen = [(0, 0)] * len(spectra)
+    chosen = [s.least for s in spectra]
+    budget = n_bytes - n_fixed_bytes
+    if _total(spectra, chosen) > budget:
+        least = ratio * (_total(spectra, chosen) + n_fixed_bytes) / n_bytes
+        raise InputError(
+            f"--ratio {shown_ratio(ratio)}: norms, biases and the smallest factors alone cost {shown_ratio(least)}. "
+            f"Use a ratio of at least {ratio_up(least)}"
+        )
     low, high = 1e-40, 1e40
     for _ in range(200):
         price = (low * high) ** 0.5
@@ -113,7 +143,7 @@ def _total(spectra: list[Spectrum], chosen: list[tuple[int, int]]) -> int:
     return sum(s.n_bytes(*c) for s, c in zip(spectra, chosen, strict=True))
 
 
-def _spend(spectra: list[Spectrum], chosen: list[tuple[int, int]], left: float) -> list[tuple[int, int]]:
+def _spend(spectra: list[Spectrum], chosen: list[tuple[int, int]], left: Fraction) -> list[tuple[int, int]]:
     """Buys steps of codes with the bytes that are left."""
     chosen = list(chosen)
 

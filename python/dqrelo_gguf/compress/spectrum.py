@@ -20,7 +20,8 @@ def energies(D: torch.Tensor, blocks: Blocks) -> torch.Tensor:
         D: (n_out, n_in) float32.
         blocks: the threads to work with.
     """
-    return torch.linalg.eigvalsh(_gram(D, blocks)).flip(0).clamp(min=0)
+    ascending: torch.Tensor = torch.linalg.eigvalsh(_gram(D, blocks))
+    return ascending.flip(0).clamp(min=0)
 
 
 def leading(D: torch.Tensor, rank: int, blocks: Blocks) -> LowRank:

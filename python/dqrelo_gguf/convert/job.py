@@ -9,18 +9,20 @@ from math import prod
 from pathlib import Path
 
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
-from dqrelo_gguf.convert.encode import encode_weight
+from dqrelo_gguf.compress.budget import is_matrix
+from dqrelo_gguf.compress.mixes import Spectrum
+from dqrelo_gguf.convert.encode import encode_weight, measure_weight
 from dqrelo_gguf.convert.estimate import estimate
 from dqrelo_gguf.convert.metadata import delta_meta
-from dqrelo_gguf.convert.plan import Options, Planned, plan
+from dqrelo_gguf.convert.plan import Options, Planned, plan_best, plan_paper
 from dqrelo_gguf.convert.result import ConvertResult, WeightResult
-from dqrelo_gguf.errors import BaseMismatchError, ShapeError
+from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
 from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.checkpoint import open_checkpoint
-from dqrelo_gguf.model.pairing import Pairing, pair_weights
+from dqrelo_gguf.model.pairing import Pair, Pairing, pair_weights
 from dqrelo_gguf.model.selfcheck import Checked, check_weight
 from dqrelo_gguf.model.vocabulary import fit_vocabulary
 from dqrelo_gguf.output import check_target
@@ -77,7 +79,7 @@ def convert(job: Job, options: Options | None = None, phases: Phases = Silent) -
         work = _Work(reference or base, tuned, options, blocks, phases)
         pairing = pair_weights(base, tuned, options.selection, blocks)
         checked = work.check(pairing)
-        planned = plan([p for p in pairing.pairs if not checked[p.name].identical], options)
+        planned = work.plan([p for p in pairing.pairs if not checked[p.name].identical])
         meta = delta_meta(base, tuned, options, name=job.name, reference=reference)
         writer = DeltaWriter(outfile, meta, [p.spec for p in planned], job.force)
         result = ConvertResult(
@@ -116,7 +118,7 @@ def _open_reference(path: str | os.PathLike[str], base: GgufModel) -> GgufModel:
 
 @dataclass(frozen=True)
 class _Work:
-    """The two passes over all weights."""
+    """The passes over all weights."""
 
     reference: GgufModel  # what the delta is against
     tuned: Model
@@ -134,6 +136,22 @@ class _Work:
                 )
                 progress.step(prod(pair.ne), pair.name)
         return checked
+
+    def plan(self, pairs: list[Pair]) -> list[Planned]:
+        """How each weight that changed is stored."""
+        if not pairs:
+            raise InputError("nothing to convert: no weight of the fine-tune differs from the base")
+        if self.options.method_name == "paper":
+            return plan_paper(pairs, self.options)
+        return plan_best(pairs, self.options, self._measure([p for p in pairs if is_matrix(p.ne)]))
+
+    def _measure(self, pairs: list[Pair]) -> dict[str, Spectrum]:
+        spectra = {}
+        with self.phases("measuring", sum(prod(p.ne) for p in pairs)) as progress:
+            for pair in pairs:
+                spectra[pair.name] = measure_weight(pair, self.reference, self.tuned, self.blocks)
+                progress.step(prod(pair.ne), pair.name)
+        return spectra
 
     def write(self, writer: DeltaWriter, planned: list[Planned], checked: dict[str, Checked]) -> list[WeightResult]:
         """Encodes and writes one weight after the other."""

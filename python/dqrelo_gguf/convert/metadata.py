@@ -46,7 +46,7 @@ def delta_meta(
     return DeltaMeta(
         architecture=base.architecture,
         name=name or tuned.name,
-        method=fmt.METHOD_PAPER,
+        method=fmt.METHOD_PAPER if options.method_name == "paper" else fmt.METHOD_BEST,
         converter=f"dqrelo-convert {__version__}",
         options=options.as_metadata(),
         base_name=base.name,

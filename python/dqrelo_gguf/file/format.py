@@ -17,6 +17,7 @@ GENERAL_TYPE: Final = "adapter"
 ADAPTER_TYPE: Final = "dqrelo"
 REFERENCE_BASE: Final = "base"
 METHOD_PAPER: Final = "paper"
+METHOD_BEST: Final = "best"
 
 # --- metadata keys ---
 
