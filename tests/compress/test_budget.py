@@ -15,7 +15,7 @@ from dqrelo_gguf.compress.budget import (
     ranks_for_ratio,
     ranks_of_paper,
 )
-from dqrelo_gguf.convert.plan import Options, Planned, plan
+from dqrelo_gguf.convert.plan import Options, Planned, plan_paper
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.layout import WeightSpec, delta_ratio
 from dqrelo_gguf.model.pairing import Pair
@@ -43,7 +43,7 @@ SMOL = {
 
 
 def planned(shapes: dict[str, tuple[int, ...]], options: Options) -> list[Planned]:
-    return plan([Pair(name, ne, name) for name, ne in shapes.items()], options)
+    return plan_paper([Pair(name, ne, name) for name, ne in shapes.items()], options)
 
 
 def ratio_of(plans: list[Planned]) -> float:
@@ -67,7 +67,7 @@ def test_parse_ratio_refuses(text: str) -> None:
 @pytest.mark.parametrize("factor_type", ["f16", "q8_0", "q4_0"])
 def test_budget_is_met_and_used(ratio: str, factor_type: str) -> None:
     wanted = parse_ratio(ratio)
-    plans = planned(SMOL, Options(ratio=wanted, factor_type=factor_type))
+    plans = planned(SMOL, Options(method="paper", ratio=wanted, factor_type=factor_type))
     reached = ratio_of(plans)
     assert reached <= wanted
     # What is left would not buy the smallest step of rank anywhere.
@@ -81,7 +81,7 @@ def test_budget_is_met_and_used(ratio: str, factor_type: str) -> None:
 
 
 def test_every_matrix_gets_its_share() -> None:
-    plans = planned(SMOL, Options())
+    plans = planned(SMOL, Options(method="paper"))
     shares = [delta_ratio([p.spec]) for p in plans if p.spec.n_planes]
     assert min(shares) > 0.12
     assert max(shares) < 0.13
@@ -89,25 +89,25 @@ def test_every_matrix_gets_its_share() -> None:
 
 def test_surplus_of_full_ranks_goes_on() -> None:
     shapes = {"a": (64, 64), "b": (4096, 4096)}
-    plans = planned(shapes, Options(ratio=Fraction(9, 10)))
+    plans = planned(shapes, Options(method="paper", ratio=Fraction(9, 10)))
     assert plans[0].spec.rank <= 64
     assert 0.89 < ratio_of(plans) <= 0.9
-    full = planned({"a": (64, 4096)}, Options(ratio=Fraction(99, 100)))
+    full = planned({"a": (64, 4096)}, Options(method="paper", ratio=Fraction(99, 100)))
     assert full[0].spec.rank <= 64
 
 
 def test_ratio_under_the_cost_of_the_signs_is_refused() -> None:
     with pytest.raises(InputError, match=r"sign bits, scales and vectors alone cost .* at least 0\.06\d+"):
-        planned(SMOL, Options(ratio=Fraction(1, 20)))
+        planned(SMOL, Options(method="paper", ratio=Fraction(1, 20)))
 
 
 def test_least_ratio_of_the_message_is_accepted() -> None:
     with pytest.raises(InputError) as e:
-        planned(SMOL, Options(ratio=Fraction(1, 20)))
+        planned(SMOL, Options(method="paper", ratio=Fraction(1, 20)))
     least = parse_ratio(str(e.value).rsplit(maxsplit=1)[-1])
-    assert ratio_of(planned(SMOL, Options(ratio=least))) <= least
+    assert ratio_of(planned(SMOL, Options(method="paper", ratio=least))) <= least
     with pytest.raises(InputError):
-        planned(SMOL, Options(ratio=least - Fraction(1, 50000)))
+        planned(SMOL, Options(method="paper", ratio=least - Fraction(1, 50000)))
 
 
 def test_paper_equation() -> None:
@@ -161,16 +161,11 @@ def test_odd_rows_fall_back_to_f16_factors() -> None:
 
 
 def test_experts_are_counted() -> None:
-    plans = planned({"exps": (64, 96, 8)}, Options())
+    plans = planned({"exps": (64, 96, 8)}, Options(method="paper"))
     spec = plans[0].spec
     assert isinstance(spec, WeightSpec)
     assert spec.rank > 0
     assert ratio_of(plans) <= 1 / 8
-
-
-def test_nothing_changed_is_refused() -> None:
-    with pytest.raises(InputError, match="nothing to convert"):
-        plan([], Options())
 
 
 def test_ratio_and_rank_exclude_each_other() -> None:

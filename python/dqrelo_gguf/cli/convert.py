@@ -98,6 +98,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would be written, write nothing"
     )
+    output.add_argument(
+        "--plan", action="store_true", help="also print of every weight what it is stored as and what that is to lose"
+    )
     output.add_argument("--json", metavar="FILE", help="also write the report with every weight to FILE, - for stdout")
     output.add_argument("--verbose", action="store_true", help="show the log of llama.cpp's conversion on stderr")
     performance = parser.add_argument_group("performance")
@@ -130,7 +133,7 @@ def _convert(args: argparse.Namespace) -> None:
     if args.json is not None:
         _write_json(result, args.json)
     if args.json != "-":
-        _print_report(result)
+        _print_report(result, args.plan)
 
 
 def _options(args: argparse.Namespace) -> Options:
@@ -162,15 +165,18 @@ def _write_json(result: ConvertResult, target: str) -> None:
         Path(target).write_text(text, encoding="utf-8")
 
 
-def _print_report(result: ConvertResult) -> None:
+def _print_report(result: ConvertResult, with_plan: bool) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from dqrelo_gguf.convert.report import LEGEND, by_kind, table, total
+    from dqrelo_gguf.convert.report import LEGEND, by_kind, plan_table, table, total
 
     console = Console(highlight=False)
     for line in result.summary():
         console.print(Text(line), soft_wrap=True)
+    if with_plan:
+        console.print()
+        console.print(plan_table(result.planned))
     if result.weights:
         console.print()
         console.print(table([*by_kind(result.weights), total(result.weights)], "kind"))

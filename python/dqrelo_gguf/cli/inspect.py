@@ -128,8 +128,7 @@ def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
 
     size, version = bytes_text(reader.n_file_bytes), reader.meta(fmt.KEY_VERSION)
     n_dense = sum(w.dense_type is not None for w in reader.weights)
-    n_signs = len(reader.weights) - n_dense
-    ranks = sorted({w.rank for w in reader.weights if w.dense_type is None}) or [0]
+    vectors = [w.n_vectors for w in reader.weights if w.dense_type is None]
     tokens = [f"{key.split('.')[-1]} {reader.meta(key)}" for key in fmt.TOKEN_ID_KEYS if reader.meta(key) is not None]
     has_template = reader.meta(fmt.KEY_CHAT_TEMPLATE) is not None
     options = ", ".join(f"{key}={value}" for key, value in reader.options.items())
@@ -150,7 +149,7 @@ def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
         ("ratio", f"{reader.ratio:.5f} of 16-bit weights (1/{1 / reader.ratio:.2f})" if reader.ratio > 0 else "0"),
         (
             "weights",
-            f"{len(reader.weights)}: {n_signs} with signs, {n_dense} dense, rank {ranks[0]} to {ranks[-1]}",
+            f"{len(vectors)} compressed, {n_dense} dense, rank {min(vectors, default=0)} to {max(vectors, default=0)}",
         ),
         ("template", "its own" if has_template else "the base's"),
         ("tokens", ", ".join(tokens) or "the base's"),

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from dqrelo_gguf.compress.blocks import Blocks
+from dqrelo_gguf.compress.blocks import Blocks, row_slices
+from dqrelo_gguf.compress.lowrank import LowRank
 from dqrelo_gguf.compress.paper import norm
-from dqrelo_gguf.compress.planes import Planes, subtract_planes
+from dqrelo_gguf.compress.planes import Planes, column_scales, subtract_planes
 from dqrelo_gguf.compress.sign_factors import SignFactors, refine, start, subtract
 from dqrelo_gguf.compress.spectrum import leading
 
@@ -23,7 +24,7 @@ MAX_ROUNDS = 6
 
 @dataclass(frozen=True)
 class Mix:
-    """How a weight is stored: how many sign planes, and how many planes each singular vector has.
+    """How a weight is stored: how many sign planes, and how many planes each singular vector has. One of them at least.
 
     Args:
         n_planes: of the weight.
@@ -59,13 +60,15 @@ def compress(D: torch.Tensor, mix: Mix, blocks: Blocks) -> Compressed:
     """
     if not mix.plane_ranks:
         R = D.clone()
-        planes = subtract_planes(R, mix.n_planes, blocks) if mix.n_planes else None
+        planes = subtract_planes(R, mix.n_planes, column_scales(R, mix.n_planes, blocks), blocks)
         return Compressed(planes, None, norm(R, blocks))
-    factors = start(leading(D, mix.plane_ranks[0], blocks), mix.plane_ranks, blocks)
+    low_rank = leading(D, mix.plane_ranks[0], blocks)
+    columns = _columns(D, low_rank, mix.n_planes, blocks)
+    factors = start(LowRank(low_rank.U, low_rank.V / columns), mix.plane_ranks, blocks)
     target, best = D, None
     for _ in range(MAX_ROUNDS):
-        refine(target, factors, blocks)
-        planes, target, error = _take_planes(D, factors, mix.n_planes, blocks)
+        refine(target, factors, columns, blocks)
+        planes, target, error = _take_planes(D, factors, mix.n_planes, columns, blocks)
         if best is not None and error > best.error * (1 - STOP_GAIN):
             break
         best = Compressed(planes, factors, error)
@@ -74,16 +77,25 @@ def compress(D: torch.Tensor, mix: Mix, blocks: Blocks) -> Compressed:
     return best
 
 
+def _columns(D: torch.Tensor, low_rank: LowRank, n_planes: int, blocks: Blocks) -> torch.Tensor:
+    """The column scales of all rounds: those of the planes of what the low-rank part leaves."""
+    if n_planes == 0:
+        return torch.ones(D.shape[1])
+    R = D.clone()
+    blocks.run(lambda s: R[s].addmm_(low_rank.U[s], low_rank.V, alpha=-1), row_slices(*D.shape))
+    return column_scales(R, n_planes, blocks)
+
+
 def _take_planes(
-    D: torch.Tensor, factors: SignFactors, n_planes: int, blocks: Blocks
+    D: torch.Tensor, factors: SignFactors, n_planes: int, columns: torch.Tensor, blocks: Blocks
 ) -> tuple[Planes | None, torch.Tensor, float]:
     """The planes beside the factors, what the factors should be beside those planes, and the error."""
     R = D.clone()
-    subtract(R, factors, blocks)
+    subtract(R, factors, columns, blocks)
     if n_planes == 0:
         return None, D, norm(R, blocks)
     rest = R.clone()
-    planes = subtract_planes(R, n_planes, blocks)
+    planes = subtract_planes(R, n_planes, columns, blocks)
     # D - planes = (R - planes) + (D - R); `rest` is R as it was.
     error = norm(R, blocks)
     return planes, R.sub_(rest).add_(D), error

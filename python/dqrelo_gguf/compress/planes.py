@@ -32,16 +32,16 @@ class Planes:
     column_scales: torch.Tensor
 
 
-def subtract_planes(R: torch.Tensor, n_planes: int, blocks: Blocks) -> Planes:
+def subtract_planes(R: torch.Tensor, n_planes: int, columns: torch.Tensor, blocks: Blocks) -> Planes:
     """Turns R into what its planes leave, in place.
 
     Args:
         R: (n_out, n_in) float32.
         n_planes: 1 to 4.
+        columns: the column scales, (n_in,) float32.
         blocks: the threads to work with.
     """
     n_out, n_in = R.shape
-    columns = _column_scales(R, n_planes, blocks)
     out = Planes(
         [np.empty((n_out, n_in // 8), np.uint8) for _ in range(n_planes)], R.new_empty((n_planes, n_out)), columns
     )
@@ -57,8 +57,8 @@ def subtract_planes(R: torch.Tensor, n_planes: int, blocks: Blocks) -> Planes:
     return out
 
 
-def _column_scales(R: torch.Tensor, n_planes: int, blocks: Blocks) -> torch.Tensor:
-    """The column scales of least squares for the planes that R has without any; their mean is 1."""
+def column_scales(R: torch.Tensor, n_planes: int, blocks: Blocks) -> torch.Tensor:
+    """The column scales (n_in,) of least squares for the planes that R has without any; their mean is 1."""
 
     def sums(s: slice) -> torch.Tensor:
         values = code_rows(R[s], n_planes).values

@@ -70,18 +70,19 @@ def start(low_rank: LowRank, plane_ranks: Sequence[int], blocks: Blocks) -> Sign
     return SignFactors(tuple(plane_ranks), *sides)
 
 
-def refine(R: torch.Tensor, factors: SignFactors, blocks: Blocks) -> None:
+def refine(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks) -> None:
     """One sweep: codes A again for the present B, then B for the new A.
 
     Args:
-        R: (n_out, n_in) float32, what the factors shall be.
+        R: (n_out, n_in) float32, what A B diag(columns) shall be.
         factors: changed in place.
+        columns: (n_in,) float32.
         blocks: the threads to work with.
     """
-    b = factors.b.values
+    b = factors.b.values * columns
     _refine_side(blocks.matmul(R, b.T.contiguous()).T, b @ b.T, factors.a, factors.plane_ranks, blocks)
     a = factors.a.values
-    _refine_side(blocks.matmul(R.T, a.T.contiguous()).T, a @ a.T, factors.b, factors.plane_ranks, blocks)
+    _refine_side(blocks.matmul(R.T, a.T.contiguous()).T / columns, a @ a.T, factors.b, factors.plane_ranks, blocks)
 
 
 def _refine_side(
@@ -101,15 +102,16 @@ def _refine_side(
         own = gram[s, s]
         # What the vectors outside this part leave for it: products - gram values, its own share added back.
         left = products[s] - gram[s] @ values + own @ values[s]
-        ridge = 1e-6 * own.diagonal().mean() * torch.eye(own.shape[0])
+        # Vectors that are all zero, or equal, make the system singular without the ridge.
+        ridge = (1e-6 * own.diagonal().mean() + 1e-30) * torch.eye(own.shape[0])
         wanted = torch.linalg.solve(own + ridge, left)
         side.parts[i] = encode_rows(wanted.contiguous(), n_planes, blocks)
         values[s] = side.parts[i].values
 
 
-def subtract(R: torch.Tensor, factors: SignFactors, blocks: Blocks) -> None:
-    """R -= A B, in place."""
-    A, B = factors.a.values.T.contiguous(), factors.b.values
+def subtract(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks) -> None:
+    """R -= A B diag(columns), in place."""
+    A, B = factors.a.values.T.contiguous(), factors.b.values * columns
     blocks.run(lambda s: R[s].addmm_(A[s], B, alpha=-1), row_slices(*R.shape))
 
 

@@ -27,7 +27,7 @@ def energies(D: torch.Tensor, blocks: Blocks) -> torch.Tensor:
 def leading(D: torch.Tensor, rank: int, blocks: Blocks) -> LowRank:
     """The truncated SVD of a rank, with the square root of each singular value in both factors (paper, Eqs. 11-14).
 
-    Squaring costs half of the digits of float64: singular values are exact to 1e-8 of the largest one.
+    The products are float32, so energies under 1e-7 of the largest one are noise.
 
     Args:
         D: (n_out, n_in) float32.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dqrelo_gguf.errors import printable
+from dqrelo_gguf.file.layout import WeightSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,11 +31,20 @@ class Measured(Protocol):
     @property
     def n_planes(self) -> int: ...
     @property
-    def rank(self) -> int: ...
+    def n_vectors(self) -> int: ...
     @property
     def error_delta(self) -> float: ...
     @property
     def error_weight(self) -> float: ...
+
+
+class Plan(Protocol):
+    """A weight that is to be compressed: plan.Planned."""
+
+    @property
+    def spec(self) -> WeightSpec: ...
+    @property
+    def predicted_error(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ class Group:
         n_weights: how many.
         n_bytes: of their tensors' data, without padding.
         n_elements: of the base tensors that they change.
-        ranks: smallest and largest.
+        planes: fewest and most sign planes of a weight.
+        vectors: fewest and most singular vectors of a weight's factors.
         error_delta, error_weight: root mean squares over the weights, each counted with its number of elements.
     """
 
@@ -54,7 +65,8 @@ class Group:
     n_weights: int
     n_bytes: int
     n_elements: int
-    ranks: tuple[int, int]
+    planes: tuple[int, int]
+    vectors: tuple[int, int]
     error_delta: float
     error_weight: float
 
@@ -89,7 +101,7 @@ def by_layer(weights: Iterable[Measured]) -> list[Group]:
 def total(weights: Sequence[Measured], label: str = "all") -> Group:
     """All weights in one group."""
     n_elements = sum(w.n_elements for w in weights)
-    ranks = [w.rank for w in weights]
+    planes, vectors = [w.n_planes for w in weights], [w.n_vectors for w in weights]
 
     def rms(errors: Iterable[float]) -> float:
         return math.sqrt(sum(e * e * w.n_elements for e, w in zip(errors, weights, strict=True)) / n_elements)
@@ -99,7 +111,8 @@ def total(weights: Sequence[Measured], label: str = "all") -> Group:
         len(weights),
         sum(w.n_bytes for w in weights),
         n_elements,
-        (min(ranks), max(ranks)),
+        (min(planes), max(planes)),
+        (min(vectors), max(vectors)),
         rms(w.error_delta for w in weights),
         rms(w.error_weight for w in weights),
     )
@@ -113,14 +126,57 @@ def table(groups: Sequence[Group], first_column: str) -> Table:
 
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_column(first_column, overflow="fold")
-    for heading in ("count", "size", "ratio", "rank", "D error", "W error"):
+    for heading in ("count", "size", "ratio", "planes", "rank", "D error", "W error"):
         out.add_column(heading, justify="right", no_wrap=True)
     for g in groups:
-        low, high = g.ranks
-        ranks = str(low) if low == high else f"{low}-{high}"
+        planes, vectors = (str(low) if low == high else f"{low}-{high}" for low, high in (g.planes, g.vectors))
         errors = (f"{e:.4f}" if e == 0 or e >= 0.001 else f"{e:.1e}" for e in (g.error_delta, g.error_weight))
-        out.add_row(Text(printable(g.label)), str(g.n_weights), bytes_text(g.n_bytes), f"{g.ratio:.4f}", ranks, *errors)
+        out.add_row(
+            Text(_shown(g.label)),
+            str(g.n_weights),
+            bytes_text(g.n_bytes),
+            f"{g.ratio:.4f}",
+            planes,
+            vectors,
+            *errors,
+        )
     return out
+
+
+def plan_table(planned: Sequence[Plan]) -> Table:
+    """What each weight is stored as: its planes, how many singular vectors have a first plane, a second, ..., its bytes and
+    the error that its spectrum predicts.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    out.add_column("weight", overflow="fold")
+    for heading in ("planes", "vectors by planes", "size", "ratio", "D error"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    for p in planned:
+        spec, error = p.spec, p.predicted_error
+        if spec.dense_type is not None:
+            what = "whole"
+        elif spec.plane_ranks:
+            what = " ".join(map(str, spec.plane_ranks))
+        else:
+            what = f"rank {spec.rank}"
+        out.add_row(
+            Text(_shown(spec.name)),
+            str(spec.n_planes),
+            what,
+            bytes_text(spec.n_bytes),
+            f"{spec.n_bytes / (2 * spec.n_elements):.4f}",
+            "-" if error is None else f"{error:.4f}",
+        )
+    return out
+
+
+def _shown(name: str) -> str:
+    """A name, or a kind, for a narrow column."""
+    return printable(name).removesuffix(".weight")
 
 
 def bytes_text(n: int) -> str:

@@ -10,9 +10,13 @@ from typing import Any
 from dqrelo_gguf.convert.estimate import Estimate
 from dqrelo_gguf.convert.plan import Planned
 from dqrelo_gguf.convert.report import bytes_text
+from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.layout import WeightSpec, type_name
 from dqrelo_gguf.file.weight_data import WeightData
 
+PLANE_TYPES = (fmt.DQ_SIGN, fmt.DQ_SCALE, fmt.DQ_CSCALE)
+# Percent of the bytes in planes from which a fine-tune's spectra are called flat.
+_FLAT_SHARE = 50
 # Names shown of a longer list; the JSON report has them all.
 _SHOWN = 4
 
@@ -23,7 +27,7 @@ class WeightResult:
 
     name: str
     ne: tuple[int, ...]
-    rank: int
+    n_vectors: int
     n_planes: int
     n_bytes: int
     cosine: float  # of the fine-tune with the base
@@ -40,7 +44,7 @@ class WeightResult:
         return cls(
             name=spec.name,
             ne=spec.ne,
-            rank=spec.rank,
+            n_vectors=spec.n_vectors,
             n_planes=spec.n_planes,
             n_bytes=spec.n_bytes,
             cosine=cosine,
@@ -86,13 +90,13 @@ class ConvertResult:
     def summary(self) -> list[str]:
         """The lines above the table."""
         n_tensors = sum(len(p.spec.tensors()) for p in self.planned)
-        ranks = sorted({p.spec.rank for p in self.planned if p.spec.dense_type is None}) or [0]
-        n_dense = sum(p.spec.dense_type is not None for p in self.planned)
+        specs = [p.spec for p in self.planned]
+        n_dense = sum(s.dense_type is not None for s in specs)
         verb = "would be written" if self.estimate is not None else "written"
-        n_signs = len(self.planned) - n_dense
         lines = [
             f"{self.outfile}: {self.name}, a delta over {self.base_name}, {verb}",
-            f"weights   {n_signs} with signs, rank {ranks[0]} to {ranks[-1]}; {n_dense} dense; {n_tensors} tensors",
+            f"weights   {len(specs) - n_dense} compressed; {n_dense} dense; {n_tensors} tensors",
+            *_mix_lines([s for s in specs if s.dense_type is None]),
             f"size      {self.n_bytes} bytes of tensors, {bytes_text(self.n_file_bytes)} with metadata and padding",
             f"ratio     {self.ratio:.5f} (1/{1 / self.ratio:.2f}) of the 16-bit weights",
         ]
@@ -132,6 +136,29 @@ class ConvertResult:
         return document
 
 
+def _mix_lines(specs: list[WeightSpec]) -> list[str]:
+    """What the compressed weights are made of, and what that says of the fine-tune."""
+    if not specs:
+        return []
+    vectors = [s.n_vectors for s in specs]
+    with_planes = [s for s in specs if s.n_planes > 0]
+    of_planes = sum(t.n_bytes for s in with_planes for t in s.tensors() if t.declared in PLANE_TYPES)
+    share = 100 * of_planes / sum(s.n_bytes for s in specs)
+    lines = [f"mix       {min(vectors)} to {max(vectors)} singular vectors a weight{_bits_a_number(specs)}"]
+    if with_planes:
+        lines.append(
+            f"          sign planes of the whole matrix in {len(with_planes)} weights, {share:.0f} % of their bytes"
+            f"{' (flat spectra)' if share > _FLAT_SHARE else ''}"
+        )
+    return lines
+
+
+def _bits_a_number(specs: list[WeightSpec]) -> str:
+    n_numbers = sum(s.plane_ranks[0] * (s.ne[0] + s.ne[1]) for s in specs if s.plane_ranks)
+    n_bits = sum(s.n_codes * (s.ne[0] + s.ne[1]) for s in specs)
+    return f", {n_bits / n_numbers:.1f} bits a number" if n_numbers else ""
+
+
 def _weight_json(planned: Planned, measured: WeightResult | None) -> dict[str, Any]:
     spec = planned.spec
     entry: dict[str, Any] = {
@@ -139,12 +166,15 @@ def _weight_json(planned: Planned, measured: WeightResult | None) -> dict[str, A
         "ne": list(spec.ne),
         "n_planes": spec.n_planes,
         "rank": spec.rank,
+        "plane_ranks": list(spec.plane_ranks),
         "n_bytes": spec.n_bytes,
     }
     if spec.dense_type is not None:
         entry["dense_type"] = type_name(spec.dense_type)
     elif spec.rank:
         entry |= {"u_type": type_name(spec.u_type), "v_type": type_name(spec.v_type)}
+    if planned.predicted_error is not None:
+        entry["predicted_error"] = planned.predicted_error
     if measured is not None:
         entry |= {"cosine": measured.cosine, "error_delta": measured.error_delta, "error_weight": measured.error_weight}
     return entry

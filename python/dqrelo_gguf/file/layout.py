@@ -118,6 +118,11 @@ class WeightSpec:
         return sum(self.plane_ranks)
 
     @property
+    def n_vectors(self) -> int:
+        """Singular vectors of both kinds of factors: the rank of everything but the planes."""
+        return self.rank + max(self.plane_ranks, default=0)
+
+    @property
     def version(self) -> int:
         """The lowest version of the format that can store it."""
         is_plain = self.dense_type is not None or (self.n_planes > 0 and not self.plane_ranks)

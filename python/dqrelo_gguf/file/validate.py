@@ -108,6 +108,11 @@ class WeightInfo:
         return int(prod(self.ne))
 
     @property
+    def n_vectors(self) -> int:
+        """Singular vectors of both kinds of factors."""
+        return self.rank + max(self.plane_ranks, default=0)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Its numpy shape."""
         return tuple(reversed(self.ne))

@@ -1,0 +1,108 @@
+"""codes.py: rows of few bits, against brute force and against what quantisers of Gaussian variables reach."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from dqrelo_gguf.compress.blocks import open_blocks
+from dqrelo_gguf.compress.codes import Coded, code_rows, decode_columns, decode_rows, encode_rows, planes_of, rows_of
+from dqrelo_gguf.compress.mixes import LOSS
+from dqrelo_gguf.compress.signs import pack_signs
+
+
+def rows(k: int, n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn((k, n), generator=torch.Generator().manual_seed(seed))
+
+
+def loss(X: torch.Tensor, coded: Coded) -> torch.Tensor:
+    """The share of each row's energy that is lost."""
+    return (X - coded.values).square().sum(dim=1) / X.square().sum(dim=1)
+
+
+def brute_force(x: np.ndarray, n_planes: int) -> float:
+    """The least loss of any choice of signs, each with the scales of least squares."""
+    best = float("inf")
+    for signs in product(product((-1.0, 1.0), repeat=len(x)), repeat=n_planes):
+        S = np.array(signs).T
+        scales = np.linalg.lstsq(S, x, rcond=None)[0]
+        best = min(best, float(((x - S @ scales) ** 2).sum()))
+    return best / float((x**2).sum())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_one_plane_is_the_best_of_all_signs(seed: int) -> None:
+    x = rows(1, 8, seed)
+    expected = brute_force(x[0].double().numpy(), 1)
+    # The scale is rounded to BF16, 2^-9 of it at most; the loss of a row is flat around its best scale.
+    assert float(loss(x, code_rows(x, 1))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_two_planes_are_near_the_best_of_all_signs() -> None:
+    got, least = [], []
+    for seed in range(12):
+        x = rows(1, 6, seed)
+        got.append(float(loss(x, code_rows(x, 2))))
+        least.append(brute_force(x[0].double().numpy(), 2))
+    assert all(g >= b - 1e-5 for g, b in zip(got, least, strict=True))
+    # Six elements have no distribution to rely on, so that one step of Lloyd's ends in local minima.
+    assert np.mean(got) < np.mean(least) + 0.06
+
+
+@pytest.mark.parametrize("n_planes", range(1, 9))
+def test_gaussian_rows_lose_what_the_mixes_assume(n_planes: int) -> None:
+    X = rows(64, 1536)
+    measured = float(loss(X, code_rows(X, n_planes)).mean())
+    # The table has four digits; rows of 1536 elements vary by a few per cent.
+    assert measured == pytest.approx(LOSS[n_planes], rel=0.06, abs=6e-5)
+
+
+@pytest.mark.parametrize("n_planes", [1, 2, 3, 5])
+def test_values_are_the_signs_times_the_scales(n_planes: int) -> None:
+    X = rows(5, 40)
+    coded = code_rows(X, n_planes)
+    signs = torch.stack([2.0 * ((coded.codes >> q) & 1) - 1 for q in range(n_planes)])
+    assert torch.allclose(coded.values, torch.einsum("qkn,kq->kn", signs, coded.scales), atol=1e-6)
+    assert torch.equal(coded.scales, coded.scales.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    "row", [torch.zeros(16), torch.ones(16), torch.tensor([1.0] + [0.0] * 15), torch.full((16,), 1e-30)]
+)
+@pytest.mark.parametrize("n_planes", [1, 3])
+def test_rows_without_a_distribution_stay_finite(row: torch.Tensor, n_planes: int) -> None:
+    coded = code_rows(row[None], n_planes)
+    assert bool(torch.isfinite(coded.values).all())
+    assert float((row - coded.values[0]).norm()) <= float(row.norm()) * 1.01
+
+
+def test_a_row_does_not_depend_on_the_others_or_on_threads() -> None:
+    X = rows(40, 24 * 1024)  # several blocks
+    alone = code_rows(X[7:8], 2)
+    for n_threads in (1, 3):
+        with open_blocks(n_threads) as blocks:
+            together = encode_rows(X, 2, blocks)
+        assert torch.equal(together.values[7], alone.values[0])
+        assert torch.equal(together.codes[7], alone.codes[0])
+
+
+def test_planes_and_rows_of_a_mix() -> None:
+    assert [(s.start, s.stop) for s in planes_of((5, 3, 3))] == [(0, 5), (5, 8), (8, 11)]
+    assert [((s.start, s.stop), n) for s, n in rows_of((5, 3, 3))] == [((0, 3), 3), ((3, 5), 1)]
+    assert list(rows_of(())) == []
+
+
+def test_columns_decode_like_rows() -> None:
+    rng = np.random.default_rng(0)
+    ranks, n = (5, 2, 1), 16
+    signs = rng.standard_normal((2, 8, n))
+    scale = rng.standard_normal((2, 8)).astype(np.float32)
+    as_rows = decode_rows(pack_signs(signs), scale, ranks)
+    as_columns = decode_columns(pack_signs(signs.transpose(0, 2, 1)), scale, ranks)
+    assert as_rows.shape == (2, 5, n)
+    assert np.array_equal(as_columns, as_rows.transpose(0, 2, 1))
+    expected = sum(scale[1, c] * np.where(signs[1, c] > 0, 1, -1) for c in (0, 5, 7))  # vector 0 has planes 0, 1 and 2
+    assert np.allclose(as_rows[1, 0], expected)

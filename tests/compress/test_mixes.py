@@ -1,0 +1,119 @@
+"""mixes.py and spectrum.py: the errors that are predicted, and that no other way to spend the bytes loses less."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from dqrelo_gguf.compress.best import compress
+from dqrelo_gguf.compress.blocks import open_blocks
+from dqrelo_gguf.compress.mixes import CODE_STEP, MAX_PLANES, PAIR_LOSS, Spectrum, choose
+from dqrelo_gguf.compress.spectrum import energies, leading
+from dqrelo_gguf.errors import InputError
+
+GENERATOR = torch.Generator().manual_seed(5)
+
+
+def delta(n_out: int, n_in: int, decay: float, noise: float) -> torch.Tensor:
+    rank = min(n_out, n_in) // 2
+    weights = decay ** torch.arange(rank)
+    left, right = torch.randn((n_out, rank), generator=GENERATOR), torch.randn((rank, n_in), generator=GENERATOR)
+    return (left * weights) @ right / rank**0.5 + noise * torch.randn((n_out, n_in), generator=GENERATOR)
+
+
+def spectrum_of(D: torch.Tensor, importance: float = 1.0) -> Spectrum:
+    with open_blocks(1) as blocks:
+        return Spectrum(D.shape[1], D.shape[0], 1, energies(D, blocks).numpy(), importance)
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (64, 40), (48, 48)], ids=str)
+def test_energies_are_the_squared_singular_values(shape: tuple[int, int]) -> None:
+    D = delta(*shape, 0.8, 0.1)
+    expected = torch.linalg.svdvals(D.double()).square()
+    assert np.allclose(spectrum_of(D).energies, expected.numpy(), rtol=1e-5, atol=1e-6 * float(expected[0]))
+    with open_blocks(1) as blocks:
+        U, V = leading(D, 5, blocks)
+    assert float((D - U @ V).norm()) == pytest.approx(float(expected[5:].sum().sqrt()), rel=1e-4)
+    # Each factor holds the square root of the singular values.
+    assert np.allclose(U.norm(dim=0).numpy(), V.norm(dim=1).numpy(), rtol=1e-3)
+
+
+def test_the_best_codes_of_a_weight_are_the_best_of_all() -> None:
+    """Every number of planes for each of four vectors is tried."""
+    spectrum = Spectrum(16, 4, 1, np.array([9.0, 4.0, 1.0, 0.1]), 1.0)
+    for n_codes in (8, 16):
+        least = min(
+            sum(e * PAIR_LOSS[b] for e, b in zip(spectrum.energies, planes, strict=True))
+            for planes in product(range(9), repeat=4)
+            if sum(planes) == n_codes
+        )
+        assert spectrum.error(0, n_codes) == pytest.approx(least)
+        ranks = spectrum.mix(0, n_codes).plane_ranks
+        assert sum(ranks) == n_codes
+        assert list(ranks) == sorted(ranks, reverse=True)
+
+
+def test_no_other_spending_loses_less() -> None:
+    """Three small weights, every mix of each: the price finds the best, or one that only whole steps keep from it."""
+    spectra = [spectrum_of(delta(24, 32, d, n), i) for d, n, i in ((0.6, 0.05, 1.0), (0.95, 0.3, 0.5), (0.8, 0.1, 3.0))]
+    budget = 1500
+    chosen = choose(spectra, Fraction(1, 8), Fraction(budget), 0)
+
+    def loss(mixes: tuple[tuple[int, int], ...]) -> float:
+        return sum(s.importance * s.error(*m) for s, m in zip(spectra, mixes, strict=True))
+
+    def cost(mixes: tuple[tuple[int, int], ...]) -> int:
+        return sum(s.n_bytes(*m) for s, m in zip(spectra, mixes, strict=True))
+
+    options = [
+        [(p, c) for p in range(MAX_PLANES + 1) for c in range(0, s.max_codes + 1, CODE_STEP) if p or c] for s in spectra
+    ]
+    least = min(loss(mixes) for mixes in product(*options) if cost(mixes) <= budget)
+    assert cost(tuple(chosen)) <= budget
+    assert loss(tuple(chosen)) <= 1.05 * least
+
+
+def test_the_predicted_error_is_near_the_measured_one() -> None:
+    with open_blocks(2) as blocks:
+        for decay, noise in ((0.9, 0.02), (0.97, 0.1), (0.5, 0.3)):
+            D = delta(192, 256, decay, noise)
+            spectrum = spectrum_of(D)
+            for ratio in (4, 8, 16):
+                (mix,) = choose([spectrum], Fraction(1, ratio), Fraction(2 * D.numel(), ratio), 0)
+                measured = compress(D, spectrum.mix(*mix), blocks).error / float(D.norm())
+                assert measured == pytest.approx(spectrum.relative_error(*mix), rel=0.15)
+
+
+def test_flat_spectra_take_planes_and_steep_ones_do_not() -> None:
+    (flat,) = choose([spectrum_of(delta(256, 256, 0.0, 1.0))], Fraction(1, 6), Fraction(2 * 256 * 256, 6), 0)
+    (steep,) = choose([spectrum_of(delta(256, 256, 0.9, 0.0))], Fraction(1, 6), Fraction(2 * 256 * 256, 6), 0)
+    assert flat[0] == 2
+    assert steep[0] == 0
+
+
+def test_importance_moves_bytes() -> None:
+    D = delta(64, 64, 0.9, 0.05)
+    twice = [spectrum_of(D, 1.0), spectrum_of(D, 100.0)]
+    little, much = choose(twice, Fraction(1, 8), Fraction(2 * 2 * 64 * 64, 8), 0)
+    assert twice[1].n_bytes(*much) > 1.2 * twice[0].n_bytes(*little)
+
+
+def test_a_budget_that_pays_for_nothing_is_refused_with_the_least_that_does() -> None:
+    spectra = [spectrum_of(delta(64, 64, 0.9, 0.05))]
+    size = Fraction(2 * 64 * 64)
+    with pytest.raises(InputError, match=r"--ratio 0.01000: .* Use a ratio of at least (0\.\d+)") as caught:
+        choose(spectra, Fraction(1, 100), size / 100, 0)
+    least = Fraction(str(caught.value).rsplit(" ", 1)[1])
+    assert choose(spectra, least, size * least, 0) == [spectra[0].least]
+
+
+@pytest.mark.parametrize("ratio", [Fraction(1, n) for n in (3, 8, 13, 20, 32)], ids=str)
+def test_the_budget_is_met_from_below(ratio: Fraction) -> None:
+    spectra = [spectrum_of(delta(512, n_in, 0.98, 0.02), 1.0) for n_in in (512, 768, 1024)]
+    budget = ratio * 2 * sum(s.n_in * s.n_out for s in spectra)
+    spent = sum(s.n_bytes(*c) for s, c in zip(spectra, choose(spectra, ratio, budget, 0), strict=True))
+    assert 0.99 * budget < spent <= budget
