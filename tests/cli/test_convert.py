@@ -60,7 +60,7 @@ def test_report_table_and_metadata_agree(out: Path, tmp_path: Path, capsys: pyte
     report = tmp_path / "report.json"
     assert main([str(pico_gguf("llama")), str(pico_tuned("llama")), "-o", str(out), "--json", str(report)]) == 0
     shown = capsys.readouterr()
-    assert "blk.*.attn_q.weight" in shown.out
+    assert "blk.*.attn_q" in shown.out
     assert f"{DeltaReader(out).ratio:.5f}" in shown.out
     assert "converting: 100 %" in shown.err  # plain lines, because stderr is no terminal
     listed = {w["name"]: w for w in json.loads(report.read_text())["weights"]}
@@ -73,7 +73,10 @@ def test_report_table_and_metadata_agree(out: Path, tmp_path: Path, capsys: pyte
     ("arguments", "message"),
     [
         (["--ratio", "x"], "--ratio x: not a ratio"),
-        (["--ratio", "1/40"], "--ratio 1/40: the sign bits, scales and vectors alone cost"),
+        (["--ratio", "1/40", "--method", "paper"], "--ratio 1/40: the sign bits, scales and vectors alone cost"),
+        (["--ratio", "1/4000"], "--ratio 0.00025: norms, biases and the smallest factors alone cost"),
+        (["--method", "best", "--rank", "4"], "--rank: belongs to --method paper, and cannot go with --method best"),
+        (["--method", "best", "--svd", "exact"], "--svd: belongs to --method paper"),
         (["--threads", "0"], "--threads 0: must be at least 1"),
         (["--include", "("], "--include (: not a regular expression"),
         (["--rank", "-1"], "--rank -1: must not be negative"),
@@ -175,12 +178,12 @@ def _peak_bytes(base: Path, tuned: Path, out: Path) -> tuple[int, int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("source", ["directory", pytest.param("gguf", marks=pytest.mark.slow)])
 def test_peak_memory(source: str, tmp_path: Path, out: Path) -> None:
-    """At most four times the largest weight in float32, on a model where one weight dominates."""
+    """At most six times the largest weight in float32, on a model where one weight dominates."""
     n_vocab, n_in = 60_000, 256
     directory, base, tuned = _dominated_model(tmp_path, n_vocab, n_in)
     target = directory if source == "directory" else tuned
     rise, _ = _peak_bytes(base, target, out)
-    assert rise <= 4 * 4 * n_vocab * n_in
+    assert rise <= 6 * 4 * n_vocab * n_in
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -14,7 +14,7 @@ from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.compress.lowrank import LowRank
 from dqrelo_gguf.compress.paper import norm
 from dqrelo_gguf.compress.planes import Planes, column_scales, subtract_planes
-from dqrelo_gguf.compress.sign_factors import SignFactors, refine, start, subtract
+from dqrelo_gguf.compress.sign_factors import SignFactors, add_product, distance, refine, start
 from dqrelo_gguf.compress.spectrum import leading
 
 # A round that lowers the error by less than this part of it is the last one.
@@ -62,40 +62,37 @@ def compress(D: torch.Tensor, mix: Mix, blocks: Blocks) -> Compressed:
         R = D.clone()
         planes = subtract_planes(R, mix.n_planes, column_scales(R, mix.n_planes, blocks), blocks)
         return Compressed(planes, None, norm(R, blocks))
-    low_rank = leading(D, mix.plane_ranks[0], blocks)
-    columns = _columns(D, low_rank, mix.n_planes, blocks)
-    factors = start(LowRank(low_rank.U, low_rank.V / columns), mix.plane_ranks, blocks)
-    target, best = D, None
+    factors, columns = _begin(D, mix, blocks)
+    return _in_turn(D, factors, mix.n_planes, columns, blocks)
+
+
+def _begin(D: torch.Tensor, mix: Mix, blocks: Blocks) -> tuple[SignFactors, torch.Tensor]:
+    """The factors of the truncated SVD, and the column scales of all rounds: those of the planes of what it leaves."""
+    U, V = leading(D, mix.plane_ranks[0], blocks)
+    columns = torch.ones(D.shape[1])
+    if mix.n_planes > 0:
+        R = D.clone()
+        blocks.run(lambda s: R[s].addmm_(U[s], V, alpha=-1), row_slices(*D.shape))
+        columns = column_scales(R, mix.n_planes, blocks)
+    return start(LowRank(U, V / columns), mix.plane_ranks, blocks), columns
+
+
+def _in_turn(D: torch.Tensor, factors: SignFactors, n_planes: int, columns: torch.Tensor, blocks: Blocks) -> Compressed:
+    """Codes factors and planes in turn, and keeps the round of the least error."""
+    best = None
+    target = D if n_planes == 0 else D.clone()  # what the factors shall be: D without the planes
     for _ in range(MAX_ROUNDS):
-        refine(target, factors, columns, blocks)
-        planes, target, error = _take_planes(D, factors, mix.n_planes, columns, blocks)
-        if best is not None and error > best.error * (1 - STOP_GAIN):
+        factors = refine(target, factors, columns, blocks)
+        if n_planes == 0:
+            found = Compressed(None, factors, distance(D, factors, columns, blocks))
+        else:
+            target.copy_(D)
+            add_product(target, factors, columns, -1, blocks)
+            planes = subtract_planes(target, n_planes, columns, blocks)
+            found = Compressed(planes, factors, norm(target, blocks))
+            add_product(target, factors, columns, 1, blocks)
+        if best is not None and found.error > best.error * (1 - STOP_GAIN):
             break
-        best = Compressed(planes, factors, error)
-        factors = SignFactors(factors.plane_ranks, factors.a.copy(), factors.b.copy())
+        best = found
     assert best is not None
     return best
-
-
-def _columns(D: torch.Tensor, low_rank: LowRank, n_planes: int, blocks: Blocks) -> torch.Tensor:
-    """The column scales of all rounds: those of the planes of what the low-rank part leaves."""
-    if n_planes == 0:
-        return torch.ones(D.shape[1])
-    R = D.clone()
-    blocks.run(lambda s: R[s].addmm_(low_rank.U[s], low_rank.V, alpha=-1), row_slices(*D.shape))
-    return column_scales(R, n_planes, blocks)
-
-
-def _take_planes(
-    D: torch.Tensor, factors: SignFactors, n_planes: int, columns: torch.Tensor, blocks: Blocks
-) -> tuple[Planes | None, torch.Tensor, float]:
-    """The planes beside the factors, what the factors should be beside those planes, and the error."""
-    R = D.clone()
-    subtract(R, factors, columns, blocks)
-    if n_planes == 0:
-        return None, D, norm(R, blocks)
-    rest = R.clone()
-    planes = subtract_planes(R, n_planes, columns, blocks)
-    # D - planes = (R - planes) + (D - R); `rest` is R as it was.
-    error = norm(R, blocks)
-    return planes, R.sub_(rest).add_(D), error

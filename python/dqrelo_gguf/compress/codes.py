@@ -46,17 +46,31 @@ class Coded:
     codes: torch.Tensor
 
 
-def encode_rows(X: torch.Tensor, n_planes: int, blocks: Blocks) -> Coded:
-    """`code_rows` for many rows, on all threads."""
-    parts = blocks.run(lambda s: code_rows(X[s], n_planes), row_slices(*X.shape))
-    return Coded(*(torch.cat(arrays) for arrays in zip(*((p.values, p.scales, p.codes) for p in parts), strict=True)))
-
-
-def code_rows(X: torch.Tensor, n_planes: int) -> Coded:
-    """Codes each row of a matrix with the same number of planes, each row by itself.
+def encode_rows(X: torch.Tensor, n_planes: int, values: torch.Tensor, blocks: Blocks) -> Coded:
+    """Codes each row of a matrix with the same number of planes, each row by itself, on all threads.
 
     Args:
         X: (k, n) float32.
+        n_planes: b, 1 to MAX_PLANES.
+        values: (k, n) float32, where the result's values are put; may be X.
+        blocks: the threads to work with.
+    """
+    k, n = X.shape
+    out = Coded(values, X.new_empty((k, n_planes)), X.new_empty((k, n), dtype=torch.uint8))
+
+    def step(s: slice) -> None:
+        coded = code_rows(X[s].contiguous(), n_planes)
+        out.values[s], out.scales[s], out.codes[s] = coded.values, coded.scales, coded.codes
+
+    blocks.run(step, row_slices(k, n))
+    return out
+
+
+def code_rows(X: torch.Tensor, n_planes: int) -> Coded:
+    """Codes each row of a matrix with the same number of planes.
+
+    Args:
+        X: (k, n) float32, contiguous.
         n_planes: b, 1 to MAX_PLANES.
     """
     _, signs, place = _nearest(X, _gaussian_scales(X, n_planes))

@@ -7,6 +7,7 @@ others take up. Each step is a least-squares solution of a small system, so a sw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,19 +26,12 @@ class Vectors:
     """The coded vectors of one side, those with the most planes first.
 
     Args:
-        parts: one for each number of planes, in the order of `rows_of`.
+        values: (rank, n) float32.
+        parts: one for each number of planes, in the order of `rows_of`; their values are views of `values`.
     """
 
+    values: torch.Tensor
     parts: list[Coded]
-
-    @property
-    def values(self) -> torch.Tensor:
-        """(rank, n) float32."""
-        return torch.cat([part.values for part in self.parts])
-
-    def copy(self) -> Vectors:
-        """A list of its own of the same parts, which are never changed."""
-        return Vectors(list(self.parts))
 
 
 @dataclass
@@ -63,56 +57,77 @@ def start(low_rank: LowRank, plane_ranks: Sequence[int], blocks: Blocks) -> Sign
         plane_ranks: r_0, r_1, ...
         blocks: the threads to work with.
     """
-    sides = [
-        Vectors([encode_rows(rows[s].contiguous(), n, blocks) for s, n in rows_of(plane_ranks)])
-        for rows in (low_rank.U.T, low_rank.V)
-    ]
+    sides = []
+    for rows in (low_rank.U.T, low_rank.V):
+        values = rows[: plane_ranks[0]].contiguous()
+        parts = [encode_rows(values[s], n_planes, values[s], blocks) for s, n_planes in rows_of(plane_ranks)]
+        sides.append(Vectors(values, parts))
     return SignFactors(tuple(plane_ranks), *sides)
 
 
-def refine(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks) -> None:
+def refine(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks) -> SignFactors:
     """One sweep: codes A again for the present B, then B for the new A.
 
     Args:
         R: (n_out, n_in) float32, what A B diag(columns) shall be.
-        factors: changed in place.
+        factors: where to begin; they are not changed.
         columns: (n_in,) float32.
         blocks: the threads to work with.
     """
     b = factors.b.values * columns
-    _refine_side(blocks.matmul(R, b.T.contiguous()).T, b @ b.T, factors.a, factors.plane_ranks, blocks)
-    a = factors.a.values
-    _refine_side(blocks.matmul(R.T, a.T.contiguous()).T / columns, a @ a.T, factors.b, factors.plane_ranks, blocks)
+    products = blocks.matmul(R, b.T).T
+    a_side = _refined(products, b @ b.T, factors.a, factors.plane_ranks, blocks)
+    del b, products
+    a = a_side.values
+    products = blocks.matmul(R.T, a.T).div_(columns[:, None]).T
+    b_side = _refined(products, a @ a.T, factors.b, factors.plane_ranks, blocks)
+    return SignFactors(factors.plane_ranks, a_side, b_side)
 
 
-def _refine_side(
+def _refined(
     products: torch.Tensor, gram: torch.Tensor, side: Vectors, plane_ranks: Sequence[int], blocks: Blocks
-) -> None:
-    """Codes the vectors of one side again.
+) -> Vectors:
+    """The vectors of one side, coded again.
 
     Args:
-        products: (rank, n), the other side's vectors times R.
+        products: (rank, n), the other side's vectors times R. Destroyed.
         gram: (rank, rank), the other side's vectors times each other.
-        side: changed in place.
+        side: as they are now.
         plane_ranks: r_0, r_1, ...
         blocks: the threads to work with.
     """
-    values = side.values
-    for i, (s, n_planes) in enumerate(rows_of(plane_ranks)):
+    values, parts = side.values.clone(), []
+    for s, n_planes in rows_of(plane_ranks):
         own = gram[s, s]
-        # What the vectors outside this part leave for it: products - gram values, its own share added back.
-        left = products[s] - gram[s] @ values + own @ values[s]
         # Vectors that are all zero, or equal, make the system singular without the ridge.
         ridge = (1e-6 * own.diagonal().mean() + 1e-30) * torch.eye(own.shape[0])
-        wanted = torch.linalg.solve(own + ridge, left)
-        side.parts[i] = encode_rows(wanted.contiguous(), n_planes, blocks)
-        values[s] = side.parts[i].values
+        solver = torch.linalg.inv(own + ridge)
+        wanted = products[s]
+
+        def solve(c: slice, s: slice = s, own: torch.Tensor = own, solver: torch.Tensor = solver) -> None:
+            # What the vectors outside this part leave for it: products - gram values, its own share added back.
+            left = torch.addmm(products[s, c], gram[s], values[:, c], alpha=-1).addmm_(own, values[s, c])
+            products[s, c] = solver @ left
+
+        blocks.run(solve, row_slices(products.shape[1], products.shape[0]))
+        parts.append(encode_rows(wanted, n_planes, values[s], blocks))
+    return Vectors(values, parts)
 
 
-def subtract(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks) -> None:
-    """R -= A B diag(columns), in place."""
-    A, B = factors.a.values.T.contiguous(), factors.b.values * columns
-    blocks.run(lambda s: R[s].addmm_(A[s], B, alpha=-1), row_slices(*R.shape))
+def add_product(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, sign: int, blocks: Blocks) -> None:
+    """R += sign A B diag(columns), in place."""
+    A, B = factors.a.values.T, factors.b.values * columns
+    blocks.run(lambda s: R[s].addmm_(A[s], B, alpha=sign), row_slices(*R.shape))
+
+
+def distance(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks) -> float:
+    """||R - A B diag(columns)||_F, without a second matrix of R's size."""
+    A, B = factors.a.values.T, factors.b.values * columns
+
+    def part(s: slice) -> torch.Tensor:
+        return torch.addmm(R[s], A[s], B, alpha=-1).square().sum(dtype=torch.float64)
+
+    return math.sqrt(float(blocks.sum_rows(part, *R.shape)))
 
 
 def scales_of(side: Vectors, plane_ranks: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -39,5 +39,5 @@ def leading(D: torch.Tensor, rank: int, blocks: Blocks) -> LowRank:
     basis = vectors[:, -rank:].flip(1).float().contiguous()  # (n, rank)
     inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root))
     if D.shape[1] <= D.shape[0]:  # D ~ (D basis) basis^T
-        return LowRank(blocks.matmul(D, basis) * inverse, (basis * root).T.contiguous())
-    return LowRank(basis * root, (blocks.matmul(D.T, basis) * inverse).T.contiguous())
+        return LowRank(blocks.matmul(D, basis).mul_(inverse), (basis * root).T.contiguous())
+    return LowRank(basis * root, blocks.matmul(D.T, basis).mul_(inverse).T.contiguous())
