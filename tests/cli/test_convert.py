@@ -85,7 +85,9 @@ def test_report_table_and_metadata_agree(out: Path, tmp_path: Path, capsys: pyte
 def test_bad_options_are_one_line(
     arguments: list[str], message: str, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(pico_gguf("llama")), str(pico_tuned_gguf("llama")), "-o", str(out), *arguments]) == 1
+    base, tuned = pico_gguf("llama"), pico_tuned_gguf("llama")
+    capsys.readouterr()  # of making them
+    assert main([str(base), str(tuned), "-o", str(out), *arguments]) == 1
     error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("checking:", "measuring:"))]
     assert len(error) == 1
     assert error[0].startswith(f"dqrelo-convert: error: {message}")

@@ -62,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
         "one scale and a low-rank residual a weight, as published (default: best, or paper where an option of it is given)",
     )
     method.add_argument(
+        "--importance",
+        choices=("auto", "probe", "norm"),
+        default="auto",
+        help="what errors of different weights count in the method best: probe measures it by forward passes on text that "
+        "base and fine-tune write; norm takes 1/||D||; auto probes where memory and disk allow (default: %(default)s)",
+    )
+    method.add_argument(
         "--vectors",
         choices=("whole", "paper"),
         help="the paper's method: norms and biases kept whole, or the paper's "
@@ -115,6 +122,7 @@ def _convert(args: argparse.Namespace) -> None:
     quiet_libraries(args.verbose)  # before torch and transformers come in
     from dqrelo_gguf.convert.job import Job, convert
     from dqrelo_gguf.errors import InputError
+    from dqrelo_gguf.probe.weigh import measured_importance
     from dqrelo_gguf.progress import phases_for_stderr
 
     if args.threads is not None and args.threads < 1:
@@ -129,7 +137,7 @@ def _convert(args: argparse.Namespace) -> None:
         dry_run=args.dry_run,
         n_threads=args.threads,
     )
-    result = convert(job, _options(args), phases_for_stderr())
+    result = convert(job, _options(args), phases_for_stderr(), weigh=measured_importance)
     if args.json is not None:
         _write_json(result, args.json)
     if args.json != "-":
@@ -145,6 +153,7 @@ def _options(args: argparse.Namespace) -> Options:
     return Options(
         ratio=ratio,
         method=args.method,
+        importance=args.importance,
         rank=args.rank,
         vectors=args.vectors,
         factor_type=args.factor_type,

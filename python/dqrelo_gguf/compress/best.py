@@ -50,20 +50,21 @@ class Compressed:
     error: float
 
 
-def compress(D: torch.Tensor, mix: Mix, blocks: Blocks) -> Compressed:
+def compress(D: torch.Tensor, mix: Mix, blocks: Blocks, *, max_rounds: int = MAX_ROUNDS) -> Compressed:
     """Compresses one delta.
 
     Args:
         D: (n_out, n_in) float32. It is not changed.
         mix: how.
         blocks: the threads to work with.
+        max_rounds: of coding factors and planes in turn, 1 at least.
     """
     if not mix.plane_ranks:
         R = D.clone()
         planes = subtract_planes(R, mix.n_planes, column_scales(R, mix.n_planes, blocks), blocks)
         return Compressed(planes, None, norm(R, blocks))
     factors, columns = _begin(D, mix, blocks)
-    return _in_turn(D, factors, mix.n_planes, columns, blocks)
+    return _in_turn(D, factors, mix.n_planes, columns, blocks, max_rounds=max_rounds)
 
 
 def _begin(D: torch.Tensor, mix: Mix, blocks: Blocks) -> tuple[SignFactors, torch.Tensor]:
@@ -77,11 +78,13 @@ def _begin(D: torch.Tensor, mix: Mix, blocks: Blocks) -> tuple[SignFactors, torc
     return start(LowRank(U, V / columns), mix.plane_ranks, blocks), columns
 
 
-def _in_turn(D: torch.Tensor, factors: SignFactors, n_planes: int, columns: torch.Tensor, blocks: Blocks) -> Compressed:
+def _in_turn(
+    D: torch.Tensor, factors: SignFactors, n_planes: int, columns: torch.Tensor, blocks: Blocks, *, max_rounds: int
+) -> Compressed:
     """Codes factors and planes in turn, and keeps the round of the least error."""
     best = None
     target = D if n_planes == 0 else D.clone()  # what the factors shall be: D without the planes
-    for _ in range(MAX_ROUNDS):
+    for _ in range(max_rounds):
         factors = refine(target, factors, columns, blocks)
         if n_planes == 0:
             found = Compressed(None, factors, distance(D, factors, columns, blocks))

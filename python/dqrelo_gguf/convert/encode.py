@@ -29,7 +29,15 @@ from dqrelo_gguf.model.pairing import Pair
 F32 = npt.NDArray[np.float32]
 
 
-def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, options: Options, blocks: Blocks) -> WeightData:
+def encode_weight(
+    planned: Planned,
+    reference: GgufModel,
+    tuned: Model,
+    options: Options,
+    blocks: Blocks,
+    *,
+    max_rounds: int = best.MAX_ROUNDS,
+) -> WeightData:
     """The delta of one weight, compressed as planned, with its errors.
 
     Args:
@@ -38,6 +46,7 @@ def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, options:
         tuned: the fine-tune.
         options: of the conversion.
         blocks: the threads to work with.
+        max_rounds: of the method `best`.
 
     Raises:
         NonFiniteError: a factor does not fit its type.
@@ -51,7 +60,7 @@ def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, options:
     elif options.method_name == "paper":
         data, error = _signs(D, planned, options, blocks)
     else:
-        data, error = _best(D, planned, blocks)
+        data, error = _best(D, planned, blocks, max_rounds)
     data.error_delta = error / delta_norm if delta_norm > 0 else 0.0
     data.error_weight = error / weight_norm if weight_norm > 0 else 0.0
     return data
@@ -68,12 +77,17 @@ def measure_weight(pair: Pair, reference: GgufModel, tuned: Model, blocks: Block
         tuned: the fine-tune.
         blocks: the threads to work with.
     """
-    D = _subtract(tuned.load(pair.tuned_name, blocks), reference, pair.name, blocks)
+    D = delta_of(pair, reference, tuned, blocks)
     n_in, n_out, *_ = pair.ne
     matrices = D.reshape(-1, n_out, n_in)
     total = sum(energies(torch.from_numpy(matrix), blocks) for matrix in matrices)
     assert isinstance(total, torch.Tensor)
     return Spectrum(n_in, n_out, len(matrices), total.numpy(), float(total.sum()) ** -0.5)
+
+
+def delta_of(pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks) -> F32:
+    """D = W_ft - W_base of a weight (Eq. 1) in its numpy shape; a new array."""
+    return _subtract(tuned.load(pair.tuned_name, blocks), reference, pair.name, blocks)
 
 
 def _rows(values: F32) -> torch.Tensor:
@@ -116,11 +130,14 @@ def _signs(D: F32, planned: Planned, options: Options, blocks: Blocks) -> tuple[
     return _weight_data(matrices, method, stacked=bool(experts)), error
 
 
-def _best(D: F32, planned: Planned, blocks: Blocks) -> tuple[WeightData, float]:
+def _best(D: F32, planned: Planned, blocks: Blocks, max_rounds: int) -> tuple[WeightData, float]:
     spec = planned.spec
     n_in, n_out, *experts = spec.ne
     mix = Mix(spec.n_planes, spec.plane_ranks)
-    matrices = [best.compress(torch.from_numpy(matrix), mix, blocks) for matrix in D.reshape(-1, n_out, n_in)]
+    matrices = [
+        best.compress(torch.from_numpy(matrix), mix, blocks, max_rounds=max_rounds)
+        for matrix in D.reshape(-1, n_out, n_in)
+    ]
 
     def stacked(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         return np.stack(list(arrays)) if experts else next(iter(arrays))

@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from dqrelo_gguf.compress.blocks import Blocks, open_blocks
+from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.compress.budget import is_matrix
 from dqrelo_gguf.compress.mixes import Spectrum
 from dqrelo_gguf.convert.encode import encode_weight, measure_weight
 from dqrelo_gguf.convert.estimate import estimate
 from dqrelo_gguf.convert.metadata import delta_meta
-from dqrelo_gguf.convert.plan import Options, Planned, plan_best, plan_paper
+from dqrelo_gguf.convert.plan import Options, Planned, plan_best, plan_paper, weighed
 from dqrelo_gguf.convert.result import ConvertResult, WeightResult
+from dqrelo_gguf.convert.work import Weigh, Work
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
 from dqrelo_gguf.file.writer import DeltaWriter
-from dqrelo_gguf.model.base import GgufModel, Model
+from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.checkpoint import open_checkpoint
-from dqrelo_gguf.model.pairing import Pair, Pairing, pair_weights
+from dqrelo_gguf.model.pairing import Pair, pair_weights
 from dqrelo_gguf.model.selfcheck import Checked, check_weight
 from dqrelo_gguf.model.vocabulary import fit_vocabulary
 from dqrelo_gguf.output import check_target
@@ -54,13 +55,16 @@ class Job:
     n_threads: int | None = None
 
 
-def convert(job: Job, options: Options | None = None, phases: Phases = Silent) -> ConvertResult:
+def convert(
+    job: Job, options: Options | None = None, phases: Phases = Silent, weigh: Weigh | None = None
+) -> ConvertResult:
     """Writes the delta of a fine-tune over its base.
 
     Args:
         job: files.
         options: method.
         phases: shows the progress.
+        weigh: the probe, which needs the runtime (probe.measured_importance); None goes without.
 
     Raises:
         DqreloError: the input cannot be converted; nothing is left behind.
@@ -76,11 +80,12 @@ def convert(job: Job, options: Options | None = None, phases: Phases = Silent) -
     reference = None if job.reference is None else _open_reference(job.reference, base)
     tuned = fit_vocabulary(base, open_checkpoint(job.tuned, base))
     with open_blocks(job.n_threads) as blocks:
-        work = _Work(reference or base, tuned, options, blocks, phases)
         pairing = pair_weights(base, tuned, options.selection, blocks)
-        checked = work.check(pairing)
-        planned = work.plan([p for p in pairing.pairs if not checked[p.name].identical])
-        meta = delta_meta(base, tuned, options, name=job.name, reference=reference)
+        work = Work(base, reference or base, tuned, pairing.pairs, blocks, phases, outfile.resolve().parent)
+        passes = _Passes(work, options, None if job.dry_run else weigh)
+        checked = passes.check()
+        planned, importance = passes.plan([p for p in pairing.pairs if not checked[p.name].identical], pairing.notes)
+        meta = delta_meta(base, tuned, options, importance, name=job.name, reference=reference)
         writer = DeltaWriter(outfile, meta, [p.spec for p in planned], job.force)
         result = ConvertResult(
             outfile=outfile,
@@ -97,7 +102,7 @@ def convert(job: Job, options: Options | None = None, phases: Phases = Silent) -
         if job.dry_run:
             result.estimate = estimate(planned, blocks)
         else:
-            result.weights = work.write(writer, planned, checked)
+            result.weights = passes.write(writer, planned, checked)
     result.seconds = time.monotonic() - begun
     return result
 
@@ -117,48 +122,55 @@ def _open_reference(path: str | os.PathLike[str], base: GgufModel) -> GgufModel:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Passes:
     """The passes over all weights."""
 
-    reference: GgufModel  # what the delta is against
-    tuned: Model
+    work: Work
     options: Options
-    blocks: Blocks
-    phases: Phases
+    weigh: Weigh | None
 
-    def check(self, pairing: Pairing) -> dict[str, Checked]:
+    def check(self) -> dict[str, Checked]:
         """Checks every weight before the first one is encoded."""
-        checked = {}
-        with self.phases("checking", sum(prod(p.ne) for p in pairing.pairs)) as progress:
-            for pair in pairing.pairs:
-                checked[pair.name] = check_weight(
-                    pair, self.reference, self.tuned, self.blocks, self.options.min_cosine
-                )
+        checked, w = {}, self.work
+        with w.phases("checking", sum(prod(p.ne) for p in w.pairs)) as progress:
+            for pair in w.pairs:
+                checked[pair.name] = check_weight(pair, w.reference, w.tuned, w.blocks, self.options.min_cosine)
                 progress.step(prod(pair.ne), pair.name)
         return checked
 
-    def plan(self, pairs: list[Pair]) -> list[Planned]:
-        """How each weight that changed is stored."""
+    def plan(self, pairs: list[Pair], notes: list[str]) -> tuple[list[Planned], str]:
+        """How each weight that changed is stored, and what errors of different weights counted for it."""
         if not pairs:
             raise InputError("nothing to convert: no weight of the fine-tune differs from the base")
         if self.options.method_name == "paper":
-            return plan_paper(pairs, self.options)
-        return plan_best(pairs, self.options, self._measure([p for p in pairs if is_matrix(p.ne)]))
+            return plan_paper(pairs, self.options), "norm"
+        spectra = self._measure([p for p in pairs if is_matrix(p.ne)])
+        planned = plan_best(pairs, self.options, spectra)
+        if self.options.importance == "norm" or self.weigh is None:
+            return planned, "norm"
+        try:
+            measured = self.weigh(self.work, planned)
+        except InputError as e:
+            if self.options.importance == "probe":
+                raise
+            notes.append(f"weights count by 1/||D||, because the probe failed: {e}")
+            return planned, "norm"
+        return plan_best(pairs, self.options, weighed(spectra, measured)), "probe"
 
     def _measure(self, pairs: list[Pair]) -> dict[str, Spectrum]:
-        spectra = {}
-        with self.phases("measuring", sum(prod(p.ne) for p in pairs)) as progress:
+        spectra, w = {}, self.work
+        with w.phases("measuring", sum(prod(p.ne) for p in pairs)) as progress:
             for pair in pairs:
-                spectra[pair.name] = measure_weight(pair, self.reference, self.tuned, self.blocks)
+                spectra[pair.name] = measure_weight(pair, w.reference, w.tuned, w.blocks)
                 progress.step(prod(pair.ne), pair.name)
         return spectra
 
     def write(self, writer: DeltaWriter, planned: list[Planned], checked: dict[str, Checked]) -> list[WeightResult]:
         """Encodes and writes one weight after the other."""
-        results = []
-        with writer, self.phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
+        results, w = [], self.work
+        with writer, w.phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
             for p in planned:
-                data = encode_weight(p, self.reference, self.tuned, self.options, self.blocks)
+                data = encode_weight(p, w.reference, w.tuned, self.options, w.blocks)
                 writer.write(data)
                 results.append(WeightResult.of(p.spec, data, checked[p.spec.name].cosine))
                 progress.step(prod(p.pair.ne), p.spec.name)

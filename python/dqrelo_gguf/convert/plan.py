@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import prod
 from typing import Literal
@@ -25,6 +25,7 @@ from dqrelo_gguf.file.layout import WeightSpec, stripped_ne
 from dqrelo_gguf.model.pairing import Pair, Selection
 
 MethodName = Literal["best", "paper"]
+Importance = Literal["auto", "probe", "norm"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Options:
 
     Args:
         ratio: of the file to the 16-bit size of the weights.
+        importance: what errors of different weights count in the method `best`: "probe" measures it by forward passes,
+            "norm" takes 1 / ||D||, "auto" probes where that is possible.
         method: "best" or "paper"; None for "best" unless an option of the paper's is given.
         rank: of every weight.
         vectors: "whole" (None) keeps norms and biases as they are; "paper" selects by magnitude, with the paper's ranks.
@@ -46,6 +49,7 @@ class Options:
 
     ratio: Fraction | None = Fraction(1, 8)
     method: MethodName | None = None
+    importance: Importance = "auto"
     rank: int | None = None
     vectors: VectorMode | None = None
     factor_type: str | None = None
@@ -158,6 +162,17 @@ def plan_best(pairs: list[Pair], options: Options, spectra: Mapping[str, Spectru
         )
         planned.append(Planned(p, spec, spectrum.relative_error(n_planes, n_codes)))
     return planned
+
+
+def weighed(spectra: Mapping[str, Spectrum], measured: Mapping[str, float]) -> dict[str, Spectrum]:
+    """The spectra with the geometric mean of their importance and the measured one.
+
+    A probe of a few hundred tokens alone trusts them too much; the mean loses less on every pair (docs/method.md).
+    """
+    return {
+        name: replace(s, importance=(s.importance * measured[name]) ** 0.5) if name in measured else s
+        for name, s in spectra.items()
+    }
 
 
 def _matrix(pair: Pair, factor_type: str) -> MatrixShape:

@@ -184,17 +184,40 @@ class Calls:
             InputError: an empty prompt, or one that leaves no room for `max_tokens` in the context; see also `logits`.
         """
         is_one, items = prompt_list(prompts)
-        params = core.GenerateParams()
-        params.max_tokens = count("max_tokens", max_tokens, 1)
-        params.temperature = number("temperature", temperature, 0.0, math.inf)
+        params = _draw_params(max_tokens, temperature, seed)
         params.top_k = count("top_k", top_k, 0)
         params.top_p = number("top_p", top_p, 0.0, 1.0)
-        params.seed = count("seed", seed, 0)
         params.stop = stop_texts(stop)
         deltas, scales = deltas_and_scales(len(items), delta, scale, self._max_scale)
         generated = self._session.generate(self._tokens_of(items, deltas), deltas, scales, params)
         texts = [text.decode("utf-8", errors="replace") for text, _ in generated]
         return texts[0] if is_one else texts
+
+    @process.native_call
+    def generate_tokens(
+        self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[NDArray[np.int32]]:
+        """Continues prompts on the base, and gives tokens instead of text.
+
+        Args:
+            prompts: texts, or token arrays ([n_tokens]).
+            max_tokens: tokens to generate for each prompt at most.
+            temperature: 0 takes the most probable token each time; above, tokens are drawn.
+            seed: prompt i draws with seed + i.
+
+        Returns:
+            int32 [n_generated] for each prompt, without the end token.
+        """
+        n = len(prompts)
+        params = _draw_params(max_tokens, temperature, seed)
+        generated = self._session.generate(self._tokens_of(prompts, [None] * n), [None] * n, [1.0] * n, params)
+        return [tokens for _, tokens in generated]
+
+    @property
+    def start_token(self) -> int | None:
+        """The token that begins a text: BOS, EOS where there is no BOS, None without both."""
+        token = self._session.prefix_token(None)
+        return token if token >= 0 else None
 
     def _tokens_of(self, prompts: Sequence[Prompt], deltas: Sequence[Delta | None]) -> list[NDArray[np.int32]]:
         return [
@@ -227,3 +250,11 @@ class Calls:
         if len(whole) <= n_context:
             raise InputError(f"pair {i}: its continuation has no tokens of its own, expected at least one")
         return whole, n_context
+
+
+def _draw_params(max_tokens: int, temperature: float, seed: int) -> core.GenerateParams:
+    params = core.GenerateParams()
+    params.max_tokens = count("max_tokens", max_tokens, 1)
+    params.temperature = number("temperature", temperature, 0.0, math.inf)
+    params.seed = count("seed", seed, 0)
+    return params

@@ -1,0 +1,1 @@
+"""What each weight's error does to the answers, measured by forward passes of the fine-tune."""

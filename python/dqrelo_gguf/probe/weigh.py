@@ -1,0 +1,166 @@
+"""The importance of weights, by a probe: how far the fine-tune's answers move when one class of weights is compressed.
+
+Nobody's data is needed: base and fine-tune write the text themselves. For each class, weights of one kind in one half of
+the layers, the fine-tune runs with that class compressed and all else exact; KL(fine-tune || that) over its squared error is
+what one unit of it does. The fine-tune runs as a plain F16 GGUF in a temporary folder, the classes as deltas over it that
+hold the error of the compressed weights whole, all in one process and mixed batches.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf.convert.encode import encode_weight
+from dqrelo_gguf.convert.plain_model import write_plain
+from dqrelo_gguf.convert.plan import Options, Planned
+from dqrelo_gguf.convert.report import kind, layer
+from dqrelo_gguf.convert.work import Work
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.file.fingerprint import BaseIdentity, base_identity
+from dqrelo_gguf.file.layout import Type, WeightSpec
+from dqrelo_gguf.file.metadata import DeltaMeta
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.writer import DeltaWriter
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
+
+F32 = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int32]
+
+_NO_BASE = BaseIdentity("0" * 64, (), np.empty(0, np.float32))
+# Text that each of base and fine-tune writes.
+N_TEXTS, N_TOKENS = 8, 48
+SEED = 1
+# A class whose weights no graph reads, or which the text does not show, still counts this much of the median.
+LEAST_SHARE = 1e-3
+# Memory that must be free beside the fine-tune and its classes in F16.
+SPARE_BYTES = 1 << 30
+
+
+def measured_importance(work: Work, planned: list[Planned]) -> dict[str, float]:
+    """KL a unit of squared error of each planned matrix.
+
+    Args:
+        work: the conversion's inputs.
+        planned: a first plan; its mixes are what is probed.
+
+    Raises:
+        InputError: the model cannot be probed here; the text says why.
+    """
+    matrices = [p for p in planned if p.spec.dense_type is None]
+    n_params = sum(prod(ne) for ne in work.base.shapes.values())
+    _check_room(n_params, work.folder)
+    with tempfile.TemporaryDirectory(prefix=".dqrelo-probe-", dir=work.folder) as name:
+        folder = Path(name)
+        tuned = folder / "tuned.gguf"
+        write_plain(tuned, work.base, work.tuned_values, Type.F16)
+        texts = _texts(Path(work.base.path), tuned, work.blocks.n_threads)
+        classes = list(_write_classes(work, matrices, tuned, folder))
+        with _open(tuned, work.blocks.n_threads) as rt:
+            moved = _moved(work, rt, [rt.load_delta(path) for _, path, _ in classes], texts)
+    shares = [kl / max(error, 1e-300) for kl, (_, _, error) in zip(moved, classes, strict=True)]
+    floor = LEAST_SHARE * float(np.median(shares))
+    return {
+        p.spec.name: max(share, floor, 1e-30)
+        for share, (members, _, _) in zip(shares, classes, strict=True)
+        for p in members
+    }
+
+
+def _check_room(n_params: int, folder: Path) -> None:
+    """The fine-tune and the classes, each 2 bytes a parameter, on the disk and in memory."""
+    n_bytes = 4 * n_params
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes + SPARE_BYTES:
+        raise InputError(f"the probe needs {n_bytes} bytes in {folder}, which has {free} free")
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    if available < n_bytes + SPARE_BYTES:
+        raise InputError(f"the probe needs {n_bytes} bytes of memory, {available} are free")
+
+
+def _open(path: Path, n_threads: int) -> Runtime:
+    # Without flash attention no sum is split by the number of threads.
+    return Runtime(
+        path, n_ctx=N_TEXTS * (N_TOKENS + 1), n_seq_max=N_TEXTS, n_threads=n_threads, flash_attn="off", n_gpu_layers=0
+    )
+
+
+def _texts(base: Path, tuned: Path, n_threads: int) -> list[Tokens]:
+    """Texts that both models write from the beginning, drawn with fixed seeds."""
+    texts = []
+    for path in (base, tuned):
+        with _open(path, n_threads) as rt:
+            start = rt.start_token
+            if start is None:
+                raise InputError("the model has no token that begins a text")
+            prompts = [np.array([start], np.int32)] * N_TEXTS
+            drawn = rt.generate_tokens(prompts, max_tokens=N_TOKENS, temperature=1.0, seed=SEED)
+            texts += [np.concatenate([prompts[0], tokens]) for tokens in drawn if len(tokens) > 0]
+    if not texts:
+        raise InputError("the models write no text of their own")
+    return texts
+
+
+def _write_classes(
+    work: Work, matrices: list[Planned], tuned: Path, folder: Path
+) -> Iterator[tuple[list[Planned], Path, float]]:
+    """A delta over the fine-tune for each class, with the squared error that it holds."""
+    identity = base_identity(tuned)
+    n_layer = 1 + max((layer(p.spec.name) or 0 for p in matrices), default=0)
+    classes: dict[tuple[str, int], list[Planned]] = {}
+    for p in matrices:
+        i = layer(p.spec.name)
+        classes.setdefault((kind(p.spec.name), -1 if i is None else 2 * i // n_layer), []).append(p)
+    with work.phases("probing", sum(prod(p.pair.ne) for p in matrices)) as progress:
+        for c, members in enumerate(classes.values()):
+            meta = DeltaMeta(work.base.architecture, str(c), "probe", "dqrelo-convert", {}, work.base.name, identity)
+            specs = [WeightSpec.dense(p.spec.name, p.spec.ne, Type.F16) for p in members]
+            path, error = folder / f"{c}.dq.gguf", 0.0
+            with DeltaWriter(path, meta, specs) as writer:
+                for p in members:
+                    data = encode_weight(p, work.reference, work.tuned, Options(), work.blocks, max_rounds=1)
+                    off = _decoded(p, data, folder) - work.delta(p.pair)
+                    error += float(np.square(off, dtype=np.float64).sum())
+                    writer.write(WeightData(dense=off))
+                    progress.step(prod(p.pair.ne), p.spec.name)
+            yield members, path, error
+
+
+def _decoded(p: Planned, data: WeightData, folder: Path) -> F32:
+    """D_hat of one weight, by the reader."""
+    path = folder / "one.dq.gguf"
+    meta = DeltaMeta("probe", "one", "probe", "dqrelo-convert", {}, "probe", _NO_BASE)
+    with DeltaWriter(path, meta, [p.spec], force=True) as writer:
+        writer.write(data)
+    return DeltaReader(path).reconstruct(p.spec.name)
+
+
+def _moved(work: Work, rt: Runtime, deltas: list[Delta], texts: list[Tokens]) -> list[float]:
+    """Mean KL(fine-tune || fine-tune with a class compressed) over all tokens, for each class."""
+    total = np.zeros(len(deltas))
+    n_tokens = sum(len(text) for text in texts)
+    with work.phases("listening", n_tokens * len(deltas)) as progress:
+        for text in texts:
+            expected = _log_softmax(rt.logits(text))
+            for first in range(0, len(deltas), N_TEXTS - 1):
+                some = deltas[first : first + N_TEXTS - 1]
+                for i, got in enumerate(rt.logits([text] * len(some), some)):
+                    total[first + i] += float((np.exp(expected) * (expected - _log_softmax(got))).sum())
+                progress.step(len(text) * len(some), "text")
+    return [max(float(kl), 0.0) / n_tokens for kl in total]
+
+
+def _log_softmax(logits: F32) -> npt.NDArray[np.float64]:
+    x = logits.astype(np.float64)
+    x -= x.max(axis=1, keepdims=True)
+    x -= np.log(np.exp(x).sum(axis=1, keepdims=True))
+    return x
