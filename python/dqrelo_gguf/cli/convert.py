@@ -63,10 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     method.add_argument(
         "--importance",
-        choices=("auto", "probe", "norm"),
-        default="auto",
-        help="what errors of different weights count in the method best: probe measures it by forward passes on text that "
-        "base and fine-tune write; norm takes 1/||D||; auto probes where memory and disk allow (default: %(default)s)",
+        choices=("norm", "probe"),
+        default="norm",
+        help="the method best: what errors of different weights count. norm takes it from their deltas; probe measures it by "
+        "forward passes on text that base and fine-tune write, which takes minutes and 4 bytes a parameter of memory "
+        "and disk (default: %(default)s)",
     )
     method.add_argument(
         "--vectors",

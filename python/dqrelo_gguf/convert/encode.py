@@ -25,8 +25,11 @@ from dqrelo_gguf.errors import NonFiniteError
 from dqrelo_gguf.file.weight_data import SignFactors, WeightData
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.pairing import Pair
+from dqrelo_gguf.model.vocabulary import EMBEDDING, OUTPUT
 
 F32 = npt.NDArray[np.float32]
+# What errors of the embedding and the output matrix count, against those of other weights: they reach every answer as they are.
+VOCABULARY_WEIGHT = 10.0
 
 
 def encode_weight(
@@ -67,9 +70,10 @@ def encode_weight(
 
 
 def measure_weight(pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks) -> Spectrum:
-    """The spectrum of a weight's delta, added up over its matrices, and what the weight counts: 1 / ||D||.
+    """The spectrum of a weight's delta, added up over its matrices, and what the weight counts.
 
-    Of all that was tried without a forward pass, this importance loses least (docs/method.md).
+    That is 1 / ||D||, and VOCABULARY_WEIGHT times as much for the embedding and the output matrix: of all that was tried
+    without a forward pass, this loses least (docs/method.md).
 
     Args:
         pair: the weight.
@@ -82,7 +86,8 @@ def measure_weight(pair: Pair, reference: GgufModel, tuned: Model, blocks: Block
     matrices = D.reshape(-1, n_out, n_in)
     total = sum(energies(torch.from_numpy(matrix), blocks) for matrix in matrices)
     assert isinstance(total, torch.Tensor)
-    return Spectrum(n_in, n_out, len(matrices), total.numpy(), float(total.sum()) ** -0.5)
+    weight = VOCABULARY_WEIGHT if pair.name in (EMBEDDING, OUTPUT) else 1.0
+    return Spectrum(n_in, n_out, len(matrices), total.numpy(), weight * float(total.sum()) ** -0.5)
 
 
 def delta_of(pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks) -> F32:

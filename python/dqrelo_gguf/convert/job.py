@@ -64,7 +64,7 @@ def convert(
         job: files.
         options: method.
         phases: shows the progress.
-        weigh: the probe, which needs the runtime (probe.measured_importance); None goes without.
+        weigh: the probe (probe.weigh.measured_importance), which needs the runtime; None where none is asked for.
 
     Raises:
         DqreloError: the input cannot be converted; nothing is left behind.
@@ -82,10 +82,10 @@ def convert(
     with open_blocks(job.n_threads) as blocks:
         pairing = pair_weights(base, tuned, options.selection, blocks)
         work = Work(base, reference or base, tuned, pairing.pairs, blocks, phases, outfile.resolve().parent)
-        passes = _Passes(work, options, None if job.dry_run else weigh)
+        passes = _Passes(work, options, weigh)
         checked = passes.check()
-        planned, importance = passes.plan([p for p in pairing.pairs if not checked[p.name].identical], pairing.notes)
-        meta = delta_meta(base, tuned, options, importance, name=job.name, reference=reference)
+        planned = passes.plan([p for p in pairing.pairs if not checked[p.name].identical])
+        meta = delta_meta(base, tuned, options, name=job.name, reference=reference)
         writer = DeltaWriter(outfile, meta, [p.spec for p in planned], job.force)
         result = ConvertResult(
             outfile=outfile,
@@ -138,24 +138,19 @@ class _Passes:
                 progress.step(prod(pair.ne), pair.name)
         return checked
 
-    def plan(self, pairs: list[Pair], notes: list[str]) -> tuple[list[Planned], str]:
-        """How each weight that changed is stored, and what errors of different weights counted for it."""
+    def plan(self, pairs: list[Pair]) -> list[Planned]:
+        """How each weight that changed is stored."""
         if not pairs:
             raise InputError("nothing to convert: no weight of the fine-tune differs from the base")
         if self.options.method_name == "paper":
-            return plan_paper(pairs, self.options), "norm"
+            return plan_paper(pairs, self.options)
         spectra = self._measure([p for p in pairs if is_matrix(p.ne)])
         planned = plan_best(pairs, self.options, spectra)
-        if self.options.importance == "norm" or self.weigh is None:
-            return planned, "norm"
-        try:
-            measured = self.weigh(self.work, planned)
-        except InputError as e:
-            if self.options.importance == "probe":
-                raise
-            notes.append(f"weights count by 1/||D||, because the probe failed: {e}")
-            return planned, "norm"
-        return plan_best(pairs, self.options, weighed(spectra, measured)), "probe"
+        if self.options.importance == "norm":
+            return planned
+        if self.weigh is None:
+            raise InputError("--importance probe: needs the runtime, and none was given")
+        return plan_best(pairs, self.options, weighed(spectra, self.weigh(self.work, planned)))
 
     def _measure(self, pairs: list[Pair]) -> dict[str, Spectrum]:
         spectra, w = {}, self.work

@@ -28,7 +28,7 @@ _NOT_CARRIED = frozenset(
 
 
 def delta_meta(
-    base: GgufModel, tuned: Model, options: Options, importance: str, *, name: str | None, reference: GgufModel | None
+    base: GgufModel, tuned: Model, options: Options, *, name: str | None, reference: GgufModel | None
 ) -> DeltaMeta:
     """The metadata of a delta.
 
@@ -36,7 +36,6 @@ def delta_meta(
         base: the base that the delta is for.
         tuned: the fine-tune: its template, special tokens, sampling defaults, licence and lineage are carried.
         options: recorded, so that the file says how it was made.
-        importance: what errors of different weights counted, recorded where it decides the bytes.
         name: of the fine-tune, or None for its own.
         reference: what the delta is against, or None for the base itself.
     """
@@ -49,7 +48,7 @@ def delta_meta(
         name=name or tuned.name,
         method=fmt.METHOD_PAPER if options.method_name == "paper" else fmt.METHOD_BEST,
         converter=f"dqrelo-convert {__version__}",
-        options={**options.as_metadata(), **({"importance": importance} if options.method_name == "best" else {})},
+        options=options.as_metadata(),
         base_name=base.name,
         base=base_identity(base.file),
         reference=fmt.REFERENCE_BASE if reference is None else Path(reference.path).name,

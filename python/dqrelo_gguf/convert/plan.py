@@ -25,7 +25,7 @@ from dqrelo_gguf.file.layout import WeightSpec, stripped_ne
 from dqrelo_gguf.model.pairing import Pair, Selection
 
 MethodName = Literal["best", "paper"]
-Importance = Literal["auto", "probe", "norm"]
+Importance = Literal["norm", "probe"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Options:
 
     Args:
         ratio: of the file to the 16-bit size of the weights.
-        importance: what errors of different weights count in the method `best`: "probe" measures it by forward passes,
-            "norm" takes 1 / ||D||, "auto" probes where that is possible.
+        importance: what errors of different weights count in the method `best`: "norm" takes it from their deltas, "probe"
+            measures it by forward passes.
         method: "best" or "paper"; None for "best" unless an option of the paper's is given.
         rank: of every weight.
         vectors: "whole" (None) keeps norms and biases as they are; "paper" selects by magnitude, with the paper's ranks.
@@ -49,7 +49,7 @@ class Options:
 
     ratio: Fraction | None = Fraction(1, 8)
     method: MethodName | None = None
-    importance: Importance = "auto"
+    importance: Importance = "norm"
     rank: int | None = None
     vectors: VectorMode | None = None
     factor_type: str | None = None
@@ -73,6 +73,8 @@ class Options:
         return [name for name, value in given.items() if value is not None]
 
     def __post_init__(self) -> None:
+        if self.importance == "probe" and self.method_name == "paper":
+            raise InputError("--importance probe: belongs to --method best, and cannot go with the paper's method")
         if self.method == "best" and self._of_paper():
             raise InputError(f"{self._of_paper()[0]}: belongs to --method paper, and cannot go with --method best")
         if (self.ratio is None) == (self.rank is None):
@@ -90,7 +92,7 @@ class Options:
             "exclude": self.selection.exclude,
         }
         if self.method_name == "best":
-            return of_all
+            return of_all | {"importance": self.importance}
         return of_all | {
             "rank": self.rank,
             "vectors": self.vectors or "whole",
@@ -167,7 +169,7 @@ def plan_best(pairs: list[Pair], options: Options, spectra: Mapping[str, Spectru
 def weighed(spectra: Mapping[str, Spectrum], measured: Mapping[str, float]) -> dict[str, Spectrum]:
     """The spectra with the geometric mean of their importance and the measured one.
 
-    A probe of a few hundred tokens alone trusts them too much; the mean loses less on every pair (docs/method.md).
+    The probe alone trusts a few hundred tokens too much; the mean loses less on every pair (docs/method.md).
     """
     return {
         name: replace(s, importance=(s.importance * measured[name]) ** 0.5) if name in measured else s
