@@ -4,7 +4,7 @@
 // other rows are given with it: a row's value does not depend on its batch or on the number of threads.
 #pragma once
 
-#include "ggml.h" // enum ggml_type
+#include "factor-types.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -29,9 +29,9 @@ static inline int64_t dqrelo_q_bytes(int64_t n) {
 
 // 32639 is the largest q whose hi byte fits (127 * 256 + 127). Longer rows take a smaller range, so that a sum of n terms fits
 // in 32 bits and all integer arithmetic is exact.
-static inline int32_t dqrelo_q_max(int64_t n) {
-    const int64_t fit = INT32_MAX / (n > 0 ? n : 1);
-    return (int32_t) (fit < 32639 ? fit : 32639);
+static inline DQRELO_DEVICE int32_t dqrelo_q_max(int64_t n) {
+    const int32_t fit = INT32_MAX / (int32_t) (n > 0 ? n : 1); // no row has 2^31 values, and 64 bits are a slow division on a GPU
+    return fit < 32639 ? fit : 32639;
 }
 
 // What dqrelo_kernels::add_delta makes one output row of, n_i output features each.

@@ -37,7 +37,7 @@ size_t dqrelo_cuda_work_bytes(const struct dqrelo_cuda_op * op);
 
 // The number of counters that every launch on a stream uses. They must be zero before the first one. A launch leaves zeros, so that no call
 // has to clear them.
-#define DQRELO_CUDA_COUNTERS 4
+#define DQRELO_CUDA_COUNTERS 6
 
 // Launches the op. Nothing is read from the device, and what is launched depends on shapes only, so that it can be part of a CUDA graph.
 // n_sm is the number of the device's multiprocessors. Returns a cudaError_t.

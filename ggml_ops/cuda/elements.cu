@@ -12,13 +12,29 @@ static __device__ __forceinline__ int64_t delta_row_of(const dqrelo_cuda_op & op
     return id_in_range(id, e.n_out * e.n_mat);
 }
 
+// (A B)(i, j), times the column's scale.
+static __device__ float sign_factors_at(const matrix_ref & matrix, int64_t i, int j) {
+    const dqrelo_entry & e   = *matrix.e;
+    float                sum = 0.0f;
+    for (int k = 0; k < e.plane_ranks[0]; k++) {
+        float a = 0.0f, b = 0.0f;
+        int   code = k;
+        for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k < e.plane_ranks[p]; code += e.plane_ranks[p++]) {
+            a += matrix.usign_row(i)[code / 8] >> (code % 8) & 1 ? matrix.uscale(code) : -matrix.uscale(code);
+            b += matrix.vsign_row(code)[j / 8] >> (j % 8) & 1 ? matrix.vscale(code) : -matrix.vscale(code);
+        }
+        sum = fmaf(a, b, sum);
+    }
+    return e.cscale ? matrix.cscale()[j] * sum : sum;
+}
+
 // D_hat(i, j) of one matrix.
 static __device__ float delta_at(const matrix_ref & matrix, int64_t i, int j) {
     const dqrelo_entry & e = *matrix.e;
     if (e.dense) {
         return value_of(e.type_dense, matrix.dense_row(i), j);
     }
-    float sum = 0.0f;
+    float sum = sign_factors_at(matrix, i, j);
     for (int p = 0; p < e.n_planes; p++) {
         const float scale = e.cscale ? matrix.cscale()[j] * matrix.scale(p, i) : matrix.scale(p, i);
         sum += matrix.sign_row(p, i)[j / 8] >> (j % 8) & 1 ? scale : -scale;

@@ -1,5 +1,5 @@
-// matmul-tiles.cu: MATMUL and MATMUL_ID for batches of many rows, in three launches whatever the number of deltas: prepare the rows, V x,
-// and the rest.
+// matmul-tiles.cu: MATMUL and MATMUL_ID for batches of many rows, in four launches whatever the number of deltas: prepare the rows, V x and
+// B (c . x), quantise the latter, and the rest.
 //
 // A block of 128 threads computes a tile of 64 output features and 32 sorted rows; a warp computes 16 features of it. A tile in which
 // several matrices meet is computed once for each, for its rows alone. Signs are multiplied on tensor cores as bytes 0 and 1, U and V as
@@ -17,7 +17,8 @@ static constexpr int APPLY_BLOCKS = 3; // a multiprocessor: up to 168 registers 
 #else
 static constexpr int APPLY_BLOCKS = 4; // up to 128
 #endif
-static constexpr int RANK_BLOCKS = 8; // blocks side by side for a tile's V x, 64 ranks each
+static constexpr int RANK_BLOCKS = 8;  // blocks side by side for a tile's V x, 64 ranks each
+static constexpr int CODE_BLOCKS = 16; // and for its B (c . x)
 
 // The work memory. All arrays are indexed by row of y.
 struct tiles_work {
@@ -27,7 +28,10 @@ struct tiles_work {
     int32_t *       x_max; // bits of the largest magnitude of x
     int32_t *       t_max; // and of V x
     float *         t;     // rows of t_stride: V x
-    int32_t         n_rows, q_bytes, t_stride;
+    float *         bx;    // rows of t_stride: B (c . x)
+    quantized_row * z_quantized;
+    int8_t *        zq; // rows of zq_bytes
+    int32_t         n_rows, q_bytes, t_stride, zq_bytes;
     float           q_max;
 };
 
@@ -45,11 +49,12 @@ static __device__ void prepare_row(const dqrelo_cuda_op & op, const tiles_work &
     }
     const matrix_ref matrix = matrix_of_key(op, key);
     const float *    x      = x_row(op, row);
-    if (matrix.e->dense == nullptr && matrix.e->n_planes > 0 && quantized_row_of(op, *matrix.e, row) == row) {
-        quantize_row(x, matrix.cscale(), op.n_in, work.q_max, work.q + (int64_t) row * work.q_bytes, work.quantized + row);
+    if (has_signs(*matrix.e) && quantized_row_of(op, *matrix.e, row) == row) {
+        quantize_row(activation_row{ x, matrix.cscale() }, op.n_in, work.q_max, work.q + (int64_t) row * work.q_bytes,
+                     work.quantized + row);
     }
     if ((matrix.e->dense || matrix.e->rank > 0) && first_row_of_x(op, row) == row) {
-        const int32_t max_bits = max_bits_of(x, nullptr, op.n_in, part);
+        const int32_t max_bits = max_bits_of(activation_row{ x, nullptr }, op.n_in, part);
         if (threadIdx.x == 0) {
             work.x_max[row] = max_bits;
         }
@@ -70,7 +75,74 @@ static __global__ void __launch_bounds__(N_THREADS, 8)
 }
 
 //
-// V x
+// signs
+//
+
+// Rows of signs that tiles need, and the quantised rows that they are multiplied with.
+struct sign_matrix {
+    const uint8_t * first;  // row of signs of the matrix' first feature
+    int             n_rows; // of signs
+    int             n;      // columns
+    const int8_t *  q;      // quantised rows, q_bytes apart
+    int32_t         q_bytes;
+};
+
+// Sets set[n][c] to the sum of q where the bit is set, modulo 2^32, for features i0 + tile_feature. q_row(r) is the quantised row of the
+// tile's row r.
+template <typename Q>
+static __device__ __forceinline__ void sign_tile(tile_memory & memory, const sign_matrix & a, int i0, const tile_range & range, Q q_row,
+                                                 uint32_t set[N_TILES][4]) {
+    const int       n_bytes            = a.n / 8;
+    const int       lane               = (int) threadIdx.x % WARP;
+    const uint8_t * sign0              = a.first + (int64_t) min(i0 + tile_feature(0), a.n_rows - 1) * n_bytes;
+    const uint8_t * sign1              = a.first + (int64_t) min(i0 + tile_feature(1), a.n_rows - 1) * n_bytes;
+    const bool      aligned            = ((uintptr_t) a.first | (uintptr_t) n_bytes) % PIECE_BYTES == 0;
+    int32_t         sum[2][N_TILES][4] = {}; // of hi and lo bytes
+    for (int piece = 0; piece * PIECE_BYTES < n_bytes; piece++) {
+        __syncthreads();
+        for (int i = (int) threadIdx.x; i < TILE_ROWS * 16; i += N_THREADS) {
+            const int r = i / 16, v = i % 16;
+            if (r >= range.begin && r < range.end) {
+                const int8_t * q = a.q + (int64_t) q_row(r) * a.q_bytes + piece / CHUNK_PIECES * CHUNK_BYTES;
+                memory.q[r][v]   = ((const int4 *) q)[v * CHUNK_PIECES + piece % CHUNK_PIECES];
+            }
+        }
+        __syncthreads();
+        const uint4    s0       = load_signs(sign0, piece * PIECE_BYTES, n_bytes, aligned);
+        const uint4    s1       = load_signs(sign1, piece * PIECE_BYTES, n_bytes, aligned);
+        const uint32_t words[8] = { s0.x, s1.x, s0.y, s1.y, s0.z, s1.z, s0.w, s1.w };
+#pragma unroll
+        for (int w = 0; w < 4; w++) {
+            uint32_t word[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                word[i] = words[2 * w + i % 2] >> (lane % 4 + i / 2 * 4) & 0x01010101;
+            }
+#pragma unroll
+            for (int n = 0; n < N_TILES; n++) {
+                if (8 * n + 8 <= range.begin || 8 * n >= range.end) { // the same for the whole block
+                    continue;
+                }
+                const uint32_t * q = (const uint32_t *) &memory.q[8 * n + lane / 4][4 * w] + lane % 4;
+#pragma unroll
+                for (int plane = 0; plane < 2; plane++) {
+                    const uint32_t b[2] = { q[8 * plane], q[8 * plane + 4] };
+                    mma_bytes(sum[plane][n], word, b);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < N_TILES; n++) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            set[n][c] = 256u * (uint32_t) sum[0][n][c] + (uint32_t) sum[1][n][c];
+        }
+    }
+}
+
+//
+// V x and B (c . x)
 //
 
 static __device__ __forceinline__ float x_factor(const dqrelo_cuda_op & op, const tiles_work & work, int32_t row) {
@@ -106,7 +178,44 @@ static __device__ __forceinline__ void store_factors(const tiles_work & work, co
     }
 }
 
-static __global__ void __launch_bounds__(N_THREADS, 5) factor_tiles(const dqrelo_cuda_op op, const tiles_work work) {
+// The sums of d (S q) from those where the bit is set.
+static __device__ __forceinline__ float signed_sum(uint32_t set, const quantized_row & quantized, float scale) {
+    return quantized.d * scale * (float) (int32_t) (2u * set - (uint32_t) quantized.sum);
+}
+
+// Stores values k0 + tile_feature of B (c . x), all planes of them.
+static __device__ __forceinline__ void code_tile(tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work,
+                                                 const tile_rows & rows, const matrix_ref & matrix, int k0, const tile_range & range) {
+    const dqrelo_entry & e              = *matrix.e;
+    float                bx[N_TILES][4] = {};
+    for (int p = 0, code0 = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e.plane_ranks[p]; code0 += e.plane_ranks[p++]) {
+        uint32_t          set[N_TILES][4];
+        const sign_matrix v = { matrix.vsign_row(code0), e.plane_ranks[p], op.n_in, work.q, work.q_bytes };
+        sign_tile(memory, v, k0, range, [&](int r) { return quantized_row_of(op, e, rows.row[r]); }, set);
+#pragma unroll
+        for (int n = 0; n < N_TILES; n++) {
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                const int k = k0 + tile_feature(c / 2), r = tile_row(n, c % 2);
+                if (k < e.plane_ranks[p] && r >= range.begin && r < range.end) {
+                    bx[n][c] += signed_sum(set[n][c], work.quantized[quantized_row_of(op, e, rows.row[r])], matrix.vscale(code0 + k));
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < N_TILES; n++) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            const int k = k0 + tile_feature(c / 2), r = tile_row(n, c % 2);
+            if (k < e.plane_ranks[0] && r >= range.begin && r < range.end) {
+                work.bx[(int64_t) rows.row[r] * work.t_stride + k] = bx[n][c];
+            }
+        }
+    }
+}
+
+static __global__ void __launch_bounds__(N_THREADS, 3) factor_tiles(const dqrelo_cuda_op op, const tiles_work work) {
     __shared__ tile_memory memory;
     __shared__ tile_rows   rows;
     load_tile_rows(op, work.n_rows, work.sorted, (int32_t) blockIdx.y * TILE_ROWS, rows);
@@ -117,7 +226,11 @@ static __global__ void __launch_bounds__(N_THREADS, 5) factor_tiles(const dqrelo
             continue;
         }
         const matrix_ref matrix = matrix_of_key(op, key);
-        const int        rank   = matrix.e->dense ? 0 : matrix.e->rank;
+        const int        block  = (int) blockIdx.x - RANK_BLOCKS;
+        for (int k0 = block * TILE_OUTPUTS; block >= 0 && k0 < matrix.e->plane_ranks[0]; k0 += CODE_BLOCKS * TILE_OUTPUTS) {
+            code_tile(memory, op, work, rows, matrix, k0, range);
+        }
+        const int rank = matrix.e->dense || block >= 0 ? 0 : matrix.e->rank;
         for (int k0 = (int) blockIdx.x * TILE_OUTPUTS; k0 < rank; k0 += RANK_BLOCKS * TILE_OUTPUTS) {
             float             sum[N_TILES][4] = {};
             const tile_matrix v(matrix.v_row(k0), matrix.e->type_v, rank - k0, op.n_in);
@@ -129,80 +242,44 @@ static __global__ void __launch_bounds__(N_THREADS, 5) factor_tiles(const dqrelo
     }
 }
 
+// Quantises what B (c . x) gives A, a row of y a block.
+static __global__ void __launch_bounds__(N_THREADS, 8) quantize_codes(const dqrelo_cuda_op op, const tiles_work work) {
+    const int32_t  row = (int32_t) blockIdx.x;
+    const uint32_t key = key_of_row(op, row);
+    if (key == BASE_ROW || matrix_of_key(op, key).e->n_codes == 0) {
+        return;
+    }
+    const matrix_ref matrix  = matrix_of_key(op, key);
+    const int32_t    n_codes = matrix.e->n_codes;
+    quantize_row(code_row{ work.bx + (int64_t) row * work.t_stride, matrix }, n_codes, (float) dqrelo_q_max(n_codes),
+                 work.zq + (int64_t) row * work.zq_bytes, work.z_quantized + row);
+}
+
 //
 // output features
 //
-
-// Sets set[n][c] to the sum of q where the bit of plane p is set, modulo 2^32.
-static __device__ __forceinline__ void sign_tile(tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work,
-                                                 const tile_rows & rows, const matrix_ref & matrix, int p, int i0, const tile_range & range,
-                                                 uint32_t set[N_TILES][4]) {
-    const int       n_bytes            = op.n_in / 8;
-    const int       lane               = (int) threadIdx.x % WARP;
-    const uint8_t * sign0              = matrix.sign_row(p, min(i0 + tile_feature(0), op.n_out - 1));
-    const uint8_t * sign1              = matrix.sign_row(p, min(i0 + tile_feature(1), op.n_out - 1));
-    const bool      aligned            = ((uintptr_t) matrix.sign_row(p, 0) | (uintptr_t) n_bytes) % PIECE_BYTES == 0;
-    int32_t         sum[2][N_TILES][4] = {}; // of hi and lo bytes
-    for (int piece = 0; piece * PIECE_BYTES < n_bytes; piece++) {
-        __syncthreads();
-        for (int i = (int) threadIdx.x; i < TILE_ROWS * 16; i += N_THREADS) {
-            const int r = i / 16, v = i % 16;
-            if (r >= range.begin && r < range.end) {
-                const int8_t * q =
-                    work.q + (int64_t) quantized_row_of(op, *matrix.e, rows.row[r]) * work.q_bytes + piece / CHUNK_PIECES * CHUNK_BYTES;
-                memory.q[r][v] = ((const int4 *) q)[v * CHUNK_PIECES + piece % CHUNK_PIECES];
-            }
-        }
-        __syncthreads();
-        const uint4    s0       = load_signs(sign0, piece * PIECE_BYTES, n_bytes, aligned);
-        const uint4    s1       = load_signs(sign1, piece * PIECE_BYTES, n_bytes, aligned);
-        const uint32_t words[8] = { s0.x, s1.x, s0.y, s1.y, s0.z, s1.z, s0.w, s1.w };
-#pragma unroll
-        for (int w = 0; w < 4; w++) {
-            uint32_t a[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                a[i] = words[2 * w + i % 2] >> (lane % 4 + i / 2 * 4) & 0x01010101;
-            }
-#pragma unroll
-            for (int n = 0; n < N_TILES; n++) {
-                if (8 * n + 8 <= range.begin || 8 * n >= range.end) { // the same for the whole block
-                    continue;
-                }
-                const uint32_t * q = (const uint32_t *) &memory.q[8 * n + lane / 4][4 * w] + lane % 4;
-#pragma unroll
-                for (int plane = 0; plane < 2; plane++) {
-                    const uint32_t b[2] = { q[8 * plane], q[8 * plane + 4] };
-                    mma_bytes(sum[plane][n], a, b);
-                }
-            }
-        }
-    }
-#pragma unroll
-    for (int n = 0; n < N_TILES; n++) {
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-            set[n][c] = 256u * (uint32_t) sum[0][n][c] + (uint32_t) sum[1][n][c];
-        }
-    }
-}
 
 // Computes the delta of the rows of `range`.
 static __device__ __forceinline__ void delta_tile(tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work,
                                                   const tile_rows & rows, const matrix_ref & matrix, int i0, const tile_range & range,
                                                   float delta[N_TILES][4]) {
     const dqrelo_entry & e = *matrix.e;
-    for (int p = 0; p < e.n_planes; p++) {
-        uint32_t set[N_TILES][4];
-        sign_tile(memory, op, work, rows, matrix, p, i0, range, set);
+    for (int p = 0; p < e.n_planes + (e.n_codes > 0 ? 1 : 0); p++) { // the codes of A are a plane more
+        const bool codes = p == e.n_planes;
+        const auto q_row = [&](int r) { return codes ? rows.row[r] : quantized_row_of(op, e, rows.row[r]); };
+
+        const sign_matrix a = codes ? sign_matrix{ matrix.usign_row(0), op.n_out, e.n_codes, work.zq, work.zq_bytes }
+                                    : sign_matrix{ matrix.sign_row(p, 0), op.n_out, op.n_in, work.q, work.q_bytes };
+        uint32_t          set[N_TILES][4];
+        sign_tile(memory, a, i0, range, q_row, set);
 #pragma unroll
         for (int n = 0; n < N_TILES; n++) {
 #pragma unroll
             for (int c = 0; c < 4; c++) {
                 const int i = i0 + tile_feature(c / 2), r = tile_row(n, c % 2);
                 if (i < op.n_out && r >= range.begin && r < range.end) {
-                    const quantized_row quantized = work.quantized[quantized_row_of(op, e, rows.row[r])];
-                    delta[n][c] += quantized.d * matrix.scale(p, i) * (float) (int32_t) (2u * set[n][c] - (uint32_t) quantized.sum);
+                    const quantized_row quantized = (codes ? work.z_quantized : work.quantized)[q_row(r)];
+                    delta[n][c] += signed_sum(set[n][c], quantized, codes ? 1.0f : matrix.scale(p, i));
                 }
             }
         }
@@ -261,18 +338,22 @@ static tiles_work lay_out(const dqrelo_cuda_op & op, void * memory, int64_t * n_
         used += aligned_bytes(row_bytes * dqrelo_cuda_n_rows(&op));
         return (void *) p;
     };
-    tiles_work work = {};
-    work.n_rows     = (int32_t) dqrelo_cuda_n_rows(&op);
-    work.q_bytes    = quantized_bytes(op.n_in);
-    work.t_stride   = rank_stride(op);
-    work.q_max      = (float) dqrelo_q_max(op.n_in);
-    work.sorted     = (int32_t *) take(sizeof(*work.sorted));
-    work.x_max      = (int32_t *) take(sizeof(*work.x_max));
-    work.t_max      = (int32_t *) take(sizeof(*work.t_max));
-    work.quantized  = (quantized_row *) take(sizeof(*work.quantized));
-    work.q          = (int8_t *) take(work.q_bytes);
-    work.t          = (float *) take((int64_t) work.t_stride * (int64_t) sizeof(*work.t));
-    *n_bytes        = used;
+    tiles_work work  = {};
+    work.n_rows      = (int32_t) dqrelo_cuda_n_rows(&op);
+    work.q_bytes     = quantized_bytes(op.n_in);
+    work.t_stride    = rank_stride(op);
+    work.zq_bytes    = quantized_bytes(max_codes(op));
+    work.q_max       = (float) dqrelo_q_max(op.n_in);
+    work.sorted      = (int32_t *) take(sizeof(*work.sorted));
+    work.x_max       = (int32_t *) take(sizeof(*work.x_max));
+    work.t_max       = (int32_t *) take(sizeof(*work.t_max));
+    work.quantized   = (quantized_row *) take(sizeof(*work.quantized));
+    work.q           = (int8_t *) take(work.q_bytes);
+    work.t           = (float *) take((int64_t) work.t_stride * (int64_t) sizeof(*work.t));
+    work.bx          = (float *) take((int64_t) work.t_stride * (int64_t) sizeof(*work.bx));
+    work.z_quantized = (quantized_row *) take(sizeof(*work.z_quantized));
+    work.zq          = (int8_t *) take(work.zq_bytes);
+    *n_bytes         = used;
     return work;
 }
 
@@ -290,7 +371,8 @@ cudaError_t dqrelo_cuda_matmul_tiles(const dqrelo_cuda_op & op, void * memory, c
     const unsigned   n_sort    = op.sorted_tokens ? 0 : (n_rows + SORT_ROWS - 1) / SORT_ROWS;
     const dim3       tiles(((unsigned) op.n_out + TILE_OUTPUTS - 1) / TILE_OUTPUTS, row_tiles);
     prepare_rows<<<n_sort + n_rows, N_THREADS, 0, stream>>>(op, work, (int32_t) n_sort);
-    factor_tiles<<<dim3(RANK_BLOCKS, row_tiles), N_THREADS, 0, stream>>>(op, work); // ranks are known on the device only
+    factor_tiles<<<dim3(RANK_BLOCKS + CODE_BLOCKS, row_tiles), N_THREADS, 0, stream>>>(op, work); // ranks are known on the device only
+    quantize_codes<<<n_rows, N_THREADS, 0, stream>>>(op, work);
     apply_tiles<<<tiles, N_THREADS, 0, stream>>>(op, work);
     return cudaGetLastError();
 }

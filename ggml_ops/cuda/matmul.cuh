@@ -21,6 +21,11 @@ static inline int32_t rank_stride(const dqrelo_cuda_op & op) {
     return ((op.n_in < op.n_out ? op.n_in : op.n_out) + 15) & ~15;
 }
 
+// The most codes that sign factors may have.
+static inline int32_t max_codes(const dqrelo_cuda_op & op) {
+    return DQRELO_MAX_CODES_A_SIDE * (op.n_in < op.n_out ? op.n_in : op.n_out);
+}
+
 // For few rows, in one launch.
 size_t      dqrelo_cuda_matmul_rows_bytes(const dqrelo_cuda_op & op);
 cudaError_t dqrelo_cuda_matmul_rows(const dqrelo_cuda_op & op, void * memory, int32_t * counters, int n_sm, cudaStream_t stream);

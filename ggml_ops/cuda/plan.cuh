@@ -11,7 +11,7 @@ static constexpr int TILE_FEATURES = 4;                    // output features th
 static constexpr int UNIT_OUTPUTS  = N_THREADS / ROW_LANES * TILE_FEATURES;
 
 // Rows sorted by matrix: those of group g are row[begin[g]] to row[begin[g + 1] - 1], those of the base alone the last.
-// Units of work are numbered in the order quantise, V x, output features, copies.
+// Units of work are numbered in the order quantise, V x, B (c . x), quantise that, output features, copies.
 struct row_plan {
     int32_t n_groups, n_changed;
     int32_t delta[MAX_ROWS], matrix[MAX_ROWS]; // of a group
@@ -19,7 +19,8 @@ struct row_plan {
     int32_t row[MAX_ROWS];
     float   scale[MAX_ROWS];       // request scale of a sorted row
     int32_t v_begin[MAX_ROWS + 1]; // first unit of a group's V x
-    int32_t apply_begin, copy_begin, n_units;
+    int32_t b_begin[MAX_ROWS + 1]; // and of its B (c . x)
+    int32_t z_begin, apply_begin, copy_begin, n_units;
 };
 
 // The number of `lanes` before this one.
@@ -57,6 +58,7 @@ static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_
         plan.matrix[g]      = matrix;
         plan.begin[g + 1]   = __popc(same);
         plan.v_begin[g + 1] = e->dense ? 0 : (e->rank + V_ROWS - 1) / V_ROWS;
+        plan.b_begin[g + 1] = (e->n_codes + UNIT_OUTPUTS - 1) / UNIT_OUTPUTS;
     }
     __syncwarp();
     if (lane == 0) { // turns sizes into places
@@ -68,7 +70,12 @@ static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_
             plan.begin[g + 1] += plan.begin[g];
             plan.v_begin[g + 1] += plan.v_begin[g];
         }
-        plan.apply_begin = plan.v_begin[plan.n_groups];
+        plan.b_begin[0] = plan.v_begin[plan.n_groups];
+        for (int g = 0; g < plan.n_groups; g++) {
+            plan.b_begin[g + 1] += plan.b_begin[g];
+        }
+        plan.z_begin     = plan.b_begin[plan.n_groups];
+        plan.apply_begin = plan.z_begin + (plan.z_begin > plan.b_begin[0] ? plan.n_changed : 0);
         plan.copy_begin  = plan.apply_begin + plan.n_groups * ((op.n_out + UNIT_OUTPUTS - 1) / UNIT_OUTPUTS);
         plan.n_units     = plan.copy_begin + (op.dst == op.y ? 0 : __popc(base));
     }

@@ -1,5 +1,5 @@
-// quantize.cuh: an activation row as 16-bit integers in two byte planes: the same integers as ../cpu/scalar.cpp's, in an order that suits
-// signs.cuh.
+// quantize.cuh: a row of activations as 16-bit integers in two byte planes: the same integers as ../cpu/scalar.cpp's, in an order that
+// suits signs.cuh.
 //
 // A row's columns are cut into pieces of 128 (16 bytes of signs), 16 pieces a chunk. A word of 32 signs is multiplied as eight times four
 // signs: those of columns j, 8 + j, 16 + j, 24 + j, because (word >> j) & 0x01010101 moves them to a byte each. A chunk is stored as 16
@@ -25,9 +25,27 @@ static __host__ __device__ __forceinline__ int32_t quantized_bytes(int32_t n) {
     return (n + CHUNK_COLUMNS - 1) / CHUNK_COLUMNS * CHUNK_BYTES;
 }
 
-static __device__ __forceinline__ float activation(const float * x, const float * cscale, int j) {
-    return cscale ? __fmul_rn(x[j], cscale[j]) : x[j];
-}
+// What is quantised: an activation row with its column scales, or without;
+struct activation_row {
+    const float * x;
+    const float * cscale; // or null
+
+    __device__ __forceinline__ float operator()(int j) const { return cscale ? __fmul_rn(x[j], cscale[j]) : x[j]; }
+};
+
+// or what the codes of A are multiplied with: B (c . x), times the scale of each code.
+struct code_row {
+    const float * bx; // [plane_ranks[0]]
+    matrix_ref    matrix;
+
+    __device__ __forceinline__ float operator()(int code) const {
+        int k = code;
+        for (int p = 0; k >= matrix.e->plane_ranks[p]; p++) {
+            k -= matrix.e->plane_ranks[p];
+        }
+        return __fmul_rn(bx[k], matrix.uscale(code));
+    }
+};
 
 // Combines the values of all threads of the block. `part` has room for a value of each warp.
 template <typename T, typename F>
@@ -36,8 +54,10 @@ static __device__ __forceinline__ T reduce_block(T value, T * part, F combine) {
     for (int bits = WARP / 2; bits > 0; bits /= 2) {
         value = combine(value, __shfl_xor_sync(0xffffffffu, value, bits));
     }
+    // By a shuffle, so that the compiler does not keep the address through all units of work, in a register too many.
+    const int warp = __shfl_sync(0xffffffffu, (int) threadIdx.x / WARP, 0);
     if (threadIdx.x % WARP == 0) {
-        part[threadIdx.x / WARP] = value;
+        part[warp] = value;
     }
     __syncthreads();
     value = part[0];
@@ -50,18 +70,20 @@ static __device__ __forceinline__ T reduce_block(T value, T * part, F combine) {
 
 // The bits of a row's largest magnitude, which all threads of a block find together. The bits of |v| are ordered as integers, with NaN
 // above infinity above every number.
-static __device__ int32_t max_bits_of(const float * x, const float * cscale, int n, int32_t * part) {
+template <typename R>
+static __device__ int32_t max_bits_of(const R & row, int n, int32_t * part) {
     int32_t max_bits = 0;
     for (int j = (int) threadIdx.x; j < n; j += N_THREADS) {
-        max_bits = max(max_bits, __float_as_int(activation(x, cscale, j)) & 0x7fffffff);
+        max_bits = max(max_bits, __float_as_int(row(j)) & 0x7fffffff);
     }
     return reduce_block(max_bits, part, [](int32_t a, int32_t b) { return a > b ? a : b; });
 }
 
-// Quantises a row, with all threads of a block.
-static __device__ void quantize_row(const float * x, const float * cscale, int n, float q_max, int8_t * q, quantized_row * out) {
+// Quantises a row of n values, with all threads of a block.
+template <typename R>
+static __device__ void quantize_row(const R & row, int n, float q_max, int8_t * q, quantized_row * out) {
     __shared__ int32_t part[N_WARPS];
-    const int32_t      max_bits = max_bits_of(x, cscale, n, part);
+    const int32_t      max_bits = max_bits_of(row, n, part);
     const float        v_max    = __int_as_float(max_bits);
     const float        inv      = __fdiv_rn(q_max, v_max);
     const bool         finite   = max_bits < 0x7f800000;
@@ -77,7 +99,7 @@ static __device__ void quantize_row(const float * x, const float * cscale, int n
         for (int b = 0; b < 4; b++) {
             const int column = 128 * piece + 32 * w + 8 * b + j;
             if (usable && column < n) {
-                const int32_t v    = __float2int_rn(__fmul_rn(activation(x, cscale, column), inv));
+                const int32_t v    = __float2int_rn(__fmul_rn(row(column), inv));
                 const int32_t high = (v + 128) >> 8;
                 hi |= (uint32_t) (high & 255) << (8 * b);
                 lo |= (uint32_t) ((v - 256 * high) & 255) << (8 * b);

@@ -51,7 +51,7 @@ static __device__ __forceinline__ const dqrelo_entry * entry_of_delta(const dqre
         return nullptr;
     }
     const dqrelo_entry * e = op.table + delta;
-    return e->n_planes == 0 && e->rank == 0 && e->dense == nullptr ? nullptr : e;
+    return e->n_planes == 0 && e->rank == 0 && e->n_codes == 0 && e->dense == nullptr ? nullptr : e;
 }
 
 // The delta index of a token, or -1 where it has no delta, or the scale is 0.
@@ -75,6 +75,11 @@ static __device__ __forceinline__ int32_t quantized_row_of(const dqrelo_cuda_op 
     return e.cscale ? row : first_row_of_x(op, row);
 }
 
+// Whether the activation is multiplied with signs, for which it is quantised.
+static __device__ __forceinline__ bool has_signs(const dqrelo_entry & e) {
+    return e.dense == nullptr && (e.n_planes > 0 || e.n_codes > 0);
+}
+
 // One matrix of an entry. The entry stays in device memory: a copy with an array indexed by the plane would lie in local memory.
 struct matrix_ref {
     const dqrelo_entry * e;
@@ -84,12 +89,19 @@ struct matrix_ref {
     __device__ __forceinline__ float           scale(int p, int64_t i) const {
         return e->scale[p][(e->scale_per_row >> p) & 1 ? m * e->n_out + i : m];
     }
-    __device__ __forceinline__ const float * cscale() const { return e->cscale ? e->cscale + m * e->n_in : nullptr; }
-    __device__ __forceinline__ const void *  u_row(int64_t i) const { return row(e->u, e->type_u, e->rank, m * e->n_out + i); }
-    __device__ __forceinline__ const void *  v_row(int64_t k) const { return row(e->v, e->type_v, e->n_in, m * e->rank + k); }
-    __device__ __forceinline__ const void *  dense_row(int64_t i) const { return row(e->dense, e->type_dense, e->n_in, m * e->n_out + i); }
+    __device__ __forceinline__ const float *   cscale() const { return e->cscale ? e->cscale + m * e->n_in : nullptr; }
+    __device__ __forceinline__ const void *    u_row(int64_t i) const { return row(e->u, e->type_u, e->rank, m * e->n_out + i); }
+    __device__ __forceinline__ const void *    v_row(int64_t k) const { return row(e->v, e->type_v, e->n_in, m * e->rank + k); }
+    __device__ __forceinline__ const uint8_t * vsign_row(int64_t code) const { return e->vsign + (m * e->n_codes + code) * (e->n_in / 8); }
+    __device__ __forceinline__ const uint8_t * usign_row(int64_t i) const { return e->usign + (m * e->n_out + i) * (e->n_codes / 8); }
+    __device__ __forceinline__ float           vscale(int64_t code) const { return bf16(e->vscale, m * e->n_codes + code); }
+    __device__ __forceinline__ float           uscale(int64_t code) const { return bf16(e->uscale, m * e->n_codes + code); }
+    __device__ __forceinline__ const void * dense_row(int64_t i) const { return row(e->dense, e->type_dense, e->n_in, m * e->n_out + i); }
 
 private:
+    static __device__ __forceinline__ float bf16(const void * data, int64_t i) {
+        return __uint_as_float((uint32_t) ((const uint16_t *) data)[i] << 16);
+    }
     static __device__ __forceinline__ const void * row(const void * data, int32_t type, int64_t n_columns, int64_t i) {
         return (const uint8_t *) data + i * dqrelo_type_bytes((ggml_type) type, n_columns);
     }
@@ -108,5 +120,7 @@ static __device__ __forceinline__ int32_t matrix_of(const dqrelo_cuda_op & op, c
 
 // Checks what the host cannot see.
 static __device__ __forceinline__ void check_matrix(const dqrelo_cuda_op & op, const dqrelo_entry & e) {
-    check(e.n_in == op.n_in && e.n_out == op.n_out && e.n_planes <= DQRELO_MAX_PLANES && e.rank <= min(op.n_in, op.n_out));
+    const int32_t smaller = min(op.n_in, op.n_out);
+    check(e.n_in == op.n_in && e.n_out == op.n_out && e.n_planes <= DQRELO_MAX_PLANES && e.rank <= smaller);
+    check(e.plane_ranks[0] <= smaller && e.n_codes <= DQRELO_MAX_CODES_A_SIDE * smaller);
 }

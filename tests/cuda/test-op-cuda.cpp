@@ -192,7 +192,8 @@ static void test_order() {
 static void test_zero_rows() {
     check::begin("rows of zeros");
     entry_options o;
-    o.n_in = 128;
+    o.n_in        = 128;
+    o.plane_ranks = { 8 };
     const random_entry r(o, 74);
     op_case            c;
     c.n_in    = o.n_in;
@@ -282,9 +283,10 @@ static void test_in_place() {
 static void test_row_alone(kernel which, int64_t n_rows) {
     check::begin(which == TILES ? "tiles/a row alone and in a batch" : "rows/a row alone and in a batch");
     entry_options o;
-    o.n_in  = 333 * 8;
-    o.n_out = 50;
-    o.rank  = 20;
+    o.n_in        = 333 * 8;
+    o.n_out       = 50;
+    o.rank        = 20;
+    o.plane_ranks = { 30, 9, 1 };
     const random_entry a(o, 3), b(o, 4);
     op_case            c;
     c.ne      = { o.n_out, n_rows, 1, 1 };
@@ -323,23 +325,28 @@ static void test_small() {
     o1.type_v        = GGML_TYPE_Q4_0;
     entry_options o2 = o;
     o2.dense         = true;
-    const random_entry a(o, 81), b(o1, 82), d(o2, 83);
+    entry_options o3 = o;
+    o3.n_planes      = 0;
+    o3.cscale        = true;
+    o3.plane_ranks   = { 33, 6, 1 };
+    const random_entry a(o, 81), b(o1, 82), d(o2, 83), z(o3, 85);
     op_case            c;
     c.n_in    = o.n_in;
     c.ne      = { o.n_out, 7, 1, 1 };
-    c.entries = { &a, &b, &d };
+    c.entries = { &a, &b, &d, &z };
     c.gaps    = true;
     for (int i = 0; i < 7; i++) {
-        c.tokens.push_back({ i % 4 - 1, 1.0f });
+        c.tokens.push_back({ i % 5 - 1, 1.0f });
     }
     check_case("small/matmul", c);
-    const random_stack s(o1, 3, 84);
+    o3.plane_ranks = { 17, 7 };
+    const random_stack s(o1, 3, 84), t(o3, 3, 86);
     c.form   = DQRELO_FORM_MATMUL_ID;
     c.one_x  = true;
     c.ne     = { o.n_out, 2, 3, 1 };
     c.stride = { 0, 1, 0 };
     c.tokens = mixed_tokens(3);
-    c.stacks = { &s, &s, nullptr };
+    c.stacks = { &s, &t, nullptr };
     c.ids    = { 2, 0, 1, 1, 0, 2 };
     check_case("small/matmul_id", c);
     test_add_id();

@@ -118,6 +118,5 @@ int main() {
         test_matmul_shares(n_rows);
     }
     test_all_cases();
-    test_sign_factors();
     return check::finish();
 }

@@ -33,10 +33,12 @@ static void check_case(const std::string & name, op_case & c) {
 static void test_matmul_row_alone() {
     check::begin("matmul/a row alone and in a batch");
     entry_options o;
-    o.n_in  = 576;
-    o.n_out = 130;
-    o.rank  = 20;
-    const random_entry a(o, 3), b(o, 4);
+    o.n_in           = 576;
+    o.n_out          = 130;
+    o.rank           = 20;
+    entry_options o1 = o;
+    o1.plane_ranks   = { 70, 10 };
+    const random_entry a(o, 3), b(o1, 4);
     op_case            c;
     c.ne      = { o.n_out, 40, 1, 1 };
     c.n_in    = o.n_in;
@@ -44,7 +46,7 @@ static void test_matmul_row_alone() {
     c.entries = { &a, &b, nullptr };
     c.fill(37);
     run(c, 2);
-    for (int64_t r : { 0, 2, 24, 38 }) {
+    for (int64_t r : { 0, 2, 24, 38 }) { // of both deltas
         op_case alone = c;
         alone.ne      = { o.n_out, 1, 1, 1 };
         alone.tokens  = { c.tokens[(size_t) r] };
@@ -92,6 +94,33 @@ static void test_matmul_id_row_alone() {
     }
 }
 
+// A row of x that is not finite gives one that is not, and changes no other.
+static void test_not_finite() {
+    check::begin("matmul/a row that is not finite");
+    entry_options o;
+    o.n_planes    = 0;
+    o.plane_ranks = { 20, 4 };
+    const random_entry a(o, 5);
+    op_case            c;
+    c.ne      = { o.n_out, 3, 1, 1 };
+    c.n_in    = o.n_in;
+    c.tokens  = { { 0, 1.0f }, { 0, 1.0f }, { 0, 1.0f } };
+    c.entries = { &a };
+    c.fill(39);
+    run(c, 2);
+    const std::vector<float> sound = c.out;
+    for (float odd : { INFINITY, -INFINITY, NAN }) {
+        c.x[(size_t) o.n_in + 7] = odd;
+        run(c, 2);
+        for (int64_t i = 0; i < o.n_out; i++) {
+            CHECK(!std::isfinite(c.out[(size_t) (o.n_out + i)]));
+        }
+        for (int64_t r : { 0, 2 }) {
+            CHECK(memcmp(c.out.data() + r * o.n_out, sound.data() + r * o.n_out, (size_t) o.n_out * sizeof(float)) == 0);
+        }
+    }
+}
+
 // ggml_dqrelo_set on a node that had another op, as the graph pass does.
 static void test_set() {
     check::begin("set/a node becomes the op");
@@ -114,9 +143,9 @@ static void test_set() {
 int main() {
     printf("instruction set: %s\n", dqrelo_cpu_isa());
     test_all_cases();
-    test_sign_factors();
     test_matmul_row_alone();
     test_matmul_id_row_alone();
+    test_not_finite();
     test_set();
     return check::finish();
 }

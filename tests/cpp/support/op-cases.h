@@ -483,15 +483,12 @@ static void test_elementwise() {
     }
 }
 
-[[maybe_unused]] static void test_sign_factors() {
-    test_matmul_sign_factors();
-    test_sign_factors_of_stacks();
-}
-
 static void test_all_cases() {
     test_matmul_mixed();
     test_matmul_kinds();
     test_matmul_16_deltas();
+    test_matmul_sign_factors();
+    test_sign_factors_of_stacks();
     test_matmul_strides();
     test_matmul_id();
     test_matmul_batched();
