@@ -150,11 +150,37 @@ void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqr
 // ROWS, MUL, ADD
 //
 
-// Adds s_j scale to acc[j] for n columns, a multiple of 8.
-static void add_signs(const uint8_t * sign, float scale, int64_t n, float * acc) {
-    for (int64_t j = 0; j < n; j += 8) {
+namespace {
+
+// The eight signs of every byte.
+struct sign_table {
+    float signs[256][8] = {};
+
+    constexpr sign_table() {
+        for (int byte = 0; byte < 256; byte++) {
+            for (int b = 0; b < 8; b++) {
+                signs[byte][b] = byte >> b & 1 ? 1.0f : -1.0f;
+            }
+        }
+    }
+};
+
+constexpr sign_table SIGNS;
+
+} // namespace
+
+// Adds sum_k w_k s_k(j) to acc[j] for n_cols columns, a multiple of 8, of n rows of signs, `stride` bytes apart.
+static void add_signs(const uint8_t * sign, int64_t stride, const float * w, int n, int64_t n_cols, float * acc) {
+    for (int64_t j = 0; j < n_cols; j += 8) {
+        float sum[8] = {};
+        for (int k = 0; k < n; k++) {
+            const float * signs = SIGNS.signs[sign[k * stride + j / 8]];
+            for (int b = 0; b < 8; b++) {
+                sum[b] += w[k] * signs[b];
+            }
+        }
         for (int b = 0; b < 8; b++) {
-            acc[j + b] += sign[j / 8] >> b & 1 ? scale : -scale;
+            acc[j + b] += sum[b];
         }
     }
 }
@@ -162,24 +188,32 @@ static void add_signs(const uint8_t * sign, float scale, int64_t n, float * acc)
 // Adds sum_p scale_p s_p(i, j0 + j) to acc[j]; j0 is a multiple of 8.
 static void add_planes(const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
     for (int p = 0; p < e->n_planes; p++) {
-        add_signs(e->sign[p] + i * (e->n_in / 8) + j0 / 8, scale_of(e, p, i), n, acc);
+        const float scale = scale_of(e, p, i);
+        add_signs(e->sign[p] + i * (e->n_in / 8) + j0 / 8, 0, &scale, 1, n, acc);
     }
 }
 
-// Adds sum_k A(i, k) B(k, j0 + j) to acc[j]; j0 is a multiple of 8.
+// Adds sum_k A(i, k) B(k, j0 + j) to acc[j]; j0 is a multiple of 8. With A(i, k) known, what B adds is a sum over codes.
 static void add_sign_factors(const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
-    const uint8_t * u_row = e->usign + i * (e->n_codes / 8);
-    for (int64_t k = 0; k < e->plane_ranks[0]; k++) {
-        float   a                = 0.0f;
-        float   b[DQRELO_TILE_J] = {};
-        int64_t code             = k;
-        for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
-            const float scale = bf16_at(e->uscale, code);
-            a += u_row[code / 8] >> (code % 8) & 1 ? scale : -scale;
-            add_signs(e->vsign + code * (e->n_in / 8) + j0 / 8, bf16_at(e->vscale, code), n, b);
+    constexpr int   N_RANKS = 64; // at a time
+    const uint8_t * u_row   = e->usign + i * (e->n_codes / 8);
+    for (int64_t k0 = 0; k0 < e->plane_ranks[0]; k0 += N_RANKS) {
+        float   a[N_RANKS] = {};
+        int64_t code       = k0;
+        for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
+            for (int64_t k = 0; k < min_i64(N_RANKS, e->plane_ranks[p] - k0); k++) {
+                const float scale = bf16_at(e->uscale, code + k);
+                a[k] += u_row[(code + k) / 8] >> ((code + k) % 8) & 1 ? scale : -scale;
+            }
         }
-        for (int64_t j = 0; j < n; j++) {
-            acc[j] += a * b[j];
+        code = k0;
+        for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
+            const int n_k = (int) min_i64(N_RANKS, e->plane_ranks[p] - k0);
+            float     w[N_RANKS];
+            for (int k = 0; k < n_k; k++) {
+                w[k] = a[k] * bf16_at(e->vscale, code + k);
+            }
+            add_signs(e->vsign + code * (e->n_in / 8) + j0 / 8, e->n_in / 8, w, n_k, n, acc);
         }
     }
 }
