@@ -1,8 +1,8 @@
 // bench-op.cpp: what does a delta cost on top of the base's product, against memory and against ordinary ggml ops?
 //
 //   base      y = W x with W in the type --base
-//   fused     the op DQRELO: y + scale (S x) + U (V x)
-//   composed  the same from ordinary ops: Q1_0 mul_mat, mul by the scales, two mul_mats with the factors, adds
+//   fused     the op DQRELO: y + scale (S x) + U (V x), or y + A (B x)
+//   composed  the same from ordinary ops: Q1_0 mul_mat, mul by the scales, two mul_mats with the factors (A and B in Q8_0), adds
 //   read      a plain read of the delta's bytes by the same threads, as an op of the same graph machinery
 //
 // Rank as the paper's ratio gives it (1/8 of 16 bits a weight). Every product is done for several different weights in turn, more than the
@@ -33,13 +33,14 @@ struct options {
     double                                   seconds = 1.0; // of each measurement
 };
 
-constexpr const char * USAGE = "usage: bench-op [-b BASE_TYPE] [-f FACTOR_TYPE] [-p PLANES] [-s matrix|row] [-c] [-t THREADS,...] [-n "
-                               "ROWS,...] [-x N_INxN_OUT,...] [-d SECONDS]\n"
+constexpr const char * USAGE = "usage: bench-op [-b BASE_TYPE] [-f FACTOR_TYPE] [-p PLANES] [-s matrix|row] [-c] [-k RANKS,...] [-t "
+                               "THREADS,...] [-n ROWS,...] [-x N_INxN_OUT,...] [-d SECONDS]\n"
                                "  -b f16     type of the base weight\n"
                                "  -f f16     type of U and V: f16, bf16, q8_0, q4_0\n"
                                "  -p 1       sign planes\n"
                                "  -s matrix  scales: one a matrix, or one a row\n"
-                               "  -c         with scales of the columns too\n";
+                               "  -c         with scales of the columns too\n"
+                               "  -k RANKS   sign factors whose planes have these ranks, which descend, instead of planes, U and V\n";
 
 ggml_type type_of(const char * name) {
     for (int t = 0; t < GGML_TYPE_COUNT; t++) {
@@ -61,13 +62,17 @@ void for_each_item(const char * list, F && take) {
 
 options parse(int argc, char ** argv) {
     options o;
-    for (int c; (c = getopt(argc, argv, "b:f:p:s:ct:n:x:d:")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "b:f:p:s:ck:t:n:x:d:")) != -1;) {
         switch (c) {
             case 'b': o.base = type_of(optarg); break;
             case 'f': o.kind.factors = type_of(optarg); break;
             case 'p': o.kind.n_planes = atoi(optarg); break;
             case 's': o.kind.row_scales = strcmp(optarg, "row") == 0; break;
             case 'c': o.kind.column_scales = true; break;
+            case 'k':
+                o.kind.n_planes = 0;
+                for_each_item(optarg, [&](const std::string & item) { o.kind.plane_ranks.push_back(atoi(item.c_str())); });
+                break;
             case 'd': o.seconds = atof(optarg); break;
             case 't':
                 o.threads.clear();
@@ -110,12 +115,13 @@ void measure(const op_problem & p, int64_t n_rows, int n_threads, double seconds
     }
     const std::vector<double> t = medians_in_turn(runs.size(), seconds * (double) runs.size(), [&](size_t i) { runs[i]->compute(); });
 
+    const int    n_codes = p.kind.n_codes();
     const double n_bytes = (double) p.delta_bytes();
     const auto   us      = [&](size_t i) { return t[i] / p.n_weights(n_rows) * 1e6; };
     printf("| %lld x %lld, %lld | %d | %lld | %.1f | %.1f | %.1f | %.2f | %.2f | %.1f | %.1f | %.0f %% | %.4f %% | %.4f %% |\n",
-           (long long) p.n_in, (long long) p.n_out, (long long) p.rank, n_threads, (long long) n_rows, us(0), us(1), us(2), us(1) / us(0),
-           us(2) / us(1), n_bytes / us(1) * 1e-3, n_bytes / us(3) * 1e-3, 100.0 * us(3) / us(1), 100.0 * p.error(x, runs[1]->first_row()),
-           100.0 * p.error(x, runs[2]->first_row()));
+           (long long) p.n_in, (long long) p.n_out, (long long) (n_codes > 0 ? n_codes : p.rank), n_threads, (long long) n_rows, us(0),
+           us(1), us(2), us(1) / us(0), us(2) / us(1), n_bytes / us(1) * 1e-3, n_bytes / us(3) * 1e-3, 100.0 * us(3) / us(1),
+           100.0 * p.error(x, runs[1]->first_row()), 100.0 * p.error(x, runs[2]->first_row()));
     fflush(stdout);
 }
 
@@ -124,10 +130,11 @@ void measure(const op_problem & p, int64_t n_rows, int n_threads, double seconds
 int main(int argc, char ** argv) {
     const options o = parse(argc, argv);
     print_machine(argc, argv);
-    printf("kernels: %s; base: %s; factors: %s; planes: %d; scales a %s%s\n\n", dqrelo_cpu_isa(), ggml_type_name(o.base),
+    printf("kernels: %s; base: %s; factors: %s; planes: %d; scales a %s%s; codes: %d\n\n", dqrelo_cpu_isa(), ggml_type_name(o.base),
            ggml_type_name(o.kind.factors), o.kind.n_planes, o.kind.row_scales ? "row" : "matrix",
-           o.kind.column_scales ? ", and a column" : "");
-    printf("| n_in x n_out, rank | threads | rows | base us | fused us | composed us | fused / base | composed / fused | fused GB/s | read "
+           o.kind.column_scales ? ", and a column" : "", o.kind.n_codes());
+    printf("| n_in x n_out, rank or codes | threads | rows | base us | fused us | composed us | fused / base | composed / fused | fused "
+           "GB/s | read "
            "GB/s | of read | error fused | error "
            "composed |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     for (const auto & ne : o.shapes) {

@@ -43,10 +43,51 @@ std::vector<float> as_floats(ggml_type type, const std::vector<uint8_t> & data, 
 
 // what n_in x n_out weights of 16 bits have in an eighth, after the signs, for U and V
 int64_t rank_at_an_eighth(int64_t n_in, int64_t n_out, const delta_kind & kind) {
+    if (kind.n_codes() > 0) {
+        return 0;
+    }
     const double n_bits    = 2.0 * (double) (n_in * n_out) - kind.n_planes * (double) (n_in * n_out);
     const double per_value = 8.0 * (double) ggml_type_size(kind.factors) / (double) ggml_blck_size(kind.factors);
     int64_t      rank      = std::max<int64_t>(QK, (int64_t) (n_bits / per_value / (double) (n_in + n_out)));
     return ggml_blck_size(kind.factors) == 1 ? rank : rank / QK * QK;
+}
+
+// The rows of `rank` vectors of n values that codes stand for: B, or A as columns.
+std::vector<float> decoded(const std::vector<int> & ranks, int64_t n, const std::vector<uint8_t> & signs,
+                           const std::vector<uint8_t> & scale, bool columns) {
+    int n_codes = 0;
+    for (int r : ranks) {
+        n_codes += r;
+    }
+    const std::vector<float> s    = as_floats(GGML_TYPE_BF16, scale, n_codes);
+    const int64_t            rank = ranks[0];
+    std::vector<float>       out((size_t) (rank * n), 0.0f);
+    int64_t                  code = 0;
+    for (int r : ranks) {
+        for (int64_t k = 0; k < r; k++, code++) {
+            for (int64_t j = 0; j < n; j++) {
+                const size_t bit = (size_t) (columns ? j * n_codes + code : code * n + j);
+                out[(size_t) (columns ? j * rank + k : k * n + j)] +=
+                    (signs[bit / 8] >> (bit % 8)) & 1 ? s[(size_t) code] : -s[(size_t) code];
+            }
+        }
+    }
+    return out;
+}
+
+void add_sign_factors(const op_problem & p, random_delta & d, std::mt19937 & rng) {
+    d.e.n_codes = p.kind.n_codes();
+    std::copy(p.kind.plane_ranks.begin(), p.kind.plane_ranks.end(), d.e.plane_ranks);
+    d.vsign    = random_bytes((size_t) (p.n_in * d.e.n_codes / 8), rng);
+    d.usign    = random_bytes((size_t) (p.n_out * d.e.n_codes / 8), rng);
+    d.vscale   = quantised(GGML_TYPE_BF16, random_floats((size_t) d.e.n_codes, 0.01f, rng), d.e.n_codes);
+    d.uscale   = quantised(GGML_TYPE_BF16, random_floats((size_t) d.e.n_codes, 0.1f, rng), d.e.n_codes);
+    d.e.vsign  = d.vsign.data();
+    d.e.usign  = d.usign.data();
+    d.e.vscale = d.vscale.data();
+    d.e.uscale = d.uscale.data();
+    d.a        = quantised(GGML_TYPE_Q8_0, decoded(p.kind.plane_ranks, p.n_out, d.usign, d.uscale, true), p.kind.plane_ranks[0]);
+    d.b        = quantised(GGML_TYPE_Q8_0, decoded(p.kind.plane_ranks, p.n_in, d.vsign, d.vscale, false), p.n_in);
 }
 
 random_delta make_delta(const op_problem & p, std::mt19937 & rng) {
@@ -69,8 +110,15 @@ random_delta make_delta(const op_problem & p, std::mt19937 & rng) {
         d.e.sign[k]         = d.sign[(size_t) k].data();
         d.e.scale[k]        = d.scale[(size_t) k].data();
     }
+    if (p.kind.n_codes() > 0) {
+        add_sign_factors(p, d, rng);
+    }
     if (p.kind.column_scales) {
         d.cscale = random_floats((size_t) p.n_in, 2.0f, rng);
+    }
+    if (p.rank == 0) {
+        d.e.cscale = d.cscale.empty() ? nullptr : d.cscale.data();
+        return d;
     }
     d.u        = quantised(p.kind.factors, random_floats((size_t) (p.rank * p.n_out), 0.1f, rng), p.rank);
     d.v        = quantised(p.kind.factors, random_floats((size_t) (p.rank * p.n_in), 0.01f, rng), p.n_in);
@@ -93,8 +141,9 @@ void read_delta(ggml_tensor * dst, int ith, int nth, void * userdata) {
     for (const auto & plane : d.sign) {
         add(plane);
     }
-    add(d.u);
-    add(d.v);
+    for (const auto * part : { &d.u, &d.v, &d.vsign, &d.usign, &d.vscale, &d.uscale }) {
+        add(*part);
+    }
     ((volatile float *) dst->data)[16 * ith] = (float) sum;
 }
 
@@ -122,17 +171,23 @@ op_problem::op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const d
 
 int64_t op_problem::delta_bytes() const {
     const random_delta & d = deltas[0];
-    return n_in * n_out / 8 * kind.n_planes + (int64_t) (d.u.size() + d.v.size());
+    return n_in * n_out / 8 * kind.n_planes +
+           (int64_t) (d.u.size() + d.v.size() + d.vsign.size() + d.usign.size() + d.vscale.size() + d.uscale.size());
 }
 
 double op_problem::error(const std::vector<float> & x, const float * got) const {
-    const random_delta &     d = deltas[0];
-    const std::vector<float> u = as_floats(kind.factors, d.u, rank * n_out);
-    const std::vector<float> v = as_floats(kind.factors, d.v, rank * n_in);
-    std::vector<double>      t((size_t) rank, 0.0);
+    const random_delta &     d     = deltas[0];
+    const bool               codes = kind.n_codes() > 0;
+    const int64_t            rank  = codes ? kind.plane_ranks[0] : this->rank;
+    const std::vector<float> u =
+        codes ? decoded(kind.plane_ranks, n_out, d.usign, d.uscale, true) : as_floats(kind.factors, d.u, rank * n_out);
+    const std::vector<float> v =
+        codes ? decoded(kind.plane_ranks, n_in, d.vsign, d.vscale, false) : as_floats(kind.factors, d.v, rank * n_in);
+    std::vector<double> t((size_t) rank, 0.0);
     for (int64_t k = 0; k < rank; k++) {
         for (int64_t j = 0; j < n_in; j++) {
-            t[(size_t) k] += (double) v[(size_t) (k * n_in + j)] * x[(size_t) j];
+            const double c = codes && !d.cscale.empty() ? d.cscale[(size_t) j] : 1.0;
+            t[(size_t) k] += c * v[(size_t) (k * n_in + j)] * x[(size_t) j];
         }
     }
     double e = 0.0, w = 0.0;
@@ -156,14 +211,15 @@ double op_problem::error(const std::vector<float> & x, const float * got) const 
 }
 
 run::run(const op_problem & p, method m, const std::vector<float> & x_values, int64_t n_rows, int n_threads) {
-    const size_t n_floats = (size_t) (n_rows * (p.n_in + p.n_out) +
-                                      p.n_weights(n_rows) * n_rows *
-                                          (m == method::composed ? 3 * p.n_out * (1 + p.kind.n_planes) + p.n_in + 2 * p.rank : p.n_out));
-    ctx                   = ggml_init({ n_floats * sizeof(float) + ((size_t) 8 << 20), nullptr, false });
-    graph                 = ggml_new_graph(ctx);
-    x                     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_in, n_rows);
-    y                     = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_out, n_rows);
-    tokens                = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, n_rows);
+    const size_t n_floats =
+        (size_t) (n_rows * (p.n_in + p.n_out) +
+                  p.n_weights(n_rows) * n_rows *
+                      (m == method::composed ? 3 * p.n_out * (1 + p.kind.n_planes) + p.n_in + 2 * p.composed_rank() : p.n_out));
+    ctx    = ggml_init({ n_floats * sizeof(float) + ((size_t) 8 << 20), nullptr, false });
+    graph  = ggml_new_graph(ctx);
+    x      = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_in, n_rows);
+    y      = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, p.n_out, n_rows);
+    tokens = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2, n_rows);
     memcpy(x->data, x_values.data(), ggml_nbytes(x));
     memset(y->data, 0, ggml_nbytes(y));
     for (int64_t t = 0; t < n_rows; t++) {
@@ -195,9 +251,12 @@ ggml_tensor * run::product(const op_problem & p, method m, int k) {
             return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, nullptr, table, tokens, stride);
         }
         case method::composed: {
-            ggml_tensor * vx  = ggml_mul_mat(ctx, weight(ctx, p.kind.factors, p.n_in, p.rank, d.v.data()), x);
-            ggml_tensor * sum = ggml_mul_mat(ctx, weight(ctx, p.kind.factors, p.rank, p.n_out, d.u.data()), vx);
-            ggml_tensor * cx  = d.cscale.empty() ? x : ggml_mul(ctx, x, weight(ctx, GGML_TYPE_F32, p.n_in, 1, d.cscale.data()));
+            const bool      codes = p.kind.n_codes() > 0;
+            const ggml_type type  = codes ? GGML_TYPE_Q8_0 : p.kind.factors;
+            ggml_tensor *   cx    = d.cscale.empty() ? x : ggml_mul(ctx, x, weight(ctx, GGML_TYPE_F32, p.n_in, 1, d.cscale.data()));
+            ggml_tensor *   v     = weight(ctx, type, p.n_in, p.composed_rank(), codes ? d.b.data() : d.v.data());
+            ggml_tensor *   u     = weight(ctx, type, p.composed_rank(), p.n_out, codes ? d.a.data() : d.u.data());
+            ggml_tensor *   sum   = ggml_mul_mat(ctx, u, ggml_mul_mat(ctx, v, codes ? cx : x));
             for (size_t i = 0; i < d.sign.size(); i++) {
                 ggml_tensor * sx = ggml_mul_mat(ctx, weight(ctx, GGML_TYPE_Q1_0, p.n_in, p.n_out, d.q1_0[i].data()), cx);
                 sx               = p.kind.row_scales ? ggml_mul(ctx, sx, weight(ctx, GGML_TYPE_F32, p.n_out, 1, d.scale[i].data()))

@@ -10,6 +10,7 @@
 #include "ggml.h"
 
 #include <memory>
+#include <numeric>
 #include <vector>
 
 namespace bench {
@@ -19,6 +20,10 @@ struct delta_kind {
     int       n_planes      = 1;
     bool      row_scales    = false;
     bool      column_scales = false;
+
+    std::vector<int> plane_ranks; // of sign factors, instead of planes and factors
+
+    int n_codes() const { return std::accumulate(plane_ranks.begin(), plane_ranks.end(), 0); }
 };
 
 struct random_delta {
@@ -26,6 +31,7 @@ struct random_delta {
     std::vector<std::vector<uint8_t>> sign, q1_0; // a plane; q1_0 is the same signs in blocks of 128 with scale 1
     std::vector<std::vector<float>>   scale;
     std::vector<float>                cscale;
+    std::vector<uint8_t>              vsign, vscale, usign, uscale, a, b; // sign factors; a and b decoded as Q8_0
     dqrelo_entry                      e = {};
 };
 
@@ -38,6 +44,7 @@ public:
     // Weights that take turns: more bytes than the caches hold, but two where arithmetic is the limit.
     int     n_weights(int64_t n_rows) const { return n_rows < 64 ? (int) deltas.size() : 2; }
     int64_t delta_bytes() const; // of one weight
+    int64_t composed_rank() const { return kind.n_codes() > 0 ? kind.plane_ranks[0] : rank; }
     // ||got - exact|| / ||exact|| of the delta's part of row 0 of the first weight, in F64
     double error(const std::vector<float> & x, const float * got) const;
 
