@@ -186,7 +186,7 @@ def main() -> None:
     print(f"base {base_gb(2.0):.2f} GB in F16, {base_gb(0.6):.2f} GB in Q4_K_M, one delta {delta_gb():.2f} GB")
     n_ops = N_LAYER * OPS_PER_LAYER + OPS_ONCE
     n_matrices = sum(w.n for w in WEIGHTS)
-    print(f"launches of the op: {n_ops} a step, {n_ops + 2 * n_matrices} a prompt of more than 16 rows\n")
+    print(f"launches of the op: {n_ops} a step, {n_ops + 3 * n_matrices} a prompt of more than 16 rows\n")
     print_ops()
     print_rows()
     print_steps()
