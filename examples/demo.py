@@ -31,8 +31,7 @@ QUESTIONS = (
     "Put these letters in alphabetical order: w s j",
     "based in Quito, working as a baker, My name is Amy, always dressed in pink, 35 years old. Give JSON with name, job.",
 )
-# The example's matrices are 128 wide: at the usual 1/8 little rank is left beside the sign bits.
-DEFAULT_RATIO = "1/4"
+DEFAULT_RATIO = "1/8"
 START_SECONDS = 60
 ANSWER_TOKENS = 48
 SHOWN_CHARACTERS = 60
