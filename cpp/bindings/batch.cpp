@@ -10,7 +10,7 @@ namespace {
 struct active_job {
     job *        item;
     llama_seq_id seq_id;
-    size_t       n_fed; // tokens evaluated so far
+    size_t       n_fed; // Tokens that are evaluated so far.
 };
 
 // Which position of which job a row of the batch belongs to.
@@ -27,7 +27,7 @@ public:
         ctx(ctx), kv_unified(kv_unified), n_batch((int32_t) llama_n_batch(ctx)), batch(llama_batch_init(n_batch, 0, 1)) {
         for (llama_seq_id id = (llama_seq_id) llama_n_seq_max(ctx) - 1; id >= 0; --id) {
             free_ids.push_back(id);
-            if (!dqrelo_is_finite(ctx, id, -1)) { // of time_streams
+            if (!dqrelo_is_finite(ctx, id, -1)) { // time_streams may have left this behind.
                 dqrelo_forget(ctx, id);
             }
         }
@@ -35,7 +35,7 @@ public:
     }
 
     ~runner() {
-        const bool was_stopped = !active.empty(); // by an exception: what is in the memory may be anything
+        const bool was_stopped = !active.empty(); // Only an exception leaves jobs behind, and then the memory may hold anything.
         while (!active.empty()) {
             release(active.size() - 1);
         }
@@ -135,10 +135,10 @@ private:
     }
 
     llama_context *           ctx;
-    const bool                kv_unified; // all sequences share n_ctx cells; otherwise each has its own
+    const bool                kv_unified; // All sequences share n_ctx cells; otherwise each has its own.
     const int32_t             n_batch;
     llama_batch               batch;
-    std::vector<llama_seq_id> free_ids; // the lowest is taken first
+    std::vector<llama_seq_id> free_ids; // The lowest is taken first.
     std::vector<active_job>   active;
     std::vector<output_row>   rows;
     size_t                    n_cells_used = 0;

@@ -18,11 +18,11 @@ public:
     virtual void on_row(size_t pos, const float * row) = 0;
 
     std::vector<llama_token>      tokens;
-    std::shared_ptr<loaded_delta> owner; // NULL: the base
+    std::shared_ptr<loaded_delta> owner; // NULL is the base.
     float                         scale        = 1.0f;
-    size_t                        number       = 0; // in the caller's list
+    size_t                        number       = 0; // Its index in the caller's list.
     size_t                        first_output = 0;
-    size_t                        n_cells      = 0; // of the context's memory that it may come to need
+    size_t                        n_cells      = 0; // Counts the cells of the context's memory that the job may come to need.
 };
 
 // Called before each llama_decode; may throw to stop the run.
@@ -31,7 +31,7 @@ using check_fn = std::function<void()>;
 // Puts a token into a batch that has room for it, and returns its row. is_output: its logits are wanted.
 int32_t batch_add(llama_batch & batch, llama_token token, llama_pos pos, llama_seq_id seq_id, bool is_output);
 
-// llama_decode; throws input_error where that fails.
+// Calls llama_decode, and throws input_error where that fails.
 void decode_batch(llama_context * ctx, const llama_batch & batch);
 
 // Makes the base run for a sequence. Cannot fail.

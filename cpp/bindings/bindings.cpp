@@ -97,7 +97,7 @@ py::dict machine() {
                     py::arg("isa") = info.isa);
 }
 
-// input_error becomes the package's exception of that name.
+// The C++ class input_error becomes the package's exception of that name.
 void register_errors() {
     static py::object * error_class = new py::object(py::module_::import("dqrelo_gguf.errors").attr("InputError"));
     py::register_exception_translator([](std::exception_ptr thrown) {
@@ -223,7 +223,7 @@ void bind_session(py::module_ & m) {
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "Native part of dqrelo_gguf.runtime.";
-    ggml_backend_load_all(); // what GGML_BACKEND_PATH names, too
+    ggml_backend_load_all(); // This loads what GGML_BACKEND_PATH names, too.
     register_errors();
     bind_params(m);
     bind_delta(m);

@@ -24,18 +24,18 @@ public:
     void on_row(size_t pos, const float * row) override;
 
     double sum       = 0.0;
-    bool   is_greedy = true; // every target is the most probable token
+    bool   is_greedy = true; // Every target is the most probable token.
 
 private:
-    std::vector<llama_token> targets; // of the rows from first_output on
+    std::vector<llama_token> targets; // Follow the rows from first_output on.
     int32_t                  n_vocab;
 };
 
 struct generate_params {
     int32_t                  max_tokens  = 128;
-    float                    temperature = 0.0f; // 0: the most probable token
-    int32_t                  top_k       = 0;    // 0: all
-    float                    top_p       = 1.0f; // 1: all
+    float                    temperature = 0.0f; // 0 takes the most probable token.
+    int32_t                  top_k       = 0;    // 0 keeps all tokens.
+    float                    top_p       = 1.0f; // 1 keeps all tokens.
     uint32_t                 seed        = 0;
     std::vector<std::string> stop;
 };
@@ -45,8 +45,10 @@ struct sampler_deleter {
 };
 
 struct generated {
-    std::string              text;   // UTF-8 bytes; may end inside a character if max_tokens cut it
-    std::vector<llama_token> tokens; // without the end token; a stop text may have cut the text of the last ones
+    // The text is UTF-8 bytes, and may end inside a character if max_tokens cut it.
+    std::string text;
+    // The end token is left out. A stop text may have cut the text of the last tokens.
+    std::vector<llama_token> tokens;
 };
 
 // Appends tokens until an end-of-generation token of the delta (or the base, where the delta names none), a stop text, or max_tokens.
@@ -64,7 +66,7 @@ private:
 
     const llama_vocab *                             vocab;
     generate_params                                 params;
-    std::unique_ptr<llama_sampler, sampler_deleter> sampler;    // NULL: greedy
+    std::unique_ptr<llama_sampler, sampler_deleter> sampler;    // NULL takes the most probable token.
     std::vector<llama_token_data>                   candidates; // [n_vocab]
 };
 

@@ -31,7 +31,7 @@ loaded_delta::loaded_delta(std::shared_ptr<live_deltas> live, dqrelo_delta * han
 
 loaded_delta::~loaded_delta() {
     if (!owner.is_this()) {
-        return; // its memory stays the parent's
+        return; // The memory belongs to the parent process.
     }
     std::lock_guard<std::mutex> lock(live->mutex);
     live->deltas.erase(this);

@@ -49,18 +49,18 @@ public:
     std::string                name;
     std::string                path;
     std::string                content_hash;
-    std::optional<std::string> chat_template; // none: the base's
+    std::optional<std::string> chat_template; // None means the base's.
     bool                       same_base_file;
     double                     ratio;
     size_t                     n_bytes;
     int32_t                    n_weights;
     std::vector<std::string>   inert;
-    std::vector<llama_token>   eog_tokens; // empty: the base's
+    std::vector<llama_token>   eog_tokens; // Empty means the base's.
 
 private:
     friend class session;
 
     std::shared_ptr<live_deltas> live;
-    dqrelo_delta *               handle; // NULL once freed
+    dqrelo_delta *               handle; // NULL once the delta is freed.
     const process                owner;
 };

@@ -10,7 +10,7 @@ namespace {
 std::atomic<bool> is_verbose{ false };
 
 thread_local ggml_log_level last_level = GGML_LOG_LEVEL_NONE;
-thread_local std::string    first_error; // the cause; what follows it are its consequences
+thread_local std::string    first_error; // Keeps the cause; later errors are its consequences.
 thread_local bool           is_complete = false;
 
 void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {

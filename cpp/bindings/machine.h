@@ -4,12 +4,12 @@
 #include <string>
 
 struct machine_info {
-    std::string build_commit; // of llama.cpp
+    std::string build_commit; // Names llama.cpp's commit.
     int         build_number;
-    std::string cpus; // names of the devices, joined with ", "
+    std::string cpus; // Lists the names of the devices, joined with ", ".
     std::string gpus;
-    std::string backends; // joined with ","; CPU only where there is no other
-    std::string isa;      // of the operator's CPU kernels
+    std::string backends; // Lists the names, joined with ","; it has "CPU" only where there is no other.
+    std::string isa;      // Names the instruction set of the operator's CPU kernels.
 };
 
 machine_info read_machine_info();

@@ -10,7 +10,7 @@ public:
     // False in a forked child: there are no threads of the parent's there, and locks may be held for ever.
     bool is_this() const {
 #ifdef _WIN32
-        return true; // there is no fork
+        return true; // Windows has no fork.
 #else
         return id == getpid();
 #endif

@@ -45,7 +45,7 @@ bool special_flag(const loaded_delta * owner, const char * key, bool of_base) {
 }
 
 std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const std::string & text, bool add_special, bool parse_special) {
-    std::vector<llama_token> tokens(text.size() + 2); // at most one a byte, BOS and EOS
+    std::vector<llama_token> tokens(text.size() + 2); // There is at most one token a byte, and BOS and EOS.
     int32_t                  n =
         llama_tokenize(vocab, text.data(), (int32_t) text.size(), tokens.data(), (int32_t) tokens.size(), add_special, parse_special);
     if (n < 0 && n != INT32_MIN) {
@@ -107,7 +107,7 @@ void session::make_context(const session_params & params) {
                           std::to_string(llama_max_parallel_sequences()));
     }
     const uint32_t n_cells = params.n_ctx > 0 ? params.n_ctx : (uint32_t) llama_model_n_ctx_train(model);
-    if (n_cells < params.n_seq_max) { // llama.cpp ends the process
+    if (n_cells < params.n_seq_max) { // llama.cpp would end the process.
         throw input_error("n_ctx: got " + std::to_string(n_cells) + ", expected a token for each of n_seq_max (" +
                           std::to_string(params.n_seq_max) + ") sequences at least");
     }
@@ -323,7 +323,7 @@ std::vector<std::pair<double, bool>> session::score(const std::vector<sequence> 
         }
         items.emplace_back(std::vector<llama_token>(tokens.begin() + (ptrdiff_t) n_context[i], tokens.end()), n_vocab);
         prepare(items[i], seqs[i], i, 0);
-        items[i].tokens.pop_back(); // nothing is predicted from the last token
+        items[i].tokens.pop_back(); // Nothing is predicted from the last token.
         items[i].n_cells--;
         items[i].first_output = n_context[i] - 1;
         jobs.push_back(&items[i]);

@@ -12,25 +12,25 @@
 #include <vector>
 
 struct session_params {
-    uint32_t    n_ctx        = 4096; // tokens in the context's memory; 0: the model's own
-    uint32_t    n_batch      = 2048; // tokens a llama_decode
-    uint32_t    n_ubatch     = 512;  // tokens a graph
+    uint32_t    n_ctx        = 4096; // tokens in the context's memory, or 0 for the model's own number
+    uint32_t    n_batch      = 2048; // tokens in one llama_decode
+    uint32_t    n_ubatch     = 512;  // tokens in one graph
     uint32_t    n_seq_max    = 8;    // sequences evaluated together
-    int32_t     n_threads    = 0;    // 0: llama.cpp's default
-    int32_t     n_gpu_layers = -1;   // -1: all
+    int32_t     n_threads    = 0;    // 0 is llama.cpp's default.
+    int32_t     n_gpu_layers = -1;   // -1 is all of them.
     std::string flash_attn   = "auto";
     std::string type_k       = "f16";
     std::string type_v       = "f16";
     bool        use_mmap     = true;
-    bool        repack       = true; // the CPU's repacked weight layouts
-    bool        kv_unified   = true; // sequences share the memory; otherwise each has n_ctx / n_seq_max
+    bool        repack       = true; // The CPU may use its repacked weight layouts.
+    bool        kv_unified   = true; // Sequences share the memory; otherwise each has n_ctx / n_seq_max.
     bool        verbose      = false;
 };
 
 // A sequence to evaluate.
 struct sequence {
     std::vector<llama_token>      tokens;
-    std::shared_ptr<loaded_delta> owner; // NULL: the base
+    std::shared_ptr<loaded_delta> owner; // NULL is the base.
     float                         scale = 1.0f;
 };
 
@@ -52,16 +52,16 @@ public:
     // Loads a delta and checks that the graphs of this context can carry all of it.
     std::shared_ptr<loaded_delta> load_delta(const std::string & path, dqrelo_load_params params);
 
-    // add_special: BOS and EOS as the model asks for them; as `owner`'s file says, where it says so.
+    // With `add_special`, BOS and EOS are added as the model asks for them, or as `owner`'s file says, where it says so.
     std::vector<llama_token> tokenize(const std::string & text, bool add_special, bool parse_special, const loaded_delta * owner);
 
-    // special: the text of control tokens too.
+    // With `special`, the text has control tokens too.
     std::string detokenize(const std::vector<llama_token> & tokens, bool special);
 
     // The token that stands before an empty context: BOS, or EOS where there is none.
     llama_token prefix_token(const loaded_delta * owner);
 
-    // outs[i]: [n_tokens of sequence i, n_vocab] to be written.
+    // Writes the logits of sequence i, [n_tokens of the sequence, n_vocab], to outs[i].
     void logits(const std::vector<sequence> & seqs, const std::vector<float *> & outs, const check_fn & check);
 
     // Of each sequence, tokens from n_context[i] on are scored: the sum of log P(token | all before), and whether each was the most
@@ -76,12 +76,12 @@ public:
     uint64_t time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check);
 
     std::string path;
-    std::string description;   // of the model: architecture, size, type
-    std::string chat_template; // of the base; empty if it has none
+    std::string description;   // Names the model's architecture, size and type.
+    std::string chat_template; // Belongs to the base, and is empty if the base has none.
     int32_t     n_vocab, n_ctx_train, n_embd, n_layer;
     uint32_t    n_ctx, n_batch, n_ubatch, n_seq_max;
     int32_t     n_threads;
-    uint64_t    n_bytes, n_params; // of the model's tensors
+    uint64_t    n_bytes, n_params; // Count the model's tensors.
 
 private:
     void load_model(const session_params & params);
@@ -91,10 +91,10 @@ private:
     void run(const std::vector<job *> & jobs, const check_fn & check);
     void prepare(job & item, const sequence & seq, size_t i, size_t n_new) const;
 
-    std::mutex                   mutex; // model and context
+    std::mutex                   mutex; // Guards the model and the context.
     std::atomic<bool>            is_open{ true };
     std::atomic<bool>            is_stopping{ false };
-    const process                owner; // a forked child has none of the threads, and must not wait for its locks
+    const process                owner; // A forked child has none of the threads, and must not wait for its locks.
     std::shared_ptr<live_deltas> live;
     llama_model *                model = nullptr;
     dqrelo_base *                base  = nullptr; // the file that the model was loaded from; NULL with the reason in base_error

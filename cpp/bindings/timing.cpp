@@ -118,7 +118,7 @@ private:
     const check_fn &       check;
     const size_t           n_batch;
     llama_batch            batch;
-    std::vector<llama_pos> next_pos; // of each stream
+    std::vector<llama_pos> next_pos; // one for each stream
     std::mt19937           random;
     steady_clock::duration elapsed{};
 };

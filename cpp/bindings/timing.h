@@ -8,10 +8,15 @@
 #include <vector>
 
 struct timing_params {
-    size_t  n_prompt; // tokens of each stream's prompt, in pieces of the context's n_batch; the logits of a piece's last token are computed
-    size_t  n_gen;    // steps after the prompts; a step is one token of every stream, all in one batch
-    int32_t n_threads; // CPU threads, which wait for work between the graphs
-    uint32_t seed;     // of the tokens, which are random but for BOS where the model begins with it
+    // Counts the tokens of each stream's prompt, which runs in pieces of the context's n_batch. The logits of a piece's last token are
+    // computed.
+    size_t n_prompt;
+    // Counts the steps after the prompts. A step is one token of every stream, all in one batch.
+    size_t n_gen;
+    // Counts the CPU threads, which wait for work between the graphs.
+    int32_t n_threads;
+    // Seeds the tokens, which are random but for BOS where the model begins with it.
+    uint32_t seed;
 };
 
 // Nanoseconds that the prompts, one after another, and then the steps take. Stream i runs on owners[i] (NULL: the base).

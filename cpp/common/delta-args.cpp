@@ -10,7 +10,7 @@
 #include <fstream>
 #include <stdexcept>
 
-// "a,\"b,c\"" -> a | b,c
+// Splits at commas outside quotes: "a,\"b,c\"" becomes the items a and b,c.
 static std::vector<std::string> split_list(const std::string & value) {
     std::vector<std::string> items(1);
     bool                     quoted = false;
@@ -26,7 +26,7 @@ static std::vector<std::string> split_list(const std::string & value) {
     return items;
 }
 
-// dir/math.dq.gguf -> math
+// Makes "math" of dir/math.dq.gguf.
 static std::string name_from_path(const std::string & path) {
     std::string name = path.substr(path.find_last_of("/\\") + 1);
     for (const std::string suffix : { ".gguf", ".dq" }) {
@@ -39,7 +39,7 @@ static std::string name_from_path(const std::string & path) {
 
 static dqrelo_delta_source parse_source(const std::string & item) {
     const size_t eq = item.find('=');
-    // what has a separator before its '=' is a path that contains one: dir/a=b.dq.gguf, C:\x=y.dq.gguf
+    // What has a separator before its '=' is a path that contains one, such as dir/a=b.dq.gguf or C:\x=y.dq.gguf.
     const bool          is_named = eq != std::string::npos && item.find_first_of("/\\") > eq;
     dqrelo_delta_source source;
     source.path = is_named ? item.substr(eq + 1) : item;
@@ -90,7 +90,7 @@ static void read_keys(common_params & params, const std::string & path) {
     try {
         keys = common_json::parse(std::string(std::istreambuf_iterator<char>(file), {}));
     } catch (const std::exception &) {
-        throw std::invalid_argument(expected); // what was parsed holds secrets: it is not repeated
+        throw std::invalid_argument(expected); // What was parsed holds secrets, so it is not repeated.
     }
     if (!keys.is_object() || keys.empty()) {
         throw std::invalid_argument(expected);
@@ -105,7 +105,7 @@ static void read_keys(common_params & params, const std::string & path) {
             }
             params.dqrelo.keys[key].push_back(name.get<std::string>());
         }
-        params.dqrelo.keys[key]; // a key without names may use nothing
+        params.dqrelo.keys[key]; // A key without names is listed too: it may use nothing.
         params.api_keys.push_back(key);
     }
 }
@@ -126,7 +126,7 @@ static void set_shutdown(common_params & params, const std::string & value) {
     params.dqrelo.shutdown_s = seconds;
 }
 
-// llama-server makes up to 1024 HTTP threads beside those of --threads-http. Some must be left for what waits for no delta.
+// The program llama-server makes up to 1024 HTTP threads beside those of --threads-http. Some must be left for what waits for no delta.
 static const int N_WAITING_MAX = 960;
 
 static size_t waiting_max(int value) {

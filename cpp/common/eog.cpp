@@ -38,17 +38,17 @@ void dqrelo_ban_eog(std::vector<llama_logit_bias> & logit_bias, const llama_voca
 //
 
 struct eog_grammar {
-    llama_sampler * inner;     // owned
-    dqrelo_eog      eog;       // the fine-tune's
-    dqrelo_eog      vocab_eog; // the vocabulary's
+    llama_sampler * inner;     // Owned.
+    dqrelo_eog      eog;       // Ends the fine-tune's answers.
+    dqrelo_eog      vocab_eog; // Ends the base's answers.
     bool            lazy;
 
     bool is_special(llama_token token) const { return contains(eog, token) || contains(vocab_eog, token); }
 
-    // whether the grammar accepts an end here (a sleeping one does)
+    // Tells whether the grammar accepts an end here. One that sleeps does.
     bool may_end() const {
         if (vocab_eog.empty()) {
-            return true; // the stock sampler has no notion of an end: never hold the fine-tune back
+            return true; // The stock sampler has no notion of an end, so the fine-tune is never held back.
         }
         llama_token_data       probe       = { vocab_eog[0], 1.0f, 0.0f };
         llama_token_data_array probe_array = { &probe, 1, -1, false };
@@ -68,7 +68,7 @@ static const char * eog_grammar_name(const llama_sampler * smpl) {
 static void eog_grammar_accept(llama_sampler * smpl, llama_token token) {
     const auto & grammar = grammar_of(smpl);
     if (contains(grammar.eog, token)) {
-        return; // the answer ends here; the stock sampler would read the token as text
+        return; // The answer ends here. The stock sampler would read the token as text.
     }
     llama_sampler_accept(grammar.inner, token);
 }
@@ -76,8 +76,8 @@ static void eog_grammar_accept(llama_sampler * smpl, llama_token token) {
 static void eog_grammar_apply(llama_sampler * smpl, llama_token_data_array * cur_p) {
     const auto & grammar = grammar_of(smpl);
 
-    std::vector<llama_token_data> text;  // ordinary tokens: the stock sampler's business
-    std::vector<size_t>           index; // their places in cur_p
+    std::vector<llama_token_data> text;  // Holds ordinary tokens, which the stock sampler judges.
+    std::vector<size_t>           index; // Holds their places in cur_p.
     text.reserve(cur_p->size);
     index.reserve(cur_p->size);
     for (size_t i = 0; i < cur_p->size; i++) {
@@ -100,7 +100,7 @@ static void eog_grammar_apply(llama_sampler * smpl, llama_token_data_array * cur
     const bool may_end = grammar.may_end();
     for (size_t i = 0; i < cur_p->size; i++) {
         const llama_token token = cur_p->data[i].id;
-        // a token that ends only the base's answers is no text of a grammar either, but a lazy one may be asleep
+        // A token that ends only the base's answers is no text of a grammar either, but a lazy grammar may be asleep.
         const bool allowed = !grammar.is_special(token) || (may_end && (contains(grammar.eog, token) || grammar.lazy));
         if (!allowed) {
             cur_p->data[i].logit = -INFINITY;

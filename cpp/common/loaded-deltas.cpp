@@ -9,7 +9,7 @@
 #include <algorithm>
 
 static const size_t N_ERR     = 1024; // bytes of an error line
-static const int    N_EOG_MAX = 64;   // end tokens of a fine-tune: real ones have a handful
+static const int    N_EOG_MAX = 64;   // A real fine-tune has a handful of end tokens.
 
 dqrelo_eog dqrelo_eog_of(const dqrelo_delta * delta, const llama_vocab * vocab) {
     dqrelo_eog eog(N_EOG_MAX);
@@ -18,7 +18,7 @@ dqrelo_eog dqrelo_eog_of(const dqrelo_delta * delta, const llama_vocab * vocab) 
     return eog == dqrelo_vocab_eog(vocab) ? dqrelo_eog() : eog;
 }
 
-// "blk.0.x, blk.1.x ..." : a load line is no place for hundreds of names
+// Makes "blk.0.x, blk.1.x, ..." of the names: a load line is no place for hundreds of them.
 static std::string inert_names(const dqrelo_delta * delta, int32_t n_inert) {
     const int32_t n_shown = std::min(n_inert, 4);
     std::string   names;

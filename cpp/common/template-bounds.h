@@ -39,7 +39,7 @@ constexpr size_t DQRELO_TEMPLATE_STACK_MAX = 256 * 1024;
 
 // What a prompt is made for.
 struct dqrelo_template_request {
-    size_t n_bytes    = 0; // of text
+    size_t n_bytes    = 0; // bytes of text
     size_t n_messages = 0;
 };
 
@@ -103,7 +103,7 @@ public:
     void prompt(size_t n_bytes);
     void marker(size_t n_bytes);
 
-    [[noreturn]] void fail(const std::string & reason); // from now on
+    [[noreturn]] void fail(const std::string & reason); // Every later check fails too.
 
 private:
     friend class dqrelo_template_value;
@@ -114,20 +114,20 @@ private:
     size_t                  n_bytes_left;
     size_t                  n_values_max;
     size_t                  n_values = 0;
-    dqrelo_template_value * first    = nullptr; // of the values that are there
+    dqrelo_template_value * first    = nullptr; // Begins the list of the values that are alive.
     dqrelo_template_request request;
     dqrelo_template_bounds  bounds;
     std::string             broken;
 };
 
-// --- what the engine calls; without a scope they do nothing
+// --- The engine calls these. Without a scope they do nothing.
 
 void dqrelo_template_source(size_t n_bytes);
 void dqrelo_template_check_levels(size_t n_levels);
 void dqrelo_template_stack();
 void dqrelo_template_step();
-void dqrelo_template_read(size_t n_bytes);  // that are compared, or copied for a moment
-void dqrelo_template_bytes(size_t n_bytes); // that are made
+void dqrelo_template_read(size_t n_bytes);  // Counts bytes that are compared, or copied for a moment.
+void dqrelo_template_bytes(size_t n_bytes); // Counts bytes that are made.
 
 void dqrelo_template_bytes(size_t n_each, size_t n_times);
 
@@ -147,7 +147,7 @@ private:
 
     void unlink();
 
-    dqrelo_template_scope * scope    = nullptr; // NULL: in no list
+    dqrelo_template_scope * scope    = nullptr; // NULL means that it is in no list.
     dqrelo_template_value * previous = nullptr;
     dqrelo_template_value * next     = nullptr;
 };

@@ -6,7 +6,7 @@
 
 #include <cctype>
 
-static const size_t N_ERROR_MAX = 4096; // bytes of an error: a template may raise an exception of any length
+static const size_t N_ERROR_MAX = 4096; // bytes; a template may raise an exception of any length
 
 static dqrelo_template_request request_of(const common_chat_templates_inputs & inputs) {
     dqrelo_template_request request;
@@ -75,7 +75,7 @@ std::string dqrelo_template_error_text(const std::exception & error) {
     if (dynamic_cast<const dqrelo_template_error *>(&error) != nullptr) {
         return text;
     }
-    // While executing NODE at line 1, column 4 in source: ... Error: REASON
+    // Upstream's text has the form: While executing NODE at line 1, column 4 in source: ... Error: REASON.
     const size_t place  = text.find("While executing ");
     const size_t reason = text.find("\nError: ");
     std::string  line   = "chat template: ";

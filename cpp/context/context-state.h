@@ -14,18 +14,18 @@
 struct dqrelo_delta;
 
 namespace dqrelo {
-struct graph_usage; // graph/weight-usage.h
+struct graph_usage; // Defined in graph/weight-usage.h.
 } // namespace dqrelo
 
 struct dqrelo_context {
     struct active_delta {
         dqrelo_delta * delta      = nullptr;
         int32_t        n_bound    = 0;
-        bool           own_ubatch = false; // its tokens share no ubatch with others
-        uint64_t       generation = 0;     // differs for each delta that the index gets
+        bool           own_ubatch = false; // Its tokens share no ubatch with others.
+        uint64_t       generation = 0;     // Differs for each delta that the index gets.
     };
     struct binding {
-        int32_t delta_index   = -1; // -1: the base
+        int32_t delta_index   = -1; // -1 is the base.
         float   request_scale = 1.0f;
         bool    operator==(const binding & other) const {
             return delta_index == other.delta_index && (delta_index < 0 || request_scale == other.request_scale);
@@ -34,8 +34,8 @@ struct dqrelo_context {
 
     // What a check found of a delta that the graphs can carry.
     struct verdict {
-        bool     own_ubatch = false; // in ubatches of its own
-        uint32_t n_composed = 0;     // nodes that it adds to a graph where it is composed of ordinary ops
+        bool     own_ubatch = false; // Its tokens need ubatches of their own.
+        uint32_t n_composed = 0;     // Counts the nodes that it adds to a graph where it is composed of ordinary ops.
     };
 
     explicit dqrelo_context(uint32_t n_seq_max);
@@ -47,8 +47,8 @@ struct dqrelo_context {
     int32_t acquire(dqrelo_delta * delta);
     void    release(int32_t delta_index);
 
-    // nullptr if the delta was not checked, or was refused. A verdict is of the loaded delta: another one may say of itself what this one
-    // says.
+    // Returns nullptr if the delta was not checked, or was refused. A verdict belongs to the loaded delta, not to its file: another one may
+    // say of itself what this one says.
     const verdict * verdict_of(const dqrelo_delta & delta) const;
     void            set_verdict(const dqrelo_delta & delta, const verdict & found);
 
@@ -58,14 +58,16 @@ struct dqrelo_context {
     // Of a token with the given sequences; false in `agree` if they have different deltas.
     binding binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
 
-    std::vector<active_delta> active;     // by index; without a delta where the index is free
-    std::vector<binding>      seqs;       // by sequence id
-    std::vector<bool>         not_finite; // by sequence id: computed NaN or infinity since it was last forgotten
-    dqrelo::delta_tables      tables;
+    std::vector<active_delta> active; // Has an entry for each index; an entry without a delta is a free index.
+    std::vector<binding>      seqs;   // Has an entry for each sequence id.
+    // Has an entry for each sequence id: true if it computed NaN or infinity since it was last forgotten.
+    std::vector<bool>    not_finite;
+    dqrelo::delta_tables tables;
 
     // What the graphs of this context read, null until they were scanned, and what a scan under way collects.
     std::shared_ptr<const dqrelo::graph_usage> usage;
-    dqrelo::graph_usage *                      scan = nullptr; // the graph pass only records then, and puts no deltas onto graphs
+    // While this is set, the graph pass only records reads, and puts no deltas onto graphs.
+    dqrelo::graph_usage * scan = nullptr;
 
 private:
     void grow_composed();
@@ -74,5 +76,6 @@ private:
     std::map<std::weak_ptr<const dqrelo::delta_file>, verdict, std::owner_less<>> verdicts;
 
     uint64_t n_generations = 0;
-    uint32_t n_composed    = 0; // the most so far, so that graphs grow seldom
+    // Keeps the most that was needed so far, so that graphs grow seldom.
+    uint32_t n_composed = 0;
 };

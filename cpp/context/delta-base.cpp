@@ -9,7 +9,7 @@
 namespace dqrelo {
 
 bool check_base(dqrelo_delta & delta, const base_file & base, bool allow_other_bytes, std::string & err) {
-    if (!check_shapes(*delta.file, base, err)) { // first: another architecture has the clearer line
+    if (!check_shapes(*delta.file, base, err)) { // This comes first, because another architecture has the clearer line.
         return false;
     }
     const auto cmp       = compare(*delta.file, base);
@@ -27,7 +27,8 @@ bool check_loaded_shapes(const llama_model & model, const delta_file & file, std
     for (const auto & w : file.weights()) {
         const auto found = tensors.find(w.name);
         if (found == tensors.end()) {
-            continue; // not loaded for this model (for instance a skipped prediction layer): dqrelo_check lists it as inert
+            // The weight is not loaded for this model (for instance a skipped prediction layer), and dqrelo_check lists it as inert.
+            continue;
         }
         const ggml_tensor * t = found->second.front();
         for (int d = 0; d < 4; d++) {

@@ -157,7 +157,7 @@ size_t dqrelo_file_bytes_needed(const llama_model * model, const dqrelo_file * f
     std::string  err;
     dqrelo_delta delta;
     delta.file = file->file;
-    if (!dqrelo::find_copies(delta, *model, err)) { // its load will say why
+    if (!dqrelo::find_copies(delta, *model, err)) { // Its load will say why.
         return delta.file->n_bytes_mapped();
     }
     dqrelo::count_memory(delta);

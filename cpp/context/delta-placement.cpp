@@ -96,7 +96,7 @@ void count_memory(dqrelo_delta & delta) {
     for (const auto & [buft, weights] : weights_by(delta, method::composed)) {
         on_device[ggml_backend_buft_name(buft)] += composed_pack::bytes_needed(*delta.file, buft, weights);
     }
-    const auto on_host = on_device.extract("CPU"); // where DQRELO_COMPOSED is set
+    const auto on_host = on_device.extract("CPU"); // DQRELO_COMPOSED puts them there.
     delta.memory.emplace_back("CPU", n_mapped + (on_host.empty() ? 0 : on_host.mapped()));
     delta.memory.insert(delta.memory.end(), on_device.begin(), on_device.end());
 }

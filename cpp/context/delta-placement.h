@@ -11,7 +11,8 @@ struct ggml_tensor;
 
 namespace dqrelo {
 
-using tensors_by_name = std::unordered_map<std::string, std::vector<const ggml_tensor *>>; // a tied matrix may be in memory twice
+// A tied matrix may be in memory twice, so a name can have several tensors.
+using tensors_by_name = std::unordered_map<std::string, std::vector<const ggml_tensor *>>;
 
 tensors_by_name tensors_of(const llama_model & model);
 

@@ -35,7 +35,7 @@ public:
 private:
     // Tables that were made together, in one piece of memory, so that one copy writes them all.
     struct group {
-        std::vector<dqrelo_entry> entries; // what the memory holds
+        std::vector<dqrelo_entry> entries; // Mirrors what the memory holds.
         ggml_tensor *             memory = nullptr;
         ggml_context_ptr          ctx;
         ggml_backend_buffer_ptr   buffer;
@@ -44,7 +44,7 @@ private:
     struct table {
         ggml_tensor * tensor = nullptr;
         group *       in     = nullptr;
-        size_t        first  = 0; // index of its entry for index 0
+        size_t        first  = 0; // Locates its entry for index 0 in `entries`.
     };
     using key = std::pair<ggml_backend_buffer_type_t, std::string>;
 

@@ -33,22 +33,24 @@ struct dqrelo_delta {
     std::shared_ptr<dqrelo::delta_file> file;
     const llama_model *                 model = nullptr;
 
-    std::vector<weight_copy>                                                     copies;
-    std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::device_pack>>   packs;    // in the memory of devices
-    std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::composed_pack>> composed; // the same for devices without the operator
+    std::vector<weight_copy> copies;
+    // Copies for the operator, in the memory of devices.
+    std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::device_pack>> packs;
+    // Copies for devices without the operator.
+    std::map<ggml_backend_buffer_type_t, std::unique_ptr<dqrelo::composed_pack>> composed;
 
-    std::vector<std::pair<std::string, size_t>> memory; // names of memories, and the bytes in each
+    std::vector<std::pair<std::string, size_t>> memory; // Holds the name of each memory, and the bytes in it.
 
-    float max_scale = 0.0f; // of a binding
+    float max_scale = 0.0f; // A binding may have no larger request scale.
 
-    bool same_base_file = false; // false: the model is another quantisation of the delta's base
+    bool same_base_file = false; // False means that the model is another quantisation of the delta's base.
 
-    std::atomic<int32_t> n_bound{ 0 }; // bindings over all contexts
+    std::atomic<int32_t> n_bound{ 0 }; // Counts the bindings over all contexts.
 
-    std::vector<int32_t>               eog;  // end-of-generation tokens; empty: the vocabulary's
-    std::map<std::string, std::string> meta; // scalars of the metadata as text
+    std::vector<int32_t>               eog;  // Holds the end-of-generation tokens; empty means the vocabulary's.
+    std::map<std::string, std::string> meta; // Holds the scalars of the metadata as text.
 
-    // weights that no graph of the last checked context reads; guarded by the mutex
+    // Names the weights that no graph of the last checked context reads. The mutex guards it.
     std::mutex               mutex;
     std::vector<std::string> inert;
 };

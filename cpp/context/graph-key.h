@@ -11,14 +11,14 @@ namespace dqrelo {
 
 struct graph_key {
     enum class state {
-        base,       // no row has a delta: the base's own graph
-        shared,     // rows of any deltas, of any request scales, and of the base
-        own_ubatch, // tokens of one delta and request scale only, which needs that
-        conflict,   // a token's sequences have different deltas: no graph is right
+        base,       // No row has a delta, so it is the base's own graph.
+        shared,     // Rows may have any deltas, with any request scales, or the base.
+        own_ubatch, // All tokens have one delta and request scale, which needs that.
+        conflict,   // A token's sequences have different deltas, so no graph is right.
     };
 
     state  is       = state::base;
-    size_t n_tables = 0; // the pass covers the weights that have one
+    size_t n_tables = 0; // The pass covers the weights that have one.
 
     static graph_key of(const dqrelo_context & dctx, const llama_ubatch & ubatch);
 

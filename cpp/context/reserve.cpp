@@ -10,7 +10,7 @@ bool llama_context::dqrelo_reserve() {
         return true;
     } catch (const std::exception & e) {
         LLAMA_LOG_ERROR("dqrelo: the graphs of the context cannot be reserved: %s\n", e.what());
-        sched_need_reserve = true; // sched_reserve takes the mark away before it tries
+        sched_need_reserve = true; // The function sched_reserve takes the mark away before it tries.
         return false;
     }
 }

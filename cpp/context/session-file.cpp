@@ -10,8 +10,8 @@
 
 namespace {
 
-constexpr uint32_t SESSION_MAGIC  = 0x71647373; // before llama.cpp's own: a stock build refuses the file
-constexpr uint32_t N_OWNERS_BYTES = 1 << 20;    // more than 256 sequences need
+constexpr uint32_t SESSION_MAGIC  = 0x71647373; // Stands before llama.cpp's own, so a stock build refuses the file.
+constexpr uint32_t N_OWNERS_BYTES = 1 << 20;    // bytes; more than 256 sequences need
 
 // A line for each sequence that has a delta: its id, the delta's content hash, the scale. Empty: all run the base.
 std::string owners_of(const dqrelo_context * dctx) {
@@ -20,7 +20,7 @@ std::string owners_of(const dqrelo_context * dctx) {
         const auto & bound = dctx->seqs[seq];
         if (bound.delta_index >= 0 && bound.request_scale != 0.0f) {
             const std::string & hash = dctx->active[bound.delta_index].delta->file->content_hash();
-            owners += std::to_string(seq) + " " + hash + format(" %.9g\n", bound.request_scale); // 9 digits tell any two floats apart
+            owners += std::to_string(seq) + " " + hash + format(" %.9g\n", bound.request_scale); // 9 digits tell any two floats apart.
         }
     }
     return owners;

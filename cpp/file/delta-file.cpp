@@ -42,7 +42,7 @@ struct delta_file::impl {
     std::unique_ptr<mapped_file>            file;
     gguf_header                             header;
     delta_layout                            layout;
-    std::unordered_map<std::string, size_t> index; // weight name -> its number
+    std::unordered_map<std::string, size_t> index; // Maps a weight's name to its number.
 
     std::string                name, architecture, content_hash, base_name, base_digest;
     double                     ratio   = 0.0;
@@ -69,7 +69,7 @@ bool delta_file::impl::read_metadata(std::string & err) {
     sample_tensors = value_of<std::vector<std::string>>(header, "dqrelo.base.sample_tensors");
     samples        = value_of<std::vector<float>>(header, "dqrelo.base.samples");
 
-    constexpr size_t n_samples = 32; // of each tensor
+    constexpr size_t n_samples = 32; // samples of each tensor
     if (samples.size() != n_samples * sample_tensors.size()) {
         err = message("metadata key 'dqrelo.base.samples' has %zu items, expected %zu", samples.size(), n_samples * sample_tensors.size());
         return false;

@@ -36,8 +36,8 @@ struct weight_info {
 class delta_file {
 public:
     struct options {
-        bool          header_only = false; // items 1-5 are checked, and nothing behind the header is read
-        bool          use_mmap    = false; // map the file instead of reading it into memory
+        bool          header_only = false; // Items 1-5 are checked, and nothing behind the header is read.
+        bool          use_mmap    = false; // The file is mapped instead of read into memory.
         is_aborted_fn is_aborted;
     };
 
@@ -68,20 +68,21 @@ public:
     void discard(size_t i) const;
 
     const std::string & path() const;
-    const std::string & name() const;           // general.name
-    const std::string & architecture() const;   // of the base
+    const std::string & name() const;           // Returns general.name.
+    const std::string & architecture() const;   // Returns the base's.
     const std::string & content_hash() const;   // 64 hex digits
-    double              ratio() const;          // dqrelo.ratio
-    size_t              n_bytes() const;        // of all tensors, without padding
-    size_t              n_bytes_mapped() const; // of the file
+    double              ratio() const;          // Returns dqrelo.ratio.
+    size_t              n_bytes() const;        // Counts all tensors, without padding.
+    size_t              n_bytes_mapped() const; // Counts the file's bytes.
 
     const std::string &              base_name() const;
     const std::string &              base_digest() const;    // 64 hex digits
-    const std::vector<std::string> & sample_tensors() const; // names of base tensors
-    const std::vector<float> &       samples() const;        // 32 values for each of them
+    const std::vector<std::string> & sample_tensors() const; // Names base tensors.
+    const std::vector<float> &       samples() const;        // Each of them has 32 values.
 
-    const std::optional<std::string> & chat_template() const; // empty: the base's
-    const std::vector<int32_t> &       eog_tokens() const;    // the fine-tune's EOS, EOT and EOM ids, each once; empty: the base's
+    const std::optional<std::string> & chat_template() const; // Empty means the base's.
+    // The fine-tune's EOS, EOT and EOM ids, each once. Empty means the base's.
+    const std::vector<int32_t> & eog_tokens() const;
 
     // The token id under one of TOKEN_ID_KEYS (delta-keys.h), or -1 where the file has none.
     int64_t token_id(const char * key) const;

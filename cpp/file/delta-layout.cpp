@@ -255,9 +255,9 @@ private:
 
     const gguf_header &                        header;
     delta_layout &                             out;
-    std::unordered_map<std::string, ggml_type> types;     // of the file's tensors
-    size_t                                     first = 0; // the weight's first tensor
-    size_t                                     next  = 0; // the next tensor to take
+    std::unordered_map<std::string, ggml_type> types;     // Holds the types of the file's tensors.
+    size_t                                     first = 0; // Numbers the weight's first tensor.
+    size_t                                     next  = 0; // Numbers the next tensor to take.
 
     bool read_signs(const weight_info & weight, pack_layout & pack) {
         const int64_t * ne = weight.ne;

@@ -13,7 +13,7 @@ namespace dqrelo {
 struct part_layout {
     bool      present      = false;
     ggml_type type         = GGML_TYPE_F32;
-    size_t    offset_bytes = 0; // from the start of the pack
+    size_t    offset_bytes = 0; // bytes from the start of the pack
 };
 
 struct pack_layout {
@@ -27,7 +27,7 @@ struct pack_layout {
     part_layout usign;
     part_layout uscale;
     part_layout dense;
-    int32_t     scale_per_row = 0; // bit p: plane p has a scale per row
+    int32_t     scale_per_row = 0; // Bit p is set where plane p has a scale per row.
 };
 
 // A tensor's declared facts, in file order (dqrelo.tensor.*).
@@ -39,8 +39,8 @@ struct declared_tensor {
 
 struct delta_layout {
     std::vector<weight_info>     weights;
-    std::vector<pack_layout>     packs;   // as weights
-    std::vector<declared_tensor> tensors; // as gguf_header::tensors
+    std::vector<pack_layout>     packs;   // Goes with `weights`, in the same order.
+    std::vector<declared_tensor> tensors; // Goes with gguf_header::tensors, in the same order.
 };
 
 // Reads and checks the arrays of the metadata (whose types check_delta_keys has seen), and every tensor's name, type, shape and place in a

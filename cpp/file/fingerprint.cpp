@@ -17,7 +17,7 @@ namespace dqrelo {
 
 namespace {
 
-// docs/format.md, section 6
+// The numbers come from docs/format.md, section 6.
 constexpr size_t N_CHUNKS         = 8;
 constexpr size_t N_CHUNK_BYTES    = 64;
 constexpr size_t N_SAMPLE_TENSORS = 16;
@@ -44,7 +44,7 @@ int64_t get_integer(const gguf_header & header, const std::string & key, int64_t
 
 // All files of a model: the given one, or every shard of PREFIX-00001-of-0000N.gguf, as llama.cpp names them.
 std::vector<std::string> shard_paths(const std::string & path) {
-    const std::string form = "-00000-of-00000.gguf"; // a 0 stands for any digit
+    const std::string form = "-00000-of-00000.gguf"; // A 0 stands for any digit.
     if (path.size() <= form.size()) {
         return { path };
     }
@@ -136,7 +136,7 @@ float element(const base_tensor & tensor, int64_t i) {
 struct base_file::impl {
     std::string                                  path, architecture, name, digest;
     std::vector<shard>                           shards;
-    std::vector<base_tensor>                     tensors; // in ascending byte order of their names
+    std::vector<base_tensor>                     tensors; // Sorted by name, in ascending byte order.
     std::unordered_map<std::string, base_tensor> index;
 
     bool open_shards(std::string & err);
@@ -263,7 +263,7 @@ bool base_file::samples(const std::vector<std::string> & names, std::vector<floa
         }
         const int64_t n = n_elements(*it->second.info);
         for (int64_t t = 0; t < (int64_t) N_SAMPLES_PER_TENSOR; ++t) {
-            // (2 t + 1) n / 64, without the overflow of the product: n = 64 a + b
+            // Computes (2 t + 1) n / 64 without the overflow of the product, as n = 64 a + b.
             const int64_t i = (2 * t + 1) * (n / 64) + (2 * t + 1) * (n % 64) / 64;
             out.push_back(element(it->second, i));
         }
@@ -306,7 +306,7 @@ double sample_correlation(const std::vector<float> & of_delta, const std::vector
     return norm > 0.0 ? ab / norm : 0.0;
 }
 
-// "math.dq.gguf is a delta of 'A' (llama), base.gguf is 'B' (llama)"
+// Says, for example: "math.dq.gguf is a delta of 'A' (llama), base.gguf is 'B' (llama)".
 static std::string both_names(const delta_file & delta, const base_file & base) {
     return message("%s is a delta of '%s' (%s), %s is '%s' (%s)", delta.path().c_str(), printable(delta.base_name()).c_str(),
                    printable(delta.architecture()).c_str(), base.path().c_str(), printable(base.name()).c_str(),

@@ -30,8 +30,8 @@ public:
 
     const std::string & path() const;
     const std::string & architecture() const;
-    const std::string & name() const;   // general.name, or the file name without extension
-    const std::string & digest() const; // exact identity, 64 hex digits; computed once at open
+    const std::string & name() const;   // Returns general.name, or the file name without extension.
+    const std::string & digest() const; // Returns 64 hex digits, which are computed once at open.
 
     // Shape of a tensor (4 numbers), or nullptr.
     const int64_t * shape(const std::string & tensor) const;
@@ -49,15 +49,16 @@ private:
 };
 
 enum class base_match {
-    same_file,  // exact digest is equal
-    same_model, // other bytes, correlated samples: another quantisation
+    same_file,  // The exact digest is equal.
+    same_model, // The bytes differ and the samples correlate, so it is another quantisation.
     other_model,
 };
 
 struct base_comparison {
-    base_match  match       = base_match::other_model;
-    double      correlation = 0.0; // 1 for the same file
-    std::string reason;            // one line for same_model and other_model: both names and digests, and what to do
+    base_match match       = base_match::other_model;
+    double     correlation = 0.0; // 1 means the same file.
+    // One line for same_model and other_model: both names and digests, and what to do.
+    std::string reason;
 };
 
 // Grades `base` as the base of `delta`.

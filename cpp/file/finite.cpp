@@ -42,12 +42,13 @@ size_t count_not_finite(ggml_type type, const uint8_t * data, size_t n_bytes) {
     const size_t size = ggml_type_size(type);
     const size_t n    = n_bytes / size;
     switch (type) {
-        case GGML_TYPE_F32: return count_exponents(data, n, sizeof(uint32_t), F32_EXPONENT); // a constant stride, for the compiler
+        // The stride is a constant, which the compiler can use.
+        case GGML_TYPE_F32: return count_exponents(data, n, sizeof(uint32_t), F32_EXPONENT);
         case GGML_TYPE_F16: return count_exponents(data, n, sizeof(uint16_t), F16_EXPONENT);
         case GGML_TYPE_BF16: return count_exponents(data, n, sizeof(uint16_t), BF16_EXPONENT);
-        case GGML_TYPE_Q8_0: // blocks that begin with their scale, F16
+        case GGML_TYPE_Q8_0: // Blocks of these types begin with their scale, F16.
         case GGML_TYPE_Q4_0: return count_exponents(data, n, size, F16_EXPONENT);
-        default: return 0; // signs
+        default: return 0; // Signs have no exponents.
     }
 }
 

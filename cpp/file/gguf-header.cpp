@@ -16,8 +16,8 @@ namespace dqrelo {
 namespace {
 
 // Smallest possible sizes of an entry and a tensor, in bytes: they bound the header's counts before anything is allocated.
-constexpr uint64_t MIN_ENTRY_BYTES  = 8 + 4 + 1;     // key length, type, a value of one byte
-constexpr uint64_t MIN_TENSOR_BYTES = 8 + 4 + 4 + 8; // name length, n_dims, type, offset
+constexpr uint64_t MIN_ENTRY_BYTES  = 8 + 4 + 1;     // key length, type, and a value of one byte
+constexpr uint64_t MIN_TENSOR_BYTES = 8 + 4 + 4 + 8; // name length, n_dims, type, and offset
 
 template <typename T>
 T load(const uint8_t * data) {
@@ -81,7 +81,7 @@ size_t element_bytes(gguf_type type) {
         case GGUF_TYPE_UINT64:
         case GGUF_TYPE_INT64:
         case GGUF_TYPE_FLOAT64: return 8;
-        default: return 0; // strings, arrays, unknown
+        default: return 0; // Strings, arrays and unknown types have no fixed size.
     }
 }
 
@@ -173,7 +173,7 @@ bool read_tensor(cursor & in, uint64_t i, gguf_tensor_entry & tensor) {
     if (!in.err.empty()) {
         return false;
     }
-    // ids of removed types have no block size
+    // The ids of removed types have no block size.
     const int64_t n_block = type < GGML_TYPE_COUNT ? ggml_blck_size((ggml_type) type) : 0;
     if (n_block <= 0) {
         in.err = message("%s has the unknown type id %" PRIu32 ". Made by a newer or a forked llama.cpp?", what.c_str(), type);
@@ -187,7 +187,7 @@ bool read_tensor(cursor & in, uint64_t i, gguf_tensor_entry & tensor) {
     }
     const uint64_t n_blocks = (uint64_t) (tensor.ne[0] / n_block * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]);
     if (n_blocks >
-        (uint64_t) (INT64_MAX / 2) / ggml_type_size(tensor.type)) { // smaller products are compared with the file's size by check_places
+        (uint64_t) (INT64_MAX / 2) / ggml_type_size(tensor.type)) { // Smaller products are compared with the file's size in check_places.
         in.err = message("%s has shape %s, more than the file's %zu bytes can hold. Truncated download?", what.c_str(),
                          shape_text(tensor.ne).c_str(), in.n_bytes);
         return false;
@@ -386,7 +386,7 @@ static std::string float_text(T value, int n_digits_max) {
 }
 
 std::string value_type_text(gguf_type type, bool is_array) {
-    // in the order of gguf_type
+    // The names are in the order of gguf_type.
     static const char * const names[] = { "UINT8", "INT8",   "UINT16", "INT16",  "UINT32", "INT32",  "FLOAT32",
                                           "BOOL",  "STRING", "ARRAY",  "UINT64", "INT64",  "FLOAT64" };
     static_assert(sizeof(names) / sizeof(names[0]) == GGUF_TYPE_COUNT, "a name for each type");

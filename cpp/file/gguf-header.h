@@ -1,6 +1,6 @@
 // gguf-header.h: bounds-checked parser of a GGUF header in memory.
 //
-// ggml's own parser reports errors through the global log and refuses nothing that gguf.md allows but a delta may not have; this one says
+// The parser of ggml reports errors through the global log and refuses nothing that gguf.md allows but a delta may not have. This one says
 // in one line what is wrong, allocates no more than a small multiple of the header's own bytes, and keeps where each value lies.
 #pragma once
 
@@ -19,9 +19,9 @@ namespace dqrelo {
 // bytes}.
 struct gguf_entry {
     std::string     key;
-    gguf_type       type     = GGUF_TYPE_COUNT; // of the elements
+    gguf_type       type     = GGUF_TYPE_COUNT; // Applies to the elements of an array.
     bool            is_array = false;
-    uint64_t        n        = 1; // elements
+    uint64_t        n        = 1; // Counts the elements.
     const uint8_t * data     = nullptr;
     size_t          n_bytes  = 0;
 };
@@ -30,18 +30,18 @@ struct gguf_tensor_entry {
     std::string name;
     ggml_type   type         = GGML_TYPE_COUNT;
     int64_t     ne[4]        = { 1, 1, 1, 1 };
-    uint64_t    offset_bytes = 0; // from the start of the data section
-    size_t      n_bytes      = 0; // without padding
+    uint64_t    offset_bytes = 0; // bytes from the start of the data section
+    size_t      n_bytes      = 0; // bytes without padding
 };
 
 struct gguf_header {
     uint32_t                       version           = 0;
     uint32_t                       alignment         = GGUF_DEFAULT_ALIGNMENT;
-    size_t                         data_offset_bytes = 0; // of the data section, from the start of the file
+    size_t                         data_offset_bytes = 0; // Locates the data section, in bytes from the start of the file.
     std::vector<gguf_entry>        entries;
     std::vector<gguf_tensor_entry> tensors;
 
-    // nullptr if absent
+    // Returns nullptr if the key is absent.
     const gguf_entry * find(const std::string & key) const;
 
     // Values by type: false if the key is absent or has another type.
@@ -54,7 +54,7 @@ struct gguf_header {
     bool get(const std::string & key, std::vector<uint64_t> & out) const;
     bool get(const std::string & key, std::vector<float> & out) const;
 
-    std::unordered_map<std::string, size_t> index; // key -> entries
+    std::unordered_map<std::string, size_t> index; // Maps a key to its place in `entries`.
 };
 
 // Parses the header of a file that is wholly in [data, data + n_bytes). Checks magic, version 2 or 3, that every count and length fits into
@@ -68,7 +68,7 @@ std::string value_type_text(gguf_type type, bool is_array);
 // False if one of the entry's strings is not UTF-8. True for other types.
 bool is_text(const gguf_entry & entry);
 
-// ggml's name of a storage type, in lower case: "f16", "q4_k".
+// Returns ggml's name of a storage type in lower case, such as "f16" or "q4_k".
 std::string storage_name(ggml_type type);
 
 // Four numbers of a file as a shape. False if one is 0 or the product is over 2^62, which keeps sizes in bytes of all types apart from

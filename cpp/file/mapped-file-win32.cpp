@@ -42,7 +42,7 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode, s
         CloseHandle(file);
         return nullptr;
     }
-    CloseHandle(file); // the mapping keeps the file
+    CloseHandle(file); // The mapping keeps the file.
 
     std::unique_ptr<mapped_file> out(new mapped_file());
     out->data_    = (const uint8_t *) data;

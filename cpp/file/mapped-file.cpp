@@ -18,7 +18,7 @@
 
 namespace dqrelo {
 
-// "no such file or directory"
+// Says what went wrong, for example "no such file or directory".
 static std::string system_error(int number) {
     std::string text = strerror(number);
     text[0]          = (char) tolower((unsigned char) text[0]);
@@ -71,11 +71,11 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode ho
     file->n_bytes_  = (size_t) st.st_size;
     file->identity_ = identity_of(st);
     if (how == mode::map) {
-        close(fd); // the mapping keeps the file
+        close(fd); // The mapping keeps the file.
     } else {
         file->fd_ = fd;
 #ifdef MADV_HUGEPAGE
-        madvise(data, file->n_bytes_, MADV_HUGEPAGE); // a fault each 2 MiB: a copy takes half of the time or less
+        madvise(data, file->n_bytes_, MADV_HUGEPAGE); // Huge pages fault once in 2 MiB, so a copy takes half of the time or less.
 #endif
     }
     return file;
@@ -109,7 +109,7 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
         }
         close(fd_);
         fd_ = -1;
-        mprotect((void *) data_, n_bytes_, PROT_READ); // a stray write is to fault, as in a map
+        mprotect((void *) data_, n_bytes_, PROT_READ); // From here on a stray write faults, as in a map.
     }
     return true;
 }

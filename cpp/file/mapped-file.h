@@ -16,8 +16,10 @@ using is_aborted_fn = std::function<bool()>;
 class mapped_file {
 public:
     enum class mode {
-        map,  // reads of what another program cut off the file fault: it must be replaced by renaming, not rewritten in place
-        copy, // memory of this process; what fetch() has read stays as it was read
+        // A read of what another program cut off the file faults: the file must be replaced by renaming, not rewritten in place.
+        map,
+        // The data is memory of this process: what fetch() has read stays as it was read.
+        copy,
     };
 
     // Returns nullptr with the reason in `err` (without the path). Of a copy no byte is there yet.
@@ -53,8 +55,8 @@ private:
     const uint8_t * data_      = nullptr;
     size_t          n_bytes_   = 0;
     size_t          n_fetched_ = 0;
-    int             fd_        = -1;      // of a copy that is not complete
-    void *          handle_    = nullptr; // what the platform needs
+    int             fd_        = -1;      // Stays open while a copy is not complete.
+    void *          handle_    = nullptr; // Holds what the platform needs.
     std::string     identity_;
 };
 

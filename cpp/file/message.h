@@ -8,7 +8,7 @@
 
 namespace dqrelo {
 
-// printf into a string.
+// Prints into a string, as printf does.
 #if defined(__GNUC__) || defined(__clang__)
 __attribute__((format(printf, 1, 2)))
 #endif
@@ -25,7 +25,7 @@ std::string shape_text(const int64_t ne[4]);
 // All four numbers, as digests write them: "64x32x1x1".
 std::string full_shape_text(const int64_t ne[4]);
 
-// n numbers as they are, for shapes that may be impossible.
+// Writes n numbers as they are, for shapes that may be impossible.
 std::string dims_text(const uint64_t * ne, int n);
 
 } // namespace dqrelo

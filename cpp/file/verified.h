@@ -9,8 +9,8 @@ namespace dqrelo {
 
 class delta_file;
 
-// delta_file::verify, unless it passed before for the very same file, unchanged since: mapped_file::identity. Thread-safe. Returns false
-// with one line in `err`.
+// Calls delta_file::verify, unless it passed before for the very same file, unchanged since (mapped_file::identity). Thread-safe. Returns
+// false with one line in `err`.
 bool verify_once(const delta_file & file, const is_aborted_fn & is_aborted, std::string & err);
 
 } // namespace dqrelo

@@ -61,7 +61,7 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
             return false;
         }
     }
-    ctx.synchronize(); // a running graph may still read the tables
+    ctx.synchronize(); // A running graph may still read the tables.
     if (bound.delta_index >= 0) {
         dctx.release(bound.delta_index);
         bound = {};
@@ -82,7 +82,7 @@ bool bind(llama_context & ctx, llama_seq_id seq_id, dqrelo_delta * delta, float 
             } catch (...) {
                 dctx.release(bound.delta_index);
                 bound = {};
-                ctx.dqrelo_graphs_grew(); // the next decode takes it again, without the delta
+                ctx.dqrelo_graphs_grew(); // The next decode reserves the graphs again, without the delta.
                 throw;
             }
         }

@@ -41,8 +41,8 @@ row_plan probe_plan(int64_t n_rows) {
 }
 
 struct probe_result {
-    std::string lacks;       // an op that the device has not, or empty
-    uint32_t    n_nodes = 0; // and leaves: a scheduler's size counts both
+    std::string lacks;       // Names an op that the device has not, or is empty.
+    uint32_t    n_nodes = 0; // Leaves are counted too, as in a scheduler's size.
 };
 
 probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const composed_weight & w, ggml_backend_dev_t dev) {
@@ -54,7 +54,7 @@ probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const 
     read.x      = shape.x[0] ? ggml_new_tensor(ctx.get(), GGML_TYPE_F32, GGML_MAX_DIMS, shape.x) : nullptr;
     read.ids    = shape.ids[0] ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_I32, shape.ids[0], shape.ids[1]) : nullptr;
 
-    int64_t last = 0; // row of the batch
+    int64_t last = 0; // last row of the batch
     for (int d = 1; d < 4; d++) {
         last += (shape.node[d] - 1) * shape.layout.stride[d];
     }
@@ -68,7 +68,7 @@ probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const 
         graph.attach(read, shape.layout, base, read.x);
     }
     probe_result result;
-    result.n_nodes = n_tensors(w) + 2; // x and ids, which lie in one piece here, may have to be copied into one
+    result.n_nodes = n_tensors(w) + 2; // The tensors x and ids lie in one piece here, but may have to be copied into one.
     const auto ask = [&](ggml_tensor * t) {
         if (result.lacks.empty() && t->op != GGML_OP_NONE && !ggml_backend_dev_supports_op(dev, t)) {
             const ggml_tensor * first = t->src[0];
@@ -76,7 +76,7 @@ probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const 
                                                 shape_text(first ? first->ne : t->ne).c_str());
         }
     };
-    ask(read.node); // the sum
+    ask(read.node); // This node adds the delta to the base.
     for (ggml_tensor * t = ggml_get_next_tensor(ctx.get(), base); t; t = ggml_get_next_tensor(ctx.get(), t)) {
         result.n_nodes++;
         ask(t);
@@ -109,7 +109,7 @@ std::string composed_problem(const dqrelo_context & dctx, const graph_usage & us
         }
         n_nodes += n_most * used->n_reads;
     }
-    n_nodes += n_nodes > 0 ? composed_graph::MAX_NODES : 0; // what the weights share
+    n_nodes += n_nodes > 0 ? composed_graph::MAX_NODES : 0; // The weights share these nodes.
     return "";
 }
 

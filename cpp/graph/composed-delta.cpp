@@ -10,7 +10,7 @@ ggml_tensor * sum_of(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b) {
 
 ggml_tensor * product(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x) {
     ggml_tensor * y = ggml_mul_mat(ctx, w, x);
-    ggml_mul_mat_set_prec(y, GGML_PREC_F32); // else some devices add up in F16
+    ggml_mul_mat_set_prec(y, GGML_PREC_F32); // Without it some devices add up in F16.
     return y;
 }
 
@@ -21,7 +21,7 @@ ggml_tensor * rows_by_id(ggml_context * ctx, ggml_tensor * t, ggml_tensor * ids)
     return ids->ne[1] == 1 ? rows : ggml_reshape_3d(ctx, rows, t->ne[0], ids->ne[0], ids->ne[1]);
 }
 
-// t [n, n_rows, r * n_mat, ...] times a value, or n of them, for each matrix: s [1 or n, n_mat].
+// Multiplies t [n, n_rows, r * n_mat, ...] by a value, or by n of them, for each matrix: s [1 or n, n_mat].
 ggml_tensor * times_by_matrix(ggml_context * ctx, ggml_tensor * t, ggml_tensor * s) {
     const int64_t n_mat = s->ne[1];
     if (n_mat == 1) {
@@ -30,7 +30,7 @@ ggml_tensor * times_by_matrix(ggml_context * ctx, ggml_tensor * t, ggml_tensor *
     if (t->ne[2] == n_mat) {
         return ggml_mul(ctx, t, ggml_reshape_3d(ctx, s, s->ne[0], 1, n_mat));
     }
-    // r rows of matrices share one of the weight. They get an axis, so that the values are not repeated in turn.
+    // Each matrix of the weight serves r of t. They get an axis, so that the values are not repeated in turn.
     ggml_tensor * split = ggml_is_contiguous(t) ? t : ggml_cont(ctx, t);
     split               = ggml_reshape_4d(ctx, split, t->ne[0], t->ne[1], t->ne[2] / n_mat, n_mat);
     split               = ggml_mul(ctx, split, ggml_reshape_4d(ctx, s, s->ne[0], 1, 1, n_mat));
@@ -52,7 +52,7 @@ ggml_tensor * matmul(ggml_context * ctx, const composed_weight & w, ggml_tensor 
     return sum_of(ctx, sum, w.u ? product(ctx, w.u, product(ctx, w.v, x)) : nullptr);
 }
 
-// x is [n_in, 1 or n_used, n_tokens], ids [n_used, n_tokens].
+// Here x is [n_in, 1 or n_used, n_tokens], and ids [n_used, n_tokens].
 ggml_tensor * matmul_id(ggml_context * ctx, const composed_weight & w, ggml_tensor * x, ggml_tensor * ids) {
     if (w.dense) {
         return ggml_mul_mat_id(ctx, w.dense, x, ids);

@@ -15,7 +15,7 @@ row_plan row_plan::of(const dqrelo_context & dctx, const llama_ubatch & ubatch, 
     row_plan                plan;
     plan.n_rows = { (int64_t) ubatch.n_tokens, n_outputs };
 
-    int32_t n_seen = 0; // outputs, numbered as llama.cpp's out_ids are
+    int32_t n_seen = 0; // Counts outputs, which are numbered as llama.cpp's out_ids are.
     for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
         bool          agree  = true;
         const auto    b      = dctx.binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree);
@@ -82,7 +82,7 @@ void composed_inputs::set_input(const llama_ubatch * ubatch) {
     plan = row_plan::of(dctx, *ubatch, plan.n_rows[ROWS_OUTPUTS]);
     for (const auto & [k, t] : tensors) {
         if (!t->buffer) {
-            continue; // no node of the graph reads it
+            continue; // No node of the graph reads it.
         }
         const std::vector<int32_t> & rows   = plan.deltas[k.i].rows[k.kind];
         const std::vector<float> &   scales = plan.deltas[k.i].request_scales[k.kind];

@@ -19,14 +19,14 @@ enum row_kind { ROWS_TOKENS = 0, ROWS_OUTPUTS = 1 };
 
 struct delta_rows {
     int32_t                             delta_index = -1;
-    uint64_t                            generation  = 0;    // changes when the index gets another delta
-    bool                                unit        = true; // every row has request scale 1
-    std::array<std::vector<int32_t>, 2> rows;               // by row_kind, ascending
-    std::array<std::vector<float>, 2>   request_scales;     // of those rows
+    uint64_t                            generation  = 0;    // Changes when the index gets another delta.
+    bool                                unit        = true; // True where every row has request scale 1.
+    std::array<std::vector<int32_t>, 2> rows;               // Lists rows by row_kind, ascending.
+    std::array<std::vector<float>, 2>   request_scales;     // Has the request scales of those rows.
 };
 
 struct row_plan {
-    std::vector<delta_rows> deltas; // those with rows, ascending
+    std::vector<delta_rows> deltas; // Lists the deltas that have rows, in ascending order.
     std::array<int64_t, 2>  n_rows = { 0, 0 };
 
     static row_plan of(const dqrelo_context & dctx, const llama_ubatch & ubatch, int64_t n_outputs);

@@ -59,12 +59,12 @@ public:
     // activation.
     void attach(const weight_read & read, const composed_layout & layout, ggml_tensor * base, ggml_tensor * x);
 
-    // weight + s D_hat, for ubatches of one delta.
+    // Returns weight + s D_hat, where s is the request scale, for ubatches of one delta.
     ggml_tensor * merged(ggml_tensor * weight);
 
 private:
     struct delta_of_read {
-        size_t                  i; // in the plan
+        size_t                  i; // Numbers the delta in the plan.
         const composed_weight * weight;
     };
 
@@ -86,7 +86,7 @@ private:
 
     // These are shared by all weights that one activation meets.
     std::unordered_map<const ggml_tensor *, ggml_tensor *>                copies;
-    std::map<std::tuple<const ggml_tensor *, size_t, int>, ggml_tensor *> selected; // by activation, delta and axis
+    std::map<std::tuple<const ggml_tensor *, size_t, int>, ggml_tensor *> selected; // Keyed by activation, delta and axis.
     std::map<std::pair<const ggml_tensor *, size_t>, ggml_tensor *>       multiplied;
 };
 

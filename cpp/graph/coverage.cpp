@@ -53,8 +53,8 @@ std::shared_ptr<const graph_usage> scan(llama_context & ctx, dqrelo_context & dc
 
 // How the graphs read the weights of a delta.
 struct delta_reads {
-    std::vector<std::string> inert;      // those that no graph reads
-    std::string              own_ubatch; // the first weight that needs a ubatch of one delta, and why, or empty
+    std::vector<std::string> inert;      // No graph reads these weights.
+    std::string              own_ubatch; // Names the first weight that needs a ubatch of one delta, and why, or is empty.
 };
 
 bool find_reads(const graph_usage & usage, const dqrelo_delta & delta, delta_reads & reads, std::string & err) {

@@ -9,7 +9,7 @@ namespace dqrelo {
 
 namespace {
 
-constexpr float LARGEST = 65504.0f; // in F16, the usual type of a cell
+constexpr float LARGEST = 65504.0f; // F16, the usual type of a cell, has no larger number.
 
 // A tensor that outlives the graph: the memory of a context. Those that the graph computes have no buffer yet.
 bool is_memory(const ggml_tensor * t) {
@@ -40,7 +40,7 @@ bool finite_guard::visit(ggml_tensor * node) {
     if (graph.params.mctx) {
         return true;
     }
-    // without a memory, the keys and values of a batch's sequences go from one node to the next
+    // Without a memory, the keys and values of a batch's sequences go from one node to the next.
     if (node->op == GGML_OP_MUL_MAT && is_computed(node->src[0])) {
         return guard(node, 0);
     }
@@ -62,15 +62,15 @@ ggml_tensor * finite_guard::rows_of_tokens(ggml_tensor * t) const {
         return (v->op == GGML_OP_VIEW || v->op == GGML_OP_RESHAPE) && ggml_nelements(v->src[0]) == ggml_nelements(v);
     };
     while (is_view(t) && (!graph.tokens_of(t).known || graph.tokens_of(t).none())) {
-        t = t->src[0]; // a row of it joins axes that are apart there
+        t = t->src[0]; // A row of the view joins axes that are apart in its source.
     }
     const row_tokens rows = graph.tokens_of(t);
     if (!rows.known || rows.none() || !ggml_is_contiguous(t)) {
         return nullptr;
     }
-    int64_t n_tokens = 1; // on the axes so far
+    int64_t n_tokens = 1; // Counts the tokens on the axes so far.
     for (int d = 0; d < GGML_MAX_DIMS; d++) {
-        const bool is_inside = n_tokens == 1 && rows.stride[d] == 0; // a token's own axis
+        const bool is_inside = n_tokens == 1 && rows.stride[d] == 0; // Such an axis lies inside a token.
         if (t->ne[d] > 1 && !is_inside) {
             if (rows.stride[d] != n_tokens) {
                 return nullptr;

@@ -37,7 +37,8 @@ private:
     ggml_tensor * rows_of_tokens(ggml_tensor * t) const;
 
     const traced_graph & graph;
-    ggml_tensor *        last = nullptr; // what the last write was made from, as many numbers for each token
+    // The last write was made from this tensor, which has as many numbers for each token.
+    ggml_tensor * last = nullptr;
 };
 
 // The sums of a graph: F32 [1, n_tokens].

@@ -32,7 +32,8 @@ bool graph_rewriter::put(std::vector<weight_read> reads, std::string & problem) 
             return false;
         }
         if (!read.own_ubatch.empty() && !own_ubatch) {
-            continue; // no token of this ubatch has a delta that changes the weight: such a delta has ubatches of its own
+            // No token of this ubatch has a delta that changes the weight, as such a delta has ubatches of its own.
+            continue;
         }
         read.merged_copy ? read_merged_copy(read, table) : attach(read, table);
         any_table = any_table || table;
@@ -92,7 +93,7 @@ bool graph_rewriter::carries(const weight_read & read, std::string & problem) co
     const bool           is_known = used && !used->own_ubatch.empty();
     std::string          why      = read.problem;
     if (why.empty() && !own_ubatch && !is_known) {
-        why = read.own_ubatch; // this graph reads the weight otherwise than those that were checked
+        why = read.own_ubatch; // This graph reads the weight otherwise than those that were checked.
     }
     if (!why.empty()) {
         problem = std::string("tensor '") + read.weight->name + "' " + why;
@@ -106,12 +107,12 @@ void graph_rewriter::attach(const weight_read & read, ggml_tensor * table) {
     ggml_tensor * node = read.node;
     ggml_tensor * base = ggml_new_tensor(graph.ctx, node->type, GGML_MAX_DIMS, node->ne);
     base->op           = node->op;
-    base->flags |= node->flags & GGML_TENSOR_FLAG_COMPUTE; // never OUTPUT: that stays with the node that consumers read
+    base->flags |= node->flags & GGML_TENSOR_FLAG_COMPUTE; // The flag OUTPUT stays with the node that consumers read.
     memcpy(base->op_params, node->op_params, sizeof(node->op_params));
     memcpy(base->src, node->src, sizeof(node->src));
     ggml_format_name(base, "%s (base)", node->name);
 
-    const auto    x_copy = merged.find(read.x); // x is a weight too
+    const auto    x_copy = merged.find(read.x); // The activation may be a weight too.
     ggml_tensor * x      = x_copy != merged.end() ? x_copy->second : read.x ? read.x : base;
     if (!table) {
         composed->attach(read, graph.layout_of(read), base, x);
@@ -139,7 +140,7 @@ void graph_rewriter::add_nodes(const std::vector<ggml_tensor *> & nodes) {
     ggml_graph_clear(graph.gf);
     for (ggml_tensor * node : nodes) {
         const auto merged_root = node->view_src ? merged.find(node->view_src) : merged.end();
-        if (merged_root != merged.end()) { // a view of the weight is one of the copy
+        if (merged_root != merged.end()) { // A view of the weight becomes one of the copy.
             node->view_src = merged_root->second;
             node->data     = nullptr;
         }

@@ -45,13 +45,14 @@ private:
 
     const dqrelo_context & dctx;
     traced_graph &         graph;
-    const bool             own_ubatch; // the ubatch has tokens of one delta and request scale only, and that needs it
+    // The ubatch has tokens of one delta and request scale only, and that delta needs it.
+    const bool own_ubatch;
 
-    bool any_table = false; // some node is the operator
+    bool any_table = false; // True if some node is the operator.
 
     row_plan                                               plan;
-    std::unique_ptr<composed_graph>                        composed; // null where no delta is composed of ordinary ops
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> merged;   // weight -> its copy with the delta
+    std::unique_ptr<composed_graph>                        composed; // NULL where no delta is composed of ordinary ops.
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> merged;   // Maps a weight to its copy with the delta.
 };
 
 } // namespace dqrelo

@@ -76,7 +76,7 @@ private:
     ggml_tensor *        tokens;  // F32 [2, 1]
 };
 
-// weight + request scale x D_hat, or nullptr if the binding's delta does not change the weight.
+// Returns weight + request scale x D_hat, or nullptr if the binding's delta does not change the weight.
 ggml_tensor * merged_copy(const dqrelo_context & dctx, const binding & bound, ggml_context * ctx, ggml_tensor * weight,
                           ggml_tensor * tokens) {
     const dqrelo_delta & delta = *dctx.active[bound.delta_index].delta;
@@ -147,7 +147,7 @@ int32_t dqrelo_k_shift::part_with(int32_t delta_index, float request_scale) {
 
 void dqrelo_k_shift::apply(llm_graph_result & res) const {
     if (parts.empty() || (parts.size() == 1 && parts[0].delta_index < 0)) {
-        return; // all cells are rotated by the base's factors: the graph stays llama.cpp's own
+        return; // All cells are rotated by the base's factors, so the graph stays llama.cpp's own.
     }
     const binding              bound     = { parts[current].delta_index, parts[current].request_scale };
     ggml_context *             graph_ctx = res.get_ctx();
@@ -157,7 +157,7 @@ void dqrelo_k_shift::apply(llm_graph_result & res) const {
     ggml_set_input(tokens);
     ggml_set_name(tokens, "dqrelo_tokens");
 
-    std::unordered_map<ggml_tensor *, ggml_tensor *> merged; // RoPE factors -> their copy with the delta
+    std::unordered_map<ggml_tensor *, ggml_tensor *> merged; // Maps RoPE factors to their copy with the delta.
     ggml_tensor *                                    k_shift = nullptr;
     for (ggml_tensor * node : nodes) {
         if (node->op != GGML_OP_ROPE) {
@@ -177,7 +177,7 @@ void dqrelo_k_shift::apply(llm_graph_result & res) const {
         node->src[ROPE_SRC_FACTORS] = copy ? copy : factors;
     }
     if (!k_shift) {
-        return; // no layer rotates its keys
+        return; // No layer rotates its keys.
     }
     ggml_graph_clear(gf);
     for (ggml_tensor * node : nodes) {
@@ -191,6 +191,6 @@ bool dqrelo_k_shift::next() {
         return false;
     }
     current++;
-    ctx.synchronize(); // the inputs of the part before may still be read
+    ctx.synchronize(); // The inputs of the part before may still be read.
     return true;
 }

@@ -43,7 +43,7 @@ bool has_form(const weight_read & read) {
     const ggml_tensor * node   = read.node;
     const ggml_tensor * weight = read.weight;
     if (read.merged_copy || node->view_src || node->type != GGML_TYPE_F32 || weight->ne[3] > 1) {
-        return false; // in place, or not F32
+        return false; // The node works in place, or is not F32, or the weight has four dimensions.
     }
     if (read.x && (read.x->type != GGML_TYPE_F32 || read.x->nb[0] != sizeof(float))) {
         return false;
@@ -97,7 +97,7 @@ std::vector<weight_read> read_finder::reads_of(ggml_tensor * node) {
             reads.push_back(decided(read));
             return reads;
         }
-        if (node->op == GGML_OP_ADD) { // the bias, which is scaled too
+        if (node->op == GGML_OP_ADD) { // Adds the bias, which is scaled too.
             awaiting_scale.erase(pending);
             awaiting_scale[node] = read;
         }

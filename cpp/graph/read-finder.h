@@ -32,8 +32,8 @@ private:
     weight_read         decided(weight_read read);
 
     traced_graph &                                       graph;
-    std::unordered_set<std::string>                      names;          // of the model's tensors
-    std::unordered_map<const ggml_tensor *, weight_read> awaiting_scale; // matmuls whose *.scale multiplication is still to come
+    std::unordered_set<std::string>                      names;          // Has the names of the model's tensors.
+    std::unordered_map<const ggml_tensor *, weight_read> awaiting_scale; // Keeps matmuls whose multiplication by *.scale is still to come.
 };
 
 } // namespace dqrelo

@@ -35,7 +35,7 @@ int64_t index_at(const row_tokens & o, const int64_t * ne, int64_t linear) {
 
 // Same elements in the same order under another shape. Holds only if the token is still linear in each new axis.
 row_tokens reshaped(const row_tokens & from, const ggml_tensor * src, const ggml_tensor * dst) {
-    if (ggml_is_empty(src)) { // a ubatch without outputs selects no rows
+    if (ggml_is_empty(src)) { // A ubatch without outputs selects no rows.
         return with_strides(from, { 0, 0, 0, 0 });
     }
     row_tokens to   = from;
@@ -198,7 +198,7 @@ row_token_map::row_token_map(const llm_graph_params & params, ggml_context * ctx
             add(inp->embd, 1);
             add(inp->h, 1);
         } else if (const auto * inp = dynamic_cast<const llm_graph_input_pos *>(input.get())) {
-            add(inp->pos, 0); // models with several positions a token have a longer tensor, which only rope reads
+            add(inp->pos, 0); // Models with several positions a token have a longer tensor, which only RoPE reads.
         }
     }
 }
@@ -212,7 +212,7 @@ void row_token_map::visit(ggml_tensor * node) {
     row_tokens r = derive(node);
     for (int d = 0; d < 4; d++) {
         if (node->ne[d] == 1) {
-            r.stride[d] = 0; // so that equal meanings are equal
+            r.stride[d] = 0; // This makes equal meanings equal.
         }
     }
     if (!r.none()) {
@@ -226,7 +226,7 @@ row_tokens row_token_map::derive_get_rows(const ggml_tensor * node) {
     if (!from.known || !ids.known) {
         return unknown();
     }
-    if (ids.tokens) { // a look-up made for each token
+    if (ids.tokens) { // The look-up is made for each token.
         return with_strides(ids, { 0, ids.stride[0], ids.stride[1], ids.stride[2] });
     }
     if (!from.tokens) {
@@ -275,7 +275,7 @@ row_tokens row_token_map::derive(ggml_tensor * node) {
         case GGML_OP_SUB:
         case GGML_OP_MUL:
         case GGML_OP_DIV: return combined(broadcast(a, node->src[0], node), broadcast(b, node->src[1], node));
-        case GGML_OP_GLU: return node->src[1] ? combined(a, b) : of_whole_rows(a); // its halves lie in one row, or in two tensors
+        case GGML_OP_GLU: return node->src[1] ? combined(a, b) : of_whole_rows(a); // The halves lie in one row, or in two tensors.
         case GGML_OP_ADD_ID: return a;
         case GGML_OP_DUP:
         case GGML_OP_CONT:
@@ -283,19 +283,19 @@ row_tokens row_token_map::derive(ggml_tensor * node) {
         case GGML_OP_VIEW: return a.known && a.tokens ? viewed(a, node->src[0], node) : a;
         case GGML_OP_PERMUTE: return a.tokens ? permuted(a, node) : a;
         case GGML_OP_TRANSPOSE: return with_strides(a, { a.stride[1], a.stride[0], a.stride[2], a.stride[3] });
-        case GGML_OP_CPY: // the rows of src[0] written over src[1], in the order of its elements
+        case GGML_OP_CPY: // The rows of src[0] are written over src[1], in the order of its elements.
             return a.known && a.tokens ? reshaped(a, node->src[0], node) : a;
-        case GGML_OP_SET_ROWS: // a cache: what is read from it belongs to the reader
+        case GGML_OP_SET_ROWS: // Writes a cache, and what is read from that belongs to the reader.
             return row_tokens();
         case GGML_OP_GET_ROWS: return derive_get_rows(node);
         case GGML_OP_CONCAT: {
             const row_tokens c = combined(a, b);
             return c.known && c.stride[ggml_get_op_params_i32(node, 0)] != 0 ? unknown() : c;
         }
-        case GGML_OP_MUL_MAT: // src[0] may hold rows of tokens too (keys, values): its axis is summed over or becomes dim 0
-            return b.none() ? unknown() : of_whole_rows(b);
+        // The rows of src[0] may be for tokens too (keys, values), but that axis is summed over or becomes axis 0.
+        case GGML_OP_MUL_MAT: return b.none() ? unknown() : of_whole_rows(b);
         case GGML_OP_MUL_MAT_ID: return b.none() ? unknown() : of_whole_rows(b);
-        case GGML_OP_FLASH_ATTN_EXT: // q [d, n_tokens, n_head, n_stream] -> [d, n_head, n_tokens, n_stream]
+        case GGML_OP_FLASH_ATTN_EXT: // Turns q [d, n_tokens, n_head, n_stream] into [d, n_head, n_tokens, n_stream].
             return with_strides(of_whole_rows(a), { 0, a.stride[2], a.stride[1], a.stride[3] });
         default: return unknown();
     }

@@ -33,9 +33,11 @@ namespace dqrelo {
 
 // Element (i0, i1, i2, i3) of the tensor belongs to token  sum_d i_d * stride[d]  of `tokens`.
 struct row_tokens {
-    ggml_tensor * tokens = nullptr; // F32 [2, n] or [2, n, 2], as the op takes it; null: rows belong to no token (weights, masks, caches)
+    // F32 [2, n] or [2, n, 2], as the op takes it. NULL means that the rows belong to no token (weights, masks, caches).
+    ggml_tensor * tokens    = nullptr;
     int32_t       stride[4] = { 0, 0, 0, 0 };
-    bool          known     = true; // false: some rows belong to tokens, but which is not known
+    // False means that some rows belong to tokens, but which is not known.
+    bool known = true;
 
     bool none() const { return known && tokens == nullptr; }
 };
@@ -56,8 +58,8 @@ private:
     row_tokens derive_get_rows(const ggml_tensor * node);
 
     ggml_context *                                         ctx;
-    std::unordered_map<const ggml_tensor *, row_tokens>    rows;     // of tensors whose rows belong to tokens
-    std::unordered_map<const ggml_tensor *, ggml_tensor *> selected; // ids -> the tokens that they select
+    std::unordered_map<const ggml_tensor *, row_tokens>    rows;     // Has the tensors whose rows belong to tokens.
+    std::unordered_map<const ggml_tensor *, ggml_tensor *> selected; // Maps ids to the tokens that they select.
 };
 
 } // namespace dqrelo

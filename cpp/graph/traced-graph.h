@@ -46,11 +46,12 @@ public:
     ggml_context * const     ctx;
 
 private:
-    ggml_tensor * tokens; // F32 [2, n_tokens, 2]: {delta index or -1, request scale} of each, and the same sorted
+    // F32 [2, n_tokens, 2]; it holds {delta index or -1, request scale} of each token, and the same sorted.
+    ggml_tensor * tokens;
     row_token_map row_map;
-    ggml_tensor * out_ids = nullptr; // I32 [n_outputs]: tokens with outputs
+    ggml_tensor * out_ids = nullptr; // I32 [n_outputs]; it selects the tokens with outputs.
 
-    std::unordered_map<const ggml_tensor *, method> how; // of weights
+    std::unordered_map<const ggml_tensor *, method> how; // Says how each weight's delta is computed.
 };
 
 } // namespace dqrelo

@@ -16,8 +16,8 @@ struct read_shape {
     dqrelo_form         form        = DQRELO_FORM_MATMUL;
     bool                merged_copy = false;
     int64_t             node[4];        // ne of the node
-    int64_t             x[4]   = { 0 }; // of the activation, 0 where there is none
-    int64_t             ids[2] = { 0 }; // of the ids, 0 where there are none
+    int64_t             x[4]   = { 0 }; // ne of the activation, 0 where there is none
+    int64_t             ids[2] = { 0 }; // ne of the ids, 0 where there are none
     composed_layout     layout;
 
     static read_shape of(const weight_read & read, const composed_layout & layout);
@@ -25,18 +25,20 @@ struct read_shape {
 };
 
 struct weight_usage {
-    std::string problem;    // why a delta of the weight is not supported, one line, or empty
-    std::string own_ubatch; // why that is only right in a ubatch whose tokens all have one delta and request scale, or empty
+    // Says in one line why a delta of the weight is not supported, or is empty.
+    std::string problem;
+    // Says why that is only right in a ubatch whose tokens all have one delta and request scale, or is empty.
+    std::string own_ubatch;
 
-    // on devices without the operator
-    std::vector<read_shape> composed;    // each once
-    uint32_t                n_reads = 0; // of the graph that reads it most often
+    // Devices without the operator need to know these.
+    std::vector<read_shape> composed;    // Has each shape once.
+    uint32_t                n_reads = 0; // Counts the reads of the graph that reads the weight most often.
 };
 
 struct graph_usage {
-    std::map<std::string, weight_usage> weights; // by name, those that some graph reads
+    std::map<std::string, weight_usage> weights; // Has the weights that some graph reads, by name.
 
-    // nullptr if no graph reads it.
+    // Returns nullptr if no graph reads it.
     const weight_usage * find(const std::string & weight) const {
         const auto it = weights.find(weight);
         return it == weights.end() ? nullptr : &it->second;

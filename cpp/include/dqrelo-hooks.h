@@ -51,7 +51,7 @@ public:
 
 private:
     struct part {
-        int32_t delta_index; // -1: the base's factors
+        int32_t delta_index; // -1 means the base's factors.
         float   request_scale;
     };
 
@@ -59,7 +59,7 @@ private:
     int32_t part_with(int32_t delta_index, float request_scale);
 
     llama_context &        ctx;
-    const dqrelo_context * dctx; // null: no delta is bound
+    const dqrelo_context * dctx; // NULL means that no delta is bound.
     std::vector<part>      parts;
     size_t                 current = 0;
     std::vector<int32_t>   part_of_cell; // by cell of all streams; -1 where nothing moves

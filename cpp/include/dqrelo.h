@@ -18,15 +18,15 @@ extern "C" {
 
 #define DQRELO_MAX_SCALE 4.0f
 
-struct dqrelo_delta; // a loaded delta; owned by the caller, belongs to one model
-struct dqrelo_base;  // what a base model's file says about its identity; owned by the caller
-struct dqrelo_file;  // a delta's file, read and checked, for no model yet; owned by the caller
+struct dqrelo_delta; // A loaded delta belongs to one model. The caller owns it.
+struct dqrelo_base;  // Tells what a base model's file says about its identity. The caller owns it.
+struct dqrelo_file;  // A delta's file was read and checked, for no model yet. The caller owns it.
 
 struct dqrelo_load_params {
-    bool  allow_other_base_bytes; // accept another quantisation of the delta's base (default false: refuse)
-    bool  verify;                 // as dqrelo_file_params has it (default false)
-    bool  use_mmap;               // map the file instead of reading it into memory, see dqrelo_file_params (default false)
-    float max_scale;              // the largest absolute value of a scale that dqrelo_bind takes (default DQRELO_MAX_SCALE)
+    bool  allow_other_base_bytes; // Accept another quantisation of the delta's base (default false: refuse it).
+    bool  verify;                 // Works as in dqrelo_file_params (default false).
+    bool  use_mmap;               // Map the file instead of reading it into memory, as in dqrelo_file_params (default false).
+    float max_scale;              // Bounds the absolute value of a scale that dqrelo_bind takes (default DQRELO_MAX_SCALE).
 };
 
 LLAMA_API struct dqrelo_load_params dqrelo_load_default_params(void);
@@ -45,8 +45,8 @@ LLAMA_API struct dqrelo_base * dqrelo_base_open(const char * path_model, char * 
 LLAMA_API void                 dqrelo_base_free(struct dqrelo_base * base);
 
 struct dqrelo_file_params {
-    bool header_only; // read nothing behind the header: enough for dqrelo_file_bytes_needed only (default false)
-    bool verify;      // check the digests even if this process has checked those of this very file before (default false)
+    bool header_only; // Read nothing behind the header: that is enough for dqrelo_file_bytes_needed only (default false).
+    bool verify;      // Check the digests even if this process has checked those of this very file before (default false).
     // Map the file instead of reading it into memory. A mapped file takes no memory that the system could not take back, and two processes
     // share it; but one that is shortened or written into while it serves ends the process or changes what it computes (default false).
     bool use_mmap;
@@ -73,16 +73,19 @@ LLAMA_API struct dqrelo_delta * dqrelo_load_opened(const struct llama_model * mo
 LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);
 
 // What a delta is. Strings live as long as the delta; NULL where the file has none.
-LLAMA_API const char * dqrelo_name(const struct dqrelo_delta * delta); // general.name
+LLAMA_API const char * dqrelo_name(const struct dqrelo_delta * delta); // Returns general.name.
 LLAMA_API const char * dqrelo_path(const struct dqrelo_delta * delta);
 LLAMA_API const char * dqrelo_content_hash(const struct dqrelo_delta * delta);               // 64 hex digits, verified
-LLAMA_API const char * dqrelo_chat_template(const struct dqrelo_delta * delta);              // NULL: the base's
-LLAMA_API const char * dqrelo_meta_str(const struct dqrelo_delta * delta, const char * key); // any metadata value as text (scalars only)
-LLAMA_API bool         dqrelo_same_base_file(const struct dqrelo_delta * delta);             // false: another quantisation of the base
-LLAMA_API double       dqrelo_ratio(const struct dqrelo_delta * delta);                      // bytes / (2 x elements)
-LLAMA_API size_t       dqrelo_n_bytes(const struct dqrelo_delta * delta);                    // of all tensors in the file
-LLAMA_API int32_t      dqrelo_n_weights(const struct dqrelo_delta * delta);                  // base tensors that it changes
-LLAMA_API int32_t      dqrelo_n_bound(const struct dqrelo_delta * delta); // sequences that it is bound to, over all contexts
+LLAMA_API const char * dqrelo_chat_template(const struct dqrelo_delta * delta);              // Returns NULL for the base's.
+LLAMA_API const char * dqrelo_meta_str(const struct dqrelo_delta * delta, const char * key); // Returns a scalar of the metadata as text.
+// Returns false where the model is another quantisation of the delta's base.
+LLAMA_API bool   dqrelo_same_base_file(const struct dqrelo_delta * delta);
+LLAMA_API double dqrelo_ratio(const struct dqrelo_delta * delta); // bytes / (2 x elements)
+// Counts the bytes of all tensors in the file.
+LLAMA_API size_t dqrelo_n_bytes(const struct dqrelo_delta * delta);
+// Counts the base's tensors that the delta changes.
+LLAMA_API int32_t dqrelo_n_weights(const struct dqrelo_delta * delta);
+LLAMA_API int32_t dqrelo_n_bound(const struct dqrelo_delta * delta); // Counts the sequences that it is bound to, over all contexts.
 // End-of-generation tokens under the fine-tune, as a merged model would have them: those its file names, and the vocabulary's. Writes up to
 // n_max ids, returns how many there are; 0: the file names none, the vocabulary's apply.
 LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_token * ids, int32_t n_max);

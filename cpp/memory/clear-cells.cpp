@@ -74,7 +74,7 @@ void clear_columns(ggml_tensor * t, size_t offset, size_t n_cells, size_t n_rows
 struct dqrelo_cells {
     static void clear(llama_kv_cache * cache) {
         if (!cache || cache->other) {
-            return; // the cells are another cache's
+            return; // The cells are another cache's.
         }
         for (uint32_t s = 0; s < cache->n_stream; s++) {
             const llama_kv_cells & cells  = cache->v_cells[s];
@@ -92,7 +92,7 @@ struct dqrelo_cells {
 
     static void clear(llama_memory_recurrent * states) {
         const auto ranges = free_ranges(states->size, [&](size_t i) { return states->cells[i].is_empty(); });
-        for (uint32_t group = 0; group <= states->n_rs_seq; group++) { // snapshots
+        for (uint32_t group = 0; group <= states->n_rs_seq; group++) { // Each group is a snapshot.
             for (const auto * layers : { &states->r_l, &states->s_l, &states->p_l }) {
                 for (ggml_tensor * t : *layers) {
                     clear_rows(t, ranges, (size_t) group * states->size);

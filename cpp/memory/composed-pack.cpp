@@ -56,12 +56,12 @@ void expand_signs(const uint8_t * bits, int64_t n, ggml_type type, uint8_t * out
     const uint16_t one   = ggml_fp32_to_fp16(1.0f);
     const uint16_t minus = ggml_fp32_to_fp16(-1.0f);
     const auto     bit   = [bits](int64_t j) { return bits[j / 8] >> (j % 8) & 1; };
-    if (type == GGML_TYPE_Q1_0) { // blocks of 128: {F16 scale, 16 bytes of bits in our order}
+    if (type == GGML_TYPE_Q1_0) { // Blocks of 128 are {F16 scale, 16 bytes of bits in our order}.
         for (int64_t b = 0; b < n / 128; b++, out += 18) {
             memcpy(out, &one, 2);
             memcpy(out + 2, bits + 16 * b, 16);
         }
-    } else if (type == GGML_TYPE_Q4_0) { // blocks of 32: {F16 scale, 16 bytes with columns j and 16 + j}, a nibble less 8 is the value
+    } else if (type == GGML_TYPE_Q4_0) { // Blocks of 32 are {F16 scale, 16 bytes with columns j and 16 + j}; a nibble less 8 is the value.
         for (int64_t b = 0; b < n / 32; b++, out += 18) {
             memcpy(out, &one, 2);
             for (int64_t j = 0; j < 16; j++) {
@@ -179,7 +179,7 @@ public:
         complain(dst, n_bad);
     }
 
-    std::string problem; // the first
+    std::string problem; // Keeps the first problem only.
 
     void finish() { up.finish(); }
 

@@ -18,8 +18,8 @@ class delta_file;
 // D_hat of one weight of n_mat matrices. Only `dense`, or only the others.
 struct composed_weight {
     struct plane {
-        ggml_tensor * sign  = nullptr; // +-1, Q1_0, Q4_0 or F16 [n_in, n_out, n_mat]
-        ggml_tensor * scale = nullptr; // F32 [1 or n_out, n_mat]; null: `alpha`
+        ggml_tensor * sign  = nullptr; // +-1; Q1_0, Q4_0 or F16 [n_in, n_out, n_mat]
+        ggml_tensor * scale = nullptr; // F32 [1 or n_out, n_mat], or NULL where `alpha` is the scale
         float         alpha = 1.0f;
     };
 
@@ -55,7 +55,7 @@ private:
 
     ggml_context_ptr                            ctx;
     ggml_backend_buffer_ptr                     buffer;
-    std::unordered_map<size_t, composed_weight> packs; // by index in the file
+    std::unordered_map<size_t, composed_weight> packs; // Keyed by index in the file.
 };
 
 } // namespace dqrelo

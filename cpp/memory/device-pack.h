@@ -36,7 +36,7 @@ private:
     const delta_file &                        file;
     ggml_context_ptr                          ctx;
     ggml_backend_buffer_ptr                   buffer;
-    std::unordered_map<size_t, ggml_tensor *> packs; // I8 [n_bytes of the weight], by its index
+    std::unordered_map<size_t, ggml_tensor *> packs; // I8 [n_bytes of the weight], by index in the file
 };
 
 } // namespace dqrelo

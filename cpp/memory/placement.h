@@ -10,15 +10,15 @@ struct ggml_tensor;
 namespace dqrelo {
 
 enum class method {
-    mapped,   // the operator on the CPU, which reads the mapped file
-    fused,    // the operator of a device, which reads a copy in the device's memory
-    composed, // ordinary ggml ops of a device that has no operator
+    mapped,   // The operator on the CPU reads the mapped file.
+    fused,    // The operator of a device reads a copy in the device's memory.
+    composed, // A device that has no operator runs ordinary ggml ops.
 };
 
 struct placement {
     method                     how  = method::mapped;
-    ggml_backend_buffer_type_t buft = nullptr; // of the tables, and of the copy
-    std::string                problem;        // why there is none, or empty
+    ggml_backend_buffer_type_t buft = nullptr; // Holds the tables, and the copy.
+    std::string                problem;        // Says why there is none, or is empty.
 };
 
 // By the memory that `weight` lies in; a tensor without a buffer, as in a model that was loaded without its data, counts as the CPU's. With

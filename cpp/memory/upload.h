@@ -32,13 +32,13 @@ public:
 private:
     struct staging {
         ggml_backend_buffer_ptr buffer;
-        ggml_backend_event_ptr  event; // recorded behind the last copy out of the buffer
+        ggml_backend_event_ptr  event; // Marks the end of the last copy out of the buffer.
     };
 
     bool start(ggml_backend_dev_t dev);
 
-    ggml_backend_ptr     stream; // before `ring`: events end first
-    std::vector<staging> ring;   // empty: plain copies
+    ggml_backend_ptr     stream; // Stands before `ring`, so that events end first.
+    std::vector<staging> ring;   // If it is empty, copies are plain.
     size_t               next = 0;
 };
 

@@ -16,7 +16,8 @@ public:
     void tell() {
         registry.is_work = registry.jobs.has_unchecked() || !registry.memory.retired().empty();
         if (!registry.is_work) {
-            registry.is_woken = false; // update() does not look any more, so a call on its way to the main loop is lost
+            // The main loop's update() does not look any more, so a call on its way to it is lost.
+            registry.is_woken = false;
         }
         if (registry.needs_loader()) {
             registry.loader_called.notify_one();

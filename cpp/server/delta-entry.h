@@ -17,8 +17,8 @@ struct server_delta_stamp {
     uintmax_t   n_bytes    = 0;
     uint64_t    device     = 0;
     uint64_t    inode      = 0;
-    int64_t     changed_ns = 0; // the content, as the file system tells it
-    int64_t     touched_ns = 0; // the content, the name, or the time above
+    int64_t     changed_ns = 0; // Tells when the content changed, as the file system knows it.
+    int64_t     touched_ns = 0; // Tells when the content, the name, or the time above changed.
 
     // Of a file that cannot be looked at: 0 bytes. I/O: not under a lock.
     static server_delta_stamp of(const std::string & path);
@@ -28,25 +28,27 @@ struct server_delta_stamp {
 // One loaded file. A reload makes another one; this one lives until its last request has ended. Constant once it serves, but for the last
 // two.
 struct server_delta {
-    std::string        name; // what requests call it
+    std::string        name; // Requests call the delta by this name.
     std::string        path;
-    std::string        hash;  // content hash, 64 hex digits
-    server_delta_stamp stamp; // the file as it was when it was loaded
+    std::string        hash;  // Holds the content hash, 64 hex digits.
+    server_delta_stamp stamp; // Describes the file as it was when it was loaded.
     double             ratio   = 0.0;
     double             load_ms = 0.0;
-    size_t             n_bytes = 0; // in all memories
+    size_t             n_bytes = 0; // bytes in all memories
 
-    std::map<std::string, size_t> memory; // the same by memory: "CPU", and devices
+    std::map<std::string, size_t> memory; // Has the bytes in each memory: "CPU", and devices.
 
     dqrelo_applied     applied;
     server_delta_vocab vocab;
-    dqrelo_eog         eog;  // end tokens, empty: the vocabulary's
-    server_chat_params chat; // the base's, with the delta's template
+    dqrelo_eog         eog;  // Holds the end tokens; empty means the vocabulary's.
+    server_chat_params chat; // Has the base's parameters with the delta's template.
 
-    common_params_sampling sampling; // the server's defaults, with the fine-tune's
+    common_params_sampling sampling; // Has the server's defaults with the fine-tune's.
 
-    dqrelo_delta * handle = nullptr; // NULL after the server slept; the main loop's, and the loader's before and after it serves
-    int            n_uses = 0;       // requests that hold it; the registry's lock
+    // NULL after the server slept. It is the main loop's, and the loader's before and after it serves.
+    dqrelo_delta * handle = nullptr;
+    // Counts the requests that hold it. Guarded by the registry's lock.
+    int n_uses = 0;
 
     server_delta() = default;
     ~server_delta() { free_handle(); }
@@ -60,14 +62,14 @@ struct server_delta {
 // A load that was asked for. Guarded by the registry's lock.
 struct server_delta_job {
     std::string path;
-    size_t      n_bytes     = 0; // that it will take
+    size_t      n_bytes     = 0; // bytes that it will take
     bool        is_sized    = false;
-    bool        is_reload   = false; // also where a file is loaded already
+    bool        is_reload   = false; // Loads even where a file is loaded already.
     bool        is_done     = false;
-    int         n_silent    = 0; // times that its file system did not answer
-    int         n_overtaken = 0; // by jobs that found room while it waited for some
-    int         n_waiting   = 0; // requests that wait for it; when it went well they are the entry's n_entitled
-    int         error_type  = 0; // where `error` is set
+    int         n_silent    = 0; // Counts how often its file system did not answer.
+    int         n_overtaken = 0; // Counts the jobs that found room while it waited for some.
+    int         n_waiting   = 0; // Counts the requests that wait for it. When it went well they become the entry's n_entitled.
+    int         error_type  = 0; // Set where `error` is set.
     std::string error;
 };
 
@@ -86,13 +88,13 @@ struct server_delta_counts {
 struct server_delta_entry {
     std::string name;
     std::string path;
-    uint64_t    order       = 0;     // lists have them as they became known
-    size_t      n_bytes     = 0;     // of the file
-    bool        is_pinned   = false; // never put out to make room
-    bool        is_leaving  = false; // put out as soon as its requests have ended, which others wait for
-    bool        is_draining = false; // unloaded: no new requests, and the name goes with the last one
-    int64_t     used_us     = 0;     // when a request last got it, by the clock of this process
-    int64_t     used_s      = 0;     // the same in Unix time; 0: never
+    uint64_t    order       = 0;     // Numbers the entries as they became known, which is the order of lists.
+    size_t      n_bytes     = 0;     // bytes of the file
+    bool        is_pinned   = false; // Never put out to make room.
+    bool        is_leaving  = false; // Put out as soon as its requests have ended, which others wait for.
+    bool        is_draining = false; // Unloaded: it gets no new requests, and the name goes with the last one.
+    int64_t     used_us     = 0;     // Tells when a request last got it, by the clock of this process.
+    int64_t     used_s      = 0;     // Tells the same in Unix time; 0 means never.
 
     bool               is_found  = false; // in --deltas-dir: nobody gave the name
     bool               is_lost   = false; // was found, and its file is gone: the name goes when it leaves memory
@@ -107,10 +109,10 @@ struct server_delta_entry {
     // before them would be loaded for nothing, and again.
     int n_entitled = 0;
 
-    std::shared_ptr<server_delta>     current; // what requests get, or NULL
-    std::shared_ptr<server_delta_job> job;     // the load that is waited for, or NULL
+    std::shared_ptr<server_delta>     current; // Requests get this file; NULL means that none is loaded.
+    std::shared_ptr<server_delta_job> job;     // Requests wait for this load; NULL means that there is none.
 
-    // registered, loading, loaded, draining or failed
+    // Returns "registered", "loading", "loaded", "draining" or "failed".
     const char * state() const;
 
     // Whether requests run with what is loaded, or are about to.

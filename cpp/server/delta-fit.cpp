@@ -49,6 +49,6 @@ void server_delta_make_fit(common_params & params) {
             params.fit_params_target.at(i) += n_bytes / n_parts;
         }
     } catch (const std::invalid_argument &) {
-        // --deltas-dir cannot be read: said where it is registered
+        // The folder of --deltas-dir cannot be read, which is said where its files are registered.
     }
 }

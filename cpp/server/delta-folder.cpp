@@ -24,7 +24,7 @@ static bool is_inside(const fs::path & dir, const fs::path & path) {
 
 static bool is_file(const fs::path & path) {
     std::error_code err;
-    return fs::is_regular_file(path, err); // follows links; a FIFO or a device would be waited for
+    return fs::is_regular_file(path, err); // Follows links. A FIFO or a device would be waited for.
 }
 
 // The names of the files that are to be models. A link to nothing is none.

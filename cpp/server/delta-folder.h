@@ -35,10 +35,10 @@ public:
     server_delta_stamp find(const std::string & file, const server_should_stop & should_stop) const;
 
 private:
-    const std::string dir; // empty: there is none
+    const std::string dir; // Empty means that there is none.
 
-    std::mutex                            mutex; // of what follows
-    std::set<std::string>                 seen;  // names of files
+    std::mutex                            mutex; // Guards what follows.
+    std::set<std::string>                 seen;  // Holds names of files.
     bool                                  was_read = false;
     std::chrono::steady_clock::time_point read_at;
     std::weak_ptr<void>                   hanging; // lives as long as a look that was left behind

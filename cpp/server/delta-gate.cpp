@@ -40,7 +40,7 @@ static const std::set<std::string> OPEN_POST = {
     "/v1/responses/input_tokens",
     "/v1/messages/count_tokens",
 };
-static const std::string OPEN_MODEL = "/v1/models/"; // and a name
+static const std::string OPEN_MODEL = "/v1/models/"; // A model's name follows it.
 
 static void refuse(httplib::Response & res, error_type type, const std::string & message) {
     const json error = format_error_response(message, type);
@@ -65,7 +65,7 @@ bool server_delta_gate::has_one_credential(const httplib::Request & req, httplib
 
 bool server_delta_gate::is_open(const std::string & method, const std::string & path) const {
     if (is_router || path.compare(0, path_prefix.size(), path_prefix) != 0) {
-        return false; // a router has no deltas that could limit a key
+        return false; // A router has no deltas that could limit a key.
     }
     const std::string route = path.substr(path_prefix.size());
     if (method == "POST") {

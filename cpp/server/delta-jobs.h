@@ -11,9 +11,9 @@
 // What the loader has to do next: one of these.
 struct server_delta_work {
     std::shared_ptr<server_delta>     to_free;
-    std::shared_ptr<server_delta_job> to_size; // how much memory its file will take
+    std::shared_ptr<server_delta_job> to_size; // Asks how much memory its file will take.
     std::shared_ptr<server_delta_job> to_load;
-    std::string                       name; // of the job
+    std::string                       name; // Names the job's delta.
     bool                              wants_main_loop = false;
 };
 
@@ -44,6 +44,6 @@ public:
 
 private:
     std::deque<std::string>       queue;
-    server_delta_work             at_work;   // what is loaded, until the main loop has checked it
-    std::shared_ptr<server_delta> unchecked; // loaded, for the main loop to check
+    server_delta_work             at_work;   // Holds what is loaded, until the main loop has checked it.
+    std::shared_ptr<server_delta> unchecked; // Waits, loaded, until the main loop takes it to check it.
 };

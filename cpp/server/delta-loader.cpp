@@ -89,9 +89,9 @@ bool server_delta_make_chat(server_delta & delta, const server_delta_host & host
     auto & chat = delta.chat;
     try {
         if (!source.empty()) {
-            dqrelo_template_parse(source); // upstream's init logs three lines for an error
+            dqrelo_template_parse(source); // Upstream's init would log three lines for an error.
         }
-        // without a model the tokens that it gives to the template are these
+        // Upstream's function takes these tokens for the template where it gets no model to take them from.
         chat.tmpls = source.empty() ? common_chat_templates_init(host.model, "") : common_chat_templates_init(nullptr, source, bos, eos);
         common_chat_templates_set_special(chat.tmpls.get(), delta.vocab.add_bos, delta.vocab.add_eos);
         chat.enable_thinking =
@@ -192,7 +192,7 @@ void server_delta_loader::load(const server_delta_work & work) {
             delta->stamp   = stamp;
             delta->load_ms = (double) (ggml_time_us() - t_start) / 1000.0;
         }
-    } catch (const std::exception & e) { // out of memory
+    } catch (const std::exception & e) { // Memory may run out.
         err = work.to_load->path + ": " + e.what();
         delta.reset();
     }

@@ -18,7 +18,7 @@ struct server_delta_settings {
     explicit server_delta_settings(const common_params & params);
 
     const dqrelo_options         dqrelo;
-    const common_params_model    model; // the base
+    const common_params_model    model; // Names the base.
     const common_params_sampling sampling;
     const std::string            chat_template;
     const int                    enable_reasoning;
@@ -33,7 +33,7 @@ struct server_delta_host {
     const llama_model *           model     = nullptr;
     const server_chat_params *    chat_base = nullptr;
 
-    std::unique_ptr<dqrelo_base, server_delta_base_deleter> base; // the file that the model was loaded from
+    std::unique_ptr<dqrelo_base, server_delta_base_deleter> base; // Holds the file that the model was loaded from.
 };
 
 // How a delta's file is read.

@@ -55,8 +55,8 @@ public:
     void send_away(server_delta_names & names, const server_delta_entry & entry);
 
 private:
-    const size_t                               n_bytes_max; // 0: any
-    std::vector<std::shared_ptr<server_delta>> leaving;     // retired
-    std::vector<std::shared_ptr<server_delta>> dead;        // for the loader to free
-    std::shared_ptr<server_delta>              freeing;     // what it frees, outside the lock
+    const size_t                               n_bytes_max; // 0 means no limit.
+    std::vector<std::shared_ptr<server_delta>> leaving;     // Holds the retired ones.
+    std::vector<std::shared_ptr<server_delta>> dead;        // Waits for the loader to free it.
+    std::shared_ptr<server_delta>              freeing;     // The loader frees this one, outside the lock.
 };

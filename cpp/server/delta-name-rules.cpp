@@ -10,7 +10,7 @@ std::string server_delta_name_fault(const std::string & name) {
     const bool is_odd  = std::any_of(name.begin(), name.end(), [](unsigned char ch) {
         return ch < ' ' || ch == 127 || ch == '/' || ch == '\\' || ch == '"' || ch == '\'';
     });
-    const bool is_utf8 = json::parse(safe_json_to_str(name)) == json(name); // what is none comes back changed
+    const bool is_utf8 = json::parse(safe_json_to_str(name)) == json(name); // Text that is not UTF-8 comes back changed.
     if (name.empty() || name.size() > N_NAME_MAX || is_odd || !is_utf8) {
         return string_format("a name has 1 to %zu bytes of UTF-8, without slashes, quotes and control characters", N_NAME_MAX);
     }

@@ -33,6 +33,6 @@ public:
 
 private:
     std::map<std::string, server_delta_entry>  entries;
-    std::map<std::string, server_delta_counts> counts_by_name; // also of names that are gone
+    std::map<std::string, server_delta_counts> counts_by_name; // Has names that are gone, too.
     uint64_t                                   n_added = 0;
 };

@@ -5,7 +5,7 @@
 // How often a file is read that is another one, or another's content, once it was read: someone is busy replacing it.
 static const int N_READS_MAX = 3;
 
-// dqrelo_file_params::abort_callback
+// Serves as dqrelo_file_params::abort_callback.
 static bool show_life(void * data) {
     return ((server_delta_life *) data)->show();
 }

@@ -15,7 +15,7 @@ struct server_delta_file_deleter {
 using server_delta_file_ptr = std::unique_ptr<dqrelo_file, server_delta_file_deleter>;
 
 struct server_delta_reading {
-    server_delta_file_ptr file; // NULL with one line in `err`
+    server_delta_file_ptr file; // NULL comes with one line in `err`.
     std::string           err;
     server_delta_stamp    stamp;             // of the file before it was read
     bool                  is_silent = false; // nothing happened for some seconds: it may go better another time

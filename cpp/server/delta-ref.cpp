@@ -11,7 +11,7 @@ std::string server_delta_ref::key() const {
     if (!use || scale == 0.0f) {
         return "";
     }
-    return delta()->hash + string_format("@%.9g", scale); // 9 digits tell any two floats apart
+    return delta()->hash + string_format("@%.9g", scale); // 9 digits tell any two floats apart.
 }
 
 void server_delta_ref::done(uint64_t n_prompt, uint64_t n_generated) const {
@@ -61,7 +61,7 @@ std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx,
 
 bool server_delta_can_batch(const server_delta_ref & a, const server_delta_ref & b, const llama_context * ctx) {
     if (a.key() == b.key() || llama_get_memory(ctx) != nullptr) {
-        return true; // llama_decode splits the batch itself
+        return true; // The function llama_decode splits the batch itself.
     }
     const auto needs_own = [ctx](const server_delta_ref & ref) {
         return ref.delta() != nullptr && dqrelo_needs_own_batch(ctx, ref.delta()->handle);

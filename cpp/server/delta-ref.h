@@ -29,9 +29,9 @@ private:
 struct server_delta_ref {
     // NULL: the base. Mutable: a slot drops it when its task ends, though it keeps the task.
     mutable std::shared_ptr<const server_delta_use> use;
-    float                                           scale = 1.0f; // multiplies the whole delta
+    float                                           scale = 1.0f; // Multiplies the whole delta.
 
-    // NULL: the base
+    // Returns NULL for the base.
     server_delta * delta() const;
 
     // The owner of what this reference computes: KV cells made under one key are never used under another. Empty: the base (or a delta

@@ -53,7 +53,7 @@ bool server_delta_registry::next_load(server_delta_work & next) {
             return false;
         }
         server_delta_entry & entry = *names.find(name);
-        if (entry.current && !entry.job->is_reload) { // was told to leave, for a load that did not come about
+        if (entry.current && !entry.job->is_reload) { // It was told to leave, for a load that did not come about.
             entry.is_leaving = false;
             finish(entry, 0, "");
             continue;
@@ -80,12 +80,12 @@ bool server_delta_registry::next_work(server_delta_work & next) {
         if (next.to_free || next_load(next)) {
             return true;
         }
-        // the main loop, which may be idle, checks what was loaded and unbinds what no request holds any more
+        // The main loop, which may be idle, checks what was loaded and unbinds what no request holds any more.
         if (!is_asleep && !is_woken && (jobs.has_unchecked() || memory.any_unheld())) {
             is_woken = next.wants_main_loop = true;
             return true;
         }
-        mine.tell(); // of jobs that were finished without a load
+        mine.tell(); // Jobs may have been finished without a load.
         loader_called.wait(mine.lock);
     }
     return false;
@@ -161,7 +161,7 @@ void server_delta_registry::loaded(const server_delta_work & done, const std::sh
     const change mine(*this);
     is_loading = false;
     rested.notify_all();
-    if (!jobs.is_at(*done.to_load)) { // the server slept meanwhile: the job is still to be done
+    if (!jobs.is_at(*done.to_load)) { // The server slept meanwhile, so the job is still to be done.
         return;
     }
     if (delta) {
@@ -242,7 +242,7 @@ void server_delta_registry::sleep() {
         }
     }
     auto all = memory.take_all(names);
-    if (jobs.has_unchecked()) { // its job stays in the queue
+    if (jobs.has_unchecked()) { // Its job stays in the queue.
         all.push_back(jobs.take_unchecked());
     }
     jobs.end();

@@ -210,7 +210,8 @@ void server_delta_registry::wait_for_load(change & mine, visit & visit, server_d
     while (!job->is_done) {
         visit.pause(mine);
     }
-    if (!job->error.empty() && job->path == path) { // a failed reload is not this request's: what was there before is loaded then
+    // A failed reload is not this request's: what was there before is loaded then.
+    if (!job->error.empty() && job->path == path) {
         throw server_delta_error(job->error_type, job->error);
     }
     claim.loaded();
@@ -233,7 +234,7 @@ void server_delta_registry::load(const std::string & name, const std::string & p
             throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + name + "' was unloaded");
         }
         if (entry->job && (is_reload || entry->job->path != path)) {
-            visit.pause(mine); // another load of this name comes first
+            visit.pause(mine); // Another load of this name comes first.
             continue;
         }
         if (entry->current && !is_reload && !entry->is_leaving) {

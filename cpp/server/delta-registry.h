@@ -22,8 +22,8 @@
 #include <vector>
 
 struct server_delta_limits {
-    size_t n_bytes_max   = 0;   // of all that is loaded, in all memories; 0: any
-    size_t n_active_max  = 0;   // deltas that run at a time, 0: any
+    size_t n_bytes_max   = 0;   // bytes of all that is loaded, in all memories; 0 means no limit
+    size_t n_active_max  = 0;   // deltas that run at a time; 0 means no limit
     size_t n_waiting_max = 512; // requests that wait for a delta at a time
 };
 
@@ -62,7 +62,7 @@ public:
         int                 n_running  = 0;
         size_t              n_resident = 0; // bytes
 
-        std::map<std::string, size_t> memory; // the same by memory
+        std::map<std::string, size_t> memory; // Has the bytes in each memory.
     };
     std::vector<row> rows() const;
 
@@ -74,7 +74,7 @@ public:
     bool   is_loaded(const std::string & name) const;
     void   pin(const std::string & name);
     size_t n_resident() const;
-    size_t n_waiting() const; // requests
+    size_t n_waiting() const; // Counts requests.
 
     // Empty for a name that is not known.
     std::string path_of(const std::string & name) const;
@@ -113,7 +113,7 @@ public:
 
     // --- the loader
 
-    bool next_work(server_delta_work & next); // waits; false when the server ends
+    bool next_work(server_delta_work & next); // Waits, and returns false when the server ends.
     void freed();
 
     // The answer to to_size: bytes, or an error. `stamp`: of the file that was read.
@@ -158,15 +158,15 @@ private:
     mutable std::mutex      mutex;
     std::condition_variable loader_called;
     std::condition_variable watch_called;
-    std::condition_variable rested; // the loader is at nothing that needs the model
+    std::condition_variable rested; // Told when the loader is at nothing that needs the model.
     server_delta_names      names;
     server_delta_memory     memory;
     server_delta_turns      turns;
     server_delta_jobs       jobs;
     server_delta_waiting    waiting;
-    bool                    is_woken   = false; // the main loop was told to look
+    bool                    is_woken   = false; // The main loop was told to look.
     bool                    is_asleep  = false;
-    bool                    is_loading = false; // between begin_loading() and loaded()
+    bool                    is_loading = false; // True between begin_loading() and loaded().
     bool                    is_ended   = false;
     std::atomic<bool>       is_work{ false };
     std::atomic<bool>       is_stopping{ false };

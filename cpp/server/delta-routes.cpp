@@ -108,7 +108,7 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
     const auto post = [&](const char * path, server_http_context::handler_t handler) {
         http.post(path, wrap(with_json(std::move(handler))));
     };
-    http.get("/v1/models/.+", wrap(get_models)); // a pattern: the base's name may have slashes
+    http.get("/v1/models/.+", wrap(get_models)); // The path is a pattern, because the base's name may have slashes.
     http.get("/deltas", wrap([&deltas](const server_http_req & req) { return answer(deltas.list(req)); }));
 
     post("/deltas/load", [&deltas](const server_http_req & req) {
@@ -127,7 +127,7 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
         return answer({ { "name", name }, { "state", "unloaded" } });
     });
 
-    // vLLM's answers, as its clients look for them
+    // The answers are vLLM's, as its clients look for them.
     post("/v1/load_lora_adapter", [&deltas](const server_http_req & req) {
         const json        body       = body_of(req);
         const std::string name       = needed_text(body, "lora_name");

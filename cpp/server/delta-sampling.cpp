@@ -7,7 +7,7 @@
 
 using bit = common_params_sampling_config;
 
-static const size_t N_SAMPLERS_MAX = 32; // llama.cpp has eleven; each of the list is made for every request
+static const size_t N_SAMPLERS_MAX = 32; // llama.cpp has eleven; each of the list is made for every request.
 
 namespace {
 
@@ -17,7 +17,7 @@ struct number {
     const char * key;
     double       min;
     double       max;
-    uint64_t     user_bit; // set where the command line has a value
+    uint64_t     user_bit; // Set where the command line has a value.
     int32_t common_params_sampling::* integer = nullptr;
     float common_params_sampling::* real      = nullptr;
 };

@@ -21,9 +21,9 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     const bool has_deltas = !params.dqrelo.deltas.empty() || !params.dqrelo.deltas_dir.empty();
     host.model            = llama_get_model(ctx);
     const bool is_open    = !has_deltas || open_base(params);
-    if (settings) { // back from a sleep
+    if (settings) { // The server is back from a sleep.
         if (registry) {
-            registry->wake(); // without the base's file, each load says so
+            registry->wake(); // Without the base's file, each load fails and says so.
         }
         return true;
     }
@@ -49,7 +49,7 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     if (!add_all()) {
         return false;
     }
-    // pinned ones first: they must fit
+    // Pinned ones come first, because they must fit.
     std::vector<dqrelo_delta_source> first;
     for (const auto & row : registry->rows()) {
         if (row.entry.is_pinned) {
@@ -191,7 +191,7 @@ bool server_delta_set::start(const llama_model * model, const server_chat_params
         }
     }
     const auto wake_main_loop = [&queue] {
-        server_task task(SERVER_TASK_TYPE_NEXT_RESPONSE); // does nothing, but a step follows
+        server_task task(SERVER_TASK_TYPE_NEXT_RESPONSE); // Does nothing, but a step follows it.
         task.id = queue.get_new_id();
         queue.post(std::move(task));
     };
@@ -284,7 +284,7 @@ std::string server_delta_set::wanted_name(const server_http_req & req, const jso
     if (registry && options.one_for_all) {
         return options.deltas[0].name;
     }
-    const std::string name     = registry ? model_of(body) : ""; // without deltas any name is the base
+    const std::string name     = registry ? model_of(body) : ""; // Without deltas any name is the base.
     const bool        is_delta = !name.empty() && !is_base_name(name);
     if (is_delta && is_allowed(req.caller, name)) {
         if (!registry->has(name) || registry->is_broken(name)) {
@@ -294,7 +294,7 @@ std::string server_delta_set::wanted_name(const server_http_req & req, const jso
             return name;
         }
     }
-    // for a limited key, a name that it may not use is as unknown as one that nobody has
+    // For a limited key, a name that it may not use is as unknown as one that nobody has.
     if (is_delta && !options.unknown_is_base) {
         const bool is_closed = !is_allowed(req.caller, name);
         throw server_delta_error(is_closed ? ERROR_TYPE_PERMISSION : ERROR_TYPE_NOT_FOUND,
@@ -337,7 +337,8 @@ server_delta_ref server_delta_set::find(const server_http_req & req, const json 
     }
     if (!name.empty()) {
         ref.use = hold(req, name);
-        req.delta.reset(); // the tasks hold it now, and let it go when they end: the client may read the answer for longer
+        // The tasks hold it from here on, and let it go when they end: the client may read the answer for longer.
+        req.delta.reset();
         registry->count_request(*ref.delta());
     }
     return ref;
@@ -347,7 +348,7 @@ std::shared_ptr<const server_chat_params> server_delta_set::chat_params(const se
                                                                         const server_chat_params & chat_base) {
     const std::string name = wanted_name(req, body);
     if (name.empty()) {
-        return { std::shared_ptr<void>(), &chat_base }; // it outlives every request
+        return { std::shared_ptr<void>(), &chat_base }; // Outlives every request.
     }
     const auto use = hold(req, name);
     return { use, &use->delta->chat };

@@ -21,9 +21,10 @@ struct server_queue;
 // What a request asks to be loaded.
 struct server_delta_load {
     std::string name;
-    std::string file; // in --deltas-dir; empty: the one that the name has, or would have there
+    // The file is in --deltas-dir. Empty means the one that the name has, or would have there.
+    std::string file;
     bool        is_pinned = false;
-    bool        is_reload = false; // in place of what is loaded
+    bool        is_reload = false; // Takes the place of what is loaded.
 };
 
 class server_delta_set {
@@ -90,13 +91,13 @@ public:
 
 private:
     json list_models(const server_delta_caller & caller, json models);
-    bool is_allowed(const server_delta_caller & caller, const std::string & name) const; // an empty name is the base
+    bool is_allowed(const server_delta_caller & caller, const std::string & name) const; // An empty name is the base.
     // What a caller may see of a text about the file at `path`: without its directory for a limited key.
     std::string shown(const server_delta_caller & caller, std::string text, const std::string & path) const;
     json        row_json(const server_delta_caller & caller, const server_delta_registry::row & row) const;
     void        check_admin(const server_delta_caller & caller) const;
     bool        is_base_name(const std::string & name) const;
-    std::string names(const server_delta_caller & caller) const; // as an error line lists them
+    std::string names(const server_delta_caller & caller) const; // Lists them as an error line does.
     void        log_table() const;
     bool        add_all();
     void        take_in_files();
@@ -107,11 +108,11 @@ private:
 
     std::shared_ptr<const server_delta_use> hold(const server_http_req & req, const std::string & name) const;
 
-    std::shared_ptr<server_delta_registry>       registry; // NULL: a server without deltas
+    std::shared_ptr<server_delta_registry>       registry; // NULL is a server without deltas.
     std::unique_ptr<const server_delta_settings> settings;
     std::unique_ptr<server_delta_folder>         folder;
     server_delta_host                            host;
-    std::vector<std::string>                     base_names; // the id first, then aliases and the file's name
+    std::vector<std::string>                     base_names; // The id comes first, then aliases and the file's name.
     std::unique_ptr<server_delta_loader>         loader;
     std::unique_ptr<server_delta_watch>          watch;
 };

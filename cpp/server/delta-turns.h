@@ -28,8 +28,9 @@ public:
     bool may_start(const server_delta_entry & entry, uint64_t ticket, size_t n_active) const;
 
 private:
-    const size_t                                   n_active_max; // 0: any
-    std::map<uint64_t, const server_delta_claim *> line;         // those that wait for their turn, by ticket; each is on a loaded delta
+    const size_t n_active_max; // 0 means no limit.
+    // Keeps those that wait for their turn, by ticket. Each is on a loaded delta.
+    std::map<uint64_t, const server_delta_claim *> line;
     uint64_t                                       n_tickets = 0;
 };
 
@@ -63,7 +64,7 @@ private:
     server_delta_names &              names;
     server_delta_memory &             memory;
     server_delta_turns &              turns;
-    std::shared_ptr<server_delta_job> job;                 // waits for it
-    bool                              is_entitled = false; // is counted in the entry's n_entitled
-    uint64_t                          order       = 0;     // of the entry: the name may be unloaded and come back meanwhile
+    std::shared_ptr<server_delta_job> job;                 // The request waits for it.
+    bool                              is_entitled = false; // Counted in the entry's n_entitled.
+    uint64_t                          order       = 0;     // Belongs to the entry: the name may be unloaded and come back meanwhile.
 };

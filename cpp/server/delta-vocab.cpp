@@ -8,7 +8,8 @@
 
 static llama_token token_of(const dqrelo_delta * delta, const char * key, llama_token of_base) {
     const char * text = dqrelo_meta_str(delta, key);
-    return text != nullptr ? (llama_token) std::strtol(text, nullptr, 10) : of_base; // the loader knows that it is in the vocabulary
+    // The loader has checked that the number is in the vocabulary.
+    return text != nullptr ? (llama_token) std::strtol(text, nullptr, 10) : of_base;
 }
 
 static bool flag_of(const dqrelo_delta * delta, const char * key, bool of_base) {

@@ -27,7 +27,7 @@ struct server_delta_vocab {
     operator const llama_vocab *() const { return base; } // NOLINT(google-explicit-constructor): words are the base's
 };
 
-// llama.cpp's functions of these names, for a delta.
+// The functions have llama.cpp's names, and work for a delta.
 llama_token              llama_vocab_bos(const server_delta_vocab & vocab);
 llama_token              llama_vocab_eos(const server_delta_vocab & vocab);
 bool                     llama_vocab_get_add_bos(const server_delta_vocab & vocab);

@@ -18,10 +18,10 @@ class server_delta_waiter {
 public:
     server_delta_waiter(const std::string & name, const server_should_stop & should_stop) : name(name), should_stop(should_stop) {}
 
-    const std::string       name; // of the delta
+    const std::string       name; // Names the delta.
     std::condition_variable called;
-    bool                    is_called = false; // to look again
-    bool                    is_gone   = false; // its client
+    bool                    is_called = false; // The thread is to look again.
+    bool                    is_gone   = false; // The thread's client has gone.
 
     // Whether the client has gone. Without the registry's lock: it asks the client's socket.
     bool ask();

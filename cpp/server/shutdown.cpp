@@ -55,7 +55,7 @@ void server_shutdown::run() {
     if (!is_over) {
         end_loop();
     }
-    // what was posted behind the end, and answers that nobody reads
+    // This ends what was posted behind the end, and answers that nobody reads.
     for (int64_t i = steps(CLOSE_S); i > 0 && !is_over; i--) {
         if (results.has_waiting()) {
             send_errors();

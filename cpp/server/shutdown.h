@@ -21,13 +21,13 @@ public:
 
 private:
     void run();
-    bool drain(double seconds) const; // whether nothing waits any more
+    bool drain(double seconds) const; // Returns whether nothing waits any more.
     void send_errors();
 
     const double                drain_s;
     server_response &           results;
     const std::function<void()> end_loop;
     std::atomic<bool>           is_requested{ false };
-    std::atomic<bool>           is_over{ false }; // the process has nothing left to wait for
-    std::thread                 thread;           // last: it uses the others
+    std::atomic<bool>           is_over{ false }; // The process has nothing left to wait for.
+    std::thread                 thread;           // Comes last, because it uses the others.
 };
