@@ -100,7 +100,7 @@ template <int T>
 static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
                            int32_t * out, int64_t ld) {
     for (int i = 0; i < n_i; i += 4) {
-        const uint8_t * row[4]; // behind the end the last row is taken again
+        const uint8_t * row[4]; // Behind the end the last row is taken again.
         for (int r = 0; r < 4; r++) {
             row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
         }
@@ -120,7 +120,7 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
 
 static constexpr int STEP_COLUMNS  = 256;
 static constexpr int SUM_STEPS     = 7;
-static constexpr int SEGMENT_STEPS = 4 * SUM_STEPS; // so much of q, 14 KiB, is brought into the order at once
+static constexpr int SEGMENT_STEPS = 4 * SUM_STEPS; // So much of q, 14 KiB, is brought into the order at once.
 
 // The bytes of q of one step: those of column 8 j + k are at [k][j].
 struct q_by_bit {
@@ -132,12 +132,13 @@ struct q_by_bit {
 static inline void order_by_bit(int8_t (*out)[32], const int8_t * src) {
     const __m256i pairs = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
     __m256i       v[8], w[8];
-    for (int i = 0; i < 8; i++) { // the low half gets groups of 8 bytes 2 i and 2 i + 1, the high half 16 + 2 i and 17 + 2 i
+    // The low half gets groups of 8 bytes 2 i and 2 i + 1, the high half 16 + 2 i and 17 + 2 i.
+    for (int i = 0; i < 8; i++) {
         const __m128i low  = _mm_loadu_si128((const __m128i *) (src + i / 4 * 128 + i % 4 * 16));
         const __m128i high = _mm_loadu_si128((const __m128i *) (src + i / 4 * 128 + i % 4 * 16 + 256));
         v[i]               = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), pairs);
     }
-    for (int i = 0; i < 4; i++) { // here begins the transposition of 8 x 8 pairs of bytes
+    for (int i = 0; i < 4; i++) { // Here begins the transposition of 8 x 8 pairs of bytes.
         w[i]     = _mm256_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
         w[i + 4] = _mm256_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
     }
@@ -221,7 +222,7 @@ static inline __m256i segment_sum(const uint8_t * sign, int64_t n_bytes, int64_t
 
 static void sign_dots_one(const uint8_t * sign, int n_i, const int8_t * q, const struct dqrelo_act * act, int64_t n, int32_t * out) {
     constexpr int64_t SEGMENT = SEGMENT_STEPS * STEP_COLUMNS;
-    // whole rows, so that the same segment of a later row is prefetched
+    // The distance is in whole rows, so that the same segment of a later row is prefetched.
     const int64_t   ahead = ((int64_t) DQRELO_PREFETCH_BYTES + n / 8 - 1) / (n / 8) * (n / 8);
     struct q_by_bit ordered[SEGMENT_STEPS];
     for (int64_t j = 0; j < n; j += SEGMENT) {
@@ -229,7 +230,7 @@ static void sign_dots_one(const uint8_t * sign, int n_i, const int8_t * q, const
         order_segment(ordered, q + 2 * j, n_columns);
         for (int i = 0; i < n_i; i += 4) {
             __m256i p[4];
-            for (int r = 0; r < 4; r++) { // behind the end the last row is taken again
+            for (int r = 0; r < 4; r++) { // Behind the end the last row is taken again.
                 p[r] = segment_sum(sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8) + j / 8, n_columns / 8, ahead, ordered);
             }
             const __m128i m      = lanes_i32x4(n_i - i);
@@ -244,7 +245,7 @@ void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_s
                     int32_t * out, int64_t ld) {
     for (int t = 0; t < n_t;) {
         const int left   = n_t - t;
-        const int n_step = left == 4 ? 2 : left < 3 ? left : 3; // four rows are taken as 2 + 2
+        const int n_step = left == 4 ? 2 : left < 3 ? left : 3; // Four rows are taken as 2 + 2.
         switch (n_step) {
             case 1: sign_dots_one(sign, n_i, q + t * q_stride, act + t, n, out + t * ld); break;
             case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;

@@ -53,7 +53,7 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
     const float inv   = q_max / v_max;
 
     const bool    finite    = max_bits < 0x7f800000;
-    const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // the same test as in scalar.cpp
+    const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
     const __m256  inv_f32x8 = _mm256_set1_ps(finite && !zero ? inv : 0.0f);
     const __m256i keep      = _mm256_set1_epi32(finite ? -1 : 0);
     act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
@@ -61,7 +61,7 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
     const __m256i half      = _mm256_set1_epi32(128);
     __m256i       sum_i32x8 = _mm256_setzero_si256();
     for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 8) {
-        __m256i v      = _mm256_cvtps_epi32(_mm256_mul_ps(scaled_f32x8(x, cscale, j, n), inv_f32x8)); // rounds to nearest even
+        __m256i v      = _mm256_cvtps_epi32(_mm256_mul_ps(scaled_f32x8(x, cscale, j, n), inv_f32x8)); // This rounds to nearest even.
         v              = _mm256_and_si256(v, keep);
         int8_t * block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
         store_i8x8(block, _mm256_srai_epi32(_mm256_add_epi32(v, half), 8));
@@ -87,7 +87,7 @@ inline __m128i load_u16x8(const uint16_t * src, int64_t n) {
     return _mm_loadu_si128((const __m128i *) values);
 }
 
-struct avx2 { // as factor-kernels.h describes it
+struct avx2 { // The comment in factor-kernels.h describes it.
     using vectors                   = __m256;
     using sums                      = __m256;
     static constexpr int STEP       = 8;

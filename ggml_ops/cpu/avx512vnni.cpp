@@ -68,14 +68,14 @@ static void quantize_row_avx512vnni(const float * x, const float * cscale, int64
     const float    inv      = q_max / v_max;
 
     const bool   finite     = max_bits < 0x7f800000;
-    const bool   zero       = dqrelo_f32_bits(inv) >= 0x7f800000; // the same test as in scalar.cpp
+    const bool   zero       = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
     const __m512 inv_f32x16 = _mm512_set1_ps(finite && !zero ? inv : 0.0f);
     act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
     const __m512i half       = _mm512_set1_epi32(128);
     __m512i       sum_i32x16 = _mm512_setzero_si512();
     for (int64_t j = 0; j < dqrelo_q_bytes(n) / 2; j += 16) {
-        __m512i v      = _mm512_cvtps_epi32(_mm512_mul_ps(scaled_f32x16(x, cscale, j, n), inv_f32x16)); // rounds to nearest even
+        __m512i v      = _mm512_cvtps_epi32(_mm512_mul_ps(scaled_f32x16(x, cscale, j, n), inv_f32x16)); // This rounds to nearest even.
         v              = _mm512_maskz_mov_epi32(finite ? 0xffff : 0, v);
         int8_t * block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
         _mm_storeu_si128((__m128i *) block, _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(v, half), 8)));
@@ -167,7 +167,7 @@ template <int R, int T>
 static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
                           int32_t * out, int64_t ld) {
     for (int i = 0; i < n_i; i += R) {
-        const uint8_t * row[R]; // behind the end the last row is taken again
+        const uint8_t * row[R]; // Behind the end the last row is taken again.
         for (int r = 0; r < R; r++) {
             row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
         }
@@ -196,7 +196,7 @@ static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64
 //
 
 static constexpr int     MANY_R         = 4;
-static constexpr int     MANY_T         = 3; // the sums take 2 * 4 * 3 of the 32 registers
+static constexpr int     MANY_T         = 3; // The sums take 2 * 4 * 3 of the 32 registers.
 static constexpr int     MANY_ROWS      = 64;
 static constexpr int64_t SEGMENT_BLOCKS = 32;
 
@@ -207,7 +207,7 @@ struct sign_segment {
 
 static void gather_signs(struct sign_segment * segment, const uint8_t * sign, int n_i, int64_t n, int64_t b0, int64_t b1) {
     for (int i = 0; i < (n_i + MANY_R - 1) / MANY_R * MANY_R; i++) {
-        const uint8_t * row = sign + (i < n_i ? i : n_i - 1) * (n / 8); // behind the end the last row is taken again
+        const uint8_t * row = sign + (i < n_i ? i : n_i - 1) * (n / 8); // Behind the end the last row is taken again.
         for (int64_t b = b0; b < b1; b++) {
             segment->bits[i / MANY_R][b - b0][i % MANY_R] = signs_of_block(row, b, n);
         }
@@ -280,11 +280,11 @@ inline __m512 block_scale(uint16_t d) {
     return _mm512_cvtph_ps(_mm256_set1_epi16((short) d));
 }
 
-struct f32x32 { // columns 0 to 15 and 16 to 31 of a step
+struct f32x32 { // v0 has columns 0 to 15 of a step, v1 has 16 to 31.
     __m512 v0, v1;
 };
 
-struct avx512vnni { // as factor-kernels.h describes it
+struct avx512vnni { // The comment in factor-kernels.h describes it.
     using vectors                   = f32x32;
     using sums                      = __m512;
     static constexpr int STEP       = 32;

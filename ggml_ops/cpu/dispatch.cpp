@@ -36,11 +36,12 @@ static bool has_avx2() {
 #ifdef DQRELO_CPU_AARCH64
 static bool has_dotprod() {
 #if defined(__linux__)
-    return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; // HWCAP_ASIMDDP of <asm/hwcap.h>
+    return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; // The bit is HWCAP_ASIMDDP of <asm/hwcap.h>.
 #elif defined(__APPLE__)
-    return true; // every Apple silicon that runs macOS has them
+    return true; // Every Apple silicon that runs macOS has them.
 #elif defined(_WIN32)
-    return IsProcessorFeaturePresent(43) != 0; // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, missing from older SDKs
+    // The number is PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, which is missing from older SDKs.
+    return IsProcessorFeaturePresent(43) != 0;
 #else
     return false;
 #endif

@@ -6,17 +6,17 @@
 
 // One row of the op's output.
 struct dqrelo_row {
-    const float * x; // MATMUL, MATMUL_ID [n_in]; MUL: as y
-    const float * y; // may be dst
+    const float * x; // MATMUL, MATMUL_ID: [n_in]; MUL: shape of y
+    const float * y; // May be equal to dst.
     float *       dst;
-    int64_t       id;    // ROWS, MUL, ADD: the row of D_hat, counted through all matrices of a stack
+    int64_t       id;    // ROWS, MUL, ADD: number of the row of D_hat, through all matrices of a stack
     float         s;     // request scale
-    int32_t       group; // MATMUL, MATMUL_ID: of the plan
+    int32_t       group; // MATMUL, MATMUL_ID: number of the group in the plan
 };
 
 // The rows of a batch that use one matrix, with their place in the work memory.
 struct dqrelo_group {
-    struct dqrelo_entry       e;    // of this matrix alone
+    struct dqrelo_entry       e;    // Has this matrix alone.
     const struct dqrelo_row * rows; // [n_rows]
     int64_t                   n_rows;
     const int8_t *            q;         // [n_rows] rows of dqrelo_q_bytes(n_in)
@@ -31,7 +31,7 @@ struct dqrelo_group {
 };
 
 // How many rows and output features are handled at once. This bounds the scratch memory and never changes a result.
-#define DQRELO_TILE_T 50 // two rows, and then sixteen times the three that the kernels take at once
+#define DQRELO_TILE_T 50 // It is two rows, and then sixteen times the three that the kernels take at once.
 #define DQRELO_TILE_I 64
 
 struct dqrelo_scratch {

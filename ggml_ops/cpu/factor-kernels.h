@@ -86,7 +86,7 @@ static __attribute__((noinline)) void dots_rows(const void * a, int64_t a_stride
                                                 int64_t ld) {
     constexpr int R = ISA::rows_of_a(T);
     for (int i = 0; i < n_i; i += R) {
-        const uint8_t * row[R]; // behind the end the last row is taken again
+        const uint8_t * row[R]; // Behind the end the last row is taken again.
         for (int r = 0; r < R; r++) {
             row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
         }

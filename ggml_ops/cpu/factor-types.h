@@ -7,19 +7,19 @@
 #include <string.h>
 
 #ifdef __CUDACC__
-#define DQRELO_DEVICE __host__ __device__ // kernels for GPUs read the same types
+#define DQRELO_DEVICE __host__ __device__ // Kernels for GPUs read the same types.
 #else
 #define DQRELO_DEVICE
 #endif
 
 #define DQRELO_QK 32 // values in a block of Q8_0 and Q4_0
 
-struct dqrelo_q8_0 { // value j = d * qs[j]
+struct dqrelo_q8_0 { // Value j is d * qs[j].
     uint16_t d;      // F16
     int8_t   qs[DQRELO_QK];
 };
 
-struct dqrelo_q4_0 { // value j < 16: d * ((qs[j] & 15) - 8); value j >= 16: d * ((qs[j - 16] >> 4) - 8)
+struct dqrelo_q4_0 { // Value j < 16 is d * ((qs[j] & 15) - 8), value j >= 16 is d * ((qs[j - 16] >> 4) - 8).
     uint16_t d;      // F16
     uint8_t  qs[DQRELO_QK / 2];
 };
@@ -56,7 +56,7 @@ static inline float dqrelo_f16_to_f32(uint16_t h) {
     const uint32_t sign     = (uint32_t) (h & 0x8000) << 16;
     const uint32_t exponent = (h >> 10) & 0x1f;
     const uint32_t mantissa = h & 0x3ff;
-    if (exponent == 0) { // mantissa * 2^-24
+    if (exponent == 0) { // The value is mantissa * 2^-24.
         const float value = (float) mantissa * dqrelo_f32_from_bits(0x33800000);
         return sign ? -value : value;
     }

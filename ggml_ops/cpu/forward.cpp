@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <cstring>
 
-static constexpr size_t ALIGNMENT = 64; // bytes: a cache line, and a block of q
+static constexpr size_t ALIGNMENT = 64; // bytes of a cache line, and of a block of q
 
 // Bump allocation over the work memory; with a null base it only counts.
 struct arena {
@@ -37,9 +37,9 @@ struct group_rows {
 
 struct work {
     // All threads share these, which only the matmul forms have.
-    int8_t *     q;   // [n_rows] rows of dqrelo_q_bytes(n_in), by sorted row
+    int8_t *     q;   // [n_rows], rows of dqrelo_q_bytes(n_in), by sorted row
     dqrelo_act * act; // [n_rows]
-    float *      t;   // [n_rows] rows of t_stride
+    float *      t;   // [n_rows], rows of t_stride values
     int64_t      t_stride;
     float *      bx; // [n_rows] rows of bx_stride, as the next two for sign factors
     int64_t      bx_stride;
@@ -47,9 +47,9 @@ struct work {
     int64_t      zq_stride;
     dqrelo_act * zact; // [n_rows]
     // Every thread has its own of these.
-    uint64_t *       keys;   // [n_rows] while sorting
-    dqrelo_row *     rows;   // [n_rows] sorted by delta and matrix; those of the base alone are the last
-    int32_t *        place;  // [n_rows] sorted place of each row of y
+    uint64_t *       keys;   // [n_rows], for sorting only
+    dqrelo_row *     rows;   // [n_rows], sorted by delta and matrix; those of the base alone are the last
+    int32_t *        place;  // [n_rows], sorted place of each row of y
     group_rows *     groups; // [n_rows] at most
     int64_t          n_groups;
     int64_t          n_changed; // rows with a delta
@@ -107,7 +107,7 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
 size_t dqrelo_cpu_work_bytes(const struct ggml_tensor * dst, int n_threads) {
     arena memory = { nullptr };
     lay_out(dst, 0, n_threads, memory);
-    return memory.n_bytes + ALIGNMENT; // the work memory itself may be aligned to less
+    return memory.n_bytes + ALIGNMENT; // The work memory itself may be aligned to less.
 }
 
 // The place of a row of y on y's axes 1 to 3.
@@ -275,7 +275,7 @@ static int64_t rank_lines(const dqrelo_group & g) {
 // Quantises each row of x once, though several experts read it; only a column scale makes rows of their own for each expert.
 static void quantize(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     const int64_t q_bytes = dqrelo_q_bytes(dst->src[1]->ne[0]);
-    const int64_t n_share = dst->ne[1] / dst->src[1]->ne[1]; // rows of y that are made from one row of x
+    const int64_t n_share = dst->ne[1] / dst->src[1]->ne[1]; // Counts the rows of y that are made from one row of x.
     const int64_t n_x     = ggml_nrows(dst) / n_share;
     for (int64_t i = params->ith; i < n_x; i += params->nth) {
         int64_t done = -1;
@@ -331,7 +331,8 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
         const dqrelo_group g = group_of(dst, w, i);
         total += rank_lines(g) * cost_of(g);
     }
-    share mine(total, params->nth - 1 - params->ith, params->nth); // the first threads may have quantised one row more
+    // The first threads may have quantised one row more, so this begins with the last.
+    share mine(total, params->nth - 1 - params->ith, params->nth);
     for (int64_t i = 0; i < w.n_groups; i++) {
         const dqrelo_group g = group_of(dst, w, i);
         int64_t            l0, l1;

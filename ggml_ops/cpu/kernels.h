@@ -20,7 +20,7 @@
 // Each has a cache line of its own, because different threads quantise different rows.
 struct alignas(64) dqrelo_act {
     float   d;   // step; 0 for a row of zeros, NaN where x has NaN or infinity
-    int32_t sum; // of all q_j
+    int32_t sum; // sum of all q_j
 };
 
 static inline int64_t dqrelo_q_bytes(int64_t n) {

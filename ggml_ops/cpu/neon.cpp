@@ -64,7 +64,7 @@ static void quantize_row_neon(const float * x, const float * cscale, int64_t n, 
     const float    inv      = q_max / v_max;
 
     const bool        finite    = max_bits < 0x7f800000;
-    const bool        zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // the same test as in scalar.cpp
+    const bool        zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
     const float32x4_t inv_f32x4 = vdupq_n_f32(finite && !zero ? inv : 0.0f);
     act->d                      = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
@@ -74,7 +74,7 @@ static void quantize_row_neon(const float * x, const float * cscale, int64_t n, 
         const int32x4_t v0    = vcvtnq_s32_f32(vmulq_f32(scaled_f32x4(x, cscale, j, n), inv_f32x4));
         const int32x4_t v1    = vcvtnq_s32_f32(vmulq_f32(scaled_f32x4(x, cscale, j + 4, n), inv_f32x4));
         int8_t *        block = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
-        vst1_s8(block, vmovn_s16(vcombine_s16(vrshrn_n_s32(v0, 8), vrshrn_n_s32(v1, 8)))); // (v + 128) >> 8
+        vst1_s8(block, vmovn_s16(vcombine_s16(vrshrn_n_s32(v0, 8), vrshrn_n_s32(v1, 8)))); // The high byte is (v + 128) >> 8.
         vst1_s8(block + DQRELO_Q_BLOCK, vmovn_s16(vcombine_s16(vmovn_s32(v0), vmovn_s32(v1))));
         sum_i32x4 = vaddq_s32(sum_i32x4, vaddq_s32(v0, v1));
     }
@@ -224,7 +224,7 @@ static void sign_dots_tile(const uint8_t * const * row, int64_t row_bytes, int n
 template <int T>
 static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
                            int32_t * out, int64_t ld) {
-    constexpr int      R        = T <= 2 ? 4 : 2; // there are at most 16 sums in the 32 registers
+    constexpr int      R        = T <= 2 ? 4 : 2; // There are at most 16 sums in the 32 registers.
     constexpr int64_t  n_groups = PIECE_GROUPS / T;
     alignas(64) int8_t piece[T * n_groups * 2 * GROUP];
 
@@ -242,7 +242,7 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
             reorder(q + t * q_stride + g0 * (2 * GROUP), n_blocks, n_here, piece + t * n_groups * (2 * GROUP));
         }
         for (int i = 0; i < n_i; i += R) {
-            const uint8_t * row[R]; // behind the end the last row is taken again
+            const uint8_t * row[R]; // Behind the end the last row is taken again.
             for (int r = 0; r < R; r++) {
                 row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8) + 16 * g0;
             }
@@ -255,7 +255,7 @@ static void sign_dots_neon(const uint8_t * sign, int n_i, const int8_t * q, int6
                            int64_t n, int32_t * out, int64_t ld) {
     for (int t = 0; t < n_t;) {
         const int left   = n_t - t;
-        const int n_step = left == 5 ? 3 : left < 4 ? left : 4; // five rows are taken as 3 + 2
+        const int n_step = left == 5 ? 3 : left < 4 ? left : 4; // Five rows are taken as 3 + 2.
         switch (n_step) {
             case 1: sign_dots_rows<1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
             case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
@@ -286,13 +286,13 @@ inline float f16_to_f32(uint16_t h) {
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h))), 0);
 }
 
-// d * q, which is exact, because 11 by 8 bits fit in the 24 of an F32.
+// Returns d * q, which is exact, because 11 by 8 bits fit in the 24 of an F32.
 inline float32x4x2_t times_f32x8(float d, int8x8_t q) {
     const int16x8_t q_i16x8 = vmovl_s8(q);
     return { { vmulq_n_f32(vcvtq_f32_s32(vmovl_s16(vget_low_s16(q_i16x8))), d), vmulq_n_f32(vcvtq_f32_s32(vmovl_high_s16(q_i16x8)), d) } };
 }
 
-struct neon { // as factor-kernels.h describes it
+struct neon { // The comment in factor-kernels.h describes it.
     using vectors                   = float32x4x2_t;
     using sums                      = float32x4_t;
     static constexpr int STEP       = 8;
@@ -393,7 +393,7 @@ static void add_delta_neon(float * dst, const float * y, int n_i, const struct d
         }
         vst1q_f32(dst + i, vfmaq_n_f32(vld1q_f32(y + i), delta, parts->s));
     }
-    for (; i < n_i; i++) { // the same arithmetic for the last ones
+    for (; i < n_i; i++) { // The arithmetic is the same for the last ones.
         float delta = parts->uv ? parts->uv[i] : 0.0f;
         for (int p = 0; p < parts->n_planes; p++) {
             delta = __builtin_fmaf(parts->scale[p][i * parts->scale_step[p]] * parts->d, (float) parts->isum[p][i], delta);

@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-static constexpr size_t DQRELO_PREFETCH_BYTES = 8192; // prefetches go at least so far ahead
+static constexpr size_t DQRELO_PREFETCH_BYTES = 8192; // Prefetches go at least so far ahead.
 
 // The address to begin with for a tile of tile_bytes. It is an integer, because it may lie behind the end of the data, where no pointer may
 // point.

@@ -26,13 +26,14 @@ static void quantize_row_scalar(const float * x, const float * cscale, int64_t n
         act->d = NAN;
         return;
     }
-    if (dqrelo_f32_bits(inv) >= 0x7f800000) { // v_max is 0, or so small that 1/d is infinite: less than 1e-34
+    // Here v_max is 0, or so small that 1/d is infinite: less than 1e-34.
+    if (dqrelo_f32_bits(inv) >= 0x7f800000) {
         act->d = 0.0f;
         return;
     }
     for (int64_t j = 0; j < n; j++) {
         const float   v       = cscale ? x[j] * cscale[j] : x[j];
-        const int32_t qj      = (int32_t) lrintf(v * inv); // rounds to nearest even
+        const int32_t qj      = (int32_t) lrintf(v * inv); // This rounds to nearest even.
         const int32_t hi      = (qj + 128) >> 8;
         int8_t *      block   = q + j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
         block[0]              = (int8_t) hi;
@@ -93,7 +94,7 @@ static void to_float_scalar(enum ggml_type type, const void * src, int64_t n, fl
 
 static void dots_scalar(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
                         float * out, int64_t ld) {
-    float row[256]; // a piece of a row of a as F32; it is a multiple of every block
+    float row[256]; // Holds a piece of a row of a as F32. Its length is a multiple of every block.
     for (int i = 0; i < n_i; i++) {
         for (int t = 0; t < n_t; t++) {
             out[t * ld + i] = 0.0f;

@@ -25,7 +25,7 @@ static int32_t * counters_of(int device, cudaStream_t stream) {
 void ggml_cuda_op_dqrelo(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const dqrelo_cuda_op       op     = dqrelo_cuda_op_of(dst);
     const cudaStream_t         stream = ctx.stream();
-    ggml_cuda_pool_alloc<char> work(ctx.pool(), std::max<size_t>(1, dqrelo_cuda_work_bytes(&op))); // a pool must not be asked for 0 bytes
+    ggml_cuda_pool_alloc<char> work(ctx.pool(), std::max<size_t>(1, dqrelo_cuda_work_bytes(&op))); // A pool must not be asked for 0 bytes.
     const int                  n_sm = ggml_cuda_info().devices[ctx.device].nsm;
     CUDA_CHECK((cudaError_t) dqrelo_cuda_forward(&op, work.get(), counters_of(ctx.device, stream), n_sm, stream));
 }

@@ -10,20 +10,22 @@ struct dqrelo_cuda_op {
     enum dqrelo_form            form;
     float *                     dst;
     const float *               y;
-    const float *               x;   // MATMUL, MATMUL_ID, MUL
-    const int32_t *             ids; // or NULL
+    const float *               x;   // MATMUL, MATMUL_ID and MUL have it.
+    const int32_t *             ids; // May be NULL.
     const struct dqrelo_entry * table;
-    const float *               tokens; // {delta index or -1, request scale}
-    const float * sorted_tokens;  // MATMUL: {token, delta index or -1} sorted by delta index; NULL where that does not order the rows of y
-    int32_t       n_tokens;       // tokens in it
-    int32_t       rows_per_token; // rows of y that lie side by side and are for one token, before those of the next one
-    int32_t       n_deltas;
-    int32_t       n_in;      // row length of x
-    int32_t       n_out;     // row length of y
-    int32_t       ne[3];     // of y: its axes 1 to 3
-    int32_t       x_ne1;     // MATMUL_ID: 1 if all experts of a token read one row
-    int32_t       stride[3]; // token of a row
-    int64_t       dst_nb[3], y_nb[3], x_nb[3], ids_nb[3];
+    const float *               tokens; // {delta index or -1, request scale} of each token
+    // MATMUL: {token, delta index or -1} sorted by delta index; NULL where that does not order the rows of y.
+    const float * sorted_tokens;
+    int32_t       n_tokens; // number of tokens
+    // Counts the rows of y that lie side by side and are for one token, before those of the next one.
+    int32_t rows_per_token;
+    int32_t n_deltas;
+    int32_t n_in;      // row length of x
+    int32_t n_out;     // row length of y
+    int32_t ne[3];     // ne[1] to ne[3] of y
+    int32_t x_ne1;     // MATMUL_ID: 1 if all experts of a token read one row
+    int32_t stride[3]; // Leads from a row's position to its token.
+    int64_t dst_nb[3], y_nb[3], x_nb[3], ids_nb[3];
 };
 
 struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst);

@@ -12,21 +12,21 @@
 #include "values.cuh"
 
 static constexpr int TILE_OUTPUTS = 64;
-static constexpr int N_TILES      = TILE_ROWS / 8;      // of a warp's mma
-static constexpr int DEPTH        = 32;                 // columns at once: of F32,
-static constexpr int HALF_DEPTH   = 64;                 // of F16
-static constexpr int HALF_WORDS   = HALF_DEPTH / 2 + 4; // pairs, and room that keeps rows in different banks
+static constexpr int N_TILES      = TILE_ROWS / 8;      // A warp computes one mma for each.
+static constexpr int DEPTH        = 32;                 // columns of F32 that are taken at once
+static constexpr int HALF_DEPTH   = 64;                 // columns of F16 that are taken at once
+static constexpr int HALF_WORDS   = HALF_DEPTH / 2 + 4; // The extra words keep rows in different banks.
 
 struct tile_memory {
     union {
-        int4 q[TILE_ROWS][17]; // signs: a piece of 128 columns; the 17th keeps rows in different banks
+        int4 q[TILE_ROWS][17]; // A row has the signs of a piece of 128 columns; the 17th vector keeps rows in different banks.
         struct {
             float a[DEPTH][TILE_OUTPUTS + 1];
             float b[DEPTH][TILE_ROWS + 1];
         } floats;
         struct {
             uint32_t a[TILE_OUTPUTS][HALF_WORDS];
-            uint32_t b[2][TILE_ROWS][HALF_WORDS]; // hi, lo
+            uint32_t b[2][TILE_ROWS][HALF_WORDS]; // [0] has the hi bytes, [1] the lo bytes.
         } halves;
     };
 };
@@ -42,11 +42,11 @@ static __device__ __forceinline__ int tile_row(int n, int i) {
 
 // The rows of a matrix that a tile needs, as one factor of a product.
 struct tile_matrix {
-    const uint8_t * first; // row of the tile's first feature
+    const uint8_t * first; // Points to the row of the tile's first feature.
     int64_t         row_bytes;
     int32_t         type;
-    int             n_features; // from the first on, any number
-    int             n;          // columns
+    int             n_features; // Counts from the first on, and may be any number.
+    int             n;          // number of columns
 
     __device__ __forceinline__ tile_matrix(const void * first, int32_t type, int n_features, int n) :
         first((const uint8_t *) first), row_bytes(dqrelo_type_bytes((ggml_type) type, n)), type(type), n_features(n_features), n(n) {}
@@ -164,7 +164,7 @@ static __device__ __forceinline__ void add_half_tile(tile_memory & memory, const
             const uint32_t   fragment[4] = { a0[0], a1[0], a0[4], a1[4] };
 #pragma unroll
             for (int n = 0; n < N_TILES; n++) {
-                if (8 * n + 8 <= range.begin || 8 * n >= range.end) { // the same for the whole block
+                if (8 * n + 8 <= range.begin || 8 * n >= range.end) { // The answer is the same for the whole block.
                     continue;
                 }
 #pragma unroll

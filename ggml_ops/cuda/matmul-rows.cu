@@ -13,7 +13,7 @@
 
 #include <type_traits>
 
-static constexpr int BLOCKS_PER_SM = 3; // up to 168 registers a thread
+static constexpr int BLOCKS_PER_SM = 3; // It allows up to 168 registers a thread.
 
 static constexpr int TAKEN = 0, QUANTIZED = 1, FACTORED = 2, CODED = 3, Z_QUANTIZED = 4, LEFT = 5; // the counters
 
@@ -435,10 +435,11 @@ size_t dqrelo_cuda_matmul_rows_bytes(const dqrelo_cuda_op & op) {
 
 cudaError_t dqrelo_cuda_matmul_rows(const dqrelo_cuda_op & op, void * memory, int32_t * counters, int n_sm, cudaStream_t stream) {
     int64_t     n_bytes;
-    matmul_work work       = lay_out(op, memory, &n_bytes);
-    work.counters          = counters;
-    const int32_t n_rows   = (int32_t) dqrelo_cuda_n_rows(&op);
-    const int64_t n_groups = op.n_deltas < n_rows && op.form == DQRELO_FORM_MATMUL && op.ne[1] == 1 ? op.n_deltas : n_rows; // at most
+    matmul_work work     = lay_out(op, memory, &n_bytes);
+    work.counters        = counters;
+    const int32_t n_rows = (int32_t) dqrelo_cuda_n_rows(&op);
+    // This is the most that there can be.
+    const int64_t n_groups = op.n_deltas < n_rows && op.form == DQRELO_FORM_MATMUL && op.ne[1] == 1 ? op.n_deltas : n_rows;
     const int64_t n_units  = n_rows + n_groups * ((op.n_out + UNIT_OUTPUTS - 1) / UNIT_OUTPUTS + work.t_stride / V_ROWS);
     const int64_t n_room   = BLOCKS_PER_SM * (int64_t) n_sm;
     matmul_rows<<<(unsigned) (n_units < n_room ? n_units : n_room), N_THREADS, 0, stream>>>(op, work, n_rows);

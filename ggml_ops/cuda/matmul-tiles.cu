@@ -13,16 +13,17 @@
 #include "../cpu/kernels.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-static constexpr int APPLY_BLOCKS = 3; // a multiprocessor: up to 168 registers a thread, which Turing's shorter mma need
+// Blocks of a multiprocessor. They allow up to 168 registers a thread, which Turing's shorter mma need.
+static constexpr int APPLY_BLOCKS = 3;
 #else
-static constexpr int APPLY_BLOCKS = 4; // up to 128
+static constexpr int APPLY_BLOCKS = 4; // It allows up to 128 registers.
 #endif
 static constexpr int RANK_BLOCKS = 8;  // blocks side by side for a tile's V x, 64 ranks each
 static constexpr int CODE_BLOCKS = 16; // and for its B (c . x)
 
 // The work memory. All arrays are indexed by row of y.
 struct tiles_work {
-    int32_t *       sorted; // rows in their order; not used where the op has one
+    int32_t *       sorted; // Lists the rows in their order, and is not used where the op has one.
     quantized_row * quantized;
     int8_t *        q;     // rows of q_bytes
     int32_t *       x_max; // bits of the largest magnitude of x
@@ -168,7 +169,7 @@ static __device__ __forceinline__ void store_factors(const tiles_work & work, co
                 }
             }
 #pragma unroll
-            for (int bits = 4; bits < WARP; bits *= 2) { // lanes with the same rows
+            for (int bits = 4; bits < WARP; bits *= 2) { // These lanes have the same rows.
                 max_bits = max(max_bits, __shfl_xor_sync(0xffffffffu, max_bits, bits));
             }
             if (used && (int) threadIdx.x % WARP < 4) {

@@ -13,7 +13,7 @@
 template <typename C, typename F>
 static __device__ __forceinline__ void mma_plain(C c[4], const uint32_t a[4], const uint32_t b[2], F dot) {
     const int      lane    = (int) threadIdx.x % 32;
-    const uint64_t rows[2] = { (uint64_t) a[1] << 32 | a[0], (uint64_t) a[3] << 32 | a[2] }; // of each half
+    const uint64_t rows[2] = { (uint64_t) a[1] << 32 | a[0], (uint64_t) a[3] << 32 | a[2] }; // They hold the rows of each half.
     const uint64_t column  = (uint64_t) b[1] << 32 | b[0];
     for (int k = 0; k < 4; k++) {
         const uint64_t from_a[2] = { __shfl_sync(0xffffffffu, rows[0], lane / 4 * 4 + k),
@@ -36,7 +36,7 @@ static __device__ __forceinline__ void mma_bytes(int32_t c[4], const uint32_t a[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #elif defined(__CUDA_ARCH__)
 #pragma unroll
-    for (int quarter = 0; quarter < 4; quarter++) { // Turing: 8 x 16 by 16 x 8 at once
+    for (int quarter = 0; quarter < 4; quarter++) { // Turing takes 8 x 16 by 16 x 8 at once.
         const int row = quarter % 2, half = quarter / 2;
         asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
             : "+r"(c[2 * row]), "+r"(c[2 * row + 1])
@@ -54,7 +54,7 @@ static __device__ __forceinline__ void mma_halves(float c[4], const uint32_t a[4
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #elif defined(__CUDA_ARCH__)
 #pragma unroll
-    for (int half = 0; half < 2; half++) { // Turing: 16 x 8 by 8 x 8 at once
+    for (int half = 0; half < 2; half++) { // Turing takes 16 x 8 by 8 x 8 at once.
         asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));

@@ -5,8 +5,8 @@
 #include "matmul.cuh"
 #include "signs.cuh"
 
-static constexpr int MAX_ROWS      = DQRELO_CUDA_FEW_ROWS; // a lane each
-static constexpr int V_ROWS        = N_WARPS;              // rows of V in a unit of work: one a warp
+static constexpr int MAX_ROWS      = DQRELO_CUDA_FEW_ROWS; // Each row has a lane.
+static constexpr int V_ROWS        = N_WARPS;              // rows of V in a unit of work; each warp has one
 static constexpr int TILE_FEATURES = 4;                    // output features that the lanes of a row of signs compute at once
 static constexpr int UNIT_OUTPUTS  = N_THREADS / ROW_LANES * TILE_FEATURES;
 
@@ -14,7 +14,7 @@ static constexpr int UNIT_OUTPUTS  = N_THREADS / ROW_LANES * TILE_FEATURES;
 // Units of work are numbered in the order quantise, V x, B (c . x), quantise that, output features, copies.
 struct row_plan {
     int32_t n_groups, n_changed;
-    int32_t delta[MAX_ROWS], matrix[MAX_ROWS]; // of a group
+    int32_t delta[MAX_ROWS], matrix[MAX_ROWS]; // by group
     int32_t begin[MAX_ROWS + 1];
     int32_t row[MAX_ROWS];
     float   scale[MAX_ROWS];       // request scale of a sorted row
@@ -61,7 +61,7 @@ static __device__ void make_plan(const dqrelo_cuda_op & op, int32_t n_rows, row_
         plan.b_begin[g + 1] = (e->n_codes + UNIT_OUTPUTS - 1) / UNIT_OUTPUTS;
     }
     __syncwarp();
-    if (lane == 0) { // turns sizes into places
+    if (lane == 0) { // This turns sizes into places.
         plan.n_groups   = __popc(firsts);
         plan.n_changed  = __popc(changed);
         plan.begin[0]   = 0;

@@ -13,12 +13,12 @@
 
 static constexpr int CHUNK_COLUMNS = 2048;
 static constexpr int CHUNK_BYTES   = 2 * CHUNK_COLUMNS;
-static constexpr int PIECE_BYTES   = 16; // of signs
+static constexpr int PIECE_BYTES   = 16; // bytes of signs
 static constexpr int CHUNK_PIECES  = 16;
 
 struct quantized_row {
     float   d;   // step; 0 for a row of zeros, NaN where x has NaN or infinity
-    int32_t sum; // of all q
+    int32_t sum; // sum of all q
 };
 
 static __host__ __device__ __forceinline__ int32_t quantized_bytes(int32_t n) {
@@ -64,7 +64,7 @@ static __device__ __forceinline__ T reduce_block(T value, T * part, F combine) {
     for (int w = 1; w < N_WARPS; w++) {
         value = combine(value, part[w]);
     }
-    __syncthreads(); // `part` may be written again
+    __syncthreads(); // The array `part` may be written again.
     return value;
 }
 
@@ -87,11 +87,12 @@ static __device__ void quantize_row(const R & row, int n, float q_max, int8_t * 
     const float        v_max    = __int_as_float(max_bits);
     const float        inv      = __fdiv_rn(q_max, v_max);
     const bool         finite   = max_bits < 0x7f800000;
-    const bool         usable   = finite && (__float_as_int(inv) & 0x7fffffff) < 0x7f800000; // else v_max is 0, or less than 1e-34
-    int32_t            sum      = 0;
-    const int          n_quads  = quantized_bytes(n) / 8; // four columns each
+    // A row that is finite but not usable has a v_max of 0, or of less than 1e-34.
+    const bool usable  = finite && (__float_as_int(inv) & 0x7fffffff) < 0x7f800000;
+    int32_t    sum     = 0;
+    const int  n_quads = quantized_bytes(n) / 8; // Each quad is four columns.
     for (int i = (int) threadIdx.x; i < n_quads; i += N_THREADS) {
-        const int j     = i % 8; // of a word
+        const int j     = i % 8; // It is a place inside a word.
         const int piece = i / 8 / 4;
         const int w     = i / 8 % 4;
         uint32_t  hi = 0, lo = 0;

@@ -12,7 +12,7 @@
 
 static constexpr int WARP      = 32;
 static constexpr int N_WARPS   = 4;
-static constexpr int N_THREADS = N_WARPS * WARP; // of a block that computes a matrix form
+static constexpr int N_THREADS = N_WARPS * WARP; // threads of a block that computes a matrix form
 
 struct dqrelo_position {
     int32_t i1, i2, i3;

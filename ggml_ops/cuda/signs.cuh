@@ -42,7 +42,7 @@ static __device__ __forceinline__ void sign_dots(const uint8_t * sign, int n_r, 
     const int  n_bytes       = n_in / 8;
     const int  n_pieces      = (n_bytes + PIECE_BYTES - 1) / PIECE_BYTES;
     const bool aligned       = ((uintptr_t) sign | (uintptr_t) n_bytes) % PIECE_BYTES == 0;
-    int        once[2][R][T] = {}, twice[2][R][T] = {}; // of the hi and the lo bytes
+    int        once[2][R][T] = {}, twice[2][R][T] = {}; // [0] sums the hi bytes, [1] the lo bytes.
 
     for (int piece = lane; piece < n_pieces; piece += ROW_LANES) {
         uint32_t words[R][4];
@@ -55,10 +55,10 @@ static __device__ __forceinline__ void sign_dots(const uint8_t * sign, int n_r, 
             words[r][3]   = s.w;
         }
         const int4 * vectors = (const int4 *) (q + piece / CHUNK_PIECES * CHUNK_BYTES) + lane;
-#pragma unroll 1 // or the compiler loads all of q at once and is short of registers
+#pragma unroll 1 // Otherwise the compiler loads all of q at once and is short of registers.
         for (int half = 0; half < 2; half++) {
 #pragma unroll
-            for (int v = 0; v < 4; v++) { // half words
+            for (int v = 0; v < 4; v++) { // Each v is half a word.
 #pragma unroll
                 for (int t = 0; t < T; t++) {
                     const int4 * hi_lo = vectors + t * (q_step / 16) + (v / 2 * 4 + v % 2) * CHUNK_PIECES;

@@ -6,9 +6,9 @@
 
 #include "rows.cuh"
 
-static constexpr int      SORT_ROWS = WARP;       // that a block finds the places of
-static constexpr int      SORT_KEYS = 2048;       // that it compares with at once
-static constexpr uint32_t BASE_ROW  = 0xffff0000; // the key of a row without a delta: behind all others
+static constexpr int      SORT_ROWS = WARP;       // rows that a block finds the places of
+static constexpr int      SORT_KEYS = 2048;       // keys that a block compares with at once
+static constexpr uint32_t BASE_ROW  = 0xffff0000; // A row without a delta has this key, behind all others.
 
 static __device__ __forceinline__ uint32_t key_of(const dqrelo_cuda_op & op, int32_t delta, int32_t row) {
     const dqrelo_entry * e = entry_of_delta(op, delta);
@@ -47,7 +47,8 @@ static __device__ void sort_rows(const dqrelo_cuda_op & op, int32_t n_rows, int3
         }
         __syncthreads();
         const int32_t begin = n * warp / N_WARPS, end = n * (warp + 1) / N_WARPS;
-        const int32_t own = max(begin, min(end, row - first)); // equal keys stay in order: those before this row count
+        // Equal keys stay in order: those before this row count.
+        const int32_t own = max(begin, min(end, row - first));
         for (int32_t k = begin; k < own; k++) {
             count += keys[k] <= key;
         }
@@ -74,7 +75,7 @@ static constexpr int TILE_ROWS = WARP;
 struct tile_rows {
     uint32_t key[TILE_ROWS];
     int32_t  row[TILE_ROWS];
-    float    scale[TILE_ROWS]; // of the request
+    float    scale[TILE_ROWS]; // request scale
     int32_t  n;
 };
 

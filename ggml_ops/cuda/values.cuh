@@ -96,7 +96,7 @@ static __device__ __forceinline__ void load_8(const void * row, int j, float out
     } else {
         const dqrelo_q4_0 * block = (const dqrelo_q4_0 *) row + j / DQRELO_QK;
         const float         d     = half_bits(block->d);
-        const int           at    = j % DQRELO_QK; // 0 and 8: low nibbles; 16 and 24: high ones
+        const int           at    = j % DQRELO_QK; // At 0 and 8 it is the low nibbles, at 16 and 24 the high ones.
         uint32_t            bytes[2];
         load_8_bytes(block->qs + at % 16, bytes);
 #pragma unroll
@@ -106,7 +106,7 @@ static __device__ __forceinline__ void load_8(const void * row, int j, float out
     }
 }
 
-// sum[t] += this lane's share of a . b[t], for T rows b of n values. The order of additions depends on n and n_lanes only.
+// Adds this lane's share of a . b[t] to sum[t], for T rows b of n values. The order of additions depends on n and n_lanes only.
 template <ggml_type TYPE, int T>
 static __device__ __forceinline__ void add_dots(const void * a, const float * const b[T], int n, int lane, int n_lanes, float sum[T]) {
     bool aligned = TYPE == GGML_TYPE_Q8_0 || TYPE == GGML_TYPE_Q4_0 || is_aligned_16(a);
@@ -131,7 +131,7 @@ static __device__ __forceinline__ void add_dots(const void * a, const float * co
             continue;
         }
 #pragma unroll 1
-        for (int k = j; k < min(j + 8, n); k++) { // the same values in the same order
+        for (int k = j; k < min(j + 8, n); k++) { // The values are the same, in the same order.
             const float va = value_at<TYPE>(a, k);
 #pragma unroll
             for (int t = 0; t < T; t++) {
