@@ -23,7 +23,7 @@ struct block_row {
     int                 n_block;
     std::vector<int8_t> q;
     std::vector<float>  d;
-    std::vector<float>  sum; // of each block, times its d
+    std::vector<float>  sum; // sum of each block, times its d
 };
 
 static block_row quantise_blocks(const std::vector<float> & x, int n_block) {
@@ -62,7 +62,7 @@ static void blocks_int8(const uint8_t * sign, const block_row & x, float * out) 
         for (int j = 0; j < N; j += 64) {
             const __m512i q = _mm512_loadu_si512(x.q.data() + j);
             const float * d = x.d.data() + j / x.n_block;
-            // the lanes of columns 0..31 and 32..63 of the step
+            // The lanes have columns 0..31 and 32..63 of the step.
             const __m512 scale = x.n_block == 64 ? _mm512_set1_ps(d[0]) : _mm512_insertf32x8(_mm512_set1_ps(d[0]), _mm256_set1_ps(d[1]), 1);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
@@ -87,7 +87,8 @@ static void words_int16(const uint8_t * sign, const std::vector<int16_t> & q, fl
             for (int r = 0; r < R; r++) {
                 uint32_t bits;
                 memcpy(&bits, sign + (i + r) * (N / 8) + j / 8, sizeof(bits));
-                __asm__("vpdpwssd %2, %1, %0" : "+v"(acc[r]) : "v"(_mm512_maskz_mov_epi16(bits, one)), "v"(v)); // as the kernels, see there
+                // The kernels use assembler for such products too, and avx512vnni.cpp says why.
+                __asm__("vpdpwssd %2, %1, %0" : "+v"(acc[r]) : "v"(_mm512_maskz_mov_epi16(bits, one)), "v"(v));
             }
         }
 #pragma GCC unroll 8
@@ -178,7 +179,7 @@ int main(int argc, char ** argv) {
         printf("%-8s %10.1f %16.1f %11.4f%% %11.4f%%\n", names[v], seconds * 1e6, N / 8.0 * N / seconds * 1e-9,
                100.0 * error(a.out, want_a), 100.0 * error(b.out, want_b));
     }
-    const std::vector<uint64_t> memory((size_t) 32 << 20, 1); // 256 MiB: no cache holds it
+    const std::vector<uint64_t> memory((size_t) 32 << 20, 1); // 256 MiB are more than any cache holds.
     uint64_t                    sum = 0;
     const double seconds = bench::best(bench::clock::thread, 1.0,
                                        [&] { sum += bench::read_all((const uint8_t *) memory.data(), memory.size() * sizeof(memory[0])); });

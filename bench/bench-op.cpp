@@ -30,7 +30,7 @@ struct options {
     std::vector<int>                         threads = { 1, 2 };
     std::vector<int64_t>                     rows    = { 1, 8, 512 };
     std::vector<std::pair<int64_t, int64_t>> shapes  = { { 2048, 2048 }, { 4096, 4096 }, { 4096, 14336 }, { 14336, 4096 } };
-    double                                   seconds = 1.0; // of each measurement
+    double                                   seconds = 1.0; // seconds of each measurement
 };
 
 constexpr const char * USAGE = "usage: bench-op [-b BASE_TYPE] [-f FACTOR_TYPE] [-p PLANES] [-s matrix|row] [-c] [-k RANKS,...] [-t "

@@ -36,8 +36,8 @@ from support.streams import Request, random_prompt, read_stream
 
 N_CTX = 512
 N_PROMPT = 16
-WARM_UP_S = 3.0  # the graphs and the pinned deltas
-N_LOADED = 2  # deltas that fit beside the pinned ones
+WARM_UP_S = 3.0  # It warms the graphs up, and the pinned deltas.
+N_LOADED = 2  # number of deltas that fit beside the pinned ones
 QUIET, CHANGING = "nothing changes", "deltas load and go"
 LOAD_SECONDS = 300
 
@@ -75,7 +75,7 @@ def load_in_turn(url: str, paths: Iterator[Path], is_cold: bool, until: float) -
     took = []
     while time.perf_counter() < until:
         path = next(paths)
-        os.utime(path)  # its digests are checked again
+        os.utime(path)  # The file is newer, so its digests are checked again.
         if is_cold:
             drop_from_page_cache(path)
         begun = time.perf_counter()

@@ -32,7 +32,7 @@ from support.model_folder import add_arguments, base_of, by_name, need_files, se
 from support.page_cache import drop_from_page_cache, read_all
 from support.streams import Request, random_prompt, run_streams
 
-TOKEN = 1  # any: it is decoded for its time only
+TOKEN = 1  # Any token does: it is decoded for its time only.
 
 
 @dataclass

@@ -39,8 +39,8 @@ from support.many_rows import Measured, Row
 from support.model_folder import add_arguments, base_of, by_name, need_files, server_of
 from support.streams import Request, random_prompt, run_speed, run_streams, speed_of
 
-CTX_STEP = 256  # llama.cpp gives a sequence a multiple of this
-N_WARM_UP = 4  # tokens: touch the pages, build the graphs
+CTX_STEP = 256  # llama.cpp gives a sequence a multiple of this.
+N_WARM_UP = 4  # These tokens touch the pages and build the graphs.
 # Share of MemAvailable that stock servers may take: the rest keeps their pages from being read from disk again and again.
 MEMORY_SHARE = 0.95
 
@@ -123,7 +123,7 @@ class Bench:
         """
         if self.args.stock_server is None:
             return False
-        merged_bytes = row.n * self.merged[0].stat().st_size  # all have the same size
+        merged_bytes = row.n * self.merged[0].stat().st_size  # All have the same size.
         needed = merged_bytes + row.buffer_bytes("KV") + row.n * row.buffer_bytes("compute")
         if needed > MEMORY_SHARE * psutil.virtual_memory().available:
             return False

@@ -78,7 +78,7 @@ def main() -> None:
         f"{args.delta.name}: {args.delta.stat().st_size / 1e6:.1f} MB, {platform.machine()}, median of {N_REPEATS}",
         flush=True,
     )
-    args.delta.read_bytes()  # into the page cache
+    args.delta.read_bytes()  # This brings the file into the page cache.
     for form in ("copy", "map"):
         subprocess.run([sys.executable, __file__, args.library, args.delta, "--form", form], check=True)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "ggml_ops" / "cuda" / "matmul-rows.cu"
 WORDS = 2 * 4  # 32-bit words of signs in a turn of the loop
-PRODUCTS_WORD = 16  # IDP for a word and a row: 8 for each byte plane
+PRODUCTS_WORD = 16  # IDP for a word and a row: each byte plane takes 8.
 GROUPS = {
     "IDP": ("IDP",),
     "logic, shifts": ("LOP3", "SHF", "LOP", "SHL", "SHR"),

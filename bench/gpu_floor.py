@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 N_LAYER = 32
 N_EMBD, N_FF, N_KV, N_VOCAB = 4096, 14336, 1024, 128256
-GAMMA = 1 / 16  # share of the ratio 1/8 that U and V get (arXiv:2604.16940, Eq. 12)
+# U and V get this share of the ratio 1/8 (arXiv:2604.16940, Eq. 12).
+GAMMA = 1 / 16
 GB = 1e9
 DELTAS = (1, 2, 4, 8, 16)
 PAPER_MS = {
@@ -21,9 +22,9 @@ PAPER_MS = {
     4: 52,
     8: 67,
     16: 91,
-}  # arXiv:2604.16940, Table 4: decoding latency on one 80 GB GPU that it does not name
-OPS_PER_LAYER = 9  # 7 matrices, 2 norms
-OPS_ONCE = 3  # token embeddings, the last norm, the head
+}  # The latencies are those of decoding on one 80 GB GPU that the paper does not name (arXiv:2604.16940, Table 4).
+OPS_PER_LAYER = 9  # A layer has 7 matrices and 2 norms.
+OPS_ONCE = 3  # These are the token embeddings, the last norm and the head.
 
 # Integer instructions for 32 signs, docs/gpu.md: masks and shifts once, then the products of each row of the same delta.
 UNPACK_WORD, DOT_WORD = 11, 16

@@ -12,7 +12,8 @@
 
 namespace bench {
 
-enum class clock { wall, thread }; // thread: this thread's own CPU time, which other load does not stretch; for one thread only
+// The clock `thread` is this thread's own CPU time, which other load does not stretch. It serves for one thread only.
+enum class clock { wall, thread };
 
 inline double now(clock which) {
     timespec t;

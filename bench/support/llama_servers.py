@@ -18,7 +18,7 @@ import requests
 START_SECONDS = 300
 STOP_SECONDS = 30
 MIB = 1 << 20
-# It finds lines such as: llama_kv_cache:        CPU KV buffer size =    32.00 MiB
+# It finds lines such as "llama_kv_cache:        CPU KV buffer size =    32.00 MiB".
 _BUFFER = re.compile(r"(\S+):\s+(\S+)\s+(KV|RS|compute|output) buffer size =\s*([\d.]+) MiB")
 
 

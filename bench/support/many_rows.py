@@ -16,7 +16,7 @@ class Measured:
 
     speed: Speed
     pss_bytes: int
-    buffers: dict[str, int]  # of all servers
+    buffers: dict[str, int]  # bytes of all servers together
 
 
 @dataclass
@@ -24,10 +24,11 @@ class Row:
     """All that is measured for N fine-tunes. Stock servers without runs do not fit into memory, or were not asked for."""
 
     n: int
-    file_bytes: int  # base and deltas
+    file_bytes: int  # bytes of the base and of the deltas
     runs: dict[str, list[Measured]] = field(default_factory=lambda: {s: [] for s in SETTINGS})
     stock_threads: int | None = None
-    trials: dict[int, float] = field(default_factory=dict)  # threads of a stock server -> tokens/s of the whole run
+    # It maps the threads of a stock server to the tokens/s of the whole run.
+    trials: dict[int, float] = field(default_factory=dict)
 
     def median(self, setting: str, value: str) -> float | None:
         """The median of `tokens_per_s`, `step_ms`, `run_tokens_per_s` or `pss_bytes`, None without runs."""

@@ -6,7 +6,8 @@ namespace bench {
 
 namespace {
 
-constexpr size_t  N_BYTES_IN_TURN = (size_t) 96 << 20; // of deltas: three times the largest cache met so far
+// Bytes of the deltas that take turns: three times the largest cache met so far.
+constexpr size_t  N_BYTES_IN_TURN = (size_t) 96 << 20;
 constexpr int64_t QK              = 32;
 
 std::vector<float> random_floats(size_t n, float magnitude, std::mt19937 & rng) {
@@ -24,7 +25,7 @@ std::vector<uint8_t> quantised(ggml_type type, const std::vector<float> & values
     return out;
 }
 
-// Q1_0: blocks of 128 signs, {F16 d, 16 bytes of bits in our order}; here d = 1, so that the scale is applied to the sum in F32
+// Q1_0 has blocks of 128 signs, {F16 d, 16 bytes of bits in our order}. Here d = 1, so that the scale is applied to the sum in F32.
 std::vector<uint8_t> as_q1_0(const std::vector<uint8_t> & sign) {
     const uint16_t       one = ggml_fp32_to_fp16(1.0f);
     std::vector<uint8_t> out(sign.size() / 16 * 18);
@@ -41,7 +42,7 @@ std::vector<float> as_floats(ggml_type type, const std::vector<uint8_t> & data, 
     return out;
 }
 
-// what n_in x n_out weights of 16 bits have in an eighth, after the signs, for U and V
+// Returns the rank that U and V can have in an eighth of n_in x n_out weights of 16 bits, after the signs.
 int64_t rank_at_an_eighth(int64_t n_in, int64_t n_out, const delta_kind & kind) {
     if (kind.n_codes() > 0) {
         return 0;

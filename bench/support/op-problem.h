@@ -27,8 +27,9 @@ struct delta_kind {
 };
 
 struct random_delta {
-    std::vector<uint8_t>              u, v;
-    std::vector<std::vector<uint8_t>> sign, q1_0; // a plane; q1_0 is the same signs in blocks of 128 with scale 1
+    std::vector<uint8_t> u, v;
+    // Each item is one plane; q1_0 has the same signs in blocks of 128 with scale 1.
+    std::vector<std::vector<uint8_t>> sign, q1_0;
     std::vector<std::vector<float>>   scale;
     std::vector<float>                cscale;
     std::vector<uint8_t>              vsign, vscale, usign, uscale, a, b; // sign factors; a and b decoded as Q8_0
@@ -64,7 +65,7 @@ public:
     ~run();
 
     void          compute() { ggml_graph_compute(graph, &plan); }
-    const float * first_row() const { // of the first weight's product
+    const float * first_row() const { // It is the first row of the first weight's product.
         return (const float *) first->data;
     }
 

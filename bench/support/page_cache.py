@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-READ_BYTES = 1 << 20  # what a plain copy program reads at once
+READ_BYTES = 1 << 20  # bytes that a plain copy program reads at once
 
 
 def drop_from_page_cache(path: Path) -> None:
     """Makes the next read of a file come from the disk. Nothing may have it mapped."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())  # pages that are not written yet stay
+        os.fsync(file.fileno())  # Pages that are not written yet would stay.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

@@ -157,7 +157,7 @@ def random_delta(spec: WeightSpec, rng: np.random.Generator) -> WeightData:
     if spec.dense_type is not None:
         return WeightData(dense=_normal(rng, dims, SIGN_AMOUNT * 0.1))
     *stack, n_out, n_in = dims
-    size = n_in**-0.5  # of a weight of the base
+    size = n_in**-0.5  # The weights of a base have this size.
     bits = np.frombuffer(rng.bytes(spec.n_elements // 8), np.uint8).reshape(*stack, n_out, n_in // 8)
     plane = bits, np.full((*stack, 1), SIGN_AMOUNT * size, np.float32)
     if spec.rank == 0:

@@ -99,7 +99,7 @@ def read_stream(session: requests.Session, request: Request) -> Stream:
             now = time.perf_counter()
             event = json.loads(line.removeprefix(b"data: "))
             n = int(event["tokens_predicted"])
-            if not n_tokens or n > n_tokens[-1]:  # the last event repeats the number
+            if not n_tokens or n > n_tokens[-1]:  # The last event repeats the number.
                 seconds.append(now)
                 n_tokens.append(n)
     return Stream(seconds, n_tokens)
