@@ -70,7 +70,7 @@ class NewFile:
     def discard(self) -> None:
         """Removes what is not finished; there may be a file without a handle after an interrupt."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # what could not be flushed is thrown away here
+            with contextlib.suppress(OSError):  # What could not be flushed is thrown away here.
                 self._file.close()
             self._file = None
         self._temporary.unlink(missing_ok=True)

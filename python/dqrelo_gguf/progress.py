@@ -60,7 +60,8 @@ class Bar(Silent):
             unit=" params",
             unit_scale=True,
             leave=False,
-            ncols=shutil.get_terminal_size().columns,  # 80 where the terminal does not say; tqdm would show nothing
+            # It is 80 where the terminal does not say: tqdm would show nothing.
+            ncols=shutil.get_terminal_size().columns,
         )
 
     def __exit__(

@@ -8,5 +8,5 @@ __all__ = ["__version__"]
 
 try:
     __version__ = version("dqrelo-gguf")
-except PackageNotFoundError:  # run from a source tree
+except PackageNotFoundError:  # The package runs from a source tree.
     __version__ = "0+source"

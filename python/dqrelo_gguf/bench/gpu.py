@@ -18,7 +18,7 @@ from dqrelo_gguf.errors import DqreloError
 from dqrelo_gguf.runtime.native import core
 from dqrelo_gguf.runtime.programs import program
 
-N_TOKENS = 24  # of each sequence that is compared
+N_TOKENS = 24  # tokens of each sequence that is compared
 # llama.cpp's own kernels for GPUs quantise activations to 8 bits, or sum in 16: more than that is an error of a kernel.
 MOST_NMSE = 1e-3
 

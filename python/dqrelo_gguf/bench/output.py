@@ -17,7 +17,7 @@ from dqrelo_gguf.version import __version__
 if TYPE_CHECKING:
     from dqrelo_gguf.runtime.native import core
 
-_FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # llama.cpp's numbers
+_FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # The numbers are llama.cpp's.
 
 
 def fields(row: Row, machine: core.Machine, base: str) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _print_table(rows: Iterable[Row], machine: core.Machine, settings: Sequence[
         out.flush()
 
     for i, row in enumerate(rows):
-        if i == 0:  # not before something could be measured
+        if i == 0:  # The headings wait until something could be measured.
             line(column.cell(column.heading) for column in columns)
             line(column.rule for column in columns)
         line(column.cell(printable(column.text(row)).replace("|", "\\|")) for column in columns)

@@ -11,7 +11,7 @@ from pathlib import Path
 from dqrelo_gguf.errors import InputError
 
 _MOST = 2**31 - 1
-_NAMED = re.compile(r"([^/\\=]*)=(.*)")  # NAME=FILE; an = after a separator belongs to the path
+_NAMED = re.compile(r"([^/\\=]*)=(.*)")  # It matches NAME=FILE; an = after a separator belongs to the path.
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from types import FrameType
 from dqrelo_gguf.errors import DqreloError, is_disk_full, printable
 
 EXIT_OK = 0
-EXIT_FAILED = 1  # argparse itself exits with 2 on a usage error
+EXIT_FAILED = 1  # The module argparse itself exits with 2 on a usage error.
 
 
 def run(main_fn: Callable[[], int | None], prog: str) -> int:

@@ -26,7 +26,7 @@ _DEFAULTS = {
     "flash_attn": "auto",
     "mmap": "1",
 }
-_FLASH_ATTN = {"-1": "auto", "0": "off", "1": "on"}  # what llama-bench takes too
+_FLASH_ATTN = {"-1": "auto", "0": "off", "1": "on"}  # llama-bench takes these, too.
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -120,7 +120,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from dqrelo_gguf.quiet import quiet_libraries
 
-    quiet_libraries(args.verbose)  # before torch and transformers come in
+    quiet_libraries(args.verbose)  # This must come before torch and transformers are imported.
     from dqrelo_gguf.convert.job import Job, convert
     from dqrelo_gguf.errors import InputError
     from dqrelo_gguf.probe.weigh import measured_importance

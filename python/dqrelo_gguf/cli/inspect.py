@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    from dqrelo_gguf.file.reader import DeltaReader  # late: numpy and gguf take a while
+    from dqrelo_gguf.file.reader import DeltaReader  # It is imported late, because numpy and gguf take a while.
 
     reader = DeltaReader(args.file)
     if args.verify:

@@ -21,6 +21,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: list[str]) -> int:
     path = str(program("llama-server"))
-    if os.name != "nt":  # exec there starts a second process and ends this one at once
+    if os.name != "nt":  # On Windows, exec would start a second process and end this one at once.
         os.execv(path, [path, *args])  # noqa: S606 - the same process goes on as llama-server
     return subprocess.run([path, *args], check=False).returncode

@@ -16,7 +16,7 @@ from dqrelo_gguf.errors import InputError
 
 VectorMode = Literal["whole", "paper"]
 
-# b of the paper's Eq. 16: the bits of a full-precision weight.
+# It is b of the paper's Eq. 16: the bits of a full-precision weight.
 FULL_BITS = 16
 # A matrix with fewer elements is kept whole: it has at most 4 KiB, and up to four tensors instead of one cost about 1 KiB
 # of padding, names and digests.

@@ -10,7 +10,7 @@ import torch
 
 from dqrelo_gguf._pin import gguf
 
-# GGUF type names by the option's spelling
+# It maps the option's spelling to GGUF's name of the type.
 FACTOR_TYPES: Final = {"f16": "F16", "bf16": "BF16", "f32": "F32", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 
 
@@ -33,7 +33,7 @@ def row_bytes(type_name: str, n: int) -> int:
 def store_factor(factor: torch.Tensor, type_name: str) -> npt.NDArray[np.generic]:
     """A float32 matrix (rows, cols) in its storage type: (rows, cols) for F16 and F32, (rows, row bytes) otherwise."""
     values = factor.contiguous().numpy()
-    with np.errstate(over="ignore"):  # an overflow is found, and named, by the caller
+    with np.errstate(over="ignore"):  # The caller finds an overflow, and names it.
         stored: npt.NDArray[np.generic] = gguf.quants.quantize(values, type_of(type_name))
     return stored
 

@@ -93,7 +93,7 @@ def _subspace_iteration(A: torch.Tensor, rank: int, blocks: Blocks, seed: int) -
     error_before, shift = energy, 0.0
     for _ in range(MAX_PASSES):
         B = blocks.matmul(A, X)  # (n, k)
-        values, W = torch.linalg.eigh(blocks.gram(B))  # ascending
+        values, W = torch.linalg.eigh(blocks.gram(B))  # The eigenvalues ascend.
         error = max(energy - float(values[-rank:].sum()), 0.0)
         # `error` is a square: half its relative change is that of the Frobenius norm.
         if k == m or error_before - error <= 2 * STOP_GAIN * error:

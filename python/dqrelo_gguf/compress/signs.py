@@ -54,6 +54,6 @@ def unpack_signs(bits: npt.NDArray[np.uint8], n_in: int) -> npt.NDArray[np.int8]
     if bits.shape[-1] * 8 != n_in:
         raise ShapeError(f"signs: {bits.shape[-1]} bytes a row, expected {n_in}/8")
     ones = np.unpackbits(bits.view(np.uint8), axis=-1, bitorder="little").view(np.int8)
-    ones += ones  # {0, 1} -> {0, 2} -> {-1, +1}, without a second array
+    ones += ones  # {0, 1} becomes {0, 2} and then {-1, +1}, without a second array.
     ones -= 1
     return ones

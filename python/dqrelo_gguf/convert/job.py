@@ -75,7 +75,7 @@ def convert(
     options = options or Options()
     begun = time.monotonic()
     outfile = Path(job.outfile)
-    check_target(outfile, job.force)  # at once, not after the work
+    check_target(outfile, job.force)  # A target that cannot be written fails at once, not after the work.
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
     tuned = fit_vocabulary(base, open_checkpoint(job.tuned, base))

@@ -81,7 +81,7 @@ def merge(
     """
     out = Path(outfile)
     options = options or MergeOptions()
-    check_target(out, options.force)  # at once, not after the work
+    check_target(out, options.force)  # A target that cannot be written fails at once, not after the work.
     wanted = OUT_TYPES[options.out_type]
     base, delta = GgufModel(base_path), DeltaReader(delta_path)
     comparison = _check_base(base, delta, options.allow_other_base)

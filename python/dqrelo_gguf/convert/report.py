@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _LAYER = re.compile(r"\.(\d+)\.")
-LEGEND = "D error: |D - D_hat| / |D|. W error: |W_ft - W_hat| / |W_ft|."  # to be printed below the tables
+# This line stands below the tables.
+LEGEND = "D error: |D - D_hat| / |D|. W error: |W_ft - W_hat| / |W_ft|."
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

@@ -30,7 +30,7 @@ class WeightResult:
     n_vectors: int
     n_planes: int
     n_bytes: int
-    cosine: float  # of the fine-tune with the base
+    cosine: float  # cosine of the fine-tune with the base
     error_delta: float
     error_weight: float
 

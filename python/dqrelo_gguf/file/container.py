@@ -29,9 +29,9 @@ GGUFValue: TypeAlias = gguf.GGUFValue
 
 MAGIC = b"GGUF"
 VERSION = 3
-_MIN_VERSION = 2  # differs from 3 in nothing that we read
+_MIN_VERSION = 2  # Version 2 differs from 3 in nothing that we read.
 _MAX_DIMS = 4
-_MAX_ELEMENTS = 1 << 62  # twice this still fits ggml's int64_t
+_MAX_ELEMENTS = 1 << 62  # Twice this still fits ggml's int64_t.
 
 _SCALARS = {
     ValueType.UINT8: "<B",
@@ -118,9 +118,9 @@ class _Field:
     """A metadata value that is not decoded yet."""
 
     type: ValueType
-    item_type: ValueType | None  # of an array
-    n_items: int  # of an array
-    offset: int  # byte in the file where the value, or the first item, begins
+    item_type: ValueType | None  # None where the value is no array.
+    n_items: int  # number of the array's items
+    offset: int  # The value, or the first item, begins at this byte of the file.
 
 
 class GGUFFile:
@@ -222,7 +222,7 @@ class GGUFFile:
                 continue
             fields[key] = _Field(value_type, None, 0, self._at)
             if value_type == ValueType.STRING:
-                self._string(f"metadata key '{key}'")  # must be text; a vocabulary's pieces need not be
+                self._string(f"metadata key '{key}'")  # A value must be text, but a vocabulary's pieces need not be.
             else:
                 self._skip_items(key, value_type, 1)
         return fields

@@ -54,7 +54,7 @@ KEY_ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 KEY_ADD_EOS: Final = "tokenizer.ggml.add_eos_token"
 TOKEN_ID_KEYS: Final = tuple(f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom", "padding"))
 
-MODEL_TOKENS: Final = "tokenizer.ggml.tokens"  # a model's
+MODEL_TOKENS: Final = "tokenizer.ggml.tokens"  # The key is a model's, not a delta's.
 
 KEY_CHANGED_IDS: Final = "dqrelo.token.ids"
 KEY_CHANGED_TEXTS: Final = "dqrelo.token.texts"

@@ -67,9 +67,9 @@ class TensorSpec:
 
     name: str
     declared: str  # DQ_SIGN, ...
-    type: Type  # as stored
-    ne: tuple[int, ...]  # as stored
-    logical_ne: tuple[int, int, int, int]  # as declared in dqrelo.tensor.ne
+    type: Type  # type as stored
+    ne: tuple[int, ...]  # shape as stored
+    logical_ne: tuple[int, int, int, int]  # shape as declared in dqrelo.tensor.ne
 
     @property
     def n_bytes(self) -> int:
@@ -219,7 +219,7 @@ def weight_tensors(spec: WeightSpec, per_row: Sequence[bool]) -> list[TensorSpec
     ne = stripped_ne(spec.ne)
     if spec.dense_type is not None:
         return [_stored(spec.name + fmt.SUFFIX_DENSE, fmt.DQ_DENSE, spec.dense_type, ne)]
-    n_in, n_out, *experts = ne  # experts: [] or [ne2]
+    n_in, n_out, *experts = ne  # `experts` is [] or [ne2].
     tensors = []
     for p in range(spec.n_planes):
         tensors.append(_signs(spec.name + fmt.suffix_sign(p), fmt.DQ_SIGN, ne))

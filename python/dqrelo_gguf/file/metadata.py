@@ -14,7 +14,7 @@ from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import BaseIdentity
 from dqrelo_gguf.file.layout import TensorSpec, WeightSpec, content_hash, delta_ratio, delta_version, padded_ne
 
-NO_SHA256 = "0" * 64  # stands for a digest that is not known yet, and has its length
+NO_SHA256 = "0" * 64  # It stands for a digest that is not known yet, and has its length.
 
 
 @dataclass(frozen=True)

@@ -110,8 +110,9 @@ class DeltaReader:
         """
         try:
             options = json.loads(self.meta(fmt.KEY_OPTIONS))
-            json.dumps(options, ensure_ascii=False).encode()  # text that is none: half of a surrogate pair
-        except (ValueError, RecursionError):  # also a number of more than 4300 digits
+            # This fails for half of a surrogate pair, which is no text.
+            json.dumps(options, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):  # json.loads fails so for a number of more than 4300 digits, too.
             options = None
         if not isinstance(options, dict):
             self._file.fail(f"{fmt.KEY_OPTIONS} is not a JSON object of text and numbers")

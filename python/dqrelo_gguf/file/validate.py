@@ -166,7 +166,7 @@ def _check_texts(file: GGUFFile) -> None:
     keys = file.keys()
     for key in keys:
         if ValueType.STRING in (file.value_type(key) or ()):
-            file.value(key)  # fails where one is not UTF-8
+            file.value(key)  # This fails where one is not UTF-8.
 
 
 def _check_no_model_keys(file: GGUFFile) -> None:
@@ -277,7 +277,7 @@ class _Matcher:
         self._stored = list(file.tensors.values())
         self._declared: list[str] = file.value(fmt.KEY_TENSOR_TYPES)
         self._logical_ne: list[int] = file.value(fmt.KEY_TENSOR_NE)
-        self._specs: list[TensorSpec] = []  # of the tensors matched so far
+        self._specs: list[TensorSpec] = []  # They describe the tensors matched so far.
 
     def weights(self) -> tuple[list[WeightInfo], list[TensorSpec]]:
         file = self._file

@@ -51,8 +51,8 @@ class DeltaWriter:
         self._meta = meta
         self._specs = list(specs)
         _check_specs(self._specs)
-        self._sha256: list[str] = []  # of the tensors written
-        self._errors: list[tuple[float, float]] = []  # (error_delta, error_weight) of the weights written
+        self._sha256: list[str] = []  # They are those of the tensors written.
+        self._errors: list[tuple[float, float]] = []  # (error_delta, error_weight) of each weight written
         self._n_header_bytes = len(self._header())
         check_target(self.path, force, self.n_file_bytes)
         self._new = NewFile(self.path, force)

@@ -21,7 +21,7 @@ from dqrelo_gguf.file.values import PLAIN_DTYPES, dequantised
 class Model(Protocol):
     """What the converter needs of a base, a reference or a fine-tune, wherever it comes from."""
 
-    label: str  # what messages call it
+    label: str  # Messages call it so.
     architecture: str
 
     @property

@@ -77,7 +77,7 @@ class HfCheckpoint:
 
     def load(self, name: str, blocks: Blocks) -> npt.NDArray[np.float32]:
         """A weight's values as llama.cpp's conversion makes them; a new array."""
-        del blocks  # the conversion has its own way of working
+        del blocks  # The conversion has its own way of working.
         values = self._load(name)
         scale = self._folded[1].get(name)
         if scale is not None:
@@ -114,7 +114,7 @@ class HfCheckpoint:
 
     @cached_property
     def _fields(self) -> dict[str, GGUFValue]:
-        assert self._infos is not None  # the conversion counts the parameters for its metadata
+        assert self._infos is not None  # The conversion counts the parameters for its metadata.
         self._call(
             "read the hyperparameters and the tokenizer of", lambda: self._model.prepare_metadata(vocab_only=False)
         )

@@ -109,7 +109,8 @@ def _counterpart(name: str, base: Model, tuned: Model) -> str:
     if name in tuned.shapes:
         return name
     if name == OUTPUT:
-        return EMBEDDING  # a model without an output matrix uses its embedding, and so does llama.cpp
+        # A model without an output matrix uses its embedding, and so does llama.cpp.
+        return EMBEDDING
     raise InputError(
         f"{tuned.label}: has no weight '{name}', which base {base.label} has. Is it the model this was tuned from? "
         "Leave out with --exclude what shall stay the base's"

@@ -77,7 +77,7 @@ def count_non_finite(values: npt.NDArray[np.float32], blocks: Blocks) -> int:
     matrix = torch.from_numpy(values)
 
     def count(s: slice) -> int:
-        # NaN and infinity survive a sum, so that a finite sum needs no second look
+        # NaN and infinity survive a sum, so that a finite sum needs no second look.
         if math.isfinite(float(matrix[s].sum())):
             return 0
         return int((~torch.isfinite(matrix[s])).sum())

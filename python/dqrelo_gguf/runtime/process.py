@@ -102,4 +102,5 @@ def end_calls() -> None:
 
 atexit.register(end_calls)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_calls.reset)  # calls of the parent's other threads do not end in the child
+    # Calls of the parent's other threads do not end in the child.
+    os.register_at_fork(after_in_child=_calls.reset)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dqrelo_gguf.errors import InputError
 
-_ENV = "DQRELO_BIN_DIR"  # a directory with the programs, for a source tree without the wheel
+_ENV = "DQRELO_BIN_DIR"  # It names a directory with the programs, for a source tree without the wheel.
 _BUNDLED = Path(__file__).resolve().parents[1] / "bin"
 
 
