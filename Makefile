@@ -2,8 +2,7 @@
 # They need Python 3.11+, a C++ compiler and make; cmake and ninja are installed in .venv where the machine has none.
 
 PYTHON ?= python3
-# The PyTorch to install. PyPI's Linux build brings CUDA; for a CPU build give the index that has it:
-# make demo TORCH_INDEX=URL
+# The PyTorch to install. PyPI's Linux build brings CUDA. For a CPU build give the index that has it: make demo TORCH_INDEX=URL.
 TORCH  ?= torch==2.13.0
 TORCH_INDEX ?=
 # DQRELO_CUDA=ON builds the CUDA backend.

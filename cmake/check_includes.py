@@ -21,7 +21,8 @@ LAYERS = (
     ("cpp/server", "cpp/bindings"),
 )
 _RANKS = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}
-_SEARCH_PATH = ("cpp", "cpp/include", "cpp/common", "cpp/server", "ggml_ops")  # as the compiler's
+# The compiler has the same folders on its path.
+_SEARCH_PATH = ("cpp", "cpp/include", "cpp/common", "cpp/server", "ggml_ops")
 _SUFFIXES = {".c", ".cpp", ".cu", ".cuh", ".h"}
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 

@@ -27,7 +27,7 @@ foreach (target ggml ggml-base ${GGML_AVAILABLE_BACKENDS} llama llama-common mtm
     dqrelo_install_library(${target})
 endforeach()
 if (TARGET ggml-cuda AND NOT WIN32)
-    # beside this package in site-packages, where PyPI's libraries of CUDA 13 lie
+    # The rpath leads to the folder beside this package in site-packages where PyPI's libraries of CUDA 13 lie.
     set_target_properties(ggml-cuda PROPERTIES INSTALL_RPATH "${origin};${origin}/../../nvidia/cu13/lib")
 endif()
 foreach (program ${DQRELO_PROGRAMS} dqrelo-op-check)

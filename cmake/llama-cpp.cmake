@@ -43,7 +43,7 @@ endif()
 
 set(BUILD_SHARED_LIBS           ON)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
-set(GGML_CCACHE                 OFF CACHE BOOL "" FORCE)  # cmake/ccache.cmake does it
+set(GGML_CCACHE                 OFF CACHE BOOL "" FORCE)  # The file cmake/ccache.cmake does it.
 set(GGML_CUDA                   ${DQRELO_CUDA} CACHE BOOL "" FORCE)
 set(LLAMA_BUILD_COMMON          ON  CACHE BOOL "" FORCE)
 set(LLAMA_BUILD_TOOLS           ON  CACHE BOOL "" FORCE)
@@ -51,7 +51,7 @@ set(LLAMA_BUILD_SERVER          ON  CACHE BOOL "" FORCE)
 set(LLAMA_BUILD_APP             OFF CACHE BOOL "" FORCE)
 set(LLAMA_BUILD_TESTS           OFF CACHE BOOL "" FORCE)
 set(LLAMA_BUILD_EXAMPLES        OFF CACHE BOOL "" FORCE)
-set(LLAMA_USE_PREBUILT_UI       OFF CACHE BOOL "" FORCE)  # a download during the build
+set(LLAMA_USE_PREBUILT_UI       OFF CACHE BOOL "" FORCE)  # It would be a download during the build.
 set(LLAMA_OPENSSL               OFF CACHE BOOL "")
 
 # Upstream asks git for its version; without these lines it would find whichever repository the build lies in.

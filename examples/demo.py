@@ -109,7 +109,7 @@ def serve(models: list[Model], log: Path) -> Iterator[str]:
     base, *deltas = models
     port = free_port()
     command = [str(program("dqrelo-server")), "-m", str(base.path), "--alias", base.name, "--host", "127.0.0.1"]
-    command += ["--threads", "1"]  # a model this small is fastest on one
+    command += ["--threads", "1"]  # A model this small is fastest on one thread.
     command += ["--port", str(port), "--parallel", str(len(models)), "--ctx-size", str(512 * len(models))]
     for delta in deltas:
         command += ["--delta", f"{delta.name}={delta.path}"]
