@@ -70,7 +70,8 @@ def narrow_deltas(tmp_path_factory: pytest.TempPathFactory, narrow_base: Path) -
 @pytest.fixture(scope="session")
 def make_family(tmp_path_factory: pytest.TempPathFactory) -> Maker:
     """Makes a family of a shape and a base type; the same one is made once."""
-    from tests.support.families import write_family  # late: tests of files need no native module
+    # This is imported late, because tests of files need no native module.
+    from tests.support.families import write_family
 
     made: dict[tuple[Shape, str, int, tuple[str, ...]], Family] = {}
 

@@ -115,7 +115,7 @@ def test_steps(plan: Plan) -> None:
     steps = list(gpu.time_steps(plan, [1, 4]))
     assert [step.n_streams for step in steps] == [1, 4]
     assert all(step.base_ms > 0 and step.delta_ms > 0 for step in steps)
-    assert steps[1].delta_bytes > 2 * steps[0].delta_bytes  # copies count as what they are: read once each
+    assert steps[1].delta_bytes > 2 * steps[0].delta_bytes  # Each copy of a delta counts, because it is read once.
     out = io.StringIO()
     gpu.print_steps([gpu.Step(2, 10.0, 15.0, 300, 100)], out)
     assert out.getvalue().splitlines()[-1] == "| 2 | 10.00 | 15.00 | 1.50 | 1.33 |"

@@ -37,7 +37,7 @@ def test_rows_take_turns_with_the_same_tokens() -> None:
     rows: Any = [["base"], ["math"], ["words"]]
     samples = measure(timer, Workload(7, 5), rows, n_threads=2, n_repetitions=2, warm_up=True)
     assert timer.calls == [
-        *((row, 7, 1, 2, 0) for row in rows),  # the warm-up: the prompt and one step
+        *((row, 7, 1, 2, 0) for row in rows),  # These calls are the warm-up: the prompt and one step.
         *((row, 7, 5, 2, 0) for row in rows),
         *((row, 7, 5, 2, 1) for row in rows),
     ]
@@ -88,16 +88,16 @@ def test_timing_leaves_nothing_behind(runtime: Runtime, narrow_deltas: list[Path
     session = runtime._session
     math, words = (runtime.load_delta(path) for path in narrow_deltas)
     before = runtime.logits([1, 5, 6], math)
-    for n_prompt, n_gen in ((100, 0), (0, 5), (40, 3)):  # a prompt of several pieces too
+    for n_prompt, n_gen in ((100, 0), (0, 5), (40, 3)):  # The first prompt has several pieces.
         assert session.time_streams([math, words], n_prompt, n_gen, 2, 0) > 0
         assert session.time_streams([None], n_prompt, n_gen, 1, 0) > 0
-    assert session.time_streams([math], 256, 0, 1, 0) > 0  # all of a sequence's memory
-    assert session.time_streams([math], 0, 256, 1, 0) > 0  # the first step, which is not measured, takes none of it
+    assert session.time_streams([math], 256, 0, 1, 0) > 0  # This takes all of a sequence's memory.
+    assert session.time_streams([math], 0, 256, 1, 0) > 0  # The first step, which is not measured, takes none of it.
     assert np.array_equal(runtime.logits([1, 5, 6], math), before)
-    math.close()  # bound to nothing
+    math.close()  # This works, because the delta is bound to nothing.
     words.close()
     with pytest.raises(InputError, match=r"delta 'words\.dq\.gguf' is closed"):
-        session.time_streams([None, words], 4, 0, 1, 0)  # it would have run on this delta
+        session.time_streams([None, words], 4, 0, 1, 0)  # It would have run on this delta.
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_timing_refuses(
         with pytest.raises(InputError, match=message) as caught:
             call(runtime._session, stranger)
     assert "\n" not in str(caught.value)
-    assert runtime._session.time_streams([None], 4, 0, 1, 0) > 0  # still in order
+    assert runtime._session.time_streams([None], 4, 0, 1, 0) > 0  # The session is still in order.
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
@@ -139,4 +139,4 @@ def test_a_signal_ends_timing(narrow_base: Path, narrow_deltas: list[Path]) -> N
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, old)
-        loaded.close()  # bound to nothing
+        loaded.close()  # This works, because the delta is bound to nothing.

@@ -13,14 +13,14 @@ from tests.support.delta_files import Type, write_base, write_delta
 
 # Name, shape and type; an element of F16 has 2 bytes, of F32 4, 32 of Q8_0 have 34, 32 of Q4_0 18.
 COUNTED: list[tuple[str, tuple[int, ...], Type]] = [
-    ("token_embd.weight", (64, 40), Type.Q8_0),  # 2720
-    ("position_embd.weight", (64, 100), Type.F32),  # a row of it is read
-    ("blk.0.attn_norm.weight", (64,), Type.F32),  # 256
-    ("blk.0.attn_q.weight", (64, 48), Type.F16),  # 6144
-    ("blk.0.ffn_up_exps.weight", (64, 4, 8), Type.Q4_0),  # 1152, 8 experts
-    ("blk.0.nextn.eh_proj.weight", (64, 64), Type.F16),  # 8192, of a layer that no graph has
+    ("token_embd.weight", (64, 40), Type.Q8_0),  # 2720 bytes
+    ("position_embd.weight", (64, 100), Type.F32),  # Only a row of it is read.
+    ("blk.0.attn_norm.weight", (64,), Type.F32),  # 256 bytes
+    ("blk.0.attn_q.weight", (64, 48), Type.F16),  # 6144 bytes
+    ("blk.0.ffn_up_exps.weight", (64, 4, 8), Type.Q4_0),  # 1152 bytes for 8 experts
+    ("blk.0.nextn.eh_proj.weight", (64, 64), Type.F16),  # 8192 bytes, in a layer that no graph has
 ]
-OUTPUT = ("output.weight", (64, 40), Type.F16)  # 5120
+OUTPUT = ("output.weight", (64, 40), Type.F16)  # 5120 bytes
 EXPERTS = {
     "llama.expert_count": GGUFValue(8, ValueType.UINT32),
     "llama.expert_used_count": GGUFValue(2, ValueType.UINT32),
@@ -35,16 +35,16 @@ def test_bytes_of_a_token_are_those_of_the_weights_it_reads(tmp_path: Path) -> N
     assert counted.of_base(16) == 256 + 6144 + 1152 + 5120
     assert Traffic(untied).of_base() == counted.of_base() + 8192
     tied = ModelFile(write_base(tmp_path / "tied.gguf", tensors=COUNTED[:5]))
-    assert Traffic(tied).of_base() == 256 + 6144 + 1152 + 2720  # without counts, all experts
+    assert Traffic(tied).of_base() == 256 + 6144 + 1152 + 2720  # Without counts, all experts are read.
 
 
 def test_bytes_of_a_delta_follow_its_base(tmp_path: Path) -> None:
-    # 8 bytes of signs a row, 4 of scale, 2 (64 + n_out) of factors
+    # A row has 8 bytes of signs and 4 of scale, and the factors have 2 (64 + n_out).
     specs = [
-        WeightSpec("token_embd.weight", (64, 40), rank=1),  # 320 + 4 + 208
-        WeightSpec("blk.0.attn_q.weight", (64, 48)),  # 384 + 4
-        WeightSpec("blk.0.ffn_up_exps.weight", (64, 4, 8)),  # 256 + 8 * 4
-        WeightSpec.dense("blk.0.attn_norm.weight", (64,)),  # 256
+        WeightSpec("token_embd.weight", (64, 40), rank=1),  # 320 + 4 + 208 bytes
+        WeightSpec("blk.0.attn_q.weight", (64, 48)),  # 384 + 4 bytes
+        WeightSpec("blk.0.ffn_up_exps.weight", (64, 4, 8)),  # 256 + 8 * 4 bytes
+        WeightSpec.dense("blk.0.attn_norm.weight", (64,)),  # 256 bytes
     ]
     write_delta(tmp_path / "a.dq.gguf", specs)
     reader = DeltaReader(tmp_path / "a.dq.gguf")

@@ -7,7 +7,7 @@ import pytest
 
 def test_speed_counts_only_the_time_in_which_all_streams_generate(bench_module):
     streams = bench_module("support.streams")
-    # 10 tokens/s from 1.0 to 2.0, and 5 tokens/s from 1.6 to 3.6: together 15 tokens/s from 1.6 to 2.0
+    # There are 10 tokens/s from 1.0 to 2.0, and 5 tokens/s from 1.6 to 3.6: together 15 tokens/s from 1.6 to 2.0.
     fast = streams.Stream([1 + 0.1 * i for i in range(11)], list(range(1, 12)))
     late = streams.Stream([1.6 + 0.2 * i for i in range(11)], list(range(1, 12)))
     speed = streams.speed_of([fast, late])
@@ -27,7 +27,7 @@ def test_speed_does_not_depend_on_the_order_of_events_in_a_step(bench_module):
 
 def test_speed_counts_tokens_that_came_without_an_event(bench_module):
     streams = bench_module("support.streams")
-    gaps = streams.Stream([1.0, 1.4, 2.0], [1, 5, 11])  # an unfinished character is held back
+    gaps = streams.Stream([1.0, 1.4, 2.0], [1, 5, 11])  # An unfinished character is held back.
     assert streams.speed_of([gaps]).tokens_per_s == pytest.approx(10)
 
 

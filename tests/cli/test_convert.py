@@ -62,7 +62,7 @@ def test_report_table_and_metadata_agree(out: Path, tmp_path: Path, capsys: pyte
     shown = capsys.readouterr()
     assert "blk.*.attn_q" in shown.out
     assert f"{DeltaReader(out).ratio:.5f}" in shown.out
-    assert "converting: 100 %" in shown.err  # plain lines, because stderr is no terminal
+    assert "converting: 100 %" in shown.err  # The lines are plain, because stderr is no terminal.
     listed = {w["name"]: w for w in json.loads(report.read_text())["weights"]}
     for w in DeltaReader(out).weights:
         assert listed[w.name]["error_delta"] == pytest.approx(w.error_delta, rel=1e-6)
@@ -208,7 +208,7 @@ def _dominated_model(tmp_path: Path, n_vocab: int, n_in: int) -> tuple[Path, Pat
     return tuned, base, convert_hf(tuned, tmp_path / "tuned.gguf")
 
 
-@pytest.mark.parametrize("columns", [0, 100])  # some terminals do not know their width
+@pytest.mark.parametrize("columns", [0, 100])  # Some terminals do not know their width.
 def test_terminal_shows_a_bar(columns: int, out: Path) -> None:
     """A bar with rate and remaining time, in a real pseudo-terminal."""
     main_end, command_end = pty.openpty()
@@ -217,7 +217,7 @@ def test_terminal_shows_a_bar(columns: int, out: Path) -> None:
     with subprocess.Popen([*command, "-o", str(out)], stderr=command_end, stdout=subprocess.DEVNULL) as process:
         os.close(command_end)
         shown = b""
-        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        with contextlib.suppress(OSError):  # Linux says so that the other end is closed.
             while chunk := os.read(main_end, 4096):
                 shown += chunk
     os.close(main_end)

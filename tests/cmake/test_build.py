@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(dqrelo_gguf.__file__).parent
 PROGRAMS = ("llama-server", "llama-cli", "llama-completion", "llama-quantize", "llama-perplexity", "dqrelo-op-check")
 COMMANDS = ("dqrelo-bench", "dqrelo-convert", "dqrelo-inspect", "dqrelo-merge", "dqrelo-server")
-MAX_CHANGED_LINES = 550  # of upstream, by all patches; a fifth of it bounds what a chat template may take
+# Lines of upstream that all patches may change. A fifth of it bounds what a chat template may take.
+MAX_CHANGED_LINES = 550
 
 SOURCE = "one\ntwo\nthree\nfour\nfive\n"
 PATCH = """diff --git a/src/a.c b/src/a.c
@@ -270,7 +271,7 @@ def test_pypi_cuda_links_what_the_packages_lack(tmp_path: Path) -> None:
         (toolkit / name).parent.mkdir(parents=True, exist_ok=True)
         (toolkit / name).touch()
     assert pypi_cuda.find_toolkit(tmp_path) == toolkit
-    for _ in range(2):  # a second run finds its own links
+    for _ in range(2):  # A second run finds its own links.
         pypi_cuda.link_libraries(toolkit)
     assert (toolkit / "lib64" / "libcublas.so").resolve() == toolkit / "lib" / "libcublas.so.13"
     assert f"-DCUDAToolkit_ROOT={toolkit}" in pypi_cuda.options(toolkit)

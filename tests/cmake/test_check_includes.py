@@ -33,7 +33,7 @@ def test_every_folder_is_a_layer() -> None:
     [
         ("cpp/file/a.cpp", "cpp/graph/b.h", '#include "graph/b.h"'),
         ("cpp/context/a.h", "cpp/graph/b.h", '  #  include "graph/b.h"'),
-        ("cpp/common/a.cpp", "cpp/server/b.h", '#include "b.h"'),  # that folder is on the path of includes
+        ("cpp/common/a.cpp", "cpp/server/b.h", '#include "b.h"'),  # That folder is on the path of includes.
         ("cpp/bindings/a.cpp", "cpp/server/b.h", '#include "b.h"'),
         ("ggml_ops/cpu/a.cpp", "cpp/include/b.h", '#include "b.h"'),
     ],
@@ -49,7 +49,7 @@ def test_includes_downward_beside_and_of_others_pass(tmp_path: Path) -> None:
     files = {
         "cpp/graph/a.cpp": '#include "file/b.h"\n#include "c.h"\n#include "op.h"\n#include "llama.h"\n#include <graph/a.h>\n',
         "cpp/graph/c.h": "",
-        "cpp/server/c.h": "",  # the one beside is meant
+        "cpp/server/c.h": "",  # The file beside the source is meant.
         "cpp/file/b.h": "",
     }
     assert check_includes.upward(tree(tmp_path, files)) == []

@@ -20,7 +20,7 @@ from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.layout import WeightSpec, delta_ratio
 from dqrelo_gguf.model.pairing import Pair
 
-# SmolLM2-135M: a tied embedding, rows of 576 and 1536
+# SmolLM2-135M has a tied embedding, and rows of 576 and 1536.
 SMOL = {
     "token_embd.weight": (576, 49152),
     "output_norm.weight": (576,),
@@ -145,8 +145,8 @@ def test_rank_must_fill_the_blocks_of_the_factors() -> None:
         ((64,), False),
         ((4096, 1), False),
         ((1, 4096), False),
-        ((60, 4096), False),  # rows are no whole bytes of signs
-        ((16, 32), False),  # under MIN_ELEMENTS
+        ((60, 4096), False),  # Its rows are no whole bytes of signs.
+        ((16, 32), False),  # It is under MIN_ELEMENTS.
         ((8, 8, 8, 64), False),
     ],
 )

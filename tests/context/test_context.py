@@ -30,7 +30,7 @@ SCENARIOS = (
     "pooling cls",
     "pooling last",
 )
-KINDS = (("on", "f16"), ("off", "f16"), ("on", "q8_0"))  # flash attention, type of keys and values
+KINDS = (("on", "f16"), ("off", "f16"), ("on", "q8_0"))  # flash attention, and type of keys and values
 # llama.cpp cannot shift a cache in Q8_0 where heads are no multiple of 64 long: it crashes, with or without deltas.
 WITHOUT_HEADS = frozenset({"mamba"})
 HEAD_SIZES = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}

@@ -1,11 +1,11 @@
 # test-kernels for AArch64 on another processor: built with a cross compiler when ctest runs, run by QEMU.
 if (CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
-    return() # test-kernels itself runs them
+    return() # The program test-kernels itself runs them.
 endif()
 
 find_program(DQRELO_AARCH64_CXX aarch64-linux-gnu-g++ DOC "cross compiler for the tests of the NEON kernels")
 find_program(DQRELO_AARCH64_QEMU NAMES qemu-aarch64 qemu-aarch64-static DOC "runs the tests of the NEON kernels")
-set(libraries /usr/aarch64-linux-gnu) # where Debian and Ubuntu put the C library
+set(libraries /usr/aarch64-linux-gnu) # Debian and Ubuntu put the C library there.
 
 if (NOT DQRELO_AARCH64_CXX OR NOT DQRELO_AARCH64_QEMU OR NOT EXISTS ${libraries}/lib/libc.so.6)
     add_test(NAME test-kernels-aarch64 COMMAND ${CMAKE_COMMAND} -E echo

@@ -19,7 +19,7 @@ FLAGS = [
     "all-warnings",
     "-Xptxas",
     "-v,-warn-spills",
-]  # fast-math as ggml-cuda
+]  # The flag for fast maths is that of ggml-cuda.
 
 
 def faults(report: str) -> list[str]:

@@ -1,5 +1,4 @@
-# Runs a program with one planted fault, which must be found.
-#   cmake -DPROGRAM=... -DFAULT=... -DMESSAGE=REGEX -P test-emulator.cmake
+# Runs a program with one planted fault, which must be found: cmake -DPROGRAM=... -DFAULT=... -DMESSAGE=REGEX -P test-emulator.cmake.
 execute_process(COMMAND ${PROGRAM} ${FAULT} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output TIMEOUT 60)
 if (output MATCHES "ThreadSanitizer: unexpected memory mapping")
     message("skipped: ThreadSanitizer cannot run here")

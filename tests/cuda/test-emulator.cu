@@ -63,7 +63,7 @@ static __device__ float warp_sum(float x) {
     return x;
 }
 
-// y[block] = sum of x[block][n]; RACE: without the barrier between writing and reading `part`
+// Computes y[block] = sum of x[block][n]. RACE: the barrier between writing and reading `part` is missing.
 template <bool RACE>
 static __global__ void block_sum(const float * x, float * y, int n) {
     __shared__ float part[N_THREADS / 32];
@@ -86,7 +86,8 @@ static __global__ void block_sum(const float * x, float * y, int n) {
     }
 }
 
-// positive values of x moved together, and prefix sums of each warp: vote, atomic, shuffles in both directions, dynamic shared memory
+// Moves the positive values of x together, and makes prefix sums of each warp: vote, atomic, shuffles in both directions, dynamic shared
+// memory.
 static __global__ void compact(const int * x, int * y, int * count, int * prefix, int n) {
     extern __shared__ int staged[];
     const int             i        = (int) (blockIdx.x * blockDim.x + threadIdx.x);
@@ -132,7 +133,7 @@ static __global__ void convert_half(const unsigned short * in, float * wide, uns
 template <bool NO_FENCE>
 static __global__ void chain(int * values, int * flags, int * n_came) {
     __shared__ int before;
-    __shared__ int i; // one variable a declaration: preprocess.py
+    __shared__ int i; // The script preprocess.py takes one variable a declaration.
     if (threadIdx.x == 0) {
         i = atomicAdd(n_came, 1);
         while (i > 0 && atomicAdd(flags + i - 1, 0) == 0) {
@@ -270,7 +271,7 @@ static int run_fault(const std::string & fault) {
         fprintf(stderr, "no such fault: %s\n", fault.c_str());
         return 2;
     }
-    return cudaDeviceSynchronize() == cudaSuccess ? 0 : 1; // nobody noticed
+    return cudaDeviceSynchronize() == cudaSuccess ? 0 : 1; // 0 means that nobody noticed.
 }
 
 static void test_block_sum() {
@@ -285,13 +286,13 @@ static void test_block_sum() {
         for (int i = 0; i < n; i++) {
             sum += x[(size_t) (b * n + i)];
         }
-        CHECK(std::fabs(sum - y[(size_t) b]) < n * 6e-8 * n); // n roundings of sums below n
+        CHECK(std::fabs(sum - y[(size_t) b]) < n * 6e-8 * n); // There are n roundings of sums below n.
     }
 }
 
 static void test_compact() {
     check::begin("compact");
-    const int        n = 1000, n_threads = 200; // the last warp of a block is partial
+    const int        n = 1000, n_threads = 200; // The last warp of a block is partial.
     std::vector<int> x;
     for (float v : random_values((size_t) n)) {
         x.push_back((int) (v * 100.0f));

@@ -14,13 +14,13 @@
 #include <cstdlib>
 #include <memory>
 
-static constexpr int N_SM = 2; // so that blocks take several units of work each
+static constexpr int N_SM = 2; // With so few, blocks take several units of work each.
 
 struct heap_block {
     void * data;
     explicit heap_block(size_t n_bytes) : data(malloc(n_bytes)) {
         memset(data, 0x7B, n_bytes);
-    } // as integers and as floats far above all that is right
+    } // As integers and as floats these bytes are far above all that is right.
     ~heap_block() { free(data); }
     heap_block(const heap_block &)             = delete;
     heap_block & operator=(const heap_block &) = delete;
@@ -66,7 +66,7 @@ static void run_node(ggml_tensor * dst, kernel which) {
         }
     }
     forward(dst, which);
-    void * kept = malloc(ggml_nbytes(dst)); // the blocks end here
+    void * kept = malloc(ggml_nbytes(dst)); // The blocks end here.
     memcpy(kept, dst->data, ggml_nbytes(dst));
     dst->data = kept;
 }
@@ -92,7 +92,8 @@ static void check_case(const std::string & name, op_case & c) {
     }
 }
 
-// y = 0 and one plane: the result is d scale (S q), whose integers must be those of the CPU's scalar kernels. Bits are compared: NaN too.
+// With y = 0 and one plane the result is d scale (S q), whose integers must be those of the CPU's scalar kernels. Bits are compared: NaN
+// too.
 static void check_exact(int64_t n_in, float factor, const char * what, kernel which) {
     check::begin(("exact/" + std::string(which == TILES ? "tiles/" : "rows/") + what + "/n_in=" + std::to_string(n_in)).c_str());
     entry_options o;
@@ -136,7 +137,7 @@ static void check_exact(int64_t n_in, float factor, const char * what, kernel wh
 static void test_exact(bool small) {
     for (kernel which : { ROWS, TILES }) {
         for (int64_t n_in : { 8, 120, 128, 264, 2048, 2176, 4104, 14336, 66048 }) {
-            if (n_in < 300 || (!small && (n_in < 20000 || which == ROWS))) { // emulated tensor cores are slow
+            if (n_in < 300 || (!small && (n_in < 20000 || which == ROWS))) { // Emulated tensor cores are slow.
                 check_exact(n_in, 1.0f, "signs", which);
             }
         }
@@ -153,7 +154,7 @@ static void test_order() {
         shape                  ne;
         std::array<int32_t, 3> stride;
         int64_t                n_tokens;
-        int32_t                step; // 0: no order of rows
+        int32_t                step; // 0 means that there is no order of rows.
     } const cases[] = {
         { { 33, 7, 1, 1 }, { 1, 0, 0 }, 7, 1 },   { { 33, 7, 4, 1 }, { 1, 0, 0 }, 7, 1 },  { { 33, 3, 7, 2 }, { 0, 1, 0 }, 7, 3 },
         { { 33, 3, 7, 2 }, { 1, 3, 21 }, 42, 1 }, { { 33, 3, 7, 2 }, { 0, 0, 1 }, 2, 21 }, { { 33, 3, 7, 2 }, { 0, 1, 7 }, 14, 3 },
@@ -217,7 +218,7 @@ static void test_factor_range() {
     o.n_in     = 136;
     o.n_planes = 0;
     o.n_out    = 75;
-    o.rank     = 70; // more than a tile of V has
+    o.rank     = 70; // A tile of V has less.
     const random_entry a(o, 86), b(o, 87);
     op_case            c;
     c.n_in    = o.n_in;

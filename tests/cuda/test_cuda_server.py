@@ -10,7 +10,7 @@ import pytest
 from tests.support.delta_server import CONTEXT, idle_row, row, text
 from tests.support.server_fixtures import Artefacts, serve
 
-WORDS = {"n_predict": 4}  # a token takes the emulator a while
+WORDS = {"n_predict": 4}  # A token takes the emulator a while.
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def test_deltas_lie_on_the_device_and_leave_it(
         assert {name: text(server, name, **WORDS) for name in expected} == expected
         found = idle_row(server, "words")
         assert set(found["memory"]) == {"CPU", "CUDA0"}
-        assert found["memory"]["CUDA0"] > 0.5 * found["bytes"]  # all but the embeddings and what is no weight
+        # All lies there but the embeddings, and what is no weight.
+        assert found["memory"]["CUDA0"] > 0.5 * found["bytes"]
         assert found["bytes_resident"] == sum(found["memory"].values())
         before = server.get("/deltas")["bytes_resident"]
         server.ask("/deltas/unload", name="words")
@@ -60,4 +61,4 @@ def test_the_budget_counts_the_device(
             text(server, name, n_predict=1)
             assert server.get("/deltas")["bytes_resident"] <= 2**20
         assert row(server, "again")["memory"]["CUDA0"] > 0
-        assert row(server, "words")["memory"] == {}  # went to make room
+        assert row(server, "words")["memory"] == {}  # It went to make room.

@@ -114,7 +114,8 @@ def test_comparison_with_bases_is_the_same(small_delta: Path, small_base: Path, 
     assert same["match"] == ["same_file"]
 
     other_bytes = bytearray(small_base.read_bytes())
-    other_bytes[-3000] ^= 1  # in the last tensor, of which every byte of a block matters little
+    # The byte is in the last tensor, of which every byte of a block matters little.
+    other_bytes[-3000] ^= 1
     other_bytes[-64] ^= 1
     (tmp_path / "other.gguf").write_bytes(other_bytes)
     comparison = DeltaReader(small_delta).check_base(tmp_path / "other.gguf")
@@ -173,7 +174,7 @@ def refused_alike(sound: Path, edit: Edit, message: str, tmp_path: Path) -> None
 
 
 COUNTS = struct.Struct("<4sIQQ")  # magic, version, tensors, keys
-KEY = struct.Struct("<Q1sI")  # a key of one letter and its type
+KEY = struct.Struct("<Q1sI")  # It is a key of one letter and its type.
 
 BROKEN_HEADERS = {
     "magic": b"PK and so on",

@@ -33,7 +33,7 @@ def test_samples_are_those_of_the_document(small_base: Path) -> None:
     tensors = {t.name: t for t in gguf.GGUFReader(small_base).tensors}
     matrices = sorted((n for n, t in tensors.items() if sum(d > 1 for d in t.shape) >= 2), key=str.encode)
     expected = []
-    for name in matrices:  # fewer than 16, so all of them
+    for name in matrices:  # There are fewer than 16, so all are taken.
         values = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).ravel()
         expected += [values[(2 * t + 1) * values.size // 64] for t in range(32)]
     identity = base_identity(small_base)
@@ -114,7 +114,7 @@ def test_groups_count_alike_whatever_their_size() -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((2, 32)).astype(np.float32)
     other = values.copy()
-    other[1] = rng.standard_normal(32)  # one of two groups is another
+    other[1] = rng.standard_normal(32)  # One of two groups is another.
     scale = np.array([[1.0], [1e-3]], np.float32)
     small = correlation((values * scale).ravel(), (other * scale).ravel())
     assert small == pytest.approx(correlation(values.ravel(), other.ravel()), abs=1e-6)

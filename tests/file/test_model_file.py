@@ -19,7 +19,7 @@ from tests.support.delta_files import Edited, split_base, write_base
 def test_a_split_base_is_the_same_base(small_base: Path, tmp_path: Path, n: int) -> None:
     paths = split_base(small_base, tmp_path, n)
     whole = base_identity(small_base)
-    for path in paths:  # any shard stands for the model
+    for path in paths:  # Any shard stands for the model.
         identity = base_identity(path)
         assert identity.digest == whole.digest
         assert np.array_equal(identity.samples, whole.samples)

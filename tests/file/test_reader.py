@@ -23,7 +23,7 @@ Edit = Callable[[Edited], Any]
 Q = "blk.0.attn_q.weight"
 EMBD = "token_embd.weight"
 
-# f32 sums of at most 36 terms of at most 4 each, in another order than here: 36 roundings of 36 * 4 * 2^-24.
+# The sums are of at most 36 terms of at most 4 each in F32, in another order than here: 36 roundings of 36 * 4 * 2^-24.
 SUM_TOLERANCE = 4e-4
 
 
@@ -140,7 +140,7 @@ def test_each_plane_may_have_its_own_form_of_scale(small_delta: Path, tmp_path: 
     edited.tensors[i].ne = (1,)
     edited.fields["dqrelo.tensor.ne"].value[4 * i : 4 * i + 4] = [1, 1, 1, 1]
     start = edited.tensors[i].offset
-    n_removed = edited.tensors[i + 1].offset - start - 64  # 48 scales take 192 bytes, one takes 64
+    n_removed = edited.tensors[i + 1].offset - start - 64  # 48 scales take 192 bytes, one takes 64.
     del edited.data[start + 64 : start + 64 + n_removed]
     for t in edited.tensors[i + 1 :]:
         t.offset -= n_removed
@@ -173,7 +173,7 @@ def test_a_changed_digest_does_not_hide_it(small_delta: Path, tmp_path: Path) ->
     edited = Edited(small_delta)
     first, second = edited.tensors[:2]
     edited.data[first.offset] ^= 1
-    n_bytes = 8 * 40  # of the first tensor, 40 rows of 64 signs
+    n_bytes = 8 * 40  # bytes of the first tensor: 40 rows of 64 signs
     assert second.offset == n_bytes
     edited.fields["dqrelo.tensor.sha256"].value[0] = hashlib.sha256(edited.data[:n_bytes]).hexdigest()
     reader = DeltaReader(edited.save(tmp_path / "a.dq.gguf"))

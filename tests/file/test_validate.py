@@ -87,7 +87,7 @@ def test_broken_headers_are_refused(tmp_path: Path, raw: bytes, message: str) ->
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     write_delta(tmp_path / "whole.dq.gguf", [SPECS[0]], meta())
     raw = (tmp_path / "whole.dq.gguf").read_bytes()
-    end = len(raw) - 64 * 6  # behind that, only the last tensor's padding is cut
+    end = len(raw) - 64 * 6  # Behind that, only the last tensor's padding is cut.
     for n in [*range(0, len(raw) - end, 1), *range(0, end, 7)]:
         (tmp_path / "cut.dq.gguf").write_bytes(raw[:n])
         with pytest.raises(FormatError):
@@ -112,7 +112,7 @@ def test_random_damage_never_ends_in_another_exception(tmp_path: Path) -> None:
                     reader.reconstruct(w.name)
         except DqreloError:
             n_refused += 1
-    assert n_refused > 500  # most of the file is header
+    assert n_refused > 500  # Most of the file is header.
 
 
 def test_a_big_endian_host_is_told(small_delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def compare(family: Family, tmp_path: Path, *, is_quantised: bool = False) -> di
     errors = {}
     for name, (logits, without) in fused.items():
         got, got_without = composed[name]
-        assert np.array_equal(without, got_without), name  # the base alone
+        assert np.array_equal(without, got_without), name  # The base alone gives the same.
         if name.endswith(composed_runs.NO_DELTA):
             assert np.array_equal(got, without), name
             continue

@@ -56,7 +56,7 @@ def test_delta_on_a_float_base_is_the_merged_model(make_family: Maker, shape: Sh
         base = rt.logits(tokens)
         expected = [family.merged_logits(0, tokens), family.merged_logits(1, other)]
         assert first.inert == second.inert == []
-        assert nmse(base, expected[0]) > 0.1  # the delta does much, so that a part left out shows
+        assert nmse(base, expected[0]) > 0.1  # The delta does much, so that a part left out shows.
 
         assert nmse(rt.logits(tokens, first), expected[0]) <= MAX_NMSE
         mixed = rt.logits([tokens, tokens, other], [first, None, second])
@@ -102,7 +102,7 @@ def test_a_row_without_a_delta_is_the_plain_base_bit_for_bit(
     family: Family, runtime: Runtime, deltas: list[Delta]
 ) -> None:
     batch = [runtime.tokenize(text) for text in (TEXT, OTHER, TEXT, OTHER)]
-    with open_model(family.base) as plain:  # a process that never loaded a delta, as far as the model goes
+    with open_model(family.base) as plain:  # The model is as good as in a process that never loaded a delta.
         expected = plain.logits(batch)
     mixed = runtime.logits(batch, [None, deltas[0], deltas[1], None])
     assert np.array_equal(mixed[0], expected[0])

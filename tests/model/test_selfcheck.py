@@ -105,7 +105,7 @@ def test_identical_weight(tmp_path: Path, blocks: Blocks) -> None:
 def test_one_changed_value_outside_the_sampled_rows_is_seen(tmp_path: Path, blocks: Blocks) -> None:
     name = "token_embd.weight"
     values = read_gguf(pico_gguf("llama"))[name].copy()
-    values[1, 7] += 1e-3  # rows 0, 10, 20, ... are sampled
+    values[1, 7] += 1e-3  # Rows 0, 10, 20, ... are sampled.
     assert not check(changed(tmp_path, name, values), name, blocks).identical
 
 

@@ -176,7 +176,7 @@ def test_added_tokens_without_room_are_refused(checkpoint: Path, tmp_path: Path)
 
 def test_a_smaller_vocabulary_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     tuned = write_tuned(checkpoint, tmp_path / "tuned", 1)
-    add_tokens(checkpoint)  # the base has tokens that the fine-tune lacks
+    add_tokens(checkpoint)  # The base has tokens that the fine-tune lacks.
     base = convert_hf(checkpoint, tmp_path / "more.gguf", "ALL_F32")
     n = n_tokens(tuned)
     sizes = f"vocabulary has {n} entries, base more.gguf has {N_VOCAB}, {n + len(ADDED)} of them in use"

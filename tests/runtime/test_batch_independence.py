@@ -66,7 +66,7 @@ def test_other_rows_deltas_do_not_show(loaded: Loaded, n_tokens: int, record_pro
                 worst = max(worst, nmse(found[i], expected[i]))
                 n_compared += 1
             else:
-                assert nmse(found[i], expected[i]) > 100 * MAX_NMSE  # the rows differ where their deltas do
+                assert nmse(found[i], expected[i]) > 100 * MAX_NMSE  # The rows differ where their deltas do.
     record_property("worst NMSE", worst)
     print(f"{n_compared} rows, worst NMSE {worst:.2g}")
     assert n_compared > N_MIXES

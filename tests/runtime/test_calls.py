@@ -184,7 +184,7 @@ def test_generate_draws_with_a_seed(runtime: Runtime, delta: Delta) -> None:
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
     assert len(set(draw(1))) == 4
-    assert draw(1)[1] == draw(2)[0]  # prompt i draws with seed + i
+    assert draw(1)[1] == draw(2)[0]  # Prompt i draws with seed + i.
     greedy = runtime.generate(TEXT, delta, max_tokens=12)
     assert draw(1, top_k=1)[0] == greedy
     assert draw(1, top_p=1e-6)[0] == greedy
@@ -192,7 +192,7 @@ def test_generate_draws_with_a_seed(runtime: Runtime, delta: Delta) -> None:
 
 def test_generate_ends_before_a_stop_text(runtime: Runtime, delta: Delta) -> None:
     full = runtime.generate(TEXT, delta, max_tokens=30, temperature=1.0, seed=7)
-    words = re.findall("[ -~]{2,}", full)  # away from broken UTF-8
+    words = re.findall("[ -~]{2,}", full)  # Such words are away from broken UTF-8.
     for stop in (words[-1], words[-1][0]):
         expected = full[: full.index(stop)]
         assert runtime.generate(TEXT, delta, max_tokens=30, temperature=1.0, seed=7, stop=stop) == expected
@@ -209,7 +209,7 @@ def test_generate_ends_at_the_deltas_own_end_token(tmp_path: Path, base: Path, r
     with runtime.load_delta(path) as ending:
         assert tokens[3] in ending.eog_tokens
         outputs = generate_tokens(runtime, prompt, [delta, ending, None], 8)
-        assert runtime.tokenize(TEXT, delta=ending)[0] != BOS  # and its own way to begin
+        assert runtime.tokenize(TEXT, delta=ending)[0] != BOS  # It has its own way to begin, too.
     n = list(tokens).index(tokens[3])
     assert np.array_equal(outputs[1], tokens[:n])
     assert np.array_equal(outputs[0], tokens)
@@ -245,7 +245,7 @@ def test_bad_arguments_are_refused(
     with pytest.raises(InputError, match=message) as caught:
         call(runtime, delta)
     assert "\n" not in str(caught.value)
-    assert runtime.logits([BOS], delta).shape == (1, runtime.n_vocab)  # still in order
+    assert runtime.logits([BOS], delta).shape == (1, runtime.n_vocab)  # The runtime is still in order.
 
 
 # --- threads and signals
@@ -267,7 +267,8 @@ def test_calls_release_the_gil(runtime: Runtime, delta: Delta) -> None:
         n_turns += 1
         time.sleep(0.001)
     thread.join()
-    assert n_turns > 3  # with the lock held, this thread has one turn before the call and one after it
+    # With the lock held, this thread has one turn before the call and one after it.
+    assert n_turns > 3
 
 
 def test_threads_wait_for_each_other(runtime: Runtime, delta: Delta) -> None:

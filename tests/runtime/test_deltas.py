@@ -114,7 +114,7 @@ def test_damaged_delta_is_found_when_verified(tmp_path: Path, runtime: Runtime, 
 
 def test_delta_in_use_cannot_be_closed(runtime: Runtime, delta_path: Path) -> None:
     def work(loaded: Delta) -> None:
-        with contextlib.suppress(InputError):  # closed before the call began
+        with contextlib.suppress(InputError):  # The delta may be closed before the call begins.
             runtime.logits(np.full(3000, 5), loaded)
 
     def is_refused(loaded: Delta) -> bool:

@@ -135,7 +135,7 @@ def test_a_file_that_was_verified_is_verified_again_once_it_changed(
     runtime.load_delta(path).close()
     data = bytearray(path.read_bytes())
     data[-2000] ^= 1
-    with path.open("r+b") as file:  # the same inode, the same size, and soon the same time
+    with path.open("r+b") as file:  # The inode and the size are the same, and soon the time is.
         file.write(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(InputError, match="damaged"):

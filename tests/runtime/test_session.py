@@ -22,7 +22,7 @@ def test_facts(runtime: Runtime, base: Path) -> None:
 def test_closes_with_its_block_and_refuses_calls_after(base: Path, delta_path: Path) -> None:
     with Runtime(base, n_threads=1) as rt:
         loaded = rt.load_delta(delta_path)
-    rt.close()  # twice is fine
+    rt.close()  # Closing twice is fine.
     assert loaded.closed
     assert "closed" in repr(rt)
     calls: list[Callable[[], object]] = [

@@ -47,7 +47,7 @@ def test_a_verified_file_is_verified_again_once_it_changed(delta_server: Server,
     path = delta_server.log.parent / "dir" / "words.dq.gguf"
     words = text(delta_server, "words")
     before = path.stat()
-    # another file under its name, with its size and times as far as they can be set
+    # Another file comes under its name, with its size and times as far as they can be set.
     other = path.with_suffix(".new")
     data = bytearray(artefacts.words.read_bytes())
     data[-3000] ^= 0x01
@@ -55,5 +55,5 @@ def test_a_verified_file_is_verified_again_once_it_changed(delta_server: Server,
     os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
     other.replace(path)
     assert "damaged" in error(delta_server.post("/deltas/reload", {"name": "words"}), 500)
-    assert row(delta_server, "words")["state"] == "loaded"  # the old one
+    assert row(delta_server, "words")["state"] == "loaded"  # The old one serves on.
     assert text(delta_server, "words") == words

@@ -21,7 +21,7 @@ ADMIN: dict[str, dict[str, Any]] = {
     "/v1/unload_lora_adapter": {"lora_name": "more"},
 }
 
-# vLLM's endpoints
+# --- vLLM's endpoints
 
 
 def test_vllm_endpoints(delta_server: Server, delta_texts: dict[str, str]) -> None:
@@ -41,7 +41,7 @@ def test_vllm_endpoints(delta_server: Server, delta_texts: dict[str, str]) -> No
     assert error(delta_server.post(load, {"lora_name": "sql"}), 400)
 
 
-# what the network may ask for
+# --- what the network may ask for
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_bad_names(delta_server: Server, name: str) -> None:
     assert error(delta_server.post("/deltas/load", {"name": name, "file": "words.dq.gguf"}), 400)
 
 
-# whose calls change the server
+# --- whose calls change the server
 
 
 def statuses(server: Server, key: str | None = None) -> dict[str, int]:
@@ -152,7 +152,7 @@ def test_without_deltas_there_is_nothing_to_load(artefacts: Artefacts, tmp_path:
         assert "--deltas-dir" in error(server.post("/deltas/load", {"name": "words"}), 400)
 
 
-# what a limited key is told
+# --- what a limited key is told
 
 
 def test_limited_keys_see_no_directories(artefacts: Artefacts, delta_folder: Path, tmp_path: Path) -> None:

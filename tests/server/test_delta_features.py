@@ -53,7 +53,7 @@ def differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a["content"] != b["content"] or logprobs(a) != pytest.approx(logprobs(b), abs=2 * SAME_LOGPROB)
 
 
-# LoRA
+# --- LoRA
 
 
 LORA_SCALE, LORA_RANK = 2.0, 4
@@ -132,14 +132,14 @@ def test_lora_of_a_request_stays_with_its_delta(
     beside = complete(lora_servers.tested, "words", lora=on)
     assert_same(beside, complete(lora_servers.words, "base"))
     assert differ(without, beside)
-    # the same prompt without a LoRA is no cache for the base
+    # The same prompt without a LoRA is no cache for the base.
     complete(lora_servers.tested, "words", lora=off)
     alone = complete(lora_servers.tested, "base", lora=off)
     assert alone["timings"]["cache_n"] == 0
     assert differ(alone, without)
 
 
-# other endpoints
+# --- other endpoints
 
 
 def test_infill(artefacts: Artefacts, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_embeddings(tmp_path: Path) -> None:
         assert np.abs(vectors(server, "base") - expected).max() > 1e-2
 
 
-# drafts and checkpoints
+# --- drafts and checkpoints
 
 
 @pytest.mark.parametrize("draft", ["base", "merged"])
@@ -257,20 +257,20 @@ def test_checkpoints_belong_to_their_delta(tmp_path: Path) -> None:
         steps = [
             ("tuned", 0, False),
             ("tuned", 1, True),
-            ("base", 2, False),  # nothing of the delta's
+            ("base", 2, False),  # Nothing of the delta's is used.
             ("base", 1, True),
-            ("tuned", 2, True),  # what the delta had, from RAM, and from there a checkpoint
+            ("tuned", 2, True),  # What the delta had comes from RAM, and from there a checkpoint.
             ("base", 0, True),
         ]
         for step, (model, i, is_cached) in enumerate(steps):
             answer = ask(server, model, prompts[i])
             assert (answer["timings"]["cache_n"] > 10) == is_cached, step
             assert_same(answer, expected[model, prompts[i]])
-        # the last two steps: what came back from RAM ends too late
+        # These are the last two steps: what came back from RAM ends too late.
         assert server.log.read_text().count("restored context checkpoint") >= 2
 
 
-# --fit and the router
+# --- --fit and the router
 
 
 def n_ctx(server: Server) -> int:
@@ -300,7 +300,7 @@ def test_fit_leaves_room_for_deltas(artefacts: Artefacts, tmp_path: Path) -> Non
     assert 1024 < beside < without < length
     n_mib = n_bytes >> 20
     assert n_mib > 3
-    assert abs(beside - fitted(24 - n_mib)) <= 512  # contexts come in steps of 256
+    assert abs(beside - fitted(24 - n_mib)) <= 512  # Contexts come in steps of 256.
     assert beside < fitted(24, "--deltas-dir", deltas, "--delta-memory", "1") < without
 
 
@@ -314,7 +314,7 @@ def test_router_says_that_it_serves_no_deltas(artefacts: Artefacts, tmp_path: Pa
         assert len(said) == 1
         assert "router mode" in error(requests.get(router.url + "/deltas", timeout=60), 501)
         assert "router mode" in error(router.post("/deltas/load", {"name": "words"}), 501)
-        # the server that it starts has them, but the router knows no such name
+        # The server that it starts has them, but the router knows no such name.
         assert len(complete(router, "tiny")["content"]) > 0
         assert error(router.post("/completion", {"model": "words", "prompt": PROMPT}), 400)
         assert "delta 'words'" in router.log.read_text()

@@ -24,7 +24,7 @@ def make_fifo(path: Path) -> None:
 
 def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as s:
-        s.bind(os.path.relpath(path))  # a socket's path has 100 bytes
+        s.bind(os.path.relpath(path))  # A socket's path has 100 bytes.
 
 
 def make_directory(path: Path) -> None:
@@ -72,7 +72,7 @@ def shorten(path: Path, _: Artefacts) -> None:
 
 
 def copy_over(path: Path, artefacts: Artefacts) -> None:
-    shutil.copyfile(artefacts.json, path)  # as cp does: the same inode
+    shutil.copyfile(artefacts.json, path)  # The inode stays the same, as with cp.
 
 
 def remove(path: Path, _: Artefacts) -> None:
@@ -107,7 +107,7 @@ def test_load_mode_reaches_deltas(
         assert ("words.dq.gguf" in mapped_deltas(server)) == is_mapped
 
 
-# the base's file
+# --- the base's file
 
 
 @pytest.mark.parametrize("is_replaced", [True, False])

@@ -65,7 +65,7 @@ def test_what_is_no_model(artefacts: Artefacts, tmp_path: Path) -> None:
         assert label_values(answer.content.decode()) == {"words", "café"}
         for file in ("folder.dq.gguf", "fifo.dq.gguf", "device.dq.gguf", "nowhere.dq.gguf"):
             assert error(server.post("/deltas/load", {"name": "x", "file": file}), 404)
-        log = server.log.read_bytes().decode()  # UTF-8, whatever the files are called
+        log = server.log.read_bytes().decode()  # The log is UTF-8, whatever the files are called.
         assert "fifo.dq.gguf" in log
         assert "._words" not in log
 
@@ -84,7 +84,7 @@ def test_names_of_the_command_line_keep_the_same_rules(artefacts: Artefacts, nam
     assert b"a name " in result.stderr + result.stdout
 
 
-# links
+# --- links
 
 
 def test_a_link_of_the_administrator_is_followed(artefacts: Artefacts, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_request_leaves_the_folder_by_no_link(artefacts: Artefacts, tmp_path: 
         assert server.ask("/deltas/load", name="x", file="sub/words.dq.gguf")["state"] == "loaded"
 
 
-# new files
+# --- new files
 
 
 def soon(server: Server, name: str) -> None:

@@ -50,7 +50,7 @@ OPEN = {
     ("POST", "/v1/responses/input_tokens"),
     ("POST", "/v1/messages/count_tokens"),
 }
-PUBLIC = {("GET", "/health"), ("GET", "/v1/health")}  # to everyone, without a key
+PUBLIC = {("GET", "/health"), ("GET", "/v1/health")}  # These are open to everyone, without a key.
 
 
 def routes() -> set[tuple[str, str]]:
@@ -92,7 +92,7 @@ def test_a_limited_key_reaches_no_route_but_those_of_its_models(server: tuple[Se
         if answer.status_code != 403 or "not this endpoint" not in answer.text:
             opened.add((method, route))
     assert opened <= OPEN
-    # what only some modes of the server have is not there: those paths are closed before anyone looks for them
+    # What only some modes of the server have is not there: those paths are closed before anyone looks for them.
     assert opened == OPEN
 
 
@@ -105,7 +105,7 @@ def test_a_path_that_nobody_has_is_closed(server: tuple[Server, set[str]]) -> No
         assert ask(running, "GET", path, "tenant").status_code in (403, 404)
 
 
-# names
+# --- names
 
 
 def model_requests(name: str) -> list[tuple[str, str, dict[str, Any]]]:
@@ -163,7 +163,7 @@ def test_a_limited_key_does_not_learn_other_names(server: tuple[Server, set[str]
     for name in names - set(LIMITED["tenant"]):
         assert not [text for text in told if f"'{name}'" in text or f'"{name}"' in text or f"{name}.dq" in text], name
     assert not [text for text in told if str(running.log.parent) in text or "base.gguf" in text]
-    # whether a name exists is no different from whether it is the key's
+    # Whether a name exists is no different from whether it is the key's.
     answers = [
         ask(running, "POST", "/completion", "tenant", json={"model": n, "prompt": "a"}) for n in ("json", "xxxx")
     ]
@@ -177,7 +177,7 @@ def test_lists_have_the_names_of_the_key(server: tuple[Server, set[str]]) -> Non
     def listed(key: str, path: str, field: str) -> set[str]:
         return {row[field] for row in ask(running, "GET", path, key).json()["data"]}
 
-    servable = names - {"broken"}  # a delta that failed is in no list of models
+    servable = names - {"broken"}  # A delta that failed is in no list of models.
     ask(running, "POST", "/completion", MASTER, json={"model": "broken", "prompt": "a"})
     for key, deltas, models in (
         ("tenant", {"words", "broken"}, {"words"}),
@@ -225,7 +225,7 @@ def test_an_unknown_name_is_the_base_for_a_key_that_has_it(
             answer = ask(running, "POST", "/completion", key, json={"model": name, "prompt": "a", "n_predict": 1})
             return answer.status_code, answer.json().get("model")
 
-        # a delta that is not the key's is as unknown to it as one that is not there
+        # A delta that is not the key's is as unknown to it as one that is not there.
         assert model("guest", "json") == model("guest", "xxxx") == model("guest", "base") == (200, "base")
         assert model("tenant", "json") == model("tenant", "xxxx") == (403, None)
         assert model(MASTER, "json") == (200, "json")
@@ -244,7 +244,7 @@ def test_a_router_has_nothing_for_a_limited_key(tmp_path: Path) -> None:
         assert ask(router, "GET", "/v1/models", MASTER).status_code == 200
 
 
-# credentials
+# --- credentials
 
 
 def raw(server: Server, method: str, path: str, headers: list[str], body: str = "") -> int:

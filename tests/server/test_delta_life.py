@@ -14,7 +14,7 @@ import requests
 from tests.support.delta_server import CONTEXT, PROMPT, complete, error, idle_row, row, states, stream, text
 from tests.support.server_fixtures import Artefacts, Server, serve
 
-# loading
+# --- loading
 
 
 def test_a_delta_of_the_folder_is_loaded_on_first_use(delta_server: Server, delta_texts: dict[str, str]) -> None:
@@ -62,7 +62,7 @@ def test_a_broken_file_is_failed_and_the_server_goes_on(delta_server: Server, de
     assert "broken" not in [model["id"] for model in delta_server.get("/v1/models")["data"]]
     assert text(delta_server, "words") == delta_texts["words"]
 
-    # a good file in its place is loaded when someone says so
+    # A good file in its place is loaded when someone says so.
     good = Path(found["file"]).with_name("words.dq.gguf")
     shutil.copyfile(good, Path(found["file"]).with_suffix(".new"))
     Path(found["file"]).with_suffix(".new").rename(found["file"])
@@ -88,7 +88,7 @@ def test_pins_and_starting(artefacts: Artefacts, delta_folder: Path, tmp_path: P
         assert not row(server, "mine")["pinned"]
 
 
-# memory
+# --- memory
 
 
 def test_least_recently_used_goes(
@@ -97,7 +97,7 @@ def test_least_recently_used_goes(
     size = max(path.stat().st_size for path in delta_folder.glob("*.dq.gguf"))
     assert (
         3 * size < 2**20 < 4 * (delta_folder / "words.dq.gguf").stat().st_size
-    )  # so three fit into 1 MiB, and four do not
+    )  # Three fit into 1 MiB, and four do not.
     options = ("--deltas-dir", delta_folder, "--delta-memory", "1", "--delta-pin", "words")
     with serve(artefacts.base, tmp_path, *options, *CONTEXT) as server:
         for name in ("json", "loud"):
@@ -105,9 +105,9 @@ def test_least_recently_used_goes(
         text(server, "json")
         assert text(server, "again") == delta_texts["words"]
         found = states(server)
-        assert found["loud"] == "registered"  # the least recently used that is not pinned
+        assert found["loud"] == "registered"  # It is the least recently used that is not pinned.
         assert found["words"] == found["json"] == found["again"] == "loaded"
-        assert text(server, "loud") == delta_texts["loud"]  # and it comes back by itself
+        assert text(server, "loud") == delta_texts["loud"]  # It comes back by itself.
         assert states(server)["json"] == "registered"
         assert server.get("/deltas")["bytes_resident"] <= 2**20 == server.get("/deltas")["bytes_max"]
 
@@ -163,7 +163,7 @@ def test_requests_that_wait_do_not_block_others(
     endless = {"model": "words", "prompt": PROMPT, "n_predict": -1, "ignore_eos": True, "stream": True}
     with serve(artefacts.base, tmp_path, *options, *CONTEXT) as server, ThreadPoolExecutor(24) as pool:
         with requests.post(server.url + "/completion", json=endless, stream=True, timeout=120) as running:
-            lines = running.iter_lines()  # kept: the answer ends with it
+            lines = running.iter_lines()  # It is kept, because the answer ends with it.
             assert next(lines)
             waiting = [pool.submit(text, server, "json") for _ in range(24)]
             while row(server, "json")["state"] != "loaded":
@@ -174,7 +174,7 @@ def test_requests_that_wait_do_not_block_others(
         assert {request.result() for request in waiting} == {delta_texts["json"]}
 
 
-# unloading and reloading
+# --- unloading and reloading
 
 
 def test_unload_drains(delta_server: Server, delta_texts: dict[str, str]) -> None:
@@ -279,7 +279,7 @@ def test_load_with_another_file_is_no_reload(delta_server: Server) -> None:
     assert error(delta_server.post("/deltas/reload", {"name": "nobody"}), 404)
 
 
-# sleeping
+# --- sleeping
 
 
 def test_sleep_and_wake(artefacts: Artefacts, delta_folder: Path, tmp_path: Path, delta_texts: dict[str, str]) -> None:

@@ -91,7 +91,7 @@ def test_token_whose_text_is_no_text_makes_a_template(artefacts: Artefacts, tmp_
     folder = tmp_path / "dir"
     folder.mkdir()
     file = Edited(artefacts.loud)
-    file.fields["tokenizer.ggml.bos_token_id"] = GGUFValue(3 + 0xFF, U32)  # <0xFF>
+    file.fields["tokenizer.ggml.bos_token_id"] = GGUFValue(3 + 0xFF, U32)  # The token is <0xFF>.
     file.fields["tokenizer.chat_template"] = GGUFValue("{{ bos_token }}{{ messages[0].content }}", STRING)
     file.save(folder / "byte.dq.gguf")
     with serve(artefacts.base, tmp_path, "--deltas-dir", folder, *CONTEXT) as running:

@@ -35,7 +35,7 @@ def test_metrics(artefacts: Artefacts, delta_folder: Path, tmp_path: Path) -> No
         assert of("requests_total", "json") == 1
         assert of("tokens_predicted_total", "words") == 2 * answer["timings"]["predicted_n"]
         assert of("prompt_tokens_total", "words") >= answer["timings"]["prompt_n"]
-        assert of("loads_total", "json") == 1  # still there, though it is unloaded
+        assert of("loads_total", "json") == 1  # The counter is still there, though the delta is unloaded.
         assert of("evictions_total", "words") == 1
         assert of("load_failures_total", "broken") == 1
         assert 0 < of("load_seconds_total", "words") < 60
@@ -80,6 +80,6 @@ def test_props_of_a_model(delta_server: Server) -> None:
     defaults = [props["default_generation_settings"]["params"] for props in (base, loud)]
     assert [(d["top_k"], d["temperature"]) for d in defaults] == [(40, pytest.approx(0.8)), (7, 0.25)]
     answer = delta_server.ask("/completion", model="loud", prompt=PROMPT, n_predict=1, top_k=9)
-    assert answer["generation_settings"]["top_k"] == 9  # the request's own come first
+    assert answer["generation_settings"]["top_k"] == 9  # The request's own come first.
     assert answer["generation_settings"]["temperature"] == 0.25
     assert error(requests.get(delta_server.url + "/props?model=nobody", timeout=60), 404)

@@ -17,7 +17,7 @@ from tests.support.models import rewrite_gguf
 from tests.support.server_fixtures import Artefacts, Server, serve
 from tests.upstream.hub import FILL_IN_TOKENS
 
-BOS = 300  # of the delta `other-bos`; the base's is 1
+BOS = 300  # The delta `other-bos` has it; the base's is 1.
 FIELDS: dict[str, dict[str, Any]] = {
     "same": {},
     "no-bos": {"tokenizer.ggml.add_bos_token": False},
@@ -117,7 +117,7 @@ def test_tokens_stay_as_they_are(stage: Stage, model: str) -> None:
     assert_prompt(stage.server, "/completion", {"model": model, "prompt": prompt, "n_predict": 1}, prompt)
 
 
-# chats
+# --- chats
 
 
 CHAT = [{"role": "user", "content": "a b c"}]
@@ -130,7 +130,7 @@ def test_chat(artefacts: Artefacts, tmp_path: Path, model: str) -> None:
     deltas = make_deltas(artefacts, tmp_path)
     with serve(artefacts.base, tmp_path, *options(deltas), "--chat-template", template) as server:
         stage = Stage(server, artefacts.base, deltas)
-        before = AROUND[model][0] or [1]  # the template's, where the tokenizer has none
+        before = AROUND[model][0] or [1]  # It is the template's, where the tokenizer has none.
         expected = [*before, *around(stage, "no-bos", "a b c")]
         body = {"model": model, "messages": CHAT}
         assert_prompt(server, "/v1/chat/completions", body | {"max_tokens": 1}, expected)
@@ -140,7 +140,7 @@ def test_chat(artefacts: Artefacts, tmp_path: Path, model: str) -> None:
         assert tokens(stage, model, prompt, add_special=True) == expected
 
 
-# other endpoints
+# --- other endpoints
 
 
 @pytest.mark.parametrize("model", MODELS)

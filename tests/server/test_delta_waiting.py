@@ -38,7 +38,7 @@ def endless(server: Server, model: str) -> Iterator[None]:
     """An answer that goes on as long as the block."""
     body = {"model": model, "prompt": PROMPT, "n_predict": -1, "ignore_eos": True, "stream": True}
     with requests.post(server.url + "/completion", json=body, stream=True, timeout=120) as running:
-        lines = running.iter_lines()  # kept: the answer ends with it
+        lines = running.iter_lines()  # It is kept, because the answer ends with it.
         assert next(lines)
         yield
 
@@ -60,7 +60,7 @@ def test_more_than_may_wait_are_told_when_to_come_back(busy_server: Server, delt
             assert "--delta-max-waiting" in error(answer, 503)
             assert int(answer.headers["Retry-After"]) > 0
 
-            # what waits for no delta, and what changes deltas, gets through
+            # What waits for no delta, and what changes deltas, gets through.
             assert busy_server.get("/health") == {"status": "ok"}
             assert text(busy_server, "base") == delta_texts["base"]
             assert busy_server.ask("/deltas/load", name="loud")["state"] == "loaded"
@@ -90,7 +90,7 @@ def test_a_server_that_ends_answers_those_that_wait(artefacts: Artefacts, delta_
         with serve(artefacts.base, tmp_path, *options) as server, endless(server, "words"):
             waiting = pool.submit(complete, server, "json")
             wait_for_line(server, 1)
-        # serve has sent SIGTERM when it leaves; the endless client has gone before
+        # The context manager has sent SIGTERM when it leaves, and the endless client has gone before.
         assert waiting.result().status_code in (200, 503)
 
 

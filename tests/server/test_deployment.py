@@ -108,7 +108,7 @@ def check_proxy(url: str, server: Server) -> None:
             assert status_of_path(method, url, path, headers) == 403, path
     models = requests.get(url + "/v1/models", headers=headers, timeout=60)
     assert [model["id"] for model in models.json()["data"]] == ["base", "words"]
-    # the stream has no end, so what comes did not wait for one
+    # The stream has no end, so what comes did not wait for one.
     body = {"model": "words", "prompt": PROMPT, "max_tokens": -1, "ignore_eos": True, "stream": True}
     assert requests.post(url + "/v1/completions", json=body, timeout=60).status_code == 401
     with requests.post(url + "/v1/completions", json=body, headers=headers, stream=True, timeout=60) as answer:

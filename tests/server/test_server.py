@@ -55,12 +55,12 @@ def answer(server: Server) -> str:
     return text(chat(server, "words"))
 
 
-# names
+# --- names
 
 
 def test_models_lists_base_and_deltas(server: Server, artefacts: Artefacts) -> None:
     models = {model["id"]: model for model in server.get("/v1/models")["data"]}
-    assert list(models) == ["small", "words", "json", "loud"]  # llama.cpp takes the first alias in order
+    assert list(models) == ["small", "words", "json", "loud"]  # llama.cpp takes the first alias in order.
     assert models["small"]["parent"] is None
     assert models["small"]["root"] == str(artefacts.base)
     assert models["words"]["parent"] == "small"
@@ -159,7 +159,7 @@ def test_openai_client(server: Server, answer: str) -> None:
         client.chat.completions.create(model="nobody", messages=MESSAGES)
 
 
-# scale
+# --- scale
 
 
 @pytest.mark.parametrize("scale", ["1", [1], True, 1e60])
@@ -175,15 +175,16 @@ def test_scale_of_the_base_is_refused(server: Server) -> None:
     assert "delta_scale" in answer.json()["error"]["message"]
 
 
-# templates and end tokens
+# --- templates and end tokens
 
 
 def test_each_delta_has_its_chat_template(server: Server) -> None:
     models = ("tiny", "words", "loud")
     shown = {model: server.ask("/apply-template", model=model, messages=MESSAGES)["prompt"] for model in models}
-    assert shown["tiny"].startswith("<|im_start|>")  # the base has none, so llama.cpp's default
+    assert shown["tiny"].startswith("<|im_start|>")  # The base has none, so it has llama.cpp's default.
     assert shown["words"] == f"### Question:\n{MESSAGES[0]['content']}\n### Answer:\n"
-    assert shown["loud"] == f"<<{MESSAGES[0]['content']}| c>>"  # {{ eos_token }} is the fine-tune's
+    # {{ eos_token }} is the fine-tune's.
+    assert shown["loud"] == f"<<{MESSAGES[0]['content']}| c>>"
 
 
 def generate(server: Server, model: str, **more: Any) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def test_each_delta_ends_with_its_tokens(server: Server, artefacts: Artefacts) -
     assert words["tokens"][-1] == EOS
     assert loud["tokens"][-1] == artefacts.loud_eos
     assert loud["stop_type"] == words["stop_type"] == "eos"
-    assert words["tokens"][: len(loud["tokens"])] == loud["tokens"]  # the same weights
+    assert words["tokens"][: len(loud["tokens"])] == loud["tokens"]  # The weights are the same.
 
 
 def test_ignore_eos_is_about_the_deltas_tokens(server: Server, artefacts: Artefacts) -> None:
@@ -206,7 +207,7 @@ def test_ignore_eos_is_about_the_deltas_tokens(server: Server, artefacts: Artefa
     loud = generate(server, "loud", ignore_eos=True)
     assert loud["stop_type"] == "limit"
     assert artefacts.loud_eos not in loud["tokens"]
-    assert EOS not in loud["tokens"]  # the vocabulary's own end stays one, as in a merged model
+    assert EOS not in loud["tokens"]  # The vocabulary's own end stays one, as in a merged model.
 
 
 @pytest.mark.parametrize("model", ["tiny", "words", "loud"])
@@ -222,7 +223,7 @@ def test_grammar_does_not_end_early(server: Server) -> None:
     assert answer["content"].startswith(("a b x a b", "a b y a b", "a b z a b"))
 
 
-# starting
+# --- starting
 
 
 def fails(command: str, *args: str | Path) -> str:
@@ -288,7 +289,7 @@ def test_deltas_come_back_after_a_sleep(artefacts: Artefacts, tmp_path: Path) ->
         assert text(chat(server, "words")) == before
 
 
-# other programs
+# --- other programs
 
 
 def test_perplexity_runs_a_delta(artefacts: Artefacts, tmp_path: Path) -> None:
@@ -297,7 +298,7 @@ def test_perplexity_runs_a_delta(artefacts: Artefacts, tmp_path: Path) -> None:
 
     def perplexity(*args: str | Path) -> float:
         command = [need_program("llama-perplexity"), "-f", path, "-c", "128", "-t", "1", *args]
-        for _ in range(5):  # stock llama.cpp loses its last log lines in some 3 % of such short runs
+        for _ in range(5):  # Stock llama.cpp loses its last log lines in some 3 % of such short runs.
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
             found = re.search(r"Final estimate: PPL = ([\d.]+)", done.stdout + done.stderr)
             if found:

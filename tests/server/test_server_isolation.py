@@ -83,7 +83,7 @@ def test_models_differ_enough_for_these_tests(servers: Servers, prompts: tuple[s
 @pytest.mark.parametrize(("owner", "other"), [("words", "json"), ("words", "base"), ("base", "json")])
 def test_equal_prompt_in_one_slot(servers: Servers, prompts: tuple[str, str], owner: str, other: str) -> None:
     complete(servers.tested, owner, prompts[0])
-    assert n_cached(complete(servers.tested, owner, prompts[0])) > 10  # a cache there is
+    assert n_cached(complete(servers.tested, owner, prompts[0])) > 10  # This shows that there is a cache.
     answer = complete(servers.tested, other, prompts[0])
     assert n_cached(answer) == 0
     assert_right(servers, answer, other, prompts[0])
@@ -100,9 +100,9 @@ def test_slot_is_not_chosen_by_another_deltas_prompt(servers: Servers, prompts: 
 
 
 def test_cache_reuse_shifts_no_foreign_chunk(servers: Servers, prompts: tuple[str, str]) -> None:
-    shorter, longer = prompts  # the shorter one is a chunk inside the longer
+    shorter, longer = prompts  # The shorter one is a chunk inside the longer.
     complete(servers.tested, "words", longer)
-    assert n_cached(complete(servers.tested, "words", shorter)) > 10  # chunks are shifted within a delta
+    assert n_cached(complete(servers.tested, "words", shorter)) > 10  # Chunks are shifted within a delta.
     complete(servers.tested, "words", longer)
     answer = complete(servers.tested, "json", shorter)
     assert n_cached(answer) == 0
@@ -160,7 +160,7 @@ def test_slot_file_of_a_delta_that_is_not_loaded_is_refused(
 
 
 def test_ram_cache_keeps_deltas_apart(servers: Servers, prompts: tuple[str, str]) -> None:
-    # the slot changes hands, so its prompt goes to RAM; a prompt that comes back to its delta is found there
+    # The slot changes hands, so its prompt goes to RAM. A prompt that comes back to its delta is found there.
     steps = [
         ("words", prompts[0], False),
         ("json", prompts[1], False),
@@ -184,7 +184,7 @@ def test_scales_of_one_delta_are_apart(servers: Servers, prompts: tuple[str, str
     full = complete(servers.tested, "words", prompts[0], delta_scale=1.0)
     assert n_cached(full) > 10
     assert_right(servers, full, "words", prompts[0])
-    # scaled to nothing it is the base, whose cache it may use
+    # Scaled to nothing it is the base, whose cache it may use.
     complete(servers.tested, "base", prompts[0])
     nothing = complete(servers.tested, "words", prompts[0], delta_scale=0)
     assert n_cached(nothing) > 10

@@ -94,7 +94,7 @@ def test_an_answer_in_one_piece_ends_with_a_503(artefacts: Artefacts, tmp_path: 
         serve_words(artefacts, tmp_path, "--shutdown-timeout", "0", "-np", "1") as server,
         ThreadPoolExecutor(4) as pool,
     ):
-        # one runs and the others wait for its slot
+        # One runs and the others wait for its slot.
         asked = [pool.submit(requests.post, server.url + "/completion", json=body, timeout=60) for _ in range(3)]
         deadline = time.monotonic() + END_SECONDS
         while not any(slot["is_processing"] for slot in server.get("/slots")):
@@ -123,7 +123,7 @@ def test_a_client_that_does_not_read_holds_nothing(artefacts: Artefacts, tmp_pat
             head = f"POST /completion HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
             s.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
             assert s.recv(10)
-            time.sleep(2)  # until what the kernel buffers is full
+            time.sleep(2)  # After this time what the kernel buffers is full.
             end(server)
             assert_ends(server)
 
@@ -135,7 +135,7 @@ def test_a_bad_timeout_is_refused(artefacts: Artefacts, tmp_path: Path, value: s
         pass
 
 
-# clients that left
+# --- clients that left
 
 
 def n_deferred(server: Server) -> float:
@@ -171,7 +171,7 @@ def test_who_leaves_while_he_waits_is_not_served(artefacts: Artefacts, tmp_path:
         assert_ends(server)
 
 
-# no tokens
+# --- no tokens
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -198,5 +198,5 @@ def test_no_tokens_are_none(artefacts: Artefacts, tmp_path: Path, is_stream: boo
                 many = server.ask("/v1/completions", **body, n=3)
                 assert [choice["text"] for choice in many["choices"]] == ["", "", ""]
             assert (found["stop_type"], found["tokens_predicted"]) == ("limit", 0)
-            # the prompt was computed all the same
+            # The prompt was computed all the same.
             assert server.ask("/completion", **body | {"stream": False, "max_tokens": 1})["timings"]["prompt_n"] <= 1

@@ -21,20 +21,20 @@ from tests.upstream.suite import Contender, Outcome, Suite, lost, n_passed
 
 pytestmark = pytest.mark.slow
 
-# what upstream's tests import, besides what this project needs
+# Upstream's tests import these, besides what this project needs.
 NEEDED = ("aiohttp", "openai", "prometheus_client", "filelock")
 FOLDER = Path(os.environ.get("DQRELO_LLAMA_CPP_DIR", "")) / "tools" / "server" / "tests"
 FILES = sorted(f"unit/{path.name}" for path in FOLDER.glob("unit/test_*.py"))
-MIN_PASSED = 100  # on stock: with fewer the comparison would say little
-N_RERUNS = 2  # of what fails here only: many of the tests depend on timing
+MIN_PASSED = 100  # The stock server passes more. With fewer the comparison would say little.
+N_RERUNS = 2  # Only what fails here runs again, because many of the tests depend on timing.
 
 # With a delta these must fail.
 DIFFER_WITH_A_DELTA = {
-    # they count the models in /v1/models, where the delta is one more
+    # They count the models in /v1/models, where the delta is one more.
     "unit/test_basic.py::test_server_models",
     "unit/test_basic.py::test_server_model_aliases_and_tags",
     "unit/test_sleep.py::test_server_sleep",
-    # it wants the same metrics before and during sleep, but a delta is freed then, and its resident bytes are 0
+    # It wants the same metrics before and during sleep, but a delta is freed then, and its resident bytes are 0.
     "unit/test_sleep.py::test_server_sleep_read_only_endpoints",
 }
 

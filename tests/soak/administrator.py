@@ -13,7 +13,8 @@ import requests
 from tests.soak.traffic import OK, Tally
 from tests.support.server_fixtures import Server
 
-SWAPPED, PASSING, BROKEN = "swapped", "passing", "broken"  # names that the clients ask for while they change
+# The clients ask for these names while they change.
+SWAPPED, PASSING, BROKEN = "swapped", "passing", "broken"
 PAUSE_S = 0.2
 
 

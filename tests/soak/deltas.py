@@ -18,8 +18,9 @@ PROMPTS = (
     "The act of moving a boat with oars, now and then against the wind",
     "a",
 )
-TRAINED = ("words", "json")  # the example's own fine-tunes
-N_RANDOM = 6  # and the base with noise on every weight, other noise for each
+TRAINED = ("words", "json")  # They are the example's own fine-tunes.
+# These are the base with noise on every weight, other noise for each.
+N_RANDOM = 6
 NOISE_OF_WEIGHTS = 0.2
 
 

@@ -13,9 +13,9 @@ ALONE = Expected((7, 8, 9), ({7: 0.0, 3: 0.5}, {8: 0.0, 3: NOISE / 2, 4: 2 * NOI
     ("tokens", "verdict"),
     [
         ((7, 8, 9), Verdict.RIGHT),
-        ((7, 3, 1), Verdict.NEAR_TIE),  # what follows a near tie is another text
+        ((7, 3, 1), Verdict.NEAR_TIE),  # What follows a near tie is another text.
         ((7, 4, 9), Verdict.WRONG),
-        ((7, 5, 9), Verdict.WRONG),  # not among the likely tokens
+        ((7, 5, 9), Verdict.WRONG),  # The token is not among the likely ones.
         ((3, 8, 9), Verdict.WRONG),
         ((7, 8), Verdict.WRONG),
         ((7, 8, 9, 9), Verdict.WRONG),

@@ -39,7 +39,7 @@ N_KILLS = 8
 BROKEN_FILE = "broken.dq.gguf"
 # The allocator keeps what its arenas once took, and each of the server's threads has one; the soak's own traffic takes tens of MiB.
 MAX_GROWTH_MIB = 16.0
-WARM_UP = 0.5  # the share of the time until which memory may grow
+WARM_UP = 0.5  # share of the time until which memory may grow
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def test_soak(stage: Stage, server: Server, capsys: pytest.CaptureFixture[str]) 
         print(f"99th percentile of the gaps between tokens: {1000 * np.percentile(tally.gaps_s, 99):.1f} ms")
     assert Counter(tally.wrong).most_common(8) == []
     assert end - warm <= MAX_GROWTH_MIB
-    for name in stage.names:  # and it still serves
+    for name in stage.names:  # It still serves all of them.
         assert answer_alone(server, name, PROMPTS[0]).tokens == stage.expected[name, PROMPTS[0]].tokens
 
 
@@ -195,7 +195,7 @@ def test_killed_server_leaves_every_file_usable(stage: Stage, tmp_path: Path) ->
     rng = seeded(7)
     assert all(_kill_while_it_loads(stage, tmp_path, rng) for _ in range(N_KILLS))
     assert {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files} == before
-    assert sorted(stage.folder.iterdir()) == sorted(files[1:])  # nothing is left behind either
+    assert sorted(stage.folder.iterdir()) == sorted(files[1:])  # Nothing is left behind either.
     with serve(stage.base, tmp_path, *delta_options(stage), "--delta-verify", "--alias", BASE, "-c", "1024") as again:
         for name in stage.names:
             assert answer_alone(again, name, PROMPTS[0]).tokens == stage.expected[name, PROMPTS[0]].tokens

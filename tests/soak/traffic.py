@@ -17,7 +17,7 @@ from tests.soak.deltas import PROMPTS
 from tests.support.server_fixtures import ANSWER_SECONDS, Server
 
 OK = 200
-AWAY = (404, 503)  # unloaded, or no room for it
+AWAY = (404, 503)  # The delta was unloaded, or there is no room for it.
 SHARE_STREAMED, SHARE_CANCELLED = 0.4, 0.2
 
 
@@ -32,10 +32,10 @@ class Tally:
 
     verdicts: Counter[Verdict] = field(default_factory=Counter)
     n_cancelled: int = 0
-    n_away: int = 0  # answers that a name was not there, where it may not be
-    actions: Counter[str] = field(default_factory=Counter)  # of the administrator
+    n_away: int = 0  # It counts answers that a name was not there, where it may not be.
+    actions: Counter[str] = field(default_factory=Counter)  # It counts the administrator's actions.
     wrong: list[str] = field(default_factory=list)
-    gaps_s: list[float] = field(default_factory=list)  # between two events of a stream
+    gaps_s: list[float] = field(default_factory=list)  # seconds between two events of a stream
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property

@@ -30,7 +30,7 @@ EIGHTH: dict[str, Any] = {}
 LEFTOVERS: dict[str, Any] = {
     "ratio": None,
     "rank": 16,
-}  # where so much is refused that 1/8 does not pay for the vectors
+}  # So much is refused there that 1/8 does not pay for the vectors.
 
 _REFUSED = re.compile(r"tensor '([^']+)' (.+?)\. Convert the fine-tune without it")
 
@@ -80,12 +80,13 @@ class Prompts:
 class Figures:
     """NMSE of logits over one base type."""
 
-    merged: float = 0.0  # delta of 1/8 against dqrelo-merge's model
-    tuned: float = 0.0  # near-exact delta against the fine-tune
+    merged: float = 0.0  # NMSE of a delta of 1/8 against dqrelo-merge's model
+    tuned: float = 0.0  # NMSE of a near-exact delta against the fine-tune
     mixed: float = 0.0  # the worse of both in a batch with a row that has no delta
-    rounding: float = 0.0  # what the base's own quantisation costs without any delta
-    effect: float = 0.0  # between base and merged model: what a delta that does nothing would show
-    is_base_kept: bool = False  # the row without a delta is the base's, bit for bit
+    rounding: float = 0.0  # NMSE that the base's own quantisation costs without any delta
+    # NMSE between base and merged model, which a delta that does nothing would show.
+    effect: float = 0.0
+    is_base_kept: bool = False  # The row without a delta is the base's, bit for bit.
 
 
 @dataclass
@@ -94,9 +95,9 @@ class Outcome:
 
     name: str
     n_carried: int = 0
-    refused: dict[str, str] = field(default_factory=dict)  # kind of tensor -> reason
+    refused: dict[str, str] = field(default_factory=dict)  # It maps a kind of tensor to the reason.
     inert: set[str] = field(default_factory=set)
-    figures: dict[str, Figures] = field(default_factory=dict)  # by base type
+    figures: dict[str, Figures] = field(default_factory=dict)  # It has figures by base type.
 
 
 def hparams_of(checkpoint: Path) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.logits import OTHER, TEXT, Floats, Tokens, open_model
 
-Rows: TypeAlias = dict[str, tuple[Floats, Floats]]  # logits with the deltas, and the base's for the same batch
+# Each has the logits with the deltas, and the base's for the same batch.
+Rows: TypeAlias = dict[str, tuple[Floats, Floats]]
 
-NO_DELTA = "without"  # ends the names of rows without a delta
+NO_DELTA = "without"  # The names of rows without a delta end with it.
 
 
 def batches(rt: Runtime, first: Delta, second: Delta, rows: Rows, when: str) -> None:

@@ -170,9 +170,9 @@ def _k_quant_blocks(values: Floats, t: Type) -> bytes:
     block, n_bytes = gguf.GGML_QUANT_SIZES[t]
     blocks = np.random.default_rng(int(t)).integers(0, 256, (values.size // block, n_bytes), dtype=np.uint8)
     scale = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
-    if t == Type.Q4_K:  # d, dmin first
+    if t == Type.Q4_K:  # d and dmin come first.
         blocks[:, 0:2] = blocks[:, 2:4] = scale
-    else:  # d last
+    else:  # d comes last.
         blocks[:, -2:] = scale
     return blocks.tobytes()
 

@@ -52,7 +52,7 @@ PLAIN = Kind()
 def spec_of(name: str, ne: tuple[int, ...], kind: Kind = PLAIN) -> WeightSpec:
     axes = [n for n in ne if n > 1]
     matrices = 2 <= len(axes) == len(ne) <= 3 and ne[0] % 8 == 0
-    if not matrices or "norm" in name:  # a norm a head is a matrix that is multiplied elementwise
+    if not matrices or "norm" in name:  # A norm a head is a matrix that is multiplied elementwise.
         return WeightSpec.dense(name, ne)
     rank = min(kind.rank, *ne[:2])
     return WeightSpec(

@@ -23,6 +23,7 @@ def copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, changes: Map
     for key, field in reader.fields.items():
         value = (changes or {}).get(key, field.contents())
         if key.startswith("GGUF.") or value is None or value == []:
-            continue  # what the writer counts itself, and empty arrays, which it refuses
+            # The writer counts the first kind itself, and refuses empty arrays.
+            continue
         sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(key, value, field.types[0], sub_type=sub_type)

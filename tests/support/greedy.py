@@ -25,7 +25,7 @@ def generate_tokens(rt: Runtime, prompt: Tokens, row_deltas: list[Delta | None],
 
 def assert_greedy(plain: Runtime, prompt: Tokens, generated: Tokens, row_delta: Delta | None = None) -> None:
     """Each token is the most probable one, but for near ties."""
-    assert len(generated) > 0  # fewer than asked for where it came to an end token
+    assert len(generated) > 0  # There are fewer than asked for where it came to an end token.
     rows = plain.logits(np.concatenate([prompt, generated]), row_delta)[len(prompt) - 1 : -1]
     missed = rows.max(axis=1) - rows[np.arange(len(generated)), generated]
     assert missed.max() <= MAX_TIE * rows.std()

@@ -13,7 +13,7 @@ import requests
 from tests.support.delta_server import CONTEXT
 from tests.support.server_fixtures import Artefacts, Server, serve
 
-MASTER = "master"  # a key of --api-key, which is not limited
+MASTER = "master"  # It is a key of --api-key, which is not limited.
 LIMITED = {"tenant": ["words", "broken"], "guest": ["base"], "nobody": []}
 
 

@@ -46,8 +46,8 @@ def set_scale(name: str, value: float) -> Edit:
 FLOATS = {
     f"{EMBD}.dq_u": "<f2",
     "blk.0.attn_k.weight.dq_u": "<f4",
-    "blk.0.attn_k.weight.dq_v": "<f2",  # Q4_0
-    f"{Q}.dq_u": "<f2",  # Q8_0
+    "blk.0.attn_k.weight.dq_v": "<f2",  # Q4_0 in the file
+    f"{Q}.dq_u": "<f2",  # Q8_0 in the file
     "blk.0.ffn_up_exps.weight.dq_v": "bf16",
     "blk.0.attn_norm.weight.dq_dense": "<f4",
     "blk.0.attn_q.bias.dq_dense": "<f2",
@@ -139,7 +139,7 @@ SIGN, SIGN1, SCALE = f"{EMBD}.dq_sign", f"{Q}.dq_sign1", f"{EMBD}.dq_scale"
 
 # The edit of the fixture small_delta, and what is said of the file then, as a regular expression.
 MALFORMED: dict[str, tuple[Edit, str]] = {
-    # 1: GGUF
+    # --- 1: GGUF
     "gguf version": (lambda e: setattr(e, "version", 4), "GGUF version 4, expected 3"),
     "gguf version 2": (lambda e: setattr(e, "version", 2), "GGUF version 2, expected 3"),
     "big endian": (lambda e: setattr(e, "version", 3 << 24), "big-endian"),
@@ -149,7 +149,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "overflowing shape": (set_tensor(SIGN, ne=(1 << 32, 1 << 32)), "impossible shape"),
     "broken block": (set_tensor(f"{Q}.dq_u", ne=(31, 48)), "rows of 31, expected a multiple of 32"),
     "duplicate tensor": (lambda e: e.tensors.append(e.tensors[0]), f"tensor '{SIGN}' occurs twice"),
-    # 2: what it is
+    # --- 2: what it is
     "no general.type": (drop_field("general.type"), "is a model .*, not a delta file"),
     "general.type": (set_field("general.type", "mmproj", STRING), "general.type is 'mmproj', expected 'adapter'"),
     "lora": (set_field("adapter.type", "lora", STRING), "is a LoRA adapter, not a delta file"),
@@ -208,7 +208,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
         set_field("dqrelo.token.ids", ["a"], ARRAY, STRING),
         r"type \[STRING\], expected \[UINT32\]",
     ),
-    # 3: array lengths
+    # --- 3: array lengths
     "changed tokens": (set_field("dqrelo.token.ids", [5], ARRAY, U32), r"\[1, 0, 0\] entries, expected equal numbers"),
     "short names": (lambda e: e.fields["dqrelo.tensor.names"].value.pop(), "has 33 items, expected 34"),
     "short ne": (lambda e: e.fields["dqrelo.tensor.ne"].value.pop(), "has 135 items, expected 136"),
@@ -218,7 +218,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "no weights": (empty_weights, "changes no weight"),
     "digest": (set_item("dqrelo.tensor.sha256", 2, "abc"), r"sha256\[2\] is 'abc', expected 64"),
     "content hash": (set_field("dqrelo.content_hash", "A" * 64, STRING), "expected 64 lower-case hex digits"),
-    # 4: tensors of weights
+    # --- 4: tensors of weights
     "weight twice": (set_item("dqrelo.weight.names", 1, EMBD), f"weight '{EMBD}' is declared twice"),
     "left over": (drop_last_weight, "'blk.0.attn_q.bias.dq_dense' belongs to no declared weight"),
     "missing scale": (drop_tensor(SCALE), f"tensor '{SCALE}' is missing"),
@@ -248,7 +248,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "odd rows": (set_item("dqrelo.weight.ne", 0, 60), "rows of a multiple of 8"),
     "four dimensions": (set_item("dqrelo.weight.ne", 3, 2), "2 or 3 dimensions"),
     "weight overflows": (set_item("dqrelo.weight.ne", 1, 1 << 62), "too many elements"),
-    # 5: offsets
+    # --- 5: offsets
     "odd offset": (set_tensor(SCALE, offset=321), "begins at byte 321 of the data, expected a multiple of 64"),
     "overlap": (set_tensor(SCALE, offset=256), f"'{SCALE}' overlaps the tensor before it"),
     "gap": (lambda e: [vars(t).update(offset=t.offset + 64) for t in e.tensors[3:-4]], "leaves a gap before it"),
@@ -256,7 +256,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "truncated": (lambda e: e.data.__delitem__(slice(-80, None)), "'blk.0.attn_q.bias.dq_dense' ends at byte"),
     "bytes behind": (lambda e: e.data.extend(bytes(64)), "has 64 bytes behind its last tensor, expected none"),
     "a byte behind": (lambda e: e.data.extend(b"x"), "has 1 bytes behind its last tensor, expected none"),
-    # 6: numbers
+    # --- 6: numbers
     "nan scale": (set_scale(SCALE, float("nan")), f"'{SCALE}' has 1 numbers that are NaN or infinite"),
     "infinite cscale": (set_scale("blk.0.attn_k.weight.dq_cscale", float("-inf")), "dq_cscale' has 1 numbers"),
     **{
@@ -264,7 +264,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
         for name, kind in FLOATS.items()
         for value in ("nan", "inf", "-inf")
     },
-    # 2: numbers of the metadata
+    # --- 2: numbers of the metadata
     **{
         f"{value} in {key}": (set_item(key, 1, float(value)), f"'{key}' has 1 numbers that are NaN or infinite")
         for key in ("dqrelo.weight.error_delta", "dqrelo.weight.error_weight", "dqrelo.base.samples")

@@ -19,7 +19,7 @@ from dqrelo_gguf._pin import conversion_module, gguf
 from tests.support.gguf_files import copy_metadata, finish
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tiny"
-N_VOCAB = 640  # of the tokenizer in examples/tiny
+N_VOCAB = 640  # size of the tokenizer's vocabulary in examples/tiny
 
 Floats = npt.NDArray[np.float32]
 
@@ -38,13 +38,13 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 
-# (configuration class, model class, what differs) by name
+# By name: configuration class, model class, and what differs.
 _KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
     "llama-tied": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": True}),
-    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),  # biases of q, k and v
-    "gemma": ("GemmaConfig", "GemmaForCausalLM", {"pad_token_id": 0}),  # norms are stored minus one
-    "gemma3": (  # a layer with a sliding window
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),  # It has biases of q, k and v.
+    "gemma": ("GemmaConfig", "GemmaForCausalLM", {"pad_token_id": 0}),  # Its norms are stored minus one.
+    "gemma3": (  # It has a layer with a sliding window.
         "Gemma3TextConfig",
         "Gemma3ForCausalLM",
         {
@@ -55,7 +55,7 @@ _KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
-    "qwen3next": (  # a linear-attention layer, whose value heads are reordered, and experts that can be fused
+    "qwen3next": (  # It has a linear-attention layer, whose value heads are reordered, and experts that can be fused.
         "Qwen3NextConfig",
         "Qwen3NextForCausalLM",
         {

@@ -37,11 +37,11 @@ class Artefacts:
 
     base: Path
     words: Path
-    words_again: Path  # a copy of words: the same content under another name
+    words_again: Path  # It is a copy of words: the same content under another name.
     json: Path
-    loud: Path  # words' weights with LOUD_TEMPLATE and another end token
+    loud: Path  # It has words' weights, LOUD_TEMPLATE and another end token.
     loud_eos: int
-    merged: Path  # base and words in one plain GGUF
+    merged: Path  # It is base and words in one plain GGUF.
 
 
 @dataclass

@@ -137,7 +137,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Gemma3ForCausalLM",
         "norms plus one, also of q and k; windows by layer",
         {
-            "num_hidden_layers": 6,  # llama.cpp gives every sixth layer the whole context
+            "num_hidden_layers": 6,  # llama.cpp gives every sixth layer the whole context.
             "head_dim": 32,
             "sliding_window": 8,
             "query_pre_attn_scalar": 32,
@@ -254,7 +254,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "DeepseekV2ForCausalLM",
         "latent attention (3-D weights); experts, shared experts, a dense layer",
         {
-            "num_hidden_layers": 27,  # by which llama.cpp tells the Lite models
+            "num_hidden_layers": 27,  # llama.cpp tells the Lite models by it.
             "hidden_size": 64,
             "num_key_value_heads": 4,
             "first_k_dense_replace": 1,

@@ -60,7 +60,7 @@ def vocabulary() -> tuple[list[bytes], list[float], list[int]]:
     unique = list(dict.fromkeys(pieces))
     tokens += [p.encode() for p in unique]
     types += [normal] * len(unique)
-    scores = [0.0] * (3 + N_BYTES) + [float(len(p)) for p in unique]  # the longest piece wins
+    scores = [0.0] * (3 + N_BYTES) + [float(len(p)) for p in unique]  # The longest piece wins.
     return tokens, scores, types
 
 

@@ -46,10 +46,10 @@ class Outcome:
 
     arch: str
     carried: int = 0
-    own_batch: bool = False  # the deltas' tokens share no ubatch with others
-    inert: list[str] = field(default_factory=list)  # tensors that no graph reads
-    nmse: dict[str, float] = field(default_factory=dict)  # case -> figure
-    base_diff: float = 0.0  # of rows without a delta
+    own_batch: bool = False  # The deltas' tokens share no ubatch with others.
+    inert: list[str] = field(default_factory=list)  # No graph reads these tensors.
+    nmse: dict[str, float] = field(default_factory=dict)  # It maps a case to its figure.
+    base_diff: float = 0.0  # difference of rows without a delta
     failed: str = ""
 
 

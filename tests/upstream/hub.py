@@ -12,7 +12,7 @@ from dqrelo_gguf.model.pairing import Selection
 from tests.support.models import EXAMPLES, convert_hf, rewrite_gguf, tuned_gguf
 from tests.upstream.bert import write_bert
 
-COMMIT = "0" * 40  # llama.cpp finds a cached file under the commit that refs/main names
+COMMIT = "0" * 40  # llama.cpp finds a cached file under the commit that refs/main names.
 DRAFT_URL = "https://huggingface.co/ggml-org/tiny-llamas/resolve/main/stories15M-q4_0.gguf"
 # The chat models of the tests; all are the example's base here. The file's name ends in the tag that router tests ask for.
 LLAMAS = {
@@ -21,11 +21,12 @@ LLAMAS = {
     "ggml-org/tinygemma3-GGUF": "tinygemma3-Q8_0.gguf",
 }
 INFILL = ("ggml-org/test-model-stories260K-infill", "stories260K-infill-F32.gguf")
-MANY = "ggml-org/models"  # one repository with several models, each asked for by its file
+MANY = "ggml-org/models"  # One repository has several models, each asked for by its file.
 EMBEDDING, RERANKER = "bert-bge-small/ggml-model-f16.gguf", "jina-reranker-v1-tiny-en/ggml-model-f16.gguf"
-END_TOKEN, UNKNOWN_TOKEN = 2, 0  # of the example's tokenizer
-NOT_SERVED = r"token_types\.weight"  # read by a view, a form that the operator does not support
-FILL_IN_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")  # llama.cpp knows them by these texts
+END_TOKEN, UNKNOWN_TOKEN = 2, 0  # They belong to the example's tokenizer.
+NOT_SERVED = r"token_types\.weight"  # A view reads it, a form that the operator does not support.
+# llama.cpp knows them by these texts.
+FILL_IN_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Hub:
 
     cache: Path
     downloads: dict[str, str]  # by address
-    deltas: dict[str, str]  # by repository, or repository and file where the tests name the file
+    # By repository, or by repository and file where the tests name the file.
+    deltas: dict[str, str]
 
 
 def _place(cache: Path, repo: str, file: str) -> Path:
@@ -56,7 +58,7 @@ def _chat_model(source: Path, target: Path, last_tokens: tuple[str, ...] = ()) -
         last_tokens: new texts of the last tokens.
     """
     tokens = gguf.GGUFReader(source).fields["tokenizer.ggml.tokens"].contents()
-    tokens[END_TOKEN] = "<end>"  # llama.cpp takes the usual text for an end token, whatever the file says
+    tokens[END_TOKEN] = "<end>"  # llama.cpp takes the usual text for an end token, whatever the file says.
     tokens[len(tokens) - len(last_tokens) :] = last_tokens
     return rewrite_gguf(
         source, target, fields={"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.eos_token_id": UNKNOWN_TOKEN}
@@ -76,7 +78,7 @@ def make_hub(folder: Path) -> Hub:
     cache, made = folder / "cache", folder / "made"
     made.mkdir(parents=True)
     base = convert_hf(EXAMPLES / "base", made / "base.gguf")
-    # proposes what the base often refuses
+    # It proposes what the base often refuses.
     draft = _chat_model(convert_hf(EXAMPLES / "ft-words", made / "words.gguf"), made / "draft.gguf")
     delta = made / "words.dq.gguf"
     convert(Job(base, EXAMPLES / "ft-words", delta))
@@ -85,7 +87,7 @@ def make_hub(folder: Path) -> Hub:
         _chat_model(base, _place(cache, repo, file))
         deltas |= {repo: str(delta), f"{repo}/{file}": str(delta)}
     _chat_model(base, _place(cache, *INFILL), FILL_IN_TOKENS)
-    deltas[INFILL[0]] = str(delta)  # the same weights
+    deltas[INFILL[0]] = str(delta)  # The weights are the same.
     for file in (EMBEDDING, RERANKER):
         model = write_bert(_place(cache, MANY, file), is_reranker=file == RERANKER)
         own = made / Path(file).parent

@@ -61,7 +61,7 @@ def _started_with_a_delta(start: Callable[..., None]) -> Callable[..., None]:
         server.offline = True
         repo, file = (server.model_hf_repo or "").split(":")[0], server.model_hf_file
         delta = LOCAL["deltas"].get(f"{repo}/{file}" if file else repo)
-        # the server takes options from its environment too
+        # The server takes options from its environment too.
         added = {"LLAMA_ARG_DELTA": f"tuned={delta}", "LLAMA_ARG_DELTA_UNKNOWN": "base"} if delta else {}
         os.environ.update(added)
         try:
@@ -73,7 +73,7 @@ def _started_with_a_delta(start: Callable[..., None]) -> Callable[..., None]:
     return start_server
 
 
-_stand_in_for_wget()  # before upstream's conftest is imported
+_stand_in_for_wget()  # This runs before upstream's conftest is imported.
 
 
 def pytest_configure() -> None:

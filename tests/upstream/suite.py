@@ -16,7 +16,7 @@ from tests.support.server_fixtures import free_port
 from tests.upstream.hub import Hub
 
 PASSED = "passed"
-RUN_SECONDS = 1200  # of one file; a server that hangs ends it
+RUN_SECONDS = 1200  # seconds of one file; a server that hangs ends it
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Suite:
                 timeout=RUN_SECONDS,
                 check=False,
             )
-        # 0: all passed, 1: some failed, 5: none was collected
+        # 0 means that all passed, 1 that some failed, and 5 that none was collected.
         if done.returncode not in (0, 1, 5):
             raise RuntimeError(f"pytest ended with {done.returncode}; see {self.scratch / f'{contender.name}.log'}")
         return _read(results)

@@ -15,7 +15,8 @@ static VKAPI_ATTR void VKAPI_CALL keep_buffer(VkDevice device, VkBuffer buffer, 
 
 VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL vkGetInstanceProcAddr(VkInstance instance, const char * name) {
     static PFN_vkGetInstanceProcAddr next;
-    if (!next) { // by name, since RTLD_NEXT does not see libraries that the importing of a Python module loads
+    // It is found by name, since RTLD_NEXT does not see libraries that the importing of a Python module loads.
+    if (!next) {
         void * loader = dlopen("libvulkan.so.1", RTLD_NOW);
         next          = loader ? (PFN_vkGetInstanceProcAddr) dlsym(loader, "vkGetInstanceProcAddr") : NULL;
     }

@@ -20,13 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = Path(__file__).resolve().parent
 TARGETS = ("_core", "llama-quantize")
-KEEP_BUFFERS = "libkeep_buffers.so"  # against a fault of Mesa 22.3; its source says which
+KEEP_BUFFERS = "libkeep_buffers.so"  # It helps against a fault of Mesa 22.3, which its source describes.
 
 DRIVERS = Path("/usr/share/vulkan/icd.d")
 SPIRV = Path("/usr/share/cmake/SPIRV-Headers")
 LIBRARIES = Path("/usr/lib")
 
-# ggml-vulkan does not compile with older headers. Debian 12 has older ones; of the next release's package only the headers are used.
+# With older headers ggml-vulkan does not compile. Debian 12 has older ones; of the next release's package only the
+# headers are used.
 NEEDED_HEADERS = (1, 4)
 HEADERS_PACKAGE = "libvulkan-dev"
 MIRROR = "http://deb.debian.org/debian"

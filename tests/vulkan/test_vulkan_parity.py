@@ -68,7 +68,7 @@ def test_all_layers_lie_on_the_device(make_family: Maker, capfd: pytest.CaptureF
     assert re.search(r"Vulkan0 +KV buffer size", log)
 
 
-@pytest.mark.parametrize("n_tokens", [3, 24])  # a kernel for a few rows and one for many
+@pytest.mark.parametrize("n_tokens", [3, 24])  # There is a kernel for a few rows and one for many.
 @pytest.mark.parametrize(("shape", "base_type"), CASES)
 def test_logits_are_those_of_the_merged_models(
     make_family: Maker, tmp_path: Path, shape: str, base_type: str, n_tokens: int
@@ -79,7 +79,7 @@ def test_logits_are_those_of_the_merged_models(
         plain = dequantised(family.base, tmp_path / "plain.gguf", family.shape)
         expected = [cpu_logits(path, tokens) for path in (plain, family.merged[0])]
         expected.append(cpu_logits(family.merged[1], other))
-        assert nmse(expected[0], expected[1]) > 0.1  # the delta does much, so that a part left out shows
+        assert nmse(expected[0], expected[1]) > 0.1  # The delta does much, so that a part left out shows.
         # The kernels, and with them the base's error, differ with the number of rows.
         base_errors = [nmse(rt.logits(batch)[0], expected[0]) for batch in ([tokens], [tokens, tokens, other])]
         assert max(base_errors) <= MAX_BASE

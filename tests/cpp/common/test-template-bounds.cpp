@@ -17,7 +17,7 @@ static const char * const LENGTH = "is too long";
 struct template_case {
     std::string name;
     std::string source;
-    std::string expected; // in the prompt, or in the error
+    std::string expected; // The prompt, or the error, has this text.
 };
 
 static std::string times(size_t n, const std::string & text) {
@@ -262,7 +262,7 @@ static void test_enough() {
 // A value that refers to itself is freed with its scope.
 static void test_freed() {
     check::begin("values that refer to themselves are freed");
-    for (int i = 0; i < 1000; i++) { // the leak checker of the sanitizer looks
+    for (int i = 0; i < 1000; i++) { // The leak checker of the sanitizer looks.
         CHECK(prompt_of(NS + "{% set ns.x = ns %}{% set ns.y = 'a' * 10000 %}alive") == "alive");
     }
 }

@@ -230,7 +230,7 @@ int main(int argc, char ** argv) {
     }
     templates = templates.empty() ? TEMPLATES : templates;
 
-    dqrelo_template_bounds bounds; // small ones: many are broken, and soon
+    dqrelo_template_bounds bounds; // They are small, so that many are broken, and soon.
     bounds.steps  = { 200000, 0, 0 };
     bounds.bytes  = { 4000000, 0, 0 };
     bounds.values = { 20000, 0, 0 };
@@ -239,7 +239,7 @@ int main(int argc, char ** argv) {
     int n_good = 0, n_broken = 0, n_error = 0;
     for (int i = 0; i < n_runs; i++) {
         const std::string source = mutated(templates, rng);
-        if (const char * path = std::getenv("DQRELO_FUZZ_LAST")) { // to look at after a crash
+        if (const char * path = std::getenv("DQRELO_FUZZ_LAST")) { // The file can be looked at after a crash.
             std::ofstream(path, std::ios::binary) << source;
         }
         const std::string prompt = template_run::prompt_of(source, 3, bounds);

@@ -44,13 +44,13 @@ struct options {
     uint32_t                n_ubatch   = N_BATCH;
     enum llama_pooling_type pooling    = LLAMA_POOLING_TYPE_NONE;
     bool                    embeddings = false;
-    bool                    yarn       = false; // a RoPE that multiplies what it rotates, too
+    bool                    yarn       = false; // This RoPE multiplies what it rotates, too.
 };
 
 // A model, and the delta that it runs with in each sequence: a plain model has none.
 struct subject {
     llama_model *               model;
-    std::vector<dqrelo_delta *> deltas; // of sequence i: deltas[i % size]
+    std::vector<dqrelo_delta *> deltas; // Sequence i has deltas[i % size].
 
     context_ptr open(const options & o) const {
         llama_context_params p = llama_context_default_params();
@@ -70,7 +70,7 @@ struct subject {
             p.yarn_attn_factor  = 1.2f;
         }
         p.kv_unified = true;
-        p.swa_full   = true; // prefixes and shifts need the whole cache
+        p.swa_full   = true; // Prefixes and shifts need the whole cache.
         context_ptr ctx(llama_init_from_model(model, p));
         if (!ctx) {
             fail("no context");
@@ -100,7 +100,7 @@ struct part {
     llama_seq_id             seq_id;
     llama_pos                pos;
     std::vector<llama_token> tokens;
-    bool                     is_counted = true; // false: it runs beside, on the other delta
+    bool                     is_counted = true; // If it is false, the part runs beside, on the other delta.
 };
 
 // Decodes them in one batch; the logits of all rows, or the embeddings [n_rows, n_embd] (a row a sequence where they are pooled).
@@ -150,7 +150,7 @@ floats shared_prefix(const subject & s, const options & o) {
     llama_memory_t    memory = llama_get_memory(ctx.get());
     const auto        prompt = random_tokens(20, 1, s.model);
     decode(ctx.get(), { { 0, 0, prompt } });
-    llama_memory_seq_cp(memory, 0, 2, -1, -1); // sequence 2 has the delta of sequence 0
+    llama_memory_seq_cp(memory, 0, 2, -1, -1); // Sequence 2 has the delta of sequence 0.
     return decode(ctx.get(), { { 1, 0, random_tokens(8, 9, s.model), false },
                                { 0, 20, random_tokens(5, 2, s.model) },
                                { 2, 20, random_tokens(7, 3, s.model) } });
@@ -189,10 +189,10 @@ floats base_beside_shifts(const subject & s, const options & o) {
     }
     for (llama_seq_id seq_id : { 0, 1, 3 }) {
         decode_and_shift(ctx.get(), seq_id, s.model);
-        decode(ctx.get(), { { seq_id, 28, random_tokens(1, 9, s.model) } }); // moves the cells
+        decode(ctx.get(), { { seq_id, 28, random_tokens(1, 9, s.model) } }); // This moves the cells.
     }
     for (llama_seq_id seq_id : { 0, 1, 3 }) {
-        llama_memory_seq_add(llama_get_memory(ctx.get()), seq_id, 4, -1, 3); // moves them once more, all at once
+        llama_memory_seq_add(llama_get_memory(ctx.get()), seq_id, 4, -1, 3); // This moves them once more, all at once.
     }
     return decode(ctx.get(), { { 3, 32, random_tokens(10, 2, s.model) } });
 }

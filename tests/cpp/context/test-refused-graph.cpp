@@ -74,7 +74,7 @@ int main(int argc, char ** argv) {
 
     check::begin("a decode that only builds a graph fails");
     is_refused = true;
-    llama_set_embeddings(ctx, true); // another graph
+    llama_set_embeddings(ctx, true); // This makes llama.cpp build another graph.
     CHECK(decode(ctx) < -1);
 
     llama_free(ctx);

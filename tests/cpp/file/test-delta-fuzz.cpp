@@ -12,7 +12,7 @@ using namespace dqrelo;
 using namespace testing;
 
 static const char * const PATH    = "test-delta-fuzz.gguf";
-static const int          N_CASES = 5000; // of each kind; about five seconds in all with sanitizers
+static const int          N_CASES = 5000; // cases of each kind; all take about five seconds with sanitizers
 
 // Numbers that counts, lengths, types and offsets are tried with.
 static const uint64_t EXTREMES[] = {
@@ -20,30 +20,30 @@ static const uint64_t EXTREMES[] = {
 };
 
 static std::string damage(std::string bytes, size_t n_header, random_source & r) {
-    // the header is where the decisions are; a small part of the cases damages data
+    // The header is where the decisions are, so only a small part of the cases damages data.
     const size_t n = r.below(8) ? n_header : bytes.size();
     switch (r.below(6)) {
-        case 0: // bits
+        case 0: // Some bits are flipped.
             for (uint64_t i = 0; i <= r.below(4); ++i) {
                 bytes[r.below(n)] ^= (char) (1 << r.below(8));
             }
             break;
-        case 1: // bytes
+        case 1: // Some bytes are changed.
             for (uint64_t i = 0; i <= r.below(8); ++i) {
                 bytes[r.below(n)] = (char) r.next();
             }
             break;
-        case 2: // a number
+        case 2: // A number is replaced.
         case 3: {
             const uint64_t value   = EXTREMES[r.below(sizeof(EXTREMES) / sizeof(EXTREMES[0]))];
             const size_t   n_value = r.below(2) ? 8 : 4;
             memcpy(&bytes[r.below(n - 8)], &value, n_value);
             break;
         }
-        case 4: // an end
+        case 4: // The end is cut off.
             bytes.resize(r.below(bytes.size()));
             break;
-        case 5: { // a piece too many or too few
+        case 5: { // There is a piece too many or too few.
             const size_t at = r.below(n);
             if (r.below(2)) {
                 bytes.insert(at, bytes.substr(r.below(n), r.below(64)));
@@ -159,7 +159,7 @@ static void test_damaged_deltas(const delta_builder & valid) {
     }
     printf("  %d of %d opened\n", out.n_opened, N_CASES);
     CHECK(out.n_silent == 0);
-    // some damage does no harm; if none opened, the sound file itself would be refused
+    // Some damage does no harm. If none opened, the sound file itself would be refused.
     CHECK(out.n_opened > 0 && out.n_opened < N_CASES / 2);
 }
 
@@ -176,7 +176,7 @@ static void test_edited_deltas(const delta_builder & valid) {
     }
     printf("  %d of %d opened\n", out.n_opened, N_CASES);
     CHECK(out.n_silent == 0);
-    // some damage does no harm; if none opened, the sound file itself would be refused
+    // Some damage does no harm. If none opened, the sound file itself would be refused.
     CHECK(out.n_opened > 0 && out.n_opened < N_CASES / 2);
 }
 

@@ -82,7 +82,7 @@ static void test_samples() {
     check::begin("samples/names and places");
     const gguf_builder m    = model(GGML_TYPE_F32, 1);
     const auto         base = open_base(m);
-    // 20 matrices in byte order: m0 m1 m10 ... m19 m2 ... m9; entry q is number q * 20 / 16
+    // The 20 matrices in byte order are m0 m1 m10 ... m19 m2 ... m9, and entry q is number q * 20 / 16.
     const std::vector<std::string> names = base->sample_tensors();
     CHECK(names.size() == 16 && names[0] == "m0" && names[1] == "m1" && names[2] == "m10" && names[4] == "m13" && names[15] == "m8");
 
@@ -191,11 +191,11 @@ static void test_correlation() {
     std::vector<float> b = a;
     CHECK(std::fabs(sample_correlation(a, b) - 1.0) < 1e-12);
     for (size_t i = 0; i < 32; ++i) {
-        a[i] *= 1000.0f; // a scale of one group of both changes nothing
+        a[i] *= 1000.0f; // A scale of one group of both changes nothing.
         b[i] *= 1000.0f;
     }
     CHECK(std::fabs(sample_correlation(a, b) - 1.0) < 1e-12);
-    std::fill(a.begin(), a.begin() + 32, 0.0f); // a group of zeros is left out, whatever the base has there
+    std::fill(a.begin(), a.begin() + 32, 0.0f); // A group of zeros is left out, whatever the base has there.
     CHECK(std::fabs(sample_correlation(a, b) - 1.0) < 1e-12);
     std::fill(a.begin(), a.end(), 0.0f);
     CHECK(sample_correlation(a, b) == 0.0 && sample_correlation({}, {}) == 0.0);

@@ -18,7 +18,7 @@
 
 namespace {
 
-constexpr int N_DELTAS = 16; // loaded at once
+constexpr int N_DELTAS = 16; // deltas that are loaded at once
 constexpr int N_SEQ    = N_DELTAS + 1;
 
 struct model_deleter {
@@ -50,13 +50,13 @@ struct runner {
     }
 };
 
-// n_seq sequences of n_tokens random tokens each (or random embeddings).
+// A case decodes n_seq sequences of n_tokens random tokens each (or random embeddings).
 struct test_case {
     std::string name;
     int         n_seq;
     int         n_tokens;
     bool        embeddings  = false;
-    bool        all_outputs = false; // as many outputs as tokens: their rows are selected with all ids
+    bool        all_outputs = false; // There are as many outputs as tokens, and their rows are selected with all ids.
 };
 
 // Logits of all rows [n_seq*n_tokens, n_vocab], or nothing if decoding fails. Only sequences from `first` on are decoded; the rows of
@@ -68,7 +68,7 @@ std::vector<float> logits(runner & r, const test_case & c, int first = 0) {
 
     std::mt19937     gen(c.n_seq * 1000 + c.n_tokens);
     llama_batch      batch = llama_batch_init(n, c.embeddings ? n_embd : 0, 1);
-    std::vector<int> row_of; // of each token of the batch
+    std::vector<int> row_of; // It has a row for each token of the batch.
     for (int row = 0; row < n; row++) {
         const int i = (int) row_of.size();
         if (c.embeddings) {
@@ -81,7 +81,7 @@ std::vector<float> logits(runner & r, const test_case & c, int first = 0) {
         batch.pos[i]       = row / c.n_seq;
         batch.n_seq_id[i]  = 1;
         batch.seq_id[i][0] = row % c.n_seq;
-        batch.logits[i]    = c.all_outputs || row % 3 != 1; // rows without an output are left out inside the graph
+        batch.logits[i]    = c.all_outputs || row % 3 != 1; // Rows without an output are left out inside the graph.
         if (row % c.n_seq >= first) {
             row_of.push_back(row);
         }
@@ -90,7 +90,7 @@ std::vector<float> logits(runner & r, const test_case & c, int first = 0) {
     if (llama_get_memory(r.ctx.get())) {
         llama_memory_clear(llama_get_memory(r.ctx.get()), true);
     }
-    // embeddings of models with several positions a token (M-RoPE) take all of them: batch.pos is then [n_pos][n]
+    // Embeddings of models with several positions a token (M-RoPE) take all of them, so batch.pos is [n_pos][n].
     const llama_rope_type  rope = llama_model_rope_type(r.model.get());
     std::vector<llama_pos> pos;
     for (int p = 0; p < (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE ? 4 : 1); p++) {
@@ -130,7 +130,7 @@ void run_case(const test_case & c, runner & base, runner & plain, std::vector<ru
               bool own_batch) {
     const std::vector<float> got     = logits(base, c);
     const std::vector<float> without = logits(plain, c);
-    // where deltas need ubatches of their own, rows without one have theirs: the base's product depends on the ubatch's size
+    // Where deltas need ubatches of their own, rows without one have theirs, too: the base's product depends on the ubatch's size.
     const std::vector<float> base_alone =
         own_batch && delta_of_seq[c.n_seq - 1] < 0 && !without.empty() ? logits(plain, c, c.n_seq - 1) : without;
     std::vector<std::vector<float>> expected;
@@ -149,7 +149,7 @@ void run_case(const test_case & c, runner & base, runner & plain, std::vector<ru
     row_error    with_delta, changed;
     double       without_delta = 0;
     for (size_t i = 0; i < got.size(); i++) {
-        const int kind = delta_of_seq[(i / n_vocab) % c.n_seq]; // -1: the base
+        const int kind = delta_of_seq[(i / n_vocab) % c.n_seq]; // -1 is the base.
         if (kind < 0) {
             without_delta = std::max(without_delta, (double) std::fabs(got[i] - base_alone[i]));
             continue;
@@ -200,7 +200,7 @@ int main(int argc, char ** argv) {
         printf("inert %s\n", dqrelo_inert_weight(deltas[0], i));
     }
 
-    // sequences 0..15 have a delta each, the last one none
+    // Sequences 0..15 have a delta each, and the last one has none.
     std::vector<int> delta_of_seq;
     for (int s = 0; s < N_SEQ; s++) {
         dqrelo_delta * delta = s < N_DELTAS ? deltas[s] : nullptr;
@@ -225,12 +225,12 @@ int main(int argc, char ** argv) {
          }) {
         run_case(c, base, plain, { &merged_a, &merged_b }, delta_of_seq, own_batch);
     }
-    // a bound delta stays, and only sequences of the context can be bound
+    // A bound delta stays, and only sequences of the context can be bound.
     const bool kept = !dqrelo_free(deltas[0]) && dqrelo_bound(base.ctx.get(), 0) == deltas[0] && dqrelo_n_bound(deltas[0]) == 1;
     printf("kept %d\n", kept && !dqrelo_bind(base.ctx.get(), N_SEQ, deltas[0], 1.0f, err, sizeof(err)));
     printf("other_context %d\n", !dqrelo_bind(plain.ctx.get(), 0, deltas[0], 1.0f, err, sizeof(err)));
 
-    // off means off
+    // Without deltas the context is the base's again.
     for (int s = 0; s < N_SEQ; s++) {
         dqrelo_bind(base.ctx.get(), s, nullptr, 1.0f, err, sizeof(err));
     }

@@ -131,7 +131,7 @@ std::vector<floats> story(run & r, float scale, bool is_forgotten) {
     is_forgotten ? r.forget(2) : r.remove(2);
     found.push_back(r.decode(0, 1, 1));
     r.bind(1.0f);
-    found.push_back(r.decode(0, 2, 12)); // the third's cells are used again
+    found.push_back(r.decode(0, 2, 12)); // The cells of the third sequence are used again.
     return found;
 }
 
@@ -159,7 +159,7 @@ void finding(const setup & s) {
 
     run r(s);
     r.bind(TOO_LARGE);
-    r.decode(0, 2, 12, /*others_have_outputs =*/false); // a part of a longer prompt
+    r.decode(0, 2, 12, /*others_have_outputs =*/false); // This is a part of a longer prompt.
     expect("found without an output", !r.is_finite(2, false) && r.is_finite(0, true) && r.is_finite(1, true));
     r.forget(2);
     expect("forgotten", r.is_finite(2, false));

@@ -56,7 +56,7 @@ struct hand_made {
 
     ggml_tensor * weight(const char * name) const { return const_cast<ggml_tensor *>(model->get_tensor(name)); }
 
-    // x W of blk.0.attn_q, F32 [n_embd, n_tokens]
+    // Returns x W of blk.0.attn_q, F32 [n_embd, n_tokens].
     ggml_tensor * q() const {
         return ggml_mul_mat(ctx, weight("blk.0.attn_q.weight"), ggml_get_rows(ctx, weight("token_embd.weight"), inp_tokens));
     }

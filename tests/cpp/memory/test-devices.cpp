@@ -40,7 +40,7 @@ static void test_host() {
     check::begin("the CPU's weights are the mapped file's");
     CHECK(placement_of(weight_in(ggml_backend_cpu_buffer_type()).tensor).how == method::mapped);
     fake_device     gpu;
-    const weight_in pinned(&gpu.pinned); // the CPU computes with it, whatever device can read it
+    const weight_in pinned(&gpu.pinned); // The CPU computes with it, whatever device can read it.
     const placement p = placement_of(pinned.tensor);
     CHECK(p.how == method::mapped && p.buft == ggml_backend_cpu_buffer_type() && p.problem.empty());
 }
@@ -65,7 +65,7 @@ static void test_refused() {
     fake_device split, rpc, meta;
     split.buft_name = "Fake_Split";
     expect_problem(split, "-sm row");
-    rpc.reg_name = "RPC"; // which says yes to every op
+    rpc.reg_name = "RPC"; // A device of this name says yes to every op.
     expect_problem(rpc, "--rpc");
     meta.type = GGML_BACKEND_DEVICE_TYPE_META;
     expect_problem(meta, "-sm tensor");
@@ -82,7 +82,7 @@ static std::vector<uint8_t> random_bytes(size_t n) {
 
 static void test_upload(bool is_async) {
     check::begin(is_async ? "upload through pinned memory" : "upload to a device without streams");
-    const std::vector<uint8_t> bytes = random_bytes((size_t) 45 << 20); // more than the pinned buffers hold together
+    const std::vector<uint8_t> bytes = random_bytes((size_t) 45 << 20); // The pinned buffers together hold less.
     fake_device                gpu;
     gpu.is_async = is_async;
     ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, true }));
@@ -94,7 +94,7 @@ static void test_upload(bool is_async) {
             std::vector<uint8_t> source = bytes;
             up.copy(t, 0, source.data(), 5);
             up.copy(t, 5, source.data() + 5, source.size() - 5);
-            std::fill(source.begin(), source.end(), (uint8_t) 0); // no longer needed
+            std::fill(source.begin(), source.end(), (uint8_t) 0); // The source is no longer needed.
             up.finish();
         }
         CHECK(memcmp(t->data, bytes.data(), bytes.size()) == 0);
@@ -134,7 +134,7 @@ static void test_pack(const testing::delta_builder & d) {
         }
         CHECK(pack->n_bytes() == dqrelo::device_pack::bytes_needed(*file, &gpu.buft, weights));
     }
-    CHECK(gpu.n_buffers == 0); // what goes leaves nothing behind
+    CHECK(gpu.n_buffers == 0); // What goes leaves nothing behind.
 
     gpu.n_bytes_max = 100;
     CHECK(dqrelo::device_pack::load(*file, &gpu.buft, weights, err) == nullptr);
@@ -163,9 +163,9 @@ static std::unique_ptr<dqrelo::delta_file> file_with_factors_of(float value) {
 
 static void test_overflow() {
     check::begin("a number that is too large for the type that a device multiplies");
-    fake_device gpu; // takes no product, so it is given F16
+    fake_device gpu; // It takes no product, so it is given F16.
     std::string err;
-    for (float value : { 65504.0f, 65519.0f }) { // the last is rounded down
+    for (float value : { 65504.0f, 65519.0f }) { // The last is rounded down.
         CHECK(dqrelo::composed_pack::load(*file_with_factors_of(value), &gpu.buft, { 0 }, err) != nullptr);
     }
     for (float value : { 65520.0f, 1e5f, 3e38f }) {

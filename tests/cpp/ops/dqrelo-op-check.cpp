@@ -12,9 +12,9 @@
 
 #include <cstring>
 
-static device_op * device; // that of this round
+static device_op * device; // The current round uses it.
 static int         n_cases;
-static int         n_missing; // cases for which the device has no operator
+static int         n_missing; // It counts the cases for which the device has no operator.
 
 static void check_case(const std::string & name, op_case & c) {
     c.fill(31);

@@ -59,7 +59,7 @@ static bool same(const quantised & a, const quantised & b) {
     return equal;
 }
 
-// q of a row as integers
+// Returns q of a row as integers.
 static std::vector<int32_t> integers(const int8_t * q, int64_t n) {
     std::vector<int32_t> out;
     for (int64_t j = 0; j < n; j++) {
@@ -79,7 +79,7 @@ static void test_quantize_is_nearest(const dqrelo_kernels * kernels) {
         bool                       near = true;
         int64_t                    sum  = 0;
         for (int64_t j = 0; j < n; j++) {
-            // half a step, and the roundings of 1/d, d and the product: 3 u of |x|
+            // The error is half a step, and the roundings of 1/d, d and the product: 3 u of |x|.
             near = near && std::fabs(q[(size_t) j] * (double) a.act[0].d - x[(size_t) j]) <=
                                0.5 * a.act[0].d + 3 * U_F32 * std::fabs(x[(size_t) j]);
             sum += q[(size_t) j];
@@ -126,12 +126,12 @@ static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int 
         x.push_back(random_row(n, rng, t % 2 == 1));
     }
     const quantised a = quantise(&dqrelo_kernels_scalar, x, nullptr);
-    // one byte before, so that no row of signs is aligned, and not one after, so that a sanitizer sees a read past the end
+    // There is one byte before, so that no row of signs is aligned, and none after, so that a sanitizer sees a read past the end.
     bytes sign(1 + (size_t) (n / 8 * n_i));
     for (uint8_t & b : sign) {
         b = (uint8_t) rng();
     }
-    memset(sign.data() + 1, 0, (size_t) (n / 8)); // a row of minus ones
+    memset(sign.data() + 1, 0, (size_t) (n / 8)); // This is a row of minus ones.
 
     const int            ld = n_i + 3;
     std::vector<int32_t> got((size_t) (ld * n_t), 1234567);
@@ -178,7 +178,7 @@ static void test_to_float(const dqrelo_kernels * kernels, ggml_type type) {
         kernels->to_float(type, m.data.data(), n, got.data());
         bool exact = got[(size_t) n] == 55.0f;
         for (int64_t j = 0; j < n; j++) {
-            exact = exact && got[(size_t) j] == m.value[(size_t) j]; // products of 11 by 8 bits are exact in F32
+            exact = exact && got[(size_t) j] == m.value[(size_t) j]; // Products of 11 by 8 bits are exact in F32.
         }
         CHECK(exact);
     }
@@ -240,7 +240,7 @@ static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n,
     }
     CHECK(close);
     CHECK(inside);
-    // a row's result is the same, bit for bit, alone and among others, and whatever piece of a it is computed with
+    // A row's result is the same, bit for bit, alone and among others, and whatever piece of a it is computed with.
     const int t = n_t - 1;
     kernels->dots(type, a.data.data(), dqrelo_type_bytes(type, n), n_i, &b[(size_t) t], 1, n, alone.data(), n_i);
     CHECK(memcmp(alone.data(), &got[(size_t) (t * ld)], (size_t) n_i * sizeof(float)) == 0);

@@ -4,7 +4,7 @@
 //   composed   the same from stock ops: for each plane scale * (Q1_0 mul_mat) of c . x, two mul_mats with sign factors as Q8_0, then two
 //              with the factors as they are, adds
 //
-// y is zero: the error is of the delta alone, ||got - exact|| / ||exact|| over all rows and outputs.
+// Here y is zero, so the error is of the delta alone: ||got - exact|| / ||exact|| over all rows and outputs.
 
 #include "support/check.h"
 #include "support/random-entry.h"
@@ -15,7 +15,7 @@
 #include <string>
 
 static constexpr double MAX_ERROR_GAUSSIAN = 0.006;
-static constexpr double MAX_ERROR_OUTLIERS = 0.013; // channels 100 times larger
+static constexpr double MAX_ERROR_OUTLIERS = 0.013; // Some channels are 100 times larger here.
 
 static ggml_tensor * make_weight(ggml_context * ctx, ggml_type type, int64_t ne0, int64_t ne1, const bytes & data) {
     ggml_tensor * t = ggml_new_tensor_2d(ctx, type, ne0, ne1);

@@ -42,7 +42,7 @@ static void compute(const std::vector<ggml_tensor *> & nodes, int n_threads) {
         const size_t n_node = dqrelo_cpu_work_bytes(node, n_threads);
         n_bytes             = n_node > n_bytes ? n_node : n_bytes;
     }
-    const std::unique_ptr<uint8_t[]> work(new uint8_t[n_bytes]); // exactly as many as asked for
+    const std::unique_ptr<uint8_t[]> work(new uint8_t[n_bytes]); // It has exactly as many bytes as were asked for.
     ggml_threadpool                  pool;
     pool.n_threads = n_threads;
     std::vector<std::thread> threads;

@@ -12,7 +12,7 @@
 #include <random>
 #include <thread>
 
-static const size_t N_BYTES = 1000; // of each file
+static const size_t N_BYTES = 1000; // bytes of each file
 
 static std::filesystem::path folder() {
     const auto path = std::filesystem::temp_directory_path() / ("dqrelo-test-registry-" + std::to_string(std::random_device{}()));
@@ -23,7 +23,7 @@ static std::filesystem::path folder() {
 struct fixture {
     std::filesystem::path                  dir = folder();
     std::shared_ptr<server_delta_registry> registry;
-    mutable std::vector<std::string>       order; // of the loads by load_all
+    mutable std::vector<std::string>       order; // It has the order in which load_all loaded the names.
 
     explicit fixture(server_delta_limits limits) : registry(std::make_shared<server_delta_registry>(limits)) {}
 
@@ -164,11 +164,11 @@ static void test_main_loop_is_called_again() {
     server_delta_work work;
     assert(f.registry->next_work(work) && work.wants_main_loop);
     assert(f.registry->take_unchecked() == nullptr);
-    assert(f.registry->next_work(work) && work.wants_main_loop); // the main loop looks, but did not unbind yet
+    assert(f.registry->next_work(work) && work.wants_main_loop); // The main loop looks, but did not unbind yet.
     for (const auto & delta : f.registry->retired()) {
         f.registry->unbound(delta);
     }
-    f.update(); // the second call finds nothing to do
+    f.update(); // The second call finds nothing to do.
     assert(f.registry->next_work(work) && work.to_free);
     f.registry->freed();
     one.join();
@@ -205,7 +205,7 @@ static void test_turns_are_by_arrival() {
     const int n = 6;
     fixture   f({ 0, 1 });
     for (int i = 0; i < n; i++) {
-        f.put(std::to_string(i % 3)); // some names twice: an equal one may not overtake
+        f.put(std::to_string(i % 3)); // Some names come twice: an equal one may not overtake.
         if (i == 2) {
             break;
         }
@@ -249,7 +249,7 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
         threads.emplace_back([&, t] {
             std::mt19937 rng(t);
             for (int k = 0; k < 400; k++) {
-                const int i = (int) (rng() % (n_names + 1)); // the last one comes and goes
+                const int i = (int) (rng() % (n_names + 1)); // The last one comes and goes.
                 try {
                     const auto use =
                         f.registry->acquire(std::to_string(i), [&, polls = 0]() mutable { return rng() % 50 == 0 && polls++ > 0; });
@@ -261,7 +261,7 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
                     assert(limits.n_active_max == 0 || n <= (int) limits.n_active_max);
                     std::this_thread::yield();
                     n_active[i]--;
-                } catch (const server_delta_error &) { // unloaded, or the client went
+                } catch (const server_delta_error &) { // The delta was unloaded, or the client went.
                 }
             }
         });
@@ -283,7 +283,8 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
     for (auto & thread : threads) {
         thread.join();
     }
-    assert(limits.n_bytes_max == 0 || f.registry->n_resident() <= limits.n_bytes_max + N_BYTES); // a reload has both files for a while
+    // A reload has both files for a while.
+    assert(limits.n_bytes_max == 0 || f.registry->n_resident() <= limits.n_bytes_max + N_BYTES);
     for (const auto & row : f.registry->rows()) {
         assert(row.n_running == 0 && row.entry.n_entitled == 0);
     }
@@ -295,7 +296,7 @@ static void test_old_files_of_a_name_count() {
     const fixture f({ N_BYTES, 0 });
     f.put("a");
     auto old = f.registry->acquire("a", nullptr);
-    f.registry->put(f.make("a", f.registry->path_of("a"))); // as a reload does: two files are in memory
+    f.registry->put(f.make("a", f.registry->path_of("a"))); // As after a reload, two files are in memory.
     std::thread reload([&] { f.registry->load("a", f.file("a"), true, nullptr); });
     wait_until_waiting(f, 1);
     f.registry->sized(next(f), N_BYTES, "", {});
@@ -303,7 +304,7 @@ static void test_old_files_of_a_name_count() {
         assert(f.registry->n_resident() == 2 * N_BYTES);
         old.reset();
     });
-    assert(next(f).wants_main_loop); // to unbind the first file, before the third one is loaded
+    assert(next(f).wants_main_loop); // It is to unbind the first file, before the third one is loaded.
     release.join();
     f.update();
     assert(next(f).to_free);
@@ -335,7 +336,7 @@ static void test_what_fits_does_not_wait_for_what_does_not() {
         load_next(f, 1);
         small.join();
     }
-    f.add("last"); // one too many: the large one is next
+    f.add("last"); // This one is one too many: the large one is next.
     std::thread last([&] { f.registry->load("last", f.registry->path_of("last"), false, nullptr); });
     wait_until_waiting(f, 2);
     use.reset();
@@ -443,7 +444,7 @@ static void test_unwanted_reads_are_given_up() {
         std::thread request([&] {
             try {
                 f.registry->acquire("a", nullptr);
-            } catch (const server_delta_error &) { // unloaded
+            } catch (const server_delta_error &) { // The delta was unloaded.
             }
         });
         wait_until_waiting(f, 1);
@@ -452,7 +453,7 @@ static void test_unwanted_reads_are_given_up() {
         work = next(f);
         assert(work.to_load && f.registry->is_wanted(work));
         if (i == 0) {
-            f.registry->sleep(); // does not wait for the read
+            f.registry->sleep(); // This does not wait for the read.
             assert(!f.registry->is_wanted(work) && !f.registry->begin_loading(work));
             f.registry->wake();
             assert(!f.registry->begin_loading(work)); // the read is of before

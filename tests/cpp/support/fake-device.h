@@ -22,10 +22,10 @@ public:
     std::string                buft_name    = "Fake0";
     bool                       has_operator = true;
     bool                       is_async     = true;
-    size_t                     n_bytes_max  = SIZE_MAX; // of a buffer
+    size_t                     n_bytes_max  = SIZE_MAX; // bytes of a buffer
 
-    int n_buffers = 0; // that live
-    int n_async   = 0; // copies that were asked for
+    int n_buffers = 0; // number of buffers that live
+    int n_async   = 0; // number of copies that were asked for
 
     fake_device() {
         reg                      = { GGML_BACKEND_API_VERSION, {}, this };
@@ -44,8 +44,8 @@ public:
 
     ggml_backend_reg         reg;
     ggml_backend_device      dev;
-    ggml_backend_buffer_type buft;   // its memory
-    ggml_backend_buffer_type pinned; // the host's, which it can read
+    ggml_backend_buffer_type buft;   // It is the device's memory.
+    ggml_backend_buffer_type pinned; // It is memory of the host that the device can read.
 
 private:
     struct copy {
@@ -60,7 +60,7 @@ private:
     };
     struct event {
         stream * on      = nullptr;
-        size_t   n_ahead = 0; // copies that it stands behind
+        size_t   n_ahead = 0; // number of copies that it stands behind
     };
 
     static fake_device & of(ggml_backend_buffer_type_t t) { return *(fake_device *) t->context; }
@@ -125,7 +125,7 @@ private:
             props->caps.host_buffer = of(d).is_async;
             props->caps.events      = of(d).is_async;
         };
-        // the operator where its table lies in the device's memory, as in ggml-cuda
+        // The device takes the operator where its table lies in the device's memory, as in ggml-cuda.
         dev.iface.supports_op = [](ggml_backend_dev_t d, const ggml_tensor * op) {
             return op->op == GGML_OP_DQRELO && of(d).has_operator && op->src[2]->buffer && op->src[2]->buffer->buft == &of(d).buft;
         };

@@ -46,7 +46,7 @@ struct tensor {
 
 // A GGUF file in the making. Keys keep their order; setting a key again replaces it.
 struct gguf_builder {
-    std::vector<std::pair<std::string, std::string>> keys; // value with its type in front
+    std::vector<std::pair<std::string, std::string>> keys; // Each value has its type in front.
     std::vector<tensor>                              tensors;
 
     void set_raw(const std::string & key, const std::string & value) {
@@ -140,7 +140,7 @@ struct random_source {
 
     uint64_t below(uint64_t n) { return next() % n; }
 
-    // in [-1, 1)
+    // Returns a value in [-1, 1).
     float value() { return (float) (next() >> 40) / (float) (1 << 23) - 1.0f; }
 
     std::vector<float> values(size_t n) {

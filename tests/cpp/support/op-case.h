@@ -38,23 +38,23 @@ inline ggml_tensor * make_f32(ggml_context * ctx, const shape & ne, const std::v
 
 struct op_case {
     dqrelo_form                       form   = DQRELO_FORM_MATMUL;
-    shape                             ne     = { 33, 1, 1, 1 }; // of y
+    shape                             ne     = { 33, 1, 1, 1 }; // shape of y
     int64_t                           n_in   = 64;              // MATMUL, MATMUL_ID: row length of x
     bool                              one_x  = false;           // MATMUL_ID: x has one row a token, for all of its experts
     std::array<int32_t, 3>            stride = { 1, 0, 0 };
     std::vector<token_delta>          tokens;
-    std::vector<const random_entry *> entries;        // null: a zeroed entry
-    std::vector<const random_stack *> stacks;         // instead of entries: weights of three dimensions
+    std::vector<const random_entry *> entries;        // nullptr is a zeroed entry.
+    std::vector<const random_stack *> stacks;         // They take the place of entries, for weights of three dimensions.
     std::vector<int32_t>              ids;            // one for each row of y, or none
-    bool                              gaps   = false; // x, y and ids have rows further apart than their length
-    bool                              sorted = true;  // the tokens come sorted, too
+    bool                              gaps   = false; // Rows of x, y and ids are further apart than their length.
+    bool                              sorted = true;  // The tokens come sorted, too.
 
-    std::vector<float> y, x, out; // contiguous copies, row after row
+    std::vector<float> y, x, out; // They are contiguous copies, row after row.
 
     int64_t n_rows() const { return ne[1] * ne[2] * ne[3]; }
     bool    is_matmul() const { return form == DQRELO_FORM_MATMUL || form == DQRELO_FORM_MATMUL_ID; }
     int64_t x_row() const { return is_matmul() ? n_in : ne[0]; }
-    int64_t x_rows() const { // of a token
+    int64_t x_rows() const { // It counts the rows of a token.
         return one_x ? 1 : ne[1];
     }
     const float *       x_of(int64_t row) const { return x.data() + (one_x ? row / ne[1] : row) * x_row(); }

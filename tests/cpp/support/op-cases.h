@@ -21,7 +21,7 @@ static expected_delta expect(const op_case & c, const random_entry & entry, int6
         for (int64_t j = 0; j < c.n_in; j++) {
             v_max = std::fmax(v_max, std::fabs(entry.cscale_at(j) * x[j]));
         }
-        return expect_matmul(entry, x, v_max / 32639.0); // every row here is shorter than 65536
+        return expect_matmul(entry, x, v_max / 32639.0); // Every row here is shorter than 65536.
     }
     const expected_delta row = expect_row(entry, c.ids.empty() ? r % c.ne[1] % entry.e.n_out : c.id_of(r, entry.e.n_out));
     expected_delta       out;
@@ -112,7 +112,7 @@ static void test_matmul_kinds() {
     q.type_v           = GGML_TYPE_Q8_0;
     const random_entry m(o, 41), r(row, 42), c(column, 43), b(both, 44), z(zero, 45), l(large, 46), f(q, 47);
     for (int64_t n_rows : { 1, 3, 17 }) {
-        for (int first = 0; first < (n_rows == 1 ? 7 : 1); first++) { // one row: each of them alone
+        for (int first = 0; first < (n_rows == 1 ? 7 : 1); first++) { // With one row, each entry comes alone.
             op_case k;
             k.ne      = { o.n_out, n_rows, 1, 1 };
             k.n_in    = o.n_in;
@@ -226,7 +226,7 @@ static void test_matmul_16_deltas() {
     check_case("matmul/16 deltas in one batch", c);
 }
 
-// q/k norms and experts: tokens on axis 2; Mamba: over two axes.
+// The q/k norms and experts have tokens on axis 2, Mamba has them over two axes.
 static void test_matmul_strides() {
     entry_options o;
     o.rank = 3;
@@ -271,7 +271,7 @@ static void test_matmul_id() {
     o3.type_v        = GGML_TYPE_Q4_0;
     const random_stack a(o, 5, 51), b(o1, 5, 52), d(o2, 5, 53), q(o3, 5, 54);
     for (bool one_x : { true, false }) {
-        for (int64_t n_tokens : { 1, 5, 40 }) { // 5: as many as experts
+        for (int64_t n_tokens : { 1, 5, 40 }) { // 5 are as many as experts.
             op_case c;
             c.form   = DQRELO_FORM_MATMUL_ID;
             c.one_x  = one_x;
@@ -466,7 +466,7 @@ static void test_elementwise() {
         c.gaps    = true;
         check_case(name + "/vector", c);
 
-        // a vector a head, tokens on axis 2
+        // The weight has a vector a head, and tokens are on axis 2.
         o.n_in = o1.n_in = 24;
         o.n_out = o1.n_out = 4;
         const random_entry h(o, 13), k(o1, 14);

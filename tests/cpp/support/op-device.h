@@ -31,7 +31,7 @@ public:
     }
 
 private:
-    static constexpr size_t ALIGNMENT = 64; // as weights lie in a delta file
+    static constexpr size_t ALIGNMENT = 64; // Weights lie in a delta file at multiples of it.
 
     // Takes over the tensors that c.build makes in the host's memory, views as views.
     void place(const op_case & c) {

@@ -19,7 +19,7 @@ struct random_matrix {
     std::vector<double> value; // row-major
 };
 
-inline double f16_value(uint16_t h) { // normal numbers only
+inline double f16_value(uint16_t h) { // It takes normal numbers only.
     const double magnitude = std::ldexp(1024 + (h & 1023), ((h >> 10) & 31) - 25);
     return h & 0x8000 ? -magnitude : magnitude;
 }
@@ -47,7 +47,7 @@ inline void append_block(random_matrix & m, ggml_type type, std::mt19937 & rng) 
         }
         return;
     }
-    uint8_t packed[16]; // Q4_0: values 0..15 are the low nibbles, 16..31 the high ones
+    uint8_t packed[16]; // Q4_0: values 0..15 are the low nibbles, 16..31 the high ones.
     for (uint8_t & b : packed) {
         b = (uint8_t) rng();
         append(m.data, b);
@@ -195,7 +195,7 @@ struct random_entry {
             for (uint8_t & b : sign[p]) {
                 b = (uint8_t) rng();
             }
-            const bool per_row = o.scale_per_row && p % 2 == 0; // planes of both kinds in one entry
+            const bool per_row = o.scale_per_row && p % 2 == 0; // One entry has planes of both kinds.
             scale[p].resize(per_row ? (size_t) o.n_out : 1);
             for (float & s : scale[p]) {
                 s = o.zero_scale ? 0.0f : uniform(rng) / (float) (1 << p);

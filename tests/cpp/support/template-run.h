@@ -18,9 +18,9 @@
 namespace template_run {
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr size_t STACK_BYTES = 8 * 1024 * 1024; // frames are several times as large
+constexpr size_t STACK_BYTES = 8 * 1024 * 1024; // Frames are several times as large.
 #else
-constexpr size_t STACK_BYTES = 512 * 1024; // macOS
+constexpr size_t STACK_BYTES = 512 * 1024; // A thread has so little on macOS.
 #endif
 
 // Runs a function on a thread with that stack.

@@ -46,7 +46,8 @@ struct product {
                 for (int l = 0; l < k; l++) {
                     sum += (op_a == CUBLAS_OP_N ? a.get(i, l) : a.get(l, i)) * (op_b == CUBLAS_OP_N ? b.get(l, j) : b.get(j, l));
                 }
-                c.set(i, j, alpha * sum + (beta == 0.0f ? 0.0f : beta * c.get(i, j))); // c is not read then: it may be garbage
+                // If beta is 0, c is not read, because it may be garbage.
+                c.set(i, j, alpha * sum + (beta == 0.0f ? 0.0f : beta * c.get(i, j)));
             }
         }
     }

@@ -26,7 +26,7 @@ struct ordinary {
     std::function<ggml_tensor *(ggml_context *)> build;
 };
 
-constexpr int N_IDS = 7; // ids and positions are below
+constexpr int N_IDS = 7; // Ids and positions are below it.
 
 // The bounds of upstream's test-backend-ops: F32 throughout, and weights whose product quantises the activation, on either side in its own
 // way. On the CPU, F16 weights round it to F16: by 2^-11 at most.

@@ -6,7 +6,7 @@
 //   name: nmse N base B ops G of A    NMSE against the CPU, NMSE of the base without deltas against it, and how many ops DQRELO ran on
 //   devices, of all
 //
-// and a line for each memory that delta A lies in. tests/cuda/test_cuda_model.py makes the files and judges the figures.
+// There is also a line for each memory that delta A lies in. tests/cuda/test_cuda_model.py makes the files and judges the figures.
 #include "dqrelo.h"
 #include "emulated.h"
 #include "llama.h"
@@ -20,7 +20,7 @@
 namespace {
 
 constexpr int N_SEQ    = 3;
-constexpr int N_PROMPT = 12; // tokens of a sequence: a batch has more rows than the kernel for small batches takes
+constexpr int N_PROMPT = 12; // tokens of a sequence; a batch has more rows than the kernel for small batches takes
 
 struct model_deleter {
     void operator()(llama_model * m) const { llama_model_free(m); }
@@ -50,7 +50,7 @@ struct op_counter {
             counter->all++;
             counter->on_devices += !ggml_backend_buffer_is_host(node->buffer);
         }
-        return false; // its values are not wanted
+        return false; // The node's values are not wanted.
     }
 };
 
@@ -59,10 +59,10 @@ struct subject {
     std::unique_ptr<llama_model, model_deleter>     model;
     std::vector<delta_ptr>                          deltas;
     std::unique_ptr<op_counter>                     counter = std::make_unique<op_counter>();
-    std::unique_ptr<llama_context, context_deleter> ctx; // ends first: it may have deltas bound
+    std::unique_ptr<llama_context, context_deleter> ctx; // It ends first, because it may have deltas bound.
 
     subject(const char * path, std::vector<ggml_backend_dev_t> devices, int n_gpu_layers) {
-        devices.push_back(nullptr); // ends the list
+        devices.push_back(nullptr); // This ends the list.
         llama_model_params p = llama_model_default_params();
         p.devices            = devices.data();
         p.n_gpu_layers       = n_gpu_layers;
@@ -72,7 +72,7 @@ struct subject {
         c.n_batch = c.n_ubatch = N_SEQ * N_PROMPT;
         c.n_seq_max            = N_SEQ;
         c.flash_attn_type      = LLAMA_FLASH_ATTN_TYPE_DISABLED;
-        c.type_k = c.type_v = GGML_TYPE_F32; // the CPU rounds what it multiplies with F16
+        c.type_k = c.type_v = GGML_TYPE_F32; // The CPU rounds what it multiplies with F16.
         c.n_threads = c.n_threads_batch = 1;
         c.cb_eval                       = op_counter::count;
         c.cb_eval_user_data             = counter.get();

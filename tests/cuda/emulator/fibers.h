@@ -15,7 +15,8 @@
 #include <sys/mman.h>
 
 #if !defined(CUEMU_OWN_SWITCH) && defined(__x86_64__)
-#define CUEMU_OWN_SWITCH 1 // without the system calls of swapcontext, which other processors take
+// It does without the system calls of swapcontext, which other processors take.
+#define CUEMU_OWN_SWITCH 1
 #endif
 #if !CUEMU_OWN_SWITCH
 #include <ucontext.h>
@@ -24,9 +25,9 @@
 namespace cuemu {
 
 constexpr size_t   STACK_BYTES  = 128 * 1024;
-constexpr size_t   SHARED_BYTES = 256 * 1024; // of a block: what CUDA allows, with room for red zones
+constexpr size_t   SHARED_BYTES = 256 * 1024; // bytes of a block: what CUDA allows, with room for red zones
 constexpr size_t   RED_ZONE     = 128;
-constexpr unsigned MAX_SPINS    = 10 * 1000 * 1000; // __nanosleep in a row by fibers that find nothing to do
+constexpr unsigned MAX_SPINS    = 10 * 1000 * 1000; // It counts __nanosleep in a row by fibers that find nothing to do.
 
 // What a fiber waits in.
 enum operation { RUNNING, SYNCTHREADS, SYNCWARP, SHUFFLE, BALLOT, REDUCE_ADD, REDUCE_MIN, REDUCE_MAX, REDUCE_AND, REDUCE_OR, MATCH };
@@ -42,13 +43,13 @@ struct block;
 
 struct fiber {
     block *   of    = nullptr;
-    char *    stack = nullptr; // STACK_BYTES
+    char *    stack = nullptr; // It has STACK_BYTES.
     uint3     thread{};
-    int       id     = 0; // in its block
+    int       id     = 0; // number in its block
     operation op     = RUNNING;
     int       line   = 0; // source line of the operation
     unsigned  mask   = 0;
-    int       source = 0; // SHUFFLE: lane
+    int       source = 0; // SHUFFLE: source lane
     uint64_t  value = 0, result = 0;
     bool      done = false;
     void *    tsan = nullptr;
@@ -60,34 +61,36 @@ struct fiber {
 };
 
 struct block {
-    uint3                                        index{};
-    std::vector<fiber>                           fibers;
-    int                                          n = 0, n_alive = 0;
-    int                                          n_at_barrier = 0, n_true = 0; // __syncthreads and its predicate
-    std::vector<unsigned>                        arrived, alive;               // lanes of each warp: in a warp operation; not exited
-    char *                                       shared      = nullptr;        // SHARED_BYTES
+    uint3              index{};
+    std::vector<fiber> fibers;
+    int                n = 0, n_alive = 0;
+    // They count the threads that came to __syncthreads, and those whose predicate is true.
+    int n_at_barrier = 0, n_true = 0;
+    // They have a bit for each lane of a warp: those in a warp operation, and those that have not exited.
+    std::vector<unsigned>                        arrived, alive;
+    char *                                       shared      = nullptr; // It has SHARED_BYTES.
     size_t                                       shared_used = 0;
     char *                                       dynamic     = nullptr;
-    std::vector<std::pair<const void *, char *>> variables; // static __shared__: key and place
+    std::vector<std::pair<const void *, char *>> variables; // They are the static __shared__ variables: key and place.
 };
 
 // The one multiprocessor: blocks that run side by side, and the fibers that can go on.
 struct machine {
     std::vector<std::unique_ptr<block>> blocks;
-    std::vector<fiber *>                ready; // from `head` on
+    std::vector<fiber *>                ready; // Those from `head` on can go on.
     size_t                              head    = 0;
     fiber *                             current = nullptr;
-    fiber                               host; // who launched
+    fiber                               host; // It is the one that launched.
     const std::function<void()> *       body = nullptr;
     enum { FORWARD, REVERSE, RANDOM } order  = FORWARD;
     uint64_t     random                      = 0;
     unsigned     n_spins                     = 0;
-    const void * host_stack                  = nullptr; // for ASan
+    const void * host_stack                  = nullptr; // ASan needs to know it.
     size_t       host_stack_bytes            = 0;
 };
 
 inline machine & the_machine() {
-    static machine & m = *new machine; // for good: its fibers never end
+    static machine & m = *new machine; // It is never freed, because its fibers never end.
     return m;
 }
 
@@ -95,7 +98,7 @@ inline machine & the_machine() {
     fprintf(stderr, "cuemu: %s\n", why);
     for (const auto & b : the_machine().blocks) {
         const fiber * before = nullptr;
-        for (int i = 0; i < b->n; i++) { // a line for each run of threads that wait alike
+        for (int i = 0; i < b->n; i++) { // Each run of threads that wait alike gets a line.
             const fiber & f = b->fibers[(size_t) i];
             if (!before || f.done != before->done || f.op != before->op || f.line != before->line) {
                 fprintf(stderr, "  block (%u,%u,%u) from thread %d (warp %d, lane %d): %s, line %d, mask %08x\n", b->index.x, b->index.y,
@@ -119,7 +122,7 @@ inline void prepare_stack(fiber & f, void (*entry)()) {
     void ** top = (void **) (f.stack + STACK_BYTES) - 2;
     top[0]      = (void *) entry;
     top[1]      = nullptr;
-    f.sp        = top - 6; // six registers lie below the return address
+    f.sp        = top - 6; // Six registers lie below the return address.
 }
 inline void switch_fiber(fiber & from, fiber & to) {
     switch_stack(&from.sp, to.sp);
@@ -179,7 +182,8 @@ inline void jump(fiber & to, [[maybe_unused]] bool dying = false) {
     if (dying) {
         unwatched::end();
     }
-    __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync); // a switch orders nothing: races stay visible
+    // A switch orders nothing, so that races stay visible.
+    __tsan_switch_to_fiber(to.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
     switch_fiber(me, to);
 #if defined(__SANITIZE_ADDRESS__)

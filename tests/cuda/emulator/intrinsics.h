@@ -111,7 +111,7 @@ inline float log_fast(float x) {
 } // namespace cuemu
 #define __expf cuemu::exp_fast
 #define __logf cuemu::log_fast
-inline int __float2int_rn(float x) { // to nearest even
+inline int __float2int_rn(float x) { // It rounds to nearest even.
     return (int) lrintf(x);
 }
 inline float __int2float_rn(int x) {
@@ -143,7 +143,7 @@ T __ldcg(const T * p) {
 namespace cuemu {
 
 template <typename T>
-using same = typename std::common_type<T>::type; // no deduction: atomicAdd(float *, 1) converts
+using same = typename std::common_type<T>::type; // T is not deduced from such a parameter, so that atomicAdd(float *, 1) converts.
 
 template <typename T, typename F>
 T atomic_update(T * p, F update) {

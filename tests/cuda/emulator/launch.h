@@ -59,7 +59,7 @@ inline void * dynamic_shared() {
     const void * stack;
     size_t       n_bytes;
     __sanitizer_finish_switch_fiber(nullptr, &stack, &n_bytes);
-    if (!m.host_stack) { // the first fiber of all comes from the host
+    if (!m.host_stack) { // The first fiber of all comes from the host.
         m.host_stack       = stack;
         m.host_stack_bytes = n_bytes;
     }
@@ -96,10 +96,10 @@ inline void start_fiber(block & b, int i) {
     b.alive[(size_t) i / 32] |= 1u << (i % 32);
     make_ready(f);
 #if defined(__SANITIZE_THREAD__)
-    if (!f.tsan) { // kept from launch to launch: making one takes about a millisecond
+    if (!f.tsan) { // It is kept from launch to launch, because making one takes about a millisecond.
         f.tsan = __tsan_create_fiber(0);
     }
-    __tsan_switch_to_fiber(f.tsan, 0); // the launch happens before the thread's first step
+    __tsan_switch_to_fiber(f.tsan, 0); // The launch happens before the thread's first step.
     __tsan_switch_to_fiber(the_machine().host.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
 }
@@ -109,7 +109,7 @@ inline void start_block(block & b, uint3 index, int n, size_t dynamic_bytes) {
     b.n            = n;
     b.n_alive      = n;
     b.n_at_barrier = b.n_true = 0;
-    if ((int) b.fibers.size() < n) { // no fiber of it runs: they may move
+    if ((int) b.fibers.size() < n) { // No fiber of it runs, so they may move.
         b.fibers.resize((size_t) n);
     }
     b.arrived.assign((size_t) (n + 31) / 32, 0);

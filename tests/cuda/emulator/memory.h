@@ -26,8 +26,8 @@ namespace cuemu {
 constexpr int MAX_DEVICES = 16;
 constexpr int ALL_DEVICES = -1;
 
-constexpr size_t MAX_DYNAMIC_BYTES = 96 * 1024;        // shared memory that a kernel can have after cudaFuncSetAttribute
-constexpr size_t DEVICE_BYTES      = (size_t) 4 << 30; // what a device says that it has
+constexpr size_t MAX_DYNAMIC_BYTES = 96 * 1024;        // bytes of shared memory that a kernel can have after cudaFuncSetAttribute
+constexpr size_t DEVICE_BYTES      = (size_t) 4 << 30; // bytes that a device says that it has
 
 inline int n_devices() {
     const char * n = getenv("CUEMU_DEVICES");
@@ -61,7 +61,7 @@ struct device_memory {
         size_t n_bytes;
         int    device;
     };
-    std::mutex                   mutex; // kernels and copies come one after another, whatever threads they come from
+    std::mutex                   mutex; // Kernels and copies come one after another, whatever threads they come from.
     std::map<char *, allocation> all;
     size_t                       n_used[MAX_DEVICES] = {};
 
@@ -79,7 +79,7 @@ struct device_memory {
             return nullptr;
         }
 #endif
-        memset(p, 0xA5, n_bytes); // garbage, as on a GPU
+        memset(p, 0xA5, n_bytes); // New memory holds garbage, as on a GPU.
         all[(char *) p] = { n_bytes, device };
         n_used[device] += n_bytes;
         protect((char *) p, n_bytes, PROT_NONE);
@@ -154,7 +154,7 @@ inline device_memory & the_memory() {
         action.sa_flags         = SA_SIGINFO;
         sigaction(SIGSEGV, &action, nullptr);
 #endif
-        return new device_memory; // for good: programs free what they have as they end
+        return new device_memory; // It is never freed, because programs free what they have as they end.
     }();
     return *memory;
 }

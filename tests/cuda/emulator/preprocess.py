@@ -68,7 +68,7 @@ def static_shared(match: re.Match[str]) -> str:
 
 def one_shared(kind: str, name: str, dimensions: str) -> str:
     reference = f"(&{name}){dimensions}" if dimensions else f"& {name}"
-    whole = re.sub(r"\[(.*?)\]", r"[(\1)]", dimensions)  # a size may hold a >
+    whole = re.sub(r"\[(.*?)\]", r"[(\1)]", dimensions)  # A size may hold a ">".
     value = f"::cuemu::shared<{kind}{whole}>(&key_{name})"
     return f"static const char key_{name} = 0; {kind} {reference} = {value};"
 
@@ -103,7 +103,8 @@ def main() -> None:
         return
     for file in sorted([*source.rglob("*.cu"), *source.rglob("*.cuh")]):
         inside = file.relative_to(source)
-        rewrite(file, target / inside, f"{source.name}/{inside}")  # the same on every machine, so that ccache hits
+        # The name is the same on every machine, so that ccache hits.
+        rewrite(file, target / inside, f"{source.name}/{inside}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 #include "launch.h"
 #include "memory.h"
 
-#define CUDART_VERSION 11000 // before CUB, programmatic launches and bytes of 8-bit floats are used
+#define CUDART_VERSION 11000 // In this version CUB, programmatic launches and bytes of 8-bit floats are not used yet.
 #define __builtin_align__(n) __attribute__((aligned(n)))
 #define __builtin_assume(x) ((void) 0)
 
@@ -116,7 +116,7 @@ typedef struct CUstream_st * cudaStream_t;
 
 template <typename T>
 cudaError_t cudaMalloc(T ** p, size_t n_bytes) {
-    *p = n_bytes == 0 ? nullptr : (T *) cuemu::the_memory().take(n_bytes); // nothing is no error
+    *p = n_bytes == 0 ? nullptr : (T *) cuemu::the_memory().take(n_bytes); // To ask for nothing is no error.
     return *p || n_bytes == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaFree(void * p) {
@@ -197,7 +197,7 @@ enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
 
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t * stream, unsigned) {
-    *stream = (cudaStream_t) malloc(1); // a name of its own
+    *stream = (cudaStream_t) malloc(1); // The pointer is a name of its own.
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {

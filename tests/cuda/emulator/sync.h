@@ -8,7 +8,8 @@
 
 namespace cuemu {
 
-constexpr uint64_t UNDEFINED = 0x7fffdead7fffdeadu; // a NaN as float and as double: what a shuffle from a lane outside the mask gives
+// It is NaN as float and as double. A shuffle from a lane outside the mask gives it.
+constexpr uint64_t UNDEFINED = 0x7fffdead7fffdeadu;
 
 // Everyone alive has come to __syncthreads.
 inline void finish_barrier(block & b) {
@@ -117,7 +118,7 @@ inline uint64_t warp_operation(operation op, unsigned mask, uint64_t value, int 
     }
     unsigned & arrived = b.arrived[(size_t) warp];
     arrived |= 1u << (me.id % 32);
-    if (op == SYNCWARP) { // the only one that orders memory
+    if (op == SYNCWARP) { // It is the only one that orders memory.
         release(&arrived);
     }
     const unsigned wanted = mask & b.alive[(size_t) warp];
@@ -176,7 +177,7 @@ T shuffle(unsigned mask, T value, int source, int line) {
 
 } // namespace cuemu
 
-#define CUEMU_LINE int line = __builtin_LINE() // the caller's line, as a default argument
+#define CUEMU_LINE int line = __builtin_LINE() // As a default argument, it is the caller's line.
 
 inline void __syncthreads(CUEMU_LINE) {
     cuemu::barrier(false, line);

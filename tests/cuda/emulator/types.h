@@ -11,7 +11,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-// __shared__ is rewritten by preprocess.py
+// The script preprocess.py rewrites __shared__.
 
 // NAME2 and NAME4 are aligned to their size, which -fsanitize=alignment checks at every access.
 #define CUEMU_VECTOR(T, NAME)                                                                                                              \

@@ -46,8 +46,8 @@ inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *, size_t) {
     return CUBLAS_STATUS_SUCCESS;
 }
 
-// c (m, n) = alpha op(a) (m, k) op(b) (k, n) + beta c, once, and for `n_batch` matrices at equal distances or at given places.
-// alpha and beta are of the compute type.
+// Computes c (m, n) = alpha op(a) (m, k) op(b) (k, n) + beta c, once, and for `n_batch` matrices at equal distances or at given places. The
+// numbers alpha and beta are of the compute type.
 cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void * alpha,
                             const void * a, cudaDataType_t type_a, int lda, const void * b, cudaDataType_t type_b, int ldb,
                             const void * beta, void * c, cudaDataType_t type_c, int ldc, cudaDataType_t compute, cublasGemmAlgo_t);
