@@ -71,7 +71,7 @@ public:
     }
 
 private:
-    // False if the job has to wait for another to end. A job alone always fits: the session checks its size.
+    // Returns false if the job has to wait for another to end. A job alone always fits: the session checks its size.
     bool admit(job * item) {
         const bool has_cells = !kv_unified || active.empty() || n_cells_used + item->n_cells <= llama_n_ctx(ctx);
         if (free_ids.empty() || !has_cells) {

@@ -70,7 +70,7 @@ std::vector<std::pair<double, bool>> score(session & self, const std::vector<tok
     return self.score(seqs, n_context, check_signals);
 }
 
-// A list of (bytes, int32 [n_generated]).
+// Returns a list of (bytes, int32 [n_generated]).
 py::list generate(session & self, const std::vector<token_array> & tokens, const delta_list & owners, const std::vector<float> & scales,
                   generate_params params) {
     const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);

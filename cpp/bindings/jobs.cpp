@@ -63,7 +63,7 @@ bool generate_job::is_end(llama_token token) const {
     return std::find(owner->eog_tokens.begin(), owner->eog_tokens.end(), token) != owner->eog_tokens.end();
 }
 
-// True if the text holds a stop text that ends behind byte n_before; it is then cut before the first one.
+// Returns true if the text holds a stop text that ends behind byte n_before; it is then cut before the first one.
 bool generate_job::cut_at_stop(size_t n_before) {
     size_t first = std::string::npos;
     for (const std::string & stop : params.stop) {

@@ -70,5 +70,5 @@ private:
     std::vector<llama_token_data>                   candidates; // [n_vocab]
 };
 
-// The text of one token, as bytes. Control tokens have none unless `special`.
+// Returns the text of one token, as bytes. Control tokens have none unless `special`.
 std::string token_piece(const llama_vocab * vocab, llama_token token, bool special);

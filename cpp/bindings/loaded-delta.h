@@ -37,7 +37,7 @@ public:
     // Frees the delta; nothing happens if it was freed before. Throws input_error while it is bound to a sequence.
     void close();
 
-    // A metadata value of the file as text. Throws input_error if the delta is closed.
+    // Returns a metadata value of the file as text. Throws input_error if the delta is closed.
     std::optional<std::string> meta(const std::string & key) const;
 
     // Binds the delta to a sequence. Throws input_error if it is closed or the C API refuses.

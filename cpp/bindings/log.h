@@ -9,5 +9,5 @@ void log_install(bool verbose);
 // Forgets what this thread has logged so far.
 void log_clear();
 
-// The first error line that this thread has logged since log_clear(), or `fallback`.
+// Returns the first error line that this thread has logged since log_clear(), or `fallback`.
 std::string log_first_error(const std::string & fallback);

@@ -7,7 +7,7 @@
 
 class process {
 public:
-    // False in a forked child: there are no threads of the parent's there, and locks may be held for ever.
+    // Returns false in a forked child: there are no threads of the parent's there, and locks may be held for ever.
     bool is_this() const {
 #ifdef _WIN32
         return true; // Windows has no fork.

@@ -33,7 +33,7 @@ ggml_type cache_type_from(const char * option, const std::string & text) {
     throw input_error(std::string(option) + ": got '" + text + "', expected one of " + names);
 }
 
-// A token id that a delta's file states, or the base's.
+// Returns a token id that a delta's file states, or the base's.
 llama_token special_token(const loaded_delta * owner, const char * key, llama_token of_base) {
     const auto text = owner == nullptr ? std::nullopt : owner->meta(std::string("tokenizer.ggml.") + key + "_token_id");
     return text ? (llama_token) std::stol(*text) : of_base;

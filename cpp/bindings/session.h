@@ -58,7 +58,7 @@ public:
     // With `special`, the text has control tokens too.
     std::string detokenize(const std::vector<llama_token> & tokens, bool special);
 
-    // The token that stands before an empty context: BOS, or EOS where there is none.
+    // Returns the token that stands before an empty context: BOS, or EOS where there is none.
     llama_token prefix_token(const loaded_delta * owner);
 
     // Writes the logits of sequence i, [n_tokens of the sequence, n_vocab], to outs[i].
@@ -72,7 +72,7 @@ public:
     // Continues each sequence. Sequence i draws with seed + i.
     std::vector<generated> generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check);
 
-    // Nanoseconds that streams on these deltas take (timing.h).
+    // Returns the nanoseconds that streams on these deltas take (timing.h).
     uint64_t time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check);
 
     std::string path;

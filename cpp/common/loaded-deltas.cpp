@@ -37,7 +37,7 @@ bool dqrelo_use_mmap(const common_params & params) {
     return params.load_mode == LLAMA_LOAD_MODE_MMAP || params.load_mode == LLAMA_LOAD_MODE_MMAP_MLOCK;
 }
 
-// The delta of a program that has only one. NULL with one line in `err`.
+// Returns the delta of a program that has only one. NULL with one line in `err`.
 static dqrelo_delta * load_only_delta(const common_params & params, const llama_model * model, std::string & err) {
     char text[N_ERR]                   = "";
     auto load_params                   = dqrelo_load_default_params();

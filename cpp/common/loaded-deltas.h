@@ -20,7 +20,7 @@ struct dqrelo_applied {
     int32_t n_inert   = 0;
 };
 
-// Whether --load-mode asks for deltas to be mapped: by name only, its default reads them into memory.
+// Returns whether --load-mode asks for deltas to be mapped: by name only, its default reads them into memory.
 bool dqrelo_use_mmap(const common_params & params);
 
 // Checks a delta against the context's graphs, on the thread that decodes. False with one line in `err`, also where nothing of it would

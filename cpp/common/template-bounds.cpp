@@ -74,7 +74,7 @@ void dqrelo_template_scope::stack() {
     }
 }
 
-// How a bound reads in an error line.
+// Returns how a bound reads in an error line.
 static std::string bound_text(const dqrelo_template_bound & bound, const dqrelo_template_request & request, const char * unit) {
     std::string text = "more than " + std::to_string(bound.of(request)) + " " + unit;
     if (request.n_messages > 0) {

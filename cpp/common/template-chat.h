@@ -17,8 +17,8 @@ common_chat_params dqrelo_template_apply(const common_chat_templates_inputs & in
 // Parses a template and throws what is wrong with it, where upstream's common_chat_templates_init logs three lines too.
 void dqrelo_template_parse(const std::string & source);
 
-// Whether a template can be parsed and makes a prompt of one message. False with one line in `err`.
+// Returns whether a template can be parsed and makes a prompt of one message. False with one line in `err`.
 bool dqrelo_template_check(const llama_model * model, const std::string & source, std::string & err);
 
-// What a template threw, in one line.
+// Returns what a template threw, in one line.
 std::string dqrelo_template_error_text(const std::exception & error);

@@ -43,7 +43,7 @@ struct dqrelo_context {
     dqrelo_context(const dqrelo_context &)             = delete;
     dqrelo_context & operator=(const dqrelo_context &) = delete;
 
-    // The index of `delta`, which was checked: the one it has, else a free one, else -1.
+    // Returns the index of `delta`, which was checked: the one it has, else a free one, else -1.
     int32_t acquire(dqrelo_delta * delta);
     void    release(int32_t delta_index);
 
@@ -52,10 +52,10 @@ struct dqrelo_context {
     const verdict * verdict_of(const dqrelo_delta & delta) const;
     void            set_verdict(const dqrelo_delta & delta, const verdict & found);
 
-    // Nodes that graphs must have room for besides those of the operator.
+    // Returns how many nodes graphs must have room for besides those of the operator.
     uint32_t n_composed_nodes() const { return n_composed; }
 
-    // Of a token with the given sequences; false in `agree` if they have different deltas.
+    // Returns the binding of a token with the given sequences; false in `agree` if they have different deltas.
     binding binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
 
     std::vector<active_delta> active; // Has an entry for each index; an entry without a delta is a free index.

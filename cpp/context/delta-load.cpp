@@ -57,7 +57,8 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const dqrelo::base
     return delta;
 }
 
-// What `make` returns, or NULL with one line in `err`, also where it throws: out of memory, or an I/O error of the standard library.
+// Returns what `make` returns, or NULL with one line in `err`, also where it throws: out of memory, or an I/O error of the standard
+// library.
 template <typename F>
 auto made(const std::string & path, char * err, size_t n_err, const F & make) {
     std::string          text;

@@ -13,7 +13,7 @@ namespace {
 constexpr uint32_t SESSION_MAGIC  = 0x71647373; // Stands before llama.cpp's own, so a stock build refuses the file.
 constexpr uint32_t N_OWNERS_BYTES = 1 << 20;    // bytes; more than 256 sequences need
 
-// A line for each sequence that has a delta: its id, the delta's content hash, the scale. Empty: all run the base.
+// Returns a line for each sequence that has a delta: its id, the delta's content hash, the scale. Empty: all run the base.
 std::string owners_of(const dqrelo_context * dctx) {
     std::string owners;
     for (size_t seq = 0; dctx && seq < dctx->seqs.size(); seq++) {

@@ -19,7 +19,7 @@ namespace {
 
 const char * const EOG_KEYS[] = { "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id" };
 
-// The value of a key that check_delta_keys found to be there.
+// Returns the value of a key that check_delta_keys found to be there.
 template <typename T>
 T value_of(const gguf_header & header, const char * key) {
     T value{};
@@ -103,7 +103,7 @@ bool delta_file::impl::check_floats(std::string & err) const {
     return true;
 }
 
-// The text whose SHA-256 is the content hash: docs/format.md, section 5.
+// Returns the text whose SHA-256 is the content hash: docs/format.md, section 5.
 std::string delta_file::impl::content_lines() const {
     std::string text;
     for (size_t i = 0; i < header.tensors.size(); ++i) {

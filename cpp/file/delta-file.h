@@ -57,11 +57,11 @@ public:
     // Entry of weight i, pointing into the mapping; all matrices of a weight of three dimensions. A vector has n_out 1.
     dqrelo_entry entry(size_t i) const;
 
-    // The same for a copy of the weight's bytes [offset_bytes, offset_bytes + n_bytes) that lies at `pack`, for instance in a device's
-    // memory. `pack` is only added to, never read.
+    // Returns the same for a copy of the weight's bytes [offset_bytes, offset_bytes + n_bytes) that lies at `pack`, for instance in a
+    // device's memory. `pack` is only added to, never read.
     dqrelo_entry entry_at(size_t i, const void * pack) const;
 
-    // The bytes of weight i in the mapping: n_bytes of them, 64-byte aligned.
+    // Returns the bytes of weight i in the mapping: n_bytes of them, 64-byte aligned.
     const uint8_t * data(size_t i) const;
 
     // The bytes of weight i are not read any more: their pages go.
@@ -81,13 +81,14 @@ public:
     const std::vector<float> &       samples() const;        // Each of them has 32 values.
 
     const std::optional<std::string> & chat_template() const; // Empty means the base's.
-    // The fine-tune's EOS, EOT and EOM ids, each once. Empty means the base's.
+    // Returns the fine-tune's EOS, EOT and EOM ids, each once. Empty means the base's.
     const std::vector<int32_t> & eog_tokens() const;
 
-    // The token id under one of TOKEN_ID_KEYS (delta-keys.h), or -1 where the file has none.
+    // Returns the token id under one of TOKEN_ID_KEYS (delta-keys.h), or -1 where the file has none.
     int64_t token_id(const char * key) const;
 
-    // A scalar of the metadata as text (bool: true or false; numbers: shortest decimal that reads back), or nothing if absent or an array.
+    // Returns a scalar of the metadata as text (bool: true or false; numbers: shortest decimal that reads back), or nothing if absent or an
+    // array.
     std::optional<std::string> meta_str(const std::string & key) const;
 
     // Keys of all scalars in the metadata, in file order.

@@ -60,7 +60,7 @@ const key_rule KEY_RULES[] = {
     { "dqrelo.token.types", GGUF_TYPE_INT32, true, false },
 };
 
-// A scalar, strings in quotes, or what is there instead.
+// Returns a scalar, strings in quotes, or what is there instead.
 std::string value_text(const gguf_header & header, const char * key) {
     const gguf_entry * entry = header.find(key);
     if (entry == nullptr || entry->is_array) {

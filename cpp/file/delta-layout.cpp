@@ -71,7 +71,7 @@ bool read_tensors(const gguf_header & header, delta_layout & out, std::string & 
     return true;
 }
 
-// The shape of a weight: four numbers of the metadata.
+// Reads the shape of a weight: four numbers of the metadata.
 bool read_shape(const std::string & weight, const uint64_t ne[4], int64_t out[4], std::string & err) {
     const std::string name = printable(weight);
     if (std::find(ne, ne + 4, 0u) != ne + 4) {

@@ -47,7 +47,7 @@ struct delta_layout {
 // file of n_file_bytes. Returns false with one line in `err` (without the file's name).
 bool read_delta_layout(const gguf_header & header, size_t n_file_bytes, delta_layout & out, std::string & err);
 
-// True for 64 lower-case hex digits.
+// Returns true for 64 lower-case hex digits.
 bool is_sha256_text(const std::string & text);
 
 } // namespace dqrelo

@@ -36,13 +36,13 @@ struct base_tensor {
     const uint8_t *           data;
 };
 
-// An integer of the metadata, whichever of GGUF's integer types it has.
+// Returns an integer of the metadata, whichever of GGUF's integer types it has.
 int64_t get_integer(const gguf_header & header, const std::string & key, int64_t absent) {
     const gguf_entry * entry = header.find(key);
     return entry == nullptr || entry->is_array ? absent : strtoll(scalar_text(*entry).c_str(), nullptr, 10);
 }
 
-// All files of a model: the given one, or every shard of PREFIX-00001-of-0000N.gguf, as llama.cpp names them.
+// Returns all files of a model: the given one, or every shard of PREFIX-00001-of-0000N.gguf, as llama.cpp names them.
 std::vector<std::string> shard_paths(const std::string & path) {
     const std::string form = "-00000-of-00000.gguf"; // A 0 stands for any digit.
     if (path.size() <= form.size()) {

@@ -36,7 +36,7 @@ public:
     // Shape of a tensor (4 numbers), or nullptr.
     const int64_t * shape(const std::string & tensor) const;
 
-    // The tensors that a delta made for this base samples.
+    // Returns the tensors that a delta made for this base samples.
     std::vector<std::string> sample_tensors() const;
 
     // Dequantised samples of the named tensors, 32 each, in that order. Returns false with one line in `err` if a name is missing.

@@ -116,7 +116,7 @@ bool read_value(cursor & in, gguf_entry & entry) {
     return in.err.empty();
 }
 
-// The type of a value or of an array's items. The number is checked before it becomes an enum, which may not hold every number.
+// Reads the type of a value or of an array's items. The number is checked before it becomes an enum, which may not hold every number.
 bool read_type(cursor & in, const gguf_entry & entry, gguf_type & out) {
     const std::string key = "'" + printable(entry.key) + "'";
     const uint32_t    id  = in.number<uint32_t>("the type of " + key);
@@ -196,7 +196,7 @@ bool read_tensor(cursor & in, uint64_t i, gguf_tensor_entry & tensor) {
     return true;
 }
 
-// Where the tensors lie: at multiples of the alignment, inside the file.
+// Checks where the tensors lie: at multiples of the alignment, inside the file.
 bool check_places(const gguf_header & header, size_t n_file_bytes, std::string & err) {
     for (const gguf_tensor_entry & tensor : header.tensors) {
         const std::string what = "tensor '" + printable(tensor.name) + "'";

@@ -44,7 +44,7 @@ struct gguf_header {
     // Returns nullptr if the key is absent.
     const gguf_entry * find(const std::string & key) const;
 
-    // Values by type: false if the key is absent or has another type.
+    // Reads a value by its type. Returns false if the key is absent or has another type.
     bool get(const std::string & key, std::string & out) const;
     bool get(const std::string & key, uint32_t & out) const;
     bool get(const std::string & key, uint16_t & out) const;
@@ -62,10 +62,10 @@ struct gguf_header {
 // Order and gaps are not checked. Returns false with one line in `err` (without the file's name).
 bool parse_gguf_header(const uint8_t * data, size_t n_bytes, gguf_header & out, std::string & err);
 
-// The type of a value as messages name it: "UINT32", "[STRING]".
+// Returns the type of a value as messages name it: "UINT32", "[STRING]".
 std::string value_type_text(gguf_type type, bool is_array);
 
-// False if one of the entry's strings is not UTF-8. True for other types.
+// Returns false if one of the entry's strings is not UTF-8. True for other types.
 bool is_text(const gguf_entry & entry);
 
 // Returns ggml's name of a storage type in lower case, such as "f16" or "q4_k".
@@ -75,7 +75,7 @@ std::string storage_name(ggml_type type);
 // overflow.
 bool shape_from(const uint64_t ne[4], int64_t out[4]);
 
-// A scalar as text; an empty string for arrays.
+// Returns a scalar as text; an empty string for arrays.
 std::string scalar_text(const gguf_entry & entry);
 
 } // namespace dqrelo

@@ -53,8 +53,8 @@ bool is_utf8(const char * text, size_t n_bytes) {
     return true;
 }
 
-// Whether a terminal shows nothing for the code point that starts at `s`, or turns what follows: C1 controls (U+0080 to U+009F), line and
-// paragraph separators, marks and overrides of the writing direction, and U+FEFF.
+// Returns whether a terminal shows nothing for the code point that starts at `s`, or turns what follows: C1 controls (U+0080 to U+009F),
+// line and paragraph separators, marks and overrides of the writing direction, and U+FEFF.
 static bool is_invisible(const unsigned char * s, size_t n_bytes) {
     if (n_bytes == 2) {
         return s[0] == 0xC2 && s[1] < 0xA0;

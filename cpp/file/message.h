@@ -19,10 +19,10 @@ std::string printable(const std::string & text);
 
 bool is_utf8(const char * text, size_t n_bytes);
 
-// A shape without trailing ones: "64x32"; at least one number is kept.
+// Returns a shape without trailing ones: "64x32"; at least one number is kept.
 std::string shape_text(const int64_t ne[4]);
 
-// All four numbers, as digests write them: "64x32x1x1".
+// Returns all four numbers, as digests write them: "64x32x1x1".
 std::string full_shape_text(const int64_t ne[4]);
 
 // Writes n numbers as they are, for shapes that may be impossible.

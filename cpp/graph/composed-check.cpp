@@ -23,7 +23,7 @@ uint32_t n_tensors(const composed_weight & w) {
     return n;
 }
 
-// A plan in which one delta has every other row, with request scales: the form that needs most ops.
+// Returns a plan in which one delta has every other row, with request scales: the form that needs most ops.
 row_plan probe_plan(int64_t n_rows) {
     delta_rows s;
     s.delta_index = 0;

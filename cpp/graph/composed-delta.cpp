@@ -14,7 +14,7 @@ ggml_tensor * product(ggml_context * ctx, ggml_tensor * w, ggml_tensor * x) {
     return y;
 }
 
-// Rows of t [n, m] that ids [a, b] name: [n, a, b].
+// Returns the rows of t [n, m] that ids [a, b] name: [n, a, b].
 ggml_tensor * rows_by_id(ggml_context * ctx, ggml_tensor * t, ggml_tensor * ids) {
     ggml_tensor * flat = ggml_is_contiguous(ids) ? ids : ggml_cont(ctx, ids);
     ggml_tensor * rows = ggml_get_rows(ctx, t, ggml_reshape_1d(ctx, flat, ggml_nelements(ids)));
@@ -77,7 +77,7 @@ ggml_tensor * transposed(ggml_context * ctx, ggml_tensor * v) {
     return ggml_cont(ctx, ggml_transpose(ctx, as_f32(ctx, v)));
 }
 
-// Rows of a weight of one matrix.
+// Returns the rows of a weight of one matrix.
 ggml_tensor * rows(ggml_context * ctx, const composed_weight & w, ggml_tensor * ids) {
     if (w.dense) {
         return rows_by_id(ctx, w.dense, ids);

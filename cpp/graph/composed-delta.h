@@ -15,7 +15,7 @@ namespace dqrelo {
 //   ADD        with ids [n_in, ids' shape]; without D_hat itself, F32 [n_in, n_out, n_mat], to be broadcast; x is not read
 ggml_tensor * composed_delta(ggml_context * ctx, dqrelo_form form, const composed_weight & w, ggml_tensor * x, ggml_tensor * ids);
 
-// The whole of D_hat, F32 [n_in, n_out, n_mat].
+// Returns the whole of D_hat, F32 [n_in, n_out, n_mat].
 ggml_tensor * composed_whole(ggml_context * ctx, const composed_weight & w);
 
 } // namespace dqrelo

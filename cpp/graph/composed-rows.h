@@ -31,7 +31,7 @@ struct row_plan {
 
     static row_plan of(const dqrelo_context & dctx, const llama_ubatch & ubatch, int64_t n_outputs);
 
-    // Whether both lead to the same graph.
+    // Returns whether both lead to the same graph.
     bool same_graph(const row_plan & other) const;
 };
 
@@ -43,8 +43,8 @@ public:
     void set_input(const llama_ubatch * ubatch) override;
     bool can_reuse(const llm_graph_params & params) override;
 
-    // Of delta i of the plan: the numbers of its rows, their request scales, and for each row of the ubatch the request scale, or 0 where
-    // the row is not the delta's.
+    // Returns, of delta i of the plan, the numbers of its rows, their request scales, and for each row of the ubatch the request scale, or
+    // 0 where the row is not the delta's.
     ggml_tensor * rows(ggml_context * ctx, size_t i, row_kind kind);           // I32 [n]
     ggml_tensor * request_scales(ggml_context * ctx, size_t i, row_kind kind); // F32 [1, n]
     ggml_tensor * multipliers(ggml_context * ctx, size_t i, row_kind kind);    // F32 [n_rows]

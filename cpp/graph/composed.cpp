@@ -9,7 +9,7 @@ namespace dqrelo {
 
 namespace {
 
-// The axis at which the tokens begin, if from there on the rows are the plan's rows in order; else 0.
+// Returns the axis at which the tokens begin, if from there on the rows are the plan's rows in order; else 0.
 int first_token_axis(const ggml_tensor * node, const composed_layout & layout, int64_t n_rows) {
     int first = 1;
     while (first < 4 && (node->ne[first] == 1 || layout.stride[first] == 0)) {
@@ -25,7 +25,7 @@ int first_token_axis(const ggml_tensor * node, const composed_layout & layout, i
     return first < 4 && n == n_rows ? first : 0;
 }
 
-// Whether the rows of some tokens alone still meet the matrices and rows of the weight that they are for.
+// Returns whether the rows of some tokens alone still meet the matrices and rows of the weight that they are for.
 bool can_select(const weight_read & read, int first) {
     if (first == 0 || read.ids || read.form == DQRELO_FORM_ROWS) {
         return first != 0;
@@ -77,7 +77,7 @@ ggml_tensor * composed_graph::contiguous(ggml_tensor * t) {
     return copy;
 }
 
-// The multipliers of the rows of t, whose axes 1 to 3 are the node's (or 1 where they hold no tokens), to be multiplied onto it.
+// Returns the multipliers of the rows of t, whose axes 1 to 3 are the node's (or 1 where they hold no tokens), to be multiplied onto it.
 ggml_tensor * composed_graph::multipliers_like(const ggml_tensor * t, size_t i, const composed_layout & layout) {
     ggml_tensor * multipliers = inputs.multipliers(ctx, i, layout.kind);
     int64_t       ne[4]       = { 1, 1, 1, 1 };
@@ -91,7 +91,7 @@ ggml_tensor * composed_graph::multipliers_like(const ggml_tensor * t, size_t i, 
     return ggml_view_4d(ctx, multipliers, ne[0], ne[1], ne[2], ne[3], nb[1], nb[2], nb[3], 0);
 }
 
-// One delta for all rows of the node; where it is not the only one, 0 for rows of others.
+// Computes one delta for all rows of the node; where it is not the only one, 0 for rows of others.
 ggml_tensor * composed_graph::all_rows(const weight_read & read, const composed_layout & layout, const delta_of_read & delta,
                                        ggml_tensor * x) {
     const delta_rows & rows  = plan.deltas[delta.i];
@@ -115,7 +115,7 @@ ggml_tensor * composed_graph::all_rows(const weight_read & read, const composed_
     return plain ? d : ggml_mul(ctx, d, multipliers_like(d, delta.i, layout));
 }
 
-// The delta's rows of t, whose tokens begin at axis `first`: [ne[0], .., ne[first - 1], n].
+// Returns the delta's rows of t, whose tokens begin at axis `first`: [ne[0], .., ne[first - 1], n].
 ggml_tensor * composed_graph::gathered(ggml_tensor * t, size_t i, row_kind kind, int first, bool scaled) {
     ggml_tensor *& out = selected[{ t, i, first }];
     if (out) {
@@ -139,7 +139,7 @@ ggml_tensor * composed_graph::gathered(ggml_tensor * t, size_t i, row_kind kind,
     return out;
 }
 
-// One delta for its own rows: [n_out, .., n].
+// Computes one delta for its own rows: [n_out, .., n].
 ggml_tensor * composed_graph::own_rows(const weight_read & read, const composed_layout & layout, int first, const delta_of_read & delta,
                                        ggml_tensor * x) {
     const bool    scaled = !plan.deltas[delta.i].unit;
@@ -163,7 +163,7 @@ ggml_tensor * composed_graph::own_rows(const weight_read & read, const composed_
     return d;
 }
 
-// All deltas, each computed for its rows alone, and 0 for rows without one.
+// Computes all deltas, each for its rows alone, and 0 for rows without one.
 ggml_tensor * composed_graph::scattered(const weight_read & read, const composed_layout & layout, int first,
                                         const std::vector<delta_of_read> & deltas, ggml_tensor * base, ggml_tensor * x) {
     const int64_t n   = plan.n_rows[layout.kind];

@@ -52,7 +52,7 @@ public:
     composed_graph(ggml_context * ctx, const row_plan & plan, composed_inputs & inputs, finder find) :
         ctx(ctx), plan(plan), inputs(inputs), find(std::move(find)) {}
 
-    // Whether some row of that kind has a delta that changes the weight.
+    // Returns whether some row of that kind has a delta that changes the weight.
     bool changes(const ggml_tensor * weight, row_kind kind) const { return !deltas_of(weight, kind).empty(); }
 
     // Makes read.node the sum of `base`, a node of the same shape, and the deltas of its rows, of which there are some. x is the

@@ -11,7 +11,7 @@ namespace {
 
 constexpr float LARGEST = 65504.0f; // F16, the usual type of a cell, has no larger number.
 
-// A tensor that outlives the graph: the memory of a context. Those that the graph computes have no buffer yet.
+// Returns true for a tensor that outlives the graph: the memory of a context. Those that the graph computes have no buffer yet.
 bool is_memory(const ggml_tensor * t) {
     return t && t->op == GGML_OP_NONE && t->buffer && !(t->flags & GGML_TENSOR_FLAG_INPUT);
 }
@@ -20,7 +20,7 @@ bool is_router_product(const ggml_tensor * t) {
     return t && t->op == GGML_OP_MUL_MAT && strstr(t->src[0]->name, ".ffn_gate_inp.");
 }
 
-// The product with a router, or the delta on top of it.
+// Returns true for the product with a router, or the delta on top of it.
 bool is_router(const ggml_tensor * node) {
     const bool is_sum = node->op == GGML_OP_DQRELO || node->op == GGML_OP_ADD;
     return is_router_product(node) || (is_sum && is_router_product(node->src[0]));
@@ -56,7 +56,8 @@ bool finite_guard::is_computed(const ggml_tensor * t) const {
     return root->op != GGML_OP_NONE && !graph.tokens_of(t).none();
 }
 
-// What a write was made from, by views of all of it, if it has as many numbers for each token, one token after the other; else null.
+// Returns what a write was made from, by views of all of it, if it has as many numbers for each token, one token after the other; else
+// null.
 ggml_tensor * finite_guard::rows_of_tokens(ggml_tensor * t) const {
     const auto is_view = [](const ggml_tensor * v) {
         return (v->op == GGML_OP_VIEW || v->op == GGML_OP_RESHAPE) && ggml_nelements(v->src[0]) == ggml_nelements(v);

@@ -23,7 +23,8 @@ public:
     // Must be called for every node of the graph in its order, once the deltas are on it. False if there is no room for more nodes.
     bool visit(ggml_tensor * node);
 
-    // A node for the end of the graph that holds the sums, or null where nothing is shared. The graph's inputs then have a finite_check.
+    // Returns a node for the end of the graph that holds the sums, or null where nothing is shared. The graph's inputs then have a
+    // finite_check.
     ggml_tensor * finish();
 
     // Nodes that it adds to a graph for each write into shared cells, at most.

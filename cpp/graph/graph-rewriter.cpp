@@ -64,7 +64,7 @@ const composed_weight * graph_rewriter::find_composed(int32_t delta_index, const
     return pack == delta.composed.end() || i < 0 ? nullptr : pack->second->find((size_t) i);
 }
 
-// The weight's table, or nullptr if no delta so far has changed it by the operator.
+// Returns the weight's table, or nullptr if no delta so far has changed it by the operator.
 ggml_tensor * graph_rewriter::table_of(const ggml_tensor * weight) {
     return graph.is_composed(weight) ? nullptr : dctx.tables.find(weight);
 }

@@ -26,7 +26,7 @@ public:
     // in `problem`, which says which tensor and why, if that cannot be done.
     bool put(std::vector<weight_read> reads, std::string & problem);
 
-    // Whether some active delta changes the weight.
+    // Returns whether some active delta changes the weight.
     bool is_changed(const weight_read & read);
 
     // Ends the rewriting; `nodes` are those that the graph had, and others for its end.

@@ -35,7 +35,7 @@ constexpr int ROPE_SRC_FACTORS   = 2;
 
 using binding = dqrelo_context::binding;
 
-// Names of the tensors that a K-shift of this model may read.
+// Returns the names of the tensors that a K-shift of this model may read.
 std::set<std::string> factor_names(const llama_context & ctx) {
     std::set<std::string> names;
     const llama_model &   model = ctx.get_model();

@@ -8,7 +8,7 @@ namespace dqrelo {
 
 namespace {
 
-// Which form of the op a read is, from the node's op and the place of the weight among its sources.
+// Returns which form of the op a read is, from the node's op and the place of the weight among its sources.
 weight_read classified(ggml_tensor * node, int k) {
     weight_read read;
     read.node   = node;
@@ -38,7 +38,7 @@ weight_read classified(ggml_tensor * node, int k) {
     return read;
 }
 
-// Whether the op's form does what the node does, whatever its rows belong to.
+// Returns whether the op's form does what the node does, whatever its rows belong to.
 bool has_form(const weight_read & read) {
     const ggml_tensor * node   = read.node;
     const ggml_tensor * weight = read.weight;
@@ -66,7 +66,8 @@ bool read_finder::is_weight(const ggml_tensor * t) const {
     return t && t->op == GGML_OP_NONE && !(t->flags & GGML_TENSOR_FLAG_INPUT) && names.count(t->name) > 0;
 }
 
-// The scale tensor `*.scale` of a weight `*.weight`, which the graph multiplies onto the matmul's result; an empty string if there is none.
+// Returns the scale tensor `*.scale` of a weight `*.weight`, which the graph multiplies onto the matmul's result; an empty string if there
+// is none.
 std::string read_finder::scale_tensor_of(const ggml_tensor * weight) const {
     const std::string name = weight->name;
     const size_t      dot  = name.rfind(".weight");
@@ -77,7 +78,7 @@ std::string read_finder::scale_tensor_of(const ggml_tensor * weight) const {
     return names.count(scale) > 0 ? scale : "";
 }
 
-// The weight that a tensor is, or whose values it selects or repeats: the scales of a token's experts.
+// Returns the weight that a tensor is, or whose values it selects or repeats: the scales of a token's experts.
 const ggml_tensor * read_finder::source_weight(const ggml_tensor * t) const {
     while (t && (t->op == GGML_OP_RESHAPE || t->op == GGML_OP_REPEAT || t->op == GGML_OP_GET_ROWS)) {
         t = t->src[0];

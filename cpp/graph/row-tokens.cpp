@@ -23,7 +23,7 @@ row_tokens with_strides(const row_tokens & from, std::array<int32_t, 4> stride) 
     return r;
 }
 
-// The token at a linear element index of a tensor with shape ne.
+// Returns the token at a linear element index of a tensor with shape ne.
 int64_t index_at(const row_tokens & o, const int64_t * ne, int64_t linear) {
     int64_t index = 0;
     for (int d = 0; d < 4; d++) {
@@ -64,7 +64,7 @@ row_tokens reshaped(const row_tokens & from, const ggml_tensor * src, const ggml
     return to;
 }
 
-// The token stride of one hop of `bytes` inside src, taken `n` times, or nothing if that hop is no hop along one axis.
+// Returns the token stride of one hop of `bytes` inside src, taken `n` times, or nothing if that hop is no hop along one axis.
 std::optional<int32_t> stride_of_hop(const row_tokens & from, const ggml_tensor * src, size_t bytes, int64_t n) {
     if (n <= 1) {
         return 0;
@@ -173,7 +173,7 @@ bool mixes_rows(enum ggml_op op) {
     }
 }
 
-// The tokens of a node whose rows are each made from all elements of a row: known if those are for one token.
+// Returns the tokens of a node whose rows are each made from all elements of a row: known if those are for one token.
 row_tokens of_whole_rows(const row_tokens & from) {
     return from.stride[0] == 0 ? from : unknown();
 }

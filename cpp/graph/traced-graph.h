@@ -29,7 +29,7 @@ public:
     // In a ubatch of one delta every row belongs to the first token's.
     row_tokens first_token() const;
 
-    // Whether the weight's delta is made of ordinary ops.
+    // Returns whether the weight's delta is made of ordinary ops.
     bool is_composed(const ggml_tensor * weight);
 
     // Ordinary ops need rows that are numbered over all tokens, or over those with outputs.

@@ -27,11 +27,11 @@ bool dqrelo_one_group(const dqrelo_context * dctx, const llama_batch & batch);
 // Part of the key under which a graph may be reused: 0 when no row of the ubatch has a delta (the graph is then the base's own).
 uint64_t dqrelo_graph_key(const dqrelo_context * dctx, const llama_ubatch & ubatch);
 
-// The pass over a finished graph: puts the deltas of the ubatch onto the base ops that read changed weights.
-// Returns false, having logged one line, when the graph cannot carry them; the graph must not be run then.
+// Runs the pass over a finished graph: it puts the deltas of the ubatch onto the base ops that read changed weights. Returns false, having
+// logged one line, when the graph cannot carry them; the graph must not be run then.
 bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & params);
 
-// Nodes and leaves that the pass may add to a graph of this model, for the deltas that are bound.
+// Returns how many nodes and leaves the pass may add to a graph of this model, for the deltas that are bound.
 uint32_t dqrelo_graph_extra_nodes(const llama_model & model, const dqrelo_context * dctx);
 
 // The rotation of cached keys after positions were moved, which llama.cpp computes with a graph of its own that build_graph does not make.

@@ -62,7 +62,7 @@ LLAMA_API struct dqrelo_file_params dqrelo_file_default_params(void);
 LLAMA_API struct dqrelo_file * dqrelo_file_open(const char * path, struct dqrelo_file_params params, char * err, size_t n_err);
 LLAMA_API void                 dqrelo_file_free(struct dqrelo_file * file);
 
-// What all memories together will hold of the file once it is loaded for `model`.
+// Returns what all memories together will hold of the file once it is loaded for `model`.
 LLAMA_API size_t dqrelo_file_bytes_needed(const struct llama_model * model, const struct dqrelo_file * file);
 
 // Loads an opened file, which is taken over, also on failure. `params`: but for verify and use_mmap, with which the file was opened.
@@ -72,7 +72,7 @@ LLAMA_API struct dqrelo_delta * dqrelo_load_opened(const struct llama_model * mo
 // Frees a delta. Returns false, and frees nothing, while it is bound to a sequence of any context.
 LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);
 
-// What a delta is. Strings live as long as the delta; NULL where the file has none.
+// These functions say what a delta is. Strings live as long as the delta; NULL where the file has none.
 LLAMA_API const char * dqrelo_name(const struct dqrelo_delta * delta); // Returns general.name.
 LLAMA_API const char * dqrelo_path(const struct dqrelo_delta * delta);
 LLAMA_API const char * dqrelo_content_hash(const struct dqrelo_delta * delta);               // 64 hex digits, verified
@@ -86,12 +86,12 @@ LLAMA_API size_t dqrelo_n_bytes(const struct dqrelo_delta * delta);
 // Counts the base's tensors that the delta changes.
 LLAMA_API int32_t dqrelo_n_weights(const struct dqrelo_delta * delta);
 LLAMA_API int32_t dqrelo_n_bound(const struct dqrelo_delta * delta); // Counts the sequences that it is bound to, over all contexts.
-// End-of-generation tokens under the fine-tune, as a merged model would have them: those its file names, and the vocabulary's. Writes up to
-// n_max ids, returns how many there are; 0: the file names none, the vocabulary's apply.
+// Writes up to n_max ids of the end-of-generation tokens under the fine-tune, as a merged model would have them: those its file names, and
+// the vocabulary's. Returns how many there are; 0: the file names none, the vocabulary's apply.
 LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_token * ids, int32_t n_max);
 
-// Memories that a loaded delta lies in: the name of memory i ("CPU": pages of the mapped file; else as ggml calls a device's memory) and
-// its bytes, or NULL behind the last.
+// Lists the memories that a loaded delta lies in: the name of memory i ("CPU": pages of the mapped file; else as ggml calls a device's
+// memory) and its bytes, or NULL behind the last.
 LLAMA_API const char * dqrelo_memory(const struct dqrelo_delta * delta, int32_t i, size_t * n_bytes);
 
 // Binds `delta` (NULL: the base) to a sequence of a context; `scale` multiplies the whole delta (1: the fine-tune), is finite and at most
@@ -102,23 +102,23 @@ LLAMA_API const char * dqrelo_memory(const struct dqrelo_delta * delta, int32_t 
 LLAMA_API bool dqrelo_bind(struct llama_context * ctx, llama_seq_id seq_id, struct dqrelo_delta * delta, float scale, char * err,
                            size_t n_err);
 
-// Whether a delta that was bound to the context, or checked, changes a weight that is read for all tokens of a batch at once (attention
-// sinks, convolutions and scans of recurrent layers). llama_decode then splits a batch so that its tokens share no ubatch with those of
-// other deltas, of the base, or of another scale: right, but slower than a shared one. llama_encode, which does not split, refuses such a
-// mixed batch.
+// Returns whether a delta that was bound to the context, or checked, changes a weight that is read for all tokens of a batch at once
+// (attention sinks, convolutions and scans of recurrent layers). llama_decode then splits a batch so that its tokens share no ubatch with
+// those of other deltas, of the base, or of another scale: right, but slower than a shared one. llama_encode, which does not split, refuses
+// such a mixed batch.
 LLAMA_API bool dqrelo_needs_own_batch(const struct llama_context * ctx, const struct dqrelo_delta * delta);
 
-// Whether what a sequence computed is finite, as far as llama_decode saw: false where a token of it was NaN or infinite in a batch with
-// deltas, and, with i_output >= 0, where the logits or the embedding of that token of the last batch have a NaN or an infinity that
-// is not a ban (-infinity). What a sequence computes then says nothing: give no answer from it, and call dqrelo_forget. Other sequences of
-// its batches are not harmed.
+// Returns whether what a sequence computed is finite, as far as llama_decode saw: false where a token of it was NaN or infinite in a batch
+// with deltas, and, with i_output >= 0, where the logits or the embedding of that token of the last batch have a NaN or an infinity that is
+// not a ban (-infinity). What a sequence computes then says nothing: give no answer from it, and call dqrelo_forget. Other sequences of its
+// batches are not harmed.
 LLAMA_API bool dqrelo_is_finite(struct llama_context * ctx, llama_seq_id seq_id, int32_t i_output);
 
 // Removes a sequence from the context's memory, as llama_memory_seq_rm, and zeroes the data of all cells that no sequence has (removing
 // alone leaves it: attention multiplies cells that it must not see by 0, and 0 * NaN is NaN).
 LLAMA_API void dqrelo_forget(struct llama_context * ctx, llama_seq_id seq_id);
 
-// The delta bound to a sequence, or NULL.
+// Returns the delta bound to a sequence, or NULL.
 LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * ctx, llama_seq_id seq_id);
 
 // Checks `delta` against the graphs of `ctx` without binding it (also done by the first bind). On success *n_applied is the number of
@@ -126,7 +126,7 @@ LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * 
 LLAMA_API bool dqrelo_check(struct llama_context * ctx, struct dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err,
                             size_t n_err);
 
-// The name of inert weight i (0 .. n_inert-1) found by dqrelo_check, or NULL.
+// Returns the name of inert weight i (0 .. n_inert-1) found by dqrelo_check, or NULL.
 LLAMA_API const char * dqrelo_inert_weight(const struct dqrelo_delta * delta, int32_t i);
 
 #ifdef __cplusplus

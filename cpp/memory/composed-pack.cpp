@@ -21,7 +21,7 @@ namespace {
 constexpr size_t    CONVERTED_BYTES = 1 << 20;        // of a tensor at a time, on their way to the device
 constexpr ggml_type DECODED_TYPE    = GGML_TYPE_Q8_0; // of sign factors, where the device multiplies it
 
-// Whether the device multiplies n_mat matrices of a type, n_in x n_out, by activations in F32.
+// Returns whether the device multiplies n_mat matrices of a type, n_in x n_out, by activations in F32.
 bool takes(ggml_backend_buffer_type_t buft, ggml_type type, int64_t n_in, int64_t n_out, int64_t n_mat) {
     if (n_in % ggml_blck_size(type) != 0) {
         return false;
@@ -75,7 +75,7 @@ void expand_signs(const uint8_t * bits, int64_t n, ggml_type type, uint8_t * out
     }
 }
 
-// One row of finite numbers in another type, F16 or F32. Returns how many are too large for it.
+// Converts one row of finite numbers in another type, F16 or F32. Returns how many are too large for it.
 size_t convert_row(const void * from, ggml_type from_type, int64_t n, ggml_type type, uint8_t * out) {
     std::vector<float> values((size_t) n);
     if (from_type == GGML_TYPE_F32) {

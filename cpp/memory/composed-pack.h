@@ -40,7 +40,7 @@ public:
     static std::unique_ptr<composed_pack> load(const delta_file & file, ggml_backend_buffer_type_t buft,
                                                const std::vector<size_t> & weights, std::string & err);
 
-    // What `load` takes of the device's memory. No data of the file is read.
+    // Returns what `load` takes of the device's memory. No data of the file is read.
     static size_t bytes_needed(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights);
 
     // Weight i of the file, or nullptr if it was not copied.

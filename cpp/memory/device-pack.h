@@ -22,7 +22,7 @@ public:
     static std::unique_ptr<device_pack> load(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights,
                                              std::string & err);
 
-    // What `load` takes of the device's memory.
+    // Returns what `load` takes of the device's memory.
     static size_t bytes_needed(const delta_file & file, ggml_backend_buffer_type_t buft, const std::vector<size_t> & weights);
 
     // Entry of weight i of the file, which is one of those copied, with addresses of the device.

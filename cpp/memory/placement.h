@@ -26,10 +26,10 @@ struct placement {
 // else is at fault.
 placement placement_of(const ggml_tensor * weight);
 
-// Whether DQRELO_COMPOSED is 1.
+// Returns whether DQRELO_COMPOSED is 1.
 bool all_composed();
 
-// The device whose memory it is; ggml names none for the CPU's.
+// Returns the device whose memory it is; ggml names none for the CPU's.
 ggml_backend_dev_t device_of(ggml_backend_buffer_type_t buft);
 
 } // namespace dqrelo

@@ -20,7 +20,7 @@ struct server_delta_stamp {
     int64_t     changed_ns = 0; // Tells when the content changed, as the file system knows it.
     int64_t     touched_ns = 0; // Tells when the content, the name, or the time above changed.
 
-    // Of a file that cannot be looked at: 0 bytes. I/O: not under a lock.
+    // Looks at a file. One that cannot be looked at has 0 bytes. As this is I/O, no lock may be held.
     static server_delta_stamp of(const std::string & path);
     bool                      operator==(const server_delta_stamp & other) const;
 };
@@ -115,6 +115,6 @@ struct server_delta_entry {
     // Returns "registered", "loading", "loaded", "draining" or "failed".
     const char * state() const;
 
-    // Whether requests run with what is loaded, or are about to.
+    // Returns whether requests run with what is loaded, or are about to.
     bool is_in_use() const { return current && (current->n_uses > 0 || n_entitled > 0); }
 };

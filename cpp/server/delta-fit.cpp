@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-// Bytes of the files of all deltas, or what --delta-memory allows.
+// Returns the bytes of the files of all deltas, or what --delta-memory allows.
 static size_t bytes_of_all(const dqrelo_options & options) {
     size_t n_bytes = 0;
     for (const auto & source : options.deltas) {

@@ -14,7 +14,7 @@ static const std::string SUFFIX = ".dq.gguf";
 
 static const std::chrono::seconds READ_INTERVAL(1);
 
-// Whether directory `path`, links followed, is `dir` or lies in it.
+// Returns whether directory `path`, links followed, is `dir` or lies in it.
 static bool is_inside(const fs::path & dir, const fs::path & path) {
     std::error_code err;
     const fs::path  real_dir  = fs::canonical(dir, err);

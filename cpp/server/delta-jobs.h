@@ -19,7 +19,7 @@ struct server_delta_work {
 
 class server_delta_jobs {
 public:
-    // The entry's job, which is made if it has none.
+    // Returns the entry's job, which is made if it has none.
     std::shared_ptr<server_delta_job> ask(server_delta_entry & entry, const std::string & path, bool is_reload);
 
     // The entry's job is over, well (no error) or not.
@@ -28,7 +28,7 @@ public:
     // The entry's job goes behind all others.
     void put_off(const server_delta_entry & entry);
 
-    // Names whose jobs are not over; one of them may be at work.
+    // Returns the names whose jobs are not over; one of them may be at work.
     const std::deque<std::string> & waiting() const { return queue; }
 
     // A job goes from start() through read(), with what was loaded, the main loop's take_unchecked(), to end(); one that failed goes there

@@ -36,7 +36,7 @@ struct server_delta_host {
     std::unique_ptr<dqrelo_base, server_delta_base_deleter> base; // Holds the file that the model was loaded from.
 };
 
-// How a delta's file is read.
+// Returns how a delta's file is read.
 dqrelo_file_params server_delta_file_params(const server_delta_settings & params);
 
 // Loads a file that was read: all that a delta is but for its chat template and the file's stamp. NULL with one line in `err`.

@@ -26,7 +26,7 @@ public:
     bool                                               has_old_files() const { return !leaving.empty() || !dead.empty(); }
     void                                               unbound(const std::shared_ptr<server_delta> & delta);
 
-    // What the loader is to free next, or NULL; it counts as long as freed() was not called.
+    // Returns what the loader is to free next, or NULL; it counts as long as freed() was not called.
     std::shared_ptr<server_delta> next_to_free();
     void                          freed() { freeing.reset(); }
     bool                          is_freeing() const { return freeing != nullptr; }
@@ -40,14 +40,14 @@ public:
     // Deltas, by file, that requests run with.
     size_t n_active(const server_delta_names & names) const;
 
-    // Bytes of all files; without what `except` has in service, where given.
+    // Returns the bytes of all files; without what `except` has in service, where given.
     size_t n_bytes(const server_delta_names & names, const server_delta_entry * except = nullptr) const;
 
     enum class room { yes, later, never };
 
-    // Whether the entry's job, whose size is known, fits: beside all that is in memory, or when others have gone. What the entry has in
-    // service does not count: a reload has both files in memory for a while. Old files of its name that still have requests do. `err` is
-    // why it never fits.
+    // Returns whether the entry's job, whose size is known, fits: beside all that is in memory, or when others have gone. What the entry
+    // has in service does not count: a reload has both files in memory for a while. Old files of its name that still have requests do.
+    // `err` is why it never fits.
     room room_for(const server_delta_names & names, const server_delta_entry & entry, std::string & err) const;
 
     // Tells as many deltas to leave as the entry's job needs: first idle ones, least recently used first, then those in use, which then

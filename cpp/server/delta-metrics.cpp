@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-// A value between the quotes of a Prometheus label.
+// Returns a value between the quotes of a Prometheus label.
 static std::string label_value(const std::string & text) {
     std::string value;
     for (const char ch : text) {

@@ -3,5 +3,5 @@
 
 #include <string>
 
-// What is wrong with a name, as a part of an error line; empty for one that reads well in a log, a URL, a list and a metric.
+// Returns what is wrong with a name, as a part of an error line; empty for one that reads well in a log, a URL, a list and a metric.
 std::string server_delta_name_fault(const std::string & name);

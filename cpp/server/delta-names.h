@@ -10,16 +10,16 @@
 
 class server_delta_names {
 public:
-    // False if the name is taken.
+    // Returns false if the name is taken.
     bool add(const std::string & name, const std::string & path, size_t n_bytes, bool is_pinned);
 
     void forget(const std::string & name);
 
-    // NULL for a name that is not known.
+    // Returns NULL for a name that is not known.
     server_delta_entry *       find(const std::string & name);
     const server_delta_entry * find(const std::string & name) const;
 
-    // NULL also for one that is being unloaded: no new request gets it.
+    // Returns NULL also for one that is being unloaded: no new request gets it.
     server_delta_entry *       find_open(const std::string & name);
     const server_delta_entry * find_open(const std::string & name) const;
 

@@ -34,8 +34,8 @@ struct server_delta_ref {
     // Returns NULL for the base.
     server_delta * delta() const;
 
-    // The owner of what this reference computes: KV cells made under one key are never used under another. Empty: the base (or a delta
-    // scaled to nothing).
+    // Returns the owner of what this reference computes: KV cells made under one key are never used under another. Empty: the base (or a
+    // delta scaled to nothing).
     std::string key() const;
 
     // The task ended after this many tokens: counts them and lets the delta go.

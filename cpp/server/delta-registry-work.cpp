@@ -18,8 +18,8 @@ bool server_delta_registry::needs_loader() const {
     return is_ended || !jobs.waiting().empty() || jobs.has_unchecked() || memory.has_old_files();
 }
 
-// Whether the entry's job, whose size is known, may be loaded; if it can never be, it is over. `first_waiting` is the first one of the
-// queue that waits for room, or NULL: others are sent away for that one only.
+// Returns whether the entry's job, whose size is known, may be loaded; if it can never be, it is over. `first_waiting` is the first one of
+// the queue that waits for room, or NULL: others are sent away for that one only.
 bool server_delta_registry::may_load(server_delta_entry & entry, server_delta_job *& first_waiting) {
     std::string err;
     switch (memory.room_for(names, entry, err)) {
@@ -42,7 +42,8 @@ bool server_delta_registry::may_load(server_delta_entry & entry, server_delta_jo
     return true;
 }
 
-// The first job that may run. One that waits for room lets a few later ones by: what fits beside it need not wait for whom it waits for.
+// Finds the first job that may run. One that waits for room lets a few later ones by: what fits beside it need not wait for whom it waits
+// for.
 bool server_delta_registry::next_load(server_delta_work & next) {
     if (is_asleep || jobs.is_at_work()) {
         return false;

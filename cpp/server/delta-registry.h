@@ -76,7 +76,7 @@ public:
     size_t n_resident() const;
     size_t n_waiting() const; // Counts requests.
 
-    // Empty for a name that is not known.
+    // Returns an empty path for a name that is not known.
     std::string path_of(const std::string & name) const;
 
     void count(const server_delta & delta, uint64_t n_prompt, uint64_t n_generated);
@@ -93,10 +93,10 @@ public:
     // Takes a delta in that was loaded before the server serves.
     void put(const std::shared_ptr<server_delta> & delta);
 
-    // Whether the calls below have anything to do: a fast answer for every step.
+    // Returns whether the calls below have anything to do: a fast answer for every step.
     bool has_work() const { return is_work; }
 
-    // The delta that waits to be checked, or NULL; the answer goes to checked().
+    // Returns the delta that waits to be checked, or NULL; the answer goes to checked().
     std::shared_ptr<server_delta> take_unchecked();
     void                          checked(const std::shared_ptr<server_delta> & delta, const std::string & err);
 
@@ -122,7 +122,7 @@ public:
     // Its file system does not answer: it is tried again behind the other jobs, a few times.
     void put_off(const server_delta_work & work, const std::string & err);
 
-    // Whether the file of this work is still to be read: not if the server ends or sleeps, or the name was unloaded.
+    // Returns whether the file of this work is still to be read: not if the server ends or sleeps, or the name was unloaded.
     bool is_wanted(const server_delta_work & work) const;
 
     // Before a file that was read is loaded for the model: false if it is not wanted any more. The model stays until loaded() then.
@@ -135,7 +135,7 @@ public:
 
     // --- the watch
 
-    // All that wait, a moment after the last call; waits until there are some. False when the server ends.
+    // Returns all that wait, a moment after the last call; waits until there are some. False when the server ends.
     bool next_watch(std::vector<std::shared_ptr<server_delta_waiter>> & waiters);
     void gone(server_delta_waiter & waiter);
 

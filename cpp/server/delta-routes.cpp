@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cctype>
 
-// The JSON object in a request's body.
+// Returns the JSON object in a request's body.
 static json body_of(const server_http_req & req) {
     json body;
     try {
@@ -19,7 +19,7 @@ static json body_of(const server_http_req & req) {
     return body;
 }
 
-// Field `key`, or an empty text.
+// Returns field `key`, or an empty text.
 static std::string text_of(const json & body, const char * key) {
     if (!body.contains(key) || body.at(key).is_null()) {
         return "";
@@ -72,7 +72,7 @@ server_http_res_ptr server_delta_answer(const server_delta_error & e) {
     return res;
 }
 
-// Whether the body says that it is JSON. A page of another origin cannot send that without asking (CORS), but any other type.
+// Returns whether the body says that it is JSON. A page of another origin cannot send that without asking (CORS), but any other type.
 static bool is_json(const server_http_req & req) {
     const auto header = std::find_if(req.headers.begin(), req.headers.end(), [](const auto & field) {
         std::string name = field.first;
@@ -88,7 +88,7 @@ static bool is_json(const server_http_req & req) {
     return type == "application/json";
 }
 
-// A handler of what changes the server: JSON only.
+// Returns a handler of what changes the server: JSON only.
 static server_http_context::handler_t with_json(server_http_context::handler_t handler) {
     return [handler = std::move(handler)](const server_http_req & req) -> server_http_res_ptr {
         if (is_json(req)) {

@@ -15,5 +15,5 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
 // The same endpoints of a router, which has no deltas and says so; in its log, too, where `params` asks for some.
 void server_delta_add_router_routes(const server_http_context & http, const common_params & params, server_delta_wrapper wrap);
 
-// The answer to a request that a delta cannot serve.
+// Returns the answer to a request that a delta cannot serve.
 server_http_res_ptr server_delta_answer(const server_delta_error & e);

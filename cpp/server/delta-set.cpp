@@ -128,7 +128,7 @@ void server_delta_set::look_for_files() {
     }
 }
 
-// What the file will take once it is loaded; 0 for one that cannot be read, which its load then says.
+// Returns what the file will take once it is loaded; 0 for one that cannot be read, which its load then says.
 static size_t bytes_needed(const std::string & path, const server_delta_host & host) {
     char err[1024]     = "";
     auto params        = server_delta_file_params(*host.params);

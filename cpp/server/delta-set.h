@@ -49,23 +49,23 @@ public:
     // What follows is asked by a request `req` with this `body`. Who sent it decides what there is for it: without a caller, nothing. Where
     // it throws, it is server_delta_error, or std::invalid_argument for a field that makes no sense.
 
-    // What "model" and "delta_scale" mean; waits until the delta can serve.
+    // Finds what "model" and "delta_scale" mean; waits until the delta can serve.
     server_delta_ref find(const server_http_req & req, const json & body);
 
-    // The chat parameters of the delta; waits as find does. Weights that find gives to the same request later are of the same file.
+    // Returns the chat parameters of the delta; waits as find does. Weights that find gives to the same request later are of the same file.
     std::shared_ptr<const server_chat_params> chat_params(const server_http_req & req, const json & body,
                                                           const server_chat_params & chat_base);
 
-    // The same for the vocabulary.
+    // Does the same for the vocabulary.
     server_delta_vocab vocab(const server_http_req & req, const json & body, const llama_vocab * base);
 
-    // The name of the delta, or an empty one for the base.
+    // Returns the name of the delta, or an empty one for the base.
     std::string wanted_name(const server_http_req & req, const json & body);
 
-    // The name that a request for a slot file gives, checked; empty where it gives none.
+    // Returns the name that a request for a slot file gives, checked; empty where it gives none.
     std::string slot_model(const server_http_req & req, const json & body);
 
-    // The answer of /v1/models, made from `models`, which has the base; of /v1/models/NAME where that is the request's path.
+    // Returns the answer of /v1/models, made from `models`, which has the base; of /v1/models/NAME where that is the request's path.
     json models(const server_http_req & req, const json & models);
 
     // Throws std::runtime_error unless a slot file computed under `key` may be restored; `model_name` is what slot_model gave.
@@ -76,12 +76,12 @@ public:
     std::string check_finite(const server_delta_ref & ref, llama_context * ctx, int id_slot, const std::vector<int32_t> & rows,
                              int32_t first, int32_t n) const;
 
-    // The endpoints (delta-admin.cpp, delta-metrics.cpp). Where they throw, it is server_delta_error or std::invalid_argument. A change has
-    // happened when they return.
+    // These are the endpoints (delta-admin.cpp, delta-metrics.cpp). Where they throw, it is server_delta_error or std::invalid_argument. A
+    // change has happened when they return.
     json list(const server_http_req & req);
     // Lines to add to /metrics; empty for a server without deltas.
     std::string metrics() const;
-    // The answer of /props for the model of the query, made from the base's. Waits as find does.
+    // Returns the answer of /props for the model of the query, made from the base's. Waits as find does.
     json props(const server_http_req & req, json base);
     // Brings the delta of the query in, and wakes the server for it, if it is one.
     void prepare(const server_http_req & req);
@@ -92,7 +92,7 @@ public:
 private:
     json list_models(const server_delta_caller & caller, json models);
     bool is_allowed(const server_delta_caller & caller, const std::string & name) const; // An empty name is the base.
-    // What a caller may see of a text about the file at `path`: without its directory for a limited key.
+    // Returns what a caller may see of a text about the file at `path`: without its directory for a limited key.
     std::string shown(const server_delta_caller & caller, std::string text, const std::string & path) const;
     json        row_json(const server_delta_caller & caller, const server_delta_registry::row & row) const;
     void        check_admin(const server_delta_caller & caller) const;
@@ -121,7 +121,7 @@ private:
 // delta's name.
 void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab, server_task & task);
 
-// The vocabulary of a request under `ref`.
+// Returns the vocabulary of a request under `ref`.
 server_delta_vocab server_delta_vocab_of(const server_delta_ref & ref, const llama_vocab * base);
 
 // The defaults of a request under `ref`: those of `base`, and the fine-tune's sampling where there is a delta.
@@ -138,6 +138,6 @@ private:
 // Makes sequence `id_slot` run under `ref` from the next decode on. Returns an error line, empty on success.
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot);
 
-// Whether slots with these may share a batch: an encoder reads all of it at once, and some deltas need that to themselves
+// Returns whether slots with these may share a batch: an encoder reads all of it at once, and some deltas need that to themselves
 // (dqrelo_needs_own_batch).
 bool server_delta_can_batch(const server_delta_ref & a, const server_delta_ref & b, const llama_context * ctx);

@@ -21,7 +21,7 @@ public:
     void     line_up(const server_delta_claim & claim);
     void     leave(const server_delta_claim & claim);
 
-    // The only one of the line that may start next, or NULL.
+    // Returns the only one of the line that may start next, or NULL.
     const server_delta_claim * first() const { return line.empty() ? nullptr : line.begin()->second; }
 
     // A request may start if nobody waits before it and its delta, which is loaded, runs already, or one more than `n_active` may.
@@ -42,7 +42,7 @@ public:
     server_delta_claim(const server_delta_claim &)             = delete;
     server_delta_claim & operator=(const server_delta_claim &) = delete;
 
-    // Whether the delta that is loaded stays for this request.
+    // Returns whether the delta that is loaded stays for this request.
     bool is_on(const server_delta_entry & entry) const { return is_entitled && order == entry.order; }
 
     // Waits in line for a turn.

@@ -23,7 +23,7 @@ public:
     bool                    is_called = false; // The thread is to look again.
     bool                    is_gone   = false; // The thread's client has gone.
 
-    // Whether the client has gone. Without the registry's lock: it asks the client's socket.
+    // Returns whether the client has gone. Without the registry's lock: it asks the client's socket.
     bool ask();
 
     // The thread waits no more, and what should_stop refers to will go.
