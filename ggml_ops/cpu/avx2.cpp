@@ -13,7 +13,7 @@ static inline __m128 sums_f32x4(__m256 v0, __m256 v1, __m256 v2, __m256 v3) {
     return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
 }
 
-// A mask for the first n of eight lanes: -1 there, 0 in the others.
+// Returns a mask for the first n of eight lanes: -1 there, 0 in the others.
 static inline __m256i lanes_i32x8(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int) (n < 8 ? n : 8)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }

@@ -6,13 +6,13 @@
 
 #include <immintrin.h>
 
-// The sums of the lanes of four vectors, in their order.
+// Returns the sums of the lanes of four vectors, in their order.
 static inline __m128i sums_i32x4(__m256i v0, __m256i v1, __m256i v2, __m256i v3) {
     const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v0, v1), _mm256_hadd_epi32(v2, v3));
     return _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
 }
 
-// A mask for the first n of four lanes: -1 there, 0 in the others.
+// Returns a mask for the first n of four lanes: -1 there, 0 in the others.
 static inline __m128i lanes_i32x4(int n) {
     return _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3));
 }

@@ -16,7 +16,7 @@
 
 #include <immintrin.h>
 
-// The sums of the lanes of four vectors, in their order.
+// Returns the sums of the lanes of four vectors, in their order.
 static inline __m128i sums_i32x4(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
     const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(v0, v1), _mm512_unpackhi_epi32(v0, v1));
     const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(v2, v3), _mm512_unpackhi_epi32(v2, v3));
@@ -35,12 +35,12 @@ static inline __m128 sums_f32x4(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
     return _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
 }
 
-// The mask of those of the columns j to j + 15 that are below n.
+// Returns the mask of those of the columns j to j + 15 that are below n.
 static inline __mmask16 columns_m16(int64_t j, int64_t n) {
     return n - j >= 16 ? 0xffff : n - j <= 0 ? 0 : (__mmask16) ((1u << (n - j)) - 1);
 }
 
-// The mask of the first n of four rows.
+// Returns the mask of the first n of four rows.
 static inline __mmask8 rows_m4(int n) {
     return n >= 4 ? 15 : n <= 0 ? 0 : (__mmask8) ((1 << n) - 1);
 }
@@ -89,7 +89,7 @@ static void quantize_row_avx512vnni(const float * x, const float * cscale, int64
 // sign planes
 //
 
-// The signs in a row's last n_bytes < 8 bytes; the other bits are zero.
+// Returns the signs in a row's last n_bytes < 8 bytes; the other bits are zero.
 static inline __mmask64 last_signs(const uint8_t * sign, int64_t n_bytes) {
     return (__mmask64) _mm_cvtsi128_si64(_mm_maskz_loadu_epi8((__mmask16) ((1u << n_bytes) - 1), sign));
 }
@@ -247,8 +247,8 @@ static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int6
     }
 }
 
-// How many rows of q or b to take at once from row t on. The first two bring a tile of weights in from memory, with prefetches. The others
-// find it in a cache and are taken by threes, whose sums take 24 registers.
+// Returns how many rows of q or b to take at once from row t on. The first two bring a tile of weights in from memory, with prefetches. The
+// others find it in a cache and are taken by threes, whose sums take 24 registers.
 static inline int rows_at_once(int t, int n_t) {
     const int most = t == 0 ? 2 : 3;
     return n_t - t < most ? n_t - t : most;
@@ -275,7 +275,7 @@ static void sign_dots_avx512vnni(const uint8_t * sign, int n_i, const int8_t * q
 
 namespace {
 
-// The scale of a block in all lanes, without the way through a scalar register that the compiler would take.
+// Returns the scale of a block in all lanes, without the way through a scalar register that the compiler would take.
 inline __m512 block_scale(uint16_t d) {
     return _mm512_cvtph_ps(_mm256_set1_epi16((short) d));
 }

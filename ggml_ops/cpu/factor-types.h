@@ -27,7 +27,7 @@ struct dqrelo_q4_0 { // Value j < 16 is d * ((qs[j] & 15) - 8), value j >= 16 is
 static_assert(sizeof(struct dqrelo_q8_0) == 34, "as ggml's block_q8_0");
 static_assert(sizeof(struct dqrelo_q4_0) == 18, "as ggml's block_q4_0");
 
-// The bytes of n contiguous values; 0 for a type that is none of ours.
+// Returns the bytes of n contiguous values; 0 for a type that is none of ours.
 static inline DQRELO_DEVICE int64_t dqrelo_type_bytes(enum ggml_type type, int64_t n) {
     switch (type) {
         case GGML_TYPE_F32: return n * 4;

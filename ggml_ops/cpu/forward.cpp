@@ -129,8 +129,8 @@ static int32_t id_of(const ggml_tensor * ids, const position & at) {
     return *(const int32_t *) ((const char *) ids->data + at.i1 * ids->nb[0] + at.i2 * ids->nb[1] + at.i3 * ids->nb[2]);
 }
 
-// Which matrix of a stack a row is multiplied with. Ids come from the graph (of a router that met NaN they may be anything), so they are
-// kept in their range: such a row's result means nothing, but nothing else is read.
+// Returns which matrix of a stack a row is multiplied with. Ids come from the graph (of a router that met NaN they may be anything), so
+// they are kept in their range: such a row's result means nothing, but nothing else is read.
 static int64_t matrix_of(const ggml_tensor * dst, const dqrelo_entry * e, const position & at) {
     switch (ggml_dqrelo_form(dst)) {
         case DQRELO_FORM_MATMUL_ID: return std::clamp<int64_t>(id_of(dst->src[4], at), 0, e->n_mat - 1);
@@ -139,7 +139,7 @@ static int64_t matrix_of(const ggml_tensor * dst, const dqrelo_entry * e, const 
     }
 }
 
-// Which row of D_hat a row takes, in the forms that are no matmul.
+// Returns which row of D_hat a row takes, in the forms that are no matmul.
 static int64_t row_id(const ggml_tensor * dst, const dqrelo_entry * e, const position & at) {
     const int64_t id = dst->src[4] ? id_of(dst->src[4], at) : at.i1 % e->n_out + at.i2 % e->n_mat * e->n_out;
     return std::clamp<int64_t>(id, 0, e->n_out * e->n_mat - 1);

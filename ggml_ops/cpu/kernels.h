@@ -73,7 +73,7 @@ extern const struct dqrelo_kernels dqrelo_kernels_avx2;
 extern const struct dqrelo_kernels dqrelo_kernels_avx512vnni;
 extern const struct dqrelo_kernels dqrelo_kernels_neon;
 
-// The best table that this CPU runs, or the one that the environment variable DQRELO_ISA names. It is chosen once.
+// Returns the best table that this CPU runs, or the one that the environment variable DQRELO_ISA names. It is chosen once.
 const struct dqrelo_kernels * dqrelo_cpu_kernels(void);
 
 // Lists the tables built into this library that this CPU runs, best first, and returns how many they are.

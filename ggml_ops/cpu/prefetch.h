@@ -11,8 +11,8 @@
 
 static constexpr size_t DQRELO_PREFETCH_BYTES = 8192; // Prefetches go at least so far ahead.
 
-// The address to begin with for a tile of tile_bytes. It is an integer, because it may lie behind the end of the data, where no pointer may
-// point.
+// Returns the address to begin with for a tile of tile_bytes. It is an integer, because it may lie behind the end of the data, where no
+// pointer may point.
 static inline uintptr_t prefetch_from(const void * tile, size_t tile_bytes) {
     return (uintptr_t) tile + (tile_bytes < DQRELO_PREFETCH_BYTES ? DQRELO_PREFETCH_BYTES : tile_bytes);
 }

@@ -7,8 +7,8 @@
 #include <map>
 #include <mutex>
 
-// The counters of a stream, which are zero between launches. They stay for the life of the process, because they are a few bytes a stream,
-// and a later stream may have the same handle.
+// Returns the counters of a stream, which are zero between launches. They stay for the life of the process, because they are a few bytes a
+// stream, and a later stream may have the same handle.
 static int32_t * counters_of(int device, cudaStream_t stream) {
     static std::mutex                                        mutex;
     static std::map<std::pair<int, cudaStream_t>, int32_t *> all;

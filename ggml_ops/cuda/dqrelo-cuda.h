@@ -34,7 +34,7 @@ static inline int64_t dqrelo_cuda_n_rows(const struct dqrelo_cuda_op * op) {
     return (int64_t) op->ne[0] * op->ne[1] * op->ne[2];
 }
 
-// The bytes of work memory that MATMUL and MATMUL_ID need. It may have any contents, and is free again when the op is done.
+// Returns the bytes of work memory that MATMUL and MATMUL_ID need. It may have any contents, and is free again when the op is done.
 size_t dqrelo_cuda_work_bytes(const struct dqrelo_cuda_op * op);
 
 // The number of counters that every launch on a stream uses. They must be zero before the first one. A launch leaves zeros, so that no call

@@ -6,7 +6,7 @@
 
 static constexpr int N_COLUMNS = 128;
 
-// Which row of D_hat a row takes, counted through all matrices of a stack.
+// Returns which row of D_hat a row takes, counted through all matrices of a stack.
 static __device__ __forceinline__ int64_t delta_row_of(const dqrelo_cuda_op & op, const dqrelo_entry & e, const dqrelo_position & at) {
     const int64_t id = op.ids ? op.ids[offset_of(op.ids_nb, at)] : at.i1 % e.n_out + at.i2 % e.n_mat * e.n_out;
     return id_in_range(id, e.n_out * e.n_mat);

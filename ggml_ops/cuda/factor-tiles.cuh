@@ -31,8 +31,8 @@ struct tile_memory {
     };
 };
 
-// Where a thread's values of a tile are: it has features tile_feature(0) and tile_feature(1) of rows tile_row(n, 0) and tile_row(n, 1), for
-// all n. These are the places of mma.cuh.
+// These say where a thread's values of a tile are: it has features tile_feature(0) and tile_feature(1) of rows tile_row(n, 0) and
+// tile_row(n, 1), for all n. These are the places of mma.cuh.
 static __device__ __forceinline__ int tile_feature(int i) {
     return (int) threadIdx.x / WARP * 16 + (int) threadIdx.x % WARP / 4 + 8 * i;
 }
@@ -92,8 +92,8 @@ static __device__ __forceinline__ void add_float_tile(tile_memory & memory, cons
 // F16
 //
 
-// What a row is multiplied with before it is cut in two. It is 2^14 over the power of two of the row's largest magnitude, whose bits are
-// given, and its inverse is a normal number too.
+// Returns what a row is multiplied with before it is cut in two. It is 2^14 over the power of two of the row's largest magnitude, whose
+// bits are given, and its inverse is a normal number too.
 static __device__ __forceinline__ float half_factor(int32_t max_bits) {
     return __int_as_float(min(268 - (max_bits >> 23), 253) << 23);
 }

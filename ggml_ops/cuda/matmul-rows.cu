@@ -102,7 +102,7 @@ static __device__ void quantize_unit(const dqrelo_cuda_op & op, const matmul_wor
     }
 }
 
-// The sum over each group of LANES lanes, in all of them.
+// Returns the sum over each group of LANES lanes, in all of them.
 template <int LANES>
 static __device__ __forceinline__ float sum_lanes(float value) {
 #pragma unroll

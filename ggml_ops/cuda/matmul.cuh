@@ -16,7 +16,7 @@ static inline int64_t aligned_bytes(int64_t n) {
     return (n + 255) / 256 * 256;
 }
 
-// The distance of rows of V x in values. No rank is larger than the smaller side of the matrix.
+// Returns the distance of rows of V x in values. No rank is larger than the smaller side of the matrix.
 static inline int32_t rank_stride(const dqrelo_cuda_op & op) {
     return ((op.n_in < op.n_out ? op.n_in : op.n_out) + 15) & ~15;
 }

@@ -23,7 +23,7 @@ struct row_plan {
     int32_t z_begin, apply_begin, copy_begin, n_units;
 };
 
-// The number of `lanes` before this one.
+// Returns the number of `lanes` before this one.
 static __device__ __forceinline__ int count_before(unsigned lanes, int lane) {
     return __popc(lanes & ((1u << lane) - 1));
 }

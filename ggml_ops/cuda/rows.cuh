@@ -44,7 +44,7 @@ static __device__ __forceinline__ void check(bool good) {
     }
 }
 
-// The entry of a delta, or null where there is no delta, or it has nothing for this weight.
+// Returns the entry of a delta, or null where there is no delta, or it has nothing for this weight.
 static __device__ __forceinline__ const dqrelo_entry * entry_of_delta(const dqrelo_cuda_op & op, int32_t delta) {
     check(delta < op.n_deltas);
     if (delta < 0) {
@@ -54,12 +54,12 @@ static __device__ __forceinline__ const dqrelo_entry * entry_of_delta(const dqre
     return e->n_planes == 0 && e->rank == 0 && e->n_codes == 0 && e->dense == nullptr ? nullptr : e;
 }
 
-// The delta index of a token, or -1 where it has no delta, or the scale is 0.
+// Returns the delta index of a token, or -1 where it has no delta, or the scale is 0.
 static __device__ __forceinline__ int32_t delta_of(const float * token) {
     return token[1] == 0.0f ? -1 : (int32_t) token[0];
 }
 
-// The entry that changes a row, or null.
+// Returns the entry that changes a row, or null.
 static __device__ __forceinline__ const dqrelo_entry * entry_of(const dqrelo_cuda_op & op, const float * token) {
     return entry_of_delta(op, delta_of(token));
 }
@@ -107,7 +107,7 @@ private:
     }
 };
 
-// An id as the graph has it, kept in 0 .. n - 1: of a router that met NaN it may be anything.
+// Returns an id as the graph has it, kept in 0 .. n - 1: of a router that met NaN it may be anything.
 static __device__ __forceinline__ int64_t id_in_range(int64_t id, int64_t n) {
     return id < 0 ? 0 : id < n ? id : n - 1;
 }

@@ -109,7 +109,7 @@ static __device__ __forceinline__ void load_tile_rows(const dqrelo_cuda_op & op,
     __syncthreads();
 }
 
-// The first range of a tile, or the one behind `range`; false where there is none.
+// Finds the first range of a tile, or the one behind `range`; false where there is none.
 static __device__ __forceinline__ bool next_range(const tile_rows & rows, tile_range & range) {
     range.begin = range.end;
     while (range.end < rows.n && rows.key[range.end] == rows.key[range.begin]) {

@@ -13,7 +13,7 @@ static __device__ __forceinline__ float half_bits(uint16_t bits) {
     return __half2float(__ushort_as_half(bits));
 }
 
-// Value j of a row of type TYPE.
+// Returns value j of a row of type TYPE.
 template <ggml_type TYPE>
 static __device__ __forceinline__ float value_at(const void * row, int j) {
     if (TYPE == GGML_TYPE_F32) {
@@ -71,7 +71,7 @@ static __device__ __forceinline__ void load_8_bytes(const void * p, uint32_t out
     out[1]                      = half_words[2] | (uint32_t) half_words[3] << 16;
 }
 
-// Values j to j + 7 of a row; j is a multiple of 8, and the row of F32, F16 and BF16 begins at a multiple of 16 bytes.
+// Loads values j to j + 7 of a row; j is a multiple of 8, and the row of F32, F16 and BF16 begins at a multiple of 16 bytes.
 template <ggml_type TYPE>
 static __device__ __forceinline__ void load_8(const void * row, int j, float out[8]) {
     if (TYPE == GGML_TYPE_F32) {
