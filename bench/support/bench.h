@@ -83,7 +83,7 @@ inline void print_machine(int argc, char ** argv) {
     }
 }
 
-// Sum of the bytes in 64-bit pieces: what reading memory costs. n_bytes is a multiple of 64.
+// Returns the sum of the bytes in 64-bit pieces: what reading memory costs. n_bytes is a multiple of 64.
 inline uint64_t read_all(const uint8_t * bytes, size_t n_bytes) {
     uint64_t sum[8] = {};
     for (size_t i = 0; i < n_bytes; i += 64) {

@@ -90,7 +90,7 @@ static std::vector<template_case> recursions() {
     };
 }
 
-// Values that refer to themselves, or are deeper than the stack.
+// Returns templates with values that refer to themselves, or are deeper than the stack.
 static std::vector<template_case> deep_values() {
     const std::string self   = NS + "{% set ns.x = ns %}";
     const std::string list   = "{% set l = [1] %}{% set _ = l.append(l) %}";
@@ -186,7 +186,7 @@ static std::vector<template_case> growth() {
     };
 }
 
-// What crashed, or read what it must not.
+// Returns templates that crashed, or read what they must not.
 static std::vector<template_case> arithmetic() {
     const std::string min = "{% set m = -9223372036854775807 - 1 %}";
     return {
@@ -213,7 +213,7 @@ static std::vector<template_case> arithmetic() {
     };
 }
 
-// A tenth of the steps: the sanitizers are slow.
+// Returns bounds with a tenth of the steps, because the sanitizers are slow.
 static dqrelo_template_bounds few_steps() {
     dqrelo_template_bounds bounds;
     bounds.steps.n_base /= 10;

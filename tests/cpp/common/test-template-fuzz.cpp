@@ -158,7 +158,7 @@ static const std::vector<std::string> PIECES = {
     "{% endfor %}",
 };
 
-// A template in pieces: text, and the words and signs of expressions and statements.
+// Returns a template in pieces: text, and the words and signs of expressions and statements.
 static std::vector<std::string> tokens_of(const std::string & text) {
     std::vector<std::string> tokens;
     bool                     inside = false;

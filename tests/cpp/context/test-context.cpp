@@ -180,7 +180,7 @@ floats context_shifts(const subject & s, const options & o) {
     return decode(ctx.get(), { { 1, 28, random_tokens(8, 9, s.model), false }, { 0, 28, random_tokens(10, 2, s.model) } });
 }
 
-// A sequence without a delta beside others that move: its logits alone.
+// Decodes a sequence without a delta beside others that move, and returns its logits alone.
 floats base_beside_shifts(const subject & s, const options & o) {
     const context_ptr ctx = s.open(o);
     char              err[1024];
@@ -215,7 +215,7 @@ floats restored_sequence(const subject & s, const options & o) {
     return decode(ctx.get(), { { 1, 0, random_tokens(8, 9, s.model), false }, { 2, 20, random_tokens(6, 2, s.model) } });
 }
 
-// The whole state. Bindings are no part of it.
+// The whole state goes to another context. Bindings are no part of it.
 floats restored_context(const subject & s, const options & o) {
     std::vector<uint8_t> bytes;
     {

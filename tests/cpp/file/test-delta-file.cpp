@@ -18,7 +18,7 @@ static std::unique_ptr<delta_file> open_bytes(const std::string & bytes, std::st
     return delta_file::open(PATH, {}, err);
 }
 
-// True if the file is refused with one line that has `part` in it.
+// Returns true if the file is refused with one line that has `part` in it.
 static bool refused(const std::string & bytes, const std::string & part) {
     std::string err;
     const auto  delta = open_bytes(bytes, err);

@@ -16,7 +16,7 @@ static const char * const DELTA = "test-fingerprint.dq.gguf";
 
 static const int64_t N_ROW = 256;
 
-// A model of 20 matrices and a norm, the same values in any type.
+// Returns a model of 20 matrices and a norm, the same values in any type.
 static gguf_builder model(ggml_type type, uint64_t seed) {
     gguf_builder m;
     m.set("general.architecture", std::string("llama"));
@@ -40,7 +40,7 @@ static std::unique_ptr<base_file> open_base(const gguf_builder & m, const char *
     return base;
 }
 
-// A delta of one dense weight over `base`.
+// Returns a delta of one dense weight over `base`.
 static std::unique_ptr<delta_file> delta_over(const base_file & base, const std::string & weight = "norm", uint64_t n = 24) {
     delta_builder d;
     d.add_weight(weight, { n }, 0, 0);

@@ -10,7 +10,7 @@ using namespace testing;
 // One past the last type in the ggml.h of patches/UPSTREAM, without the patches. Another llama.cpp may have another one.
 static constexpr uint32_t UPSTREAM_TYPES = 43;
 
-// A model with one tensor of whatever type. The number is written into the file's bytes, since the enum may not hold it.
+// Returns a model with one tensor of whatever type. The number is written into the file's bytes, since the enum may not hold it.
 static std::string file_with_type(uint32_t type) {
     gguf_builder m;
     m.set("general.architecture", std::string("llama"));

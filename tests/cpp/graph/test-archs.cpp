@@ -59,8 +59,8 @@ struct test_case {
     bool        all_outputs = false; // There are as many outputs as tokens, and their rows are selected with all ids.
 };
 
-// Logits of all rows [n_seq*n_tokens, n_vocab], or nothing if decoding fails. Only sequences from `first` on are decoded; the rows of
-// others are zeros.
+// Returns the logits of all rows [n_seq*n_tokens, n_vocab], or nothing if decoding fails. Only sequences from `first` on are decoded; the
+// rows of others are zeros.
 std::vector<float> logits(runner & r, const test_case & c, int first = 0) {
     const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(r.model.get()));
     const int n_embd  = llama_model_n_embd(r.model.get());

@@ -58,8 +58,8 @@ public:
         }
     }
 
-    // The next n tokens of every sequence of [first, last] in one batch; the logits of the sound ones' last tokens. Of the others only the
-    // last token has an output, if they have one at all.
+    // Decodes the next n tokens of every sequence of [first, last] in one batch, and returns the logits of the sound ones' last tokens. Of
+    // the others only the last token has an output, if they have one at all.
     floats decode(int first, int last, int n, bool others_have_outputs = true) {
         llama_batch      batch = llama_batch_init(64, 0, 1);
         std::vector<int> rows;
@@ -122,7 +122,7 @@ bool same_bits(const floats & a, const floats & b) {
     return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-// What the sound sequences get in four batches: all three together, twice, then without the third.
+// Returns what the sound sequences get in four batches: all three together, twice, then without the third.
 std::vector<floats> story(run & r, float scale, bool is_forgotten) {
     std::vector<floats> found;
     r.bind(scale);

@@ -86,7 +86,7 @@ static void test_scale_tensors(llama_context * ctx) {
 
 using op = std::function<ggml_tensor *(ggml_context *, ggml_tensor *)>;
 
-// Which token the rows of op(x) are for, where x is F32 [8, N_TOKENS], or [N_TOKENS, 8] with the tokens along axis 0.
+// Returns which token the rows of op(x) are for, where x is F32 [8, N_TOKENS], or [N_TOKENS, 8] with the tokens along axis 0.
 static dqrelo::row_tokens derived(const op & make, bool tokens_in_rows) {
     hand_made             graph;
     ggml_tensor *         tokens = ggml_new_tensor_3d(graph.ctx, GGML_TYPE_F32, 2, N_TOKENS, 2);

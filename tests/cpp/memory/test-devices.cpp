@@ -143,7 +143,7 @@ static void test_pack(const testing::delta_builder & d) {
     remove(PATH);
 }
 
-// A weight with factors in F32, of which one number of each is `value`.
+// Returns a weight with factors in F32, of which one number of each is `value`.
 static std::unique_ptr<dqrelo::delta_file> file_with_factors_of(float value) {
     testing::delta_builder d;
     testing::random_source r(5);

@@ -249,7 +249,7 @@ static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n,
     CHECK(memcmp(alone.data() + 5, &got[(size_t) (t * ld)], (size_t) (n_i - 5) * sizeof(float)) == 0);
 }
 
-// Rows through both halves of an entry.
+// Takes rows through both halves of an entry.
 static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels, const dqrelo_entry & e,
                                                  const std::vector<std::vector<float>> & x, const std::vector<std::vector<float>> & y,
                                                  float s, int nth) {

@@ -65,7 +65,7 @@ static void compute(const std::vector<ggml_tensor *> & nodes, int n_threads) {
     }
 }
 
-// The case twice in a row, so that the second finds the work memory as the first left it.
+// Runs the case twice in a row, so that the second finds the work memory as the first left it.
 static std::vector<float> run(const op_case & c, int n_threads) {
     ggml_context *                   ctx   = ggml_init({ (size_t) 16 << 20, nullptr, false });
     const std::vector<ggml_tensor *> nodes = { c.build(ctx), c.build(ctx) };

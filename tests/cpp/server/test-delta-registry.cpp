@@ -132,7 +132,7 @@ static void wait_until_waiting(const fixture & f, size_t n) {
     }
 }
 
-// What the loader is told to do, without doing it.
+// Returns what the loader is told to do, without doing it.
 static server_delta_work next(const fixture & f) {
     server_delta_work work;
     assert(f.registry->next_work(work));

@@ -22,7 +22,7 @@ inline void result(bool good, const char * what, const char * file, int line) {
     printf("  %s:%d: failed: %s\n", file, line, what);
 }
 
-// The exit status of main.
+// Returns the exit status of main.
 inline int finish() {
     printf("%d passed, %d failed\n", n_passed, n_failed);
     return n_failed == 0 ? 0 : 1;

@@ -160,7 +160,7 @@ struct random_source {
     }
 };
 
-// Values in the bytes of a storage type.
+// Returns values in the bytes of a storage type.
 inline std::string stored(const std::vector<float> & values, ggml_type type, int64_t n_row) {
     if (type == GGML_TYPE_F32) {
         return bytes_of_all(values);
@@ -261,8 +261,9 @@ struct delta_builder : gguf_builder {
     }
 };
 
-// A delta with one weight of each form. Matrix "paper": 64x24, one plane, one scale, rank 4 in F16; "planes": 32x16, two planes, the second
-// with a scale per row, no factors; "experts": 64x32x3 with column scales and Q8_0 factors of rank 32; "norm" and "table": dense.
+// Returns a delta with one weight of each form. Matrix "paper": 64x24, one plane, one scale, rank 4 in F16; "planes": 32x16, two planes,
+// the second with a scale per row, no factors; "experts": 64x32x3 with column scales and Q8_0 factors of rank 32; "norm" and "table":
+// dense.
 inline delta_builder delta_of_every_form() {
     delta_builder d;
     random_source r(1);

@@ -26,7 +26,7 @@ inline std::vector<token_delta> mixed_tokens(int64_t n) {
     return out;
 }
 
-// An F32 tensor with `values`, whose rows lie 5 elements further apart than they are long if `gaps`.
+// Returns an F32 tensor with `values`, whose rows lie 5 elements further apart than they are long if `gaps`.
 inline ggml_tensor * make_f32(ggml_context * ctx, const shape & ne, const std::vector<float> & values, bool gaps) {
     ggml_tensor * whole  = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, ne[0] + (gaps ? 5 : 0), ne[1], ne[2], ne[3]);
     const int64_t n_rows = ne[1] * ne[2] * ne[3];
@@ -65,10 +65,10 @@ struct op_case {
         return tokens[(size_t) (i1 * stride[0] + i2 * stride[1] + i3 * stride[2])];
     }
 
-    // The id of a row, kept in 0 .. n - 1 as the op does.
+    // Returns the id of a row, kept in 0 .. n - 1 as the op does.
     int64_t id_of(int64_t row, int64_t n) const { return std::clamp<int64_t>(ids[(size_t) row], 0, n - 1); }
 
-    // The delta of a row, or null.
+    // Returns the delta of a row, or null.
     const random_entry * entry_of(int64_t row) const {
         const int delta = token(row).delta;
         if (delta < 0 || stacks.empty()) {
@@ -108,7 +108,7 @@ struct op_case {
         return gaps ? ggml_view_3d(ctx, whole, ne[1], ne[2], ne[3], whole->nb[1], whole->nb[2], 0) : whole;
     }
 
-    // The op's node, its sources filled in.
+    // Makes the op's node, its sources filled in.
     ggml_tensor * build(ggml_context * ctx) const {
         ggml_tensor * ty    = make_f32(ctx, ne, y, gaps);
         ggml_tensor * tx    = make_f32(ctx, { x_row(), x_rows(), ne[2], ne[3] }, x, gaps);

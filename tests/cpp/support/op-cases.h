@@ -10,7 +10,7 @@
 
 static void check_case(const std::string & name, op_case & c);
 
-// What the delta of `entry` adds to row r of the case's output, before the request scale.
+// Returns what the delta of `entry` adds to row r of the case's output, before the request scale.
 static expected_delta expect(const op_case & c, const random_entry & entry, int64_t r) {
     if (c.form == DQRELO_FORM_ROWS) {
         return expect_row(entry, c.id_of(r, entry.e.n_out));

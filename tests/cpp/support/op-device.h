@@ -12,7 +12,7 @@ class device_op {
 public:
     explicit device_op(ggml_backend_dev_t dev) : dev(dev), backend(ggml_backend_dev_init(dev, nullptr)) {}
 
-    // Whether the device has the operator for this case.
+    // Returns whether the device has the operator for this case.
     bool supports(const op_case & c) {
         place(c);
         return ggml_backend_dev_supports_op(dev, node);

@@ -24,7 +24,7 @@ inline double f16_value(uint16_t h) { // It takes normal numbers only.
     return h & 0x8000 ? -magnitude : magnitude;
 }
 
-// A random F16 of magnitude between 2^-4 and 1.
+// Returns a random F16 of magnitude between 2^-4 and 1.
 inline uint16_t random_f16(std::mt19937 & rng) {
     return (uint16_t) ((rng() & 0x83ff) | (11 + rng() % 4) << 10);
 }

@@ -55,7 +55,7 @@ inline std::string render(const jinja::program & program, const std::string & so
     return jinja::runtime::gather_string_parts(results)->as_string().str();
 }
 
-// What common_chat_templates_init and common_chat_templates_apply do with a template; its prompt, or the error.
+// Does with a template what common_chat_templates_init and common_chat_templates_apply do. Returns its prompt, or the error.
 inline std::string prompt_of(const std::string & source, size_t n_messages = 1, const dqrelo_template_bounds & bounds = {}) {
     std::string prompt;
     on_small_stack([&] {

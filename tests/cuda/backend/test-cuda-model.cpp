@@ -102,7 +102,7 @@ struct subject {
         }
     }
 
-    // Logits of n tokens of each sequence, from position `first` on.
+    // Returns the logits of n tokens of each sequence, from position `first` on.
     floats decode(int first, int n) {
         const llama_vocab * vocab = llama_model_get_vocab(model.get());
         std::mt19937        gen(first + 1);

@@ -140,7 +140,7 @@ inline void switch_fiber(fiber & from, fiber & to) {
 }
 #endif
 
-// The next fiber that can go on, or null.
+// Returns the next fiber that can go on, or null.
 inline fiber * take_ready() {
     machine &    m    = the_machine();
     const size_t left = m.ready.size() - m.head;

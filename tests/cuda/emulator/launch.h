@@ -17,7 +17,7 @@ inline void * map_memory(size_t n_bytes) {
     return p;
 }
 
-// A piece of the block's shared memory, with a red zone behind it. It holds garbage, as on a GPU.
+// Takes a piece of the block's shared memory, with a red zone behind it. It holds garbage, as on a GPU.
 inline char * take_shared(block & b, size_t n_bytes) {
     char * p = b.shared + b.shared_used;
     b.shared_used += (n_bytes + RED_ZONE - 1) / RED_ZONE * RED_ZONE + RED_ZONE;
@@ -29,7 +29,7 @@ inline char * take_shared(block & b, size_t n_bytes) {
     return p;
 }
 
-// The block's variable of this key: what `__shared__ T name` becomes.
+// Returns the block's variable of this key: what `__shared__ T name` becomes.
 template <typename T>
 T & shared(const char * key) {
     unwatched quiet;
@@ -43,7 +43,7 @@ T & shared(const char * key) {
     return *(T *) b.variables.back().second;
 }
 
-// How much dynamic shared memory a launch may ask for: more than 48 KiB only after cudaFuncSetAttribute, here of any kernel.
+// Returns how much dynamic shared memory a launch may ask for: more than 48 KiB only after cudaFuncSetAttribute, here of any kernel.
 inline size_t & dynamic_limit() {
     static size_t n_bytes = 48 * 1024;
     return n_bytes;

@@ -111,7 +111,7 @@ struct device_memory {
         }
     }
 
-    // The device whose memory holds the address, or -1.
+    // Returns the device whose memory holds the address, or -1.
     int device_of(const void * address) const {
         for (const auto & a : all) {
             if (address >= a.first && address < a.first + a.second.n_bytes) {

@@ -30,7 +30,7 @@ inline void finish_barrier(block & b) {
     b.n_at_barrier = b.n_true = 0;
 }
 
-// How many threads brought a true predicate.
+// Returns how many threads brought a true predicate.
 inline int barrier(bool predicate, int line) {
     unwatched quiet;
     fiber &   me = *the_machine().current;
