@@ -74,7 +74,7 @@ def test_directory(kind: str, out: Path) -> None:
     assert result.n_file_bytes == out.stat().st_size
     for name, (stated, measured) in errors_of(pico_gguf(kind), pico_tuned_gguf(kind), out).items():
         assert stated == pytest.approx(measured, abs=1e-4), name
-        assert stated < 0.9
+        assert stated < 0.95, name  # random changes have flat spectra, and the embedding takes the bytes of the others
     predicted = {p.spec.name: p.predicted_error for p in result.planned}
     for w in result.weights:
         assert w.error_delta <= 1.1 * predicted[w.name] + 1e-6, w.name
@@ -191,8 +191,8 @@ def test_ratio_of_the_whole_file(out: Path) -> None:
 
 def test_real_fine_tune_keeps_half_of_its_change(out: Path) -> None:
     result = convert(Job(examples_base(), EXAMPLES / "ft-words", out))
-    matrices = [w for w in result.weights if w.n_planes]
-    assert max(w.error_delta for w in matrices) < 0.75
+    matrices = [w for w in result.weights if w.n_vectors]
+    assert max(w.error_delta for w in matrices) < 0.5
     assert min(w.cosine for w in matrices) > 0.5
 
 

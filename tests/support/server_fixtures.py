@@ -22,6 +22,7 @@ import requests
 
 from dqrelo_gguf._pin import conversion_script
 from dqrelo_gguf.convert.job import Job, convert
+from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from tests.support.programs import need_program
 
@@ -88,7 +89,7 @@ def _piece_id(piece: str) -> int:
 
 
 def make_artefacts(folder: Path) -> Artefacts:
-    """The base in F16, its deltas at 1/8, and one of them merged; the folder is made."""
+    """The base in F16, its deltas at 1/8 by both methods, and one of them merged; the folder is made."""
     folder.mkdir()
     base = folder / "base.gguf"
     subprocess.run(
@@ -104,7 +105,7 @@ def make_artefacts(folder: Path) -> Artefacts:
     }
     deltas = {name: folder / f"{name}.dq.gguf" for name in tuned}
     for name, path in tuned.items():
-        convert(Job(base, path, deltas[name]))
+        convert(Job(base, path, deltas[name]), Options(method="paper" if name == "json" else "best"))
     again = folder / "again.dq.gguf"
     shutil.copyfile(deltas["words"], again)
     merged = folder / "merged.gguf"
