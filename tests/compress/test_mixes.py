@@ -14,6 +14,7 @@ from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.compress.mixes import CODE_STEP, MAX_PLANES, PAIR_LOSS, Spectrum, choose
 from dqrelo_gguf.compress.spectrum import energies, leading
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.file.layout import WeightSpec
 
 GENERATOR = torch.Generator().manual_seed(5)
 
@@ -117,3 +118,14 @@ def test_the_budget_is_met_from_below(ratio: Fraction) -> None:
     budget = ratio * 2 * sum(s.n_in * s.n_out for s in spectra)
     spent = sum(s.n_bytes(*c) for s, c in zip(spectra, choose(spectra, ratio, budget, 0), strict=True))
     assert 0.99 * budget < spent <= budget
+
+
+@pytest.mark.parametrize(("n_in", "n_out", "n_mat"), [(64, 331, 1), (72, 51, 3), (256, 256, 1)])
+@pytest.mark.parametrize(("n_planes", "n_codes"), [(0, 8), (0, 48), (2, 16), (3, 0)])
+def test_bytes_are_those_that_the_file_has(n_in: int, n_out: int, n_mat: int, n_planes: int, n_codes: int) -> None:
+    spectrum = Spectrum(n_in, n_out, n_mat, np.geomspace(1, 1e-3, min(n_in, n_out)), 1.0)
+    ranks = spectrum.mix(n_planes, n_codes).plane_ranks
+    has_planes = n_planes > 0
+    ne = (n_in, n_out, n_mat)
+    spec = WeightSpec("w.weight", ne, n_planes, scale_per_row=has_planes, cscale=has_planes, plane_ranks=ranks)
+    assert spectrum.n_bytes(n_planes, n_codes) == spec.n_bytes

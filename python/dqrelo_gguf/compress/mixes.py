@@ -58,9 +58,9 @@ class Spectrum:
         self._bought: F64 = np.concatenate([[0.0], np.cumsum(self._gains)])
 
     @property
-    def code_bytes(self) -> int:
-        """Bytes of one code."""
-        return self.n_mat * (self.n_in + self.n_out + 32) // 8
+    def step_bytes(self) -> int:
+        """Bytes of CODE_STEP codes: their signs on both sides, and two BF16 scales each."""
+        return self.n_mat * (self.n_in + self.n_out + 4 * CODE_STEP)
 
     def plane_bytes(self, n_planes: int) -> int:
         """Bytes of the planes of the matrix, with their scales."""
@@ -93,7 +93,7 @@ class Spectrum:
         return 0, CODE_STEP
 
     def n_bytes(self, n_planes: int, n_codes: int) -> int:
-        return self.plane_bytes(n_planes) + n_codes * self.code_bytes
+        return self.plane_bytes(n_planes) + n_codes // CODE_STEP * self.step_bytes
 
     def at_price(self, price: float) -> tuple[int, int]:
         """Planes and codes where a byte costs `price`: those of least importance * error + price * bytes."""
@@ -102,7 +102,8 @@ class Spectrum:
 
     def _codes_at(self, price: float, n_planes: int) -> int:
         worth = self.importance * LOSS[n_planes] * self._gains
-        n_codes = min(int(np.searchsorted(-worth, -price * self.code_bytes)), self.max_codes) // CODE_STEP * CODE_STEP
+        n_codes = min(int(np.searchsorted(-worth, -price * self.step_bytes / CODE_STEP)), self.max_codes)
+        n_codes = n_codes // CODE_STEP * CODE_STEP
         return max(n_codes, self.least[1]) if n_planes == 0 else n_codes
 
 
@@ -151,14 +152,14 @@ def _spend(spectra: list[Spectrum], chosen: list[tuple[int, int]], left: Fractio
         p, c = chosen[i]
         s = spectra[i]
         gain = s.importance * (s.error(p, c) - s.error(p, c + CODE_STEP))
-        return -gain / (CODE_STEP * s.code_bytes), i
+        return -gain / s.step_bytes, i
 
     offers = [offer(i) for i, s in enumerate(spectra) if chosen[i][1] < s.max_codes]
     heapq.heapify(offers)
     while offers:
         _, i = heapq.heappop(offers)
         p, c = chosen[i]
-        cost = CODE_STEP * spectra[i].code_bytes
+        cost = spectra[i].step_bytes
         if cost > left:
             continue
         left -= cost
