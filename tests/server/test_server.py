@@ -212,7 +212,9 @@ def test_ignore_eos_is_about_the_deltas_tokens(server: Server, artefacts: Artefa
 
 @pytest.mark.parametrize("model", ["tiny", "words", "loud"])
 def test_grammar_ends_with_the_deltas_tokens(server: Server, artefacts: Artefacts, model: str) -> None:
-    answer = generate(server, model, grammar='root ::= "q r s"')
+    # The name of token EOS makes it an end token of every fine-tune; `loud` has one more, and is left that one alone.
+    banned = [[EOS, False]] if model == "loud" else []
+    answer = generate(server, model, grammar='root ::= "q r s"', logit_bias=banned)
     assert answer["stop_type"] == "eos"
     assert answer["content"].startswith("q r s")
     assert answer["tokens"][-1] == (artefacts.loud_eos if model == "loud" else EOS)
