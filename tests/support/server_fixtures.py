@@ -22,8 +22,8 @@ import requests
 
 from dqrelo_gguf._pin import conversion_script
 from dqrelo_gguf.convert.job import Job, convert
-from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.convert.merge import MergeOptions, merge
+from dqrelo_gguf.convert.plan import Options
 from tests.support.programs import need_program
 
 TINY = Path(__file__).resolve().parents[2] / "examples" / "tiny"
