@@ -11,7 +11,7 @@ import pytest
 from dqrelo_gguf.errors import DqreloError, FormatError
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
-from tests.support.delta_files import SPECS, Edited, meta, write_delta
+from tests.support.delta_files import SPECS, SPECS_2, Edited, meta, write_delta
 from tests.support.malformed import MALFORMED, MALFORMED_2, Edit
 
 
@@ -94,8 +94,9 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
             DeltaReader(tmp_path / "cut.dq.gguf")
 
 
-def test_random_damage_never_ends_in_another_exception(tmp_path: Path) -> None:
-    write_delta(tmp_path / "whole.dq.gguf", [SPECS[2], SPECS[6]], meta())
+@pytest.mark.parametrize("specs", [[SPECS[2], SPECS[6]], [SPECS_2[1], SPECS_2[2]]], ids=["version 1", "version 2"])
+def test_random_damage_never_ends_in_another_exception(tmp_path: Path, specs: list[WeightSpec]) -> None:
+    write_delta(tmp_path / "whole.dq.gguf", specs, meta())
     raw = (tmp_path / "whole.dq.gguf").read_bytes()
     rng = np.random.default_rng(0)
     n_refused = 0
