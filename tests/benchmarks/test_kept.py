@@ -1,0 +1,60 @@
+"""bench/support/kept.py: divergences, their standard errors, and a fine-tune measured against itself."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.tiny_llama import NARROW, Type, base_weights, tuned_weights, write_model
+
+
+@pytest.fixture
+def kept(bench_module):
+    return bench_module("support.kept")
+
+
+def test_divergence_is_that_of_the_probabilities(kept):
+    rng = np.random.default_rng(0)
+    p, q = (rng.normal(0, 20, (6, 50)).astype(np.float32) for _ in range(2))
+    expected = torch.nn.functional.kl_div(
+        torch.from_numpy(q).double().log_softmax(1),
+        torch.from_numpy(p).double().log_softmax(1),
+        reduction="none",
+        log_target=True,
+    ).sum(1)
+    assert kept.divergence(p, q) == pytest.approx(expected.numpy(), rel=1e-9)
+    assert kept.divergence(p, p + 3) == pytest.approx(0, abs=1e-6)
+
+
+def test_mean_counts_tokens_and_its_error_counts_problems(kept):
+    same_within = kept.Mean.of(np.array([10.0, 0.0, 10.0, 0.0]), np.array([10.0] * 4))
+    assert same_within.value == 0.5
+    assert same_within.error == pytest.approx(np.std([1, 0, 1, 0], ddof=1) / 2)  # as four draws, not forty
+    uneven = kept.Mean.of(np.array([3.0, 0.0]), np.array([1.0, 2.0]))
+    assert uneven.value == 1.0
+
+
+def test_a_fine_tune_keeps_itself_and_another_model_does_not(kept, bench_module, tmp_path, monkeypatch):
+    problems = bench_module("support.problems").make_problems("words", 6, 1)
+    weights = base_weights(NARROW)
+    base = write_model(tmp_path / "base.gguf", NARROW, weights, Type.F16)
+    tuned = write_model(tmp_path / "tuned.gguf", NARROW, tuned_weights(weights, 0), Type.F16)
+    monkeypatch.setattr(kept, "MAX_ANSWER_TOKENS", 4)
+    with contextlib.closing(kept.Yardstick(tuned, problems, 1)) as yardstick:
+        own, other = yardstick.measure(tuned), yardstick.measure(base)
+        monkeypatch.setattr(kept, "LOGIT_BYTES", 1)  # a sequence at a time
+        one_by_one = yardstick.measure(base)
+    assert own.kl_all.value == pytest.approx(0, abs=1e-9)
+    assert own.top1_all.value == own.top1_answers.value == 1
+    assert own.same == len(problems)
+    assert other.kl_all.value > 0.01
+    assert other.top1_all.value < 1
+    assert one_by_one.kl_answers.value == pytest.approx(other.kl_answers.value, rel=1e-2)
+
+
+def test_rows_of_an_answer_are_those_that_predict_its_tokens(kept):
+    sequence = kept.Sequence(np.arange(10, dtype=np.int32), n_prompt=6)  # tokens 6, 7, 8 and the end, 9
+    assert list(range(sequence.n_rows))[sequence.answer_rows] == [5, 6, 7, 8]
