@@ -1,0 +1,188 @@
+"""What a delta keeps of its fine-tune, for each method and size, and what rivals of the same size keep.
+
+For every fine-tune: fresh problems of its task are made from a seed; the fine-tune's probabilities and answers on them are
+what everything is measured against. Candidates are the converter's deltas (best, paper), rivals of equal bytes (svd, lora,
+delta-come; support/rivals.py), and the fine-tune itself in few bits (Q3_K_M, Q2_K, IQ2_XXS: those are not relative to
+the base). All are merged to plain GGUFs and run in the same way.
+
+  bench_quality.py --base base/ --tuned words=ft-words/ --tuned math=ft-math.gguf --ratio 1/8 --ratio 1/16 --json rows.json
+
+A fine-tune's name is its task: math, json or words. Prints tables for each fine-tune; each candidate is told on stderr as soon as it is
+measured, and --json has all figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dqrelo_gguf.cli import run
+from dqrelo_gguf.compress.budget import parse_ratio
+from dqrelo_gguf.errors import InputError
+from support.candidates import CONVERTED, SMALL_TYPES, Candidate, Workshop, error_of, methods, n_elements
+from support.kept import Kept, Yardstick
+from support.machine import commit, cpu
+from support.problems import MAKERS, Problem, make_problems, read_problems
+from support.quality_table import cell, tables
+
+DEFAULT_RATIOS = ["1/8", "1/13", "1/16"]
+IMATRIX_PROBLEMS = 200
+IMATRIX_SEED = 1000  # added to the seed: other problems than those that are measured
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate.
+
+    Args:
+        task: the fine-tune's name.
+        base_type: of the base file.
+        method: "base", or how the candidate was made.
+        asked: the ratio that was asked for; None where there is none.
+        ratio: bytes of the candidate to those of the fine-tune in 16 bits.
+        n_bytes: of the candidate.
+        error: ||D - D_hat|| / ||D|| over all matrices.
+        kept: of the fine-tune.
+        n_problems: that were asked.
+        tuned_right: of them, by the fine-tune.
+        seconds: that the candidate took to make.
+    """
+
+    task: str
+    base_type: str
+    method: str
+    asked: str | None
+    ratio: float
+    n_bytes: int
+    error: float
+    kept: Kept
+    n_problems: int
+    tuned_right: int
+    seconds: float
+
+
+class Bench:
+    """The measurement, from the command line's arguments; `work` is the folder of its files."""
+
+    def __init__(self, arguments: argparse.Namespace, work: Path) -> None:
+        self.arguments = arguments
+        self.workshop = Workshop(work, arguments.threads)
+        plain = self.workshop.plain(arguments.base)
+        quantise = arguments.base_type != "F16"
+        self.base = self.workshop.quantised(plain, arguments.base_type) if quantise else plain
+
+    def problems(self, task: str, n: int, seed: int) -> list[Problem]:
+        """Problems that are in none of the given files."""
+        folder = self.arguments.given
+        return make_problems(task, n, seed, read_problems(folder / f"{task}.jsonl") if folder else ())
+
+    def rows(self, task: str, tuned_path: Path) -> Iterator[Row]:
+        """A row for each candidate of a fine-tune, as soon as it is measured."""
+        arguments = self.arguments
+        tuned = self.workshop.plain(tuned_path)
+        problems = self.problems(task, arguments.problems, arguments.seed)
+        with contextlib.closing(Yardstick(tuned, problems, arguments.threads)) as yardstick:
+            size = 2 * n_elements(tuned)
+            for method, asked, candidate in self._candidates(task, tuned):
+                error = error_of(self.base, tuned, candidate.path, arguments.threads)
+                kept = yardstick.measure(candidate.path)
+                yield Row(
+                    task,
+                    arguments.base_type,
+                    method,
+                    asked,
+                    candidate.n_bytes / size,
+                    candidate.n_bytes,
+                    error,
+                    kept,
+                    len(problems),
+                    yardstick.right,
+                    candidate.seconds,
+                )
+
+    def _candidates(self, task: str, tuned: Path) -> Iterator[tuple[str, str | None, Candidate]]:
+        """Method, ratio and candidate; what a method cannot make is said and left out."""
+        chosen = self.arguments.method or list(methods())
+        yield "base", None, Candidate(self.base, 0, 0.0)
+        for type_name in (m for m in chosen if m in SMALL_TYPES):
+            texts = self.problems(task, IMATRIX_PROBLEMS, self.arguments.seed + IMATRIX_SEED)
+            yield type_name, None, self.workshop.small(tuned, type_name, texts)
+        for text in self.arguments.ratio or DEFAULT_RATIOS:
+            for method in (m for m in chosen if m not in SMALL_TYPES):
+                make = self.workshop.converted if method in CONVERTED else self.workshop.rival
+                try:
+                    candidate = make(self.base, tuned, method, parse_ratio(text))
+                except InputError as e:
+                    note(f"{task} {method} {text}: {e}")
+                    continue
+                yield method, text, candidate
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Measures and prints."""
+    tuned = dict(t.split("=", 1) for t in arguments.tuned)
+    for task in tuned:
+        if task not in MAKERS:
+            raise InputError(f"--tuned {task}=: expected one of {', '.join(MAKERS)}")
+    facts = {"command": " ".join(sys.argv), "commit": commit(), "cpu": cpu(), "threads": arguments.threads}
+    for key, value in facts.items():
+        note(f"{key}: {value}")
+    rows: list[Row] = []
+    with contextlib.ExitStack() as stack:
+        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        work.mkdir(parents=True, exist_ok=True)
+        measurement = Bench(arguments, work)
+        for task, path in tuned.items():
+            begun, done = time.monotonic(), len(rows)
+            for row in measurement.rows(task, Path(path)):
+                size = row.asked or f"{row.ratio:.3f}"
+                note(f"{task} {row.method} {size}: error of D {row.error:.3f}, {cell(row.kept)}")
+                rows.append(row)
+                if arguments.json:
+                    report = {**facts, "rows": [asdict(r) for r in rows]}
+                    arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            print(f"{tables(rows[done:])}\n", flush=True)
+            note(f"{task}: {time.monotonic() - begun:.0f} s")
+
+
+def note(text: str) -> None:
+    """Says something beside the tables."""
+    print(f"# {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True, help="the base, a checkpoint or an F16 GGUF")
+    parser.add_argument(
+        "--tuned", action="append", required=True, metavar="TASK=PATH", help="a fine-tune, as --base; repeatable"
+    )
+    parser.add_argument(
+        "--base-type", default="F16", metavar="TYPE", help="quantise the base to this type first (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ratio",
+        action="append",
+        metavar="R",
+        help=f"of the deltas; repeatable (default: {', '.join(DEFAULT_RATIOS)})",
+    )
+    parser.add_argument("--method", action="append", choices=list(methods()), help="repeatable (default: all of them)")
+    parser.add_argument("--problems", type=int, default=200, metavar="N", help="a task (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the problems (default: %(default)s)")
+    parser.add_argument("--given", type=Path, metavar="DIR", help="leave out the problems of DIR/TASK.jsonl")
+    parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all rows to FILE, after each row")
+    parser.add_argument("--work", type=Path, help="keep the models here (default: a temporary folder)")
+    arguments = parser.parse_args()
+    return run(lambda: bench(arguments), "bench_quality.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
