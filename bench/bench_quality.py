@@ -1,14 +1,14 @@
 """What a delta keeps of its fine-tune, for each method and size, and what rivals of the same size keep.
 
 For every fine-tune: fresh problems of its task are made from a seed; the fine-tune's probabilities and answers on them are
-what everything is measured against. Candidates are the converter's deltas (best, paper), rivals of equal bytes (svd, lora,
-delta-come; support/rivals.py), and the fine-tune itself in few bits (Q3_K_M, Q2_K, IQ2_XXS: those are not relative to
-the base). All are merged to plain GGUFs and run in the same way.
+what everything is measured against. Candidates are the converter's deltas (best, best-probe, paper), rivals of equal bytes
+(svd, lora, delta-come; support/rivals.py), and the fine-tune itself in few bits (Q3_K_M, Q2_K, IQ2_XXS: those are not
+relative to the base). All are merged to plain GGUFs and run in the same way.
 
   bench_quality.py --base base/ --tuned words=ft-words/ --tuned math=ft-math.gguf --ratio 1/8 --ratio 1/16 --json rows.json
 
-A fine-tune's name is its task: math, json or words. Prints tables for each fine-tune; each candidate is told on stderr as soon as it is
-measured, and --json has all figures.
+A fine-tune's name is its task: math, json or words. Prints tables for each fine-tune; each candidate is told on stderr as
+soon as it is measured, and --json has all figures.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +28,16 @@ from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.layout import stripped_ne
 from dqrelo_gguf.model.base import GgufModel
+from dqrelo_gguf.probe.weigh import measured_importance
 from dqrelo_gguf.runtime.programs import program
 from support import rivals
 from support.problems import Problem
 
-CONVERTED = ("best", "paper")
+CONVERTED: dict[str, dict[str, Any]] = {  # names and the converter's options
+    "best": {"method": "best"},
+    "best-probe": {"method": "best", "importance": "probe"},
+    "paper": {"method": "paper"},
+}
 SMALL_TYPES = ("Q3_K_M", "Q2_K", "IQ2_XXS")
 WITH_IMATRIX = ("IQ2_XXS",)  # llama-quantize makes them with an importance matrix only
 
@@ -101,7 +107,7 @@ class Workshop:
         """
         delta, out = self.work / "candidate.dq.gguf", self.work / "candidate.gguf"
         job = Job(base, tuned, delta, force=True, n_threads=self.n_threads)
-        made = convert(job, Options(ratio=ratio, method=method))
+        made = convert(job, Options(ratio=ratio, **CONVERTED[method]), weigh=measured_importance)
         merge(base, delta, out, MergeOptions(force=True, n_threads=self.n_threads))
         return Candidate(out, made.n_bytes, made.seconds)
 

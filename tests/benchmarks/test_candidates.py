@@ -32,7 +32,7 @@ def test_the_error_is_nothing_for_the_fine_tune_and_all_for_the_base(candidates,
     assert candidates.error_of(base, tuned, base, 1) == 1
 
 
-@pytest.mark.parametrize("method", ["best", "paper", "svd", "lora", "delta-come"])
+@pytest.mark.parametrize("method", ["best", "best-probe", "paper", "svd", "lora", "delta-come"])
 def test_a_candidate_keeps_part_of_the_delta_within_its_bytes(candidates, pair, tmp_path, method):
     base, tuned = pair
     workshop = candidates.Workshop(tmp_path, 1)
