@@ -20,52 +20,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.compress.budget import parse_ratio
 from dqrelo_gguf.errors import InputError
 from support.candidates import CONVERTED, SMALL_TYPES, Candidate, Workshop, error_of, methods, n_elements
-from support.kept import Kept, Yardstick
+from support.kept import Yardstick
 from support.machine import commit, cpu
 from support.problems import MAKERS, Problem, make_problems, read_problems
+from support.quality_row import Row
 from support.quality_table import cell, tables
 
 DEFAULT_RATIOS = ["1/8", "1/13", "1/16"]
 IMATRIX_PROBLEMS = 200
 IMATRIX_SEED = 1000  # added to the seed: other problems than those that are measured
-
-
-@dataclass(frozen=True)
-class Row:
-    """A candidate.
-
-    Args:
-        task: the fine-tune's name.
-        base_type: of the base file.
-        method: "base", or how the candidate was made.
-        asked: the ratio that was asked for; None where there is none.
-        ratio: bytes of the candidate to those of the fine-tune in 16 bits.
-        n_bytes: of the candidate.
-        error: ||D - D_hat|| / ||D|| over all matrices.
-        kept: of the fine-tune.
-        n_problems: that were asked.
-        tuned_right: of them, by the fine-tune.
-        seconds: that the candidate took to make.
-    """
-
-    task: str
-    base_type: str
-    method: str
-    asked: str | None
-    ratio: float
-    n_bytes: int
-    error: float
-    kept: Kept
-    n_problems: int
-    tuned_right: int
-    seconds: float
 
 
 class Bench:

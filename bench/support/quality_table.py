@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bench_quality import Row
     from support.kept import Kept, Mean
+    from support.quality_row import Row
 
 LEGEND = "KL(fine-tune || candidate) in nats over the tokens of the answers ± standard error / over all tokens, right answers"
 

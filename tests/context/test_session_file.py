@@ -16,7 +16,15 @@ def complete(artefacts: Artefacts, session: Path, delta: Path | None) -> subproc
     own = ["--delta", delta] if delta else []
     args = ["-p", PROMPT, "-n", "4", "-no-cnv", "--temp", "0", "-t", "1", "-c", "256", "--prompt-cache", session]
     command = [need_program("llama-completion"), "-m", artefacts.base, *own, *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
+    for _ in range(8):
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
+        )
+        if (
+            done.stdout or done.returncode != 0
+        ):  # llama.cpp loses lines at the end of some runs, on a busy machine all of them
+            break
+    return done
 
 
 def continues(artefacts: Artefacts, session: Path, delta: Path | None) -> bool:
