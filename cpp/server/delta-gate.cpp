@@ -7,6 +7,11 @@
 
 #include <set>
 
+// How deeply a body may nest, and a text in it, which may be JSON but is mostly prose or code that closes not all that it opens. Some
+// 50,000 levels are what a thread's stack holds.
+static constexpr size_t MAX_DEPTH         = 1000;
+static constexpr size_t MAX_DEPTH_IN_TEXT = 10000;
+
 // Where the caller lies between the gate and the route.
 static const char * const CALLER = "dqrelo_caller";
 
@@ -82,6 +87,35 @@ bool server_delta_gate::admit(const httplib::Request & req, httplib::Response & 
         return false;
     }
     res.user_data.set(CALLER, std::move(caller));
+    return true;
+}
+
+bool server_delta_gate::nests_within_bounds(const httplib::Request & req, httplib::Response & res) {
+    size_t depth         = 0; // of what is open, outside of texts
+    size_t depth_in_text = 0; // of the text that is open
+    bool   in_text       = false;
+    bool   is_escaped    = false;
+    for (const char c : req.body) {
+        if (in_text && is_escaped) {
+            is_escaped = false;
+        } else if (in_text && c == '\\') {
+            is_escaped = true;
+        } else if (c == '"') {
+            in_text       = !in_text;
+            depth_in_text = 0;
+        } else if (c == '[' || c == '{') {
+            size_t & d = in_text ? depth_in_text : depth;
+            if (++d > (in_text ? MAX_DEPTH_IN_TEXT : MAX_DEPTH)) {
+                refuse(res, ERROR_TYPE_INVALID_REQUEST,
+                       "the request nests too deeply, expected at most " + std::to_string(MAX_DEPTH) +
+                           " arrays and objects in one another");
+                return false;
+            }
+        } else if (c == ']' || c == '}') {
+            size_t & d = in_text ? depth_in_text : depth;
+            d -= d > 0 ? 1 : 0;
+        }
+    }
     return true;
 }
 

@@ -26,6 +26,10 @@ public:
     // after an answer of 403, where the endpoint is closed to the key.
     bool admit(const httplib::Request & req, httplib::Response & res, const std::string & api_key) const;
 
+    // False, after an answer of 400, where a body nests its arrays and objects so deeply that copying or printing it would overflow the
+    // stack: llama.cpp's JSON values do both recursively. A text inside of JSON may be JSON again, so it has a bound, too.
+    static bool nests_within_bounds(const httplib::Request & req, httplib::Response & res);
+
     // Who was let in; nobody where that has not happened.
     static server_delta_caller caller_of(const httplib::Response & res);
 

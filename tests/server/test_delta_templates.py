@@ -80,6 +80,43 @@ def test_a_request_that_nests_too_deeply_fails_alone(server: Server) -> None:
     assert_serves(server)
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/chat/completions", '"chat_template_kwargs": {"x": DEEP}'),
+        ("/v1/chat/completions", '"response_format": {"type": "json_schema", "json_schema": {"schema": DEEP}}'),
+        ("/completion", '"json_schema": DEEP'),
+        ("/completion", '"prompt": DEEP'),
+        ("/tokenize", '"content": DEEP'),
+    ],
+)
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}")])
+def test_a_request_of_any_depth_is_answered(server: Server, path: str, field: str, opening: str, closing: str) -> None:
+    """JSON values are copied and printed recursively: 200,000 levels overflow the stack of a thread."""
+    deep = opening * 200_000 + "1" + closing * 200_000
+    body = (
+        json.dumps({"model": "on-request", "messages": USER, "max_tokens": 1})[:-1]
+        + ", "
+        + field.replace("DEEP", deep)
+        + "}"
+    )
+    answer = requests.post(server.url + path, data=body, headers={"Content-Type": "application/json"}, timeout=60)
+    assert "nests too deeply" in error(answer, 400)
+    assert_serves(server)
+
+
+def test_json_in_a_text_has_a_bound_too(server: Server) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "[" * 200_000 + "]" * 200_000}}
+    messages = [*USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    answer = server.post("/v1/chat/completions", {"model": "on-request", "messages": messages, "max_tokens": 1})
+    assert "nests too deeply" in error(answer, 400)
+    assert_serves(server)
+
+
+def test_a_text_may_open_what_it_does_not_close(server: Server) -> None:
+    assert len(server.ask("/tokenize", content="[{" * 2000)["tokens"]) > 0
+
+
 def test_long_chat_has_what_it_needs(server: Server) -> None:
     messages = [{"role": ("user", "assistant")[i % 2], "content": f"message {i}"} for i in range(1001)]
     prompt = server.ask("/apply-template", model="quadratic", messages=messages)["prompt"]
