@@ -26,7 +26,8 @@ from pathlib import Path
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.compress.budget import parse_ratio
 from dqrelo_gguf.errors import InputError
-from support.candidates import CONVERTED, SMALL_TYPES, Candidate, Workshop, error_of, methods, n_elements
+from support import rivals
+from support.candidates import BASE, CONVERTED, SMALL_TYPES, Candidate, Workshop, error_of, methods, n_elements
 from support.kept import Yardstick
 from support.machine import commit, cpu
 from support.problems import MAKERS, Problem, make_problems, read_problems
@@ -80,12 +81,13 @@ class Bench:
     def _candidates(self, task: str, tuned: Path) -> Iterator[tuple[str, str | None, Candidate]]:
         """Method, ratio and candidate; what a method cannot make is said and left out."""
         chosen = self.arguments.method or list(methods())
-        yield "base", None, Candidate(self.base, 0, 0.0)
+        if BASE in chosen:
+            yield BASE, None, Candidate(self.base, 0, 0.0)
         for type_name in (m for m in chosen if m in SMALL_TYPES):
             texts = self.problems(task, IMATRIX_PROBLEMS, self.arguments.seed + IMATRIX_SEED)
             yield type_name, None, self.workshop.small(tuned, type_name, texts)
         for text in self.arguments.ratio or DEFAULT_RATIOS:
-            for method in (m for m in chosen if m not in SMALL_TYPES):
+            for method in (m for m in chosen if m in CONVERTED or m in rivals.METHODS):
                 make = self.workshop.converted if method in CONVERTED else self.workshop.rival
                 try:
                     candidate = make(self.base, tuned, method, parse_ratio(text))

@@ -33,6 +33,7 @@ from dqrelo_gguf.runtime.programs import program
 from support import rivals
 from support.problems import Problem
 
+BASE = "base"  # the base as it is
 CONVERTED: dict[str, dict[str, Any]] = {  # names and the converter's options
     "best": {"method": "best"},
     "best-probe": {"method": "best", "importance": "probe"},
@@ -177,4 +178,4 @@ def run_quietly(*command: object) -> None:
 
 def methods() -> Iterator[str]:
     """All that can be measured."""
-    yield from (*CONVERTED, *rivals.METHODS, *SMALL_TYPES)
+    yield from (BASE, *CONVERTED, *rivals.METHODS, *SMALL_TYPES)

@@ -15,7 +15,7 @@ def test_candidates_of_every_kind_are_measured_and_told(bench_module, tmp_path, 
     base = write_model(tmp_path / "base.gguf", NARROW, weights, Type.F16)
     tuned = write_model(tmp_path / "tuned.gguf", NARROW, tuned_weights(weights, 0), Type.F16)
     sizes = ["--ratio", "1/4", "--ratio", "1/20"]
-    methods = ["--method", "paper", "--method", "svd", "--method", "Q2_K"]
+    methods = ["--method", "base", "--method", "paper", "--method", "svd", "--method", "Q2_K"]
     out = ["--json", str(tmp_path / "rows.json"), "--work", str(tmp_path / "work"), "--problems", "4"]
     monkeypatch.setattr(
         sys, "argv", ["bench_quality.py", "--base", str(base), "--tuned", f"words={tuned}", *sizes, *methods, *out]
