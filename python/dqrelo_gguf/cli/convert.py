@@ -12,6 +12,7 @@ from dqrelo_gguf.cli import run
 if TYPE_CHECKING:
     from dqrelo_gguf.convert.plan import Options
     from dqrelo_gguf.convert.result import ConvertResult
+    from dqrelo_gguf.convert.work import Weigh
 
 PROG = "dqrelo-convert"
 
@@ -123,7 +124,6 @@ def _convert(args: argparse.Namespace) -> None:
     quiet_libraries(args.verbose)  # This must come before torch and transformers are imported.
     from dqrelo_gguf.convert.job import Job, convert
     from dqrelo_gguf.errors import InputError
-    from dqrelo_gguf.probe.weigh import measured_importance
     from dqrelo_gguf.progress import phases_for_stderr
 
     if args.threads is not None and args.threads < 1:
@@ -138,11 +138,20 @@ def _convert(args: argparse.Namespace) -> None:
         dry_run=args.dry_run,
         n_threads=args.threads,
     )
-    result = convert(job, _options(args), phases_for_stderr(), weigh=measured_importance)
+    result = convert(job, _options(args), phases_for_stderr(), _weigh(args.importance))
     if args.json is not None:
         _write_json(result, args.json)
     if args.json != "-":
         _print_report(result, args.plan)
+
+
+def _weigh(importance: str) -> Weigh | None:
+    """The probe where it is asked for: only it needs the runtime, whose libraries take a while to load."""
+    if importance != "probe":
+        return None
+    from dqrelo_gguf.probe.weigh import measured_importance
+
+    return measured_importance
 
 
 def _options(args: argparse.Namespace) -> Options:

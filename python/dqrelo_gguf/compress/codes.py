@@ -151,11 +151,7 @@ def decode_rows(bits: npt.NDArray[np.uint8], scale: npt.NDArray[Any], plane_rank
     Returns:
         (..., r_0, n) float32.
     """
-    n = 8 * bits.shape[-1]
-    out = np.zeros((*bits.shape[:-2], plane_ranks[0], n), np.float32)
-    for rank, codes in zip(plane_ranks, planes_of(plane_ranks), strict=True):
-        out[..., :rank, :] += scale[..., codes, None] * unpack_signs(bits[..., codes, :], n)
-    return out
+    return _decoded(unpack_signs(bits, 8 * bits.shape[-1]), scale, plane_ranks)
 
 
 def decode_columns(bits: npt.NDArray[np.uint8], scale: npt.NDArray[Any], plane_ranks: Sequence[int]) -> F32:
@@ -170,7 +166,12 @@ def decode_columns(bits: npt.NDArray[np.uint8], scale: npt.NDArray[Any], plane_r
         (..., n, r_0) float32.
     """
     signs = unpack_signs(bits, 8 * bits.shape[-1])
-    out = np.zeros((*bits.shape[:-1], plane_ranks[0]), np.float32)
+    return np.ascontiguousarray(_decoded(signs.swapaxes(-1, -2), scale, plane_ranks).swapaxes(-1, -2))
+
+
+def _decoded(signs: npt.NDArray[np.int8], scale: npt.NDArray[Any], plane_ranks: Sequence[int]) -> F32:
+    """The rows (..., r_0, n) of signs (..., C, n) and scales (..., C)."""
+    out = np.zeros((*signs.shape[:-2], plane_ranks[0], signs.shape[-1]), np.float32)
     for rank, codes in zip(plane_ranks, planes_of(plane_ranks), strict=True):
-        out[..., :rank] += scale[..., None, codes] * signs[..., codes]
+        out[..., :rank, :] += scale[..., codes, None] * signs[..., codes, :]
     return out

@@ -137,10 +137,11 @@ def scales_of(side: Vectors, plane_ranks: Sequence[int]) -> npt.NDArray[np.float
     ).numpy()
 
 
-def bits_of(side: Vectors, plane_ranks: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """The signs (C, n) in the order of the codes, True for +1."""
+def bits_of(side: Vectors, plane_ranks: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """The signs (C, n) in the order of the codes, 1 for +1 and 0 for -1."""
     planes = [torch.cat([(p.codes >> q) & 1 for p in _with_plane(side, q)]) for q in range(len(plane_ranks))]
-    return torch.cat(planes).numpy().astype(bool)
+    bits: npt.NDArray[np.uint8] = torch.cat(planes).numpy()
+    return bits
 
 
 def _with_plane(side: Vectors, q: int) -> list[Coded]:
@@ -150,9 +151,9 @@ def _with_plane(side: Vectors, q: int) -> list[Coded]:
 
 def row_bits(side: Vectors, plane_ranks: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Packed signs with a row a code: (C, n // 8)."""
-    return pack_signs(bits_of(side, plane_ranks).astype(np.int8))
+    return pack_signs(bits_of(side, plane_ranks))
 
 
 def column_bits(side: Vectors, plane_ranks: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Packed signs with a column a code: (n, C // 8)."""
-    return pack_signs(np.ascontiguousarray(bits_of(side, plane_ranks).T).astype(np.int8))
+    return pack_signs(bits_of(side, plane_ranks).T)
