@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from dqrelo_gguf.cli.inspect import main
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import base_identity
-from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.layout import DENSE_TYPES, FACTOR_TYPES, WeightSpec, type_name
 from dqrelo_gguf.file.reader import DeltaReader
 from tests.support.delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
 
@@ -54,6 +55,58 @@ def test_json_holds_every_weight(small_delta: Path, capsys: pytest.CaptureFixtur
     assert document["token_ids"] == {"tokenizer.ggml.eos_token_id": 2}
     assert sum(k["n_bytes"] for k in document["kinds"]) == document["n_bytes"]
     assert "check" not in document
+
+
+@pytest.mark.parametrize("stored", FACTOR_TYPES, ids=type_name)
+def test_json_names_every_type(tmp_path: Path, capsys: pytest.CaptureFixture[str], stored: Type) -> None:
+    factors = WeightSpec("w", (64, 8), rank=1, u_type=Type.F32, v_type=stored)
+    dense = [WeightSpec.dense(type_name(t), (8,), t) for t in DENSE_TYPES]
+    write_delta(tmp_path / "a.dq.gguf", [factors, *dense])
+    assert main([str(tmp_path / "a.dq.gguf"), "--json"]) == 0
+    weights = json.loads(capsys.readouterr().out)["weights"]
+    assert weights[0]["v_type"] == type_name(stored)
+    assert [w["dense_type"] for w in weights] == [None, "f32", "f16"]
+    assert [w["u_type"] for w in weights[1:]] == [None, None]
+
+
+NAME = "Ünïcode-日本-\U0001f600"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("option", ["", "--json"])
+def test_every_name_can_be_printed_everywhere(tmp_path: Path, encoding: str, option: str) -> None:
+    """Also that of a file whose name is no text."""
+    path = tmp_path / os.fsdecode(b"\xff.dq.gguf")
+    write_delta(path, [SPECS[0]], meta(name=NAME, base_name="\u20ac"))
+    done = subprocess.run(
+        [sys.executable, "-m", "dqrelo_gguf.cli.inspect", path, *option.split()],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    out = done.stdout.decode(encoding)
+    if option:
+        assert json.loads(out)["name"] == NAME
+        assert json.loads(out)["file"] == str(path)
+    else:
+        escaped = "".join(c if c.encode(encoding, "ignore") else json.dumps(c).strip('"') for c in NAME)
+        assert f"name       {escaped}" in out
+
+
+def test_an_error_can_be_printed_everywhere(tmp_path: Path) -> None:
+    path = tmp_path / f"{NAME}.dq.gguf"
+    path.write_bytes(b"x")
+    done = subprocess.run(
+        [sys.executable, "-m", "dqrelo_gguf.cli.inspect", path],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "\\u65e5\\u672c" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_names_from_the_file_are_not_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import signal
 import sys
@@ -11,6 +13,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from dqrelo_gguf.errors import DqreloError, is_disk_full, printable
+
+# A character that the terminal's or the pipe's encoding lacks is written as JSON escapes it: output is text or JSON.
+_ESCAPING = "dqrelo-escape"
 
 EXIT_OK = 0
 EXIT_FAILED = 1  # The module argparse itself exits with 2 on a usage error.
@@ -26,6 +31,7 @@ def run(main_fn: Callable[[], int | None], prog: str) -> int:
     Returns:
         The exit code: 0, 1 after an error or an interrupt, or what main_fn returned.
     """
+    _escape_what_streams_lack()
     try:
         with _terminate_like_interrupt():
             code = main_fn()
@@ -45,6 +51,21 @@ def run(main_fn: Callable[[], int | None], prog: str) -> int:
         message = _describe(e)
     print(f"{prog}: error: {printable(message)}", file=sys.stderr)
     return EXIT_FAILED
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """The handler of encoding errors: \\uXXXX of every UTF-16 unit, half of a surrogate pair included."""
+    assert isinstance(error, UnicodeEncodeError)
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)), error.end
+
+
+def _escape_what_streams_lack() -> None:
+    """Lets stdout and stderr take every name: a finished command must not fail because of where its report goes."""
+    codecs.register_error(_ESCAPING, _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A caller may have put something else there.
+            stream.reconfigure(errors=_ESCAPING)
 
 
 def _describe(error: OSError) -> str:

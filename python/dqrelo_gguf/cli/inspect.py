@@ -58,7 +58,7 @@ def _inspect(args: argparse.Namespace) -> None:
 def _print_json(reader: DeltaReader, found: Comparison | None, verified: bool) -> None:
     import json
 
-    json.dump(_as_json(reader, found, verified), sys.stdout, indent=2, ensure_ascii=False)
+    json.dump(_as_json(reader, found, verified), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
     print()
 
 
@@ -89,7 +89,7 @@ def _as_json(reader: DeltaReader, found: Comparison | None, verified: bool) -> d
         "weights": [],
     }
     for w in reader.weights:
-        types = {key: t and type_name(t) for key, t in vars(w).items() if key.endswith("_type")}
+        types = {k: None if t is None else type_name(t) for k, t in vars(w).items() if k.endswith("_type")}
         document["weights"].append({**vars(w), **types})
     if found is not None:
         document["check"] = {"match": found.match.value, "correlation": found.correlation}
