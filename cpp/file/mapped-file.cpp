@@ -44,7 +44,7 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode ho
     // What is no regular file may block here for ever (a FIFO without a writer), which O_NONBLOCK prevents; it changes nothing for others.
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
-        err = system_error(errno);
+        err = errno == ENXIO ? "is not a regular file" : system_error(errno); // a socket, or a device without a driver
         return nullptr;
     }
     struct stat st;

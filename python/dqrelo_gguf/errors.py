@@ -6,6 +6,7 @@ Messages have the form `where: what is wrong, got X, expected Y. Hint.`, on one 
 from __future__ import annotations
 
 import errno
+import re
 from typing import NoReturn
 
 # The disk is full, the quota is used up, or the file system cannot hold a file of this size.
@@ -51,6 +52,22 @@ class DiskFullError(DqreloError):
 def printable(text: str) -> str:
     """Text from a file as one line that cannot steer a terminal."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+# What a terminal shows nothing for, or turns what follows: controls, line and paragraph separators, marks and overrides of
+# the writing direction, and everything else that Unicode calls a format character. The C++ reader has the same list.
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
+)
+_SHOWN_BYTES = 120
+
+
+def shown(text: str) -> str:
+    """A text of a file as messages quote it: what cannot be seen is '?', and at most 120 bytes of UTF-8 are there."""
+    visible = _INVISIBLE.sub("?", text[: _SHOWN_BYTES + 1])
+    raw = visible.encode("utf-8", "surrogatepass")
+    return visible if len(raw) <= _SHOWN_BYTES else raw[:_SHOWN_BYTES].decode("utf-8", "ignore") + "..."
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -6,7 +6,8 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -14,23 +15,76 @@ from typing import BinaryIO
 from dqrelo_gguf.errors import DiskFullError, InputError, OutputExistsError, raise_os_error
 
 
+def check_outputs(outputs: Sequence[Path], inputs: Iterable[Path], force: bool) -> None:
+    """Checks before the work that a command can write its outputs, and that none is one of its inputs or of the others.
+
+    Args:
+        outputs: the files that it will write.
+        inputs: the files that it reads; they need not be there.
+        force: replace outputs that exist.
+
+    Raises:
+        OutputExistsError, InputError, DiskFullError: it cannot.
+    """
+    read = {_identity(path): path for path in inputs}
+    written: dict[object, Path] = {}
+    for path in outputs:
+        same = _identity(path)
+        if same in read:
+            raise InputError(f"{path}: is read by this command ({read[same]}). Give the output another name")
+        if same in written:
+            raise InputError(f"{path}: is the same file as the output {written[same]}. Give each output its own name")
+        written[same] = path
+    for path in outputs:
+        check_target(path, force)
+
+
+def _identity(path: Path) -> object:
+    """Equal for two paths of the same file, through links of both kinds; of a file that is not there, for equal paths."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path.resolve()
+    return status.st_dev, status.st_ino
+
+
 def check_target(path: Path, force: bool, n_bytes: int = 0) -> None:
     """Checks that a file of n_bytes can be written.
 
     Raises:
         OutputExistsError: it exists, and replacing it was not asked for.
-        InputError: it is a directory, or its directory does not exist.
+        InputError: it is no regular file, or one that may not be written, or its directory is none in which files can be made.
         DiskFullError: there is no room for it.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory, expected a file name")
-    if path.exists() and not force:
-        raise OutputExistsError(f"{path}: exists. Use --force to replace it")
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        mode = None  # What is not there, or not to be seen, shows where a file is made beside it.
+    if mode is not None:
+        _check_replaceable(path, mode, force)
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no directory {path.parent}")
+    new = NewFile(path, force)
+    try:
+        new.open()
+    except OSError as e:
+        raise_os_error(e, f"{path}: cannot be written")
+    finally:
+        new.discard()
     free = shutil.disk_usage(path.parent).free
     if n_bytes > free:
         raise DiskFullError(f"{path}: needs {n_bytes} bytes, {path.parent.resolve()} has {free} free")
+
+
+def _check_replaceable(path: Path, mode: int, force: bool) -> None:
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is a directory, expected a file name")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is not a regular file, expected the name of one")
+    if not force:
+        raise OutputExistsError(f"{path}: exists. Use --force to replace it")
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path}: is write-protected. Give the output another name")
 
 
 class NewFile:
@@ -73,7 +127,8 @@ class NewFile:
             with contextlib.suppress(OSError):  # What could not be flushed is thrown away here.
                 self._file.close()
             self._file = None
-        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Such as for a name that is too long to be made.
+            self._temporary.unlink()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -224,3 +225,52 @@ def test_terminal_shows_a_bar(columns: int, out: Path) -> None:
     assert process.returncode == 0
     for title in (b"checking", b"converting"):
         assert re.search(title + rb" *: *\d+%.*\[\d\d:\d\d<.*params/s", shown)
+
+
+def read_all(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("option", ["-o", "--json"])
+@pytest.mark.parametrize("target", ["base.gguf", "reference.gguf", "tuned/model.safetensors", "tuned/config.json"])
+def test_an_input_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str, option: str, link: bool
+) -> None:
+    for name in ("base.gguf", "reference.gguf"):
+        shutil.copyfile(pico_gguf("llama"), tmp_path / name)
+    shutil.copytree(pico_tuned("llama"), tmp_path / "tuned")
+    before = read_all(tmp_path / "tuned")
+    output = tmp_path / target
+    if link:
+        output = tmp_path / "link"
+        output.symlink_to(tmp_path / target)
+    other = ["-o", str(tmp_path / "out")] if option == "--json" else []
+    arguments = [str(tmp_path / "base.gguf"), str(tmp_path / "tuned"), "--reference", str(tmp_path / "reference.gguf")]
+    assert main([*arguments, option, str(output), *other, "--force"]) == 1
+    _, err = capsys.readouterr()
+    assert "is read by this command" in err
+    assert err.count("\n") == 1
+    assert (tmp_path / "base.gguf").read_bytes() == pico_gguf("llama").read_bytes()
+    assert read_all(tmp_path / "tuned") == before
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("out/ft.dq.gguf", "is the same file as the output"),
+        ("none/report.json", "there is no directory"),
+        ("out", "is a directory"),
+        ("old.json", "exists. Use --force"),
+    ],
+)
+def test_the_report_is_checked_before_the_work(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], report: str, message: str
+) -> None:
+    (tmp_path / "old.json").touch()
+    arguments = [str(pico_gguf("llama")), str(pico_tuned_gguf("llama")), "-o", str(out)]
+    assert main([*arguments, "--json", str(tmp_path / report)]) == 1
+    _, err = capsys.readouterr()
+    assert message in err
+    assert err.count("\n") == 1  # No phase has begun.
+    assert list(out.parent.iterdir()) == []

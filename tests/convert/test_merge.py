@@ -13,8 +13,9 @@ from dqrelo_gguf.cli.merge import main
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.plan import Options
-from dqrelo_gguf.errors import BaseMismatchError, DiskFullError, FormatError, OutputExistsError
+from dqrelo_gguf.errors import BaseMismatchError, DiskFullError, FormatError, InputError, OutputExistsError
 from dqrelo_gguf.file.fingerprint import Match
+from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.pairing import Selection
 from dqrelo_gguf.progress import Silent
@@ -200,3 +201,17 @@ def test_command(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.Capture
     assert "weights changed" in capsys.readouterr().out
     assert main([str(base), str(delta), "-o", str(out)]) == 1
     assert capsys.readouterr().err == f"dqrelo-merge: error: {out}: exists. Use --force to replace it\n"
+
+
+@pytest.mark.parametrize("is_shard", [False, True])
+@pytest.mark.parametrize("is_delta", [False, True])
+def test_an_input_is_not_replaced(pair: tuple[Path, Path], tmp_path: Path, is_delta: bool, is_shard: bool) -> None:
+    base, delta = pair
+    shards = files_of(split_gguf(base, tmp_path, 2)) if is_shard else [base]
+    target = delta if is_delta else shards[-1]
+    before = target.read_bytes()
+    (tmp_path / "link").symlink_to(target)
+    for output in (target, tmp_path / "link"):
+        with pytest.raises(InputError, match="is read by this command"):
+            merge(shards[0], delta, output, MergeOptions(force=True, allow_other_base=True))
+    assert target.read_bytes() == before

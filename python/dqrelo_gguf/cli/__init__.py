@@ -15,7 +15,7 @@ from types import FrameType
 from dqrelo_gguf.errors import DqreloError, is_disk_full, printable
 
 # A character that the terminal's or the pipe's encoding lacks is written as JSON escapes it: output is text or JSON.
-_ESCAPING = "dqrelo-escape"
+ESCAPING = "dqrelo-escape"
 
 EXIT_OK = 0
 EXIT_FAILED = 1  # The module argparse itself exits with 2 on a usage error.
@@ -54,7 +54,7 @@ def run(main_fn: Callable[[], int | None], prog: str) -> int:
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """The handler of encoding errors: \\uXXXX of every UTF-16 unit, half of a surrogate pair included."""
+    """The handler of encoding errors: JSON's escape of every UTF-16 unit, half of a surrogate pair included."""
     assert isinstance(error, UnicodeEncodeError)
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)), error.end
@@ -62,10 +62,10 @@ def _escaped(error: UnicodeError) -> tuple[str, int]:
 
 def _escape_what_streams_lack() -> None:
     """Lets stdout and stderr take every name: a finished command must not fail because of where its report goes."""
-    codecs.register_error(_ESCAPING, _escaped)
+    codecs.register_error(ESCAPING, _escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A caller may have put something else there.
-            stream.reconfigure(errors=_ESCAPING)
+            stream.reconfigure(errors=ESCAPING)
 
 
 def _describe(error: OSError) -> str:

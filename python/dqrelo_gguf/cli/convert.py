@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqrelo_gguf.cli import run
+from dqrelo_gguf.cli import ESCAPING, run
 
 if TYPE_CHECKING:
     from dqrelo_gguf.convert.plan import Options
@@ -103,7 +104,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--outfile", metavar="FILE", required=True, help="the delta file, NAME.dq.gguf")
     output.add_argument("--name", metavar="NAME", help="name of the fine-tune (default: its own)")
-    output.add_argument("--force", action="store_true", help="replace an existing file (default: refuse)")
+    output.add_argument("--force", action="store_true", help="replace existing files (default: refuse)")
     output.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would be written, write nothing"
     )
@@ -124,6 +125,7 @@ def _convert(args: argparse.Namespace) -> None:
     quiet_libraries(args.verbose)  # This must come before torch and transformers are imported.
     from dqrelo_gguf.convert.job import Job, convert
     from dqrelo_gguf.errors import InputError
+    from dqrelo_gguf.output import check_outputs, new_file
     from dqrelo_gguf.progress import phases_for_stderr
 
     if args.threads is not None and args.threads < 1:
@@ -138,9 +140,16 @@ def _convert(args: argparse.Namespace) -> None:
         dry_run=args.dry_run,
         n_threads=args.threads,
     )
-    result = convert(job, _options(args), phases_for_stderr(), _weigh(args.importance))
-    if args.json is not None:
-        _write_json(result, args.json)
+    options = _options(args)
+    report = Path(args.json) if args.json not in (None, "-") else None
+    if report is not None:
+        check_outputs([Path(args.outfile), report], job.input_files(), args.force)
+    result = convert(job, options, phases_for_stderr(), _weigh(args.importance))
+    if report is not None:
+        with new_file(report, args.force) as file:
+            file.write(_json_text(result).encode(errors=ESCAPING))
+    elif args.json == "-":
+        sys.stdout.write(_json_text(result))
     if args.json != "-":
         _print_report(result, args.plan)
 
@@ -173,15 +182,10 @@ def _options(args: argparse.Namespace) -> Options:
     )
 
 
-def _write_json(result: ConvertResult, target: str) -> None:
+def _json_text(result: ConvertResult) -> str:
     import json
-    from pathlib import Path
 
-    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-    else:
-        Path(target).write_text(text, encoding="utf-8")
+    return json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _print_report(result: ConvertResult, with_plan: bool) -> None:

@@ -20,13 +20,14 @@ from dqrelo_gguf.convert.work import Weigh, Work
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
+from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.checkpoint import open_checkpoint
 from dqrelo_gguf.model.pairing import Pair, pair_weights
 from dqrelo_gguf.model.selfcheck import Checked, check_weight
 from dqrelo_gguf.model.vocabulary import fit_vocabulary
-from dqrelo_gguf.output import check_target
+from dqrelo_gguf.output import check_outputs
 from dqrelo_gguf.progress import Phases, Silent
 
 
@@ -54,6 +55,11 @@ class Job:
     dry_run: bool = False
     n_threads: int | None = None
 
+    def input_files(self) -> list[Path]:
+        """Every file that may be read."""
+        paths = (self.base, self.tuned, self.reference)
+        return [file for path in paths if path is not None for file in files_of(path)]
+
 
 def convert(
     job: Job, options: Options | None = None, phases: Phases = Silent, weigh: Weigh | None = None
@@ -75,7 +81,7 @@ def convert(
     options = options or Options()
     begun = time.monotonic()
     outfile = Path(job.outfile)
-    check_target(outfile, job.force)  # A target that cannot be written fails at once, not after the work.
+    check_outputs([outfile], job.input_files(), job.force)  # It fails at once, not after the work.
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
     tuned = fit_vocabulary(base, open_checkpoint(job.tuned, base))

@@ -17,9 +17,10 @@ from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, pack_header
 from dqrelo_gguf.file.fingerprint import Comparison, Match
 from dqrelo_gguf.file.layout import Type, n_data_bytes, padded_bytes
+from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.base import GgufModel
-from dqrelo_gguf.output import check_target, new_file
+from dqrelo_gguf.output import check_outputs, check_target, new_file
 from dqrelo_gguf.progress import Phases, Silent
 
 OUT_TYPES = {"f16": Type.F16, "bf16": Type.BF16, "f32": Type.F32, "q8_0": Type.Q8_0}
@@ -81,7 +82,9 @@ def merge(
     """
     out = Path(outfile)
     options = options or MergeOptions()
-    check_target(out, options.force)  # A target that cannot be written fails at once, not after the work.
+    check_outputs(
+        [out], [*files_of(base_path), Path(delta_path)], options.force
+    )  # It fails at once, not after the work.
     wanted = OUT_TYPES[options.out_type]
     base, delta = GgufModel(base_path), DeltaReader(delta_path)
     comparison = _check_base(base, delta, options.allow_other_base)

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.errors import InputError, shown
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, TensorInfo
+from dqrelo_gguf.file.open_file import file_problem
 from dqrelo_gguf.file.values import PLAIN_DTYPES, dequantised
 
 _SHARD_NAME = re.compile(r"(?P<stem>.*)-(?P<no>\d{5})-of-(?P<n>\d{5})\.gguf")
@@ -23,19 +24,29 @@ def shards(path: str | os.PathLike[str]) -> list[Path]:
     """All files of a model, in order: the given one, or every shard of `name-00001-of-0000N.gguf`.
 
     Raises:
-        InputError: a file is missing; the first missing one is named.
+        InputError: a file is missing, or is no regular one; the first such one is named.
     """
-    path = Path(path)
-    name = _SHARD_NAME.fullmatch(path.name)
-    paths = [path]
-    if name is not None and int(name["n"]) > 0:
-        n = int(name["n"])
-        paths = [path.with_name(f"{name['stem']}-{i:05d}-of-{n:05d}.gguf") for i in range(1, n + 1)]
+    paths = _shard_paths(Path(path))
     for p in paths:
-        if not p.is_file():
-            missing = f" ({len(paths)} shards belong to this model)" if len(paths) > 1 else ""
-            raise InputError(f"{p}: no such file{missing}")
+        problem = file_problem(p)
+        if problem is not None:
+            others = f" ({len(paths)} shards belong to this model)" if len(paths) > 1 else ""
+            raise InputError(f"{p}: {problem}{others}")
     return paths
+
+
+def files_of(path: str | os.PathLike[str]) -> list[Path]:
+    """The files that may be read where this path is given: all shards of a model, or what lies in a directory."""
+    path = Path(path)
+    return list(path.iterdir()) if path.is_dir() else _shard_paths(path)
+
+
+def _shard_paths(path: Path) -> list[Path]:
+    name = _SHARD_NAME.fullmatch(path.name)
+    if name is None or int(name["n"]) == 0:
+        return [path]
+    n = int(name["n"])
+    return [path.with_name(f"{name['stem']}-{i:05d}-of-{n:05d}.gguf") for i in range(1, n + 1)]
 
 
 class ModelFile:
@@ -58,7 +69,7 @@ class ModelFile:
             self._check_shard(file, number)
             for name, info in file.tensors.items():
                 if name in self.tensors:
-                    file.fail(f"tensor '{name}' is in {self._file_of[name].path.name} too")
+                    file.fail(f"tensor '{shown(name)}' is in {self._file_of[name].path.name} too")
                 self.tensors[name] = info
                 self._file_of[name] = file
         n_declared = self.files[0].value("split.tensors.count", len(self.tensors))
@@ -89,7 +100,7 @@ class ModelFile:
     def elements(self, name: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Dequantised values of a tensor at flat indices, reading only the blocks that hold them."""
         info = self.tensors[name]
-        where = f"{self.path.name}: tensor '{name}'"
+        where = f"{self.path.name}: tensor '{shown(name)}'"
         block, block_bytes = gguf.GGML_QUANT_SIZES[info.type]
         blocks = np.stack([self.raw(name, int(i) * block_bytes, block_bytes) for i in indices // block])
         if info.type in PLAIN_DTYPES:

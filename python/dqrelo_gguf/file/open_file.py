@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -29,6 +30,18 @@ def _read_into(fd: int, view: memoryview, offset: int) -> int:
     return len(data)
 
 
+NOT_REGULAR = "is not a regular file"
+
+
+def file_problem(path: str | os.PathLike[str]) -> str | None:
+    """Why there is no regular file under this path, as a message says it behind the path; None where there is one."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError as e:
+        return (e.strerror or str(e)).lower()
+    return None if stat.S_ISREG(mode) else NOT_REGULAR
+
+
 class OpenFile:
     """A regular file. Any number of threads may read it.
 
@@ -48,9 +61,11 @@ class OpenFile:
             weakref.finalize(self, os.close, self._fd)
             status = os.fstat(self._fd)
         except OSError as e:
+            if e.errno == errno.ENXIO:  # a socket, or a device without a driver
+                raise InputError(f"{path}: {NOT_REGULAR}") from e
             raise_os_error(e, str(path))
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: is not a regular file")
+            raise InputError(f"{path}: {NOT_REGULAR}")
         self.n_bytes = status.st_size
         self._window = (0, b"")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.file.open_file import file_problem
 
 Tokens: TypeAlias = NDArray[np.integer] | Sequence[int]
 """Token ids of one sequence: a 1-D integer array or a list of ints."""
@@ -23,13 +23,14 @@ _INT32 = np.iinfo(np.int32)
 
 
 def existing_file(path: str | os.PathLike[str]) -> str:
-    """The path of a file that is there.
+    """The path of a regular file that is there.
 
     Raises:
         InputError: it is not.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{os.fspath(path)}: no such file")
+    problem = file_problem(path)
+    if problem is not None:
+        raise InputError(f"{os.fspath(path)}: {problem}")
     return os.fspath(path)
 
 

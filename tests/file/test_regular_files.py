@@ -1,0 +1,80 @@
+"""What is no regular file is refused in one line, by whatever opens files, and nothing waits for it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dqrelo_gguf.cli import inspect, merge
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.file.model_file import ModelFile
+from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.runtime.arguments import existing_file
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as s:
+        s.bind(os.path.relpath(path))  # A socket's path has 100 bytes.
+
+
+def make_directory(path: Path) -> None:
+    path.mkdir()
+
+
+def link_to_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link_to_nothing(path: Path) -> None:
+    path.symlink_to("nothing")
+
+
+MAKERS: list[tuple[Callable[[Path], None], str]] = [
+    (make_fifo, "is not a regular file"),
+    (make_socket, "is not a regular file"),
+    (make_directory, "is not a regular file"),
+    (link_to_device, "is not a regular file"),
+    (link_to_nothing, "no such file or directory"),
+]
+
+
+@pytest.mark.parametrize("read", [DeltaReader, ModelFile, existing_file])
+@pytest.mark.parametrize(("make", "message"), MAKERS)
+def test_readers_say_what_it_is(
+    tmp_path: Path, make: Callable[[Path], None], message: str, read: Callable[[Path], object]
+) -> None:
+    make(tmp_path / "odd")
+    with pytest.raises(InputError, match=f"odd: {message}"):
+        read(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("make_and_message", MAKERS)
+def test_commands_say_what_it_is(
+    tmp_path: Path,
+    small_base: Path,
+    small_delta: Path,
+    make_and_message: tuple[Callable[[Path], None], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make, message = make_and_message
+    odd = tmp_path / "odd"
+    make(odd)
+    out = str(tmp_path / "out.gguf")
+    for main, arguments in (
+        (inspect.main, [str(odd)]),
+        (inspect.main, [str(small_delta), "--check", str(odd)]),
+        (merge.main, [str(odd), str(small_delta), "-o", out]),
+        (merge.main, [str(small_base), str(odd), "-o", out]),
+    ):
+        assert main(arguments) == 1
+        _, err = capsys.readouterr()
+        assert f"odd: {message}" in err
+        assert err.count("\n") == 1
