@@ -1,7 +1,6 @@
 #include "context/delta-base.h"
 
 #include "context/delta-placement.h"
-#include "file/delta-keys.h"
 #include "file/fingerprint.h"
 
 #include "llama-model.h"
@@ -38,19 +37,6 @@ bool check_loaded_shapes(const llama_model & model, const delta_file & file, std
                       "). Is this the base that the delta was made from?";
                 return false;
             }
-        }
-    }
-    return true;
-}
-
-bool check_tokens(const llama_model & model, const delta_file & file, std::string & err) {
-    const int64_t n_tokens = model.vocab.n_tokens();
-    for (const char * key : TOKEN_ID_KEYS) {
-        const int64_t id = file.token_id(key);
-        if (id >= n_tokens) {
-            err = file.path() + ": metadata key '" + key + "' has token " + std::to_string(id) + ", but the base has " +
-                  std::to_string(n_tokens) + " tokens. Is this the base that the delta was made from?";
-            return false;
         }
     }
     return true;

@@ -16,7 +16,4 @@ bool check_base(dqrelo_delta & delta, const base_file & base, bool allow_other_b
 // line in `err`.
 bool check_loaded_shapes(const llama_model & model, const delta_file & file, std::string & err);
 
-// The tokens that the file names are the model's. Returns false with one line in `err`.
-bool check_tokens(const llama_model & model, const delta_file & file, std::string & err);
-
 } // namespace dqrelo

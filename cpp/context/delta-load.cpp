@@ -39,7 +39,7 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const dqrelo::base
     if (!dqrelo::check_base(*delta, base, params.allow_other_base_bytes, err)) {
         return nullptr;
     }
-    if (!dqrelo::check_tokens(model, *delta->file, err)) {
+    if (!dqrelo::check_tokens(*delta->file, model.vocab.n_tokens(), err)) {
         return nullptr;
     }
     if (!dqrelo::check_loaded_shapes(model, *delta->file, err) || !dqrelo::find_copies(*delta, model, err)) {
@@ -66,7 +66,7 @@ auto made(const std::string & path, char * err, size_t n_err, const F & make) {
     try {
         made = make(text);
     } catch (const std::exception & e) {
-        text = path + ": " + e.what();
+        text = path + ": " + dqrelo::exception_text(e);
     }
     dqrelo::copy_error(text, err, n_err);
     return made.release();

@@ -56,6 +56,7 @@ struct delta_file::impl {
     bool        read_metadata(std::string & err);
     void        read_tokens();
     bool        check_floats(std::string & err) const;
+    bool        check_padding(std::string & err) const;
     std::string content_lines() const;
 };
 
@@ -69,7 +70,13 @@ bool delta_file::impl::read_metadata(std::string & err) {
     sample_tensors = value_of<std::vector<std::string>>(header, "dqrelo.base.sample_tensors");
     samples        = value_of<std::vector<float>>(header, "dqrelo.base.samples");
 
-    constexpr size_t n_samples = 32; // samples of each tensor
+    constexpr size_t n_samples     = 32; // samples of each tensor
+    constexpr size_t n_tensors_max = 16;
+    if (sample_tensors.size() > n_tensors_max) {
+        err =
+            message("metadata key 'dqrelo.base.sample_tensors' has %zu items, expected at most %zu", sample_tensors.size(), n_tensors_max);
+        return false;
+    }
     if (samples.size() != n_samples * sample_tensors.size()) {
         err = message("metadata key 'dqrelo.base.samples' has %zu items, expected %zu", samples.size(), n_samples * sample_tensors.size());
         return false;
@@ -101,6 +108,29 @@ bool delta_file::impl::check_floats(std::string & err) const {
         }
     }
     return true;
+}
+
+// Between the header and the data, and behind every tensor, are zeros only.
+bool delta_file::impl::check_padding(std::string & err) const {
+    const uint8_t * bytes   = file->data();
+    size_t          begin   = header.end_bytes;
+    std::string     what    = "the header";
+    const auto      is_zero = [&](size_t end) {
+        const bool good = std::all_of(bytes + begin, bytes + end, [](uint8_t byte) { return byte == 0; });
+        if (!good) {
+            err = "the padding behind " + what + " has bytes that are not 0";
+        }
+        return good;
+    };
+    for (const gguf_tensor_entry & tensor : header.tensors) {
+        const size_t at = header.data_offset_bytes + (size_t) tensor.offset_bytes;
+        if (!is_zero(at)) {
+            return false;
+        }
+        begin = at + tensor.n_bytes;
+        what  = "tensor '" + printable(tensor.name) + "'";
+    }
+    return is_zero(file->n_bytes());
 }
 
 // Returns the text whose SHA-256 is the content hash: docs/format.md, section 5.
@@ -142,7 +172,7 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, const opt
     bool good = p->file && p->read_header(options.is_aborted, reason);
     if (good && !options.header_only) {
         // From the first byte to the last: a disk serves that far better than the floats, which lie all over the file.
-        good = p->file->fetch(p->file->n_bytes(), options.is_aborted, reason) && p->check_floats(reason);
+        good = p->file->fetch(p->file->n_bytes(), options.is_aborted, reason) && p->check_floats(reason) && p->check_padding(reason);
     }
     if (!good) {
         err = path + ": " + reason;
@@ -257,6 +287,12 @@ const std::optional<std::string> & delta_file::chat_template() const {
 }
 const std::vector<int32_t> & delta_file::eog_tokens() const {
     return p->eog_tokens;
+}
+
+std::vector<uint32_t> delta_file::changed_tokens() const {
+    std::vector<uint32_t> ids;
+    p->header.get("dqrelo.token.ids", ids);
+    return ids;
 }
 
 int64_t delta_file::token_id(const char * key) const {

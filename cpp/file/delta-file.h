@@ -87,6 +87,9 @@ public:
     // Returns the token id under one of TOKEN_ID_KEYS (delta-keys.h), or -1 where the file has none.
     int64_t token_id(const char * key) const;
 
+    // Returns the ids of the tokens whose text or type differs from the base's.
+    std::vector<uint32_t> changed_tokens() const;
+
     // Returns a scalar of the metadata as text (bool: true or false; numbers: shortest decimal that reads back), or nothing if absent or an
     // array.
     std::optional<std::string> meta_str(const std::string & key) const;

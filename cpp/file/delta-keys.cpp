@@ -1,6 +1,7 @@
 #include "file/delta-keys.h"
 
 #include "file/finite.h"
+#include "file/json-text.h"
 #include "file/message.h"
 
 #include <cinttypes>
@@ -12,6 +13,7 @@ namespace {
 constexpr uint32_t GGUF_FILE_VERSION      = 3;
 constexpr uint32_t MAX_DELTA_FILE_VERSION = 2;
 constexpr uint32_t ALIGNMENT              = 64;
+constexpr int      MAX_OPTIONS_DEPTH      = 32;
 
 const char * const KEY_PLANE_RANKS = "dqrelo.weight.plane_ranks";
 
@@ -113,15 +115,24 @@ bool check_version_of_keys(const gguf_header & header, std::string & err) {
     return err.empty();
 }
 
-// Strings are UTF-8, also under keys that nothing here reads: they are shown, and carried into merged models.
+// Keys and strings are UTF-8 without NUL, also those that nothing here reads: they are shown, and carried into merged models.
 bool check_texts(const gguf_header & header, std::string & err) {
     for (const gguf_entry & entry : header.entries) {
-        if (!is_text(entry)) {
-            err = message("metadata key '%s': is not UTF-8", printable(entry.key).c_str());
+        if (!is_text(entry) || has_nul(entry)) {
+            err = message("metadata key '%s': %s", printable(entry.key).c_str(), is_text(entry) ? "has a NUL byte" : "is not UTF-8");
             return false;
         }
     }
     return true;
+}
+
+bool check_options(const gguf_header & header, std::string & err) {
+    std::string options;
+    header.get("dqrelo.options", options);
+    if (!is_json_object(options, MAX_OPTIONS_DEPTH)) {
+        err = "dqrelo.options is not a JSON object of text and numbers";
+    }
+    return err.empty();
 }
 
 // A key of the base's architecture would make readers take the file for a model.
@@ -199,7 +210,8 @@ bool check_delta_keys(const gguf_header & header, std::string & err) {
         err = message("general.alignment is %" PRIu32 ", expected %" PRIu32, header.alignment, ALIGNMENT);
         return false;
     }
-    return check_no_model_keys(header, err) && check_token_ids(header, err) && check_changed_tokens(header, err);
+    return check_no_model_keys(header, err) && check_token_ids(header, err) && check_changed_tokens(header, err) &&
+           check_options(header, err);
 }
 
 } // namespace dqrelo

@@ -191,7 +191,8 @@ bool check_needs_version(const delta_layout & layout, uint32_t version, std::str
     return err.empty();
 }
 
-// Tensors lie in order, without overlap or gap, and nothing lies behind them. That they lie inside the file is checked already.
+// Tensors lie in order, without overlap or gap, and the file ends where the last one's padding does. That they lie inside the file is
+// checked already.
 bool check_order(const gguf_header & header, size_t n_file_bytes, std::string & err) {
     uint64_t expected = 0;
     for (const gguf_tensor_entry & tensor : header.tensors) {
@@ -203,12 +204,13 @@ bool check_order(const gguf_header & header, size_t n_file_bytes, std::string & 
         }
         expected = (tensor.offset_bytes + tensor.n_bytes + header.alignment - 1) / header.alignment * header.alignment;
     }
-    const uint64_t n_data_bytes = n_file_bytes - std::min<uint64_t>(n_file_bytes, header.data_offset_bytes);
-    if (n_data_bytes > expected) {
-        err = message("has %" PRIu64 " bytes behind its last tensor, expected none", n_data_bytes - expected);
-        return false;
+    const uint64_t end = header.data_offset_bytes + expected;
+    if (n_file_bytes > end) {
+        err = message("has %" PRIu64 " bytes behind its last tensor, expected none", n_file_bytes - end);
+    } else if (n_file_bytes < end) {
+        err = message("ends %" PRIu64 " bytes before the end of its last tensor's padding. Truncated download?", end - n_file_bytes);
     }
-    return true;
+    return err.empty();
 }
 
 // Walks the file's tensors weight by weight: each weight takes the tensors that it must have, in their order.

@@ -1,5 +1,6 @@
 #include "file/fingerprint.h"
 
+#include "file/delta-keys.h"
 #include "file/gguf-header.h"
 #include "hash/hash.h"
 #include "file/mapped-file.h"
@@ -232,6 +233,11 @@ const std::string & base_file::digest() const {
     return p->digest;
 }
 
+int64_t base_file::n_tokens() const {
+    const gguf_entry * entry = p->shards.front().header.find("tokenizer.ggml.tokens");
+    return entry != nullptr && entry->is_array ? (int64_t) entry->n : 0;
+}
+
 const int64_t * base_file::shape(const std::string & tensor) const {
     const auto it = p->index.find(tensor);
     return it == p->index.end() ? nullptr : it->second.info->ne;
@@ -355,6 +361,21 @@ bool check_shapes(const delta_file & delta, const base_file & base, std::string 
         }
     }
     return true;
+}
+
+bool check_tokens(const delta_file & delta, int64_t n_tokens, std::string & err) {
+    const auto check = [&](const char * key, int64_t id) {
+        if (id >= n_tokens) {
+            err = message("%s: metadata key '%s' has token %" PRId64 ", but the base has %" PRId64
+                          " tokens. Is this the base that the delta was made from?",
+                          delta.path().c_str(), key, id, n_tokens);
+        }
+        return id < n_tokens;
+    };
+    const std::vector<uint32_t> changed = delta.changed_tokens();
+    return std::all_of(std::begin(TOKEN_ID_KEYS), std::end(TOKEN_ID_KEYS),
+                       [&](const char * key) { return check(key, delta.token_id(key)); }) &&
+           (changed.empty() || check("dqrelo.token.ids", *std::max_element(changed.begin(), changed.end())));
 }
 
 } // namespace dqrelo

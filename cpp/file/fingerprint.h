@@ -33,6 +33,9 @@ public:
     const std::string & name() const;   // Returns general.name, or the file name without extension.
     const std::string & digest() const; // Returns 64 hex digits, which are computed once at open.
 
+    // Counts the tokens of the vocabulary, 0: the file has none.
+    int64_t n_tokens() const;
+
     // Shape of a tensor (4 numbers), or nullptr.
     const int64_t * shape(const std::string & tensor) const;
 
@@ -66,6 +69,9 @@ base_comparison compare(const delta_file & delta, const base_file & base);
 
 // Architecture, and existence and exact shape of every weight of `delta` in `base`. Returns false with one line in `err`.
 bool check_shapes(const delta_file & delta, const base_file & base, std::string & err);
+
+// The tokens that the file of `delta` names are among the base's n_tokens. Returns false with one line in `err`.
+bool check_tokens(const delta_file & delta, int64_t n_tokens, std::string & err);
 
 // Pearson correlation of two lists of samples in groups of 32, each group scaled by the inverse root mean square of `of_delta`'s group;
 // groups of zeros are left out. 0 where it is undefined.

@@ -318,6 +318,7 @@ bool parse_gguf_header(const uint8_t * data, size_t n_bytes, gguf_header & out, 
         out.tensors.push_back(std::move(tensor));
     }
     const size_t over     = in.at % out.alignment;
+    out.end_bytes         = in.at;
     out.data_offset_bytes = over ? in.at + (out.alignment - over) : in.at;
     return check_places(out, n_bytes, err);
 }
@@ -393,16 +394,27 @@ std::string value_type_text(gguf_type type, bool is_array) {
     return is_array ? "[" + std::string(names[type]) + "]" : names[type];
 }
 
-bool is_text(const gguf_entry & entry) {
+// Whether `fits` holds for every string of an entry; true for other types.
+template <typename F>
+static bool each_string(const gguf_entry & entry, const F & fits) {
     const uint8_t * p = entry.data;
     for (uint64_t i = 0; entry.type == GGUF_TYPE_STRING && i < entry.n; ++i) {
         const size_t n = (size_t) load<uint64_t>(p);
-        if (!is_utf8((const char *) p + sizeof(uint64_t), n)) {
+        if (!fits((const char *) p + sizeof(uint64_t), n)) {
             return false;
         }
         p += sizeof(uint64_t) + n;
     }
     return true;
+}
+
+bool is_text(const gguf_entry & entry) {
+    return each_string(entry, is_utf8);
+}
+
+bool has_nul(const gguf_entry & entry) {
+    const auto is_whole = [](const char * text, size_t n) { return n == 0 || memchr(text, '\0', n) == nullptr; };
+    return !is_whole(entry.key.data(), entry.key.size()) || !each_string(entry, is_whole);
 }
 
 std::string storage_name(ggml_type type) {

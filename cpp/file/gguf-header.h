@@ -37,6 +37,7 @@ struct gguf_tensor_entry {
 struct gguf_header {
     uint32_t                       version           = 0;
     uint32_t                       alignment         = GGUF_DEFAULT_ALIGNMENT;
+    size_t                         end_bytes         = 0; // The header ends there, in bytes from the start of the file.
     size_t                         data_offset_bytes = 0; // Locates the data section, in bytes from the start of the file.
     std::vector<gguf_entry>        entries;
     std::vector<gguf_tensor_entry> tensors;
@@ -67,6 +68,9 @@ std::string value_type_text(gguf_type type, bool is_array);
 
 // Returns false if one of the entry's strings is not UTF-8. True for other types.
 bool is_text(const gguf_entry & entry);
+
+// Returns true if the entry's key or one of its strings has a NUL byte.
+bool has_nul(const gguf_entry & entry);
 
 // Returns ggml's name of a storage type in lower case, such as "f16" or "q4_k".
 std::string storage_name(ggml_type type);

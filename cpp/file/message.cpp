@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <iterator>
 
 namespace dqrelo {
 
@@ -53,17 +54,23 @@ bool is_utf8(const char * text, size_t n_bytes) {
     return true;
 }
 
-// Returns whether a terminal shows nothing for the code point that starts at `s`, or turns what follows: C1 controls (U+0080 to U+009F),
-// line and paragraph separators, marks and overrides of the writing direction, and U+FEFF.
-static bool is_invisible(const unsigned char * s, size_t n_bytes) {
-    if (n_bytes == 2) {
-        return s[0] == 0xC2 && s[1] < 0xA0;
+// Code points for which a terminal shows nothing, or which turn what follows: controls, line and paragraph separators, marks and overrides
+// of the writing direction, and everything else that Unicode calls a format character. The Python reader has the same list.
+static const uint32_t INVISIBLE[][2] = {
+    { 0x00, 0x1F },       { 0x7F, 0x9F },       { 0xAD, 0xAD },       { 0x600, 0x605 },     { 0x61C, 0x61C },     { 0x6DD, 0x6DD },
+    { 0x70F, 0x70F },     { 0x890, 0x891 },     { 0x8E2, 0x8E2 },     { 0x180E, 0x180E },   { 0x200B, 0x200F },   { 0x2028, 0x202E },
+    { 0x2060, 0x206F },   { 0xFEFF, 0xFEFF },   { 0xFFF9, 0xFFFB },   { 0x110BD, 0x110BD }, { 0x110CD, 0x110CD }, { 0x13430, 0x1343F },
+    { 0x1BCA0, 0x1BCA3 }, { 0x1D173, 0x1D17A }, { 0xE0000, 0xE007F },
+};
+
+// Whether the code point of the UTF-8 sequence of n bytes at `s` is one of them.
+static bool is_invisible(const unsigned char * s, size_t n) {
+    uint32_t code = n == 1 ? s[0] : s[0] & (0xFFu >> (n + 1));
+    for (size_t i = 1; i < n; ++i) {
+        code = code << 6 | (s[i] & 0x3Fu);
     }
-    if (n_bytes != 3) {
-        return n_bytes == 1 && (s[0] < 0x20 || s[0] == 0x7F);
-    }
-    const unsigned code = (s[0] & 0x0Fu) << 12 | (s[1] & 0x3Fu) << 6 | (s[2] & 0x3Fu);
-    return (code >= 0x200B && code <= 0x200F) || (code >= 0x2028 && code <= 0x202E) || (code >= 0x2060 && code <= 0x206F) || code == 0xFEFF;
+    return std::any_of(std::begin(INVISIBLE), std::end(INVISIBLE),
+                       [=](const uint32_t (&range)[2]) { return code >= range[0] && code <= range[1]; });
 }
 
 std::string printable(const std::string & text) {
@@ -72,17 +79,14 @@ std::string printable(const std::string & text) {
     std::string           out;
     const unsigned char * s = (const unsigned char *) text.data();
     for (size_t i = 0; i < text.size();) {
-        const size_t n = utf8_sequence(s + i, text.size() - i);
-        if (out.size() + n > N_MAX) {
+        const size_t n        = utf8_sequence(s + i, text.size() - i);
+        const bool   is_shown = n > 0 && !is_invisible(s + i, n);
+        const size_t n_out    = is_shown ? n : 1;
+        if (out.size() + n_out > N_MAX) {
             return out + "...";
         }
-        if (n == 0 || is_invisible(s + i, n)) {
-            out += '?';
-            i += std::max<size_t>(n, 1);
-        } else {
-            out.append(text, i, n);
-            i += n;
-        }
+        out += is_shown ? text.substr(i, n) : "?";
+        i += std::max<size_t>(n, 1);
     }
     return out;
 }

@@ -14,7 +14,7 @@ __attribute__((format(printf, 1, 2)))
 #endif
 std::string message(const char * format, ...);
 
-// `text` with control bytes and what is no UTF-8 replaced by '?', cut after 120 bytes.
+// `text` with what cannot be seen and what is no UTF-8 replaced by '?', cut after 120 bytes.
 std::string printable(const std::string & text);
 
 bool is_utf8(const char * text, size_t n_bytes);

@@ -1,6 +1,7 @@
 #include "delta-loader.h"
 
 #include "delta-sampling.h"
+#include "file/error-text.h"
 #include "template-chat.h"
 
 #ifdef __linux__
@@ -193,7 +194,7 @@ void server_delta_loader::load(const server_delta_work & work) {
             delta->load_ms = (double) (ggml_time_us() - t_start) / 1000.0;
         }
     } catch (const std::exception & e) { // Memory may run out.
-        err = work.to_load->path + ": " + e.what();
+        err = work.to_load->path + ": " + dqrelo::exception_text(e);
         delta.reset();
     }
     if (!delta) {

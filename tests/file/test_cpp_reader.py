@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import subprocess
+import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
 from tests.support.delta_files import SPECS, SPECS_2, Edited, Type, split_base, write_base, write_delta
-from tests.support.malformed import MALFORMED, MALFORMED_2, Edit
+from tests.support.malformed import GOOD_OPTIONS, MALFORMED, MALFORMED_2, Edit
 from tests.support.programs import need_test_program
 
 # The sums are of f64 values in C++ and of f32 ones in Python.
@@ -140,6 +143,15 @@ def test_a_base_with_another_shape_is_refused_alike(small_delta: Path, small_bas
     assert bare(refusal(small_delta, other)) == bare(str(caught.value))
 
 
+@pytest.mark.parametrize("options", GOOD_OPTIONS)
+def test_options_are_taken_alike(small_delta: Path, tmp_path: Path, options: str) -> None:
+    edited = Edited(small_delta)
+    edited.fields["dqrelo.options"] = GGUFValue(GOOD_OPTIONS[options], ValueType.STRING)
+    path = edited.save(tmp_path / "a.dq.gguf")
+    assert DeltaReader(path).options == json.loads(GOOD_OPTIONS[options])
+    found(path)
+
+
 # --- malformed files ---
 
 
@@ -171,6 +183,55 @@ def refused_alike(sound: Path, edit: Edit, message: str, tmp_path: Path) -> None
     path = edited.save(tmp_path / "bad.dq.gguf")
     assert re.search(message, refusal(path))
     assert bare(refusal(path)) == bare(python_refusal(path))
+
+
+INVISIBLE = [
+    chr(c) for c in range(sys.maxunicode) if unicodedata.category(chr(c)) in ("Cc", "Cf", "Zl", "Zp") and c != 0
+]
+# Keys whose text is quoted where it is wrong.
+QUOTED_KEYS = ["general.type", "adapter.type", "dqrelo.content_hash", "dqrelo.base.digest"]
+QUOTED_ITEMS = [f"dqrelo.{key}" for key in ("tensor.names", "tensor.types", "tensor.sha256", "weight.names")]
+
+
+def refused_without(path: Path, hidden: str) -> str:
+    """What both readers say, in one short line."""
+    message = refusal(path)
+    assert bare(message) == bare(python_refusal(path))
+    assert len(message) < 1000
+    assert not set(message) & set(hidden)
+    return message
+
+
+@pytest.mark.parametrize("start", range(0, len(INVISIBLE), 30))
+def test_what_cannot_be_seen_is_not_repeated(small_delta: Path, tmp_path: Path, start: int) -> None:
+    text = "a".join(INVISIBLE[start : start + 30])
+    edited = Edited(small_delta)
+    edited.fields["adapter.type"] = GGUFValue(text, ValueType.STRING)
+    assert "'?a?a?" in refused_without(edited.save(tmp_path / "a.dq.gguf"), text.replace("a", ""))
+
+
+@pytest.mark.parametrize("key", [*QUOTED_KEYS, *QUOTED_ITEMS, "a key", "a key twice", "a tensor", "a tensor's type"])
+def test_long_texts_are_not_repeated(small_delta: Path, tmp_path: Path, key: str) -> None:
+    """A megabyte, cut in the middle of a character."""
+    text = "a\u202e" + "\u65e5" * 300_000
+    edited = Edited(small_delta)
+    if key in QUOTED_KEYS:
+        edited.fields[key] = GGUFValue(text, ValueType.STRING)
+    elif key in QUOTED_ITEMS:
+        edited.fields[key].value[0] = text
+    elif key == "a key":
+        edited.fields[text] = GGUFValue(float("nan"), ValueType.FLOAT32)
+    elif key == "a key twice":
+        first, second = ("b" * len(text.encode()), text)
+        edited.fields |= {first: GGUFValue(1, ValueType.UINT8), second: GGUFValue(1, ValueType.UINT8)}
+        raw = edited.save(tmp_path / "a.dq.gguf").read_bytes()
+        (tmp_path / "a.dq.gguf").write_bytes(raw.replace(first.encode(), second.encode()))
+        refused_without(tmp_path / "a.dq.gguf", "\u202e")
+        return
+    else:
+        edited.tensors[0].name = text
+        edited.tensors[0].type_id = 24 if key == "a tensor" else 142
+    refused_without(edited.save(tmp_path / "a.dq.gguf"), "\u202e")
 
 
 COUNTS = struct.Struct("<4sIQQ")  # magic, version, tensors, keys

@@ -142,6 +142,7 @@ def test_each_plane_may_have_its_own_form_of_scale(small_delta: Path, tmp_path: 
     start = edited.tensors[i].offset
     n_removed = edited.tensors[i + 1].offset - start - 64  # 48 scales take 192 bytes, one takes 64.
     del edited.data[start + 64 : start + 64 + n_removed]
+    edited.data[start + 4 : start + 64] = bytes(60)
     for t in edited.tensors[i + 1 :]:
         t.offset -= n_removed
     reader = DeltaReader(edited.save(tmp_path / "a.dq.gguf"))
@@ -204,16 +205,3 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a regular file"):
         DeltaReader(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "options",
-    ["--ratio 1/8", "[]", "{", '{"a": ' + "9" * 5000 + "}", '{"a": "\\ud800"}', '{"a": ' * 5000 + "1" + "}" * 5000],
-    ids=["no JSON", "a list", "cut", "a large number", "half a surrogate pair", "deep"],
-)
-def test_options_must_be_json(small_delta: Path, tmp_path: Path, options: str) -> None:
-    edited = Edited(small_delta)
-    edited.fields["dqrelo.options"] = GGUFValue(options, ValueType.STRING)
-    reader = DeltaReader(edited.save(tmp_path / "a.dq.gguf"))
-    with pytest.raises(FormatError, match="not a JSON object"):
-        _ = reader.options

@@ -76,7 +76,7 @@ def test_token_outside_of_the_vocabulary_is_refused_by_the_tools(
         file.fields["dqrelo.token.texts"] = GGUFValue(["a"], ValueType.ARRAY, STRING)
         file.fields["dqrelo.token.types"] = GGUFValue([1], ValueType.ARRAY, I32)
     path = file.save(tmp_path / "bad.dq.gguf")
-    with pytest.raises(BaseMismatchError, match=f"'{key}' has token 100000, but base.gguf has"):
+    with pytest.raises(BaseMismatchError, match=f"'{key}' has token 100000, but the base has"):
         DeltaReader(path).check_base(artefacts.base)
     if key in TOKENS:
         with (

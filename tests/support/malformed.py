@@ -83,6 +83,33 @@ def set_bytes(value_type: ValueType, raw: bytes) -> Edit:
     return edit
 
 
+def set_data(at: int, byte: int) -> Edit:
+    return lambda e: e.data.__setitem__(at, byte)
+
+
+def set_header_end(e: Edited) -> None:
+    """Puts a byte into the header's padding."""
+    raw = e.header()
+    assert raw[-1] == 0
+    e.header = lambda: raw[:-1] + b"x"  # type: ignore[method-assign]
+
+
+def many_samples(e: Edited) -> None:
+    e.fields["dqrelo.base.sample_tensors"].value[:] = ["token_embd.weight"] * 17
+    e.fields["dqrelo.base.samples"].value[:] = [0.5] * (17 * 32)
+
+
+def changed_tokens(*ids: int) -> Edit:
+    """Tokens with other texts."""
+    return lambda e: e.fields.update(
+        {
+            "dqrelo.token.ids": GGUFValue(list(ids), ARRAY, U32),
+            "dqrelo.token.texts": GGUFValue(["a"] * len(ids), ARRAY, STRING),
+            "dqrelo.token.types": GGUFValue([1] * len(ids), ARRAY, ValueType.INT32),
+        }
+    )
+
+
 def swap_tensors(i: int, j: int) -> Edit:
     """Changes the order of two tensors everywhere but in the data."""
 
@@ -186,15 +213,13 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
         "expected a token id under 2\\^31",
     ),
     "changed tokens' ids": (
-        lambda e: e.fields.update(
-            {
-                "dqrelo.token.ids": GGUFValue([1, 1 << 31], ARRAY, U32),
-                "dqrelo.token.texts": GGUFValue(["a", "b"], ARRAY, STRING),
-                "dqrelo.token.types": GGUFValue([1, 1], ARRAY, ValueType.INT32),
-            }
-        ),
+        changed_tokens(1, 1 << 31),
         "'dqrelo.token.ids' has 2147483648, expected token ids under 2\\^31",
     ),
+    "NUL in a text": (set_field("general.license", "a\0b", STRING), "'general.license': has a NUL byte"),
+    "NUL in texts": (set_field("general.tags", ["a", "\0"], ARRAY, STRING), "'general.tags': has a NUL byte"),
+    "NUL in a key": (set_field("general.x\0", 1, U32), "'general.x\\?': has a NUL byte"),
+    "NUL in a name": (set_item("dqrelo.weight.names", 0, "a\0"), "'dqrelo.weight.names': has a NUL byte"),
     "text of an unknown key": (set_field("general.license", NO_TEXT, STRING), "'general.license': is not UTF-8"),
     "texts of an unknown key": (
         set_field("general.tags", ["a", NO_TEXT], ARRAY, STRING),
@@ -214,6 +239,7 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "short ne": (lambda e: e.fields["dqrelo.tensor.ne"].value.pop(), "has 135 items, expected 136"),
     "short ranks": (lambda e: e.fields["dqrelo.weight.rank"].value.pop(), "has 7 items, expected 8"),
     "short samples": (lambda e: e.fields["dqrelo.base.samples"].value.pop(), "has 191 items, expected 192"),
+    "many samples": (many_samples, "'dqrelo.base.sample_tensors' has 17 items, expected at most 16"),
     "other names": (set_item("dqrelo.tensor.names", 1, "x"), r"names\[1\] is 'x', but tensor 1 of the file is"),
     "no weights": (empty_weights, "changes no weight"),
     "digest": (set_item("dqrelo.tensor.sha256", 2, "abc"), r"sha256\[2\] is 'abc', expected 64"),
@@ -256,6 +282,20 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "truncated": (lambda e: e.data.__delitem__(slice(-80, None)), "'blk.0.attn_q.bias.dq_dense' ends at byte"),
     "bytes behind": (lambda e: e.data.extend(bytes(64)), "has 64 bytes behind its last tensor, expected none"),
     "a byte behind": (lambda e: e.data.extend(b"x"), "has 1 bytes behind its last tensor, expected none"),
+    "padding cut": (
+        lambda e: e.data.__delitem__(slice(-1, None)),
+        "ends 1 bytes before the end of its last tensor's padding",
+    ),
+    "no padding": (
+        lambda e: e.data.__delitem__(slice(-32, None)),
+        "ends 32 bytes before the end of its last tensor's padding",
+    ),
+    "padding of the header": (set_header_end, "the padding behind the header has bytes that are not 0"),
+    "padding between tensors": (
+        lambda e: e.data.__setitem__(e.tensor(SCALE).offset + 4, 1),  # It has one number.
+        f"the padding behind tensor '{SCALE}' has bytes that are not 0",
+    ),
+    "padding at the end": (set_data(-1, 255), "the padding behind tensor 'blk.0.attn_q.bias.dq_dense' has bytes"),
     # --- 6: numbers
     "nan scale": (set_scale(SCALE, float("nan")), f"'{SCALE}' has 1 numbers that are NaN or infinite"),
     "infinite cscale": (set_scale("blk.0.attn_k.weight.dq_cscale", float("-inf")), "dq_cscale' has 1 numbers"),
@@ -277,6 +317,71 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
         "'other.numbers' has 2 numbers",
     ),
     "bool 255": (set_bytes(ValueType.BOOL, b"\xff"), "'other.flag' has a BOOL of 255, expected 0 or 1"),
+}
+
+# Options that are no JSON object of text and finite numbers, and such that are one.
+BAD_OPTIONS = {
+    "no JSON": "--ratio 1/8",
+    "empty": "",
+    "a list": "[]",
+    "a scalar": "1",
+    "space in front": ' {"a": 1}',
+    "BOM": '\ufeff{"a": 1}',
+    "cut": "{",
+    "cut in a string": '{"a',
+    "cut behind a member": '{"a": 1,',
+    "text behind": '{"a": 1} x',
+    "two objects": "{}{}",
+    "comma at the end": '{"a": 1,}',
+    "comma at the list's end": '{"a": [1,]}',
+    "no comma": '{"a": 1 "b": 2}',
+    "no colon": '{"a" 1}',
+    "a number as name": "{1: 1}",
+    "no quotes": "{a: 1}",
+    "single quotes": "{'a': 1}",
+    "wrong bracket": '{"a": [1}]',
+    "a comment": '{"a": 1 /* b */}',
+    "a large integer": '{"a": ' + "9" * 5000 + "}",
+    "an integer over a double": '{"a": ' + "9" * 400 + "}",
+    "a float over a double": '{"a": 1e999}',
+    "NaN": '{"a": NaN}',
+    "Infinity": '{"a": -Infinity}',
+    "zero in front": '{"a": 01}',
+    "plus in front": '{"a": +1}',
+    "minus alone": '{"a": -}',
+    "no digits in front": '{"a": .5}',
+    "no digits behind": '{"a": 1.}',
+    "no exponent": '{"a": 1e}',
+    "hexadecimal": '{"a": 0x10}',
+    "other digits": '{"a": \u0661}',
+    "half of a pair": '{"a": "\\ud800"}',
+    "half of a pair and a letter": '{"a": "\\ud800\\u0041"}',
+    "the other half": '{"\\udc00": 1}',
+    "a short escape": '{"a": "\\u12"}',
+    "an unknown escape": '{"a": "\\x41"}',
+    "an escaped newline": '{"a": "\\\n"}',
+    "a control": '{"a": "\t"}',
+    "a word": '{"a": True}',
+    "half of a word": '{"a": nul}',
+    "33 levels": '{"a": ' * 33 + "1" + "}" * 33,
+    "33 mixed levels": '{"a": ' + "[" * 32 + "]" * 32 + "}",
+    "deep": '{"a": ' * 20000 + "1" + "}" * 20000,
+    "deep lists": '{"a": ' + "[" * 100000,
+}
+GOOD_OPTIONS = {
+    "nothing": "{}",
+    "space": '{ \t\r\n"a" : [ ] , "b" : { } } \n',
+    "every kind": '{"a": null, "b": [true, false, "x", {"c": []}], "": ""}',
+    "numbers": '{"a": [0, -0, -1.5e-3, 1E+30, 0.0, 123456789012345678901234567890, 1e-999]}',
+    "escapes": '{"a": "\\" \\\\ \\/ \\b\\f\\n\\r\\t \\u00e9 \\uD83D\\uDE00 \\u0000"}',
+    "characters": '{"é日\U0001f600": "\x7f\u2028"}',
+    "a name twice": '{"a": 1, "a": 2}',
+    "32 levels": '{"a": ' * 32 + "1" + "}" * 32,
+    "32 mixed levels": '{"a": ' + "[" * 31 + "]" * 31 + "}",
+}
+MALFORMED |= {
+    f"options: {name}": (set_field("dqrelo.options", text, STRING), "dqrelo.options is not a JSON object")
+    for name, text in BAD_OPTIONS.items()
 }
 
 RANKS = "dqrelo.weight.plane_ranks"  # eight a weight; EMBD is weight 0, Q is weight 1

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.errors import FormatError
+from dqrelo_gguf.errors import FormatError, shown
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.layout import n_data_bytes, ne_text, padded_bytes, type_name
 from dqrelo_gguf.file.open_file import OpenFile
@@ -147,6 +147,7 @@ class GGUFFile:
         self._fields = self._parse_fields(n_fields)
         self.alignment = self._parse_alignment()
         raw = self._parse_tensor_infos(n_tensors)
+        self.header_end = self._at
         self.data_start = padded_bytes(self._at, self.alignment)
         self.tensors: dict[str, TensorInfo] = self._check_tensors(raw)
 
@@ -173,7 +174,8 @@ class GGUFFile:
         if field.item_type is None:
             return self._string(key) if field.type == ValueType.STRING else self._scalar(field.type, key)
         if field.item_type == ValueType.STRING:
-            return [self._string(f"metadata key '{key}'") for _ in range(field.n_items)]
+            where = f"metadata key '{shown(key)}'"
+            return [self._string(where) for _ in range(field.n_items)]
         dtype = np.dtype(_SCALARS[field.item_type])
         return self._file.array(field.offset, field.n_items * dtype.itemsize).view(dtype).tolist()
 
@@ -188,6 +190,10 @@ class GGUFFile:
         """Bytes of a tensor's data, read when they are asked for."""
         n = tensor.n_bytes - start if n_bytes is None else n_bytes
         return self._file.array(self.data_start + tensor.offset + start, n)
+
+    def bytes_at(self, begin: int, end: int) -> npt.NDArray[np.uint8]:
+        """Bytes of the file between two places."""
+        return self._file.array(begin, end - begin)
 
     # -- header --
 
@@ -212,28 +218,30 @@ class GGUFFile:
         for i in range(n_fields):
             key = self._string(f"metadata key {i}")
             if key in fields:
-                self.fail(f"metadata key '{key}' occurs twice")
+                self.fail(f"metadata key '{shown(key)}' occurs twice")
             value_type = self._value_type(key)
             if value_type == ValueType.ARRAY:
                 item_type = self._value_type(key)
-                (n_items,) = self._unpack("<Q", f"the length of '{key}'")
+                (n_items,) = self._unpack("<Q", f"the length of '{shown(key)}'")
                 fields[key] = _Field(value_type, item_type, n_items, self._at)
                 self._skip_items(key, item_type, n_items)
                 continue
             fields[key] = _Field(value_type, None, 0, self._at)
             if value_type == ValueType.STRING:
-                self._string(f"metadata key '{key}'")  # A value must be text, but a vocabulary's pieces need not be.
+                self._string(
+                    f"metadata key '{shown(key)}'"
+                )  # A value must be text, but a vocabulary's pieces need not be.
             else:
                 self._skip_items(key, value_type, 1)
         return fields
 
     def _skip_items(self, key: str, item_type: ValueType, n_items: int) -> None:
         if item_type == ValueType.ARRAY:
-            self.fail(f"metadata key '{key}' is an array of arrays, which GGUF has no use for")
+            self.fail(f"metadata key '{shown(key)}' is an array of arrays, which GGUF has no use for")
         item_bytes = 8 if item_type == ValueType.STRING else struct.calcsize(_SCALARS[item_type])
         if n_items * item_bytes > self.n_file_bytes - self._at:
             self.fail(
-                f"metadata key '{key}' has {n_items} items, but only {self.n_file_bytes - self._at} bytes are left. "
+                f"metadata key '{shown(key)}' has {n_items} items, but only {self.n_file_bytes - self._at} bytes are left. "
                 "Truncated download?"
             )
         if item_type != ValueType.STRING:
@@ -251,7 +259,9 @@ class GGUFFile:
             if at <= n_file_bytes:
                 self._at = at
                 return
-        self.fail(f"a string of metadata key '{key}' ends behind the file's {n_file_bytes} bytes. Truncated download?")
+        self.fail(
+            f"a string of metadata key '{shown(key)}' ends behind the file's {n_file_bytes} bytes. Truncated download?"
+        )
 
     def _parse_alignment(self) -> int:
         field = self._fields.get(fmt.KEY_ALIGNMENT)
@@ -269,10 +279,10 @@ class GGUFFile:
         infos = []
         for i in range(n_tensors):
             name = self._string(f"the name of tensor {i}")
-            (n_dims,) = self._unpack("<I", f"the shape of '{name}'")
+            (n_dims,) = self._unpack("<I", f"the shape of '{shown(name)}'")
             if n_dims > _MAX_DIMS:
-                self.fail(f"tensor '{name}' has {n_dims} dimensions, expected at most {_MAX_DIMS}")
-            *ne, type_id, offset = self._unpack(f"<{n_dims}QIQ", f"the shape of '{name}'")
+                self.fail(f"tensor '{shown(name)}' has {n_dims} dimensions, expected at most {_MAX_DIMS}")
+            *ne, type_id, offset = self._unpack(f"<{n_dims}QIQ", f"the shape of '{shown(name)}'")
             infos.append((name, tuple(ne) or (1,), type_id, offset))
         return infos
 
@@ -280,27 +290,29 @@ class GGUFFile:
         tensors: dict[str, TensorInfo] = {}
         for name, ne, type_id, offset in infos:
             if name in tensors:
-                self.fail(f"tensor '{name}' occurs twice")
+                self.fail(f"tensor '{shown(name)}' occurs twice")
             try:
                 t = gguf.GGMLQuantizationType(type_id)
             except ValueError:
-                self.fail(f"tensor '{name}' has the unknown type id {type_id}. Made by a newer or a forked llama.cpp?")
+                self.fail(
+                    f"tensor '{shown(name)}' has the unknown type id {type_id}. Made by a newer or a forked llama.cpp?"
+                )
             if min(ne) < 1 or prod(ne) > _MAX_ELEMENTS:
-                self.fail(f"tensor '{name}' has the impossible shape {ne_text(ne)}")
+                self.fail(f"tensor '{shown(name)}' has the impossible shape {ne_text(ne)}")
             block = gguf.GGML_QUANT_SIZES[t][0]
             if ne[0] % block != 0:
                 self.fail(
-                    f"tensor '{name}' has rows of {ne[0]}, expected a multiple of {block} for type {type_name(t)}"
+                    f"tensor '{shown(name)}' has rows of {ne[0]}, expected a multiple of {block} for type {type_name(t)}"
                 )
             if offset % self.alignment != 0:
                 self.fail(
-                    f"tensor '{name}' begins at byte {offset} of the data, expected a multiple of {self.alignment}"
+                    f"tensor '{shown(name)}' begins at byte {offset} of the data, expected a multiple of {self.alignment}"
                 )
             info = TensorInfo(name, ne, t, offset, n_data_bytes(t, ne))
             end = self.data_start + offset + info.n_bytes
             if end > self.n_file_bytes:
                 self.fail(
-                    f"tensor '{name}' ends at byte {end}, file has {self.n_file_bytes} bytes. Truncated download?"
+                    f"tensor '{shown(name)}' ends at byte {end}, file has {self.n_file_bytes} bytes. Truncated download?"
                 )
             tensors[name] = info
         return tensors
@@ -319,11 +331,11 @@ class GGUFFile:
         return self._unpack(_SCALARS[value_type], what)[0]
 
     def _value_type(self, key: str) -> ValueType:
-        (type_id,) = self._unpack("<I", f"the type of '{key}'")
+        (type_id,) = self._unpack("<I", f"the type of '{shown(key)}'")
         try:
             return ValueType(type_id)
         except ValueError:
-            self.fail(f"metadata key '{key}' has the unknown value type {type_id}")
+            self.fail(f"metadata key '{shown(key)}' has the unknown value type {type_id}")
 
     def _string(self, what: str) -> str:
         (n,) = self._unpack("<Q", what)

@@ -12,7 +12,7 @@ from math import prod
 from typing import TypeAlias
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.errors import FormatError, ShapeError
+from dqrelo_gguf.errors import FormatError, ShapeError, shown
 from dqrelo_gguf.file import format as fmt
 
 Type: TypeAlias = gguf.GGMLQuantizationType
@@ -151,7 +151,7 @@ class WeightSpec:
 
 def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
     """What rule of the format a spec breaks, or None."""
-    name, ne, rank = spec.name, spec.ne, spec.rank
+    name, ne, rank = shown(spec.name), spec.ne, spec.rank
     if not 1 <= len(ne) <= 4 or any(n < 1 for n in ne):
         return ShapeError(f"{name}: shape {ne_text(ne)}, expected 1 to 4 dimensions of at least 1")
     if prod(ne) >= 1 << 62:
@@ -173,7 +173,7 @@ def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
 
 
 def _factors_problem(spec: WeightSpec) -> FormatError | None:
-    name, ne, rank = spec.name, spec.ne, spec.rank
+    name, ne, rank = shown(spec.name), spec.ne, spec.rank
     if rank <= 0:
         return None if rank == 0 else FormatError(f"{name}: rank {rank}, expected 0 or more")
     if rank > min(ne[0], ne[1]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ import numpy.typing as npt
 
 from dqrelo_gguf.compress.codes import decode_columns, decode_rows
 from dqrelo_gguf.compress.signs import unpack_signs
-from dqrelo_gguf.errors import BaseMismatchError, ShapeError
+from dqrelo_gguf.errors import BaseMismatchError, ShapeError, shown
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile
 from dqrelo_gguf.file.fingerprint import BaseIdentity, Comparison, Match, compare
 from dqrelo_gguf.file.layout import TensorSpec, Type, content_hash, ne_text, stripped_ne
 from dqrelo_gguf.file.model_file import ModelFile
+from dqrelo_gguf.file.options import parse_options
 from dqrelo_gguf.file.validate import WeightInfo, check_delta
 from dqrelo_gguf.file.values import dequantised
 from dqrelo_gguf.file.weight_data import SignFactors
@@ -103,20 +103,8 @@ class DeltaReader:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The converter's options.
-
-        Raises:
-            FormatError: they are not a JSON object.
-        """
-        try:
-            options = json.loads(self.meta(fmt.KEY_OPTIONS))
-            # This fails for half of a surrogate pair, which is no text.
-            json.dumps(options, ensure_ascii=False).encode()
-        except (ValueError, RecursionError):  # json.loads fails so for a number of more than 4300 digits, too.
-            options = None
-        if not isinstance(options, dict):
-            self._file.fail(f"{fmt.KEY_OPTIONS} is not a JSON object of text and numbers")
-        return options
+        """The converter's options."""
+        return parse_options(self._file)
 
     @property
     def base(self) -> BaseIdentity:
@@ -218,7 +206,7 @@ class DeltaReader:
         damaged = self.damaged()
         if damaged:
             more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
-            names = ", ".join(f"'{name}'" for name in damaged[:3])
+            names = ", ".join(f"'{shown(name)}'" for name in damaged[:3])
             self._file.fail(f"damaged: the data of {names}{more} does not have its declared SHA-256. Download it again")
         expected = content_hash(self.tensors, self.meta(fmt.KEY_TENSOR_SHA256))
         if expected != self.content_hash:
@@ -240,18 +228,18 @@ class DeltaReader:
         """
         model = base if isinstance(base, ModelFile) else ModelFile(base)
         both = (
-            f"{self.path.name} is a delta of '{self.base_name}' ({self.architecture}), "
-            f"{model.path.name} is '{model.name}' ({model.architecture})"
+            f"{self.path.name} is a delta of '{shown(self.base_name)}' ({shown(self.architecture)}), "
+            f"{model.path.name} is '{shown(model.name)}' ({shown(model.architecture)})"
         )
         if model.architecture != self.architecture:
             raise BaseMismatchError(f"{both}: another architecture")
         for w in self.weights:
             info = model.tensors.get(w.name)
             if info is None:
-                raise BaseMismatchError(f"{both}: it has no tensor '{w.name}'")
+                raise BaseMismatchError(f"{both}: it has no tensor '{shown(w.name)}'")
             if stripped_ne(info.ne) != w.ne:
                 raise ShapeError(
-                    f"{both}: '{w.name}' is {ne_text(stripped_ne(info.ne))} there, expected {ne_text(w.ne)}"
+                    f"{both}: '{shown(w.name)}' is {ne_text(stripped_ne(info.ne))} there, expected {ne_text(w.ne)}"
                 )
         self._check_tokens(model)
         found = compare(self.base, model)
@@ -274,6 +262,6 @@ class DeltaReader:
         for key, token in ids.items():
             if n_tokens and token >= n_tokens:
                 raise BaseMismatchError(
-                    f"{self.path.name}: metadata key '{key}' has token {token}, but {model.path.name} has {n_tokens} tokens. "
+                    f"{self.path.name}: metadata key '{key}' has token {token}, but the base has {n_tokens} tokens. "
                     "Is this the base that the delta was made from?"
                 )

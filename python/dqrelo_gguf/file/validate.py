@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import NoReturn
 
-from dqrelo_gguf.errors import printable
+from dqrelo_gguf.errors import shown
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import VERSION, GGUFFile, TensorInfo, ValueType
 from dqrelo_gguf.file.finite import has_floats, n_not_finite, n_not_finite_values
@@ -24,6 +24,7 @@ from dqrelo_gguf.file.layout import (
     type_name,
     weight_tensors,
 )
+from dqrelo_gguf.file.options import parse_options
 
 _VERSIONS = (fmt.VERSION_PLAIN, fmt.VERSION_SIGN_FACTORS)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -135,25 +136,28 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     _check_digests(file)
     _check_token_ids(file)
     _check_changed_tokens(file)
+    parse_options(file)
     weights, tensors = _Matcher(file).weights()
     _check_offsets(file)
     _check_floats(file, tensors)
+    _check_padding(file)
     return weights, tensors
 
 
 def _check_kind(file: GGUFFile) -> None:
-    kind, adapter, arch = (file.value(k) for k in (fmt.KEY_GENERAL_TYPE, fmt.KEY_ADAPTER_TYPE, fmt.KEY_ARCHITECTURE))
-    if kind != fmt.GENERAL_TYPE:
-        if kind in (None, "model") and file.tensors:
+    kind, adapter = (_value_text(file, key) for key in (fmt.KEY_GENERAL_TYPE, fmt.KEY_ADAPTER_TYPE))
+    if kind != f"'{fmt.GENERAL_TYPE}'":
+        if kind in ("None", "'model'") and file.tensors:
+            arch = _value_text(file, fmt.KEY_ARCHITECTURE).strip("'")
             file.fail(f"is a model (architecture {arch}), not a delta file. A delta is made with dqrelo-convert")
-        file.fail(f"is not a delta file, its {fmt.KEY_GENERAL_TYPE} is {kind!r}, expected '{fmt.GENERAL_TYPE}'")
-    if adapter == "lora":
+        file.fail(f"is not a delta file, its {fmt.KEY_GENERAL_TYPE} is {kind}, expected '{fmt.GENERAL_TYPE}'")
+    if adapter == "'lora'":
         file.fail("is a LoRA adapter, not a delta file. llama-server takes it with --lora")
-    if adapter != fmt.ADAPTER_TYPE:
-        file.fail(f"is not a delta file, its {fmt.KEY_ADAPTER_TYPE} is {adapter!r}, expected '{fmt.ADAPTER_TYPE}'")
-    version = file.value(fmt.KEY_VERSION)
+    if adapter != f"'{fmt.ADAPTER_TYPE}'":
+        file.fail(f"is not a delta file, its {fmt.KEY_ADAPTER_TYPE} is {adapter}, expected '{fmt.ADAPTER_TYPE}'")
     if file.value_type(fmt.KEY_VERSION) != (ValueType.UINT32, None):
-        file.fail(f"{fmt.KEY_VERSION} is {version!r}, expected a UINT32")
+        file.fail(f"{fmt.KEY_VERSION} is {_value_text(file, fmt.KEY_VERSION)}, expected a UINT32")
+    version = file.value(fmt.KEY_VERSION)
     if version not in _VERSIONS:
         hint = ". Update dqrelo-gguf to read it" if version > max(_VERSIONS) else ""
         file.fail(f"delta file version {version}, expected {_VERSIONS[0]} or {_VERSIONS[1]}{hint}")
@@ -161,12 +165,26 @@ def _check_kind(file: GGUFFile) -> None:
         file.fail(f"GGUF version {file.version}, expected {VERSION}")
 
 
+def _value_text(file: GGUFFile, key: str) -> str:
+    """A scalar, strings in quotes, or what is there instead."""
+    value_type, item_type = file.value_type(key) or (None, None)
+    if value_type is None or item_type is not None:
+        return "None" if value_type is None else "an array"
+    value = file.value(key)
+    if value_type == ValueType.STRING:
+        return f"'{shown(value)}'"
+    return str(value).lower() if value_type == ValueType.BOOL else str(value)
+
+
 def _check_texts(file: GGUFFile) -> None:
-    """Strings are UTF-8, also under keys that nothing here reads: they are shown, and carried into merged models."""
+    """Keys and strings are UTF-8 without NUL, also those that nothing here reads: they are shown, and carried into merged models."""
     keys = file.keys()
     for key in keys:
-        if ValueType.STRING in (file.value_type(key) or ()):
-            file.value(key)  # This fails where one is not UTF-8.
+        texts = (
+            file.value(key) if ValueType.STRING in (file.value_type(key) or ()) else []
+        )  # It fails for what is not UTF-8.
+        if any("\0" in text for text in (key, *([texts] if isinstance(texts, str) else texts))):
+            file.fail(f"metadata key '{shown(key)}': has a NUL byte")
 
 
 def _check_no_model_keys(file: GGUFFile) -> None:
@@ -175,7 +193,7 @@ def _check_no_model_keys(file: GGUFFile) -> None:
     keys = file.keys()
     for key in keys:
         if key.startswith(f"{arch}.") and not key.startswith(("dqrelo.", "general.")):
-            file.fail(f"metadata key '{printable(key)}' is a model's, expected none of '{printable(arch)}'")
+            file.fail(f"metadata key '{shown(key)}' is a model's, expected none of '{shown(arch)}'")
 
 
 def _check_keys(file: GGUFFile) -> None:
@@ -206,10 +224,10 @@ def _check_values(file: GGUFFile) -> None:
         stored = file.stored(key)
         n_bad = n_not_finite_values(kind, stored)
         if n_bad:
-            file.fail(f"metadata key '{printable(key)}' has {n_bad} numbers that are NaN or infinite")
+            file.fail(f"metadata key '{shown(key)}' has {n_bad} numbers that are NaN or infinite")
         bad = stored[stored > 1] if kind == ValueType.BOOL else stored[:0]
         if bad.size:
-            file.fail(f"metadata key '{printable(key)}' has a BOOL of {bad[0]}, expected 0 or 1")
+            file.fail(f"metadata key '{shown(key)}' has a BOOL of {bad[0]}, expected 0 or 1")
 
 
 def _check_digests(file: GGUFFile) -> None:
@@ -217,7 +235,7 @@ def _check_digests(file: GGUFFile) -> None:
     digests += [(f"{fmt.KEY_TENSOR_SHA256}[{i}]", text) for i, text in enumerate(file.value(fmt.KEY_TENSOR_SHA256))]
     for where, text in digests:
         if _SHA256.fullmatch(text) is None:
-            file.fail(f"{where} is '{text[:80]}', expected 64 lower-case hex digits")
+            file.fail(f"{where} is '{shown(text)}', expected 64 lower-case hex digits")
 
 
 def _check_token_ids(file: GGUFFile) -> None:
@@ -244,6 +262,10 @@ def _type_text(value_type: tuple[ValueType, ValueType | None]) -> str:
 def _check_lengths(file: GGUFFile) -> None:
     n_tensors, n_weights = len(file.tensors), len(file.value(fmt.KEY_WEIGHT_NAMES))
     n_sampled = len(file.value(fmt.KEY_BASE_SAMPLE_TENSORS))
+    if n_sampled > fmt.SAMPLE_TENSORS:
+        file.fail(
+            f"metadata key '{fmt.KEY_BASE_SAMPLE_TENSORS}' has {n_sampled} items, expected at most {fmt.SAMPLE_TENSORS}"
+        )
     if n_weights == 0:
         file.fail("changes no weight, expected at least one")
     expected = {
@@ -266,7 +288,9 @@ def _check_lengths(file: GGUFFile) -> None:
             file.fail(f"metadata key '{key}' has {got} items, expected {n}")
     for i, (declared, stored) in enumerate(zip(file.value(fmt.KEY_TENSOR_NAMES), file.tensors, strict=True)):
         if declared != stored:
-            file.fail(f"{fmt.KEY_TENSOR_NAMES}[{i}] is '{declared}', but tensor {i} of the file is '{stored}'")
+            file.fail(
+                f"{fmt.KEY_TENSOR_NAMES}[{i}] is '{shown(declared)}', but tensor {i} of the file is '{shown(stored)}'"
+            )
 
 
 class _Matcher:
@@ -283,7 +307,8 @@ class _Matcher:
         file = self._file
         names = file.value(fmt.KEY_WEIGHT_NAMES)
         if len(set(names)) != len(names):
-            file.fail(f"weight '{next(n for n in names if names.count(n) > 1)}' is declared twice")
+            seen: set[str] = set()
+            file.fail(f"weight '{shown(next(n for n in names if n in seen or seen.add(n)))}' is declared twice")
         flat_ne, ranks, planes, error_delta, error_weight = (
             file.value(key)
             for key in (
@@ -304,7 +329,7 @@ class _Matcher:
                 self._match(expected)
             weights.append(_weight_info(spec, per_row, error_delta[i], error_weight[i]))
         if len(self._specs) < len(self._stored):
-            file.fail(f"tensor '{self._stored[len(self._specs)].name}' belongs to no declared weight")
+            file.fail(f"tensor '{shown(self._stored[len(self._specs)].name)}' belongs to no declared weight")
         if version < file.value(fmt.KEY_VERSION):
             file.fail(
                 f"is version {file.value(fmt.KEY_VERSION)} but has nothing that version {version} lacks, "
@@ -318,7 +343,7 @@ class _Matcher:
         """What the declarations, and the types of the tensors found under the weight's name, make of it."""
         tensors = self._file.tensors
         if min(ne) < 1:
-            self._file.fail(f"weight '{name}' has the impossible shape {ne_text(ne)}")
+            self._file.fail(f"weight '{shown(name)}' has the impossible shape {ne_text(ne)}")
         version = self._file.value(fmt.KEY_VERSION)
         has_codes = any(plane_ranks)
         is_dense = n_planes == 0 and (version == fmt.VERSION_PLAIN or (rank == 0 and not has_codes))
@@ -346,11 +371,11 @@ class _Matcher:
         if i == len(self._stored) or self._stored[i].name != expected.name:
             self._fail_order(expected.name, self._stored[i] if i < len(self._stored) else None)
         stored, logical_ne = self._stored[i], tuple(self._logical_ne[4 * i : 4 * i + 4])
-        where = f"tensor '{expected.name}'"
+        where = f"tensor '{shown(expected.name)}'"
         if len(expected.name.encode("utf-8")) > fmt.MAX_NAME_BYTES:
             self._file.fail(f"{where} has a name of more than {fmt.MAX_NAME_BYTES} bytes, ggml's limit")
         if self._declared[i] != expected.declared:
-            self._file.fail(f"{where} is declared {self._declared[i]}, expected {expected.declared}")
+            self._file.fail(f"{where} is declared {shown(self._declared[i])}, expected {expected.declared}")
         if stored.type != expected.type:
             self._file.fail(f"{where} is stored as {type_name(stored.type)}, expected {type_name(expected.type)}")
         if padded_ne(stored.ne) != padded_ne(expected.ne):
@@ -363,9 +388,9 @@ class _Matcher:
 
     def _fail_order(self, expected: str, found: TensorInfo | None) -> NoReturn:
         if expected not in self._file.tensors:
-            self._file.fail(f"tensor '{expected}' is missing")
-        at = f"'{found.name}'" if found is not None else "the end"
-        self._file.fail(f"tensor '{expected}' is out of order, {at} is in its place")
+            self._file.fail(f"tensor '{shown(expected)}' is missing")
+        at = f"'{shown(found.name)}'" if found is not None else "the end"
+        self._file.fail(f"tensor '{shown(expected)}' is out of order, {at} is in its place")
 
 
 def _without_zeros(plane_ranks: Sequence[int]) -> tuple[int, ...]:
@@ -395,16 +420,30 @@ def _weight_info(spec: WeightSpec, per_row: Sequence[bool], error_delta: float, 
 
 
 def _check_offsets(file: GGUFFile) -> None:
-    """One tensor after the other without a gap; that they lie inside the file is checked already."""
+    """One tensor after the other without a gap, and the file ends where the last one's padding does."""
     end = 0
     for info in file.tensors.values():
         if info.offset != end:
             what = "overlaps the tensor before it" if info.offset < end else "leaves a gap before it"
-            file.fail(f"tensor '{info.name}' {what}: begins at byte {info.offset} of the data, expected {end}")
+            file.fail(f"tensor '{shown(info.name)}' {what}: begins at byte {info.offset} of the data, expected {end}")
         end += padded_bytes(info.n_bytes)
     n_behind = file.n_file_bytes - file.data_start - end
     if n_behind > 0:
         file.fail(f"has {n_behind} bytes behind its last tensor, expected none")
+    if n_behind < 0:
+        file.fail(f"ends {-n_behind} bytes before the end of its last tensor's padding. Truncated download?")
+
+
+def _check_padding(file: GGUFFile) -> None:
+    """Between the header and the data, and behind every tensor, are zeros only."""
+    begin, where = file.header_end, "the header"
+    for info in file.tensors.values():
+        at = file.data_start + info.offset
+        if file.bytes_at(begin, at).any():
+            file.fail(f"the padding behind {where} has bytes that are not 0")
+        begin, where = at + info.n_bytes, f"tensor '{shown(info.name)}'"
+    if file.bytes_at(begin, file.n_file_bytes).any():
+        file.fail(f"the padding behind {where} has bytes that are not 0")
 
 
 def _check_floats(file: GGUFFile, tensors: Sequence[TensorSpec]) -> None:
@@ -413,4 +452,4 @@ def _check_floats(file: GGUFFile, tensors: Sequence[TensorSpec]) -> None:
             continue
         n_bad = n_not_finite(spec.type, file.raw(file.tensors[spec.name]))
         if n_bad:
-            file.fail(f"tensor '{printable(spec.name)}' has {n_bad} numbers that are NaN or infinite")
+            file.fail(f"tensor '{shown(spec.name)}' has {n_bad} numbers that are NaN or infinite")

@@ -164,7 +164,7 @@ int main(int argc, char ** argv) {
     print_delta(*delta);
     if (argc == 3) {
         const auto base = base_file::open(argv[2], err);
-        if (!base || !check_shapes(*delta, *base, err)) {
+        if (!base || !check_shapes(*delta, *base, err) || (base->n_tokens() > 0 && !check_tokens(*delta, base->n_tokens(), err))) {
             return refuse(err);
         }
         const base_comparison     same    = compare(*delta, *base);
