@@ -9,6 +9,7 @@ import pytest
 
 from dqrelo_gguf.compress.budget import (
     MatrixShape,
+    VectorMode,
     factor_types,
     is_matrix,
     parse_ratio,
@@ -113,17 +114,31 @@ def test_least_ratio_of_the_message_is_accepted() -> None:
 def test_paper_equation() -> None:
     n, m = 4096, 14336
     matrix = MatrixShape("w", n, m, 1, "F16", "F16")
-    assert ranks_of_paper(Fraction(1, 8), [matrix]) == [int((1 / 16) * n * m / (n + m))]
-    assert ranks_of_paper(Fraction(1, 16), [matrix]) == [0]
-    with pytest.raises(InputError, match="sign bits alone cost 1/16"):
-        ranks_of_paper(Fraction(1, 17), [matrix])
+    assert ranks_of_paper(Fraction(1, 8), [matrix], 0) == [int((1 / 16) * n * m / (n + m))]
+    assert ranks_of_paper(Fraction(1, 16) + Fraction(1, 100000), [matrix], 0) == [0]
+    with pytest.raises(InputError, match="the sign bits, scales and vectors alone cost"):
+        ranks_of_paper(Fraction(1, 16), [matrix], 0)
+
+
+@pytest.mark.parametrize("factor_type", ["f16", "f32", "q8_0", "q4_0"])
+@pytest.mark.parametrize("vectors", ["whole", "paper"])
+@pytest.mark.parametrize(
+    "shapes", [SMOL, {"exps": (64, 96, 8)}, {"w": (64, 64), "bias": (64,)}], ids=["SmolLM2", "experts", "a bias"]
+)
+def test_a_ratio_is_a_limit(shapes: dict[str, tuple[int, ...]], vectors: VectorMode, factor_type: str) -> None:
+    """The paper's equations count neither scales nor vectors, and a factor's number as 16 bits."""
+    for wanted in (Fraction(1, 4), Fraction(1, 3), Fraction(1, 2)):
+        plans = planned(shapes, Options(ratio=wanted, method="paper", vectors=vectors, factor_type=factor_type))
+        assert ratio_of(plans) <= wanted
 
 
 def test_paper_equation_through_options() -> None:
-    plans = planned(SMOL, Options(vectors="paper"))
-    ranks = {p.spec.name: p.spec.rank for p in plans if p.spec.n_planes}
-    assert ranks["blk.0.attn_q.weight"] == 576 * 576 // 16 // (576 + 576)
-    assert ranks["token_embd.weight"] == 576 * 49152 // 16 // (576 + 49152)
+    """Scales and vectors take less than 1 % of the delta, and no more from the ranks."""
+    for p in planned(SMOL, Options(vectors="paper")):
+        if p.spec.n_planes:
+            n_in, n_out = p.spec.ne
+            equation = n_in * n_out / 16 / (n_in + n_out)
+            assert 0.99 * equation - 1 < p.spec.rank <= equation
 
 
 def test_rank_is_capped_by_the_matrix() -> None:

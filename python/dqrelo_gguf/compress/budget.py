@@ -108,6 +108,16 @@ def ranks_for_ratio(ratio: Fraction, matrices: list[MatrixShape], n_vector_eleme
     Raises:
         InputError: the ratio does not pay for the sign bits and the vectors.
     """
+    steps = _spread(_bytes_of_factors(ratio, matrices, n_vector_elements), matrices)
+    return [n * m.step for n, m in zip(steps, matrices, strict=True)]
+
+
+def _bytes_of_factors(ratio: Fraction, matrices: list[MatrixShape], n_vector_elements: int) -> Fraction:
+    """What the sign bits, scales and vectors leave for factors.
+
+    Raises:
+        InputError: less than nothing.
+    """
     n_elements = sum(m.n_elements for m in matrices) + n_vector_elements
     fixed = sum(m.fixed_bytes for m in matrices) + 4 * n_vector_elements
     budget = ratio * n_elements * FULL_BITS / 8
@@ -117,8 +127,7 @@ def ranks_for_ratio(ratio: Fraction, matrices: list[MatrixShape], n_vector_eleme
             f"--ratio {shown_ratio(ratio)}: the sign bits, scales and vectors alone cost {shown_ratio(least)}. "
             f"Use a ratio of at least {ratio_up(least)}"
         )
-    steps = _spread(budget - fixed, matrices)
-    return [n * m.step for n, m in zip(steps, matrices, strict=True)]
+    return budget - fixed
 
 
 def _spread(left: Fraction, matrices: list[MatrixShape]) -> list[int]:
@@ -146,18 +155,20 @@ def _spread(left: Fraction, matrices: list[MatrixShape]) -> list[int]:
     return steps
 
 
-def ranks_of_paper(ratio: Fraction, matrices: list[MatrixShape]) -> list[int]:
+def ranks_of_paper(ratio: Fraction, matrices: list[MatrixShape], n_vector_elements: int) -> list[int]:
     """r = floor(gamma n m / (n + m)) with gamma = ratio - 1/16, Eqs. 12 and 16; rounded down to the factors' blocks.
 
+    The equations count neither scales nor vectors, and a factor's number as 16 bits: gamma is lowered by what those cost, so that the
+    file keeps to the ratio.
+
     Raises:
-        InputError: gamma is negative: the ratio does not pay for the sign bits.
+        InputError: the ratio does not pay for the sign bits, the scales and the vectors.
     """
-    gamma = ratio - Fraction(1, FULL_BITS)
-    if gamma < 0:
-        raise InputError(
-            f"--ratio {shown_ratio(ratio)}: the sign bits alone cost 1/{FULL_BITS}. Use a ratio of at least 1/{FULL_BITS}"
-        )
-    return [int(gamma * m.n_out * m.n_in / (m.n_out + m.n_in)) // m.step * m.step for m in matrices]
+    left = _bytes_of_factors(ratio, matrices, n_vector_elements)
+    per_gamma = [Fraction(m.n_out * m.n_in, m.n_out + m.n_in) for m in matrices]  # ranks
+    cost = sum(ranks * m.step_bytes / m.step for ranks, m in zip(per_gamma, matrices, strict=True))
+    gamma = min(ratio - Fraction(1, FULL_BITS), left / cost) if cost else Fraction(0)
+    return [int(gamma * ranks) // m.step * m.step for ranks, m in zip(per_gamma, matrices, strict=True)]
 
 
 def ranks_fixed(rank: int, matrices: list[MatrixShape]) -> list[int]:

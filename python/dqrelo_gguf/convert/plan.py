@@ -187,7 +187,6 @@ def _ranks(matrices: list[MatrixShape], pairs: list[Pair], options: Options) -> 
     if options.ratio is None:
         assert options.rank is not None
         return ranks_fixed(options.rank, matrices)
-    if options.vectors == "paper":
-        return ranks_of_paper(options.ratio, matrices)
     n_vector_elements = sum(prod(p.ne) for p in pairs if not is_matrix(p.ne))
-    return ranks_for_ratio(options.ratio, matrices, n_vector_elements)
+    ranks = ranks_of_paper if options.vectors == "paper" else ranks_for_ratio
+    return ranks(options.ratio, matrices, n_vector_elements)
