@@ -4,7 +4,9 @@
 #include "file/json-text.h"
 #include "file/message.h"
 
+#include <algorithm>
 #include <cinttypes>
+#include <cstdlib>
 
 namespace dqrelo {
 
@@ -57,6 +59,7 @@ const key_rule KEY_RULES[] = {
     { "tokenizer.ggml.padding_token_id", GGUF_TYPE_UINT32, false, false },
     { "tokenizer.ggml.add_bos_token", GGUF_TYPE_BOOL, false, false },
     { "tokenizer.ggml.add_eos_token", GGUF_TYPE_BOOL, false, false },
+    { "general.sampling.sequence", GGUF_TYPE_STRING, false, false },
     { "dqrelo.token.ids", GGUF_TYPE_UINT32, true, false },
     { "dqrelo.token.texts", GGUF_TYPE_STRING, true, false },
     { "dqrelo.token.types", GGUF_TYPE_INT32, true, false },
@@ -168,6 +171,56 @@ bool check_token_ids(const gguf_header & header, std::string & err) {
     return true;
 }
 
+// A sampling default, under general.sampling, and the values that it may have: finite ones with a meaning, and no more tokens of the past
+// than a request can give memory for.
+struct sampling_rule {
+    const char * key;
+    double       min;
+    double       max;
+};
+
+const sampling_rule SAMPLING_RULES[] = {
+    { "general.sampling.top_k", -1, 1e9 },
+    { "general.sampling.top_p", 0, 1 },
+    { "general.sampling.min_p", 0, 1 },
+    { "general.sampling.xtc_probability", 0, 1 },
+    { "general.sampling.xtc_threshold", 0, 1 },
+    { "general.sampling.temp", -1, 1000 },
+    { "general.sampling.penalty_last_n", -1, 1 << 20 },
+    { "general.sampling.penalty_repeat", 0.001, 1000 },
+    { "general.sampling.mirostat", 0, 2 },
+    { "general.sampling.mirostat_tau", 0, 1000 },
+    { "general.sampling.mirostat_eta", 0, 1000 },
+};
+
+constexpr size_t N_SAMPLERS_MAX = 32; // llama.cpp has eleven; each of the list is made for every request.
+
+bool check_sampling(const gguf_header & header, std::string & err) {
+    for (const sampling_rule & rule : SAMPLING_RULES) {
+        const gguf_entry * entry = header.find(rule.key);
+        if (entry == nullptr) {
+            continue;
+        }
+        if (entry->is_array || entry->type == GGUF_TYPE_STRING || entry->type == GGUF_TYPE_BOOL) {
+            err = message("metadata key '%s' has type %s, expected a number", rule.key,
+                          value_type_text(entry->type, entry->is_array).c_str());
+            return false;
+        }
+        const double value = strtod(scalar_text(*entry).c_str(), nullptr);
+        if (!(value >= rule.min && value <= rule.max)) {
+            err = message("metadata key '%s' is %g, expected a number from %g to %g", rule.key, value, rule.min, rule.max);
+            return false;
+        }
+    }
+    std::string names;
+    header.get("general.sampling.sequence", names);
+    const size_t n = 1 + (size_t) std::count(names.begin(), names.end(), ';');
+    if (n > N_SAMPLERS_MAX) {
+        err = message("metadata key 'general.sampling.sequence' has %zu samplers, expected at most %zu", n, N_SAMPLERS_MAX);
+    }
+    return err.empty();
+}
+
 // The three arrays of changed tokens have an entry each for every one.
 bool check_changed_tokens(const gguf_header & header, std::string & err) {
     uint64_t n[3] = { 0, 0, 0 };
@@ -211,7 +264,7 @@ bool check_delta_keys(const gguf_header & header, std::string & err) {
         return false;
     }
     return check_no_model_keys(header, err) && check_token_ids(header, err) && check_changed_tokens(header, err) &&
-           check_options(header, err);
+           check_options(header, err) && check_sampling(header, err);
 }
 
 } // namespace dqrelo

@@ -61,10 +61,7 @@ std::shared_ptr<server_delta> server_delta_make(const std::string & name, server
         delta->memory[memory] = n_bytes;
         delta->n_bytes += n_bytes;
     }
-    if (!server_delta_read_sampling(delta->handle, delta->sampling, err)) {
-        err = delta->path + ": " + err;
-        return nullptr;
-    }
+    server_delta_read_sampling(delta->handle, delta->sampling);
     return delta;
 }
 

@@ -363,3 +363,10 @@ def test_metadata_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     ):
         writer.write(plain_data(error_delta=np.nan))
     assert names_in(tmp_path) == []
+
+
+def test_a_sampling_default_that_no_reader_takes_is_refused(tmp_path: Path) -> None:
+    general = {"general.sampling.temp": GGUFValue(5000.0, ValueType.FLOAT32)}
+    with pytest.raises(FormatError, match=r"'general.sampling.temp' is 5000, expected a number from -1 to 1000"):
+        write_delta(tmp_path / "a.dq.gguf", about=meta(general=general))
+    assert list(tmp_path.iterdir()) == []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,19 +14,10 @@ from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.delta_files import Edited
 from tests.support.delta_server import CONTEXT, complete, error
+from tests.support.malformed import SAMPLING
 from tests.support.server_fixtures import Artefacts, Server, serve
 
-F32, I32, U32, STRING = ValueType.FLOAT32, ValueType.INT32, ValueType.UINT32, ValueType.STRING
-
-SAMPLING: dict[str, tuple[str, Any, ValueType, str]] = {
-    "nan": ("temp", float("nan"), F32, "'general.sampling.temp' has 1 numbers that are NaN or infinite"),
-    "infinite": ("top_p", float("inf"), F32, "'general.sampling.top_p' has 1 numbers that are NaN or infinite"),
-    "negative": ("min_p", -0.5, F32, "'general.sampling.min_p' is -0.5, expected a number from 0 to 1"),
-    "memory": ("penalty_last_n", 2**31 - 1, I32, "'general.sampling.penalty_last_n' is 2.14748e+09"),
-    "division": ("penalty_repeat", 0.0, F32, "'general.sampling.penalty_repeat' is 0"),
-    "text": ("top_k", "many\nlines", STRING, "'general.sampling.top_k' is none"),
-    "sequence": ("sequence", ";".join(["top_k"] * 100000), STRING, "'general.sampling.sequence' has 100000 samplers"),
-}
+I32, U32, STRING = ValueType.INT32, ValueType.UINT32, ValueType.STRING
 
 # Keys of token ids with a token behind the base's last.
 TOKENS = [f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom", "padding")]
@@ -53,7 +44,8 @@ def server(artefacts: Artefacts, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.mark.parametrize("name", SAMPLING)
 def test_sampling_default_that_cannot_be_is_refused(server: Server, name: str) -> None:
     message = error(complete(server, name), 500)
-    assert SAMPLING[name][3] in message
+    assert f"'general.sampling.{SAMPLING[name][0]}' " in message
+    assert re.search(SAMPLING[name][3], message)
     assert "\n" not in message
     assert complete(server, "base").status_code == 200
 

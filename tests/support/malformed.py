@@ -384,6 +384,35 @@ MALFORMED |= {
     for name, text in BAD_OPTIONS.items()
 }
 
+# Sampling defaults that no sampler can have: the key, the value, its type, what is said.
+SAMPLING: dict[str, tuple[str, Any, ValueType, str]] = {
+    "negative": ("min_p", -0.5, ValueType.FLOAT32, "is -0.5, expected a number from 0 to 1"),
+    "over one": ("top_p", 1.0001, ValueType.FLOAT64, "is 1.0001, expected a number from 0 to 1"),
+    "memory": (
+        "penalty_last_n",
+        2**31 - 1,
+        ValueType.INT32,
+        r"is 2.14748e\+09, expected a number from -1 to 1.04858e\+06",
+    ),
+    "division": ("penalty_repeat", 0.0, ValueType.FLOAT32, "is 0, expected a number from 0.001 to 1000"),
+    "64 bits": ("top_k", 2**64 - 1, ValueType.UINT64, r"is 1.84467e\+19, expected a number from -1 to 1e\+09"),
+    "text": ("top_k", "many\nlines", STRING, "has type STRING, expected a number"),
+    "bool": ("temp", True, ValueType.BOOL, "has type BOOL, expected a number"),
+    "sequence": ("sequence", ";".join(["top_k"] * 100000), STRING, "has 100000 samplers, expected at most 32"),
+    "a number as sequence": ("sequence", 1, U32, "has type UINT32, expected STRING"),
+}
+MALFORMED |= {
+    f"sampling: {name}": (
+        set_field(f"general.sampling.{key}", value, value_type),
+        f"'general.sampling.{key}' {message}",
+    )
+    for name, (key, value, value_type, message) in SAMPLING.items()
+}
+MALFORMED["sampling: a list"] = (
+    set_field("general.sampling.temp", [0.5], ARRAY, ValueType.FLOAT32),
+    r"'general.sampling.temp' has type \[FLOAT32\], expected a number",
+)
+
 RANKS = "dqrelo.weight.plane_ranks"  # eight a weight; EMBD is weight 0, Q is weight 1
 CODES = f"{EMBD}.dq_vsign"
 

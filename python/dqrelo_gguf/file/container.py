@@ -48,6 +48,11 @@ _SCALARS = {
 }
 
 
+def type_text(value_type: ValueType, item_type: ValueType | None) -> str:
+    """A value's type as messages name it: `UINT32`, `[STRING]`."""
+    return f"[{item_type.name}]" if item_type is not None else str(value_type.name)
+
+
 # --- packing ---
 
 

@@ -61,6 +61,24 @@ KEY_CHANGED_IDS: Final = "dqrelo.token.ids"
 KEY_CHANGED_TEXTS: Final = "dqrelo.token.texts"
 KEY_CHANGED_TYPES: Final = "dqrelo.token.types"
 
+# --- sampling defaults: the values that each may have ---
+
+KEY_SAMPLERS: Final = "general.sampling.sequence"
+MAX_SAMPLERS: Final = 32  # llama.cpp has eleven; each of the list is made for every request.
+SAMPLING_NUMBERS: Final = {
+    "general.sampling.top_k": (-1, 1e9),
+    "general.sampling.top_p": (0, 1),
+    "general.sampling.min_p": (0, 1),
+    "general.sampling.xtc_probability": (0, 1),
+    "general.sampling.xtc_threshold": (0, 1),
+    "general.sampling.temp": (-1, 1000),
+    "general.sampling.penalty_last_n": (-1, 1 << 20),
+    "general.sampling.penalty_repeat": (0.001, 1000),
+    "general.sampling.mirostat": (0, 2),
+    "general.sampling.mirostat_tau": (0, 1000),
+    "general.sampling.mirostat_eta": (0, 1000),
+}
+
 # --- declared tensor types, and the suffixes of the tensors that have them ---
 
 DQ_SIGN: Final = "DQ_SIGN"

@@ -13,6 +13,7 @@ from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import BaseIdentity
 from dqrelo_gguf.file.layout import TensorSpec, WeightSpec, content_hash, delta_ratio, delta_version, padded_ne
+from dqrelo_gguf.file.sampling import sampling_problem
 
 NO_SHA256 = "0" * 64  # It stands for a digest that is not known yet, and has its length.
 
@@ -139,6 +140,9 @@ def _general_fields(meta: DeltaMeta) -> list[tuple[str, GGUFValue]]:
             raise FormatError(
                 f"metadata key '{key}' cannot be carried, expected another general.* key than {', '.join(own)}"
             )
+        problem = sampling_problem(key, meta.general[key])
+        if problem is not None:
+            raise FormatError(f"{problem}. Mend the fine-tune's generation_config.json")
     return [*own.items(), *sorted(meta.general.items())]
 
 

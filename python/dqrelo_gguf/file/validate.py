@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from dqrelo_gguf.errors import shown
 from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.file.container import VERSION, GGUFFile, TensorInfo, ValueType
+from dqrelo_gguf.file.container import VERSION, GGUFFile, GGUFValue, TensorInfo, ValueType, type_text
 from dqrelo_gguf.file.finite import has_floats, n_not_finite, n_not_finite_values
 from dqrelo_gguf.file.layout import (
     TensorSpec,
@@ -25,6 +25,7 @@ from dqrelo_gguf.file.layout import (
     weight_tensors,
 )
 from dqrelo_gguf.file.options import parse_options
+from dqrelo_gguf.file.sampling import sampling_problem
 
 _VERSIONS = (fmt.VERSION_PLAIN, fmt.VERSION_SIGN_FACTORS)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -65,6 +66,7 @@ _OPTIONAL: dict[str, tuple[ValueType, ValueType | None]] = {
     fmt.KEY_ADD_BOS: (ValueType.BOOL, None),
     fmt.KEY_ADD_EOS: (ValueType.BOOL, None),
     **dict.fromkeys(fmt.TOKEN_ID_KEYS, (ValueType.UINT32, None)),
+    fmt.KEY_SAMPLERS: _STRING,
     fmt.KEY_CHANGED_IDS: _U32S,
     fmt.KEY_CHANGED_TEXTS: _STRINGS,
     fmt.KEY_CHANGED_TYPES: (ValueType.ARRAY, ValueType.INT32),
@@ -137,6 +139,7 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     _check_token_ids(file)
     _check_changed_tokens(file)
     parse_options(file)
+    _check_sampling(file)
     weights, tensors = _Matcher(file).weights()
     _check_offsets(file)
     _check_floats(file, tensors)
@@ -207,7 +210,7 @@ def _check_keys(file: GGUFFile) -> None:
         if got is None and key in required:
             file.fail(f"metadata key '{key}' is missing")
         if got is not None and got != expected:
-            file.fail(f"metadata key '{key}' has type {_type_text(got)}, expected {_type_text(expected)}")
+            file.fail(f"metadata key '{key}' has type {type_text(*got)}, expected {type_text(*expected)}")
     _check_values(file)
     if file.alignment != fmt.ALIGNMENT:
         file.fail(f"{fmt.KEY_ALIGNMENT} is {file.alignment}, expected {fmt.ALIGNMENT}")
@@ -254,9 +257,14 @@ def _check_changed_tokens(file: GGUFFile) -> None:
         file.fail(f"{', '.join(keys)}: have {lengths} entries, expected equal numbers")
 
 
-def _type_text(value_type: tuple[ValueType, ValueType | None]) -> str:
-    outer, items = value_type
-    return f"[{items.name}]" if items is not None else str(outer.name)
+def _check_sampling(file: GGUFFile) -> None:
+    """Sampling defaults are such as a sampler can have."""
+    for key in (*fmt.SAMPLING_NUMBERS, fmt.KEY_SAMPLERS):
+        value_type, item_type = file.value_type(key) or (None, None)
+        if value_type is not None:
+            problem = sampling_problem(key, GGUFValue(file.value(key), value_type, item_type))
+            if problem is not None:
+                file.fail(problem)
 
 
 def _check_lengths(file: GGUFFile) -> None:
