@@ -234,6 +234,20 @@ def test_long_texts_are_not_repeated(small_delta: Path, tmp_path: Path, key: str
     refused_without(edited.save(tmp_path / "a.dq.gguf"), "\u202e")
 
 
+def test_a_header_has_a_limit(small_delta: Path, tmp_path: Path) -> None:
+    """The C++ reader parses no more than that of it, so it may say something else."""
+    edited = Edited(small_delta)
+    n_bytes = len(edited.header())
+    edited.fields["other.text"] = GGUFValue("x" * ((64 << 20) - n_bytes + 128), ValueType.STRING)
+    path = edited.save(tmp_path / "a.dq.gguf")
+    assert re.search("has a header of 6710\\d* bytes, expected at most 67108864", python_refusal(path))
+    refusal(path)
+    edited.fields["other.text"] = GGUFValue("x" * ((64 << 20) - n_bytes - 256), ValueType.STRING)
+    edited.save(path)
+    DeltaReader(path).verify()
+    found(path)
+
+
 COUNTS = struct.Struct("<4sIQQ")  # magic, version, tensors, keys
 KEY = struct.Struct("<Q1sI")  # It is a key of one letter and its type.
 

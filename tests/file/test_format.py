@@ -42,6 +42,11 @@ def test_token_id_keys_are_documented() -> None:
         assert f"`{key}`" in DOCUMENT or f"`{key.removeprefix('tokenizer.ggml.')}`" in DOCUMENT
 
 
+def test_sampling_defaults_are_documented() -> None:
+    for key in fmt.SAMPLING_NUMBERS:
+        assert f"`{key}`" in DOCUMENT
+
+
 def test_every_declared_type_and_suffix_is_documented() -> None:
     for name in (fmt.DQ_SIGN, fmt.DQ_SCALE, fmt.DQ_CSCALE, fmt.DQ_U, fmt.DQ_V, fmt.DQ_DENSE):
         assert f"`{name}`" in DOCUMENT

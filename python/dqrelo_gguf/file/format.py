@@ -10,6 +10,7 @@ ALIGNMENT: Final = 64  # bytes; a cache line, and what AVX-512 loads without a s
 MAX_PLANES: Final = 4
 MAX_CODE_PLANES: Final = 8  # of a singular vector
 MAX_CODES_A_SIDE: Final = 4  # codes a weight has at most, times its smaller side: work memory is planned for them
+MAX_HEADER_BYTES: Final = 64 << 20
 MAX_OPTIONS_DEPTH: Final = 32  # objects and lists of the options in one another, the outermost included
 MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME is 64 with the terminator
 SUFFIX: Final = ".dq.gguf"  # of a delta file's name

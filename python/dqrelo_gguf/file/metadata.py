@@ -92,6 +92,9 @@ def metadata_fields(
     ]
     for key, value in fields:
         _check_finite(key, value)
+        problem = sampling_problem(key, value)
+        if problem is not None:
+            raise FormatError(f"{problem}. Mend the fine-tune's generation_config.json")
     return fields
 
 
@@ -140,9 +143,6 @@ def _general_fields(meta: DeltaMeta) -> list[tuple[str, GGUFValue]]:
             raise FormatError(
                 f"metadata key '{key}' cannot be carried, expected another general.* key than {', '.join(own)}"
             )
-        problem = sampling_problem(key, meta.general[key])
-        if problem is not None:
-            raise FormatError(f"{problem}. Mend the fine-tune's generation_config.json")
     return [*own.items(), *sorted(meta.general.items())]
 
 

@@ -130,6 +130,8 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     Raises:
         FormatError: with the first thing that is wrong.
     """
+    if file.data_start > fmt.MAX_HEADER_BYTES:
+        file.fail(f"has a header of {file.data_start} bytes, expected at most {fmt.MAX_HEADER_BYTES}")
     _check_kind(file)
     _check_texts(file)
     _check_keys(file)

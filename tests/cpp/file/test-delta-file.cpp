@@ -178,7 +178,7 @@ static void test_verify() {
 
 static void test_truncation() {
     check::begin("truncation at every byte");
-    const std::string bytes  = delta_of_every_form().file();
+    const std::string bytes = delta_of_every_form().file();
     bool              good  = true;
     for (size_t n = 0; n < bytes.size(); ++n) {
         std::string err;
