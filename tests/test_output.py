@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from dqrelo_gguf.errors import DqreloError, InputError, OutputExistsError
 from dqrelo_gguf.output import check_outputs, check_target
+from tests.support.odd_files import link_to_zero, make_directory, make_fifo, make_socket
 
 
 def same_path(target: Path, link: Path) -> Path:
@@ -66,25 +66,12 @@ def test_outputs_beside_the_inputs_are_fine(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.gguf", "old"]
 
 
-def make_fifo(path: Path) -> Path:
-    os.mkfifo(path)
-    return path
+def made(make: Callable[[Path], None]) -> Callable[[Path], Path]:
+    def make_and_name(path: Path) -> Path:
+        make(path)
+        return path
 
-
-def make_socket(path: Path) -> Path:
-    with socket.socket(socket.AF_UNIX) as s:
-        s.bind(os.path.relpath(path))  # A socket's path has 100 bytes.
-    return path
-
-
-def make_directory(path: Path) -> Path:
-    path.mkdir()
-    return path
-
-
-def link_to_device(path: Path) -> Path:
-    path.symlink_to("/dev/null")
-    return path
+    return make_and_name
 
 
 def in_a_file(path: Path) -> Path:
@@ -93,10 +80,10 @@ def in_a_file(path: Path) -> Path:
 
 
 BAD_TARGETS: list[tuple[Callable[[Path], Path], str]] = [
-    (make_fifo, "is not a regular file"),
-    (make_socket, "is not a regular file"),
-    (make_directory, "is a directory"),
-    (link_to_device, "is not a regular file"),
+    (made(make_fifo), "is not a regular file"),
+    (made(make_socket), "is not a regular file"),
+    (made(make_directory), "is a directory"),
+    (made(link_to_zero), "is not a regular file"),
     (lambda _: Path("/dev/null"), "is not a regular file"),
     (lambda path: path / "none" / "out", "there is no directory"),
     (in_a_file, "there is no directory"),

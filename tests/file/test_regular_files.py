@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,23 +12,7 @@ from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.runtime.arguments import existing_file
-
-
-def make_fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as s:
-        s.bind(os.path.relpath(path))  # A socket's path has 100 bytes.
-
-
-def make_directory(path: Path) -> None:
-    path.mkdir()
-
-
-def link_to_device(path: Path) -> None:
-    path.symlink_to("/dev/zero")
+from tests.support.odd_files import link_to_zero, make_directory, make_fifo, make_socket
 
 
 def link_to_nothing(path: Path) -> None:
@@ -41,7 +23,7 @@ MAKERS: list[tuple[Callable[[Path], None], str]] = [
     (make_fifo, "is not a regular file"),
     (make_socket, "is not a regular file"),
     (make_directory, "is not a regular file"),
-    (link_to_device, "is not a regular file"),
+    (link_to_zero, "is not a regular file"),
     (link_to_nothing, "no such file or directory"),
 ]
 

@@ -40,6 +40,7 @@ class Table:
         assert re.search(expected.removesuffix("$"), line), line
         assert "\n" not in line.strip()
         assert len(line) < 1500
+        assert "std::" not in line
         assert line.strip().isprintable()
 
 

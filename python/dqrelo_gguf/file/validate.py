@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -317,8 +318,8 @@ class _Matcher:
         file = self._file
         names = file.value(fmt.KEY_WEIGHT_NAMES)
         if len(set(names)) != len(names):
-            seen: set[str] = set()
-            file.fail(f"weight '{shown(next(n for n in names if n in seen or seen.add(n)))}' is declared twice")
+            counts = Counter(names)
+            file.fail(f"weight '{shown(next(n for n in names if counts[n] > 1))}' is declared twice")
         flat_ne, ranks, planes, error_delta, error_weight = (
             file.value(key)
             for key in (
