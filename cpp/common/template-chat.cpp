@@ -1,10 +1,10 @@
 #include "template-chat.h"
 
 #include "chat.h"
+#include "file/error-text.h"
+#include "file/message.h"
 #include "jinja/lexer.h"
 #include "jinja/parser.h"
-
-#include <cctype>
 
 static const size_t N_ERROR_MAX = 4096; // bytes; a template may raise an exception of any length
 
@@ -71,7 +71,7 @@ bool dqrelo_template_check(const llama_model * model, const std::string & source
 std::string dqrelo_template_error_text(const std::exception & error) {
     constexpr size_t N_MAX = 300; // bytes of the reason
 
-    const std::string text = error.what();
+    const std::string text = dqrelo::exception_text(error);
     if (dynamic_cast<const dqrelo_template_error *>(&error) != nullptr) {
         return text;
     }
@@ -86,8 +86,5 @@ std::string dqrelo_template_error_text(const std::exception & error) {
     } else {
         line += text.substr(0, std::min(N_MAX, text.find("\n...")));
     }
-    for (char & c : line) {
-        c = std::iscntrl(static_cast<unsigned char>(c)) ? ' ' : c;
-    }
-    return line;
+    return dqrelo::printable(line, 2 * N_MAX);
 }

@@ -73,16 +73,14 @@ static bool is_invisible(const unsigned char * s, size_t n) {
                        [=](const uint32_t (&range)[2]) { return code >= range[0] && code <= range[1]; });
 }
 
-std::string printable(const std::string & text) {
-    constexpr size_t N_MAX = 120;
-
+std::string printable(const std::string & text, size_t n_max) {
     std::string           out;
     const unsigned char * s = (const unsigned char *) text.data();
     for (size_t i = 0; i < text.size();) {
         const size_t n        = utf8_sequence(s + i, text.size() - i);
         const bool   is_shown = n > 0 && !is_invisible(s + i, n);
         const size_t n_out    = is_shown ? n : 1;
-        if (out.size() + n_out > N_MAX) {
+        if (out.size() + n_out > n_max) {
             return out + "...";
         }
         out += is_shown ? text.substr(i, n) : "?";

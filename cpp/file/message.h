@@ -14,8 +14,8 @@ __attribute__((format(printf, 1, 2)))
 #endif
 std::string message(const char * format, ...);
 
-// `text` with what cannot be seen and what is no UTF-8 replaced by '?', cut after 120 bytes.
-std::string printable(const std::string & text);
+// `text` with what cannot be seen and what is no UTF-8 replaced by '?', cut after n_max bytes.
+std::string printable(const std::string & text, size_t n_max = 120);
 
 bool is_utf8(const char * text, size_t n_bytes);
 
