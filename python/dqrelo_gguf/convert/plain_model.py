@@ -16,6 +16,7 @@ from dqrelo_gguf.compress.factors import block_of, type_of
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header
 from dqrelo_gguf.file.layout import Type, padded_bytes, stripped_ne
+from dqrelo_gguf.file.values import INTEGER_TYPES
 from dqrelo_gguf.model.base import GgufModel
 
 _FILE_TYPES = {
@@ -35,7 +36,6 @@ _DROPPED = frozenset(
         "split.tensors.count",
     }
 )
-_INTEGERS = (Type.I8, Type.I16, Type.I32, Type.I64)
 # Matrices that llama.cpp reads in F32 only: those that its own conversion never stores in another type.
 _F32_KEYS = (
     "FFN_GATE_INP",
@@ -95,7 +95,7 @@ def fields_of(base: GgufModel, wanted: Type) -> dict[str, GGUFValue]:
 def out_type(base: GgufModel, name: str, wanted: Type) -> Type:
     """The type of a tensor in the merged file: as llama.cpp's own conversion would choose it."""
     ne, stored = stripped_ne(base.shapes[name]), type_of(base.type_of(name))
-    if stored in _INTEGERS:
+    if stored in INTEGER_TYPES:
         return stored
     if len(ne) < 2 or not name.endswith(".weight") or name.endswith("_norm.weight") or _F32_NAMES.fullmatch(name):
         return Type.F32

@@ -14,6 +14,7 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.errors import InputError, shown
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, TensorInfo
+from dqrelo_gguf.file.lfs import refuse_lfs_pointer
 from dqrelo_gguf.file.open_file import file_problem
 from dqrelo_gguf.file.values import PLAIN_DTYPES, dequantised
 
@@ -26,12 +27,16 @@ def shards(path: str | os.PathLike[str]) -> list[Path]:
     Raises:
         InputError: a file is missing, or is no regular one; the first such one is named.
     """
-    paths = _shard_paths(Path(path))
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory, expected a GGUF file. {_from_directory(path)}")
+    paths = _shard_paths(path)
     for p in paths:
         problem = file_problem(p)
         if problem is not None:
             others = f" ({len(paths)} shards belong to this model)" if len(paths) > 1 else ""
             raise InputError(f"{p}: {problem}{others}")
+        refuse_lfs_pointer(p)
     return paths
 
 
@@ -47,6 +52,13 @@ def _shard_paths(path: Path) -> list[Path]:
         return [path]
     n = int(name["n"])
     return [path.with_name(f"{name['stem']}-{i:05d}-of-{n:05d}.gguf") for i in range(1, n + 1)]
+
+
+def _from_directory(path: Path) -> str:
+    found = sorted(path.glob("*.gguf"))
+    if found:
+        return f"Give one in it, such as {found[0]}"
+    return "Make one of a Hugging Face directory with llama.cpp's convert_hf_to_gguf.py"
 
 
 class ModelFile:

@@ -21,6 +21,7 @@ PLAIN_DTYPES: Final[dict[Type, np.dtype[Any]]] = {
     Type.I32: np.dtype("<i4"),
     Type.I64: np.dtype("<i8"),
 }
+INTEGER_TYPES: Final = (Type.I8, Type.I16, Type.I32, Type.I64)
 
 
 def dequantised(stored: npt.NDArray[Any], t: Type, where: str) -> npt.NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +19,32 @@ from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.values import PLAIN_DTYPES, dequantised
 
 
+@dataclass(frozen=True)
+class EndTokens:
+    """Ids of the tokens that end an answer, as transformers' generate() takes them from a directory.
+
+    Args:
+        ids: in the order in which they are stated; at least one.
+        is_list: they are a list, so they are all; a single id only says which one is meant.
+    """
+
+    ids: tuple[int, ...]
+    is_list: bool
+
+
 class Model(Protocol):
     """What the converter needs of a base, a reference or a fine-tune, wherever it comes from."""
 
     label: str  # Messages call it so.
     architecture: str
+
+    @property
+    def notes(self) -> list[str]:
+        """What of its files is left out, for the report."""
+
+    @property
+    def end_tokens(self) -> EndTokens | None:
+        """What it states beside its metadata keys."""
 
     @property
     def name(self) -> str:
@@ -74,6 +96,14 @@ class GgufModel:
     def name(self) -> str:
         """`general.name`, or the file name without extension."""
         return self.file.name
+
+    @property
+    def notes(self) -> list[str]:
+        return []
+
+    @property
+    def end_tokens(self) -> EndTokens | None:
+        return None  # A GGUF has keys for them.
 
     def field_names(self) -> list[str]:
         return self.file.files[0].keys()

@@ -8,6 +8,10 @@ names, permutations and value changes that llama.cpp gives them, one at a time.
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +23,18 @@ import torch
 
 from dqrelo_gguf._pin import conversion_module, gguf
 from dqrelo_gguf.compress.blocks import Blocks
-from dqrelo_gguf.errors import DqreloError, InputError
+from dqrelo_gguf.errors import DqreloError, InputError, printable
 from dqrelo_gguf.file.container import GGUFValue
-from dqrelo_gguf.model.base import GgufModel, Model, fold_scale_tensors
+from dqrelo_gguf.file.layout import type_name
+from dqrelo_gguf.file.lfs import refuse_lfs_pointer
+from dqrelo_gguf.file.values import INTEGER_TYPES
+from dqrelo_gguf.model.base import EndTokens, GgufModel, Model, fold_scale_tensors
+from dqrelo_gguf.model.directory import ModelDirectory
 from dqrelo_gguf.model.lazy_tensors import evaluate
-from dqrelo_gguf.model.safetensors_files import check_weight_files
+from dqrelo_gguf.model.real_weights import RealWeights
+from dqrelo_gguf.model.vocabulary import OUTPUT
+
+_OTHER_HEAD = re.compile(r".*(For\w*(Classification|QuestionAnswering|MultipleChoice|Reward\w*)|RewardModel)")
 
 
 def open_checkpoint(path: str | os.PathLike[str], base: GgufModel) -> Model:
@@ -37,7 +48,20 @@ def open_checkpoint(path: str | os.PathLike[str], base: GgufModel) -> Model:
         return HfCheckpoint(p, base)
     if not p.exists():
         raise InputError(f"{p}: no such file or directory, expected a Hugging Face directory or a GGUF file")
-    return GgufModel(p)
+    if p.suffix in (".safetensors", ".bin", ".json", ".pt", ".pth"):
+        refuse_lfs_pointer(p)
+        raise InputError(
+            f"{p}: is a file of a model, expected a Hugging Face directory or a GGUF file. Give {p.parent}"
+        )
+    tuned = GgufModel(p)
+    for name, (_, info) in tuned.infos.items():
+        ours = base.infos.get(name)
+        if info.type in INTEGER_TYPES and ours is not None and ours[1].type not in INTEGER_TYPES:
+            raise InputError(
+                f"{tuned.label}: '{name}' is stored as {type_name(info.type)}, base {base.label} has "
+                f"{base.type_of(name)}: whole numbers without their scales are no weights"
+            )
+    return tuned
 
 
 class HfCheckpoint:
@@ -54,10 +78,23 @@ class HfCheckpoint:
     def __init__(self, path: Path, base: GgufModel) -> None:
         self.path = path
         self.label = path.resolve().name
-        check_weight_files(path)
+        self._directory = ModelDirectory.open(path)
+        folder = Path(tempfile.mkdtemp(prefix="dqrelo-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # It also runs when the program ends.
+        self._view = self._directory.make_view(folder)
         self._base = base
-        self._model = self._call("open", lambda: _conversion_model(path, base, fuse_qkv=False))
+        self._refuse_other_head()
+        self._model = self._open(fuse_qkv=False)
         self.architecture = str(self._model.gguf_writer.arch)
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the directory is left out."""
+        return self._directory.notes
+
+    @property
+    def end_tokens(self) -> EndTokens | None:
+        return self._directory.end_tokens
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -98,8 +135,9 @@ class HfCheckpoint:
         base_names = set(self._base.infos)
         if any(".attn_qkv." in name for name in base_names - set(infos)):
             # Fused by an option, and not by the architecture: that one would have fused here, too.
-            self._model = self._call("open", lambda: _conversion_model(self.path, self._base, fuse_qkv=True))
+            self._model = self._open(fuse_qkv=True)
             infos = self._prepared()
+        self._refuse_missing_head(infos)
         return infos
 
     def _prepared(self) -> dict[str, Any]:
@@ -120,6 +158,31 @@ class HfCheckpoint:
         )
         return dict(self._model.gguf_writer.kv_data[0])
 
+    def _open(self, *, fuse_qkv: bool) -> Any:
+        return self._call("open", lambda: _conversion_model(self._view, self._base, self.label, fuse_qkv=fuse_qkv))
+
+    def _refuse_other_head(self) -> None:
+        """A class with another head has learnt another task; a base that has such a head itself is its base."""
+        if _OTHER_HEAD.fullmatch(self._class_name) and not any(name.startswith("cls.") for name in self._base.shapes):
+            raise InputError(
+                f"{self.path}: is a {self._class_name}, whose head base {self._base.label} lacks. Only a fine-tune of the whole "
+                "language model is one of this base (AutoModelForCausalLM)"
+            )
+
+    def _refuse_missing_head(self, infos: Mapping[str, Any]) -> None:
+        """A class without an output matrix leaves it out when it saves; the base's embedding must not stand for it."""
+        is_tied = self._model.hparams.get("tie_word_embeddings", True)
+        if OUTPUT in self._base.shapes and OUTPUT not in infos and not is_tied:
+            raise InputError(
+                f"{self.path}: has no output matrix (lm_head.weight), and config.json does not tie it to the embedding: it was "
+                f"saved from {self._class_name or 'another class'}. Save it from its class with a head (AutoModelForCausalLM)"
+            )
+
+    @property
+    def _class_name(self) -> str:
+        classes = self._directory.config.get("architectures")
+        return printable(str(classes[0])) if isinstance(classes, list) and classes else ""
+
     def _call(self, what: str, fn: Any) -> Any:
         """Runs a part of the conversion; whatever it raises becomes one line."""
         try:
@@ -127,23 +190,24 @@ class HfCheckpoint:
         except (DqreloError, MemoryError):
             raise
         except Exception as e:
-            reason = " ".join(str(e).split()) or type(e).__name__
+            reason = " ".join(str(e).replace(f"{self._view.parent}/", "").split()) or type(e).__name__
             if isinstance(e, KeyError):
                 reason = f"its configuration, as this version of transformers reads it, has no {reason}"
             raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
 
 
-def _conversion_model(path: Path, base: GgufModel, *, fuse_qkv: bool) -> Any:
+def _conversion_model(path: Path, base: GgufModel, label: str, *, fuse_qkv: bool) -> Any:
     """The conversion's model object for a directory, with the options that the base's tensor names show."""
     conversion = conversion_module()
     hparams = conversion.ModelBase.load_hparams(path, False)
     architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
     model_class = conversion.get_model_class(architecture)
     names = list(base.infos)
+    # It is set in a subclass: the switch is an attribute of the class, and must not stay set for other models.
+    attributes: dict[str, Any] = {"model_arch": model_class.model_arch, "label": label}
     if model_class.supports_mtp_export and not any(".nextn." in n for n in names):
-        # It is set in a subclass: the switch is an attribute of the class, and must not stay set for other models.
-        attributes = {"no_mtp": True, "model_arch": model_class.model_arch}
-        model_class = type(model_class.__name__, (model_class,), attributes)
+        attributes["no_mtp"] = True
+    model_class = type(model_class.__name__, (RealWeights, model_class), attributes)
     with torch.inference_mode():
         return model_class(
             path,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -12,14 +11,11 @@ from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file.layout import ne_text, stripped_ne
 from dqrelo_gguf.model.base import GgufModel, Model
+from dqrelo_gguf.model.hyperparameters import check_hyperparameters
 from dqrelo_gguf.model.vocabulary import EMBEDDING, OUTPUT, changed_tokens
 
 # Architectures whose text part is another one, weight for weight: the base's graphs then run the fine-tune's text.
 _TEXT_PARTS = {"qwen2vl": "qwen2"}
-
-# Hyperparameters under `<architecture>.` that may differ: shapes show the ones that matter, and a longer context alone
-# changes nothing that is computed.
-_HARMLESS = frozenset({"context_length", "vocab_size", "block_count", "nextn_predict_layers"})
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
             f"{tuned.label}: architecture is '{tuned.architecture}', base {base.label} has '{base.architecture}'. "
             "Is it the model this was tuned from?"
         )
-    result = Pairing([])
+    result = Pairing([], notes=[*tuned.notes, *check_hyperparameters(base, tuned)])
     if is_text_part:
         result.notes.append(
             f"architecture: the fine-tune is '{tuned.architecture}', the base '{base.architecture}': text runs as in the "
@@ -100,7 +96,6 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
                 f"{pair.name}: base is {ne_text(pair.ne)}, fine-tune is {ne_text(tuned_ne)}. "
                 f"Is {base.label} the model this was tuned from?"
             )
-    _check_hyperparameters(base, tuned, result)
     _note_tokens(base, tuned, result)
     return result
 
@@ -138,32 +133,6 @@ def _check_left_over(base: Model, tuned: Model, selection: Selection, result: Pa
             )
 
 
-def _check_hyperparameters(base: Model, tuned: Model, result: Pairing) -> None:
-    """The runtime computes with the base's hyperparameters, so a fine-tune must not have changed any that matter."""
-    prefix = base.architecture + "."
-    for key in base.field_names():
-        if not key.startswith(prefix):
-            continue
-        theirs = tuned.field(tuned.architecture + "." + key.removeprefix(prefix))
-        if theirs is None:
-            continue
-        ours = base.field(key)
-        assert ours is not None
-        if _same(ours.value, theirs.value):
-            continue
-        if key.removeprefix(prefix) not in _HARMLESS:
-            raise BaseMismatchError(
-                f"{tuned.label}: {key} is {_show(theirs.value)}, base {base.label} has {_show(ours.value)}. "
-                "The runtime computes with the base's value"
-            )
-        result.notes.append(
-            f"{key}: the fine-tune has {_show(theirs.value)}, the base's {_show(ours.value)} stays in force"
-        )
-    for key in tuned.field_names():
-        if key.startswith(prefix + "rope.scaling.") and base.field(key) is None:
-            result.notes.append(f"{key}: the base has none; the fine-tune's is not applied")
-
-
 def _note_tokens(base: Model, tuned: Model, result: Pairing) -> None:
     """The runtime's tokenizer is the base's, so another text of a token is said aloud."""
     changed = changed_tokens(base, tuned)
@@ -173,22 +142,3 @@ def _note_tokens(base: Model, tuned: Model, result: Pairing) -> None:
             f"{len(changed)} tokens have another text or type than in the base (token {first.id}: {first.text!r}). Their "
             "rows are carried, and dqrelo-merge writes their texts; the runtime reads and writes text with the base's"
         )
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Equal, numbers up to the rounding of float32, one value as good as a list of it."""
-    a_list, b_list = (x if isinstance(x, list) else [x] for x in (a, b))
-    if len(a_list) != len(b_list) and 1 in (len(a_list), len(b_list)):
-        n = max(len(a_list), len(b_list))
-        a_list, b_list = a_list * (n // len(a_list)), b_list * (n // len(b_list))
-    if len(a_list) != len(b_list):
-        return False
-    return all(
-        x == y or (isinstance(x, float) and isinstance(y, int | float) and abs(x - y) <= 1e-6 * max(abs(x), abs(y)))
-        for x, y in zip(a_list, b_list, strict=True)
-    )
-
-
-def _show(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:37] + "..."

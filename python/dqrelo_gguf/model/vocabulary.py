@@ -17,7 +17,7 @@ from dqrelo_gguf.errors import BaseMismatchError
 from dqrelo_gguf.file.container import GGUFValue
 from dqrelo_gguf.file.format import MODEL_TOKENS
 from dqrelo_gguf.file.metadata import Token
-from dqrelo_gguf.model.base import GgufModel, Model
+from dqrelo_gguf.model.base import EndTokens, GgufModel, Model
 
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
@@ -44,6 +44,8 @@ def fit_vocabulary(base: GgufModel, tuned: Model) -> Model:
     """
     if tuned.architecture != base.architecture or not all(EMBEDDING in m.shapes for m in (base, tuned)):
         return tuned
+    if not all(len(m.shapes[EMBEDDING]) == 2 for m in (base, tuned)):
+        return tuned  # The comparison of shapes will name it.
     n_base, n_tuned = base.shapes[EMBEDDING][1], tuned.shapes[EMBEDDING][1]
     if n_base == n_tuned:
         return tuned
@@ -98,6 +100,14 @@ class _Resized:
     @property
     def name(self) -> str:
         return self._tuned.name
+
+    @property
+    def notes(self) -> list[str]:
+        return self._tuned.notes
+
+    @property
+    def end_tokens(self) -> EndTokens | None:
+        return self._tuned.end_tokens
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
