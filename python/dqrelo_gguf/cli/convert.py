@@ -94,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         type=float,
         default=0.3,
-        help="the self-check refuses a weight whose cosine with "
-        "the base is smaller; -1 turns it off (default: %(default)s)",
+        help="the self-check refuses a weight whose cosine with the base is smaller than X, or that is more than 1/X "
+        "times as large or as small; -1 turns it off (default: %(default)s)",
     )
     return parser
 

@@ -63,13 +63,30 @@ def check_weight(pair: Pair, base: GgufModel, tuned: Model, blocks: Blocks, min_
         raise NonFiniteError(f"{base.label}: {pair.name}: holds NaN or infinity")
     value = cosine(ours, theirs)
     # A weight that is zero in the base, such as an unused bias, has no direction to keep.
-    if value < min_cosine and values.size >= _MIN_ELEMENTS and ours.any():
+    is_telling = values.size >= _MIN_ELEMENTS and bool(ours.any())
+    if value < min_cosine and is_telling:
         raise BaseMismatchError(
             f"{pair.name}: the fine-tune's values have a cosine of {value:.2f} with base {base.label}, expected at "
             f"least {min_cosine}. {_cause(ours, rows, flat)}"
         )
+    if min_cosine > 0 and is_telling:
+        _check_size(pair.name, ours, theirs, 1 / min_cosine)
     identical = np.array_equal(ours, theirs) and np.array_equal(base.load(pair.name, blocks).reshape(flat.shape), flat)
     return Checked(value, identical)
+
+
+def _check_size(name: str, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32], max_ratio: float) -> None:
+    """A change at a right angle that leaves a cosine c makes a weight 1/c times as large; no fine-tune does more."""
+    ratio = math.sqrt(_square_sum(theirs) / _square_sum(ours))
+    if not 1 / max_ratio <= ratio <= max_ratio:
+        raise BaseMismatchError(
+            f"{name}: the fine-tune's values are {ratio:.3g} times as large as the base's, expected {1 / max_ratio:.2g} to "
+            f"{max_ratio:.2g} times. Were they quantised (bitsandbytes, fp8, GPTQ, AWQ) and saved without their scales?"
+        )
+
+
+def _square_sum(values: npt.NDArray[np.float32]) -> float:
+    return float((values.astype(np.float64) ** 2).sum())
 
 
 def count_non_finite(values: npt.NDArray[np.float32], blocks: Blocks) -> int:
