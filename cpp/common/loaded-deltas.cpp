@@ -9,7 +9,7 @@
 #include <algorithm>
 
 static const size_t N_ERR     = 1024; // bytes of an error line
-static const int    N_EOG_MAX = 64;   // A real fine-tune has a handful of end tokens.
+static const int    N_EOG_MAX = 128;  // A list of end tokens has at most 64, a vocabulary some 25.
 
 dqrelo_eog dqrelo_eog_of(const dqrelo_delta * delta, const llama_vocab * vocab) {
     dqrelo_eog eog(N_EOG_MAX);

@@ -5,6 +5,8 @@
 
 #include "llama-model.h"
 
+#include <algorithm>
+
 namespace dqrelo {
 
 bool check_base(dqrelo_delta & delta, const base_file & base, bool allow_other_bytes, std::string & err) {

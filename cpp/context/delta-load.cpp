@@ -15,15 +15,18 @@
 
 namespace {
 
-// As in a merged model: llama.cpp takes the ids that the file names, and every token whose text means an end, which the base's vocabulary
-// has found.
+// A list of all end tokens replaces the vocabulary's. Without one it is as in a merged model: llama.cpp takes the ids that the file names,
+// and every token whose text means an end, which the base's vocabulary has found.
 std::vector<llama_token> end_tokens(const dqrelo::delta_file & file, const llama_vocab & vocab) {
     std::vector<llama_token> eog = file.eog_tokens();
     if (eog.empty()) {
         return eog;
     }
+    // What parts files when a model fills in code is no text of an answer, and no fine-tune's list has it.
+    const std::vector<llama_token> parts = { vocab.token_fim_pad(), vocab.token_fim_rep(), vocab.token_fim_sep() };
     for (llama_token id = 0; id < (llama_token) vocab.n_tokens(); id++) {
-        if (vocab.is_eog(id) && std::find(eog.begin(), eog.end(), id) == eog.end()) {
+        const bool stays = !file.names_all_eog() || std::find(parts.begin(), parts.end(), id) != parts.end();
+        if (stays && vocab.is_eog(id) && std::find(eog.begin(), eog.end(), id) == eog.end()) {
             eog.push_back(id);
         }
     }

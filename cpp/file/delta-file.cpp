@@ -51,6 +51,7 @@ struct delta_file::impl {
     std::vector<float>         samples;
     std::optional<std::string> chat_template;
     std::vector<int32_t>       eog_tokens;
+    bool                       names_all_eog = false;
 
     bool        read_header(const is_aborted_fn & is_aborted, std::string & err);
     bool        read_metadata(std::string & err);
@@ -87,8 +88,15 @@ bool delta_file::impl::read_metadata(std::string & err) {
 
 void delta_file::impl::read_tokens() {
     std::string text;
-    if (header.get("tokenizer.chat_template", text)) {
+    // A model whose only template is the one for tools uses it for everything, as llama.cpp does.
+    if (header.get("tokenizer.chat_template", text) || header.get("tokenizer.chat_template.tool_use", text)) {
         chat_template = text;
+    }
+    std::vector<uint32_t> all;
+    names_all_eog = header.get(KEY_END_TOKENS, all);
+    if (names_all_eog) {
+        eog_tokens.assign(all.begin(), all.end());
+        return;
     }
     for (const char * key : EOG_KEYS) {
         uint32_t id = 0;
@@ -287,6 +295,9 @@ const std::optional<std::string> & delta_file::chat_template() const {
 }
 const std::vector<int32_t> & delta_file::eog_tokens() const {
     return p->eog_tokens;
+}
+bool delta_file::names_all_eog() const {
+    return p->names_all_eog;
 }
 
 std::vector<uint32_t> delta_file::changed_tokens() const {

@@ -80,9 +80,12 @@ public:
     const std::vector<std::string> & sample_tensors() const; // Names base tensors.
     const std::vector<float> &       samples() const;        // Each of them has 32 values.
 
-    const std::optional<std::string> & chat_template() const; // Empty means the base's.
-    // Returns the fine-tune's EOS, EOT and EOM ids, each once. Empty means the base's.
+    // Empty means the base's. The template for requests with tools stands for one that is not there.
+    const std::optional<std::string> & chat_template() const;
+    // Returns the ids of the fine-tune's end tokens, each once: the list of all of them, or else its EOS, EOT and EOM. Empty means the
+    // base's.
     const std::vector<int32_t> & eog_tokens() const;
+    bool                         names_all_eog() const; // Returns whether eog_tokens() is that list.
 
     // Returns the token id under one of TOKEN_ID_KEYS (delta-keys.h), or -1 where the file has none.
     int64_t token_id(const char * key) const;

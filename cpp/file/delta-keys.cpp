@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cinttypes>
 #include <cstdlib>
+#include <set>
 
 namespace dqrelo {
 
@@ -16,6 +17,10 @@ constexpr uint32_t GGUF_FILE_VERSION      = 3;
 constexpr uint32_t MAX_DELTA_FILE_VERSION = 2;
 constexpr uint32_t ALIGNMENT              = 64;
 constexpr int      MAX_OPTIONS_DEPTH      = 32;
+
+constexpr size_t MAX_END_TOKENS          = 64;
+constexpr size_t MAX_TEMPLATES           = 64;
+constexpr size_t MAX_TEMPLATE_NAME_BYTES = 64;
 
 const char * const KEY_PLANE_RANKS = "dqrelo.weight.plane_ranks";
 
@@ -60,6 +65,8 @@ const key_rule KEY_RULES[] = {
     { "tokenizer.ggml.add_bos_token", GGUF_TYPE_BOOL, false, false },
     { "tokenizer.ggml.add_eos_token", GGUF_TYPE_BOOL, false, false },
     { "general.sampling.sequence", GGUF_TYPE_STRING, false, false },
+    { "tokenizer.chat_templates", GGUF_TYPE_STRING, true, false },
+    { KEY_END_TOKENS, GGUF_TYPE_UINT32, true, false },
     { "dqrelo.token.ids", GGUF_TYPE_UINT32, true, false },
     { "dqrelo.token.texts", GGUF_TYPE_STRING, true, false },
     { "dqrelo.token.types", GGUF_TYPE_INT32, true, false },
@@ -160,12 +167,14 @@ bool check_token_ids(const gguf_header & header, std::string & err) {
             return false;
         }
     }
-    std::vector<uint32_t> ids;
-    header.get("dqrelo.token.ids", ids);
-    for (uint32_t id : ids) {
-        if (id > INT32_MAX) {
-            err = message("metadata key 'dqrelo.token.ids' has %" PRIu32 ", expected token ids under 2^31", id);
-            return false;
+    for (const char * key : { "dqrelo.token.ids", KEY_END_TOKENS }) {
+        std::vector<uint32_t> ids;
+        header.get(key, ids);
+        for (uint32_t id : ids) {
+            if (id > INT32_MAX) {
+                err = message("metadata key '%s' has %" PRIu32 ", expected token ids under 2^31", key, id);
+                return false;
+            }
         }
     }
     return true;
@@ -221,6 +230,59 @@ bool check_sampling(const gguf_header & header, std::string & err) {
     return err.empty();
 }
 
+// A list of end tokens is all of them: at least one, each once, and no more than each token of an answer can be compared with.
+bool check_end_tokens(const gguf_header & header, std::string & err) {
+    std::vector<uint32_t> ids;
+    if (!header.get(KEY_END_TOKENS, ids)) {
+        return true;
+    }
+    const std::set<uint32_t> different(ids.begin(), ids.end());
+    if (ids.empty() || ids.size() > MAX_END_TOKENS || different.size() != ids.size()) {
+        err = message("metadata key '%s' has %zu tokens, %zu of them different, expected 1 to %zu different ones", KEY_END_TOKENS,
+                      ids.size(), different.size(), MAX_END_TOKENS);
+    }
+    return err.empty();
+}
+
+bool is_template_name(const std::string & name) {
+    return !name.empty() && name.size() <= MAX_TEMPLATE_NAME_BYTES && std::all_of(name.begin(), name.end(), [](unsigned char c) {
+        return c == '_' || (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
+    });
+}
+
+// The named chat templates: each a string, and listed once.
+bool check_templates(const gguf_header & header, std::string & err) {
+    std::vector<std::string> found, listed;
+    const std::string        prefix = "tokenizer.chat_template.";
+    for (const gguf_entry & entry : header.entries) {
+        if (entry.key.rfind(prefix, 0) != 0) {
+            continue;
+        }
+        found.push_back(entry.key.substr(prefix.size()));
+        if (!is_template_name(found.back())) {
+            err = message("metadata key '%s' has a name of other characters than letters, digits and '_', or too many",
+                          printable(entry.key).c_str());
+            return false;
+        }
+        if (entry.type != GGUF_TYPE_STRING || entry.is_array) {
+            err = message("metadata key '%s' has type %s, expected STRING", entry.key.c_str(),
+                          value_type_text(entry.type, entry.is_array).c_str());
+            return false;
+        }
+    }
+    if (found.size() > MAX_TEMPLATES) {
+        err = message("has %zu named chat templates, expected at most %zu", found.size(), MAX_TEMPLATES);
+        return false;
+    }
+    header.get("tokenizer.chat_templates", listed);
+    std::sort(found.begin(), found.end());
+    std::sort(listed.begin(), listed.end());
+    if (found != listed) {
+        err = "metadata key 'tokenizer.chat_templates' does not list the named chat templates, each once";
+    }
+    return err.empty();
+}
+
 // The three arrays of changed tokens have an entry each for every one.
 bool check_changed_tokens(const gguf_header & header, std::string & err) {
     uint64_t n[3] = { 0, 0, 0 };
@@ -263,8 +325,8 @@ bool check_delta_keys(const gguf_header & header, std::string & err) {
         err = message("general.alignment is %" PRIu32 ", expected %" PRIu32, header.alignment, ALIGNMENT);
         return false;
     }
-    return check_no_model_keys(header, err) && check_token_ids(header, err) && check_changed_tokens(header, err) &&
-           check_options(header, err) && check_sampling(header, err);
+    return check_no_model_keys(header, err) && check_token_ids(header, err) && check_end_tokens(header, err) &&
+           check_changed_tokens(header, err) && check_templates(header, err) && check_options(header, err) && check_sampling(header, err);
 }
 
 } // namespace dqrelo

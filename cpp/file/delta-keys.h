@@ -12,6 +12,9 @@ namespace dqrelo {
 constexpr const char * TOKEN_ID_KEYS[] = { "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
                                            "tokenizer.ggml.eom_token_id", "tokenizer.ggml.padding_token_id" };
 
+// All tokens that end an answer, where a file names all of them.
+constexpr const char * KEY_END_TOKENS = "dqrelo.end_token_ids";
+
 // Returns false with one line in `err` (without the file's name).
 bool check_delta_keys(const gguf_header & header, std::string & err);
 

@@ -373,8 +373,10 @@ bool check_tokens(const delta_file & delta, int64_t n_tokens, std::string & err)
         return id < n_tokens;
     };
     const std::vector<uint32_t> changed = delta.changed_tokens();
+    const auto &                eog     = delta.eog_tokens();
     return std::all_of(std::begin(TOKEN_ID_KEYS), std::end(TOKEN_ID_KEYS),
                        [&](const char * key) { return check(key, delta.token_id(key)); }) &&
+           (!delta.names_all_eog() || std::all_of(eog.begin(), eog.end(), [&](int32_t id) { return check(KEY_END_TOKENS, id); })) &&
            (changed.empty() || check("dqrelo.token.ids", *std::max_element(changed.begin(), changed.end())));
 }
 

@@ -86,8 +86,9 @@ LLAMA_API size_t dqrelo_n_bytes(const struct dqrelo_delta * delta);
 // Counts the base's tensors that the delta changes.
 LLAMA_API int32_t dqrelo_n_weights(const struct dqrelo_delta * delta);
 LLAMA_API int32_t dqrelo_n_bound(const struct dqrelo_delta * delta); // Counts the sequences that it is bound to, over all contexts.
-// Writes up to n_max ids of the end-of-generation tokens under the fine-tune, as a merged model would have them: those its file names, and
-// the vocabulary's. Returns how many there are; 0: the file names none, the vocabulary's apply.
+// Writes up to n_max ids of the end-of-generation tokens under the fine-tune: those of its file's list, or, where it has none, as a merged
+// model would have them: those that its keys name, and the vocabulary's. Returns how many there are; 0: the file names none, the
+// vocabulary's apply.
 LLAMA_API int32_t dqrelo_eog_tokens(const struct dqrelo_delta * delta, llama_token * ids, int32_t n_max);
 
 // Lists the memories that a loaded delta lies in: the name of memory i ("CPU": pages of the mapped file; else as ggml calls a device's

@@ -73,6 +73,16 @@ static std::string piece_of(const llama_vocab * vocab, llama_token token) {
     return token == LLAMA_TOKEN_NULL ? "" : common_token_to_piece(vocab, token, true);
 }
 
+// The template for requests with tools: the delta's; where it has no template at all, the base's.
+static std::string tool_use_source(const server_delta & delta, const server_delta_host & host) {
+    const char * own = dqrelo_meta_str(delta.handle, "tokenizer.chat_template.tool_use");
+    if (own != nullptr) {
+        return own;
+    }
+    const bool has_other = dqrelo_chat_template(delta.handle) != nullptr || !host.params->chat_template.empty();
+    return has_other ? "" : common_chat_templates_source(host.chat_base->tmpls.get(), "tool_use");
+}
+
 bool server_delta_make_chat(server_delta & delta, const server_delta_host & host, std::string & err) {
     const auto &               params = *host.params;
     const server_chat_params & base   = *host.chat_base;
@@ -92,6 +102,11 @@ bool server_delta_make_chat(server_delta & delta, const server_delta_host & host
         // Upstream's function takes these tokens for the template where it gets no model to take them from.
         chat.tmpls = source.empty() ? common_chat_templates_init(host.model, "") : common_chat_templates_init(nullptr, source, bos, eos);
         common_chat_templates_set_special(chat.tmpls.get(), delta.vocab.add_bos, delta.vocab.add_eos);
+        const std::string tool_use = tool_use_source(delta, host);
+        if (!tool_use.empty()) {
+            dqrelo_template_parse(tool_use);
+            common_chat_templates_set_tool_use(chat.tmpls.get(), tool_use);
+        }
         chat.enable_thinking =
             params.enable_reasoning != 0 && params.use_jinja && common_chat_templates_support_enable_thinking(chat.tmpls.get());
     } catch (const std::exception & e) {

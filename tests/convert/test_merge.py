@@ -14,11 +14,14 @@ from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import BaseMismatchError, DiskFullError, FormatError, InputError, OutputExistsError
+from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import Match
 from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.pairing import Selection
 from dqrelo_gguf.progress import Silent
+from tests.support.delta_files import Edited
+from tests.support.gguf_files import copy_metadata, finish
 from tests.support.limits import file_size_limit
 from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf, split_gguf
 
@@ -98,6 +101,67 @@ def test_metadata_is_the_fine_tunes(pair: tuple[Path, Path], tmp_path: Path) -> 
         if key.startswith(("llama.", "tokenizer.ggml.tokens", "tokenizer.ggml.scores")):
             assert fields[key].contents() == plain[key].contents()
             assert fields[key].types == plain[key].types
+
+
+def _add(delta: Path, target: Path, fields: dict[str, GGUFValue]) -> Path:
+    edited = Edited(delta)
+    edited.fields.update(fields)
+    return edited.save(target)
+
+
+def test_templates_are_all_the_fine_tunes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """A template of the base for tools must not stand beside the fine-tune's: llama.cpp would use both."""
+    base, delta = pair
+    texts = {"tokenizer.chat_template": "base", "tokenizer.chat_template.tool_use": "base's tools"}
+    with_tools = tmp_path / "base.gguf"
+    writer = gguf.GGUFWriter(with_tools, "")
+    reader = gguf.GGUFReader(base)
+    copy_metadata(reader, writer)
+    writer.add_chat_template(
+        [{"name": "default", "template": "base"}, {"name": "tool_use", "template": "base's tools"}]
+    )
+    for t in reader.tensors:
+        writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
+    finish(writer)
+    merge(with_tools, delta, tmp_path / "m.gguf")
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == TEMPLATE
+    assert "tokenizer.chat_template.tool_use" not in fields
+    assert "tokenizer.chat_templates" not in fields
+
+    names = GGUFValue(["rag", "tool_use"], ValueType.ARRAY, ValueType.STRING)
+    own = {f"tokenizer.chat_template.{name}": GGUFValue(name, ValueType.STRING) for name in names.value}
+    both = _add(delta, tmp_path / "both.dq.gguf", own | {"tokenizer.chat_templates": names})
+    merge(with_tools, both, tmp_path / "both.gguf")
+    fields = gguf.GGUFReader(tmp_path / "both.gguf").fields
+    assert {key: fields[key].contents() for key in own} == {key: value.value for key, value in own.items()}
+    assert fields["tokenizer.chat_templates"].contents() == ["rag", "tool_use"]
+
+    silent = Edited(delta)
+    del silent.fields["tokenizer.chat_template"]
+    merge(with_tools, silent.save(tmp_path / "silent.dq.gguf"), tmp_path / "silent.gguf")
+    fields = gguf.GGUFReader(tmp_path / "silent.gguf").fields
+    assert {key: fields[key].contents() for key in texts} == texts
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([7, 298], (7, 298, None)),
+        ([298], (298, None, None)),
+        ([298, 7, 299], (7, 298, 299)),
+        ([298, 299, 300, 301], (298, 299, 300)),
+    ],
+)
+def test_end_tokens_get_the_keys_of_a_plain_model(
+    ids: list[int], expected: tuple[int | None, ...], pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base, delta = pair
+    listed = GGUFValue(ids, ValueType.ARRAY, ValueType.UINT32)
+    merge(base, _add(delta, tmp_path / "d.dq.gguf", {"dqrelo.end_token_ids": listed}), tmp_path / "m.gguf")
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    keys = [f"tokenizer.ggml.{role}_token_id" for role in ("eos", "eot", "eom")]
+    assert tuple(fields[key].contents() if key in fields else None for key in keys) == expected
 
 
 def test_split_base(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -71,6 +71,21 @@ def test_facts_are_the_same(small_delta: Path) -> None:
     assert "tokenizer.ggml.add_bos_token true" in facts["meta"]
 
 
+def test_end_tokens_and_templates_are_the_same(small_delta: Path, tmp_path: Path) -> None:
+    edited = Edited(small_delta)
+    del edited.fields["tokenizer.chat_template"]
+    edited.fields |= {
+        "dqrelo.end_token_ids": GGUFValue([7, 3], ValueType.ARRAY, ValueType.UINT32),
+        "tokenizer.chat_template.tool_use": GGUFValue("{{ tools }}", ValueType.STRING),
+        "tokenizer.chat_templates": GGUFValue(["tool_use"], ValueType.ARRAY, ValueType.STRING),
+    }
+    path = edited.save(tmp_path / "d.dq.gguf")
+    assert DeltaReader(path).meta("dqrelo.end_token_ids") == [7, 3]
+    facts = found(path)
+    assert facts["eog"] == [" 7 3"]  # EOS, which the file also names, is not one of them.
+    assert facts["chat_template"] == ["{{ tools }}"]  # It stands for the one that is not there.
+
+
 @pytest.mark.parametrize("delta", ["small_delta", "small_delta_2"])
 def test_weights_are_the_same(delta: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(delta)

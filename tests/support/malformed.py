@@ -207,6 +207,47 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "alignment 0": (set_field("general.alignment", 0, U32), "expected a power of two"),
     "no alignment": (drop_field("general.alignment"), "'general.alignment' is missing"),
     "token id": (set_field("tokenizer.ggml.eos_token_id", 1 << 31, U32), "expected a token id under 2\\^31"),
+    "end token": (
+        set_field("dqrelo.end_token_ids", [2, 1 << 31], ARRAY, U32),
+        "'dqrelo.end_token_ids' has 2147483648, expected token ids under 2\\^31",
+    ),
+    "no end tokens": (
+        set_field("dqrelo.end_token_ids", [], ARRAY, U32),
+        "has 0 tokens, 0 of them different, expected 1 to 64",
+    ),
+    "65 end tokens": (
+        set_field("dqrelo.end_token_ids", list(range(65)), ARRAY, U32),
+        "has 65 tokens, 65 of them different",
+    ),
+    "end token twice": (set_field("dqrelo.end_token_ids", [2, 2], ARRAY, U32), "has 2 tokens, 1 of them different"),
+    "end tokens' type": (set_field("dqrelo.end_token_ids", 2, U32), r"type UINT32, expected \[UINT32\]"),
+    "template that is not listed": (
+        set_field("tokenizer.chat_template.tool_use", "x", STRING),
+        "'tokenizer.chat_templates' does not list the named chat templates, each once",
+    ),
+    "template that is not there": (
+        set_field("tokenizer.chat_templates", ["tool_use"], ARRAY, STRING),
+        "'tokenizer.chat_templates' does not list the named chat templates, each once",
+    ),
+    "template's type": (
+        set_field("tokenizer.chat_template.tool_use", 1, U32),
+        "'tokenizer.chat_template.tool_use' has type UINT32, expected STRING",
+    ),
+    "template's name": (
+        set_field("tokenizer.chat_template.tool use", "x", STRING),
+        "a name of other characters than letters",
+    ),
+    "template without a name": (
+        set_field("tokenizer.chat_template.", "x", STRING),
+        "a name of other characters than letters",
+    ),
+    "65 templates": (
+        lambda e: e.fields.update(
+            {f"tokenizer.chat_template.t{i}": GGUFValue("x", STRING) for i in range(65)}
+            | {"tokenizer.chat_templates": GGUFValue([f"t{i}" for i in range(65)], ARRAY, STRING)}
+        ),
+        "has 65 named chat templates, expected at most 64",
+    ),
     "bos id": (set_field("tokenizer.ggml.bos_token_id", 1 << 31, U32), "expected a token id under 2\\^31"),
     "padding id": (
         set_field("tokenizer.ggml.padding_token_id", (1 << 32) - 1, U32),

@@ -119,7 +119,9 @@ OF_A_DELTA: dict[str, tuple[Edit, Verdict]] = {
     ),
     # --- what only a template's run tells
     "a template that is none": refused("chat template", template("{% for %}"), server_only=True),
-    "a template that raises": refused("chat template", template("{{ raise_exception('no\u202e\n\x1b[2J') }}"), server_only=True),
+    "a template that raises": refused(
+        "chat template", template("{{ raise_exception('no\u202e\n\x1b[2J') }}"), server_only=True
+    ),
 }
 
 # --- files of a folder: those that showed faults before, over the base of examples/tiny in F16

@@ -88,10 +88,10 @@ def convert(
     with open_blocks(job.n_threads) as blocks:
         pairing = pair_weights(base, tuned, options.selection, blocks)
         work = Work(base, reference or base, tuned, pairing.pairs, blocks, phases, outfile.resolve().parent)
+        meta = delta_meta(base, tuned, options, name=job.name, reference=reference, note=pairing.notes.append)
         passes = _Passes(work, options, weigh)
         checked = passes.check()
         planned = passes.plan([p for p in pairing.pairs if not checked[p.name].identical])
-        meta = delta_meta(base, tuned, options, name=job.name, reference=reference)
         writer = DeltaWriter(outfile, meta, [p.spec for p in planned], job.force)
         result = ConvertResult(
             outfile=outfile,

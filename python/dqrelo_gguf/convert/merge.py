@@ -14,7 +14,7 @@ from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.convert.plain_model import field_of, fields_of, out_type, write_tensor
 from dqrelo_gguf.errors import BaseMismatchError
 from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.file.container import GGUFFile, GGUFValue, pack_header
+from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header
 from dqrelo_gguf.file.fingerprint import Comparison, Match
 from dqrelo_gguf.file.layout import Type, n_data_bytes, padded_bytes
 from dqrelo_gguf.file.model_file import files_of
@@ -27,6 +27,8 @@ OUT_TYPES = {"f16": Type.F16, "bf16": Type.BF16, "f32": Type.F32, "q8_0": Type.Q
 
 # General keys of the delta file that speak of the file and not of the fine-tune.
 _OF_THE_DELTA = frozenset({fmt.KEY_GENERAL_TYPE, fmt.KEY_ARCHITECTURE, fmt.KEY_ALIGNMENT})
+
+_MORE_END_KEYS = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,38 @@ def _metadata(base: GgufModel, delta_path: str | os.PathLike[str], t: Type) -> l
     fields = fields_of(base, t)
     delta = GGUFFile(delta_path)
     delta_keys = delta.keys()
+    if fmt.KEY_CHAT_TEMPLATE in delta_keys or fmt.KEY_TOOL_USE in delta_keys:
+        for key in [k for k in fields if k.startswith(fmt.KEY_CHAT_TEMPLATE)]:
+            del fields[key]  # A template of the base beside the fine-tune's would be chosen for requests with tools.
     for key in delta_keys:
         if key.startswith(("general.", "tokenizer.")) and key not in _OF_THE_DELTA:
             fields[key] = field_of(delta, key)
+    _list_templates(fields)
+    _name_end_tokens(fields, delta)
     _rename_tokens(fields, delta)
     return list(fields.items())
+
+
+def _list_templates(fields: dict[str, GGUFValue]) -> None:
+    """Lists the named templates, of whichever side they are."""
+    prefix = fmt.PREFIX_CHAT_TEMPLATE
+    names = sorted(key.removeprefix(prefix) for key in fields if key.startswith(prefix))
+    if names:
+        fields[fmt.KEY_CHAT_TEMPLATES] = GGUFValue(names, ValueType.ARRAY, ValueType.STRING)
+
+
+def _name_end_tokens(fields: dict[str, GGUFValue], delta: GGUFFile) -> None:
+    """Gives the fine-tune's end tokens the keys that a plain model has for them: EOS, EOT and EOM, one each."""
+    ids = delta.value(fmt.KEY_END_TOKENS, [])
+    if not ids:
+        return
+    eos = fields.get(fmt.EOS_ID_KEY)
+    if eos is None or eos.value not in ids:
+        fields[fmt.EOS_ID_KEY] = GGUFValue(ids[0], ValueType.UINT32)
+    left = [i for i in ids if i != fields[fmt.EOS_ID_KEY].value]
+    for key in _MORE_END_KEYS:
+        fields.pop(key, None)
+    fields.update({key: GGUFValue(i, ValueType.UINT32) for key, i in zip(_MORE_END_KEYS, left, strict=False)})
 
 
 def _rename_tokens(fields: dict[str, GGUFValue], delta: GGUFFile) -> None:

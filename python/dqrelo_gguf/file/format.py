@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 VERSION_PLAIN: Final = 1
@@ -52,6 +53,14 @@ KEY_BASE_DIGEST: Final = "dqrelo.base.digest"
 KEY_BASE_SAMPLE_TENSORS: Final = "dqrelo.base.sample_tensors"
 KEY_BASE_SAMPLES: Final = "dqrelo.base.samples"
 KEY_CHAT_TEMPLATE: Final = "tokenizer.chat_template"
+PREFIX_CHAT_TEMPLATE: Final = "tokenizer.chat_template."  # of a named template's key
+KEY_CHAT_TEMPLATES: Final = "tokenizer.chat_templates"
+KEY_TOOL_USE: Final = f"{PREFIX_CHAT_TEMPLATE}tool_use"  # the one that llama.cpp asks for
+MAX_TEMPLATES: Final = 64
+TEMPLATE_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,64}")  # as gguf's writer makes it
+EOS_ID_KEY: Final = "tokenizer.ggml.eos_token_id"  # one of TOKEN_ID_KEYS
+KEY_END_TOKENS: Final = "dqrelo.end_token_ids"
+MAX_END_TOKENS: Final = 64  # The runtime compares each token with all of them.
 KEY_ADD_BOS: Final = "tokenizer.ggml.add_bos_token"
 KEY_ADD_EOS: Final = "tokenizer.ggml.add_eos_token"
 TOKEN_ID_KEYS: Final = tuple(f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "eot", "eom", "padding"))

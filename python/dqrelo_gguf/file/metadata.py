@@ -41,7 +41,9 @@ class DeltaMeta:
         base: its identity.
         reference: `base`, or the name of the reference file that the delta is against.
         chat_template: the fine-tune's, None for the base's.
+        named_templates: other chat templates of the fine-tune, by name.
         token_ids: token ids of the fine-tune by key (format.TOKEN_ID_KEYS).
+        end_token_ids: all tokens that end an answer; empty where those of the keys and of the vocabulary do.
         add_bos, add_eos: None for the base's.
         changed_tokens: tokens with another text or type than in the base.
         general: other `general.*` keys, for instance the licence, general.base_model.* and general.sampling.*.
@@ -56,7 +58,9 @@ class DeltaMeta:
     base: BaseIdentity
     reference: str = fmt.REFERENCE_BASE
     chat_template: str | None = None
+    named_templates: Mapping[str, str] = field(default_factory=dict)
     token_ids: Mapping[str, int] = field(default_factory=dict)
+    end_token_ids: Sequence[int] = ()
     add_bos: bool | None = None
     add_eos: bool | None = None
     changed_tokens: Sequence[Token] = ()
@@ -186,10 +190,16 @@ def _tokenizer_fields(meta: DeltaMeta) -> list[tuple[str, GGUFValue]]:
         raise FormatError(
             f"token id key '{min(unknown)}' cannot be carried, expected one of {', '.join(fmt.TOKEN_ID_KEYS)}"
         )
-    fields = []
+    fields: list[tuple[str, GGUFValue]] = []
     if meta.chat_template is not None:
         fields.append((fmt.KEY_CHAT_TEMPLATE, _string(meta.chat_template)))
+    if meta.named_templates:
+        names = sorted(meta.named_templates)
+        fields += [(fmt.PREFIX_CHAT_TEMPLATE + name, _string(meta.named_templates[name])) for name in names]
+        fields.append((fmt.KEY_CHAT_TEMPLATES, _array(names, ValueType.STRING)))
     fields += [(key, _u32(meta.token_ids[key])) for key in fmt.TOKEN_ID_KEYS if key in meta.token_ids]
+    if meta.end_token_ids:
+        fields.append((fmt.KEY_END_TOKENS, _array(meta.end_token_ids, ValueType.UINT32)))
     for key, flag in ((fmt.KEY_ADD_BOS, meta.add_bos), (fmt.KEY_ADD_EOS, meta.add_eos)):
         if flag is not None:
             fields.append((key, GGUFValue(flag, ValueType.BOOL)))

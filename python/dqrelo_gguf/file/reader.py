@@ -258,7 +258,8 @@ class DeltaReader:
         """Every token that the file names is the base's."""
         n_tokens = len(model.value(fmt.MODEL_TOKENS, ()))
         ids = {key: self.meta(key) for key in fmt.TOKEN_ID_KEYS if self.meta(key) is not None}
-        ids[fmt.KEY_CHANGED_IDS] = max(self.meta(fmt.KEY_CHANGED_IDS, ()), default=0)
+        for key in (fmt.KEY_CHANGED_IDS, fmt.KEY_END_TOKENS):
+            ids[key] = max(self.meta(key, ()), default=0)
         for key, token in ids.items():
             if n_tokens and token >= n_tokens:
                 raise BaseMismatchError(

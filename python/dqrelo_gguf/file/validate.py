@@ -67,6 +67,8 @@ _OPTIONAL: dict[str, tuple[ValueType, ValueType | None]] = {
     fmt.KEY_ADD_BOS: (ValueType.BOOL, None),
     fmt.KEY_ADD_EOS: (ValueType.BOOL, None),
     **dict.fromkeys(fmt.TOKEN_ID_KEYS, (ValueType.UINT32, None)),
+    fmt.KEY_CHAT_TEMPLATES: _STRINGS,
+    fmt.KEY_END_TOKENS: _U32S,
     fmt.KEY_SAMPLERS: _STRING,
     fmt.KEY_CHANGED_IDS: _U32S,
     fmt.KEY_CHANGED_TEXTS: _STRINGS,
@@ -141,6 +143,7 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     _check_digests(file)
     _check_token_ids(file)
     _check_changed_tokens(file)
+    _check_templates(file)
     parse_options(file)
     _check_sampling(file)
     weights, tensors = _Matcher(file).weights()
@@ -248,9 +251,42 @@ def _check_token_ids(file: GGUFFile) -> None:
     for key in fmt.TOKEN_ID_KEYS:
         if file.value(key, 0) >= 1 << 31:
             file.fail(f"metadata key '{key}' is {file.value(key)}, expected a token id under 2^31")
-    changed = max(file.value(fmt.KEY_CHANGED_IDS, ()), default=0)
-    if changed >= 1 << 31:
-        file.fail(f"metadata key '{fmt.KEY_CHANGED_IDS}' has {changed}, expected token ids under 2^31")
+    for key in (fmt.KEY_CHANGED_IDS, fmt.KEY_END_TOKENS):
+        largest = max(file.value(key, ()), default=0)
+        if largest >= 1 << 31:
+            file.fail(f"metadata key '{key}' has {largest}, expected token ids under 2^31")
+    _check_end_tokens(file)
+
+
+def _check_end_tokens(file: GGUFFile) -> None:
+    if file.value_type(fmt.KEY_END_TOKENS) is None:
+        return
+    ids = file.value(fmt.KEY_END_TOKENS)
+    if not 1 <= len(ids) <= fmt.MAX_END_TOKENS or len(set(ids)) != len(ids):
+        file.fail(
+            f"metadata key '{fmt.KEY_END_TOKENS}' has {len(ids)} tokens, {len(set(ids))} of them different, "
+            f"expected 1 to {fmt.MAX_END_TOKENS} different ones"
+        )
+
+
+def _check_templates(file: GGUFFile) -> None:
+    """The named chat templates: each a string, and listed once."""
+    keys = file.keys()
+    found = sorted(
+        key.removeprefix(fmt.PREFIX_CHAT_TEMPLATE) for key in keys if key.startswith(fmt.PREFIX_CHAT_TEMPLATE)
+    )
+    for name in found:
+        key = fmt.PREFIX_CHAT_TEMPLATE + name
+        if fmt.TEMPLATE_NAME.fullmatch(name) is None:
+            file.fail(
+                f"metadata key '{shown(key)}' has a name of other characters than letters, digits and '_', or too many"
+            )
+        if file.value_type(key) != _STRING:
+            file.fail(f"metadata key '{key}' has type {type_text(*(file.value_type(key) or _STRING))}, expected STRING")
+    if len(found) > fmt.MAX_TEMPLATES:
+        file.fail(f"has {len(found)} named chat templates, expected at most {fmt.MAX_TEMPLATES}")
+    if sorted(file.value(fmt.KEY_CHAT_TEMPLATES, [])) != found:
+        file.fail(f"metadata key '{fmt.KEY_CHAT_TEMPLATES}' does not list the named chat templates, each once")
 
 
 def _check_changed_tokens(file: GGUFFile) -> None:
