@@ -47,18 +47,23 @@ void check_signals() {
     }
 }
 
-py::list logits(session & self, const std::vector<token_array> & tokens, const delta_list & owners, const std::vector<float> & scales) {
+py::list logits(session & self, const std::vector<token_array> & tokens, const delta_list & owners, const std::vector<float> & scales,
+                const std::vector<size_t> & firsts) {
     const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
     py::list                    result;
     std::vector<float *>        outs;
-    for (const sequence & seq : seqs) {
-        py::array_t<float> out({ (py::ssize_t) seq.tokens.size(), (py::ssize_t) self.n_vocab });
+    for (size_t i = 0; i < seqs.size(); ++i) {
+        const size_t n_tokens = seqs[i].tokens.size();
+        if (i >= firsts.size() || (n_tokens > 0 && firsts[i] >= n_tokens)) {
+            throw input_error("sequence " + std::to_string(i) + ": got no first row below its " + std::to_string(n_tokens) + " tokens");
+        }
+        py::array_t<float> out({ (py::ssize_t) (n_tokens - firsts[i]), (py::ssize_t) self.n_vocab });
         outs.push_back(out.mutable_data());
         result.append(std::move(out));
     }
     {
         py::gil_scoped_release free_gil;
-        self.logits(seqs, outs, check_signals);
+        self.logits(seqs, firsts, outs, check_signals);
     }
     return result;
 }
@@ -197,7 +202,7 @@ void bind_session(py::module_ & m) {
         .def("tokenize", tokenize, py::arg("text"), py::arg("add_special"), py::arg("parse_special"), py::arg("delta"))
         .def("detokenize", detokenize, py::arg("tokens"), py::arg("special"))
         .def("prefix_token", &session::prefix_token, py::arg("delta"), no_gil())
-        .def("logits", &logits, py::arg("tokens"), py::arg("deltas"), py::arg("scales"))
+        .def("logits", &logits, py::arg("tokens"), py::arg("deltas"), py::arg("scales"), py::arg("firsts"))
         .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("deltas"), py::arg("scales"))
         .def("generate", &generate, py::arg("tokens"), py::arg("deltas"), py::arg("scales"), py::arg("params"))
         .def("time_streams", &time_streams, py::arg("deltas"), py::arg("n_prompt"), py::arg("n_gen"), py::arg("n_threads"), py::arg("seed"),

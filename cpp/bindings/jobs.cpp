@@ -5,7 +5,7 @@
 #include <cstring>
 
 void logits_job::on_row(size_t pos, const float * row) {
-    memcpy(out + pos * (size_t) n_vocab, row, (size_t) n_vocab * sizeof(float));
+    memcpy(out + (pos - first_output) * (size_t) n_vocab, row, (size_t) n_vocab * sizeof(float));
 }
 
 void score_job::on_row(size_t pos, const float * row) {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-// Keeps every row. out: [n_tokens, n_vocab], owned by the caller.
+// Keeps the rows from first_output on. out: [n_tokens - first_output, n_vocab], owned by the caller.
 class logits_job : public job {
 public:
     logits_job(float * out, int32_t n_vocab) : out(out), n_vocab(n_vocab) {}

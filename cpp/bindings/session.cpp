@@ -294,7 +294,8 @@ void session::prepare(job & item, const sequence & seq, size_t i, size_t n_new) 
     item.n_cells = seq.tokens.size() + n_new;
 }
 
-void session::logits(const std::vector<sequence> & seqs, const std::vector<float *> & outs, const check_fn & check) {
+void session::logits(const std::vector<sequence> & seqs, const std::vector<size_t> & firsts, const std::vector<float *> & outs,
+                     const check_fn & check) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
     std::vector<logits_job> items;
@@ -303,6 +304,7 @@ void session::logits(const std::vector<sequence> & seqs, const std::vector<float
     for (size_t i = 0; i < seqs.size(); ++i) {
         items.emplace_back(outs[i], n_vocab);
         prepare(items[i], seqs[i], i, 0);
+        items[i].first_output = firsts[i];
         jobs.push_back(&items[i]);
     }
     run(jobs, check);

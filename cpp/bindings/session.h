@@ -61,8 +61,9 @@ public:
     // Returns the token that stands before an empty context: BOS, or EOS where there is none.
     llama_token prefix_token(const loaded_delta * owner);
 
-    // Writes the logits of sequence i, [n_tokens of the sequence, n_vocab], to outs[i].
-    void logits(const std::vector<sequence> & seqs, const std::vector<float *> & outs, const check_fn & check);
+    // Writes the logits of sequence i after its tokens from firsts[i] on, [n_tokens of the sequence - firsts[i], n_vocab], to outs[i].
+    void logits(const std::vector<sequence> & seqs, const std::vector<size_t> & firsts, const std::vector<float *> & outs,
+                const check_fn & check);
 
     // Of each sequence, tokens from n_context[i] on are scored: the sum of log P(token | all before), and whether each was the most
     // probable.

@@ -96,7 +96,11 @@ class Session:
     def detokenize(self, tokens: NDArray[np.int32], special: bool) -> bytes: ...
     def prefix_token(self, delta: Delta | None) -> int: ...
     def logits(
-        self, tokens: Sequence[NDArray[np.int32]], deltas: Sequence[Delta | None], scales: Sequence[float]
+        self,
+        tokens: Sequence[NDArray[np.int32]],
+        deltas: Sequence[Delta | None],
+        scales: Sequence[float],
+        firsts: Sequence[int],
     ) -> list[NDArray[np.float32]]: ...
     def score(
         self,

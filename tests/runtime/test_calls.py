@@ -69,6 +69,25 @@ def test_logits_shapes(runtime: Runtime, delta: Delta) -> None:
     assert len(runtime.logits([tokens])) == 1
 
 
+def test_logits_from_a_token_on(runtime: Runtime, delta: Delta) -> None:
+    tokens = runtime.tokenize(TEXT)
+    whole = runtime.logits(tokens, delta)
+    late = runtime.logits(tokens, delta, first=3)
+    assert late.shape == (len(tokens) - 3, whole.shape[1])
+    assert nmse(late, whole[3:]) <= MAX_NMSE
+    last, all_of = runtime.logits([tokens, tokens[:4]], [None, delta], first=[len(tokens) - 1, 0])
+    assert nmse(last, runtime.logits(tokens)[-1:]) <= MAX_NMSE
+    assert nmse(all_of, whole[:4]) <= MAX_NMSE
+
+
+@pytest.mark.parametrize(
+    ("first", "message"), [(4, "sequence 0"), (-1, "first of sequence 0"), ([0, 0], "first: got a list of 2")]
+)
+def test_logits_from_no_token_are_refused(runtime: Runtime, first: int | list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        runtime.logits([[BOS, 5, 6, 7]], first=first)
+
+
 def test_logits_own_their_memory(runtime: Runtime) -> None:
     first = runtime.logits([BOS, 5, 6])
     copy = first.copy()

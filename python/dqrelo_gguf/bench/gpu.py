@@ -150,6 +150,7 @@ def _logits(plan: Plan, n_gpu_layers: int) -> Logits:
         deltas = [session.load_delta(file.path, plan.allow_other_base, False) for file in plan.deltas]
         tokens = np.random.default_rng(1).integers(0, session.n_vocab, N_TOKENS, dtype=np.int32)
         row_deltas = [None, *deltas]
-        return session.logits([tokens] * len(row_deltas), row_deltas, [1.0] * len(row_deltas))
+        n = len(row_deltas)
+        return session.logits([tokens] * n, row_deltas, [1.0] * n, [0] * n)
     finally:
         session.close()

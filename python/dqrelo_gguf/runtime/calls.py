@@ -52,7 +52,7 @@ class Calls:
     # A str is a sequence of str too, so the overloads overlap; the first that fits is meant.
     @overload
     def logits(  # type: ignore[overload-overlap]
-        self, tokens: Prompt, delta: Delta | None = ..., *, scale: float = ...
+        self, tokens: Prompt, delta: Delta | None = ..., *, scale: float = ..., first: int = ...
     ) -> NDArray[np.float32]: ...
 
     @overload
@@ -62,6 +62,7 @@ class Calls:
         delta: Delta | Sequence[Delta | None] | None = ...,
         *,
         scale: float | Sequence[float] = ...,
+        first: int | Sequence[int] = ...,
     ) -> list[NDArray[np.float32]]: ...
 
     @process.native_call
@@ -71,16 +72,18 @@ class Calls:
         delta: Delta | Sequence[Delta | None] | None = None,
         *,
         scale: float | Sequence[float] = 1.0,
+        first: int | Sequence[int] = 0,
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
-        """The logits after every token.
+        """The logits after every token, or after those from `first` on.
 
         Args:
             tokens: one sequence ([n_tokens]) or a list of sequences, which are evaluated together.
             delta: one for all sequences, or a list with a delta or None (the base) for each.
             scale: how much of the delta: 0 is the base, 1 the fine-tune, at most `max_scale`. One, or a list.
+            first: number of the token whose logits are the first to be computed and kept. One, or a list.
 
         Returns:
-            float32 [n_tokens, n_vocab] for one sequence, a list of them for a list.
+            float32 [n_tokens - first, n_vocab] for one sequence, a list of them for a list.
 
         Raises:
             InputError: an empty or too long sequence, a token that is not in the vocabulary, a closed delta, or logits
@@ -88,7 +91,11 @@ class Calls:
         """
         is_one, prompts = prompt_list(tokens)
         deltas, scales = deltas_and_scales(len(prompts), delta, scale, self._max_scale)
-        rows = self._session.logits(self._tokens_of(prompts, deltas), deltas, scales)
+        firsts = [first] * len(prompts) if isinstance(first, int) else list(first)
+        firsts = [count(f"first of sequence {i}", value, 0) for i, value in enumerate(firsts)]
+        if len(firsts) != len(prompts):
+            raise InputError(f"first: got a list of {len(firsts)}, expected one for each of {len(prompts)} sequences")
+        rows = self._session.logits(self._tokens_of(prompts, deltas), deltas, scales, firsts)
         return rows[0] if is_one else rows
 
     @process.native_call
