@@ -2,6 +2,9 @@
 #include "context/delta.h"
 
 #include "dqrelo.h"
+#include "file/quality-keys.h"
+
+#include <cstring>
 
 const char * dqrelo_name(const dqrelo_delta * delta) {
     return delta->file->name().c_str();
@@ -21,6 +24,16 @@ const char * dqrelo_chat_template(const dqrelo_delta * delta) {
 const char * dqrelo_meta_str(const dqrelo_delta * delta, const char * key) {
     const auto it = delta->meta.find(key);
     return it == delta->meta.end() ? nullptr : it->second.c_str();
+}
+
+const char * dqrelo_quality(const dqrelo_delta * delta, int32_t i, const char ** value, bool * is_text) {
+    const dqrelo::quality_rule * rule = i < 0 ? nullptr : dqrelo::quality_rule_at((size_t) i);
+    if (rule == nullptr) {
+        return nullptr;
+    }
+    *value   = dqrelo_meta_str(delta, rule->key);
+    *is_text = dqrelo::quality_type(*rule) == GGUF_TYPE_STRING;
+    return rule->key + strlen("dqrelo.quality.");
 }
 
 bool dqrelo_same_base_file(const dqrelo_delta * delta) {

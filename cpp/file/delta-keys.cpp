@@ -3,6 +3,7 @@
 #include "file/finite.h"
 #include "file/json-text.h"
 #include "file/message.h"
+#include "file/quality-keys.h"
 
 #include <algorithm>
 #include <cinttypes>
@@ -108,6 +109,17 @@ bool check_versions(const gguf_header & header, std::string & err) {
                       version > MAX_DELTA_FILE_VERSION ? ". Update dqrelo-gguf to read it" : "");
     } else if (header.version != GGUF_FILE_VERSION) {
         err = message("GGUF version %" PRIu32 ", expected %" PRIu32, header.version, GGUF_FILE_VERSION);
+    }
+    return err.empty();
+}
+
+bool check_key(const gguf_header & header, const key_rule & rule, std::string & err) {
+    const gguf_entry * entry = header.find(rule.key);
+    if (entry == nullptr && rule.is_required) {
+        err = message("metadata key '%s' is missing", rule.key);
+    } else if (entry != nullptr && (entry->type != rule.type || entry->is_array != rule.is_array)) {
+        err = message("metadata key '%s' has type %s, expected %s", rule.key, value_type_text(entry->type, entry->is_array).c_str(),
+                      value_type_text(rule.type, rule.is_array).c_str());
     }
     return err.empty();
 }
@@ -307,14 +319,12 @@ bool check_delta_keys(const gguf_header & header, std::string & err) {
         return false;
     }
     for (const key_rule & rule : KEY_RULES) {
-        const gguf_entry * entry = header.find(rule.key);
-        if (entry == nullptr && rule.is_required) {
-            err = message("metadata key '%s' is missing", rule.key);
+        if (!check_key(header, rule, err)) {
             return false;
         }
-        if (entry != nullptr && (entry->type != rule.type || entry->is_array != rule.is_array)) {
-            err = message("metadata key '%s' has type %s, expected %s", rule.key, value_type_text(entry->type, entry->is_array).c_str(),
-                          value_type_text(rule.type, rule.is_array).c_str());
+    }
+    for (size_t i = 0; const quality_rule * rule = quality_rule_at(i); ++i) {
+        if (!check_key(header, { rule->key, quality_type(*rule), false, false }, err)) {
             return false;
         }
     }
@@ -326,7 +336,8 @@ bool check_delta_keys(const gguf_header & header, std::string & err) {
         return false;
     }
     return check_no_model_keys(header, err) && check_token_ids(header, err) && check_end_tokens(header, err) &&
-           check_changed_tokens(header, err) && check_templates(header, err) && check_options(header, err) && check_sampling(header, err);
+           check_changed_tokens(header, err) && check_templates(header, err) && check_options(header, err) && check_sampling(header, err) &&
+           check_quality(header, err);
 }
 
 } // namespace dqrelo

@@ -78,6 +78,9 @@ LLAMA_API const char * dqrelo_path(const struct dqrelo_delta * delta);
 LLAMA_API const char * dqrelo_content_hash(const struct dqrelo_delta * delta);               // 64 hex digits, verified
 LLAMA_API const char * dqrelo_chat_template(const struct dqrelo_delta * delta);              // Returns NULL for the base's.
 LLAMA_API const char * dqrelo_meta_str(const struct dqrelo_delta * delta, const char * key); // Returns a scalar of the metadata as text.
+// Lists the quality record that dqrelo-eval wrote into the file (docs/format.md, section 8): the name of field i, or NULL behind the last.
+// `value` becomes its text, or NULL where the file has none; `is_text` says whether it is a text rather than a number.
+LLAMA_API const char * dqrelo_quality(const struct dqrelo_delta * delta, int32_t i, const char ** value, bool * is_text);
 // Returns false where the model is another quantisation of the delta's base.
 LLAMA_API bool   dqrelo_same_base_file(const struct dqrelo_delta * delta);
 LLAMA_API double dqrelo_ratio(const struct dqrelo_delta * delta); // bytes / (2 x elements)

@@ -48,6 +48,7 @@ json server_delta_set::row_json(const server_delta_caller & caller, const server
         { "content_hash", entry.hash.empty() ? json() : json(entry.hash) },
         { "parent", base_names[0] },
         { "ratio", entry.hash.empty() ? json() : json(entry.ratio) },
+        { "quality", entry.quality },
         { "bytes", entry.n_bytes },
         { "bytes_resident", row.n_resident },
         { "memory", memory },

@@ -30,8 +30,9 @@ struct server_delta_stamp {
 struct server_delta {
     std::string        name; // Requests call the delta by this name.
     std::string        path;
-    std::string        hash;  // Holds the content hash, 64 hex digits.
-    server_delta_stamp stamp; // Describes the file as it was when it was loaded.
+    std::string        hash;    // Holds the content hash, 64 hex digits.
+    server_delta_stamp stamp;   // Describes the file as it was when it was loaded.
+    json               quality; // Has what it keeps of its fine-tune, as its file says; null where it does not.
     double             ratio   = 0.0;
     double             load_ms = 0.0;
     size_t             n_bytes = 0; // bytes in all memories
@@ -102,6 +103,7 @@ struct server_delta_entry {
     server_delta_stamp broken;            // that file as it was
     std::string        reason;            // what went wrong last, empty: nothing
     std::string        hash;              // of the last load, empty: never loaded
+    json               quality;           // of the last load
     double             ratio     = 0.0;
     int32_t            n_applied = 0;
 

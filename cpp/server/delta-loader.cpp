@@ -31,6 +31,20 @@ dqrelo_file_params server_delta_file_params(const server_delta_settings & params
     return file_params;
 }
 
+// Returns the quality record of a delta's file, or null.
+static json quality_of(const dqrelo_delta * handle) {
+    json         record;
+    const char * name    = nullptr;
+    const char * value   = nullptr;
+    bool         is_text = false;
+    for (int32_t i = 0; (name = dqrelo_quality(handle, i, &value, &is_text)) != nullptr; i++) {
+        if (value != nullptr) {
+            record[name] = is_text ? json(value) : json::parse(value);
+        }
+    }
+    return record;
+}
+
 std::shared_ptr<server_delta> server_delta_make(const std::string & name, server_delta_file_ptr file, const server_delta_host & host,
                                                 std::string & err) {
     if (!host.base) {
@@ -51,6 +65,7 @@ std::shared_ptr<server_delta> server_delta_make(const std::string & name, server
     delta->path     = dqrelo_path(delta->handle);
     delta->hash     = dqrelo_content_hash(delta->handle);
     delta->ratio    = dqrelo_ratio(delta->handle);
+    delta->quality  = quality_of(delta->handle);
     delta->eog      = dqrelo_eog_of(delta->handle, llama_model_get_vocab(host.model));
     delta->vocab    = server_delta_vocab(llama_model_get_vocab(host.model), delta->handle);
     delta->sampling = host.params->sampling;

@@ -208,6 +208,7 @@ void server_delta_registry::take_over(const std::shared_ptr<server_delta> & delt
     entry.path       = delta->path;
     entry.n_bytes    = delta->stamp.n_bytes;
     entry.hash       = delta->hash;
+    entry.quality    = delta->quality;
     entry.ratio      = delta->ratio;
     entry.n_applied  = delta->applied.n_applied;
     entry.is_leaving = false;

@@ -21,8 +21,9 @@ from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.file.rewrite import stamp_quality
 from tests.support.delta_files import SPECS, SPECS_2, Edited, Type, split_base, write_base, write_delta
-from tests.support.malformed import GOOD_OPTIONS, MALFORMED, MALFORMED_2, Edit
+from tests.support.malformed import GOOD_OPTIONS, MALFORMED, MALFORMED_2, QUALITY, Edit
 from tests.support.programs import need_test_program
 
 # The sums are of f64 values in C++ and of f32 ones in Python.
@@ -312,8 +313,10 @@ def test_damage_is_named_alike(small_delta: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("specs", [[SPECS[2], SPECS[6]], [SPECS_2[1], SPECS_2[2]]], ids=["version 1", "version 2"])
 def test_random_damage_is_judged_alike(tmp_path: Path, specs: list[WeightSpec]) -> None:
-    write_delta(tmp_path / "whole.dq.gguf", specs)
-    raw = (tmp_path / "whole.dq.gguf").read_bytes()
+    whole = tmp_path / "whole.dq.gguf"
+    write_delta(whole, specs)
+    stamp_quality(whole, QUALITY, DeltaReader(whole).content_hash)
+    raw = whole.read_bytes()
     rng = np.random.default_rng(3)
     path = tmp_path / "broken.dq.gguf"
     for _ in range(100):

@@ -14,6 +14,7 @@ import pytest
 
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.quality import RULES
 from dqrelo_gguf.file.reader import DeltaReader
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -45,6 +46,14 @@ def test_token_id_keys_are_documented() -> None:
 def test_sampling_defaults_are_documented() -> None:
     for key in fmt.SAMPLING_NUMBERS:
         assert f"`{key}`" in DOCUMENT
+
+
+def test_fields_of_the_quality_record_are_documented() -> None:
+    table = DOCUMENT[DOCUMENT.index("## 8. Quality record") :]
+    rows = [line.split("|")[1:4] for line in table.splitlines() if line.startswith("| `")]
+    documented = {name: kind.strip() for names, kind, _ in rows for name in re.findall(r"`(\w+)`", names)}
+    kinds = {"text": "string", "digest": "string", "count": "u32", "number": "f64"}
+    assert documented == {rule.name: kinds[rule.kind] for rule in RULES}
 
 
 def test_every_declared_type_and_suffix_is_documented() -> None:

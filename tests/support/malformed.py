@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from dqrelo_gguf.file.container import GGUFValue, ValueType, pack_string, pack_value
+from dqrelo_gguf.file.quality import RULES
 from tests.support.delta_files import Edited, Type
 
 Edit = Callable[[Edited], Any]
@@ -151,6 +152,46 @@ def empty_weights(e: Edited) -> None:
             field.value.clear()
 
 
+# A quality record as dqrelo-eval writes it.
+QUALITY: dict[str, Any] = {
+    "evaluator": "dqrelo-eval 0.1.0",
+    "tuned_sha256": "a" * 64,
+    "base_digest": "b" * 64,
+    "text": "wiki.txt",
+    "text_sha256": "c" * 64,
+    "n_ctx": 512,
+    "n_tokens": 2550,
+    "kl": 0.001855,
+    "kl_error": 0.0001,
+    "kl_base": 2.8476,
+    "top_p": 0.99183,
+    "problems": "math.jsonl",
+    "problems_sha256": "d" * 64,
+    "n_problems": 300,
+    "retention": 0.981,
+    "retention_low": 0.95,
+    "retention_high": 1.0,
+}
+ON_PROBLEMS = ("problems", "problems_sha256", "n_problems", "retention", "retention_low", "retention_high")
+ON_TEXT = ("text", "text_sha256", "n_ctx", "n_tokens", "kl", "kl_error", "kl_base", "top_p")
+
+
+def set_quality(**changes: Any) -> Edit:
+    """Gives a file a quality record with these changes; None leaves a field out."""
+    record = {name: value for name, value in (QUALITY | changes).items() if value is not None}
+
+    def edit(e: Edited) -> None:
+        for rule in RULES:
+            if rule.name in record:
+                e.fields[rule.key] = GGUFValue(record[rule.name], rule.type)
+
+    return edit
+
+
+def without(names: Sequence[str]) -> dict[str, None]:
+    return dict.fromkeys(names)
+
+
 class Bytes(str):
     """A string that is written as bytes that are none."""
 
@@ -273,6 +314,36 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "changed tokens' type": (
         set_field("dqrelo.token.ids", ["a"], ARRAY, STRING),
         r"type \[STRING\], expected \[UINT32\]",
+    ),
+    # --- 2: the quality record
+    "kl's type": (set_field("dqrelo.quality.kl", 0.5, ValueType.FLOAT32), "type FLOAT32, expected FLOAT64"),
+    "kl of several": (
+        set_field("dqrelo.quality.kl", [0.5], ARRAY, ValueType.FLOAT64),
+        r"type \[FLOAT64\], expected FLOAT64",
+    ),
+    "no evaluator": (set_quality(evaluator=None), "'dqrelo.quality.evaluator' is missing"),
+    "no measure": (set_quality(**without([*ON_TEXT, *ON_PROBLEMS])), "has a quality record without a measure"),
+    "half a text": (set_quality(top_p=None), "'dqrelo.quality.top_p' is missing"),
+    "half of problems": (set_quality(**without(ON_TEXT), n_problems=None), "'dqrelo.quality.n_problems' is missing"),
+    "a lone field": (set_field("dqrelo.quality.kl", 0.5, ValueType.FLOAT64), "'dqrelo.quality.evaluator' is missing"),
+    "digest of a text": (set_quality(text_sha256="xyz"), "dqrelo.quality.text_sha256 is 'xyz', expected 64 lower-case"),
+    "long text": (set_quality(text="x" * 256), "has a text of 256 bytes, expected at most 255"),
+    "long problems": (set_quality(problems="\u00e4" * 128), "has a text of 256 bytes, expected at most 255"),
+    "negative kl": (set_quality(kl=-0.5), "'dqrelo.quality.kl' is -0.5, expected a number from 0 to 1e\\+06"),
+    "nan kl": (set_quality(kl=math.nan), "'dqrelo.quality.kl' has 1 numbers that are NaN or infinite"),
+    "top p over 1": (set_quality(top_p=1.5), "'dqrelo.quality.top_p' is 1.5, expected a number from 0 to 1$"),
+    "no tokens": (set_quality(n_tokens=0), "'dqrelo.quality.n_tokens' is 0, expected a number from 1"),
+    "too many problems": (
+        set_quality(n_problems=(1 << 32) - 1),
+        "'dqrelo.quality.n_problems' is 4.29497e\\+09, expected",
+    ),
+    "huge retention": (
+        set_quality(retention=-2e6),
+        "'dqrelo.quality.retention' is -2e\\+06, expected a number from -1e",
+    ),
+    "interval": (
+        set_quality(retention_low=0.9, retention_high=0.8),
+        "retention_low is 0.9, expected at most dqrelo.quality.retention_high, 0.8",
     ),
     # --- 3: array lengths
     "changed tokens": (set_field("dqrelo.token.ids", [5], ARRAY, U32), r"\[1, 0, 0\] entries, expected equal numbers"),

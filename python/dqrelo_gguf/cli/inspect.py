@@ -82,6 +82,7 @@ def _as_json(reader: DeltaReader, found: Comparison | None, verified: bool) -> d
         "n_file_bytes": reader.n_file_bytes,
         "content_hash": reader.content_hash,
         "base": {"name": reader.base_name, "digest": reader.base.digest},
+        "quality": reader.quality,
         "chat_template": reader.meta(fmt.KEY_CHAT_TEMPLATE),
         "token_ids": {key: reader.meta(key) for key in fmt.TOKEN_ID_KEYS if reader.meta(key) is not None},
         "kinds": [asdict(g) for g in by_kind(reader.weights)],
@@ -154,8 +155,29 @@ def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
         ("template", "its own" if has_template else "the base's"),
         ("tokens", ", ".join(tokens) or "the base's"),
         ("content", reader.content_hash),
+        *_quality_facts(reader.quality),
     ]
     return [(label, printable(text)) for label, text in facts]
+
+
+def _quality_facts(quality: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What dqrelo-eval measured, a line for text and one for problems."""
+    if quality is None:
+        return [("quality", "not measured (dqrelo-eval --stamp)")]
+    facts = []
+    if "kl" in quality:
+        q = quality
+        facts.append(
+            f"KL(fine-tune || delta) {q['kl']:.3g} ± {q['kl_error']:.1g}, base {q['kl_base']:.3g}, same top p "
+            f"{100 * q['top_p']:.2f} %, on {q['n_tokens']} tokens of {q['text']} (SHA-256 {q['text_sha256'][:12]})"
+        )
+    if "retention" in quality:
+        q = quality
+        facts.append(
+            f"retention {100 * q['retention']:.1f} % ({100 * q['retention_low']:.1f} to {100 * q['retention_high']:.1f}), "
+            f"on {q['n_problems']} problems of {q['problems']} (SHA-256 {q['problems_sha256'][:12]})"
+        )
+    return [("quality", fact) for fact in facts]
 
 
 if __name__ == "__main__":

@@ -121,6 +121,6 @@ def _encode(rows: npt.NDArray[np.float32], t: Type) -> bytes:
 
 def field_of(file: GGUFFile, key: str) -> GGUFValue:
     """A metadata value with its types."""
-    types = file.value_type(key)
-    assert types is not None
-    return GGUFValue(file.value(key), *types)
+    value = file.field(key)
+    assert value is not None
+    return value

@@ -170,6 +170,11 @@ class GGUFFile:
         field = self._fields.get(key)
         return None if field is None else (field.type, field.item_type)
 
+    def field(self, key: str) -> GGUFValue | None:
+        """A key's value with its types, decoded; None if the key is absent."""
+        types = self.value_type(key)
+        return None if types is None else GGUFValue(self.value(key), *types)
+
     def value(self, key: str, default: Any = None) -> Any:
         """A key's value, decoded; an array becomes a list."""
         field = self._fields.get(key)

@@ -15,11 +15,12 @@ from dqrelo_gguf.compress.codes import decode_columns, decode_rows
 from dqrelo_gguf.compress.signs import unpack_signs
 from dqrelo_gguf.errors import BaseMismatchError, ShapeError, shown
 from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.file.container import GGUFFile
+from dqrelo_gguf.file.container import GGUFFile, GGUFValue, TensorInfo
 from dqrelo_gguf.file.fingerprint import BaseIdentity, Comparison, Match, compare
 from dqrelo_gguf.file.layout import TensorSpec, Type, content_hash, ne_text, stripped_ne
 from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.options import parse_options
+from dqrelo_gguf.file.quality import read_quality
 from dqrelo_gguf.file.validate import WeightInfo, check_delta
 from dqrelo_gguf.file.values import dequantised
 from dqrelo_gguf.file.weight_data import SignFactors
@@ -81,6 +82,21 @@ class DeltaReader:
         """All metadata keys."""
         return self._file.keys()
 
+    def fields(self) -> dict[str, GGUFValue]:
+        """All metadata with its types, in file order."""
+        found = ((key, self._file.field(key)) for key in self._file.keys())  # noqa: SIM118 - no dict
+        return {key: value for key, value in found if value is not None}
+
+    @property
+    def tensor_infos(self) -> list[TensorInfo]:
+        """The tensors as the header declares them, in file order."""
+        return list(self._file.tensors.values())
+
+    @property
+    def data_start(self) -> int:
+        """The byte of the file at which the tensors' data begins."""
+        return self._file.data_start
+
     @property
     def name(self) -> str:
         return str(self.meta(fmt.KEY_NAME))
@@ -105,6 +121,11 @@ class DeltaReader:
     def options(self) -> dict[str, Any]:
         """The converter's options."""
         return parse_options(self._file)
+
+    @property
+    def quality(self) -> dict[str, Any] | None:
+        """What dqrelo-eval measured of it, by names of fields (quality.RULES); None where the file does not say."""
+        return read_quality(self._file)
 
     @property
     def base(self) -> BaseIdentity:

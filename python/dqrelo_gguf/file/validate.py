@@ -26,6 +26,8 @@ from dqrelo_gguf.file.layout import (
     weight_tensors,
 )
 from dqrelo_gguf.file.options import parse_options
+from dqrelo_gguf.file.quality import TYPES as QUALITY_TYPES
+from dqrelo_gguf.file.quality import quality_problem, read_quality
 from dqrelo_gguf.file.sampling import sampling_problem
 
 _VERSIONS = (fmt.VERSION_PLAIN, fmt.VERSION_SIGN_FACTORS)
@@ -73,6 +75,7 @@ _OPTIONAL: dict[str, tuple[ValueType, ValueType | None]] = {
     fmt.KEY_CHANGED_IDS: _U32S,
     fmt.KEY_CHANGED_TEXTS: _STRINGS,
     fmt.KEY_CHANGED_TYPES: (ValueType.ARRAY, ValueType.INT32),
+    **QUALITY_TYPES,
 }
 
 
@@ -146,6 +149,7 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     _check_templates(file)
     parse_options(file)
     _check_sampling(file)
+    _check_quality(file)
     weights, tensors = _Matcher(file).weights()
     _check_offsets(file)
     _check_floats(file, tensors)
@@ -304,6 +308,12 @@ def _check_sampling(file: GGUFFile) -> None:
             problem = sampling_problem(key, GGUFValue(file.value(key), value_type, item_type))
             if problem is not None:
                 file.fail(problem)
+
+
+def _check_quality(file: GGUFFile) -> None:
+    problem = quality_problem(read_quality(file))
+    if problem is not None:
+        file.fail(problem)
 
 
 def _check_lengths(file: GGUFFile) -> None:

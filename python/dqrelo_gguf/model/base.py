@@ -109,9 +109,7 @@ class GgufModel:
         return self.file.files[0].keys()
 
     def field(self, key: str) -> GGUFValue | None:
-        head = self.file.files[0]
-        types = head.value_type(key)
-        return None if types is None else GGUFValue(head.value(key), types[0], types[1])
+        return self.file.files[0].field(key)
 
     def type_of(self, name: str) -> str:
         """GGUF's name of a tensor's type."""

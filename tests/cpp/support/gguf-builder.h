@@ -296,7 +296,7 @@ inline delta_builder delta_of_every_form() {
 
 // A delta with one weight of each form that version 2 brought, and a dense one. Matrix "codes": 64x24, sign factors of 2 planes and a scale
 // a column; "all": 32x16, one plane, rank 4 in F16 and sign factors of 8 planes; "experts": 64x32x3, sign factors; "factors": 64x24, rank 4
-// in F16 alone.
+// in F16 alone. It has a quality record.
 inline delta_builder delta_of_every_new_form() {
     delta_builder d(2);
     random_source r(2);
@@ -321,6 +321,15 @@ inline delta_builder delta_of_every_new_form() {
     d.add_weight("norm", { 24 }, 0, 0);
     d.add_tensor(".dq_dense", "DQ_DENSE", GGML_TYPE_F32, { 24 }, bytes_of_all(r.values(24)));
     d.declare();
+    d.set("dqrelo.quality.evaluator", std::string("dqrelo-eval 0.1.0"));
+    d.set("dqrelo.quality.tuned_sha256", std::string(64, 'a'));
+    d.set("dqrelo.quality.base_digest", std::string(64, 'b'));
+    d.set("dqrelo.quality.problems", std::string("math.jsonl"));
+    d.set("dqrelo.quality.problems_sha256", std::string(64, 'c'));
+    d.set("dqrelo.quality.n_problems", uint32_t(300));
+    d.set("dqrelo.quality.retention", 0.98);
+    d.set("dqrelo.quality.retention_low", 0.95);
+    d.set("dqrelo.quality.retention_high", 1.0);
     return d;
 }
 
