@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 import time
@@ -22,19 +23,19 @@ class Progress(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def step(self, n_params: int, name: str) -> None:
-        """`name` with its parameters is done."""
+    def step(self, n: int, name: str) -> None:
+        """`name` is done: so many parameters (or what else is counted) of all."""
 
 
-# Starts a phase: its title and the number of parameters in all.
+# Starts a phase: its title and the number of parameters (or what else is counted) in all.
 Phases = Callable[[str, int], Progress]
 
 
 class Silent:
     """Shows nothing."""
 
-    def __init__(self, title: str, n_params: int) -> None:
-        del title, n_params
+    def __init__(self, title: str, n_all: int) -> None:
+        del title, n_all
 
     def __enter__(self) -> Self:
         return self
@@ -44,20 +45,20 @@ class Silent:
     ) -> None:
         pass
 
-    def step(self, n_params: int, name: str) -> None:
+    def step(self, n: int, name: str) -> None:
         """Nothing."""
 
 
 class Bar(Silent):
     """A bar on a terminal."""
 
-    def __init__(self, title: str, n_params: int) -> None:
+    def __init__(self, title: str, n_all: int, unit: str = "params") -> None:
         from tqdm import tqdm
 
         self._bar: Any = tqdm(
             desc=f"{title:10}",
-            total=n_params,
-            unit=" params",
+            total=n_all,
+            unit=f" {unit}",
             unit_scale=True,
             leave=False,
             # It is 80 where the terminal does not say: tqdm would show nothing.
@@ -69,35 +70,40 @@ class Bar(Silent):
     ) -> None:
         self._bar.close()
 
-    def step(self, n_params: int, name: str) -> None:
+    def step(self, n: int, name: str) -> None:
         self._bar.set_postfix_str(name, refresh=False)
-        self._bar.update(n_params)
+        self._bar.update(n)
 
 
 class Lines(Silent):
     """A line at the end of a phase, and every ten seconds before."""
 
-    def __init__(self, title: str, n_params: int) -> None:
-        self._title, self._n_params, self._done = title, n_params, 0
+    def __init__(self, title: str, n_all: int, unit: str = "params") -> None:
+        self._title, self._n_all, self._done, self._unit = title, n_all, 0, unit
         self._begun = self._shown = time.monotonic()
 
-    def step(self, n_params: int, name: str) -> None:
-        self._done += n_params
+    def step(self, n: int, name: str) -> None:
+        self._done += n
         now = time.monotonic()
-        if self._done < self._n_params and now - self._shown < _LINE_SECONDS:
+        if self._done < self._n_all and now - self._shown < _LINE_SECONDS:
             return
         self._shown = now
         seconds = max(now - self._begun, 1e-6)
         rate = self._done / seconds
-        left = (self._n_params - self._done) / rate if rate else 0.0
+        left = (self._n_all - self._done) / rate if rate else 0.0
         print(
-            f"{self._title}: {100 * self._done / max(self._n_params, 1):.0f} %, {rate / 1e6:.2f} M params/s, "
+            f"{self._title}: {100 * self._done / max(self._n_all, 1):.0f} %, {_scaled(rate)}{self._unit}/s, "
             f"{seconds:.0f} s gone, {left:.0f} s left ({name})",
             file=sys.stderr,
             flush=True,
         )
 
 
-def phases_for_stderr() -> Phases:
-    """Bars if stderr is a terminal, lines otherwise."""
-    return Bar if sys.stderr.isatty() else Lines
+def _scaled(rate: float) -> str:
+    """A number in front of a unit, with a prefix where it is large: `3.20 M `."""
+    return f"{rate / 1e6:.2f} M " if rate >= 1e5 else f"{rate:.1f} "
+
+
+def phases_for_stderr(unit: str = "params") -> Phases:
+    """Bars if stderr is a terminal, lines otherwise; `unit` is what they count."""
+    return functools.partial(Bar if sys.stderr.isatty() else Lines, unit=unit)
