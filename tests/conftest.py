@@ -12,6 +12,7 @@ from tests.support.delta_files import SPECS_2, meta, write_base, write_delta
 from tests.support.delta_server import make_folder
 from tests.support.server_fixtures import Artefacts, make_artefacts
 from tests.support.tiny_llama import NARROW, Type, base_weights, write_model, write_random_delta
+from tests.support.trio import TEXT, Trio, make_trio
 
 if TYPE_CHECKING:
     from tests.support.families import Family, Maker
@@ -65,6 +66,20 @@ def narrow_deltas(tmp_path_factory: pytest.TempPathFactory, narrow_base: Path) -
     folder = tmp_path_factory.mktemp("narrow-deltas")
     ranks = {"math": 2, "words": 8}
     return [write_random_delta(folder / f"{name}.dq.gguf", narrow_base, NARROW, rank) for name, rank in ranks.items()]
+
+
+@pytest.fixture(scope="session")
+def trio(narrow_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Trio:
+    """narrow_base, a fine-tune of it, and a fine and a coarse delta of that."""
+    return make_trio(narrow_base, tmp_path_factory.mktemp("trio"))
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A text of some hundred tokens."""
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT * 12, encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

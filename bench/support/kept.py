@@ -16,31 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf import Runtime
+from dqrelo_gguf.evaluate.divergence import F32, divergence
+from dqrelo_gguf.evaluate.statistics import Mean
 from dqrelo_gguf.model.base import GgufModel
 from support.problems import Problem, is_right
-
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 MAX_ANSWER_TOKENS = 96
 N_SEQUENCES = 32
 N_CTX = 8192  # tokens of all sequences
 LOGIT_BYTES = 1 << 28  # logits held at once
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over tokens, with the standard error that the choice of problems gives it."""
-
-    value: float
-    error: float
-
-    @classmethod
-    def of(cls, sums: F64, counts: F64) -> Mean:
-        """From the sum and the number of tokens of each problem: the tokens of one problem are no independent draws."""
-        value = sums.sum() / counts.sum()
-        spread = ((sums - value * counts) ** 2).sum() * len(sums) / max(len(sums) - 1, 1)
-        return cls(float(value), float(spread**0.5 / counts.sum()))
 
 
 @dataclass(frozen=True)
@@ -161,11 +145,3 @@ class Yardstick:
 
     def _n_right(self, texts: list[str]) -> int:
         return sum(is_right(p, text) for p, text in zip(self.problems, texts, strict=True))
-
-
-def divergence(p_logits: F32, q_logits: F32) -> F64:
-    """KL(p || q) of each row in nats, from logits; computed in float64."""
-    p, q = (x.astype(np.float64) - x.max(axis=1, keepdims=True) for x in (p_logits, q_logits))
-    p_odds = np.exp(p)
-    p_sum, q_sum = p_odds.sum(axis=1), np.exp(q).sum(axis=1)
-    return (p_odds * (p - q)).sum(axis=1) / p_sum - np.log(p_sum / q_sum)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from dqrelo_gguf.errors import DqreloError, is_disk_full, printable
+from dqrelo_gguf.output import new_file
 
 # A character that the terminal's or the pipe's encoding lacks is written as JSON escapes it: output is text or JSON.
 ESCAPING = "dqrelo-escape"
@@ -66,6 +70,26 @@ def _escape_what_streams_lack() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A caller may have put something else there.
             stream.reconfigure(errors=ESCAPING)
+
+
+def json_text(document: dict[str, Any]) -> str:
+    """A report as JSON, which has no NaN and no infinities."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(document: dict[str, Any], target: str, force: bool) -> None:
+    """Writes a report to a file, or to stdout where the target is `-`.
+
+    Args:
+        document: the report.
+        target: the file, checked before the work, or `-`.
+        force: replace a file that is there.
+    """
+    if target == "-":
+        sys.stdout.write(json_text(document))
+        return
+    with new_file(Path(target), force) as file:
+        file.write(json_text(document).encode(errors=ESCAPING))
 
 
 def _describe(error: OSError) -> str:

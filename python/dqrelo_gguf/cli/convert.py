@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqrelo_gguf.cli import ESCAPING, run
+from dqrelo_gguf.cli import run, write_json
 
 if TYPE_CHECKING:
     from dqrelo_gguf.convert.plan import Options
@@ -125,7 +125,7 @@ def _convert(args: argparse.Namespace) -> None:
     quiet_libraries(args.verbose)  # This must come before torch and transformers are imported.
     from dqrelo_gguf.convert.job import Job, convert
     from dqrelo_gguf.errors import InputError
-    from dqrelo_gguf.output import check_outputs, new_file
+    from dqrelo_gguf.output import check_outputs
     from dqrelo_gguf.progress import phases_for_stderr
 
     if args.threads is not None and args.threads < 1:
@@ -141,15 +141,11 @@ def _convert(args: argparse.Namespace) -> None:
         n_threads=args.threads,
     )
     options = _options(args)
-    report = Path(args.json) if args.json not in (None, "-") else None
-    if report is not None:
-        check_outputs([Path(args.outfile), report], job.input_files(), args.force)
+    if args.json not in (None, "-"):
+        check_outputs([Path(args.outfile), Path(args.json)], job.input_files(), args.force)
     result = convert(job, options, phases_for_stderr(), _weigh(args.importance))
-    if report is not None:
-        with new_file(report, args.force) as file:
-            file.write(_json_text(result).encode(errors=ESCAPING))
-    elif args.json == "-":
-        sys.stdout.write(_json_text(result))
+    if args.json is not None:
+        write_json(result.as_json(), args.json, args.force)
     if args.json != "-":
         _print_report(result, args.plan)
 
@@ -180,12 +176,6 @@ def _options(args: argparse.Namespace) -> Options:
         selection=Selection.of(args.include, args.exclude),
         min_cosine=args.min_cosine,
     )
-
-
-def _json_text(result: ConvertResult) -> str:
-    import json
-
-    return json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _print_report(result: ConvertResult, with_plan: bool) -> None:

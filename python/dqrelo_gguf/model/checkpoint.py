@@ -7,6 +7,7 @@ names, permutations and value changes that llama.cpp gives them, one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -84,7 +85,8 @@ class HfCheckpoint:
         self._view = self._directory.make_view(folder)
         self._base = base
         self._refuse_other_head()
-        self._model = self._open(fuse_qkv=False)
+        self._is_fused = False
+        self._model = self._open()
         self.architecture = str(self._model.gguf_writer.arch)
 
     @property
@@ -121,6 +123,14 @@ class HfCheckpoint:
             values *= self._load(scale).reshape(-1, *[1] * (values.ndim - 1))
         return values
 
+    def write_gguf(self, outfile: Path) -> None:
+        """Writes the model as llama.cpp's conversion does: matrices in F16, its own metadata and vocabulary."""
+        assert self._infos is not None  # This finds out with which options.
+        model = self._call("open", lambda: self._conversion(outfile))
+        # The conversion shows a bar of its own.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), torch.inference_mode():  # noqa: PTH123
+            self._call("write", model.write)
+
     def _load(self, name: str) -> npt.NDArray[np.float32]:
         info = self._infos[name]
         with torch.inference_mode():
@@ -135,7 +145,8 @@ class HfCheckpoint:
         base_names = set(self._base.infos)
         if any(".attn_qkv." in name for name in base_names - set(infos)):
             # Fused by an option, and not by the architecture: that one would have fused here, too.
-            self._model = self._open(fuse_qkv=True)
+            self._is_fused = True
+            self._model = self._open()
             infos = self._prepared()
         self._refuse_missing_head(infos)
         return infos
@@ -158,8 +169,11 @@ class HfCheckpoint:
         )
         return dict(self._model.gguf_writer.kv_data[0])
 
-    def _open(self, *, fuse_qkv: bool) -> Any:
-        return self._call("open", lambda: _conversion_model(self._view, self._base, self.label, fuse_qkv=fuse_qkv))
+    def _open(self) -> Any:
+        return self._call("open", self._conversion)
+
+    def _conversion(self, outfile: Path | None = None) -> Any:
+        return _conversion_model(self._view, self._base, self.label, fuse_qkv=self._is_fused, outfile=outfile)
 
     def _refuse_other_head(self) -> None:
         """A class with another head has learnt another task; a base that has such a head itself is its base."""
@@ -196,8 +210,11 @@ class HfCheckpoint:
             raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
 
 
-def _conversion_model(path: Path, base: GgufModel, label: str, *, fuse_qkv: bool) -> Any:
-    """The conversion's model object for a directory, with the options that the base's tensor names show."""
+def _conversion_model(path: Path, base: GgufModel, label: str, *, fuse_qkv: bool, outfile: Path | None = None) -> Any:
+    """The conversion's model object for a directory, with the options that the base's tensor names show.
+
+    Without an outfile it is F32 and never written.
+    """
     conversion = conversion_module()
     hparams = conversion.ModelBase.load_hparams(path, False)
     architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
@@ -211,8 +228,8 @@ def _conversion_model(path: Path, base: GgufModel, label: str, *, fuse_qkv: bool
     with torch.inference_mode():
         return model_class(
             path,
-            gguf.LlamaFileType.ALL_F32,
-            path / "unused.gguf",
+            gguf.LlamaFileType.ALL_F32 if outfile is None else gguf.LlamaFileType.MOSTLY_F16,
+            outfile or path / "unused.gguf",
             hparams=None,
             fuse_qkv=fuse_qkv,
             fuse_gate_up_exps=any(".ffn_gate_up_exps." in n for n in names),

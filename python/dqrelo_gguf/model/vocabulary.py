@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.blocks import Blocks
-from dqrelo_gguf.errors import BaseMismatchError
+from dqrelo_gguf.errors import BaseMismatchError, printable
 from dqrelo_gguf.file.container import GGUFValue
 from dqrelo_gguf.file.format import MODEL_TOKENS
 from dqrelo_gguf.file.metadata import Token
@@ -22,7 +22,7 @@ from dqrelo_gguf.model.base import EndTokens, GgufModel, Model
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"
 # Weights with a row (or, a bias, an element) for each token.
-_BY_TOKEN = (EMBEDDING, OUTPUT, "output.bias")
+BY_TOKEN = (EMBEDDING, OUTPUT, "output.bias")
 _TYPES = "tokenizer.ggml.token_type"
 _UNUSED = int(gguf.TokenType.UNUSED)
 _NORMAL = int(gguf.TokenType.NORMAL)
@@ -34,6 +34,21 @@ def changed_tokens(base: Model, tuned: Model) -> list[Token]:
     # Where one has more, the rest is padding (fit_vocabulary).
     pairs = enumerate(zip(ours, theirs, strict=False))
     return [Token(i, *b) for i, (a, b) in pairs if a != b and b[1] != _UNUSED]
+
+
+def token_problem(base: Model, tuned: Model) -> str | None:
+    """Why the same token is not the same text for both, or None where it is.
+
+    Padding may differ in number, and what a fine-tune made of special tokens of its base is its own matter.
+    """
+    ours, theirs = _tokens(base), _tokens(tuned)
+    n_ours, n_theirs = (_n_used(m, len(tokens)) for m, tokens in ((base, ours), (tuned, theirs)))
+    if n_ours > len(theirs) or n_theirs > len(ours):
+        return f"{n_theirs} tokens in use, expected {n_ours}"
+    for i, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+        if a[1] == _NORMAL and b[0] != a[0]:
+            return f"token {i} is '{printable(b[0])}', expected '{printable(a[0])}'"
+    return None
 
 
 def fit_vocabulary(base: GgufModel, tuned: Model) -> Model:
@@ -133,4 +148,4 @@ class _Resized:
         return np.concatenate([values, self._base.load(source, blocks)[self._n_tuned :]])
 
     def _is_by_token(self, name: str, ne: tuple[int, ...]) -> bool:
-        return name in _BY_TOKEN and ne[-1] == self._n_tuned
+        return name in BY_TOKEN and ne[-1] == self._n_tuned

@@ -8,7 +8,6 @@ hold the error of the compressed weights whole, all in one process and mixed bat
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -24,12 +23,14 @@ from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.convert.report import kind, layer
 from dqrelo_gguf.convert.work import Work
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.evaluate.divergence import divergence
 from dqrelo_gguf.file.fingerprint import BaseIdentity, base_identity
 from dqrelo_gguf.file.layout import Type, WeightSpec
 from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.file.weight_data import WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
+from dqrelo_gguf.memory import available_bytes
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
 
@@ -82,8 +83,8 @@ def _check_room(n_params: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < n_bytes + SPARE_BYTES:
         raise InputError(f"the probe needs {n_bytes} bytes in {folder}, which has {free} free")
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    if available < n_bytes + SPARE_BYTES:
+    available = available_bytes()
+    if available is not None and available < n_bytes + SPARE_BYTES:
         raise InputError(f"the probe needs {n_bytes} bytes of memory, {available} are free")
 
 
@@ -150,17 +151,10 @@ def _moved(work: Work, rt: Runtime, deltas: list[Delta], texts: list[Tokens]) ->
     n_tokens = sum(len(text) for text in texts)
     with work.phases("listening", n_tokens * len(deltas)) as progress:
         for text in texts:
-            expected = _log_softmax(rt.logits(text))
+            expected = rt.logits(text)
             for first in range(0, len(deltas), N_TEXTS - 1):
                 some = deltas[first : first + N_TEXTS - 1]
                 for i, got in enumerate(rt.logits([text] * len(some), some)):
-                    total[first + i] += float((np.exp(expected) * (expected - _log_softmax(got))).sum())
+                    total[first + i] += float(divergence(expected, got).sum())
                 progress.step(len(text) * len(some), "text")
-    return [max(float(kl), 0.0) / n_tokens for kl in total]
-
-
-def _log_softmax(logits: F32) -> npt.NDArray[np.float64]:
-    x = logits.astype(np.float64)
-    x -= x.max(axis=1, keepdims=True)
-    x -= np.log(np.exp(x).sum(axis=1, keepdims=True))
-    return x
+    return [float(kl) / n_tokens for kl in total]

@@ -1,0 +1,117 @@
+"""The measurement on text: every window is read by the fine-tune, and by the base and its deltas in mixed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf.evaluate.divergence import Compared, compare
+from dqrelo_gguf.evaluate.room import Rounds
+from dqrelo_gguf.evaluate.sides import F32, Sides, Store
+from dqrelo_gguf.evaluate.statistics import Mean, TextFigures, perplexity
+from dqrelo_gguf.evaluate.text import Text, Window
+from dqrelo_gguf.progress import Progress
+from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.session import Runtime
+
+
+@dataclass
+class TextResult:
+    """What was measured so far, window by window.
+
+    Args:
+        tuned_nll: -log P of each token that counts, by the fine-tune.
+        models: of each model on the base, its comparisons.
+    """
+
+    tuned_nll: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    models: list[list[Compared]] = field(default_factory=list)
+
+    @property
+    def n_windows(self) -> int:
+        return len(self.tuned_nll)
+
+    @property
+    def n_scored(self) -> int:
+        """Tokens that counted."""
+        return sum(map(len, self.tuned_nll))
+
+    def figures(self) -> tuple[Mean, list[TextFigures]]:
+        """The perplexity of the fine-tune, and the figures of each model; at least one window is measured."""
+        nll, lengths = np.concatenate(self.tuned_nll), [len(n) for n in self.tuned_nll]
+        return perplexity(nll), [TextFigures.of(nll, Compared.joined(parts), lengths) for parts in self.models]
+
+
+def measure_text(sides: Sides, text: Text, rounds: Rounds, progress: Progress, result: TextResult) -> None:
+    """Measures all windows.
+
+    Args:
+        sides: the models.
+        text: what they read.
+        rounds: how much at a time.
+        progress: counts tokens, each once by the fine-tune and once by each model on the base.
+        result: gets each round's figures as soon as all models have read it: what an interrupt leaves is whole.
+    """
+    for batch in _batches(text, rounds, sides):
+        sides.store.clear()
+        with sides.tuned() as rt:
+            shapes = [_read_tuned(rt, windows, sides.store, progress) for windows in batch]
+        with sides.base() as (rt, models):
+            result.models = result.models or [[] for _ in models]
+            for windows, shape in zip(batch, shapes, strict=True):
+                _add(result, *_read(rt, models, rounds.n_group, windows, [sides.store.take(n) for n in shape]))
+                progress.step(sum(w.n_scored for w in windows) * len(models), "base and deltas")
+
+
+def _read_tuned(rt: Runtime, windows: list[Window], store: Store, progress: Progress) -> list[tuple[int, int]]:
+    """Stores the fine-tune's rows of each window; returns their shapes."""
+    shapes = []
+    for rows in rt.logits([w.tokens[:-1] for w in windows], first=[w.first for w in windows]):
+        store.put(rows)
+        shapes.append((rows.shape[0], rows.shape[1]))
+    progress.step(sum(w.n_scored for w in windows), "fine-tune")
+    return shapes
+
+
+def _batches(text: Text, rounds: Rounds, sides: Sides) -> Iterator[list[list[Window]]]:
+    """Rounds that the fine-tune reads before the base reads them: as many as may wait, at least one."""
+    batch, n_bytes = list[list[Window]](), 0
+    for windows in rounds.of(text.windows):
+        n_more = rounds.row_bytes * sum(w.n_scored for w in windows)
+        if batch and n_bytes + n_more > sides.waiting_bytes:
+            yield batch
+            batch, n_bytes = [], 0
+        batch.append(windows)
+        n_bytes += n_more
+    yield batch
+
+
+def _read(
+    rt: Runtime, models: list[Delta | None], n_group: int, windows: list[Window], tuned: list[F32]
+) -> tuple[list[npt.NDArray[np.float32]], list[list[Compared]]]:
+    """-log P by the fine-tune of each window's tokens, and each model's comparison of each window."""
+    nll, compared = list[npt.NDArray[np.float32]](), list[list[Compared]]()
+    for at in range(0, len(models), n_group):
+        group = models[at : at + n_group]
+        n = len(group)
+        rows = rt.logits(
+            [w.tokens[:-1] for w in windows for _ in group],
+            group * len(windows),
+            first=[w.first for w in windows for _ in group],
+        )
+        of_windows = [
+            compare(p, rows[n * i : n * (i + 1)], w.targets)
+            for i, (w, p) in enumerate(zip(windows, tuned, strict=True))
+        ]
+        nll = [own for own, _ in of_windows]
+        compared += [[models_of[k] for _, models_of in of_windows] for k in range(n)]
+    return nll, compared
+
+
+def _add(result: TextResult, nll: list[npt.NDArray[np.float32]], compared: list[list[Compared]]) -> None:
+    result.tuned_nll += nll
+    for model, of_windows in zip(result.models, compared, strict=True):
+        model.extend(of_windows)
