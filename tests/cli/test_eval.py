@@ -322,7 +322,7 @@ def test_a_delta_that_cannot_be_replaced_is_found_out_first(
 ) -> None:
     delta = shutil.copy(trio.deltas[0], tmp_path / "a.dq.gguf")
     monkeypatch.setattr(job.os, "access", lambda *_: False)
-    assert "is not writable" in refused(capsys, trio.base, "--tuned", trio.tuned, "--delta", delta, "--stamp")
+    assert "is write-protected" in refused(capsys, trio.base, "--tuned", trio.tuned, "--delta", delta, "--stamp")
 
 
 # --- errors ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def link_to_nothing(path: Path) -> None:
 MAKERS: list[tuple[Callable[[Path], None], str]] = [
     (make_fifo, "is not a regular file"),
     (make_socket, "is not a regular file"),
-    (make_directory, "is not a regular file"),
+    (make_directory, "is (not a regular file|a directory)"),
     (link_to_zero, "is not a regular file"),
     (link_to_nothing, "no such file or directory"),
 ]
@@ -58,5 +59,5 @@ def test_commands_say_what_it_is(
     ):
         assert main(arguments) == 1
         _, err = capsys.readouterr()
-        assert f"odd: {message}" in err
+        assert re.search(f"odd: {message}", err)
         assert err.count("\n") == 1

@@ -139,8 +139,6 @@ def _check_targets(job: Job) -> None:
     for path in job.deltas:
         target = path.resolve()
         check_target(target, force=True, n_bytes=target.stat().st_size if target.is_file() else 0)
-        if not os.access(target.parent, os.W_OK):
-            raise InputError(f"{path}: cannot be replaced, {target.parent} is not writable")
 
 
 def _names(readers: list[DeltaReader]) -> list[str]:
