@@ -1,7 +1,7 @@
 """What a delta keeps of its fine-tune, for each method and size, and what rivals of the same size keep.
 
 For every fine-tune: fresh problems of its task are made from a seed; the fine-tune's probabilities and answers on them are
-what everything is measured against. Candidates are the converter's deltas (best, best-probe, paper), rivals of equal bytes
+what everything is measured against. Candidates are the converter's deltas (best, best-probe, paper; best-self and best-text calibrated), rivals of equal bytes
 (svd, lora, delta-come; support/rivals.py), and the fine-tune itself in few bits (Q3_K_M, Q2_K, IQ2_XXS: those are not
 relative to the base). All are merged to plain GGUFs and run in the same way.
 
@@ -21,13 +21,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.compress.budget import parse_ratio
 from dqrelo_gguf.errors import InputError
 from support import rivals
-from support.candidates import BASE, CONVERTED, SMALL_TYPES, Candidate, Workshop, error_of, methods, n_elements
+from support.candidates import (
+    BASE,
+    CALIBRATED,
+    CONVERTED,
+    SMALL_TYPES,
+    Candidate,
+    Workshop,
+    error_of,
+    methods,
+    n_elements,
+)
 from support.kept import Yardstick
 from support.machine import commit, cpu
 from support.problems import MAKERS, Problem, make_problems, read_problems
@@ -35,8 +46,8 @@ from support.quality_row import Row
 from support.quality_table import cell, tables
 
 DEFAULT_RATIOS = ["1/8", "1/13", "1/16"]
-IMATRIX_PROBLEMS = 200
-IMATRIX_SEED = 1000  # added to the seed: other problems than those that are measured
+# Problems for importance matrices and calibrations, and what is added to the seed: others than those that are measured.
+OTHER_PROBLEMS, OTHER_SEED = 200, 1000
 
 
 class Bench:
@@ -83,12 +94,14 @@ class Bench:
         chosen = self.arguments.method or list(methods())
         if BASE in chosen:
             yield BASE, None, Candidate(self.base, 0, 0.0)
+        texts = self.problems(task, OTHER_PROBLEMS, self.arguments.seed + OTHER_SEED)
         for type_name in (m for m in chosen if m in SMALL_TYPES):
-            texts = self.problems(task, IMATRIX_PROBLEMS, self.arguments.seed + IMATRIX_SEED)
             yield type_name, None, self.workshop.small(tuned, type_name, texts)
         for text in self.arguments.ratio or DEFAULT_RATIOS:
-            for method in (m for m in chosen if m in CONVERTED or m in rivals.METHODS):
+            for method in (m for m in chosen if m in CONVERTED or m in CALIBRATED or m in rivals.METHODS):
                 make = self.workshop.converted if method in CONVERTED else self.workshop.rival
+                if method in CALIBRATED:
+                    make = partial(self.workshop.calibrated, texts=texts)
                 try:
                     candidate = make(self.base, tuned, method, parse_ratio(text))
                 except InputError as e:

@@ -25,9 +25,11 @@ from dqrelo_gguf.compress.budget import is_matrix
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.plan import Options
+from dqrelo_gguf.convert.result import ConvertResult
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.layout import stripped_ne
 from dqrelo_gguf.model.base import GgufModel
+from dqrelo_gguf.probe.calibrate import measure_moments
 from dqrelo_gguf.probe.weigh import measured_importance
 from dqrelo_gguf.runtime.programs import program
 from support import rivals
@@ -39,6 +41,10 @@ CONVERTED: dict[str, dict[str, Any]] = {  # names and the converter's options
     "best-probe": {"method": "best", "importance": "probe"},
     "paper": {"method": "paper"},
 }
+CALIBRATED = (
+    "best-self",
+    "best-text",
+)  # by text that the models write, and by other problems of the task with their answers
 SMALL_TYPES = ("Q3_K_M", "Q2_K", "IQ2_XXS")
 WITH_IMATRIX = ("IQ2_XXS",)  # llama-quantize makes them with an importance matrix only
 
@@ -94,11 +100,15 @@ class Workshop:
         return Candidate(path, n_bytes, time.monotonic() - begun)
 
     def _imatrix(self, tuned: Path, texts: list[Problem]) -> Path:
-        text, out = self.work / "imatrix.txt", self.work / "imatrix.gguf"
-        text.write_text("".join(f"{p.prompt}{p.answer}\n" for p in texts), encoding="utf-8")
+        text, out = self._text(texts), self.work / "imatrix.gguf"
         files = ["-m", tuned, "-f", text, "-o", out]
         run_quietly(program("llama-imatrix"), *files, "-c", "512", "-t", self.n_threads, "--no-ppl")
         return out
+
+    def _text(self, texts: list[Problem]) -> Path:
+        path = self.work / "problems.txt"
+        path.write_text("".join(f"{p.prompt}{p.answer}\n" for p in texts), encoding="utf-8")
+        return path
 
     def converted(self, base: Path, tuned: Path, method: str, ratio: Fraction) -> Candidate:
         """A delta of the converter's, merged.
@@ -106,10 +116,26 @@ class Workshop:
         Raises:
             InputError: the ratio is too small for the method.
         """
-        delta, out = self.work / "candidate.dq.gguf", self.work / "candidate.gguf"
-        job = Job(base, tuned, delta, force=True, n_threads=self.n_threads)
-        made = convert(job, Options(ratio=ratio, **CONVERTED[method]), weigh=measured_importance)
-        merge(base, delta, out, MergeOptions(force=True, n_threads=self.n_threads))
+        job = Job(base, tuned, self._delta, force=True, n_threads=self.n_threads)
+        return self._merged(base, convert(job, Options(ratio=ratio, **CONVERTED[method]), weigh=measured_importance))
+
+    def calibrated(self, base: Path, tuned: Path, method: str, ratio: Fraction, texts: list[Problem]) -> Candidate:
+        """A delta of the converter's, calibrated, merged; its seconds are without the calibration but for the first ratio."""
+        moments = self.work / f"{tuned.stem}-{base.stem}-{method}.safetensors"
+        given: dict[str, Any] = {"calibration": moments}
+        if not moments.exists():
+            source = "self" if method == "best-self" else str(self._text(texts))
+            given = {"calibrate": source, "save_calibration": moments}
+        job = Job(base, tuned, self._delta, force=True, n_threads=self.n_threads, **given)
+        return self._merged(base, convert(job, Options(ratio=ratio), calibrate=measure_moments))
+
+    @property
+    def _delta(self) -> Path:
+        return self.work / "candidate.dq.gguf"
+
+    def _merged(self, base: Path, made: ConvertResult) -> Candidate:
+        out = self.work / "candidate.gguf"
+        merge(base, self._delta, out, MergeOptions(force=True, n_threads=self.n_threads))
         return Candidate(out, made.n_bytes, made.seconds)
 
     def rival(self, base: Path, tuned: Path, method: str, ratio: Fraction) -> Candidate:
@@ -178,4 +204,4 @@ def run_quietly(*command: object) -> None:
 
 def methods() -> Iterator[str]:
     """All that can be measured."""
-    yield from (BASE, *CONVERTED, *rivals.METHODS, *SMALL_TYPES)
+    yield from (BASE, *CONVERTED, *CALIBRATED, *rivals.METHODS, *SMALL_TYPES)

@@ -91,6 +91,21 @@ py::list generate(session & self, const std::vector<token_array> & tokens, const
     return result;
 }
 
+// visit(weight, rows, experts) gets float32 [n_rows, n_in], and int32 [n_rows] or None.
+std::unordered_map<std::string, std::string> visit_inputs(session & self, const std::vector<token_array> & tokens,
+                                                          const std::vector<std::string> & names, const py::function & visit) {
+    const delta_list            no_deltas(tokens.size());
+    const std::vector<sequence> seqs = to_sequences(tokens, no_deltas, std::vector<float>(tokens.size(), 1.0f));
+    const auto                  show = [&](const tapped_rows & rows) {
+        py::gil_scoped_acquire gil;
+        const auto             n_rows = (py::ssize_t) rows.data.size() / rows.n_in;
+        py::array_t<float>     data({ n_rows, (py::ssize_t) rows.n_in }, rows.data.data());
+        visit(rows.weight, data, rows.experts.empty() ? py::object(py::none()) : py::object(to_array(rows.experts)));
+    };
+    py::gil_scoped_release free_gil;
+    return self.visit_inputs(seqs, names, show, check_signals);
+}
+
 uint64_t time_streams(session & self, const delta_list & owners, size_t n_prompt, size_t n_gen, int32_t n_threads, uint32_t seed) {
     return self.time_streams(owners, { n_prompt, n_gen, n_threads, seed }, check_signals);
 }
@@ -131,6 +146,7 @@ void bind_params(py::module_ & m) {
         .def_readwrite("use_mmap", &session_params::use_mmap)
         .def_readwrite("repack", &session_params::repack)
         .def_readwrite("kv_unified", &session_params::kv_unified)
+        .def_readwrite("watch", &session_params::watch)
         .def_readwrite("verbose", &session_params::verbose);
 
     py::class_<generate_params>(m, "GenerateParams")
@@ -205,6 +221,7 @@ void bind_session(py::module_ & m) {
         .def("logits", &logits, py::arg("tokens"), py::arg("deltas"), py::arg("scales"), py::arg("firsts"))
         .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("deltas"), py::arg("scales"))
         .def("generate", &generate, py::arg("tokens"), py::arg("deltas"), py::arg("scales"), py::arg("params"))
+        .def("visit_inputs", &visit_inputs, py::arg("tokens"), py::arg("names"), py::arg("visit"))
         .def("time_streams", &time_streams, py::arg("deltas"), py::arg("n_prompt"), py::arg("n_gen"), py::arg("n_threads"), py::arg("seed"),
              no_gil())
         .def_property_readonly("closed", &session::is_closed)

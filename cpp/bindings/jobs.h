@@ -17,6 +17,12 @@ private:
     int32_t n_vocab;
 };
 
+// Runs a sequence for what its graphs do on the way.
+class job_without_output : public job {
+public:
+    void on_row(size_t /*pos*/, const float * /*row*/) override {}
+};
+
 // Sum of the log-probabilities of continuation tokens. `tokens` holds context and continuation without its last token.
 class score_job : public job {
 public:

@@ -123,6 +123,11 @@ void session::make_context(const session_params & params) {
     cparams.type_k          = cache_type_from("type_k", params.type_k);
     cparams.type_v          = cache_type_from("type_v", params.type_v);
     cparams.kv_unified      = params.kv_unified;
+    if (params.watch) {
+        tap                       = std::make_unique<input_tap>();
+        cparams.cb_eval           = input_tap::on_node;
+        cparams.cb_eval_user_data = tap.get();
+    }
     log_clear();
     ctx = llama_init_from_model(model, cparams);
     if (ctx == nullptr) {
@@ -361,6 +366,49 @@ std::vector<generated> session::generate(const std::vector<sequence> & seqs, con
         result.push_back(std::move(item.result));
     }
     return result;
+}
+
+std::unordered_map<std::string, std::string> session::visit_inputs(const std::vector<sequence> &    seqs,
+                                                                   const std::vector<std::string> & names,
+                                                                   const input_tap::visit_fn & visit, const check_fn & check) {
+    std::lock_guard<std::mutex> lock(mutex);
+    require_open();
+    if (tap == nullptr) {
+        throw input_error("visit_inputs: the runtime does not watch. Open it with watch=True");
+    }
+    std::vector<job_without_output> items(seqs.size());
+    std::vector<job *>              jobs;
+    for (size_t i = 0; i < seqs.size(); ++i) {
+        prepare(items[i], seqs[i], i, 0);
+        jobs.push_back(&items[i]);
+    }
+    std::exception_ptr thrown; // An exception must not pass through ggml.
+    tap->start({ names.begin(), names.end() }, [&](const tapped_rows & rows) {
+        if (thrown == nullptr) {
+            try {
+                visit(rows);
+            } catch (...) {
+                thrown = std::current_exception();
+            }
+        }
+    });
+    const auto checked = [&] {
+        if (thrown != nullptr) {
+            std::rethrow_exception(thrown);
+        }
+        check();
+    };
+    try {
+        run(jobs, checked);
+    } catch (...) {
+        tap->stop();
+        throw;
+    }
+    tap->stop();
+    if (thrown != nullptr) {
+        std::rethrow_exception(thrown);
+    }
+    return tap->aliases();
 }
 
 uint64_t session::time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params,

@@ -1,6 +1,7 @@
 // session.h: one base model with one context, and the deltas loaded for it. What the Python class Runtime drives.
 #pragma once
 
+#include "input-tap.h"
 #include "jobs.h"
 #include "process.h"
 #include "timing.h"
@@ -22,8 +23,9 @@ struct session_params {
     std::string type_k       = "f16";
     std::string type_v       = "f16";
     bool        use_mmap     = true;
-    bool        repack       = true; // The CPU may use its repacked weight layouts.
-    bool        kv_unified   = true; // Sequences share the memory; otherwise each has n_ctx / n_seq_max.
+    bool        repack       = true;  // The CPU may use its repacked weight layouts.
+    bool        kv_unified   = true;  // Sequences share the memory; otherwise each has n_ctx / n_seq_max.
+    bool        watch        = false; // visit_inputs() can be called; every node is computed by itself then.
     bool        verbose      = false;
 };
 
@@ -73,6 +75,11 @@ public:
     // Continues each sequence. Sequence i draws with seed + i.
     std::vector<generated> generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check);
 
+    // Runs the sequences, and shows what the weights of these names multiply. Returns the weights that read the same rows as another one,
+    // with that one's name; only the latter's rows are shown.
+    std::unordered_map<std::string, std::string> visit_inputs(const std::vector<sequence> & seqs, const std::vector<std::string> & names,
+                                                              const input_tap::visit_fn & visit, const check_fn & check);
+
     // Returns the nanoseconds that streams on these deltas take (timing.h).
     uint64_t time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check);
 
@@ -102,5 +109,6 @@ private:
     std::string                  base_error;
     llama_context *              ctx   = nullptr;
     const llama_vocab *          vocab = nullptr;
+    std::unique_ptr<input_tap>   tap; // NULL unless the session watches.
     const bool                   kv_unified;
 };

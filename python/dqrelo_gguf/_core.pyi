@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self, TypedDict
 
 import numpy as np
@@ -17,6 +17,7 @@ class SessionParams:
     use_mmap: bool
     repack: bool
     kv_unified: bool
+    watch: bool
     verbose: bool
     def __init__(self) -> None: ...
 
@@ -116,6 +117,12 @@ class Session:
         scales: Sequence[float],
         params: GenerateParams,
     ) -> list[tuple[bytes, NDArray[np.int32]]]: ...
+    def visit_inputs(
+        self,
+        tokens: Sequence[NDArray[np.int32]],
+        names: Sequence[str],
+        visit: Callable[[str, NDArray[np.float32], NDArray[np.int32] | None], object],
+    ) -> dict[str, str]: ...
     def time_streams(
         self, deltas: Sequence[Delta | None], n_prompt: int, n_gen: int, n_threads: int, seed: int
     ) -> int: ...

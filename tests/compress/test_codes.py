@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from dqrelo_gguf.compress.blocks import open_blocks
-from dqrelo_gguf.compress.codes import Coded, code_rows, decode_columns, decode_rows, encode_rows, planes_of, rows_of
+from dqrelo_gguf.compress.codes import (
+    MAX_PLANES,
+    Coded,
+    code_rows,
+    decode_columns,
+    decode_rows,
+    encode_rows,
+    places,
+    planes_of,
+    rows_of,
+)
 from dqrelo_gguf.compress.mixes import LOSS
 from dqrelo_gguf.compress.signs import pack_signs
 
@@ -106,3 +116,13 @@ def test_columns_decode_like_rows() -> None:
     assert np.array_equal(as_columns, as_rows.transpose(0, 2, 1))
     expected = sum(scale[1, c] * np.where(signs[1, c] > 0, 1, -1) for c in (0, 5, 7))  # vector 0 has planes 0, 1 and 2
     assert np.allclose(as_rows[1, 0], expected)
+
+
+@pytest.mark.parametrize("n_planes", range(1, MAX_PLANES + 1))
+def test_places_are_those_of_a_search(n_planes: int) -> None:
+    """Also of elements that are a middle themselves, of middles that are equal, and of an infinite one."""
+    generator = torch.Generator().manual_seed(n_planes)
+    middles = torch.randn((5, 2**n_planes - 1), generator=generator).round(decimals=1).sort(dim=1).values
+    middles[0] = torch.inf
+    X = torch.cat([torch.randn((5, 300), generator=generator), middles, torch.full((5, 1), -torch.inf)], dim=1)
+    assert torch.equal(places(middles, X), torch.searchsorted(middles, X))

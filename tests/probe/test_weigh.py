@@ -13,7 +13,7 @@ from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.convert.work import Work
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.reader import DeltaReader
-from dqrelo_gguf.probe import weigh
+from dqrelo_gguf.probe import tuned_model, weigh
 from tests.support.models import pico_gguf, pico_tuned, pico_tuned_gguf
 
 
@@ -62,7 +62,7 @@ def test_the_probe_moves_bytes(out: Path, tmp_path: Path) -> None:
 def test_without_room_it_is_one_line(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(weigh, "SPARE_BYTES", 1 << 60)
+    monkeypatch.setattr(tuned_model, "SPARE_BYTES", 1 << 60)
     arguments = [str(pico_gguf("llama")), str(pico_tuned_gguf("llama")), "-o", str(out), "--importance", "probe"]
     assert main(arguments) == 1
     assert "error: the probe needs" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from dqrelo_gguf.cli import run, write_json
 if TYPE_CHECKING:
     from dqrelo_gguf.convert.plan import Options
     from dqrelo_gguf.convert.result import ConvertResult
-    from dqrelo_gguf.convert.work import Weigh
+    from dqrelo_gguf.convert.work import Calibrate, Weigh
 
 PROG = "dqrelo-convert"
 
@@ -71,6 +71,16 @@ def _parser() -> argparse.ArgumentParser:
         "forward passes on text that base and fine-tune write, which takes minutes and 4 bytes a parameter of memory "
         "and disk (default: %(default)s)",
     )
+    method.add_argument(
+        "--calibrate",
+        metavar="self|FILE",
+        help="the method best: errors count by what the weights multiply while the fine-tune reads text: a UTF-8 text file, such as prompts "
+        "of its task with their answers, or text that base and fine-tune write themselves. Takes minutes",
+    )
+    method.add_argument(
+        "--save-calibration", metavar="FILE", help="keep what --calibrate measured, as safetensors, for other ratios"
+    )
+    method.add_argument("--calibration", metavar="FILE", help="calibrate with what --save-calibration kept")
     method.add_argument(
         "--vectors",
         choices=("whole", "paper"),
@@ -138,12 +148,15 @@ def _convert(args: argparse.Namespace) -> None:
         name=args.name,
         force=args.force,
         dry_run=args.dry_run,
+        calibrate=args.calibrate,
+        calibration=args.calibration,
+        save_calibration=args.save_calibration,
         n_threads=args.threads,
     )
     options = _options(args)
     if args.json not in (None, "-"):
-        check_outputs([Path(args.outfile), Path(args.json)], job.input_files(), args.force)
-    result = convert(job, options, phases_for_stderr(), _weigh(args.importance))
+        check_outputs([*job.output_files(), Path(args.json)], job.input_files(), args.force)
+    result = convert(job, options, phases_for_stderr(), _weigh(args.importance), _calibrate(args.calibrate))
     if args.json is not None:
         write_json(result.as_json(), args.json, args.force)
     if args.json != "-":
@@ -157,6 +170,15 @@ def _weigh(importance: str) -> Weigh | None:
     from dqrelo_gguf.probe.weigh import measured_importance
 
     return measured_importance
+
+
+def _calibrate(source: str | None) -> Calibrate | None:
+    """The calibration where it is asked for, likewise."""
+    if source is None:
+        return None
+    from dqrelo_gguf.probe.calibrate import measure_moments
+
+    return measure_moments
 
 
 def _options(args: argparse.Namespace) -> Options:

@@ -6,16 +6,18 @@ coded again for what the planes leave, and the planes for what the factors leave
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.compress.lowrank import LowRank
+from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.compress.paper import norm
-from dqrelo_gguf.compress.planes import Planes, column_scales, subtract_planes
+from dqrelo_gguf.compress.planes import Planes, column_scales, subtract_planes, subtract_shaped_planes
 from dqrelo_gguf.compress.sign_factors import SignFactors, add_product, distance, refine, start
-from dqrelo_gguf.compress.spectrum import leading
+from dqrelo_gguf.compress.spectrum import leading, leading_under
 
 # A round that lowers the error by less than this part of it is the last one.
 STOP_GAIN = 2e-3
@@ -43,59 +45,97 @@ class Compressed:
         planes: None for none.
         factors: None for none.
         error: ||D - D_hat||_F of what is stored.
+        weighted_error: the same under the metric; None without one.
     """
 
     planes: Planes | None
     factors: SignFactors | None
     error: float
+    weighted_error: float | None = None
 
 
-def compress(D: torch.Tensor, mix: Mix, blocks: Blocks, *, max_rounds: int = MAX_ROUNDS) -> Compressed:
+def compress(
+    D: torch.Tensor, mix: Mix, blocks: Blocks, *, metric: Metric | None = None, max_rounds: int = MAX_ROUNDS
+) -> Compressed:
     """Compresses one delta.
 
     Args:
         D: (n_out, n_in) float32. It is not changed.
         mix: how.
         blocks: the threads to work with.
+        metric: which errors count how much; None for the plain norm.
         max_rounds: of coding factors and planes in turn, 1 at least.
     """
+    fit = _Fit(D, mix.n_planes, blocks, metric)
     if not mix.plane_ranks:
         R = D.clone()
-        planes = subtract_planes(R, mix.n_planes, column_scales(R, mix.n_planes, blocks), blocks)
-        return Compressed(planes, None, norm(R, blocks))
-    factors, columns = _begin(D, mix, blocks)
-    return _in_turn(D, factors, mix.n_planes, columns, blocks, max_rounds=max_rounds)
+        planes = fit.subtract_planes(R, None if metric else column_scales(R, mix.n_planes, blocks))
+        return Compressed(planes, None, norm(R, blocks), fit.weighted_norm(R))
+    factors, columns = fit.begin(mix.plane_ranks)
+    return fit.in_turn(factors, columns, max_rounds)
 
 
-def _begin(D: torch.Tensor, mix: Mix, blocks: Blocks) -> tuple[SignFactors, torch.Tensor]:
-    """The factors of the truncated SVD, and the column scales of all rounds: those of the planes of what it leaves."""
-    U, V = leading(D, mix.plane_ranks[0], blocks)
-    columns = torch.ones(D.shape[1])
-    if mix.n_planes > 0:
+@dataclass(frozen=True)
+class _Fit:
+    """A matrix that is being compressed.
+
+    Args:
+        D: (n_out, n_in) float32.
+        n_planes: of the matrix.
+        blocks: the threads to work with.
+        metric: None for the plain norm.
+    """
+
+    D: torch.Tensor
+    n_planes: int
+    blocks: Blocks
+    metric: Metric | None
+
+    def begin(self, plane_ranks: tuple[int, ...]) -> tuple[SignFactors, torch.Tensor | None]:
+        """The factors of the truncated SVD, and the column scales of all rounds: those of the planes of what it leaves."""
+        D, blocks = self.D, self.blocks
+        if self.metric is not None:
+            return start(leading_under(D, plane_ranks[0], self.metric, blocks), plane_ranks, blocks), None
+        U, V = leading(D, plane_ranks[0], blocks)
+        if self.n_planes == 0:
+            return start(LowRank(U, V), plane_ranks, blocks), None
         R = D.clone()
         blocks.run(lambda s: R[s].addmm_(U[s], V, alpha=-1), row_slices(*D.shape))
-        columns = column_scales(R, mix.n_planes, blocks)
-    return start(LowRank(U, V / columns), mix.plane_ranks, blocks), columns
+        columns = column_scales(R, self.n_planes, blocks)
+        return start(LowRank(U, V / columns), plane_ranks, blocks), columns
 
+    def subtract_planes(self, R: torch.Tensor, columns: torch.Tensor | None) -> Planes:
+        """Turns R into what its planes leave, in place."""
+        if self.metric is not None:
+            return subtract_shaped_planes(R, self.n_planes, self.metric, self.blocks)
+        assert columns is not None
+        return subtract_planes(R, self.n_planes, columns, self.blocks)
 
-def _in_turn(
-    D: torch.Tensor, factors: SignFactors, n_planes: int, columns: torch.Tensor, blocks: Blocks, *, max_rounds: int
-) -> Compressed:
-    """Codes factors and planes in turn, and keeps the round of the least error."""
-    best = None
-    target = D if n_planes == 0 else D.clone()  # what the factors shall be: D without the planes
-    for _ in range(max_rounds):
-        factors = refine(target, factors, columns, blocks)
-        if n_planes == 0:
-            found = Compressed(None, factors, distance(D, factors, columns, blocks))
-        else:
-            target.copy_(D)
-            add_product(target, factors, columns, -1, blocks)
-            planes = subtract_planes(target, n_planes, columns, blocks)
-            found = Compressed(planes, factors, norm(target, blocks))
-            add_product(target, factors, columns, 1, blocks)
-        if best is not None and found.error > best.error * (1 - STOP_GAIN):
-            break
-        best = found
-    assert best is not None
-    return best
+    def weighted_norm(self, E: torch.Tensor) -> float | None:
+        """The metric's norm of an error; None without one."""
+        return None if self.metric is None else self.metric.norm(E, self.blocks)
+
+    def in_turn(self, factors: SignFactors, column_scales: torch.Tensor | None, max_rounds: int) -> Compressed:
+        """Codes factors and planes in turn, and keeps the round of the least error."""
+        D, blocks, metric = self.D, self.blocks, self.metric
+        columns = torch.ones(D.shape[1]) if column_scales is None else column_scales
+        best, least = None, math.inf
+        target = D if self.n_planes == 0 else D.clone()  # what the factors shall be: D without the planes
+        for _ in range(max_rounds):
+            factors = refine(target, factors, columns, blocks, metric)
+            if self.n_planes == 0:
+                found = Compressed(None, factors, distance(D, factors, columns, blocks))
+                if metric is not None:
+                    found.weighted_error = distance(D, factors, columns, blocks, metric)
+            else:
+                target.copy_(D)
+                add_product(target, factors, columns, -1, blocks)
+                planes = self.subtract_planes(target, column_scales)
+                found = Compressed(planes, factors, norm(target, blocks), self.weighted_norm(target))
+                add_product(target, factors, columns, 1, blocks)
+            error = found.error if found.weighted_error is None else found.weighted_error
+            if error > least * (1 - STOP_GAIN):
+                break
+            best, least = found, error
+        assert best is not None
+        return best

@@ -29,6 +29,8 @@ F32 = npt.NDArray[np.float32]
 # The step of the best uniform quantiser of 2^b levels for a Gaussian variable of variance 1 (Max, 1960, Table II), b from 1.
 _GAUSSIAN_STEP = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
 MAX_PLANES = len(_GAUSSIAN_STEP)
+# Middles that are all compared with each element: those of three planes.
+_MOST_COMPARED = 7
 
 
 @dataclass
@@ -93,9 +95,37 @@ def _sign_table(n_planes: int) -> torch.Tensor:
 
 def _nearest(X: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each row's values in ascending order (k, 2^b), their codes (k, 2^b), and the place of each element's nearest (k, n)."""
+    levels, middles, codes = levels_of(scales)
+    return levels, codes, places(middles, X)
+
+
+def levels_of(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the numbers of rows with these scales (k, b) can be.
+
+    Returns:
+        The values in ascending order (k, 2^b), the middles between them (k, 2^b - 1), and the values' codes (k, 2^b).
+    """
     levels, codes = (scales @ _sign_table(scales.shape[1]).T).sort(dim=1)
-    middles = ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous()
-    return levels, codes, torch.searchsorted(middles, X)
+    return levels, ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous(), codes
+
+
+def places(middles: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+    """How many of its row's 2^b - 1 ascending middles (k, 2^b - 1) each element of X (k, n) exceeds; int64.
+
+    What torch.searchsorted finds, several times faster: few middles are all compared, more are halved b times.
+    """
+    n_middles = middles.shape[1]
+    if n_middles <= _MOST_COMPARED:
+        count = (middles[:, :1] < X).to(torch.uint8)
+        for i in range(1, n_middles):
+            count += middles[:, i : i + 1] < X
+        return count.long()
+    found = torch.zeros(X.shape, dtype=torch.int64)
+    half = (n_middles + 1) // 2
+    while half > 0:
+        found += (torch.gather(middles, 1, found + (half - 1)) < X) * half
+        half //= 2
+    return found
 
 
 def _least_squares(X: torch.Tensor, codes: torch.Tensor, place: torch.Tensor, n_planes: int) -> torch.Tensor:

@@ -40,6 +40,7 @@ class Spectrum:
         n_in, n_out, n_mat: row length, rows, matrices (experts; their mix is the same).
         energies: squared singular values, descending, added up over the matrices; (min(n_in, n_out),) float64.
         importance: what one unit of squared error of this weight counts.
+        with_column_scales: planes have them; they do without under a metric (best.py).
     """
 
     n_in: int
@@ -47,6 +48,7 @@ class Spectrum:
     n_mat: int
     energies: F64
     importance: float
+    with_column_scales: bool = True
 
     def __post_init__(self) -> None:
         side = len(self.energies)
@@ -66,7 +68,8 @@ class Spectrum:
         """Bytes of the planes of the matrix, with their scales."""
         if n_planes == 0:
             return 0
-        return self.n_mat * (n_planes * (self.n_in * self.n_out // 8 + 4 * self.n_out) + 4 * self.n_in)
+        column_bytes = 4 * self.n_in if self.with_column_scales else 0
+        return self.n_mat * (n_planes * (self.n_in * self.n_out // 8 + 4 * self.n_out) + column_bytes)
 
     @property
     def max_codes(self) -> int:

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dqrelo_gguf.compress.blocks import Blocks, row_slices
-from dqrelo_gguf.compress.codes import code_rows
+from dqrelo_gguf.compress.blocks import Blocks, row_slices, slices_of
+from dqrelo_gguf.compress.codes import Coded, code_rows
+from dqrelo_gguf.compress.feedback import BLOCK_ROWS, shape_rows
+from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.compress.signs import pack_signs
 
 
@@ -24,12 +26,12 @@ class Planes:
     Args:
         bits: of each plane, (n_out, n_in // 8).
         row_scales: (n_planes, n_out) float32.
-        column_scales: (n_in,) float32, of mean 1.
+        column_scales: (n_in,) float32, of mean 1; None for none.
     """
 
     bits: list[npt.NDArray[np.uint8]]
     row_scales: torch.Tensor
-    column_scales: torch.Tensor
+    column_scales: torch.Tensor | None
 
 
 def subtract_planes(R: torch.Tensor, n_planes: int, columns: torch.Tensor, blocks: Blocks) -> Planes:
@@ -42,19 +44,45 @@ def subtract_planes(R: torch.Tensor, n_planes: int, columns: torch.Tensor, block
         blocks: the threads to work with.
     """
     n_out, n_in = R.shape
-    out = Planes(
-        [np.empty((n_out, n_in // 8), np.uint8) for _ in range(n_planes)], R.new_empty((n_planes, n_out)), columns
-    )
+    out = _empty(n_planes, n_out, n_in, columns)
 
     def step(s: slice) -> None:
         coded = code_rows(R[s] / columns, n_planes)
-        for p in range(n_planes):
-            out.bits[p][s] = pack_signs(((coded.codes >> p) & 1).numpy())
-        out.row_scales[:, s] = coded.scales.T
+        _put(out, s, coded)
         R[s] -= coded.values * columns
 
     blocks.run(step, row_slices(n_out, n_in))
     return out
+
+
+def subtract_shaped_planes(R: torch.Tensor, n_planes: int, metric: Metric, blocks: Blocks) -> Planes:
+    """Turns R into what its planes leave, in place; they are chosen under a metric, without column scales.
+
+    Args:
+        R: (n_out, n_in) float32.
+        n_planes: 1 to 4.
+        metric: of R's errors.
+        blocks: the threads to work with.
+    """
+    n_out, n_in = R.shape
+    out = _empty(n_planes, n_out, n_in, None)
+    for s in slices_of(n_out, blocks.n_threads * BLOCK_ROWS):
+        values = torch.empty_like(R[s])
+        rows = slice(0, len(values))
+        _put(out, s, shape_rows(R[s], [(rows, n_planes)], metric, values, blocks)[0])
+        R[s] -= values
+    return out
+
+
+def _empty(n_planes: int, n_out: int, n_in: int, columns: torch.Tensor | None) -> Planes:
+    bits = [np.empty((n_out, n_in // 8), np.uint8) for _ in range(n_planes)]
+    return Planes(bits, torch.empty((n_planes, n_out)), columns)
+
+
+def _put(out: Planes, rows: slice, coded: Coded) -> None:
+    for p, bits in enumerate(out.bits):
+        bits[rows] = pack_signs(((coded.codes >> p) & 1).numpy())
+    out.row_scales[:, rows] = coded.scales.T
 
 
 def column_scales(R: torch.Tensor, n_planes: int, blocks: Blocks) -> torch.Tensor:

@@ -17,7 +17,9 @@ import torch
 
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.compress.codes import Coded, encode_rows, rows_of
+from dqrelo_gguf.compress.feedback import shape_rows
 from dqrelo_gguf.compress.lowrank import LowRank
+from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.compress.signs import pack_signs
 
 
@@ -65,23 +67,57 @@ def start(low_rank: LowRank, plane_ranks: Sequence[int], blocks: Blocks) -> Sign
     return SignFactors(tuple(plane_ranks), *sides)
 
 
-def refine(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks) -> SignFactors:
+def refine(
+    R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks, metric: Metric | None = None
+) -> SignFactors:
     """One sweep: codes A again for the present B, then B for the new A.
 
     Args:
         R: (n_out, n_in) float32, what A B diag(columns) shall be.
         factors: where to begin; they are not changed.
-        columns: (n_in,) float32.
+        columns: (n_in,) float32; ones with a metric.
         blocks: the threads to work with.
+        metric: of R's errors; None for the plain norm.
     """
+    if metric is None:
+        return _refine_b(R, _refine_a(R, factors, columns, blocks), columns, blocks)
+    factors = _refine_a(R, factors, columns, blocks, metric)
+    # A makes up for what B's new codes lose.
+    return _refine_a(R, _shape_b(R, factors, metric, blocks), columns, blocks, metric)
+
+
+def _refine_a(
+    R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks, metric: Metric | None = None
+) -> SignFactors:
     b = factors.b.values * columns
-    products = blocks.matmul(R, b.T).T
-    a_side = _refined(products, b @ b.T, factors.a, factors.plane_ranks, blocks)
-    del b, products
-    a = a_side.values
+    weighed = b if metric is None else blocks.matmul(b, metric.H)
+    products = blocks.matmul(R, weighed.T).T
+    a = _refined(products, weighed @ b.T, factors.a, factors.plane_ranks, blocks)
+    return SignFactors(factors.plane_ranks, a, factors.b)
+
+
+def _refine_b(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks) -> SignFactors:
+    a = factors.a.values
     products = blocks.matmul(R.T, a.T).div_(columns[:, None]).T
-    b_side = _refined(products, a @ a.T, factors.b, factors.plane_ranks, blocks)
-    return SignFactors(factors.plane_ranks, a_side, b_side)
+    b = _refined(products, a @ a.T, factors.b, factors.plane_ranks, blocks)
+    return SignFactors(factors.plane_ranks, factors.a, b)
+
+
+def _shape_b(R: torch.Tensor, factors: SignFactors, metric: Metric, blocks: Blocks) -> SignFactors:
+    """B is solved for all vectors together, whatever the metric, and coded with error feedback under it."""
+    a = factors.a.values
+    wanted = _solver(a @ a.T) @ blocks.matmul(R.T, a.T).T
+    values = torch.empty_like(wanted)
+    parts = shape_rows(wanted, list(rows_of(factors.plane_ranks)), metric, values, blocks)
+    return SignFactors(factors.plane_ranks, factors.a, Vectors(values, parts))
+
+
+def _solver(gram: torch.Tensor) -> torch.Tensor:
+    """The inverse of a Gram matrix."""
+    # Vectors that are all zero, or equal, make the system singular without the ridge.
+    ridge = (1e-6 * gram.diagonal().mean() + 1e-30) * torch.eye(gram.shape[0])
+    inverse: torch.Tensor = torch.linalg.inv(gram + ridge)
+    return inverse
 
 
 def _refined(
@@ -99,9 +135,7 @@ def _refined(
     values, parts = side.values.clone(), []
     for s, n_planes in rows_of(plane_ranks):
         own = gram[s, s]
-        # Vectors that are all zero, or equal, make the system singular without the ridge.
-        ridge = (1e-6 * own.diagonal().mean() + 1e-30) * torch.eye(own.shape[0])
-        solver = torch.linalg.inv(own + ridge)
+        solver = _solver(own)
         wanted = products[s]
 
         def solve(c: slice, s: slice = s, own: torch.Tensor = own, solver: torch.Tensor = solver) -> None:
@@ -120,12 +154,15 @@ def add_product(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, si
     blocks.run(lambda s: R[s].addmm_(A[s], B, alpha=sign), row_slices(*R.shape))
 
 
-def distance(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks) -> float:
-    """||R - A B diag(columns)||_F, without a second matrix of R's size."""
+def distance(
+    R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks, metric: Metric | None = None
+) -> float:
+    """The norm of R - A B diag(columns), the metric's or the plain one, without a second matrix of R's size."""
     A, B = factors.a.values.T, factors.b.values * columns
 
     def part(s: slice) -> torch.Tensor:
-        return torch.addmm(R[s], A[s], B, alpha=-1).square().sum(dtype=torch.float64)
+        error = torch.addmm(R[s], A[s], B, alpha=-1)
+        return (error if metric is None else error @ metric.root).square().sum(dtype=torch.float64)
 
     return math.sqrt(float(blocks.sum_rows(part, *R.shape)))
 

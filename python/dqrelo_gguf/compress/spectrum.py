@@ -1,4 +1,4 @@
-"""The singular values of a matrix, from the eigenvalues of its smaller Gram matrix in float64."""
+"""The singular values of a matrix, plain or under a metric, from the eigenvalues of its smaller Gram matrix in float64."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.compress.lowrank import LowRank
+from dqrelo_gguf.compress.metric import Metric
 
 
 def _gram(D: torch.Tensor, blocks: Blocks) -> torch.Tensor:
@@ -41,3 +42,16 @@ def leading(D: torch.Tensor, rank: int, blocks: Blocks) -> LowRank:
     if D.shape[1] <= D.shape[0]:  # D ~ (D basis) basis^T
         return LowRank(blocks.matmul(D, basis).mul_(inverse), (basis * root).T.contiguous())
     return LowRank(basis * root, blocks.matmul(D.T, basis).mul_(inverse).T.contiguous())
+
+
+def leading_under(D: torch.Tensor, rank: int, metric: Metric, blocks: Blocks) -> LowRank:
+    """The factors of a rank that are nearest to D under a metric: the truncated SVD of D L, and V L^-1 for its V.
+
+    Args:
+        D: (n_out, n_in) float32.
+        rank: 1 to min(n_out, n_in).
+        metric: of D's errors.
+        blocks: the threads to work with.
+    """
+    found = leading(metric.weigh(D, blocks), rank, blocks)
+    return LowRank(found.U, metric.unweigh(found.V))

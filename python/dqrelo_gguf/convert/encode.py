@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -16,10 +16,12 @@ from dqrelo_gguf.compress.best import Mix
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.compress.factors import stored_values
 from dqrelo_gguf.compress.lowrank import seed_of
+from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.compress.mixes import Spectrum
 from dqrelo_gguf.compress.paper import CompressedMatrix, Method, compress, norm, select_by_magnitude
 from dqrelo_gguf.compress.sign_factors import column_bits, row_bits, scales_of
 from dqrelo_gguf.compress.spectrum import energies
+from dqrelo_gguf.convert.moments import Moments
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.errors import NonFiniteError
 from dqrelo_gguf.file.weight_data import SignFactors, WeightData
@@ -39,6 +41,7 @@ def encode_weight(
     options: Options,
     blocks: Blocks,
     *,
+    moments: Moments | None = None,
     max_rounds: int = best.MAX_ROUNDS,
 ) -> WeightData:
     """The delta of one weight, compressed as planned, with its errors.
@@ -49,6 +52,7 @@ def encode_weight(
         tuned: the fine-tune.
         options: of the conversion.
         blocks: the threads to work with.
+        moments: what the weights multiply, for the method `best`; None where that is not known.
         max_rounds: of the method `best`.
 
     Raises:
@@ -63,13 +67,15 @@ def encode_weight(
     elif options.method_name == "paper":
         data, error = _signs(D, planned, options, blocks)
     else:
-        data, error = _best(D, planned, blocks, max_rounds)
+        data, error = _best(D, planned, moments, blocks, max_rounds)
     data.error_delta = error / delta_norm if delta_norm > 0 else 0.0
     data.error_weight = error / weight_norm if weight_norm > 0 else 0.0
     return data
 
 
-def measure_weight(pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks) -> Spectrum:
+def measure_weight(
+    pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks, moments: Moments | None = None
+) -> Spectrum:
     """The spectrum of a weight's delta, added up over its matrices, and what the weight counts.
 
     That is 1 / ||D||, and VOCABULARY_WEIGHT times as much for the embedding and the output matrix: of all that was tried
@@ -80,6 +86,7 @@ def measure_weight(pair: Pair, reference: GgufModel, tuned: Model, blocks: Block
         reference: what the delta is against.
         tuned: the fine-tune.
         blocks: the threads to work with.
+        moments: what the weights multiply; None where that is not known. The mix does not depend on them (docs/method.md).
     """
     D = delta_of(pair, reference, tuned, blocks)
     n_in, n_out, *_ = pair.ne
@@ -87,7 +94,15 @@ def measure_weight(pair: Pair, reference: GgufModel, tuned: Model, blocks: Block
     total = sum(energies(torch.from_numpy(matrix), blocks) for matrix in matrices)
     assert isinstance(total, torch.Tensor)
     weight = VOCABULARY_WEIGHT if pair.name in (EMBEDDING, OUTPUT) else 1.0
-    return Spectrum(n_in, n_out, len(matrices), total.numpy(), weight * float(total.sum()) ** -0.5)
+    calibrated = moments is not None and moments.covers(pair.name)
+    return Spectrum(
+        n_in,
+        n_out,
+        len(matrices),
+        total.numpy(),
+        weight * float(total.sum()) ** -0.5,
+        with_column_scales=not calibrated,
+    )
 
 
 def delta_of(pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks) -> F32:
@@ -135,13 +150,17 @@ def _signs(D: F32, planned: Planned, options: Options, blocks: Blocks) -> tuple[
     return _weight_data(matrices, method, stacked=bool(experts)), error
 
 
-def _best(D: F32, planned: Planned, blocks: Blocks, max_rounds: int) -> tuple[WeightData, float]:
+def _best(
+    D: F32, planned: Planned, moments: Moments | None, blocks: Blocks, max_rounds: int
+) -> tuple[WeightData, float]:
     spec = planned.spec
     n_in, n_out, *experts = spec.ne
     mix = Mix(spec.n_planes, spec.plane_ranks)
+    rows = D.reshape(-1, n_out, n_in)
+    metrics: Sequence[Metric | None] = _metrics(moments, spec.name, rows) or [None] * len(rows)
     matrices = [
-        best.compress(torch.from_numpy(matrix), mix, blocks, max_rounds=max_rounds)
-        for matrix in D.reshape(-1, n_out, n_in)
+        best.compress(torch.from_numpy(matrix), mix, blocks, metric=metric, max_rounds=max_rounds)
+        for matrix, metric in zip(rows, metrics, strict=True)
     ]
 
     def stacked(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -154,7 +173,8 @@ def _best(D: F32, planned: Planned, blocks: Blocks, max_rounds: int) -> tuple[We
             (stacked(p.bits[i] for p in planes), stacked(p.row_scales[i].numpy() for p in planes))
             for i in range(mix.n_planes)
         ]
-        data.cscale = stacked(p.column_scales.numpy() for p in planes)
+        columns = [p.column_scales.numpy() for p in planes if p.column_scales is not None]
+        data.cscale = stacked(columns) if columns else None
     factors = [m.factors for m in matrices if m.factors is not None]
     if factors:
         data.sign_factors = SignFactors(
@@ -163,7 +183,18 @@ def _best(D: F32, planned: Planned, blocks: Blocks, max_rounds: int) -> tuple[We
             u_bits=stacked(column_bits(f.a, mix.plane_ranks) for f in factors),
             u_scale=stacked(scales_of(f.a, mix.plane_ranks) for f in factors),
         )
+    if metrics[0] is not None:
+        total = sum(
+            m.norm(torch.from_numpy(r), blocks) ** 2 for m, r in zip(metrics, rows, strict=True) if m is not None
+        )
+        left = sum(m.weighted_error**2 for m in matrices if m.weighted_error is not None)
+        data.error_outputs = (left / total) ** 0.5 if total > 0 else 0.0
     return data, sum(m.error**2 for m in matrices) ** 0.5
+
+
+def _metrics(moments: Moments | None, name: str, matrices: F32) -> list[Metric] | None:
+    n_mat, _, n_in = matrices.shape
+    return None if moments is None else moments.metrics(name, n_in, n_mat)
 
 
 def _weight_data(matrices: list[CompressedMatrix], method: Method, stacked: bool) -> WeightData:

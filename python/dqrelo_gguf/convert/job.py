@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -14,9 +17,10 @@ from dqrelo_gguf.compress.mixes import Spectrum
 from dqrelo_gguf.convert.encode import encode_weight, measure_weight
 from dqrelo_gguf.convert.estimate import estimate
 from dqrelo_gguf.convert.metadata import delta_meta
+from dqrelo_gguf.convert.moments import SELF, Moments
 from dqrelo_gguf.convert.plan import Options, Planned, plan_best, plan_paper, weighed
 from dqrelo_gguf.convert.result import ConvertResult, WeightResult
-from dqrelo_gguf.convert.work import Weigh, Work
+from dqrelo_gguf.convert.work import Calibrate, Weigh, Work
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
@@ -43,6 +47,10 @@ class Job:
         name: of the fine-tune; its own if None.
         force: replace an existing file.
         dry_run: check and plan, write nothing.
+        calibrate: "self" or a text file: errors count by what weights multiply while the fine-tune reads text (probe/calibrate.py);
+            None for plain errors.
+        calibration: the same from a file that `save_calibration` has left.
+        save_calibration: where the moments are kept.
         n_threads: None for all cores. Does not change the result.
     """
 
@@ -53,16 +61,29 @@ class Job:
     name: str | None = None
     force: bool = False
     dry_run: bool = False
+    calibrate: str | None = None
+    calibration: str | os.PathLike[str] | None = None
+    save_calibration: str | os.PathLike[str] | None = None
     n_threads: int | None = None
 
     def input_files(self) -> list[Path]:
         """Every file that may be read."""
-        paths = (self.base, self.tuned, self.reference)
-        return [file for path in paths if path is not None for file in files_of(path)]
+        models = (self.base, self.tuned, self.reference)
+        texts = [] if self.calibrate in (None, SELF) else [self.calibrate]
+        paths = [file for path in models if path is not None for file in files_of(path)]
+        return paths + [Path(path) for path in (*texts, self.calibration) if path is not None]
+
+    def output_files(self) -> list[Path]:
+        """Every file that will be written."""
+        return [Path(path) for path in (self.outfile, self.save_calibration) if path is not None]
 
 
 def convert(
-    job: Job, options: Options | None = None, phases: Phases = Silent, weigh: Weigh | None = None
+    job: Job,
+    options: Options | None = None,
+    phases: Phases = Silent,
+    weigh: Weigh | None = None,
+    calibrate: Calibrate | None = None,
 ) -> ConvertResult:
     """Writes the delta of a fine-tune over its base.
 
@@ -71,6 +92,7 @@ def convert(
         options: method.
         phases: shows the progress.
         weigh: the probe (probe.weigh.measured_importance), which needs the runtime; None where none is asked for.
+        calibrate: the calibration (probe.calibrate.measure_moments), likewise.
 
     Raises:
         DqreloError: the input cannot be converted; nothing is left behind.
@@ -81,17 +103,22 @@ def convert(
     options = options or Options()
     begun = time.monotonic()
     outfile = Path(job.outfile)
-    check_outputs([outfile], job.input_files(), job.force)  # It fails at once, not after the work.
+    check_outputs(job.output_files(), job.input_files(), job.force)  # It fails at once, not after the work.
+    _check_calibration(job, options, calibrate)
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
     tuned = fit_vocabulary(base, open_checkpoint(job.tuned, base))
-    with open_blocks(job.n_threads) as blocks:
+    with open_blocks(job.n_threads) as blocks, ExitStack() as resources:
         pairing = pair_weights(base, tuned, options.selection, blocks)
         work = Work(base, reference or base, tuned, pairing.pairs, blocks, phases, outfile.resolve().parent)
         meta = delta_meta(base, tuned, options, name=job.name, reference=reference, note=pairing.notes.append)
-        passes = _Passes(work, options, weigh)
-        checked = passes.check()
-        planned = passes.plan([p for p in pairing.pairs if not checked[p.name].identical])
+        checked = _check(work, options)
+        changed = [p for p in pairing.pairs if not checked[p.name].identical]
+        moments = resources.enter_context(_moments(job, work, changed, calibrate))
+        if moments is not None:
+            meta = replace(meta, options={**meta.options, "calibration": moments.digest})
+        passes = _Passes(work, options, weigh, moments)
+        planned = passes.plan(changed)
         writer = DeltaWriter(outfile, meta, [p.spec for p in planned], job.force)
         result = ConvertResult(
             outfile=outfile,
@@ -127,6 +154,45 @@ def _open_reference(path: str | os.PathLike[str], base: GgufModel) -> GgufModel:
     return reference
 
 
+def _check_calibration(job: Job, options: Options, calibrate: Calibrate | None) -> None:
+    """Refuses options that do not go together."""
+    if job.calibrate is None and job.save_calibration is not None:
+        raise InputError("--save-calibration: needs --calibrate, which makes what it saves")
+    if job.calibrate is None and job.calibration is None:
+        return
+    if options.method_name != "best":
+        raise InputError("--calibrate, --calibration: belong to --method best, and cannot go with the paper's method")
+    if job.calibrate is not None and job.calibration is not None:
+        raise InputError("--calibrate, --calibration: give one of them")
+    if job.calibrate is not None and calibrate is None:
+        raise InputError("--calibrate: needs the runtime, and none was given")
+
+
+@contextmanager
+def _moments(job: Job, work: Work, changed: list[Pair], calibrate: Calibrate | None) -> Iterator[Moments | None]:
+    """What the weights multiply: measured, or read from a file; None where errors are plain."""
+    if job.calibration is not None:
+        yield Moments(job.calibration)
+    elif job.calibrate is None or calibrate is None:
+        yield None
+    else:
+        matrices = [p for p in changed if is_matrix(p.ne)]
+        with tempfile.TemporaryDirectory(prefix=".dqrelo-moments-", dir=work.folder) as folder:
+            path = Path(job.save_calibration or Path(folder) / "moments.safetensors")
+            calibrate(work, matrices, job.calibrate, path)
+            yield Moments(path)
+
+
+def _check(work: Work, options: Options) -> dict[str, Checked]:
+    """Checks every weight before the first one is encoded."""
+    checked = {}
+    with work.phases("checking", sum(prod(p.ne) for p in work.pairs)) as progress:
+        for pair in work.pairs:
+            checked[pair.name] = check_weight(pair, work.reference, work.tuned, work.blocks, options.min_cosine)
+            progress.step(prod(pair.ne), pair.name)
+    return checked
+
+
 @dataclass(frozen=True)
 class _Passes:
     """The passes over all weights."""
@@ -134,15 +200,7 @@ class _Passes:
     work: Work
     options: Options
     weigh: Weigh | None
-
-    def check(self) -> dict[str, Checked]:
-        """Checks every weight before the first one is encoded."""
-        checked, w = {}, self.work
-        with w.phases("checking", sum(prod(p.ne) for p in w.pairs)) as progress:
-            for pair in w.pairs:
-                checked[pair.name] = check_weight(pair, w.reference, w.tuned, w.blocks, self.options.min_cosine)
-                progress.step(prod(pair.ne), pair.name)
-        return checked
+    moments: Moments | None
 
     def plan(self, pairs: list[Pair]) -> list[Planned]:
         """How each weight that changed is stored."""
@@ -162,7 +220,7 @@ class _Passes:
         spectra, w = {}, self.work
         with w.phases("measuring", sum(prod(p.ne) for p in pairs)) as progress:
             for pair in pairs:
-                spectra[pair.name] = measure_weight(pair, w.reference, w.tuned, w.blocks)
+                spectra[pair.name] = measure_weight(pair, w.reference, w.tuned, w.blocks, self.moments)
                 progress.step(prod(pair.ne), pair.name)
         return spectra
 
@@ -171,7 +229,7 @@ class _Passes:
         results, w = [], self.work
         with writer, w.phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
             for p in planned:
-                data = encode_weight(p, w.reference, w.tuned, self.options, w.blocks)
+                data = encode_weight(p, w.reference, w.tuned, self.options, w.blocks, moments=self.moments)
                 writer.write(data)
                 results.append(WeightResult.of(p.spec, data, checked[p.spec.name].cosine))
                 progress.step(prod(p.pair.ne), p.spec.name)

@@ -159,9 +159,8 @@ def plan_best(pairs: list[Pair], options: Options, spectra: Mapping[str, Spectru
             continue
         spectrum, (n_planes, n_codes) = spectra[p.name], mixes[p.name]
         mix = spectrum.mix(n_planes, n_codes)
-        spec = WeightSpec(
-            p.name, ne, n_planes, scale_per_row=n_planes > 0, cscale=n_planes > 0, plane_ranks=mix.plane_ranks
-        )
+        cscale = n_planes > 0 and spectrum.with_column_scales
+        spec = WeightSpec(p.name, ne, n_planes, scale_per_row=n_planes > 0, cscale=cscale, plane_ranks=mix.plane_ranks)
         planned.append(Planned(p, spec, spectrum.relative_error(n_planes, n_codes)))
     return planned
 

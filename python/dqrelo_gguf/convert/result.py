@@ -33,6 +33,7 @@ class WeightResult:
     cosine: float  # cosine of the fine-tune with the base
     error_delta: float
     error_weight: float
+    error_outputs: float | None = None  # of a calibration; see WeightData
 
     @property
     def n_elements(self) -> int:
@@ -50,6 +51,7 @@ class WeightResult:
             cosine=cosine,
             error_delta=data.error_delta,
             error_weight=data.error_weight,
+            error_outputs=data.error_outputs,
         )
 
 
@@ -100,6 +102,12 @@ class ConvertResult:
             f"size      {self.n_bytes} bytes of tensors, {bytes_text(self.n_file_bytes)} with metadata and padding",
             f"ratio     {self.ratio:.5f} (1/{1 / self.ratio:.2f}) of the 16-bit weights",
         ]
+        outputs = [(w.error_outputs, w.n_elements) for w in self.weights if w.error_outputs is not None]
+        if outputs:
+            mean = (sum(e * e * n for e, n in outputs) / sum(n for _, n in outputs)) ** 0.5
+            lines.append(
+                f"outputs   {mean:.4f} of what the delta adds to a weight's outputs is lost on the calibration's text"
+            )
         if self.estimate is None:
             lines.append(f"time      {self.seconds:.1f} s")
         else:
@@ -176,6 +184,8 @@ def _weight_json(planned: Planned, measured: WeightResult | None) -> dict[str, A
     if planned.predicted_error is not None:
         entry["predicted_error"] = planned.predicted_error
     if measured is not None:
+        if measured.error_outputs is not None:
+            entry["error_outputs"] = measured.error_outputs
         entry |= {"cosine": measured.cosine, "error_delta": measured.error_delta, "error_weight": measured.error_weight}
     return entry
 

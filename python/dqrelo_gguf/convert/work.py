@@ -53,3 +53,6 @@ class Work:
 
 # Measures what a unit of squared error of each planned matrix does; raises InputError where it cannot.
 Weigh = Callable[[Work, list[Planned]], Mapping[str, float]]
+
+# Writes the moments of what weights multiply (moments.py), while text of this source is read, to a file.
+Calibrate = Callable[[Work, list[Pair], str, Path], None]

@@ -49,6 +49,7 @@ class WeightData:
         dense: the whole delta in the weight's numpy shape, or None.
         error_delta: ||D - D_hat|| / ||D||.
         error_weight: ||W_ft - W_hat|| / ||W_ft||.
+        error_outputs: the root mean square of (D - D_hat) x over that of D x, for the inputs x of a calibration; None without.
     """
 
     planes: Sequence[tuple[npt.NDArray[np.uint8], Floats]] = ()
@@ -59,6 +60,7 @@ class WeightData:
     dense: Floats | None = None
     error_delta: float = 0.0
     error_weight: float = 0.0
+    error_outputs: float | None = None
 
 
 def arrays_of(spec: WeightSpec, data: WeightData) -> list[npt.NDArray[Any]]:

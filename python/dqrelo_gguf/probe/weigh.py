@@ -8,8 +8,6 @@ hold the error of the compressed weights whole, all in one process and mixed bat
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -18,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf.convert.encode import encode_weight
-from dqrelo_gguf.convert.plain_model import write_plain
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.convert.report import kind, layer
 from dqrelo_gguf.convert.work import Work
@@ -30,12 +27,11 @@ from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.file.weight_data import WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
-from dqrelo_gguf.memory import available_bytes
+from dqrelo_gguf.probe.tuned_model import Tokens, drawn_texts, open_plain, plain_tuned
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
 
 F32 = npt.NDArray[np.float32]
-Tokens = npt.NDArray[np.int32]
 
 _NO_BASE = BaseIdentity("0" * 64, (), np.empty(0, np.float32))
 # Text that each of base and fine-tune writes.
@@ -43,8 +39,6 @@ N_TEXTS, N_TOKENS = 8, 48
 SEED = 1
 # A class whose weights no graph reads, or which the text does not show, still counts this much of the median.
 LEAST_SHARE = 1e-3
-# Memory that must be free beside the fine-tune and its classes in F16.
-SPARE_BYTES = 1 << 30
 
 
 def measured_importance(work: Work, planned: list[Planned]) -> dict[str, float]:
@@ -59,13 +53,9 @@ def measured_importance(work: Work, planned: list[Planned]) -> dict[str, float]:
     """
     matrices = [p for p in planned if p.spec.dense_type is None]
     n_params = sum(prod(ne) for ne in work.base.shapes.values())
-    _check_room(n_params, work.folder)
-    with tempfile.TemporaryDirectory(prefix=".dqrelo-probe-", dir=work.folder) as name:
-        folder = Path(name)
-        tuned = folder / "tuned.gguf"
-        write_plain(tuned, work.base, work.tuned_values, Type.F16)
+    with plain_tuned(work, "the probe", 2 * n_params) as tuned:
         texts = _texts(Path(work.base.path), tuned, work.blocks.n_threads)
-        classes = list(_write_classes(work, matrices, tuned, folder))
+        classes = list(_write_classes(work, matrices, tuned))
         with _open(tuned, work.blocks.n_threads) as rt:
             moved = _moved(work, rt, [rt.load_delta(path) for _, path, _ in classes], texts)
     shares = [kl / max(error, 1e-300) for kl, (_, _, error) in zip(moved, classes, strict=True)]
@@ -77,22 +67,8 @@ def measured_importance(work: Work, planned: list[Planned]) -> dict[str, float]:
     }
 
 
-def _check_room(n_params: int, folder: Path) -> None:
-    """The fine-tune and the classes, each 2 bytes a parameter, on the disk and in memory."""
-    n_bytes = 4 * n_params
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes + SPARE_BYTES:
-        raise InputError(f"the probe needs {n_bytes} bytes in {folder}, which has {free} free")
-    available = available_bytes()
-    if available is not None and available < n_bytes + SPARE_BYTES:
-        raise InputError(f"the probe needs {n_bytes} bytes of memory, {available} are free")
-
-
 def _open(path: Path, n_threads: int) -> Runtime:
-    # Without flash attention no sum is split by the number of threads.
-    return Runtime(
-        path, n_ctx=N_TEXTS * (N_TOKENS + 1), n_seq_max=N_TEXTS, n_threads=n_threads, flash_attn="off", n_gpu_layers=0
-    )
+    return open_plain(path, N_TEXTS, N_TOKENS + 1, n_threads)
 
 
 def _texts(base: Path, tuned: Path, n_threads: int) -> list[Tokens]:
@@ -100,21 +76,15 @@ def _texts(base: Path, tuned: Path, n_threads: int) -> list[Tokens]:
     texts = []
     for path in (base, tuned):
         with _open(path, n_threads) as rt:
-            start = rt.start_token
-            if start is None:
-                raise InputError("the model has no token that begins a text")
-            prompts = [np.array([start], np.int32)] * N_TEXTS
-            drawn = rt.generate_tokens(prompts, max_tokens=N_TOKENS, temperature=1.0, seed=SEED)
-            texts += [np.concatenate([prompts[0], tokens]) for tokens in drawn if len(tokens) > 0]
+            texts += drawn_texts(rt, N_TEXTS, N_TOKENS, SEED)
     if not texts:
         raise InputError("the models write no text of their own")
     return texts
 
 
-def _write_classes(
-    work: Work, matrices: list[Planned], tuned: Path, folder: Path
-) -> Iterator[tuple[list[Planned], Path, float]]:
-    """A delta over the fine-tune for each class, with the squared error that it holds."""
+def _write_classes(work: Work, matrices: list[Planned], tuned: Path) -> Iterator[tuple[list[Planned], Path, float]]:
+    """A delta over the fine-tune for each class, beside it, with the squared error that it holds."""
+    folder = tuned.parent
     identity = base_identity(tuned)
     n_layer = 1 + max((layer(p.spec.name) or 0 for p in matrices), default=0)
     classes: dict[tuple[str, int], list[Planned]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
@@ -219,6 +219,30 @@ class Calls:
         params = _draw_params(max_tokens, temperature, seed)
         generated = self._session.generate(self._tokens_of(prompts, [None] * n), [None] * n, [1.0] * n, params)
         return [tokens for _, tokens in generated]
+
+    @process.native_call
+    def visit_inputs(
+        self,
+        tokens: Sequence[Prompt],
+        names: Sequence[str],
+        visit: Callable[[str, NDArray[np.float32], NDArray[np.int32] | None], object],
+    ) -> dict[str, str]:
+        """Runs sequences on the base, and shows what its weights multiply; the runtime was opened with `watch`.
+
+        Args:
+            tokens: texts, or token arrays ([n_tokens]).
+            names: of the weights.
+            visit: is called with a weight's name, float32 [n_rows, n_in], and of a stack of experts int32 [n_rows], the matrix
+                that each row was multiplied with, else None. It must not call the runtime. Its exceptions end the call.
+
+        Returns:
+            The weights that read the same rows as another one, with that one's name; only the latter's rows are shown. Weights
+            that no product of the model's graphs reads as they are appear nowhere.
+
+        Raises:
+            InputError: the runtime was not opened with `watch`; see also `logits`.
+        """
+        return self._session.visit_inputs(self._tokens_of(tokens, [None] * len(tokens)), list(names), visit)
 
     @property
     def start_token(self) -> int | None:

@@ -45,6 +45,7 @@ class Runtime(Calls):
         allow_other_base: accept deltas that were made from another quantisation of this base.
         verify: check the digests of a delta at every load; otherwise once for a file, until it changes.
         max_scale: the largest absolute value of a `scale`: larger ones make a model's numbers overflow.
+        watch: let `visit_inputs` be called. Each operation of a graph is computed by itself then, which is slower.
         verbose: print llama.cpp's log to stderr (for the whole process).
 
     Raises:
@@ -70,6 +71,7 @@ class Runtime(Calls):
         allow_other_base: bool = False,
         verify: bool = False,
         max_scale: float = 4.0,
+        watch: bool = False,
         verbose: bool = False,
     ) -> None:
         params = core.SessionParams()
@@ -85,6 +87,7 @@ class Runtime(Calls):
         params.use_mmap = use_mmap
         params.repack = repack
         params.kv_unified = kv_unified
+        params.watch = watch
         params.verbose = verbose
         self._allow_other_base = allow_other_base
         self._verify = verify

@@ -1,0 +1,97 @@
+#include "input-tap.h"
+
+#include "ggml.h"
+
+#include <utility>
+
+void input_tap::start(std::unordered_set<std::string> names, visit_fn fn) {
+    wanted = std::move(names);
+    visit  = std::move(fn);
+    alias_of.clear();
+    reader_of.clear();
+    seen.clear();
+}
+
+void input_tap::stop() {
+    wanted.clear();
+    visit = nullptr;
+}
+
+bool input_tap::wants(const ggml_tensor * node) const {
+    if (visit == nullptr || (node->op != GGML_OP_MUL_MAT && node->op != GGML_OP_MUL_MAT_ID)) {
+        return false;
+    }
+    const ggml_tensor * weight = node->src[0];
+    const ggml_tensor * rows   = node->src[1];
+    if (rows->type != GGML_TYPE_F32 || weight->view_src != nullptr || wanted.count(weight->name) == 0) {
+        return false;
+    }
+    return node->op == GGML_OP_MUL_MAT_ID || (weight->ne[2] == 1 && weight->ne[3] == 1);
+}
+
+bool input_tap::on_node(ggml_tensor * node, bool ask, void * user) {
+    auto * self = static_cast<input_tap *>(user);
+    if (!self->wants(node)) {
+        return !ask;
+    }
+    if (!ask) {
+        self->show(node);
+    }
+    return true;
+}
+
+namespace {
+
+// Returns a tensor's bytes as they lie, gaps included, from its first element to its last.
+std::vector<char> bytes_of(const ggml_tensor * tensor) {
+    std::vector<char> bytes(ggml_nbytes(tensor));
+    ggml_backend_tensor_get(tensor, bytes.data(), 0, bytes.size());
+    return bytes;
+}
+
+// Appends a row of F32 that begins at an offset.
+void append_row(std::vector<float> & out, const std::vector<char> & bytes, size_t offset, size_t stride, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        out.push_back(*reinterpret_cast<const float *>(bytes.data() + offset + (size_t) i * stride));
+    }
+}
+
+} // namespace
+
+void input_tap::show(const ggml_tensor * node) {
+    const ggml_tensor * rows = node->src[1];
+    const std::string   name = node->src[0]->name;
+    if (!seen.insert(name).second) { // A weight that comes again begins another graph.
+        seen = { name };
+        reader_of.clear();
+    }
+    const auto [reader, is_first] = reader_of.emplace(rows, name);
+    if (!is_first) {
+        alias_of.emplace(name, reader->second);
+        return;
+    }
+    const std::vector<char> bytes = bytes_of(rows);
+    tapped_rows             found{ name, {}, {}, rows->ne[0] };
+    if (node->op == GGML_OP_MUL_MAT) {
+        for (int64_t i3 = 0; i3 < rows->ne[3]; ++i3) {
+            for (int64_t i2 = 0; i2 < rows->ne[2]; ++i2) {
+                for (int64_t i1 = 0; i1 < rows->ne[1]; ++i1) {
+                    const size_t offset = (size_t) i1 * rows->nb[1] + (size_t) i2 * rows->nb[2] + (size_t) i3 * rows->nb[3];
+                    append_row(found.data, bytes, offset, rows->nb[0], rows->ne[0]);
+                }
+            }
+        }
+    } else {
+        const ggml_tensor *     ids       = node->src[2]; // [n_used, n_tokens]
+        const std::vector<char> ids_bytes = bytes_of(ids);
+        for (int64_t i_token = 0; i_token < ids->ne[1]; ++i_token) {
+            for (int64_t i_used = 0; i_used < ids->ne[0]; ++i_used) {
+                const size_t at = (size_t) i_used * ids->nb[0] + (size_t) i_token * ids->nb[1];
+                found.experts.push_back(*reinterpret_cast<const int32_t *>(ids_bytes.data() + at));
+                const size_t offset = (size_t) (i_used % rows->ne[1]) * rows->nb[1] + (size_t) i_token * rows->nb[2];
+                append_row(found.data, bytes, offset, rows->nb[0], rows->ne[0]);
+            }
+        }
+    }
+    visit(found);
+}

@@ -1,0 +1,102 @@
+"""Rows of few bits under a metric: what one number loses, those after it make up for (GPTQ, arXiv:2210.17323).
+
+The columns are coded one after the other. Each number takes the nearest value of its row's; its error is spread over the
+columns that are left, as much as they can take it up under the metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dqrelo_gguf.compress.blocks import Blocks, slices_of
+from dqrelo_gguf.compress.codes import Coded, code_rows, levels_of
+from dqrelo_gguf.compress.metric import Metric
+
+# Columns whose errors reach those behind them in one product.
+BLOCK_COLUMNS = 64
+# Rows that one thread codes together.
+BLOCK_ROWS = 1024
+
+
+def shape_rows(
+    X: torch.Tensor, parts: Sequence[tuple[slice, int]], metric: Metric, values: torch.Tensor, blocks: Blocks
+) -> list[Coded]:
+    """Codes rows so that the metric's norm of what they lose is small.
+
+    Args:
+        X: (k, n) float32.
+        parts: rows and their number of planes; together all rows.
+        metric: of n columns.
+        values: (k, n) float32, where the values are put.
+        blocks: the threads to work with.
+
+    Returns:
+        One for each part; their values are views of `values`.
+    """
+    rows = [s for s, _ in parts]
+    scales = [code_rows(X[s].contiguous(), n_planes).scales for s, n_planes in parts]
+    values[:], codes = _shape(X, rows, scales, metric, blocks)
+    scales = [_scales(X[s], codes[s], n_planes, metric) for s, n_planes in parts]
+    values[:], codes = _shape(X, rows, scales, metric, blocks)
+    return [Coded(values[s], own, codes[s]) for s, own in zip(rows, scales, strict=True)]
+
+
+def _scales(X: torch.Tensor, codes: torch.Tensor, n_planes: int, metric: Metric) -> torch.Tensor:
+    """The scales (k, b) of least squares under the metric for codes (k, n), exact in BF16."""
+    k, n = X.shape
+    signs = (((codes[:, None, :] >> torch.arange(n_planes)[None, :, None]) & 1) * 2.0 - 1).float()  # (k, b, n)
+    weighed = (signs.view(k * n_planes, n) @ metric.H).view(k, n_planes, n)
+    left = torch.einsum("kpn,kqn->kpq", weighed, signs)
+    right = torch.einsum("kpn,kn->kp", weighed, X)
+    # Two planes with equal signs share their scale: the ridge makes the equations solvable.
+    scales: torch.Tensor = torch.linalg.solve(left + 1e-6 * n * torch.eye(n_planes), right)
+    return scales.bfloat16().float()
+
+
+def _shape(
+    X: torch.Tensor, rows: Sequence[slice], scales: Sequence[torch.Tensor], metric: Metric, blocks: Blocks
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and codes (k, n) for fixed scales of some rows each."""
+    k, n = X.shape
+    n_levels = max(1 << own.shape[1] for own in scales)
+    # Rows of fewer planes have fewer values: the rest of their places lies behind every number.
+    levels = torch.zeros((k, n_levels))
+    middles = torch.full((k, n_levels - 1), torch.inf)
+    code_of = torch.zeros((k, n_levels), dtype=torch.uint8)
+    for s, own in zip(rows, scales, strict=True):
+        m = 1 << own.shape[1]
+        levels[s, :m], middles[s, : m - 1], order = levels_of(own)
+        code_of[s, :m] = order.to(torch.uint8)
+    values, codes = torch.empty((k, n)), torch.empty((k, n), dtype=torch.uint8)
+
+    def step(s: slice) -> None:
+        place, values[s] = _feed_back(X[s], levels[s], middles[s], metric)
+        codes[s] = torch.gather(code_of[s], 1, place)
+
+    blocks.run(step, slices_of(k, BLOCK_ROWS))
+    return values, codes
+
+
+def _feed_back(
+    X: torch.Tensor, levels: torch.Tensor, middles: torch.Tensor, metric: Metric
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The place of each number's value among its row's levels, and the values; both (k, n)."""
+    k, n = X.shape
+    wanted = X.T[metric.sequence].contiguous()  # (n, k), a column a row
+    place = torch.empty((n, k), dtype=torch.int64)
+    found = torch.empty((n, k))
+    for begin in range(0, n, BLOCK_COLUMNS):
+        end = min(begin + BLOCK_COLUMNS, n)
+        own, share = wanted[begin:end], metric.feedback[begin:end, begin:end]
+        errors = torch.empty((end - begin, k))
+        for j in range(end - begin):
+            at = torch.searchsorted(middles, own[j, :, None])
+            value = torch.gather(levels, 1, at)[:, 0]
+            place[begin + j], found[begin + j] = at[:, 0], value
+            errors[j] = (own[j] - value) / share[j, j]
+            own[j + 1 :].addr_(share[j, j + 1 :], errors[j], alpha=-1)
+        wanted[end:].addmm_(metric.feedback[begin:end, end:].T, errors, alpha=-1)
+    inverse = torch.argsort(metric.sequence)
+    return place[inverse].T.contiguous(), found[inverse].T.contiguous()

@@ -1,0 +1,147 @@
+"""The calibration: the moments are those of what the weights multiply, of each expert its own rows; nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from dqrelo_gguf.cli.convert import main
+from dqrelo_gguf.compress.blocks import open_blocks
+from dqrelo_gguf.probe import calibrate, tuned_model
+from dqrelo_gguf.runtime.session import Runtime
+from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf
+
+TEXT = "A small animal that feeds on fish, and now and then on birds or their eggs. " * 40
+
+
+@pytest.fixture(autouse=True)
+def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "N_SELF_TOKENS", 256)
+
+
+def run(kind: str, out: Path, *options: str | Path) -> int:
+    arguments = [pico_gguf(kind), pico_tuned_gguf(kind), "-o", out, "--force", *options]
+    return main([str(a) for a in arguments])
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out.dq.gguf"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def test_the_moments_of_the_first_layer(out: Path, text: Path, tmp_path: Path) -> None:
+    """What q, k and v of layer 0 multiply is the normed embedding of the tokens."""
+    kept = tmp_path / "m.safetensors"
+    assert run("llama", out, "--calibrate", text, "--save-calibration", kept) == 0
+    with safe_open(kept, framework="numpy") as file:
+        names, metadata = set(file.keys()), file.metadata()
+        H = file.get_tensor("blk.0.attn_q.weight")
+    aliases = json.loads(metadata["aliases"])
+    assert aliases["blk.0.attn_k.weight"] == aliases["blk.0.attn_v.weight"] == "blk.0.attn_q.weight"
+    assert aliases["blk.0.ffn_up.weight"] == "blk.0.ffn_gate.weight"
+    assert "output.weight" in names
+    assert "token_embd.weight" not in names  # its rows are looked up
+    weights = read_gguf(pico_tuned_gguf("llama"))
+    with Runtime(pico_tuned_gguf("llama"), n_threads=1) as rt:
+        tokens = rt.tokenize(TEXT, add_special=False)
+        pieces = [tokens[i : i + calibrate.N_TEXT_TOKENS] for i in range(0, len(tokens), calibrate.N_TEXT_TOKENS)]
+        start = rt.start_token
+    tokens = np.concatenate([[start, *piece] for piece in pieces])
+    assert metadata["n_tokens"] == str(len(tokens))
+    x = weights["token_embd.weight"][tokens].astype(np.float64)
+    x *= weights["blk.0.attn_norm.weight"] / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5)
+    assert np.allclose(H, x.T @ x / len(x), rtol=0, atol=2e-3 * float(np.abs(H).max()))
+
+
+def test_experts_have_their_own_rows(out: Path, text: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "m.safetensors"
+    assert run("mixtral", out, "--calibrate", text, "--save-calibration", kept) == 0
+    with safe_open(kept, framework="numpy") as file:
+        stacks = {n: file.get_tensor(n) for n in file.keys() if "_exps" in n}  # noqa: SIM118
+    assert stacks
+    for H in stacks.values():
+        assert H.ndim == 3
+        assert not np.allclose(H[0], H[1], rtol=0.01)
+        assert np.array_equal(H, H.swapaxes(1, 2))
+
+
+def test_rows_of_experts_are_counted_apart() -> None:
+    """Three experts, of which one sees nothing: it takes the mean of all, those with many rows their own."""
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((1000, 4)).astype(np.float32)
+    rows[::2] *= [3, 1, 1, 1]
+    experts = np.tile(np.array([0, 2], np.int32), 500)
+    with open_blocks(1) as blocks:
+        sums = calibrate.Sums(blocks, {"w": (3, 4)})
+        sums.add("w", rows[:600], experts[:600])
+        sums.add("w", rows[600:], experts[600:])
+        H = sums.mean("w")
+    pooled = rows.T @ rows / 1000
+    for e, n in ((0, 500), (1, 0), (2, 500)):
+        own = rows[experts == e]
+        expected = (own.T @ own + 64 * pooled) / (n + 64)
+        assert np.allclose(H[e], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_groups_do_not_change_a_byte(out: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = []
+    for group_bytes in (1 << 30, 1):
+        monkeypatch.setattr(calibrate, "GROUP_BYTES", group_bytes)
+        assert run("llama-tied", out, "--calibrate", text) == 0
+        files.append(out.read_bytes())
+    assert files[0] == files[1]
+
+
+def test_text_of_their_own_in_any_number_of_threads(out: Path, tmp_path: Path) -> None:
+    """The same bytes, also of another ratio from the file that was kept; nothing is left behind."""
+    kept = tmp_path / "m.safetensors"
+    assert run("llama", out, "--calibrate", "self", "-t", "1", "--save-calibration", kept) == 0
+    first = out.read_bytes()
+    assert run("llama", out, "--calibrate", "self", "-t", "2") == 0
+    assert out.read_bytes() == first
+    assert run("llama", out, "--calibration", kept) == 0
+    assert out.read_bytes() == first
+    assert run("llama", out) == 0
+    assert out.read_bytes() != first
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([out.name, kept.name])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"short", "expected 256 at least"),
+        (b"\xff\xfe\x00", "is no readable UTF-8 text"),
+        (None, "is no readable UTF-8 text"),
+    ],
+)
+def test_bad_texts(
+    out: Path, text: Path, content: bytes | None, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text.unlink()
+    if content is not None:
+        text.write_bytes(content)
+    assert run("llama", out, "--calibrate", text) == 1
+    err = capsys.readouterr().err
+    assert reason in err
+    assert "Traceback" not in err
+    assert not out.exists()
+
+
+def test_without_room_it_is_one_line(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuned_model, "SPARE_BYTES", 1 << 60)
+    assert run("llama", out, "--calibrate", "self") == 1
+    assert "error: the calibration needs" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []
