@@ -59,13 +59,24 @@ server_delta_gate::server_delta_gate(const common_params & params) :
     path_prefix(params.api_prefix),
     is_router(params.model.path.empty() && params.model.hf_repo.empty() && params.model.docker_repo.empty()) {}
 
+// What upstream's check takes for the key in a header.
+static std::string key_of(const std::string & header) {
+    static const std::string PREFIX = "Bearer ";
+    return header.compare(0, PREFIX.size(), PREFIX) == 0 ? header.substr(PREFIX.size()) : header;
+}
+
 bool server_delta_gate::has_one_credential(const httplib::Request & req, httplib::Response & res) const {
-    const size_t n = req.get_header_value_count("Authorization") + req.get_header_value_count("X-Api-Key");
-    if (n > 1) {
-        refuse(res, ERROR_TYPE_INVALID_REQUEST,
-               "the request has " + std::to_string(n) + " credentials: send Authorization or X-Api-Key, once");
+    std::set<std::string> given;
+    for (const char * header : { "Authorization", "X-Api-Key" }) {
+        for (size_t i = 0; i < req.get_header_value_count(header); i++) {
+            given.insert(key_of(req.get_header_value(header, "", i)));
+        }
     }
-    return n <= 1;
+    if (given.size() > 1) {
+        refuse(res, ERROR_TYPE_INVALID_REQUEST,
+               "the request has " + std::to_string(given.size()) + " different credentials in Authorization and X-Api-Key: send one key");
+    }
+    return given.size() <= 1;
 }
 
 bool server_delta_gate::is_open(const std::string & method, const std::string & path) const {
