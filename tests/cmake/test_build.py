@@ -198,6 +198,15 @@ def test_patches_apply_to_the_pin() -> None:
     patches.check()
 
 
+def test_the_tree_has_the_templates_of_upstreams_server_tests() -> None:
+    pin = need_archive()
+    tree = {name: content for name, _, content in llama_cpp_pin.read_sources(pin, llama_cpp_pin.archive(pin))}
+    tests = b"".join(content for name, content in tree.items() if name.startswith("tools/server/tests/unit/"))
+    named = {found.decode() for found in re.findall(rb"models/templates/[\w.-]+\.jinja", tests)}
+    assert named
+    assert named <= tree.keys()
+
+
 def test_patches_change_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
     patches.count()
     found = re.search(r"(\d+) upstream lines changed", capsys.readouterr().out)
