@@ -66,17 +66,17 @@ static std::string key_of(const std::string & header) {
 }
 
 bool server_delta_gate::has_one_credential(const httplib::Request & req, httplib::Response & res) const {
-    std::set<std::string> given;
-    for (const char * header : { "Authorization", "X-Api-Key" }) {
-        for (size_t i = 0; i < req.get_header_value_count(header); i++) {
-            given.insert(key_of(req.get_header_value(header, "", i)));
-        }
-    }
-    if (given.size() > 1) {
+    const size_t n_authorization = req.get_header_value_count("Authorization");
+    const size_t n_api_key       = req.get_header_value_count("X-Api-Key");
+    const bool   is_one_key      = n_authorization == 1 && n_api_key == 1 &&
+                                   key_of(req.get_header_value("Authorization")) == key_of(req.get_header_value("X-Api-Key"));
+    if (n_authorization + n_api_key > 1 && !is_one_key) {
         refuse(res, ERROR_TYPE_INVALID_REQUEST,
-               "the request has " + std::to_string(given.size()) + " different credentials in Authorization and X-Api-Key: send one key");
+               "the request has " + std::to_string(n_authorization + n_api_key) +
+                   " credentials: send Authorization or X-Api-Key, once, or the same key in both");
+        return false;
     }
-    return given.size() <= 1;
+    return true;
 }
 
 bool server_delta_gate::is_open(const std::string & method, const std::string & path) const {

@@ -272,6 +272,11 @@ GUEST, WRONG, FULL = "Authorization: Bearer guest", "Authorization: Bearer wrong
         [WRONG, GUEST],
         [GUEST, FULL],
         [FULL, GUEST],
+        [FULL, FULL],
+        [GUEST, GUEST],
+        ["Authorization: guest", GUEST],
+        ["X-Api-Key: guest", "x-api-key: guest"],
+        [GUEST, GUEST, "X-Api-Key: guest"],
         ["authorization: Bearer guest", WRONG],
         [GUEST, "X-Api-Key: wrong"],
         [GUEST, f"X-Api-Key: {MASTER}"],
@@ -281,7 +286,7 @@ GUEST, WRONG, FULL = "Authorization: Bearer guest", "Authorization: Bearer wrong
         ["Authorization:", "X-Api-Key: guest"],
     ],
 )
-def test_different_credentials_are_refused(server: tuple[Server, set[str]], headers: list[str]) -> None:
+def test_several_credentials_are_refused(server: tuple[Server, set[str]], headers: list[str]) -> None:
     running, _ = server
     assert raw(running, "POST", "/v1/completions", headers, BODY) == 400
     assert raw(running, "GET", "/deltas", headers) == 400
@@ -294,12 +299,9 @@ def test_different_credentials_are_refused(server: tuple[Server, set[str]], head
     [
         [GUEST, "X-Api-Key: guest"],
         ["X-Api-Key: Bearer guest", GUEST],
-        [GUEST, GUEST],
-        ["Authorization: guest", GUEST],
-        ["X-Api-Key: guest", "x-api-key: guest"],
     ],
 )
-def test_one_key_may_be_sent_several_times(server: tuple[Server, set[str]], headers: list[str]) -> None:
+def test_one_key_may_be_sent_in_both_headers(server: tuple[Server, set[str]], headers: list[str]) -> None:
     """Clients exist that send both headers; whoever reads one of them reads the same key."""
     running, _ = server
     assert raw(running, "POST", "/v1/completions", headers, BODY) == 403
