@@ -6,6 +6,8 @@
 #include "jinja/lexer.h"
 #include "jinja/parser.h"
 
+#include <algorithm>
+
 static const size_t N_ERROR_MAX = 4096; // bytes; a template may raise an exception of any length
 
 static dqrelo_template_request request_of(const common_chat_templates_inputs & inputs) {
@@ -86,5 +88,6 @@ std::string dqrelo_template_error_text(const std::exception & error) {
     } else {
         line += text.substr(0, std::min(N_MAX, text.find("\n...")));
     }
+    std::replace(line.begin(), line.end(), '\n', ' '); // What the template says in several lines reads as one.
     return dqrelo::printable(line, 2 * N_MAX);
 }
