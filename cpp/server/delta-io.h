@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 // What I/O shows of itself while it runs.
 class server_delta_life {
@@ -61,7 +62,7 @@ server_delta_io_result<T> server_delta_do_io(const std::string & path, std::func
         return result;
     }
     if (out->thrown) {
-        std::rethrow_exception(out->thrown);
+        std::rethrow_exception(std::exchange(out->thrown, nullptr)); // The other thread, which may go later, keeps nothing of it.
     }
     result.value = std::move(out->value);
     return result;
