@@ -124,9 +124,7 @@ class _Fit:
         for _ in range(max_rounds):
             factors = refine(target, factors, columns, blocks, metric)
             if self.n_planes == 0:
-                found = Compressed(None, factors, distance(D, factors, columns, blocks))
-                if metric is not None:
-                    found.weighted_error = distance(D, factors, columns, blocks, metric)
+                found = Compressed(None, factors, *distance(D, factors, columns, blocks, metric))
             else:
                 target.copy_(D)
                 add_product(target, factors, columns, -1, blocks)

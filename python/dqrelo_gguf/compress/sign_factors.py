@@ -156,15 +156,17 @@ def add_product(R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, si
 
 def distance(
     R: torch.Tensor, factors: SignFactors, columns: torch.Tensor, blocks: Blocks, metric: Metric | None = None
-) -> float:
-    """The norm of R - A B diag(columns), the metric's or the plain one, without a second matrix of R's size."""
+) -> tuple[float, float | None]:
+    """||R - A B diag(columns)||_F and the metric's norm of the same, None without one; without a second matrix of R's size."""
     A, B = factors.a.values.T, factors.b.values * columns
 
     def part(s: slice) -> torch.Tensor:
         error = torch.addmm(R[s], A[s], B, alpha=-1)
-        return (error if metric is None else error @ metric.root).square().sum(dtype=torch.float64)
+        norms = [error] if metric is None else [error, error @ metric.root]
+        return torch.stack([e.square().sum(dtype=torch.float64) for e in norms])
 
-    return math.sqrt(float(blocks.sum_rows(part, *R.shape)))
+    plain, *weighted = (math.sqrt(float(n)) for n in blocks.sum_rows(part, *R.shape))
+    return plain, weighted[0] if weighted else None
 
 
 def scales_of(side: Vectors, plane_ranks: Sequence[int]) -> npt.NDArray[np.float32]:
