@@ -13,7 +13,7 @@ from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.probe import calibrate, tuned_model
 from dqrelo_gguf.runtime.session import Runtime
-from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf
+from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf
 
 TEXT = "A small animal that feeds on fish, and now and then on birds or their eggs. " * 40
 
@@ -145,3 +145,17 @@ def test_without_room_it_is_one_line(
     assert run("llama", out, "--calibrate", "self") == 1
     assert "error: the calibration needs" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == []
+
+
+def test_a_fine_tune_without_changed_matrices_is_judged_as_ever(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only a norm differs, which costs twice its 16 bits: the same line with calibration as without."""
+    tuned, name = tmp_path / "tuned.gguf", "output_norm.weight"
+    rewrite_gguf(pico_gguf("llama"), tuned, {name: read_gguf(pico_gguf("llama"))[name] * 1.5})
+    lines = []
+    for options in ([], ["--calibrate", "self"]):
+        assert main([str(pico_gguf("llama")), str(tuned), "-o", str(out), "--ratio", "0.99", *options]) == 1
+        lines.append(capsys.readouterr().err.splitlines()[-1])
+    assert lines[0] == lines[1]
+    assert "norms, biases" in lines[0]

@@ -171,12 +171,12 @@ def _check_calibration(job: Job, options: Options, calibrate: Calibrate | None) 
 @contextmanager
 def _moments(job: Job, work: Work, changed: list[Pair], calibrate: Calibrate | None) -> Iterator[Moments | None]:
     """What the weights multiply: measured, or read from a file; None where errors are plain."""
+    matrices = [p for p in changed if is_matrix(p.ne)]
     if job.calibration is not None:
         yield Moments(job.calibration)
-    elif job.calibrate is None or calibrate is None:
+    elif job.calibrate is None or calibrate is None or not matrices:
         yield None
     else:
-        matrices = [p for p in changed if is_matrix(p.ne)]
         with tempfile.TemporaryDirectory(prefix=".dqrelo-moments-", dir=work.folder) as folder:
             path = Path(job.save_calibration or Path(folder) / "moments.safetensors")
             calibrate(work, matrices, job.calibrate, path)
