@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dqrelo_gguf.errors import raise_os_error
-from dqrelo_gguf.file.model_file import ModelFile
+from dqrelo_gguf.file.model_file import shards
+from dqrelo_gguf.model.weight_files import find_weight_files
 from dqrelo_gguf.progress import Phases
 from dqrelo_gguf.runtime.native import core
 from dqrelo_gguf.version import __version__
@@ -57,9 +58,9 @@ def hardware() -> dict[str, Any]:
 def model_files(path: Path) -> list[Path]:
     """The files of a model: of a GGUF all shards, of a directory those that decide what it computes."""
     if path.is_dir():
-        kinds = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja")
-        return sorted(file for kind in kinds for file in path.glob(kind))
-    return [file.path for file in ModelFile(path).files]
+        weights = {path / name for name in find_weight_files(path).names}
+        return sorted(weights.union(*(path.glob(kind) for kind in ("*.json", "*.model", "*.jinja"))))
+    return shards(path)
 
 
 def hashed(paths: list[Path], phases: Phases) -> list[FileFacts]:

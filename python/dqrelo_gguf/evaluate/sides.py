@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dqrelo_gguf.convert.report import bytes_text
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.evaluate.room import SEQUENTIAL_FILE_BYTES, Room
-from dqrelo_gguf.file.model_file import ModelFile
+from dqrelo_gguf.file.model_file import shards
 from dqrelo_gguf.memory import available_bytes
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
@@ -74,7 +74,7 @@ class Files:
             InputError: they do not fit.
         """
         available = available_bytes()
-        base, tuned = (sum(f.stat().st_size for f in _shards(p)) for p in (self.base, self.tuned))
+        base, tuned = (sum(f.stat().st_size for f in shards(p)) for p in (self.base, self.tuned))
         deltas = sum(p.stat().st_size for p in self.deltas)
         needed = (max(base + deltas, tuned) if self.is_sequential else base + deltas + tuned) + work_bytes
         need = (
@@ -190,7 +190,3 @@ class Sides:
                 yield self._base
             finally:
                 self._base = None if self._files.is_sequential else self._base
-
-
-def _shards(path: Path) -> list[Path]:
-    return [file.path for file in ModelFile(path).files]
