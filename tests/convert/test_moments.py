@@ -60,10 +60,8 @@ def test_what_is_no_file_of_moments(tmp_path: Path, name: str) -> None:
     path.write_bytes(BAD[name])
     with pytest.raises(InputError, match=r"--calibration .*m: is not a readable safetensors file"):
         Moments(path)
-    with pytest.raises(InputError, match="is not a readable safetensors file"):
+    with pytest.raises(InputError, match=r"--calibration .*missing: no such file or directory"):
         Moments(tmp_path / "missing")
-    with pytest.raises(InputError, match="is not a readable safetensors file"):
-        Moments(tmp_path)
 
 
 @pytest.mark.parametrize("aliases", ["[", "[1]", '{"k": "missing"}', '{"k": 3}'])

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dqrelo_gguf.cli import inspect, merge
+from dqrelo_gguf.cli import convert, inspect, merge
+from dqrelo_gguf.convert.moments import Moments
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.evaluate.chat import read_bytes
 from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.runtime.arguments import existing_file
@@ -29,7 +31,7 @@ MAKERS: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize("read", [DeltaReader, ModelFile, existing_file])
+@pytest.mark.parametrize("read", [DeltaReader, ModelFile, Moments, existing_file, read_bytes])
 @pytest.mark.parametrize(("make", "message"), MAKERS)
 def test_readers_say_what_it_is(
     tmp_path: Path, make: Callable[[Path], None], message: str, read: Callable[[Path], object]
@@ -61,3 +63,21 @@ def test_commands_say_what_it_is(
         _, err = capsys.readouterr()
         assert re.search(f"odd: {message}", err)
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("make", "message"), MAKERS)
+@pytest.mark.parametrize("option", ["--calibrate", "--calibration"])
+def test_texts_and_moments_are_looked_at_before_the_work(
+    tmp_path: Path,
+    small_base: Path,
+    make: Callable[[Path], None],
+    message: str,
+    option: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make(tmp_path / "odd")
+    arguments = [str(small_base), "nowhere", "-o", str(tmp_path / "out.dq.gguf"), option, str(tmp_path / "odd")]
+    assert convert.main(arguments) == 1
+    _, err = capsys.readouterr()
+    assert re.search(f"{option} .*odd: {message}", err)
+    assert err.count("\n") == 1

@@ -122,7 +122,7 @@ def test_text_of_their_own_in_any_number_of_threads(out: Path, tmp_path: Path) -
     [
         (b"short", "expected 256 at least"),
         (b"\xff\xfe\x00", "is no readable UTF-8 text"),
-        (None, "is no readable UTF-8 text"),
+        (None, "no such file"),
     ],
 )
 def test_bad_texts(

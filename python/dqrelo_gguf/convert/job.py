@@ -25,6 +25,7 @@ from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
 from dqrelo_gguf.file.model_file import files_of
+from dqrelo_gguf.file.open_file import require_file
 from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.checkpoint import open_checkpoint
@@ -105,6 +106,7 @@ def convert(
     outfile = Path(job.outfile)
     check_outputs(job.output_files(), job.input_files(), job.force)  # It fails at once, not after the work.
     _check_calibration(job, options, calibrate)
+    kept = None if job.calibration is None else Moments(job.calibration)
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
     tuned = fit_vocabulary(base, open_checkpoint(job.tuned, base))
@@ -114,7 +116,7 @@ def convert(
         meta = delta_meta(base, tuned, options, name=job.name, reference=reference, note=pairing.notes.append)
         checked = _check(work, options)
         changed = [p for p in pairing.pairs if not checked[p.name].identical]
-        moments = resources.enter_context(_moments(job, work, changed, calibrate))
+        moments = kept or resources.enter_context(_measured_moments(job, work, changed, calibrate))
         if moments is not None:
             meta = replace(meta, options={**meta.options, "calibration": moments.digest})
         passes = _Passes(work, options, weigh, moments)
@@ -164,17 +166,19 @@ def _check_calibration(job: Job, options: Options, calibrate: Calibrate | None) 
         raise InputError("--calibrate, --calibration: belong to --method best, and cannot go with the paper's method")
     if job.calibrate is not None and job.calibration is not None:
         raise InputError("--calibrate, --calibration: give one of them")
+    if job.calibrate is not None and job.calibrate != SELF:
+        require_file(job.calibrate, "--calibrate")
     if job.calibrate is not None and calibrate is None:
         raise InputError("--calibrate: needs the runtime, and none was given")
 
 
 @contextmanager
-def _moments(job: Job, work: Work, changed: list[Pair], calibrate: Calibrate | None) -> Iterator[Moments | None]:
-    """What the weights multiply: measured, or read from a file; None where errors are plain."""
+def _measured_moments(
+    job: Job, work: Work, changed: list[Pair], calibrate: Calibrate | None
+) -> Iterator[Moments | None]:
+    """What the weights multiply, measured as the job says; None where it says nothing."""
     matrices = [p for p in changed if is_matrix(p.ne)]
-    if job.calibration is not None:
-        yield Moments(job.calibration)
-    elif job.calibrate is None or calibrate is None or not matrices:
+    if job.calibrate is None or calibrate is None or not matrices:
         yield None
     else:
         with tempfile.TemporaryDirectory(prefix=".dqrelo-moments-", dir=work.folder) as folder:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from dqrelo_gguf.compress.metric import DAMPING, Metric
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.file.open_file import require_file
 from dqrelo_gguf.model.vocabulary import EMBEDDING
 
 FORMAT = "dqrelo-moments-1"
@@ -41,6 +42,7 @@ class Moments:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        require_file(path, "--calibration")
         try:
             self._file = cast("Any", safe_open(self.path, framework="pt"))
             metadata = dict(self._file.metadata() or {})

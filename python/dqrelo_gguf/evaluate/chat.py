@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dqrelo_gguf.errors import InputError, printable, raise_os_error
+from dqrelo_gguf.file.open_file import require_file
 from dqrelo_gguf.runtime.session import Runtime
 
 Conversation = list[dict[str, Any]]
@@ -41,8 +42,9 @@ def read_bytes(path: Path) -> bytes:
     """A file.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it is no regular file, or cannot be read.
     """
+    require_file(path)
     try:
         return path.read_bytes()
     except OSError as e:

@@ -23,6 +23,7 @@ from dqrelo_gguf.evaluate.text import SELF, SELF_TOKENS, Text, file_text, self_t
 from dqrelo_gguf.evaluate.tuned import check_pair, end_token, runnable
 from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.model_file import files_of
+from dqrelo_gguf.file.open_file import require_file
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.file.rewrite import stamp_quality
 from dqrelo_gguf.model.base import GgufModel
@@ -90,8 +91,8 @@ def evaluate(job: Job, command: str, phases: Callable[[str], Phases], say: Calla
         DqreloError: an input cannot be used; nothing is left behind.
     """
     files = [read_problems(path, job.compare, job.limit) for path in job.problems]
-    if job.text not in (None, SELF) and not Path(job.text or "").is_file():
-        raise InputError(f"{job.text}: no such file")
+    if job.text is not None and job.text != SELF:
+        require_file(job.text)
     if job.stamp:
         _check_targets(job)
     base = GgufModel(job.base)

@@ -42,6 +42,21 @@ def file_problem(path: str | os.PathLike[str]) -> str | None:
     return None if stat.S_ISREG(mode) else NOT_REGULAR
 
 
+def require_file(path: str | os.PathLike[str], option: str = "") -> None:
+    """Refuses what is no regular file before it is opened: nothing must wait for a FIFO's other end.
+
+    Args:
+        path: of the file.
+        option: that names it, for the message.
+
+    Raises:
+        InputError: there is none.
+    """
+    problem = file_problem(path)
+    if problem is not None:
+        raise InputError(f"{option} {os.fspath(path)}: {problem}".lstrip())
+
+
 class OpenFile:
     """A regular file. Any number of threads may read it.
 

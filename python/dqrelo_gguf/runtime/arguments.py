@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.file.open_file import file_problem
+from dqrelo_gguf.file.open_file import require_file
 
 Tokens: TypeAlias = NDArray[np.integer] | Sequence[int]
 """Token ids of one sequence: a 1-D integer array or a list of ints."""
@@ -28,9 +28,7 @@ def existing_file(path: str | os.PathLike[str]) -> str:
     Raises:
         InputError: it is not.
     """
-    problem = file_problem(path)
-    if problem is not None:
-        raise InputError(f"{os.fspath(path)}: {problem}")
+    require_file(path)
     return os.fspath(path)
 
 
