@@ -62,5 +62,5 @@ set(ENV{GIT_CEILING_DIRECTORIES} ${above_tree})
 
 add_subdirectory(${DQRELO_LLAMA_CPP_DIR} ${CMAKE_BINARY_DIR}/llama.cpp EXCLUDE_FROM_ALL)
 
-set(DQRELO_PROGRAMS llama-server llama-cli llama-completion llama-quantize llama-perplexity)
+set(DQRELO_PROGRAMS llama-server llama-cli llama-completion llama-quantize llama-imatrix llama-perplexity)
 add_custom_target(dqrelo-programs ALL DEPENDS ${DQRELO_PROGRAMS})

@@ -246,7 +246,7 @@ def test_an_interrupt_leaves_what_was_measured(
     evaluate: Evaluate, trio: Trio, text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(room.Rounds, "plan", lambda *_: room.Rounds(1, 4, 3, 0))
-    add, calls = measure._add, []
+    add, calls = measure._Round.add_to, []
 
     def add_two(*args: Any) -> None:
         add(*args)
@@ -254,7 +254,7 @@ def test_an_interrupt_leaves_what_was_measured(
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(measure, "_add", add_two)
+    monkeypatch.setattr(measure._Round, "add_to", add_two)
     report = evaluate("--text", text_file, "--stamp", code=1)
     assert report["interrupted"]
     assert report["text"]["n_windows"] == 2 < report["text"]["n_windows_all"]

@@ -70,6 +70,7 @@ def test_commands_say_what_it_is(
 def test_texts_and_moments_are_looked_at_before_the_work(
     tmp_path: Path,
     small_base: Path,
+    *,
     make: Callable[[Path], None],
     message: str,
     option: str,

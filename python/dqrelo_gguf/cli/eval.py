@@ -40,6 +40,25 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--delta", metavar="FILE", action="append", required=True, help="a delta of the base; give one for each"
     )
+    models.add_argument(
+        "--model",
+        metavar="GGUF",
+        action="append",
+        default=[],
+        help="a whole model to compare as well, such as a merged one; give one for each",
+    )
+    models.add_argument(
+        "--rival",
+        metavar="TYPE",
+        action="append",
+        default=[],
+        help="compare the fine-tune itself in a type of llama-quantize's as well, such as IQ2_XXS, Q2_K or Q4_K_M; give one for each",
+    )
+    models.add_argument(
+        "--imatrix",
+        metavar="FILE",
+        help="importance matrix for --rival, as llama-imatrix writes it (default: measured on text that the fine-tune writes)",
+    )
     text = parser.add_argument_group("text")
     text.add_argument(
         "--text",
@@ -165,6 +184,9 @@ def _job(args: argparse.Namespace) -> Job:
         allow_other_base=args.allow_other_base,
         is_sequential=args.sequential,
         stamp=args.stamp,
+        models=tuple(map(Path, args.model)),
+        rivals=tuple(args.rival),
+        imatrix=None if args.imatrix is None else Path(args.imatrix),
     )
 
 

@@ -1,4 +1,4 @@
-"""The measurement on problems: the fine-tune answers them, and the base and its deltas do, all greedily."""
+"""The measurement on problems: the fine-tune answers them, and the base, its deltas and the rivals do, all greedily."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from dqrelo_gguf.evaluate.problems import Problem, ProblemFile
 from dqrelo_gguf.evaluate.retention import Hits, TaskHits
-from dqrelo_gguf.evaluate.sides import Sides
+from dqrelo_gguf.evaluate.sides import Host, Sides
 from dqrelo_gguf.evaluate.text import Tokens
 from dqrelo_gguf.progress import Progress
 
@@ -32,7 +32,7 @@ class TaskResult:
     Args:
         task: the problems.
         tuned: the fine-tune's texts.
-        models: those of each model on the base.
+        models: those of the base, its deltas and the rivals.
     """
 
     task: Task
@@ -53,9 +53,9 @@ class TaskResult:
         return [self._hits(texts) for texts in self.models]
 
     def hits(self) -> list[TaskHits]:
-        """Of each delta, with its base and its fine-tune."""
-        base, *deltas = self.model_hits()
-        return [TaskHits(base, self.tuned_hits(), delta) for delta in deltas]
+        """Of each delta and rival, with its base and its fine-tune."""
+        base, *others = self.model_hits()
+        return [TaskHits(base, self.tuned_hits(), other) for other in others]
 
     def n_same(self) -> list[int]:
         """Problems that each model answers word for word as the fine-tune does."""
@@ -74,22 +74,33 @@ def answer_problems(sides: Sides, result: TaskResult, max_tokens: int, progress:
         result: gets the answers as they come.
         max_tokens: of an answer.
         progress: counts answers.
-        is_sequential: one side answers all problems before the other.
+        is_sequential: a model answers all problems before the next one does.
     """
     for problems, prompts in _batches(result.task, is_sequential):
         stop = list(problems[0].stop)
         with sides.tuned() as rt:
             result.tuned += rt.generate(prompts, max_tokens=max_tokens, stop=stop)
             progress.step(len(problems), "fine-tune")
-        with sides.base() as (rt, models):
-            n = len(models)
-            texts = rt.generate(
-                [prompt for prompt in prompts for _ in models], models * len(prompts), max_tokens=max_tokens, stop=stop
-            )
-            result.models = result.models or [[] for _ in models]
-            for k, of_model in enumerate(result.models):
-                of_model.extend(texts[k::n])
-            progress.step(n * len(problems), "base and deltas")
+        texts = list[list[str]]()
+        for i in range(sides.n_hosts):
+            with sides.host(i) as host:
+                texts += _answers(host, prompts, max_tokens, stop)
+                progress.step(len(host.models) * len(problems), host.name)
+        result.models = result.models or [[] for _ in texts]
+        for of_model, more in zip(result.models, texts, strict=True):
+            of_model.extend(more)
+
+
+def _answers(host: Host, prompts: list[Tokens], max_tokens: int, stop: list[str]) -> list[list[str]]:
+    """Of each model on a host, its answers."""
+    n = len(host.models)
+    texts = host.rt.generate(
+        [prompt for prompt in prompts for _ in host.models],
+        host.models * len(prompts),
+        max_tokens=max_tokens,
+        stop=stop,
+    )
+    return [texts[k::n] for k in range(n)]
 
 
 def _batches(task: Task, is_sequential: bool) -> Iterator[tuple[list[Problem], list[Tokens]]]:

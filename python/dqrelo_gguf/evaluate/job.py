@@ -16,6 +16,7 @@ from dqrelo_gguf.evaluate.answers import Task, TaskResult, answer_problems
 from dqrelo_gguf.evaluate.measure import measure_text
 from dqrelo_gguf.evaluate.problems import ProblemFile, prompts_of, read_problems
 from dqrelo_gguf.evaluate.report import BASE, TUNED, Evaluation
+from dqrelo_gguf.evaluate.rivals import Maker, Rival, check_types
 from dqrelo_gguf.evaluate.room import SEQUENTIAL_FILE_BYTES, WORK_BYTES, Room, Rounds, Shape, answer_rooms
 from dqrelo_gguf.evaluate.sides import Files, Sides
 from dqrelo_gguf.evaluate.stamp import quality_records
@@ -29,6 +30,8 @@ from dqrelo_gguf.file.rewrite import stamp_quality
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.output import check_target
 from dqrelo_gguf.progress import Phases
+
+IMATRIX_SEED = 1 << 20  # added to the seed for the text of importance matrices: it is not the text that is compared on
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class Job:
         allow_other_base: take deltas of another quantisation of the base.
         is_sequential: keep one model in memory at a time.
         stamp: the deltas will be stamped; it is checked first whether they can be.
+        models: whole models that are compared beside the deltas, GGUFs.
+        rivals: types of llama-quantize's in which the fine-tune itself is compared.
+        imatrix: an importance matrix for them, None for one on text that the fine-tune writes.
     """
 
     base: Path
@@ -70,12 +76,15 @@ class Job:
     allow_other_base: bool = False
     is_sequential: bool = False
     stamp: bool = False
+    models: tuple[Path, ...] = ()
+    rivals: tuple[str, ...] = ()
+    imatrix: Path | None = None
 
     def input_files(self) -> list[Path]:
         """Every file that may be read."""
         texts = [] if self.text is None or self.text == SELF else [Path(self.text)]
-        models = [file for path in (self.base, self.tuned) for file in files_of(path)]
-        return [*models, *self.deltas, *texts, *self.problems]
+        models = [file for path in (self.base, self.tuned, *self.models) for file in files_of(path)]
+        return [*models, *self.deltas, *texts, *self.problems, *([self.imatrix] if self.imatrix else [])]
 
 
 def evaluate(job: Job, command: str, phases: Callable[[str], Phases], say: Callable[[str], None]) -> Evaluation:
@@ -93,6 +102,9 @@ def evaluate(job: Job, command: str, phases: Callable[[str], Phases], say: Calla
     files = [read_problems(path, job.compare, job.limit) for path in job.problems]
     if job.text is not None and job.text != SELF:
         require_file(job.text)
+    types = check_types(job.rivals)
+    if job.imatrix is not None:
+        require_file(job.imatrix, "--imatrix")
     if job.stamp:
         _check_targets(job)
     base = GgufModel(job.base)
@@ -101,15 +113,21 @@ def evaluate(job: Job, command: str, phases: Callable[[str], Phases], say: Calla
     with runnable(job.tuned, base, folder, say) as path:
         tuned = GgufModel(path)
         check_pair(base, tuned)
-        steps = _Steps(job, base, tuned, _model_files(job, path, folder), phases)
-        say(steps.check_room())
-        evaluation = Evaluation(
-            facts=steps.facts(command, readers), names=_names(readers), seed=job.seed, n_ctx=job.n_ctx
-        )
-        try:
-            steps.run(evaluation, files)
-        except KeyboardInterrupt:
-            evaluation.is_interrupted = True
+        given = [Rival(model.stem, model) for model in job.models]
+        for rival in given:
+            check_pair(base, GgufModel(rival.path))
+        maker = Maker(tuned, folder, job.n_threads, job.seed + IMATRIX_SEED, job.imatrix, say, phases("tokens"))
+        with maker.made(types) as made:
+            rivals = [*given, *made]
+            steps = _Steps(job, base, tuned, rivals, _model_files(job, path, rivals, folder), phases)
+            say(steps.check_room())
+            evaluation = Evaluation(
+                facts=steps.facts(command, readers), names=_names(readers, rivals), seed=job.seed, n_ctx=job.n_ctx
+            )
+            try:
+                steps.run(evaluation, files)
+            except KeyboardInterrupt:
+                evaluation.is_interrupted = True
     return evaluation
 
 
@@ -142,18 +160,19 @@ def _check_targets(job: Job) -> None:
         check_target(target, force=True, n_bytes=target.stat().st_size if target.is_file() else 0)
 
 
-def _names(readers: list[DeltaReader]) -> list[str]:
-    """The base and the deltas; those of a name that is taken go by their file's."""
-    names = [reader.name for reader in readers]
-    taken = [BASE, TUNED, *names]
-    return [BASE, *(n if taken.count(n) == 1 else r.path.name for n, r in zip(names, readers, strict=True))]
+def _names(readers: list[DeltaReader], rivals: list[Rival]) -> list[str]:
+    """The base, the deltas and the rivals; those of a name that is taken go by their file's."""
+    others = [*((r.name, r.path.name) for r in readers), *((r.name, r.path.name) for r in rivals)]
+    taken = [BASE, TUNED, *(name for name, _ in others)]
+    return [BASE, *(name if taken.count(name) == 1 else file for name, file in others)]
 
 
-def _model_files(job: Job, tuned: Path, folder: Path) -> Files:
+def _model_files(job: Job, tuned: Path, rivals: list[Rival], folder: Path) -> Files:
     return Files(
         job.base,
         tuned,
         job.deltas,
+        tuple(rival.path for rival in rivals),
         job.n_threads,
         job.n_gpu_layers,
         job.allow_other_base,
@@ -169,12 +188,19 @@ class _Steps:
     job: Job
     base: GgufModel
     tuned: GgufModel
+    rivals: list[Rival]
     files: Files
     phases: Callable[[str], Phases]
 
     @property
-    def shapes(self) -> tuple[Shape, Shape]:
-        return Shape.of(self.base), Shape.of(self.tuned)
+    def shapes(self) -> list[Shape]:
+        """Of the base, the fine-tune and each rival."""
+        return [Shape.of(model) for model in (self.base, self.tuned, *(GgufModel(r.path) for r in self.rivals))]
+
+    @property
+    def n_models(self) -> int:
+        """Models that are compared with the fine-tune."""
+        return 1 + len(self.job.deltas) + len(self.rivals)
 
     def check_room(self) -> str:
         """Before anything is loaded: is there memory, and disk? Returns what is needed, for people."""
@@ -212,6 +238,16 @@ class _Steps:
                     }
                     for r in readers
                 ],
+                "rivals": [
+                    {
+                        "path": str(r.path),
+                        "name": r.name,
+                        "made": r.made,
+                        "n_bytes": r.n_bytes,
+                        "files": [asdict(f) for f in provenance.hashed(provenance.model_files(r.path), count)],
+                    }
+                    for r in self.rivals
+                ],
             },
             "base_digest": base_identity(self.base.file).digest,
             "tuned_sha256": provenance.joint_sha256([f.sha256 for f in tuned]),
@@ -245,22 +281,19 @@ class _Steps:
             return text, [Task(file, prompts_of(file.problems, rt, end)) for file in files]
 
     def _measure(self, evaluation: Evaluation, text: Text) -> None:
-        n_models = len(self.job.deltas) + 1
-        rounds = Rounds.plan(text.windows, self.shapes, n_models)
+        rounds = Rounds.plan(text.windows, self.shapes, self.n_models)
         longest = max(len(w.tokens) for w in text.windows)
-        tuned, base = (Room.for_windows(shape, longest) for shape in reversed(self.shapes))
+        rooms = [Room.for_windows(shape, longest) for shape in self.shapes]
         with (
-            Sides(self.files, tuned, base) as sides,
-            self.phases("tokens")("reading", text.n_scored * (n_models + 1)) as progress,
+            Sides(self.files, rooms) as sides,
+            self.phases("tokens")("reading", text.n_scored * (self.n_models + 1)) as progress,
         ):
             measure_text(sides, text, rounds, progress, evaluation.text_result)
 
     def _answer(self, result: TaskResult) -> None:
-        n_models = len(self.job.deltas) + 1
         longest = max(map(len, result.task.prompts)) + self.job.max_tokens
-        base, tuned = answer_rooms(self.shapes, longest)
         with (
-            Sides(self.files, tuned, base) as sides,
-            self.phases("answers")("answering", len(result.task.prompts) * (n_models + 1)) as progress,
+            Sides(self.files, answer_rooms(self.shapes, longest)) as sides,
+            self.phases("answers")("answering", len(result.task.prompts) * (self.n_models + 1)) as progress,
         ):
             answer_problems(sides, result, self.job.max_tokens, progress, self.job.is_sequential)

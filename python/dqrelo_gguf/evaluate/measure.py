@@ -1,4 +1,4 @@
-"""The measurement on text: every window is read by the fine-tune, and by the base and its deltas in mixed batches."""
+"""The measurement on text: every window is read by the fine-tune, by the base and its deltas in mixed batches, and by rivals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy.typing as npt
 
 from dqrelo_gguf.evaluate.divergence import Compared, compare
 from dqrelo_gguf.evaluate.room import Rounds
-from dqrelo_gguf.evaluate.sides import F32, Sides, Store
+from dqrelo_gguf.evaluate.sides import F32, Host, Sides, Store
 from dqrelo_gguf.evaluate.statistics import Mean, TextFigures, perplexity
 from dqrelo_gguf.evaluate.text import Text, Window
 from dqrelo_gguf.progress import Progress
-from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
 
 
@@ -24,7 +23,7 @@ class TextResult:
 
     Args:
         tuned_nll: -log P of each token that counts, by the fine-tune.
-        models: of each model on the base, its comparisons.
+        models: of each model, its comparisons: the base, its deltas, the rivals.
     """
 
     tuned_nll: list[npt.NDArray[np.float32]] = field(default_factory=list)
@@ -52,18 +51,22 @@ def measure_text(sides: Sides, text: Text, rounds: Rounds, progress: Progress, r
         sides: the models.
         text: what they read.
         rounds: how much at a time.
-        progress: counts tokens, each once by the fine-tune and once by each model on the base.
+        progress: counts tokens, each once by each model.
         result: gets each round's figures as soon as all models have read it: what an interrupt leaves is whole.
     """
     for batch in _batches(text, rounds, sides):
         sides.store.clear()
         with sides.tuned() as rt:
             shapes = [_read_tuned(rt, windows, sides.store, progress) for windows in batch]
-        with sides.base() as (rt, models):
-            result.models = result.models or [[] for _ in models]
-            for windows, shape in zip(batch, shapes, strict=True):
-                _add(result, *_read(rt, models, rounds.n_group, windows, [sides.store.take(n) for n in shape]))
-                progress.step(sum(w.n_scored for w in windows) * len(models), "base and deltas")
+        measured = [_Round() for _ in batch]
+        for i in range(sides.n_hosts):
+            sides.store.rewind()
+            with sides.host(i) as host:
+                for part, windows, shape in zip(measured, batch, shapes, strict=True):
+                    part.read(host, rounds.n_group, windows, [sides.store.take(n) for n in shape])
+                    progress.step(sum(w.n_scored for w in windows) * len(host.models), host.name)
+                    if i == sides.n_hosts - 1:
+                        part.add_to(result)
 
 
 def _read_tuned(rt: Runtime, windows: list[Window], store: Store, progress: Progress) -> list[tuple[int, int]]:
@@ -89,29 +92,33 @@ def _batches(text: Text, rounds: Rounds, sides: Sides) -> Iterator[list[list[Win
     yield batch
 
 
-def _read(
-    rt: Runtime, models: list[Delta | None], n_group: int, windows: list[Window], tuned: list[F32]
-) -> tuple[list[npt.NDArray[np.float32]], list[list[Compared]]]:
-    """-log P by the fine-tune of each window's tokens, and each model's comparison of each window."""
-    nll, compared = list[npt.NDArray[np.float32]](), list[list[Compared]]()
-    for at in range(0, len(models), n_group):
-        group = models[at : at + n_group]
-        n = len(group)
-        rows = rt.logits(
-            [w.tokens[:-1] for w in windows for _ in group],
-            group * len(windows),
-            first=[w.first for w in windows for _ in group],
-        )
-        of_windows = [
-            compare(p, rows[n * i : n * (i + 1)], w.targets)
-            for i, (w, p) in enumerate(zip(windows, tuned, strict=True))
-        ]
-        nll = [own for own, _ in of_windows]
-        compared += [[models_of[k] for _, models_of in of_windows] for k in range(n)]
-    return nll, compared
+@dataclass
+class _Round:
+    """What was measured of a round so far: as in `TextResult`."""
 
+    nll: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    models: list[list[Compared]] = field(default_factory=list)
 
-def _add(result: TextResult, nll: list[npt.NDArray[np.float32]], compared: list[list[Compared]]) -> None:
-    result.tuned_nll += nll
-    for model, of_windows in zip(result.models, compared, strict=True):
-        model.extend(of_windows)
+    def read(self, host: Host, n_group: int, windows: list[Window], tuned: list[F32]) -> None:
+        """Lets all models on a host read the windows, `n_group` of them in a call; `tuned` are the fine-tune's rows."""
+        for at in range(0, len(host.models), n_group):
+            group = host.models[at : at + n_group]
+            n = len(group)
+            rows = host.rt.logits(
+                [w.tokens[:-1] for w in windows for _ in group],
+                group * len(windows),
+                first=[w.first for w in windows for _ in group],
+            )
+            of_windows = [
+                compare(p, rows[n * i : n * (i + 1)], w.targets)
+                for i, (w, p) in enumerate(zip(windows, tuned, strict=True))
+            ]
+            self.nll = [own for own, _ in of_windows]
+            self.models += [[models_of[k] for _, models_of in of_windows] for k in range(n)]
+
+    def add_to(self, result: TextResult) -> None:
+        """Adds it to what is measured."""
+        result.tuned_nll += self.nll
+        result.models = result.models or [[] for _ in self.models]
+        for model, of_windows in zip(result.models, self.models, strict=True):
+            model.extend(of_windows)

@@ -26,7 +26,7 @@ class Evaluation:
 
     Args:
         facts: software, machine, files, command.
-        names: of the models on the base: it and its deltas.
+        names: of the models that are compared: the base, its deltas, the rivals.
         seed: of everything that is drawn.
         n_ctx: tokens of a window.
         text: what was read, None where none was.
@@ -53,7 +53,7 @@ class Evaluation:
         return [task for task in self.tasks if task.n_answered > 0]
 
     def retentions(self) -> list[Retention | None]:
-        """Of each delta, over all answered tasks."""
+        """Of each delta and rival, over all answered tasks."""
         tasks = [task.hits() for task in self.answered()]
         if not tasks:
             return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dqrelo_gguf.errors import InputError
@@ -96,8 +96,8 @@ class Room:
         return self.n_ctx * shape.cell_bytes + scores + layers + 2 * 4 * self.n_ubatch * shape.n_vocab
 
 
-def answer_rooms(shapes: tuple[Shape, Shape], longest: int) -> tuple[Room, Room]:
-    """Contexts of two models that answer problems.
+def answer_rooms(shapes: Sequence[Shape], longest: int) -> list[Room]:
+    """Contexts of models that answer problems.
 
     Args:
         shapes: of the models.
@@ -106,14 +106,14 @@ def answer_rooms(shapes: tuple[Shape, Shape], longest: int) -> tuple[Room, Room]
     Raises:
         InputError: they need more than WORK_BYTES.
     """
-    first, second = (Room.for_answers(shape, longest) for shape in shapes)
-    needed = _PROCESS_BYTES + first.n_bytes(shapes[0]) + second.n_bytes(shapes[1])
+    rooms = [Room.for_answers(shape, longest) for shape in shapes]
+    needed = _PROCESS_BYTES + sum(room.n_bytes(shape) for room, shape in zip(rooms, shapes, strict=True))
     if needed > WORK_BYTES:
         raise InputError(
             f"a problem of {longest} tokens with its answer needs {needed} bytes beside the models, at most {WORK_BYTES} "
             "are taken. Use shorter problems, or fewer --max-tokens"
         )
-    return first, second
+    return rooms
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ class Rounds:
     work_bytes: int
 
     @classmethod
-    def plan(cls, windows: list[Window], shapes: tuple[Shape, Shape], n_models: int) -> Rounds:
+    def plan(cls, windows: list[Window], shapes: Sequence[Shape], n_models: int) -> Rounds:
         """As many models and windows at a time as WORK_BYTES hold.
 
         Args:
             windows: to be read.
-            shapes: of the base and the fine-tune.
-            n_models: on the base: it and its deltas.
+            shapes: of the base, the fine-tune and each rival.
+            n_models: that are compared: all but the fine-tune.
 
         Raises:
             InputError: not even one window and one model fit.

@@ -1,9 +1,9 @@
-"""The two models that are compared, in memory side by side or one after the other: the fine-tune, and the base with deltas."""
+"""The models that are compared, in memory side by side or one after the other: the fine-tune, the base with deltas, and rivals."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ class Files:
         base: the base GGUF.
         tuned: the fine-tune's.
         deltas: of the base.
+        rivals: whole models that are compared beside the deltas.
         n_threads: None for all cores.
         n_gpu_layers: -1 for all.
         allow_other_base: take deltas of another quantisation of the base.
@@ -41,6 +42,7 @@ class Files:
     base: Path
     tuned: Path
     deltas: tuple[Path, ...]
+    rivals: tuple[Path, ...]
     n_threads: int | None
     n_gpu_layers: int
     allow_other_base: bool
@@ -76,10 +78,13 @@ class Files:
         available = available_bytes()
         base, tuned = (sum(f.stat().st_size for f in shards(p)) for p in (self.base, self.tuned))
         deltas = sum(p.stat().st_size for p in self.deltas)
-        needed = (max(base + deltas, tuned) if self.is_sequential else base + deltas + tuned) + work_bytes
+        rivals = [sum(f.stat().st_size for f in shards(p)) for p in self.rivals]
+        apart = [base + deltas, tuned, *rivals]
+        needed = (max(apart) if self.is_sequential else sum(apart)) + work_bytes
+        others = f", rivals {bytes_text(sum(rivals))}" if rivals else ""
         need = (
             f"needs up to {bytes_text(needed)} of memory (base {bytes_text(base)}, fine-tune {bytes_text(tuned)}, deltas "
-            f"{bytes_text(deltas)}, work {bytes_text(work_bytes)})"
+            f"{bytes_text(deltas)}{others}, work {bytes_text(work_bytes)})"
         )
         if available is not None and needed > available:
             hint = "" if self.is_sequential else ". Use --sequential, which holds one model at a time"
@@ -88,10 +93,14 @@ class Files:
 
 
 class Store(Protocol):
-    """Rows of logits of the fine-tune that wait for the other side; they come out in the order in which they went in."""
+    """Rows of logits of the fine-tune that wait for the other models; they come out in the order in which they went in.
+
+    `rewind` lets the next model take them from the first one on.
+    """
 
     def put(self, rows: F32) -> None: ...
     def take(self, shape: tuple[int, int]) -> F32: ...
+    def rewind(self) -> None: ...
     def clear(self) -> None: ...
 
 
@@ -100,17 +109,23 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._rows: list[F32] = []
+        self._at = 0
 
     def put(self, rows: F32) -> None:
         self._rows.append(rows)
 
     def take(self, shape: tuple[int, int]) -> F32:
-        rows = self._rows.pop(0)
+        rows = self._rows[self._at]
         assert rows.shape == shape
+        self._at += 1
         return rows
+
+    def rewind(self) -> None:
+        self._at = 0
 
     def clear(self) -> None:
         self._rows.clear()
+        self._at = 0
 
 
 class FileStore:
@@ -130,27 +145,39 @@ class FileStore:
         self._at += rows.nbytes
         return rows
 
+    def rewind(self) -> None:
+        self._at = 0
+
     def clear(self) -> None:
         self._file.seek(0)
         self._file.truncate()
         self._at = 0
 
 
+@dataclass(frozen=True)
+class Host:
+    """A model in memory, and what runs on it: itself (None), then its deltas."""
+
+    name: str
+    rt: Runtime
+    models: list[Delta | None]
+
+
 class Sides:
-    """Both sides during a phase of the measurement; a context manager.
+    """The models during a phase of the measurement; a context manager.
 
     Args:
         files: the models.
-        tuned_room: context of the fine-tune.
-        base_room: context of the base.
+        rooms: contexts of the base, of the fine-tune and of each rival.
     """
 
-    def __init__(self, files: Files, tuned_room: Room, base_room: Room) -> None:
+    def __init__(self, files: Files, rooms: Sequence[Room]) -> None:
         self._files = files
-        self._rooms = tuned_room, base_room
+        base, tuned, *rivals = rooms
+        self._tuned = _Seat(files, files.tuned, (), tuned)
+        self._hosts = [_Seat(files, files.base, files.deltas, base)]
+        self._hosts += [_Seat(files, path, (), room) for path, room in zip(files.rivals, rivals, strict=True)]
         self._stack = ExitStack()
-        self._tuned: Runtime | None = None
-        self._base: tuple[Runtime, list[Delta | None]] | None = None
         self.store: Store = MemoryStore()
 
     def __enter__(self) -> Self:
@@ -166,27 +193,47 @@ class Sides:
         """Bytes of rows that may wait; in memory they are those of one round."""
         return SEQUENTIAL_FILE_BYTES if self._files.is_sequential else 0
 
+    @property
+    def n_hosts(self) -> int:
+        """Models beside the fine-tune that are loaded: the base, and every rival."""
+        return len(self._hosts)
+
     @contextmanager
     def tuned(self) -> Iterator[Runtime]:
         """The fine-tune."""
-        with ExitStack() as stack:
-            if self._tuned is None:
-                keeper = stack if self._files.is_sequential else self._stack
-                self._tuned = keeper.enter_context(self._files.open(self._files.tuned, self._rooms[0]))
-            try:
-                yield self._tuned
-            finally:
-                self._tuned = None if self._files.is_sequential else self._tuned
+        with self._taken(self._tuned) as host:
+            yield host.rt
 
     @contextmanager
-    def base(self) -> Iterator[tuple[Runtime, list[Delta | None]]]:
-        """The base, and what runs on it: itself (None) and the deltas, in order."""
+    def host(self, i: int) -> Iterator[Host]:
+        """The base with its deltas (0), or a rival."""
+        with self._taken(self._hosts[i]) as host:
+            yield host
+
+    @contextmanager
+    def _taken(self, seat: _Seat) -> Iterator[Host]:
+        """A model, loaded for as long as it is used, or until the phase ends."""
         with ExitStack() as stack:
-            if self._base is None:
-                keeper = stack if self._files.is_sequential else self._stack
-                rt = keeper.enter_context(self._files.open(self._files.base, self._rooms[1]))
-                self._base = rt, [None, *(rt.load_delta(path) for path in self._files.deltas)]
+            if seat.host is None:
+                seat.load(stack if self._files.is_sequential else self._stack)
+            assert seat.host is not None
             try:
-                yield self._base
+                yield seat.host
             finally:
-                self._base = None if self._files.is_sequential else self._base
+                seat.host = None if self._files.is_sequential else seat.host
+
+
+@dataclass
+class _Seat:
+    """A model's place: it is loaded when it is first used."""
+
+    files: Files
+    path: Path
+    deltas: tuple[Path, ...]
+    room: Room
+    host: Host | None = None
+
+    def load(self, stack: ExitStack) -> None:
+        """Loads it until the stack is closed."""
+        rt = stack.enter_context(self.files.open(self.path, self.room))
+        self.host = Host(self.path.name, rt, [None, *(rt.load_delta(path) for path in self.deltas)])

@@ -17,7 +17,7 @@ def quality_records(evaluation: Evaluation, tuned_sha256: str, base_digest: str)
         tuned_sha256: of the fine-tune's file.
         base_digest: of the base that the deltas ran on.
     """
-    n_deltas = len(evaluation.names) - 1
+    n_deltas = len(evaluation.facts["files"]["deltas"])
     measured = [_on_text(evaluation, k) | _on_problems(evaluation, k) for k in range(n_deltas)]
     shared = {"evaluator": program_name(), "tuned_sha256": tuned_sha256, "base_digest": base_digest}
     return [shared | record if record else None for record in measured]
