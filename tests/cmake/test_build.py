@@ -27,7 +27,15 @@ from llama_cpp_pin import Pin, PinError
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(dqrelo_gguf.__file__).parent
-PROGRAMS = ("llama-server", "llama-cli", "llama-completion", "llama-quantize", "llama-imatrix", "llama-perplexity", "dqrelo-op-check")
+PROGRAMS = (
+    "llama-server",
+    "llama-cli",
+    "llama-completion",
+    "llama-quantize",
+    "llama-imatrix",
+    "llama-perplexity",
+    "dqrelo-op-check",
+)
 COMMANDS = ("dqrelo-bench", "dqrelo-convert", "dqrelo-eval", "dqrelo-inspect", "dqrelo-merge", "dqrelo-server")
 # Lines of upstream that all patches may change. A fifth of it bounds what a chat template may take.
 MAX_CHANGED_LINES = 550
