@@ -16,6 +16,7 @@ from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import DENSE_TYPES, FACTOR_TYPES, WeightSpec, type_name
 from dqrelo_gguf.file.reader import DeltaReader
 from tests.support.delta_files import BASE_TENSORS, SPECS, Edited, Type, meta, write_base, write_delta
+from tests.support.trio import Trio
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -118,6 +119,47 @@ def test_names_from_the_file_are_not_markup(tmp_path: Path, capsys: pytest.Captu
     assert "[red]x y[/red]?[2J" in out
 
 
+# --- what a fine-tune changed ---
+
+
+def test_stats_are_a_row_a_kind_and_all(trio: Trio, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--stats", str(trio.base), str(trio.tuned)]) == 0
+    out, _ = capsys.readouterr()
+    rows = [line.split()[0] for line in out.splitlines() if line.startswith((" blk", " token", " output", " all"))]
+    assert rows[-1] == "all"
+    assert "blk.*.attn_output" in rows
+    assert "entropy" in out
+    assert max(map(len, out[: out.index("mean |D|: ")].splitlines())) <= 80
+
+
+def test_stats_as_json(trio: Trio, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--stats", str(trio.base), str(trio.tuned), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["all"]["n_weights"] == len(document["weights"])
+    assert document["weights"][0]["magnitude"] > 0
+    assert {row["entropy"] for row in document["kinds"] if "norm" in row["name"]} == {None}
+
+
+def test_stats_of_another_model_are_refused(
+    trio: Trio, small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--stats", str(trio.base), str(tmp_path / "none")]) == 1
+    assert "none: no such file or directory, expected a Hugging Face directory or a GGUF" in capsys.readouterr().err
+    assert main(["--stats", str(trio.base), str(small_base)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["a.dq.gguf", "--stats", "b", "c"], ["--stats", "b", "c", "--verify"], ["--stats", "b"]]
+)
+def test_a_delta_or_two_models(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "usage: dqrelo-inspect" in capsys.readouterr().err
+
+
 # --- checks ---
 
 
@@ -180,13 +222,6 @@ def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_missing_base_is_named(small_delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "none.gguf: no such file" in refused(capsys, str(small_delta), "--check", str(tmp_path / "none.gguf"))
-
-
-def test_wrong_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2
-    assert "usage: dqrelo-inspect" in capsys.readouterr().err
 
 
 def test_help_needs_no_numpy_and_fits_80_columns() -> None:

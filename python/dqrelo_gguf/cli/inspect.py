@@ -1,4 +1,4 @@
-"""dqrelo-inspect: what a delta file is, for which base, what it costs and what it loses."""
+"""dqrelo-inspect: what a delta file is, for which base, what it costs and what it loses; and how much a fine-tune changed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,29 @@ PROG = "dqrelo-inspect"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    args = _parser().parse_args(argv)
-    return run(lambda: _inspect(args), PROG)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if (args.file is None) == (args.stats is None):
+        parser.error("give a delta FILE, or --stats BASE FINE_TUNE")
+    if args.stats is not None and (args.check is not None or args.verify):
+        parser.error("--check, --verify: belong to a delta FILE, and cannot go with --stats")
+    return run(lambda: _statistics(args) if args.file is None else _inspect(args), PROG)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Show what a delta file is, for which base, what it costs and what it loses.",
+        description="Show what a delta file is, for which base, what it costs and what it loses; or how much a fine-tune changed its base.",
         epilog=f"example: {PROG} math.dq.gguf --check base-q4_k_m.gguf --verify",
     )
-    parser.add_argument("file", metavar="FILE", help="the delta file, *.dq.gguf")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the delta file, *.dq.gguf")
+    parser.add_argument(
+        "--stats",
+        nargs=2,
+        metavar=("BASE", "FINE_TUNE"),
+        help="instead of a delta file: what the fine-tune (a Hugging Face directory or a GGUF) changed over the base GGUF, by kind of "
+        "weight and in all: mean magnitude, mean singular value, entropy, effective rank and norm. Takes minutes for large models",
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object with every weight (default: tables)")
     checks = parser.add_argument_group("checks")
@@ -53,6 +65,31 @@ def _inspect(args: argparse.Namespace) -> None:
         _print_json(reader, found, args.verify)
     else:
         _print_text(reader, found, args)
+
+
+def _statistics(args: argparse.Namespace) -> None:
+    from dqrelo_gguf.quiet import quiet_libraries
+
+    quiet_libraries(verbose=False)  # This must come before torch and transformers are imported.
+    from rich.console import Console
+    from rich.text import Text
+
+    from dqrelo_gguf.cli import write_json
+    from dqrelo_gguf.convert.statistics import LEGEND, measure, table
+    from dqrelo_gguf.errors import printable
+    from dqrelo_gguf.progress import phases_for_stderr
+
+    base, tuned = args.stats
+    found = measure(base, tuned, phases_for_stderr())
+    if args.json:
+        write_json(found.as_json(), "-", force=False)
+        return
+    console = Console(highlight=False)
+    for label, text in (("base", found.base), ("fine-tune", found.tuned), *(("note", n) for n in found.notes)):
+        console.print(Text(f"{label:<10} {printable(text)}"), soft_wrap=True)
+    console.print()
+    console.print(table([*found.kinds(), found.total()]))
+    console.print(Text(LEGEND), soft_wrap=True)
 
 
 def _print_json(reader: DeltaReader, found: Comparison | None, verified: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dqrelo_gguf.compress.blocks import Blocks
+from dqrelo_gguf.compress.blocks import BLOCK_ROWS, Blocks, slices_of
 from dqrelo_gguf.compress.lowrank import LowRank
 from dqrelo_gguf.compress.metric import Metric
 
@@ -23,6 +23,30 @@ def energies(D: torch.Tensor, blocks: Blocks) -> torch.Tensor:
     """
     ascending: torch.Tensor = torch.linalg.eigvalsh(_gram(D, blocks))
     return ascending.flip(0).clamp(min=0)
+
+
+def singular_values(D: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+    """All singular values, descending; float64 (min(n_out, n_in),).
+
+    The products are float64 too, so that what is left of values that are zero is 1e-8 of the largest one; it takes twice the
+    time of `energies`.
+
+    Args:
+        D: (n_out, n_in) float32.
+        blocks: the threads to work with.
+    """
+    B = D if D.shape[1] <= D.shape[0] else D.T
+    n = B.shape[1]
+    total = torch.zeros((n, n), dtype=torch.float64)
+    for rows in slices_of(B.shape[0], 4 * BLOCK_ROWS):
+        X = B[rows].double()
+
+        def add(own: slice, X: torch.Tensor = X) -> None:
+            total[own].addmm_(X[:, own].T, X)
+
+        blocks.run(add, slices_of(n, BLOCK_ROWS))
+    ascending: torch.Tensor = torch.linalg.eigvalsh(total)
+    return ascending.flip(0).clamp(min=0).sqrt()
 
 
 def leading(D: torch.Tensor, rank: int, blocks: Blocks) -> LowRank:
