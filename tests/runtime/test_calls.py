@@ -48,6 +48,17 @@ def test_tokenize_reads_special_tokens_unless_told_not_to(runtime: Runtime) -> N
     assert runtime.detokenize([EOS], special=True) == "</s>"
 
 
+def test_pieces_are_the_bytes_of_each_token(runtime: Runtime) -> None:
+    text = "the dog żółw 🐢 sees</s>"
+    tokens = runtime.tokenize(text)
+    pieces = runtime.pieces(tokens)
+    assert len(pieces) == len(tokens)
+    assert b"".join(pieces[1:]) == f" {text}".encode()
+    assert pieces[0] == b"<s>"
+    assert "żółw".encode()[:1] in pieces  # A token of one byte of a character.
+    assert runtime.pieces([]) == []
+
+
 @pytest.mark.parametrize("text", ["", "żółw 🐢", "a\x00b", "x" * 5000])
 def test_tokenize_keeps_any_text(runtime: Runtime, text: str) -> None:
     assert runtime.detokenize(runtime.tokenize(text)).strip() == text

@@ -40,6 +40,7 @@ def test_a_forked_child_is_refused_and_ends(base: Path) -> None:
                 "generate": lambda: rt.generate("a"),
                 "tokenize": lambda: rt.tokenize("a"),
                 "detokenize": lambda: rt.detokenize([1]),
+                "pieces": lambda: rt.pieces([1]),
                 "loglikelihood": lambda: rt.loglikelihood([("a", "b")]),
                 "load_delta": lambda: rt.load_delta(rt.path),
             }
@@ -57,8 +58,8 @@ def test_a_forked_child_is_refused_and_ends(base: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line for line in lines if "made before a fork" in line] == lines[:6]
-    assert lines[6:] == ["child 7", "parent 1"]
+    assert [line for line in lines if "made before a fork" in line] == lines[:7]
+    assert lines[7:] == ["child 7", "parent 1"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")

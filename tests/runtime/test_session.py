@@ -29,6 +29,7 @@ def test_closes_with_its_block_and_refuses_calls_after(base: Path, delta_path: P
         lambda: rt.logits([1]),
         lambda: rt.tokenize("a"),
         lambda: rt.detokenize([1]),
+        lambda: rt.pieces([1]),
         lambda: rt.load_delta(delta_path),
         lambda: rt.loglikelihood([("a", "b")]),
     ]

@@ -49,6 +49,16 @@ class Calls:
         """
         return self._session.detokenize(token_array(tokens), special).decode("utf-8", errors="replace")
 
+    @process.native_call
+    def pieces(self, tokens: Tokens) -> list[bytes]:
+        """The bytes of each token by itself ([n_tokens]), control tokens written out; a character may need several tokens."""
+        found = []
+        for token in token_array(tokens):
+            # The first token of a text may lose a space, the second one keeps it.
+            once, twice = (self._session.detokenize(np.full(n, token, np.int32), True) for n in (1, 2))
+            found.append(twice[len(once) :])
+        return found
+
     # A str is a sequence of str too, so the overloads overlap; the first that fits is meant.
     @overload
     def logits(  # type: ignore[overload-overlap]
