@@ -77,3 +77,20 @@ def test_what_the_model_gives_to_its_padding_is_lost() -> None:
 def test_joined_is_one_after_the_other() -> None:
     parts = [Compared(np.full(n, n, np.float32), np.zeros(n, np.float32), np.ones(n, bool)) for n in (1, 2)]
     assert Compared.joined(parts).kl.tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize("block_bytes", [1 << 24, 1])
+def test_candidates_are_the_most_probable_tokens(block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divergence, "_BLOCK_BYTES", block_bytes)
+    rows = logits(np.random.default_rng(5), scale=2)
+    found = divergence.candidates(rows, 5)
+    p = torch.from_numpy(rows).double().softmax(1).numpy()
+    assert np.array_equal(found.ids, np.argsort(-p, axis=1)[:, :5])
+    assert found.p == pytest.approx(-np.sort(-p, axis=1)[:, :5], rel=1e-6)
+    assert found.ids.dtype == np.int32
+
+
+def test_a_small_vocabulary_has_fewer_candidates_and_no_rows_have_none() -> None:
+    rows = logits(np.random.default_rng(6), n_vocab=3)
+    assert divergence.candidates(rows, 5).ids.shape == (6, 3)
+    assert divergence.candidates(rows[:0], 2).ids.shape == (0, 2)

@@ -74,6 +74,31 @@ def divergence(p_logits: F32, q_logits: F32) -> F64:
     return np.concatenate(out)
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The most probable tokens of each row, best first.
+
+    Args:
+        ids: int32 [n_rows, k].
+        p: their probabilities, [n_rows, k].
+    """
+
+    ids: npt.NDArray[np.int32]
+    p: F32
+
+
+def candidates(logits: F32, k: int) -> Candidates:
+    """The k most probable tokens of each row of logits, [n_rows, n_vocab]; all of a vocabulary that has fewer."""
+    k = min(k, logits.shape[1])
+    ids, p = [np.empty((0, k), np.int32)], [np.empty((0, k), np.float32)]
+    for rows in _row_blocks(*logits.shape):
+        wide = _wide(logits[rows])
+        top = wide.topk(k, dim=1)
+        ids.append(top.indices.numpy().astype(np.int32))
+        p.append(torch.exp(top.values - torch.logsumexp(wide, 1, keepdim=True)).numpy().astype(np.float32))
+    return Candidates(np.concatenate(ids), np.concatenate(p))
+
+
 class _Reference:
     """A block of the reference's rows."""
 

@@ -13,12 +13,14 @@ from typing import Any
 from dqrelo_gguf.errors import DiskFullError, InputError
 from dqrelo_gguf.evaluate import provenance
 from dqrelo_gguf.evaluate.answers import Task, TaskResult, answer_problems
+from dqrelo_gguf.evaluate.details import SAMPLE_TOKENS, Details, sample_pieces
 from dqrelo_gguf.evaluate.measure import measure_text
 from dqrelo_gguf.evaluate.problems import ProblemFile, prompts_of, read_problems
 from dqrelo_gguf.evaluate.report import BASE, TUNED, Evaluation
 from dqrelo_gguf.evaluate.rivals import Maker, Rival, check_types
 from dqrelo_gguf.evaluate.room import SEQUENTIAL_FILE_BYTES, WORK_BYTES, Room, Rounds, Shape, answer_rooms
 from dqrelo_gguf.evaluate.sides import Files, Sides
+from dqrelo_gguf.evaluate.spectra import choose, measure_spectra
 from dqrelo_gguf.evaluate.stamp import quality_records
 from dqrelo_gguf.evaluate.text import SELF, SELF_TOKENS, Text, file_text, self_text
 from dqrelo_gguf.evaluate.tuned import check_pair, end_token, runnable
@@ -58,6 +60,7 @@ class Job:
         models: whole models that are compared beside the deltas, GGUFs.
         rivals: types of llama-quantize's in which the fine-tune itself is compared.
         imatrix: an importance matrix for them, None for one on text that the fine-tune writes.
+        with_details: measure what a page shows beside the report.
     """
 
     base: Path
@@ -79,6 +82,7 @@ class Job:
     models: tuple[Path, ...] = ()
     rivals: tuple[str, ...] = ()
     imatrix: Path | None = None
+    with_details: bool = False
 
     def input_files(self) -> list[Path]:
         """Every file that may be read."""
@@ -124,8 +128,13 @@ def evaluate(job: Job, command: str, phases: Callable[[str], Phases], say: Calla
             evaluation = Evaluation(
                 facts=steps.facts(command, readers), names=_names(readers, rivals), seed=job.seed, n_ctx=job.n_ctx
             )
+            if job.with_details:
+                evaluation.details = Details([reader.weights for reader in readers])
+                evaluation.text_result.n_sample = SAMPLE_TOKENS
             try:
                 steps.run(evaluation, files)
+                if evaluation.details is not None:
+                    steps.measure_spectra(evaluation.details, readers)
             except KeyboardInterrupt:
                 evaluation.is_interrupted = True
     return evaluation
@@ -267,6 +276,16 @@ class _Steps:
         for result in evaluation.tasks:
             self._answer(result)
 
+    def measure_spectra(self, details: Details, readers: list[DeltaReader]) -> None:
+        """Of a bounded number of weights."""
+        same = {name: ne for name, ne in self.base.shapes.items() if self.tuned.shapes.get(name) == ne}
+        choice = choose(same, len(readers))
+        details.kinds_left_out = choice.kinds_left_out
+        spectra = measure_spectra(
+            self.base, self.tuned, readers, choice, phases=self.phases("params"), n_threads=self.job.n_threads
+        )
+        details.spectra.extend(spectra)
+
     def _prepare(self, files: list[ProblemFile]) -> tuple[Text | None, list[Task]]:
         """What the models read, by the fine-tune: its vocabulary, its template, its own text."""
         job, end = self.job, end_token(self.tuned)
@@ -289,6 +308,9 @@ class _Steps:
             self.phases("tokens")("reading", text.n_scored * (self.n_models + 1)) as progress,
         ):
             measure_text(sides, text, rounds, progress, evaluation.text_result)
+            if evaluation.details is not None:
+                with sides.tuned() as rt:
+                    evaluation.details.pieces = sample_pieces(rt, text, evaluation.text_result)
 
     def _answer(self, result: TaskResult) -> None:
         longest = max(map(len, result.task.prompts)) + self.job.max_tokens

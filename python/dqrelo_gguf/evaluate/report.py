@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dqrelo_gguf.errors import printable
 from dqrelo_gguf.evaluate.answers import TaskResult
+from dqrelo_gguf.evaluate.details import Details
 from dqrelo_gguf.evaluate.measure import TextResult
 from dqrelo_gguf.evaluate.retention import LEVEL, N_RESAMPLES, Interval, Retention, retention_of, score_interval
 from dqrelo_gguf.evaluate.statistics import Mean, TextFigures, recovered
@@ -33,6 +34,7 @@ class Evaluation:
         text_result: figures of it.
         tasks: answers to problems.
         is_interrupted: not all that was asked for was measured.
+        details: what a page shows beside the report; None where none was asked for.
     """
 
     facts: dict[str, Any]
@@ -43,6 +45,7 @@ class Evaluation:
     text_result: TextResult = field(default_factory=TextResult)
     tasks: list[TaskResult] = field(default_factory=list)
     is_interrupted: bool = False
+    details: Details | None = None
 
     def text_figures(self) -> tuple[Mean, list[TextFigures]] | None:
         """The fine-tune's perplexity and the figures of each model, None where no window was read."""
