@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import signal
@@ -323,6 +324,56 @@ def test_a_delta_that_cannot_be_replaced_is_found_out_first(
     delta = shutil.copy(trio.deltas[0], tmp_path / "a.dq.gguf")
     monkeypatch.setattr(job.os, "access", lambda *_: False)
     assert "is write-protected" in refused(capsys, trio.base, "--tuned", trio.tuned, "--delta", delta, "--stamp")
+
+
+# --- the page ---
+
+
+def test_a_page_is_written_beside_the_report(evaluate: Evaluate, text_file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("an older one")
+    report = evaluate("--text", text_file, "--html", page)
+    text = page.read_text()
+    assert report["files"]["deltas"][0]["content_hash"] in text
+    data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+    assert [p["value"] for p in data["kl"]] == [m["kl"]["value"] for m in report["text"]["models"]]
+    assert data["spectra"]["weights"]
+    assert data["tokens"]["windows"]
+    assert not list(tmp_path.glob(".*partial"))
+    assert evaluate("--text", text_file)["text"] == report["text"]  # The page changes no figure.
+
+
+def test_an_interrupt_leaves_a_page_of_what_was_measured(
+    evaluate: Evaluate, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room.Rounds, "plan", lambda *_: room.Rounds(1, 4, 3, 0))
+    add = measure._Round.add_to
+
+    def add_one(*args: Any) -> None:
+        add(*args)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(measure._Round, "add_to", add_one)
+    evaluate("--text", text_file, "--html", tmp_path / "page.html", code=1)
+    text = (tmp_path / "page.html").read_text()
+    assert "Interrupted: what is below" in text
+    assert json.loads(text.partition('id="data">')[2].partition("</script>")[0])["kl"]
+
+
+def test_a_page_that_cannot_be_is_found_out_first(
+    trio: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        pytest.fail("the measurement began")
+
+    monkeypatch.setattr(job, "evaluate", measured)
+    asked = (trio.base, "--tuned", trio.tuned, "--delta", trio.deltas[0])
+    page = tmp_path / "x"
+    assert "is read by this command" in refused(capsys, *asked, "--html", trio.tuned)
+    assert "is the same file as the output" in refused(capsys, *asked, "--html", page, "--json", page)
+    assert "there is no directory" in refused(capsys, *asked, "--html", tmp_path / "none" / "x")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert "--html: needs the package plotly" in refused(capsys, *asked, "--html", page)
 
 
 # --- errors ---

@@ -1,4 +1,4 @@
-"""Evaluations of the trio for tests of the page: as they are, and with hostile texts wherever a file can put one."""
+"""Evaluations of the trio and a whole model for tests of the page: as they are, and with hostile texts wherever a file can put one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOSTILE = (
 
 
 def evaluated(trio: Trio, text: Path | None, problems: Path | None) -> Evaluation:
-    """An evaluation with details."""
+    """An evaluation of the deltas, and of the base once more as a whole model, with details."""
     job = Job(
         trio.base,
         trio.tuned,
@@ -32,6 +32,7 @@ def evaluated(trio: Trio, text: Path | None, problems: Path | None) -> Evaluatio
         n_ctx=32,
         max_tokens=4,
         n_threads=1,
+        models=(trio.base,),
         with_details=True,
     )
     return evaluate(job, "dqrelo-eval base.gguf", lambda _: Silent, lambda _: None)
@@ -42,12 +43,13 @@ def with_hostile_texts(evaluation: Evaluation) -> Evaluation:
     e = copy.deepcopy(evaluation)
     assert e.text is not None
     assert e.details is not None
-    e.names[1:] = HOSTILE[2], HOSTILE[0]
+    e.names[1:] = HOSTILE[2], HOSTILE[0], HOSTILE[1]
     e.text = replace(e.text, name=HOSTILE[1])
     e.facts["command"] = HOSTILE[1]
     e.facts["machine"]["cpu_info"] = HOSTILE[4]
     for i, delta in enumerate(e.facts["files"]["deltas"]):
         delta["name"], delta["path"] = e.names[1 + i], f"/{HOSTILE[2 + i]}\udcff"
+    e.facts["files"]["rivals"][0]["made"] = HOSTILE[4]
     e.facts["files"]["tuned"][0]["path"] = HOSTILE[0]
     e.tasks[0].task = replace(e.tasks[0].task, file=replace(e.tasks[0].task.file, name=HOSTILE[1]))
     for i, token in enumerate(e.details.pieces):

@@ -116,6 +116,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="also write everything to FILE, - for stdout instead of tables")
     output.add_argument(
+        "--html",
+        metavar="FILE",
+        help="also write a page with plots to FILE: it needs no network, and plotly to be made (pip install 'dqrelo-gguf[html]'). "
+        "Spectra of some weights are measured for it",
+    )
+    output.add_argument(
         "--stamp", action="store_true", help="write what was measured into each delta's metadata (default: off)"
     )
     output.add_argument(
@@ -134,15 +140,20 @@ def _evaluate(args: argparse.Namespace, command: str) -> int:
 
     quiet_libraries(verbose=False)  # This must come before torch and transformers are imported.
     from dqrelo_gguf.evaluate.job import evaluate, stamp
+    from dqrelo_gguf.evaluate.page.render import require_plotly, write_page
     from dqrelo_gguf.output import check_outputs
     from dqrelo_gguf.progress import phases_for_stderr
 
     job = _job(args)
-    if args.json not in (None, "-"):
-        check_outputs([Path(args.json)], job.input_files(), force=True)
+    if args.html is not None:
+        require_plotly()
+    outputs = [Path(path) for path in (args.json, args.html) if path not in (None, "-")]
+    check_outputs(outputs, job.input_files(), force=True)
     evaluation = evaluate(job, command, phases_for_stderr, _say)
     if args.json is not None:
         write_json(evaluation.as_json(), args.json, force=True)
+    if args.html is not None:
+        write_page(evaluation, Path(args.html))
     if args.json != "-":
         _print_report(evaluation)
     if evaluation.is_interrupted:
@@ -187,6 +198,7 @@ def _job(args: argparse.Namespace) -> Job:
         models=tuple(map(Path, args.model)),
         rivals=tuple(args.rival),
         imatrix=None if args.imatrix is None else Path(args.imatrix),
+        with_details=args.html is not None,
     )
 
 
