@@ -246,8 +246,12 @@ class Calls:
 
     @property
     def start_token(self) -> int | None:
-        """The token that begins a text: BOS, EOS where there is no BOS, None without both."""
-        token = self._session.prefix_token(None)
+        """The token that begins a text of the base: BOS, EOS where there is no BOS, None without both."""
+        return self.start_token_of(None)
+
+    def start_token_of(self, delta: Delta | None) -> int | None:
+        """The token that begins a text of a delta, or of the base (None): BOS, EOS where there is no BOS, None without both."""
+        token = self._session.prefix_token(delta)
         return token if token >= 0 else None
 
     def _tokens_of(self, prompts: Sequence[Prompt], deltas: Sequence[Delta | None]) -> list[NDArray[np.int32]]:
@@ -273,8 +277,8 @@ class Calls:
             whole = np.concatenate([head, token_array(continuation)])
             n_context = len(head)
         if n_context == 0:
-            prefix = self._session.prefix_token(delta)
-            if prefix < 0:
+            prefix = self.start_token_of(delta)
+            if prefix is None:
                 raise InputError(f"pair {i}: has no context, and the model has neither BOS nor EOS to stand for it")
             whole = np.concatenate([np.array([prefix], np.int32), whole])
             n_context = 1
