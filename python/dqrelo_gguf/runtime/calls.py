@@ -110,6 +110,8 @@ class Calls:
 
         Texts are tokenized together, so that the boundary falls as it does in running text; white space at the end of
         a context belongs to the continuation. Before an empty context stands BOS (EOS where there is no BOS).
+        Pairs that follow each other with one context and one delta read the context once, if the model's memory can go back
+        to its end (that of recurrent layers cannot).
 
         Args:
             pairs: (context, continuation), two texts or two token arrays each.
