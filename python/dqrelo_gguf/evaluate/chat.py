@@ -160,7 +160,12 @@ class Renderer:
         assert process.stdin is not None
         assert process.stdout is not None
         is_too_long = threading.Event()
-        timer = threading.Timer(TIMEOUT_S, lambda: (is_too_long.set(), process.kill()))
+
+        def end() -> None:
+            is_too_long.set()
+            process.kill()
+
+        timer = threading.Timer(TIMEOUT_S, end)
         timer.start()
         try:
             process.stdin.write(line)
