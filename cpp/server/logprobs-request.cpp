@@ -4,7 +4,7 @@
 // vLLM's default for the largest "logprobs".
 static constexpr int N_TOP_MAX = 20;
 
-// How many log probabilities of prompts one request may ask for. One takes some 40 bytes while it is computed and 150 in the answer.
+// How many log probabilities of prompts one request may ask for. One takes some 40 bytes while it is computed and 200 while it is answered.
 static constexpr size_t N_ENTRIES_MAX = 1 << 20;
 
 static bool is_given(const json & data, const char * key) {

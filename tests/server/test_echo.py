@@ -8,63 +8,35 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import requests
 
-from dqrelo_gguf.runtime.session import Delta, Runtime
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support.delta_server import PROMPT, error, stream
+from tests.support.logprobs import (
+    ALONE,
+    LONG,
+    MODELS,
+    SAME_AS_MERGED,
+    SHAPE,
+    Floats,
+    Reference,
+    check,
+    echo,
+    log_softmax,
+    open_reference,
+    run_server,
+    tokens_of,
+)
+from tests.support.models import convert_hf
 from tests.support.server_fixtures import Artefacts, Server, serve
-
-# The reference computes in float64 what the server rounds to float32.
-ALONE = 1e-5
-# In another batch shape sums have another order: that makes 0.07 on the long prompt below, with and without deltas alike.
-SHAPE = 0.15
-# The merged model is another computation: its weights are rounded, the delta's products are not.
-SAME_AS_MERGED = 0.3
-MODELS = ("base", "words", "json", "loud")
-N_CTX = 512  # of a slot
-CONTEXT = ("-np", "4", "-c", "2048", "--alias", "base")
-LONG = PROMPT * 12  # several ubatches, and more tokens than a batch has rows of logits
-
-Floats = npt.NDArray[np.float64]
-
-
-def log_softmax(logits: npt.NDArray[np.float32]) -> Floats:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
-    found: Floats = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
-    return found
-
-
-@dataclass
-class Reference:
-    """What each model says of the token after each token, computed in the shape of a server's batches."""
-
-    runtime: Runtime
-    deltas: dict[str, Delta | None]
-    known: dict[tuple[str, tuple[int, ...]], Floats] = field(default_factory=dict)
-
-    def logprobs(self, model: str, tokens: list[int]) -> Floats:
-        """[n_tokens, n_vocab]"""
-        key = (model, tuple(tokens))
-        if key not in self.known:
-            self.known[key] = log_softmax(self.runtime.logits(tokens, delta=self.deltas[model]))
-        return self.known[key]
-
-
-@contextmanager
-def open_reference(artefacts: Artefacts, n_batch: int, n_ubatch: int) -> Iterator[Reference]:
-    with Runtime(artefacts.base, n_threads=1, n_batch=n_batch, n_ubatch=n_ubatch) as runtime:
-        files = {"words": artefacts.words, "json": artefacts.json, "loud": artefacts.loud}
-        yield Reference(runtime, {"base": None} | {name: runtime.load_delta(path) for name, path in files.items()})
+from tests.support.tiny_architectures import ARCHITECTURES, write_base
+from tests.support.tiny_tokenizers import known_to_the_conversion
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +50,6 @@ def reference(artefacts: Artefacts) -> Iterator[Reference]:
 def narrow_reference(artefacts: Artefacts) -> Iterator[Reference]:
     with open_reference(artefacts, 48, 16) as found:
         yield found
-
-
-def run_server(artefacts: Artefacts, folder: Path, *options: str | Path) -> Any:
-    deltas = ("--delta", f"words={artefacts.words},json={artefacts.json},loud={artefacts.loud}")
-    caches = ("--cache-reuse", "4", "--cache-ram", "64", "--slot-save-path", folder)
-    return serve(artefacts.base, folder, *deltas, *CONTEXT, *caches, *options)
 
 
 @pytest.fixture(scope="module")
@@ -111,38 +77,6 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     """A server, and the reference in the shape of its batches."""
     names = ("server", "reference") if request.param == "wide" else ("narrow", "narrow_reference")
     return Pair(*(request.getfixturevalue(name) for name in names))
-
-
-def tokens_of(server: Server, text: str, model: str = "base", special: bool = True) -> list[int]:
-    found: list[int] = server.ask("/tokenize", model=model, content=text, add_special=special)["tokens"]
-    return found
-
-
-def echo(server: Server, model: str, prompt: Any, **more: Any) -> list[dict[str, Any]]:
-    """The choices of what lm_eval asks."""
-    body = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True, "return_token_ids": True}
-    found: list[dict[str, Any]] = server.ask("/v1/completions", model=model, prompt=prompt, **body | more)["choices"]
-    return found
-
-
-def check(choice: dict[str, Any], reference: Reference, model: str, k: int = 1, within: float = ALONE) -> None:
-    """A choice with echo and `logprobs: k` against the reference, token by token; generated ones come in batches of one."""
-    logprobs = choice["logprobs"]
-    tokens = choice["prompt_token_ids"] + choice["token_ids"]
-    expected = reference.logprobs(model, tokens)
-    assert logprobs["token_logprobs"][0] is None
-    assert logprobs["top_logprobs"][0] is None
-    for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-        assert len(logprobs[name]) == len(tokens), name
-    for i in range(1, len(tokens)):
-        row, own, top = expected[i - 1], logprobs["token_logprobs"][i], logprobs["top_logprobs"][i]
-        bound = within if i < len(choice["prompt_token_ids"]) else SHAPE
-        assert own == pytest.approx(row[tokens[i]], abs=bound), i
-        assert top[logprobs["tokens"][i]] >= own  # Two tokens may have one name; the better one counts.
-        best = np.sort(row)[::-1][:k]
-        found = sorted(top.values(), reverse=True)
-        assert k <= len(found) <= k + 1 or len(set(top)) < k, (i, top)
-        assert np.abs(np.array(found[:k]) - best).max(initial=0) < bound, i
 
 
 # --- echo
@@ -459,49 +393,31 @@ def test_a_stream_has_log_probabilities_of_its_own(server: Server) -> None:
         assert '"top_logprobs"' in answer.text
 
 
-# --- the tokenizer
+# --- other models
 
 
-def test_tokens_as_vllm_asks_for_them(server: Server) -> None:
-    for text in (PROMPT, "", "Grüße 🙂 <s>"):
-        tokens = tokens_of(server, text, special=False)
-        answer = server.ask("/tokenize", prompt=text, add_special_tokens=False)
-        assert answer == {"count": len(tokens), "max_model_len": N_CTX, "tokens": tokens, "token_strs": None}
-        assert server.ask("/tokenize", prompt=text)["tokens"] == tokens_of(server, text)
-        assert server.ask("/detokenize", tokens=tokens)["prompt"] == server.ask("/detokenize", tokens=tokens)["content"]
-        assert len(server.ask("/tokenize", prompt=text, return_token_strs=True)["token_strs"]) == len(tokens) + 1
-    assert server.ask("/tokenize", content="a", add_special=False) == {"tokens": tokens_of(server, "a", special=False)}
+def make_model(name: str, folder: Path) -> Path:
+    with known_to_the_conversion():
+        return convert_hf(write_base(ARCHITECTURES[name], folder / name), folder / f"{name}.gguf", "ALL_F32")
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        *(("/tokenize", {"prompt": prompt}) for prompt in (1, None, ["a"], {})),
-        ("/tokenize", {"prompt": "a", "add_special_tokens": "yes"}),
-        ("/tokenize", {"prompt": "a", "return_token_strs": 1}),
-        ("/tokenize", {"messages": [{"role": "user", "content": "a"}]}),
-        ("/tokenize", {"prompt": "a", "model": 7}),
-        *(("/detokenize", {"tokens": tokens}) for tokens in ([10**6], [-1], ["a"], "a", {})),
-    ],
-    ids=str,
-)
-def test_a_tokenizer_refuses_what_makes_no_sense(server: Server, path: str, body: dict[str, Any]) -> None:
-    assert "\n" not in error(server.post(path, body), 400)
+@pytest.mark.parametrize(("name", "within"), [("gemma3", SHAPE), ("lfm2", SHAPE), ("mamba", ALONE)])
+def test_models_that_forget_are_computed_anew(tmp_path: Path, name: str, within: float) -> None:
+    """Sliding windows and recurrent states come back from checkpoints, but not for an echo."""
+    path = make_model(name, tmp_path)
+    tokens = np.random.default_rng(0).integers(3, 200, size=230).tolist()
+    with serve(path, tmp_path, "-np", "2", "-c", "1024") as running:
+        (cold,) = echo(running, "", tokens)
+        for prompt in (tokens, [*tokens, 5]):
+            running.ask("/v1/completions", prompt=prompt, max_tokens=1, temperature=0)
+        (warm,) = echo(running, "", tokens)
+    assert warm == cold
+    with Runtime(path, n_threads=1, n_batch=128, n_ubatch=128) as runtime:
+        check(cold, Reference(runtime, {"": None}), "", within=within)
 
 
-def test_the_tokenizers_own_tokens_are_the_deltas(server: Server) -> None:
-    base, loud = server.get("/tokenizer_info"), server.get("/tokenizer_info?model=loud")
-    assert base == server.get("/tokenizer_info?model=base")
-    assert (base["bos_token"], base["eos_token"], base["model_max_length"]) == ("<s>", "</s>", N_CTX)
-    assert loud["eos_token"] == " c"  # noqa: S105 - a word of the vocabulary
-    assert loud["chat_template"] != base["chat_template"]
-    assert loud["chat_template"] == server.get("/props?model=loud")["chat_template"]
-    for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [5]})):
-        assert "nobody" in error(server.post(path, body | {"model": "nobody"}), 404)
-    assert requests.get(server.url + "/tokenizer_info?model=nobody", timeout=60).status_code == 404
-
-
-def test_token_texts_of_a_prompt_join_to_its_text(server: Server) -> None:
-    answer = server.ask("/tokenize", prompt=LONG, return_token_strs=True)
-    assert "".join(answer["token_strs"][1:]).lstrip(" ") == LONG
-    assert all(a <= b for a, b in pairwise(echo(server, "base", LONG)[0]["logprobs"]["text_offset"]))
+def test_a_model_of_embeddings_refuses(tmp_path: Path) -> None:
+    path = make_model("bert", tmp_path)
+    with serve(path, tmp_path, "--embeddings", "--pooling", "mean") as running:
+        body = {"prompt": [5, 6], "echo": True, "logprobs": 1, "max_tokens": 1}
+        assert "does not support logits" in error(running.post("/v1/completions", body), 400)
