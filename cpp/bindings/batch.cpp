@@ -49,8 +49,10 @@ public:
     runner(const runner &)             = delete;
     runner & operator=(const runner &) = delete;
 
-    void run(const std::vector<job *> & jobs, const check_fn & check) {
-        size_t i_next = 0;
+    // Returns how many tokens were evaluated.
+    size_t run(const std::vector<job *> & jobs, const check_fn & check) {
+        size_t i_next      = 0;
+        size_t n_evaluated = 0;
         while (i_next < jobs.size() || !active.empty()) {
             while (i_next < jobs.size() && admit(jobs[i_next])) {
                 i_next++;
@@ -58,16 +60,18 @@ public:
             check();
             fill();
             decode_batch(ctx, batch);
+            n_evaluated += (size_t) batch.n_tokens;
             check_finite();
             for (const output_row & row : rows) {
                 row.item->on_row(row.pos, llama_get_logits_ith(ctx, row.i_batch));
             }
             for (size_t i = active.size(); i-- > 0;) {
-                if (active[i].n_fed == active[i].item->tokens.size()) {
+                if (active[i].n_fed == active[i].item->tokens.size() && !go_on(active[i])) {
                     release(i);
                 }
             }
         }
+        return n_evaluated;
     }
 
 private:
@@ -85,6 +89,28 @@ private:
         n_cells_used += item->n_cells;
         active.push_back({ item, seq_id, 0 });
         return true;
+    }
+
+    // Returns false if the job has no further tokens.
+    bool go_on(active_job & cur) const {
+        size_t n_kept = 0;
+        if (!cur.item->go_on(n_kept)) {
+            return false;
+        }
+        llama_memory_t mem = llama_get_memory(ctx);
+        if (!llama_memory_seq_rm(mem, cur.seq_id, (llama_pos) n_kept, -1) || !has_window(cur.seq_id, n_kept)) {
+            llama_memory_seq_rm(mem, cur.seq_id, -1, -1);
+            n_kept = 0;
+        }
+        cur.n_fed = n_kept;
+        return true;
+    }
+
+    // Returns true if all positions are there that the token at `pos` attends to: sliding windows drop those that they have passed.
+    bool has_window(llama_seq_id seq_id, size_t pos) const {
+        const auto n_swa   = (size_t) llama_model_n_swa(llama_get_model(ctx));
+        const auto pos_min = llama_memory_seq_pos_min(llama_get_memory(ctx), seq_id);
+        return pos_min == 0 || (pos_min > 0 && (size_t) pos_min + n_swa <= pos);
     }
 
     void release(size_t i) {
@@ -180,6 +206,6 @@ void forget_all(llama_context * ctx) {
     llama_memory_clear(llama_get_memory(ctx), true);
 }
 
-void run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check) {
-    runner(ctx, kv_unified).run(jobs, check);
+size_t run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check) {
+    return runner(ctx, kv_unified).run(jobs, check);
 }

@@ -17,6 +17,10 @@ public:
     // May append to `tokens`, which keeps the sequence alive; it ends when all of its tokens were evaluated.
     virtual void on_row(size_t pos, const float * row) = 0;
 
+    // Called when all of its tokens were evaluated. May give the sequence other tokens from n_kept on, and returns true if it did; those
+    // before are not evaluated again, if the model's memory can go back to there.
+    virtual bool go_on(size_t & /*n_kept*/) { return false; }
+
     std::vector<llama_token>      tokens;
     std::shared_ptr<loaded_delta> owner; // NULL is the base.
     float                         scale        = 1.0f;
@@ -42,5 +46,5 @@ void forget_all(llama_context * ctx);
 
 // Runs the jobs to their ends. As many at a time as the context has sequence ids and memory for, in the order given; the next one starts
 // as soon as another ends. The context's memory is empty and nothing is bound before and after, also when this throws. Throws input_error
-// where a sequence's numbers are not finite.
-void run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check);
+// where a sequence's numbers are not finite. Returns how many tokens were evaluated.
+size_t run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check);

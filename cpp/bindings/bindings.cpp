@@ -225,6 +225,7 @@ void bind_session(py::module_ & m) {
         .def("time_streams", &time_streams, py::arg("deltas"), py::arg("n_prompt"), py::arg("n_gen"), py::arg("n_threads"), py::arg("seed"),
              no_gil())
         .def_property_readonly("closed", &session::is_closed)
+        .def_property_readonly("n_evaluated", [](const session & self) { return self.n_evaluated.load(); })
         .def_readonly("path", &session::path)
         .def_readonly("description", &session::description)
         .def_readonly("chat_template", &session::chat_template)

@@ -8,15 +8,49 @@ void logits_job::on_row(size_t pos, const float * row) {
     memcpy(out + (pos - first_output) * (size_t) n_vocab, row, (size_t) n_vocab * sizeof(float));
 }
 
+size_t score_job::add(std::vector<llama_token> targets) {
+    const size_t n_tokens = n_context + targets.size() - 1;
+    continuations.emplace_back();
+    continuations.back().targets = std::move(targets);
+    if (continuations.size() == 1) {
+        first_output = n_context - 1;
+        begin(0);
+    }
+    return n_tokens;
+}
+
+void score_job::begin(size_t i) {
+    const std::vector<llama_token> & targets = continuations[i].targets;
+    tokens.resize(n_context);
+    tokens.insert(tokens.end(), targets.begin(), targets.end() - 1); // Nothing is predicted from the last token.
+    i_cur = i;
+}
+
 void score_job::on_row(size_t pos, const float * row) {
-    const llama_token target = targets[pos - first_output];
-    const float *     best   = std::max_element(row, row + n_vocab);
-    double            total  = 0.0;
+    const float * best  = std::max_element(row, row + n_vocab);
+    double        total = 0.0;
     for (int32_t i = 0; i < n_vocab; ++i) {
         total += std::exp((double) row[i] - *best);
     }
-    sum += (double) row[target] - *best - std::log(total);
-    is_greedy = is_greedy && best - row == target;
+    const size_t i_target = pos - (n_context - 1);
+    const bool   is_first = i_target == 0; // The row after the context is that of all continuations.
+    for (size_t i = is_first ? 0 : i_cur; i < (is_first ? continuations.size() : i_cur + 1); ++i) {
+        continuation &    cur    = continuations[i];
+        const llama_token target = cur.targets[i_target];
+        cur.sum += (double) row[target] - *best - std::log(total);
+        cur.is_greedy = cur.is_greedy && best - row == target;
+    }
+}
+
+bool score_job::go_on(size_t & n_kept) {
+    const auto has_more = [](const continuation & cur) { return cur.targets.size() > 1; };
+    const auto next     = std::find_if(continuations.begin() + (ptrdiff_t) i_cur + 1, continuations.end(), has_more);
+    if (next == continuations.end()) {
+        return false;
+    }
+    begin((size_t) (next - continuations.begin()));
+    first_output = n_kept = n_context;
+    return true;
 }
 
 generate_job::generate_job(const llama_vocab * vocab, const generate_params & params) :

@@ -23,18 +23,32 @@ public:
     void on_row(size_t /*pos*/, const float * /*row*/) override {}
 };
 
-// Sum of the log-probabilities of continuation tokens. `tokens` holds context and continuation without its last token.
+// A continuation of a context: its tokens, and what was found out about them.
+struct continuation {
+    std::vector<llama_token> targets;
+    double                   sum       = 0.0;  // of their log-probabilities
+    bool                     is_greedy = true; // Every target is the most probable token.
+};
+
+// Scores continuations of one context, which is evaluated once. `tokens` holds the context, and gets those of a continuation but its last.
 class score_job : public job {
 public:
-    score_job(std::vector<llama_token> targets, int32_t n_vocab) : targets(std::move(targets)), n_vocab(n_vocab) {}
-    void on_row(size_t pos, const float * row) override;
+    score_job(size_t n_context, int32_t n_vocab) : n_context(n_context), n_vocab(n_vocab) {}
 
-    double sum       = 0.0;
-    bool   is_greedy = true; // Every target is the most probable token.
+    // Adds a continuation, at least one before the job runs. Returns the tokens that the job has to hold for it.
+    size_t add(std::vector<llama_token> targets);
+
+    void on_row(size_t pos, const float * row) override;
+    bool go_on(size_t & n_kept) override;
+
+    std::vector<continuation> continuations;
 
 private:
-    std::vector<llama_token> targets; // Follow the rows from first_output on.
-    int32_t                  n_vocab;
+    void begin(size_t i);
+
+    size_t  n_context;
+    int32_t n_vocab;
+    size_t  i_cur = 0; // the continuation that is evaluated
 };
 
 struct generate_params {

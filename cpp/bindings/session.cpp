@@ -3,6 +3,7 @@
 #include "log.h"
 
 #include <algorithm>
+#include <deque>
 #include <thread>
 
 namespace {
@@ -57,6 +58,11 @@ std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const std::str
     }
     tokens.resize((size_t) n);
     return tokens;
+}
+
+bool has_same_context(const sequence & a, size_t n_context_a, const sequence & b, size_t n_context_b) {
+    return n_context_a == n_context_b && a.owner == b.owner && a.scale == b.scale &&
+           std::equal(a.tokens.begin(), a.tokens.begin() + (ptrdiff_t) n_context_a, b.tokens.begin());
 }
 
 } // namespace
@@ -181,7 +187,7 @@ void session::close() {
 
 // Jobs, until they end or are stopped.
 void session::run(const std::vector<job *> & jobs, const check_fn & check) {
-    run_jobs(ctx, kv_unified, jobs, [&] {
+    n_evaluated += run_jobs(ctx, kv_unified, jobs, [&] {
         require_open();
         check();
     });
@@ -271,8 +277,8 @@ llama_token session::prefix_token(const loaded_delta * owner) {
     return bos != LLAMA_TOKEN_NULL ? bos : special_token(owner, "eos", llama_vocab_eos(vocab));
 }
 
-// Checks sequence i and makes it the job's. n_new: tokens that the job may append and evaluate.
-void session::prepare(job & item, const sequence & seq, size_t i, size_t n_new) const {
+// Checks sequence i. n_new: tokens that its job may append and evaluate.
+void session::check_sequence(const sequence & seq, size_t i, size_t n_new) const {
     const std::string where = "sequence " + std::to_string(i) + ": ";
     if (seq.tokens.empty()) {
         throw input_error(where + "has no tokens, expected at least one");
@@ -292,6 +298,11 @@ void session::prepare(job & item, const sequence & seq, size_t i, size_t n_new) 
     if (seq.owner != nullptr && !seq.owner->belongs_to(live.get())) {
         throw input_error(where + "delta '" + seq.owner->name + "' was loaded for another runtime");
     }
+}
+
+// Checks sequence i and makes it the job's. n_new: tokens that the job may append and evaluate.
+void session::prepare(job & item, const sequence & seq, size_t i, size_t n_new) const {
+    check_sequence(seq, i, n_new);
     item.number  = i;
     item.tokens  = seq.tokens;
     item.owner   = seq.owner;
@@ -319,27 +330,32 @@ std::vector<std::pair<double, bool>> session::score(const std::vector<sequence> 
                                                     const check_fn & check) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
-    std::vector<score_job> items;
-    std::vector<job *>     jobs;
-    items.reserve(seqs.size());
+    std::deque<score_job> items; // Jobs stay where they are.
+    std::vector<job *>    jobs;
     for (size_t i = 0; i < seqs.size(); ++i) {
         const std::vector<llama_token> & tokens = seqs[i].tokens;
         if (n_context[i] < 1 || n_context[i] >= tokens.size()) {
             throw input_error("pair " + std::to_string(i) + ": has " + std::to_string(n_context[i]) + " context tokens of " +
                               std::to_string(tokens.size()) + " in all, expected at least one of context and one of continuation");
         }
-        items.emplace_back(std::vector<llama_token>(tokens.begin() + (ptrdiff_t) n_context[i], tokens.end()), n_vocab);
-        prepare(items[i], seqs[i], i, 0);
-        items[i].tokens.pop_back(); // Nothing is predicted from the last token.
-        items[i].n_cells--;
-        items[i].first_output = n_context[i] - 1;
-        jobs.push_back(&items[i]);
+        if (i == 0 || !has_same_context(seqs[i - 1], n_context[i - 1], seqs[i], n_context[i])) {
+            items.emplace_back(n_context[i], n_vocab);
+            prepare(items.back(), seqs[i], i, 0);
+            items.back().n_cells = 0;
+            jobs.push_back(&items.back());
+        } else {
+            check_sequence(seqs[i], i, 0);
+        }
+        const size_t n_cells = items.back().add({ tokens.begin() + (ptrdiff_t) n_context[i], tokens.end() });
+        items.back().n_cells = std::max(items.back().n_cells, n_cells);
     }
     run(jobs, check);
 
     std::vector<std::pair<double, bool>> result;
     for (const score_job & item : items) {
-        result.emplace_back(item.sum, item.is_greedy);
+        for (const continuation & cur : item.continuations) {
+            result.emplace_back(cur.sum, cur.is_greedy);
+        }
     }
     return result;
 }

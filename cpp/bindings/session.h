@@ -68,7 +68,7 @@ public:
                 const check_fn & check);
 
     // Of each sequence, tokens from n_context[i] on are scored: the sum of log P(token | all before), and whether each was the most
-    // probable.
+    // probable. A context is evaluated once for all sequences that follow each other and have it.
     std::vector<std::pair<double, bool>> score(const std::vector<sequence> & seqs, const std::vector<size_t> & n_context,
                                                const check_fn & check);
 
@@ -90,6 +90,8 @@ public:
     uint32_t    n_ctx, n_batch, n_ubatch, n_seq_max;
     int32_t     n_threads;
     uint64_t    n_bytes, n_params; // Count the model's tensors.
+    // Tokens that finished calls have evaluated, written under the lock of the calls.
+    std::atomic<uint64_t> n_evaluated{ 0 };
 
 private:
     void load_model(const session_params & params);
@@ -97,6 +99,7 @@ private:
     void read_facts();
     void require_open() const;
     void run(const std::vector<job *> & jobs, const check_fn & check);
+    void check_sequence(const sequence & seq, size_t i, size_t n_new) const;
     void prepare(job & item, const sequence & seq, size_t i, size_t n_new) const;
 
     std::mutex                   mutex; // Guards the model and the context.

@@ -135,6 +135,10 @@ void server_delta_set::prepare(const server_http_req & req) {
     }
 }
 
+static std::string text_of(const llama_vocab * vocab, llama_token token) {
+    return token == LLAMA_TOKEN_NULL ? "" : common_token_to_piece(vocab, token, true);
+}
+
 json server_delta_set::props(const server_http_req & req, json base) {
     const std::string name = wanted_name(req, { { "model", req.get_param("model") } });
     base["model_path"]     = shown(req.caller, host.params->model.path, host.params->model.path);
@@ -150,6 +154,8 @@ json server_delta_set::props(const server_http_req & req, json base) {
     base["model_path"]                            = shown(req.caller, delta.path, delta.path);
     base["chat_template"]                         = common_chat_templates_source(delta.chat.tmpls.get());
     base["chat_template_caps"]                    = common_chat_templates_get_caps(delta.chat.tmpls.get());
+    base["bos_token"]                             = text_of(delta.vocab, delta.vocab.bos);
+    base["eos_token"]                             = text_of(delta.vocab, delta.vocab.eos);
     base["delta"]                                 = { { "content_hash", delta.hash }, { "parent", base_names[0] } };
     return base;
 }

@@ -16,7 +16,7 @@ static constexpr size_t MAX_DEPTH_IN_TEXT = 10000;
 static const char * const CALLER = "dqrelo_caller";
 
 // What a limited key may send a request to: each of these asks server_delta_set whether the caller may use the model.
-static const std::set<std::string> OPEN_GET  = { "/deltas", "/models", "/v1/models", "/props" };
+static const std::set<std::string> OPEN_GET  = { "/deltas", "/models", "/v1/models", "/props", "/tokenizer_info" };
 static const std::set<std::string> OPEN_POST = {
     "/completion",
     "/completions",

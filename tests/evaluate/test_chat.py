@@ -10,7 +10,7 @@ import pytest
 
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.evaluate import chat
-from dqrelo_gguf.evaluate.chat import rendered
+from dqrelo_gguf.evaluate.chat import Renderer, rendered
 
 HELLO = [{"role": "user", "content": "Hi\nthere"}]
 
@@ -65,3 +65,26 @@ def test_a_template_without_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(chat, "TIMEOUT_S", 3)
     with pytest.raises(InputError, match=r"ft\.gguf: its chat template failed: took more than 3 s"):
         text_of("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+
+
+def test_a_renderer_goes_on_after_a_failure_and_after_its_process_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = (
+        "{% if messages[0].content == 'loop' %}"
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+        "{% endif %}{{ 1 / (messages[0].content | int) }}{{ eos_token }}"
+    )
+    with Renderer("ft.gguf", template, bos="", eos="</s>") as renderer:
+
+        def ask(content: str) -> str:
+            (text,) = renderer.texts([[{"role": "user", "content": content}]])
+            return text
+
+        assert ask("2") == "0.5</s>"
+        with pytest.raises(InputError, match="division by zero"):
+            ask("0")
+        assert ask("4") == "0.25</s>"
+        with monkeypatch.context() as patched:
+            patched.setattr(chat, "TIMEOUT_S", 1)
+            with pytest.raises(InputError, match="took more than 1 s"):
+                ask("loop")
+        assert ask("8") == "0.125</s>"

@@ -23,6 +23,7 @@ OPEN = {
     ("GET", "/v1/models"),
     ("GET", "/v1/models/.+"),
     ("GET", "/props"),
+    ("GET", "/tokenizer_info"),
     ("POST", "/completion"),
     ("POST", "/completions"),
     ("POST", "/v1/completions"),
@@ -60,7 +61,8 @@ def routes() -> set[tuple[str, str]]:
     if not upstream.is_dir():
         pytest.skip("needs llama.cpp's sources: DQRELO_LLAMA_CPP_DIR")
     found = set()
-    for path in (upstream / "tools/server/server.cpp", root / "cpp/server/delta-routes.cpp"):
+    own = (root / "cpp/server/delta-routes.cpp", root / "cpp/server/vllm-tokenizer.cpp")
+    for path in (upstream / "tools/server/server.cpp", *own):
         for method, route in re.findall(r'\b(?:ctx_http\.|http\.)?(get|post|del) ?\("(/[^"]*)"', path.read_text()):
             found.add(({"get": "GET", "post": "POST", "del": "DELETE"}[method], route))
     return found
@@ -123,7 +125,10 @@ def model_requests(name: str) -> list[tuple[str, str, dict[str, Any]]]:
     paths = ("/responses", "/v1/responses", "/responses/input_tokens", "/v1/responses/input_tokens")
     found += [("POST", path, {"json": responses}) for path in paths]
     found.append(("POST", "/tokenize", {"json": {"model": name, "content": "a"}}))
+    found.append(("POST", "/tokenize", {"json": {"model": name, "prompt": "a"}}))
+    found.append(("GET", f"/tokenizer_info?model={name}", {}))
     found.append(("POST", "/detokenize", {"json": {"model": name, "tokens": [5]}}))
+    found.append(("POST", "/v1/completions", {"json": completion | {"echo": True, "logprobs": 1}}))
     found.append(("GET", f"/props?model={name}", {}))
     found.append(("GET", f"/v1/models/{name}", {}))
     return found

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
@@ -98,27 +100,87 @@ def rendered(rt: Runtime, conversations: list[Conversation], end: int | None, *,
         "" if token is None else rt.detokenize(np.array([token], np.int32), special=True)
         for token in (rt.start_token, end)
     )
-    request = {
-        "template": template,
-        "conversations": conversations,
-        "for_answer": for_answer,
-        "bos_token": bos,
-        "eos_token": eos,
-    }
-    return _run(rt.path, request)
+    with Renderer(rt.path, template, bos=bos, eos=eos) as renderer:
+        return renderer.texts(conversations, for_answer=for_answer)
 
 
-def _run(where: str, request: dict[str, Any]) -> list[str]:
-    command = [sys.executable, "-m", _MODULE]
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(request).encode(), capture_output=True, timeout=TIMEOUT_S, check=False
+class Renderer:
+    """A chat template that renders conversations, in a process of its own that waits for them. A context manager.
+
+    Args:
+        where: the file that the template is of; errors name it.
+        template: Jinja.
+        bos: the text of the token that begins a text.
+        eos: the text of the token that ends one.
+    """
+
+    def __init__(self, where: str, template: str, *, bos: str, eos: str) -> None:
+        self._where = where
+        self._about = {"template": template, "bos_token": bos, "eos_token": eos}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process; a later call starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def texts(self, conversations: list[Conversation], *, for_answer: bool = False) -> list[str]:
+        """The text of each conversation.
+
+        Args:
+            conversations: to render.
+            for_answer: end where the answer begins.
+
+        Raises:
+            InputError: the template fails.
+        """
+        request = {**self._about, "conversations": conversations, "for_answer": for_answer}
+        answer = self._ask(json.dumps(request).encode() + b"\n")
+        if "error" in answer:
+            raise InputError(f"{self._where}: its chat template failed: {printable(str(answer['error']))[:200]}")
+        return [str(text) for text in answer["texts"]]
+
+    def _ask(self, line: bytes) -> dict[str, Any]:
+        process = self._process = self._process or subprocess.Popen(
+            [sys.executable, "-m", _MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
-        answer = json.loads(done.stdout) if done.returncode == 0 else {"error": f"ended with {done.returncode}"}
-    except subprocess.TimeoutExpired:
-        answer = {"error": f"took more than {TIMEOUT_S} s"}
-    except ValueError:
-        answer = {"error": "its output is no text"}
-    if "error" in answer:
-        raise InputError(f"{where}: its chat template failed: {printable(str(answer['error']))[:200]}")
-    return [str(text) for text in answer["texts"]]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        is_too_long = threading.Event()
+
+        def end() -> None:
+            is_too_long.set()
+            process.kill()
+
+        timer = threading.Timer(TIMEOUT_S, end)
+        timer.start()
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+            raw = process.stdout.readline()
+        except BrokenPipeError:
+            raw = b""
+        except BaseException:  # The answer that may still come is nobody's.
+            self.close()
+            raise
+        finally:
+            timer.cancel()
+        if raw.endswith(b"\n"):
+            answer: dict[str, Any] = json.loads(raw)
+            return answer
+        code = process.wait()
+        self.close()
+        return {"error": f"took more than {TIMEOUT_S} s" if is_too_long.is_set() else f"ended with {code}"}

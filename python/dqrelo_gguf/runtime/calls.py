@@ -120,6 +120,8 @@ class Calls:
 
         Texts are tokenized together, so that the boundary falls as it does in running text; white space at the end of
         a context belongs to the continuation. Before an empty context stands BOS (EOS where there is no BOS).
+        Pairs that follow each other with one context and one delta read the context once, if the model's memory can go back
+        to its end (that of recurrent layers cannot).
 
         Args:
             pairs: (context, continuation), two texts or two token arrays each.
@@ -256,8 +258,12 @@ class Calls:
 
     @property
     def start_token(self) -> int | None:
-        """The token that begins a text: BOS, EOS where there is no BOS, None without both."""
-        token = self._session.prefix_token(None)
+        """The token that begins a text of the base: BOS, EOS where there is no BOS, None without both."""
+        return self.start_token_of(None)
+
+    def start_token_of(self, delta: Delta | None) -> int | None:
+        """The token that begins a text of a delta, or of the base (None): BOS, EOS where there is no BOS, None without both."""
+        token = self._session.prefix_token(delta)
         return token if token >= 0 else None
 
     def _tokens_of(self, prompts: Sequence[Prompt], deltas: Sequence[Delta | None]) -> list[NDArray[np.int32]]:
@@ -283,8 +289,8 @@ class Calls:
             whole = np.concatenate([head, token_array(continuation)])
             n_context = len(head)
         if n_context == 0:
-            prefix = self._session.prefix_token(delta)
-            if prefix < 0:
+            prefix = self.start_token_of(delta)
+            if prefix is None:
                 raise InputError(f"pair {i}: has no context, and the model has neither BOS nor EOS to stand for it")
             whole = np.concatenate([np.array([prefix], np.int32), whole])
             n_context = 1

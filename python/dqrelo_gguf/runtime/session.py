@@ -166,6 +166,11 @@ class Runtime(Calls):
         return self._session.n_seq_max
 
     @property
+    def n_evaluated(self) -> int:
+        """Tokens that calls have evaluated since this runtime was opened, without those of calls that failed."""
+        return self._session.n_evaluated
+
+    @property
     def n_threads(self) -> int:
         """CPU threads."""
         return self._session.n_threads
