@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dqrelo_gguf.cli import run, write_json
+from dqrelo_gguf.convert.methods import FACTOR_TYPE, METHODS, RANK, SVD, VECTORS, taking
 
 if TYPE_CHECKING:
     from dqrelo_gguf.convert.plan import Options
@@ -55,13 +56,13 @@ def _parser() -> argparse.ArgumentParser:
         help="bytes of the delta to the 16-bit size of the weights, such as 1/8 or 0.125 (default: 1/8)",
     )
     size.add_argument(
-        "--rank", metavar="N", type=int, help="the paper's method: rank of every weight instead of a ratio"
+        "--rank", metavar="N", type=int, help=f"rank of every weight instead of a ratio (methods {taking(RANK)})"
     )
     method.add_argument(
         "--method",
-        choices=("best", "paper"),
-        help="best: planes and factors of few bits, shared out over the weights so that least is lost; paper: one plane, "
-        "one scale and a low-rank residual a weight, as published (default: best, or paper where an option of it is given)",
+        choices=tuple(METHODS),
+        help=f"{'; '.join(f'{name}: {method.what}' for name, method in METHODS.items())} "
+        "(default: best, or paper where an option of it is given)",
     )
     method.add_argument(
         "--importance",
@@ -84,18 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--vectors",
         choices=("whole", "paper"),
-        help="the paper's method: norms and biases kept whole, or the paper's "
-        "selection by magnitude with the paper's rank equation (default: whole)",
+        help="norms and biases kept whole, or the paper's selection by magnitude with the paper's rank equation "
+        f"(methods {taking(VECTORS)}; default: whole)",
     )
     method.add_argument(
         "--factor-type",
         choices=("f16", "bf16", "f32", "q8_0", "q4_0"),
-        help="the paper's method: type of the low-rank factors (default: f16)",
+        help=f"type of the low-rank factors (methods {taking(FACTOR_TYPE)}; default: f16)",
     )
     method.add_argument(
         "--svd",
         choices=("randomised", "exact"),
-        help="the paper's method: truncated SVD; exact is slow and takes more memory (default: randomised)",
+        help=f"truncated SVD; exact is slow and takes more memory (methods {taking(SVD)}; default: randomised)",
     )
     _add_output(parser)
     dangerous = parser.add_argument_group("dangerous")
@@ -186,9 +187,8 @@ def _options(args: argparse.Namespace) -> Options:
     from dqrelo_gguf.convert.plan import Options
     from dqrelo_gguf.model.pairing import Selection
 
-    ratio = None if args.rank is not None else parse_ratio(args.ratio or "1/8")
     return Options(
-        ratio=ratio,
+        ratio=None if args.ratio is None else parse_ratio(args.ratio),
         method=args.method,
         importance=args.importance,
         rank=args.rank,

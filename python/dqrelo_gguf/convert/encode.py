@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,11 @@ from dqrelo_gguf.compress.factors import stored_values
 from dqrelo_gguf.compress.lowrank import seed_of
 from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.compress.mixes import Spectrum
-from dqrelo_gguf.compress.paper import CompressedMatrix, Method, compress, norm, select_by_magnitude
+from dqrelo_gguf.compress.paper import norm, select_by_magnitude
 from dqrelo_gguf.compress.sign_factors import column_bits, row_bits, scales_of
 from dqrelo_gguf.compress.spectrum import energies
+from dqrelo_gguf.compress.stages import CompressedMatrix, LowRankOptions
+from dqrelo_gguf.compress.stages import compress as compress_stages
 from dqrelo_gguf.convert.moments import Moments
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.errors import NonFiniteError
@@ -64,8 +65,8 @@ def encode_weight(
     delta_norm = norm(_rows(D), blocks)
     if planned.spec.dense_type is not None:
         data, error = _dense(D, options)
-    elif options.method_name == "paper":
-        data, error = _signs(D, planned, options, blocks)
+    elif options.row.kind == "stages":
+        data, error = _stages(D, planned, options, blocks)
     else:
         data, error = _best(D, planned, moments, blocks, max_rounds)
     data.error_delta = error / delta_norm if delta_norm > 0 else 0.0
@@ -129,25 +130,24 @@ def _subtract(values: F32, reference: GgufModel, name: str, blocks: Blocks) -> F
 def _dense(D: F32, options: Options) -> tuple[WeightData, float]:
     if options.vectors != "paper":
         return WeightData(dense=D), 0.0
-    assert isinstance(options.ratio, Fraction)
-    kept = select_by_magnitude(D, float(options.ratio))
+    assert options.budget is not None
+    kept = select_by_magnitude(D, float(options.budget))
     return WeightData(dense=kept), float(np.linalg.norm((D - kept).astype(np.float64)))
 
 
-def _signs(D: F32, planned: Planned, options: Options, blocks: Blocks) -> tuple[WeightData, float]:
-    spec = planned.spec
+def _stages(D: F32, planned: Planned, options: Options, blocks: Blocks) -> tuple[WeightData, float]:
+    spec, stages = planned.spec, options.row.stages
     n_in, n_out, *experts = spec.ne
-    method = Method(spec.u_type.name, spec.v_type.name, options.svd or "randomised", seed_of(spec.name))
+    low_rank = LowRankOptions(spec.u_type.name, spec.v_type.name, options.svd or "randomised", seed_of(spec.name))
     matrices = []
     for e, matrix in enumerate(D.reshape(-1, n_out, n_in)):
+        own = replace(low_rank, seed=low_rank.seed + e)
         try:
-            matrices.append(
-                compress(torch.from_numpy(matrix), spec.rank, replace(method, seed=method.seed + e), blocks)
-            )
-        except NonFiniteError as e:
-            raise NonFiniteError(f"{spec.name}: {e}") from e
+            matrices.append(compress_stages(torch.from_numpy(matrix), stages, spec.rank, own, blocks))
+        except NonFiniteError as problem:
+            raise NonFiniteError(f"{spec.name}: {problem}") from problem
     error = sum(m.error**2 for m in matrices) ** 0.5
-    return _weight_data(matrices, method, stacked=bool(experts)), error
+    return _weight_data(matrices, low_rank, stacked=bool(experts)), error
 
 
 def _best(
@@ -197,16 +197,16 @@ def _metrics(moments: Moments | None, name: str, matrices: F32) -> list[Metric] 
     return None if moments is None else moments.metrics(name, n_in, n_mat)
 
 
-def _weight_data(matrices: list[CompressedMatrix], method: Method, stacked: bool) -> WeightData:
+def _weight_data(matrices: list[CompressedMatrix], low_rank: LowRankOptions, stacked: bool) -> WeightData:
     """One matrix as it is, several stacked along a first axis."""
-    u = [stored_values(m.u, method.u_type).numpy() for m in matrices if m.u is not None]
-    v = [stored_values(m.v, method.v_type).numpy() for m in matrices if m.v is not None]
-    scale = np.array([[m.alpha] for m in matrices], np.float32)
-    if not stacked:
-        plane = matrices[0].sign_bits, scale[0]
-        return WeightData(planes=[plane], u=u[0] if u else None, v=v[0] if v else None)
-    return WeightData(
-        planes=[(np.stack([m.sign_bits for m in matrices]), scale)],
-        u=np.stack(u) if u else None,
-        v=np.stack(v) if v else None,
-    )
+
+    def whole(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.stack(arrays) if stacked else arrays[0]
+
+    u = [stored_values(m.u, low_rank.u_type).numpy() for m in matrices if m.u is not None]
+    v = [stored_values(m.v, low_rank.v_type).numpy() for m in matrices if m.v is not None]
+    planes = [
+        (whole([bits for bits, _ in plane]), whole([np.array([alpha], np.float32) for _, alpha in plane]))
+        for plane in zip(*(m.planes for m in matrices), strict=True)
+    ]
+    return WeightData(planes=planes, u=whole(u) if u else None, v=whole(v) if v else None)

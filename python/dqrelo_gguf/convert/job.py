@@ -17,8 +17,9 @@ from dqrelo_gguf.compress.mixes import Spectrum
 from dqrelo_gguf.convert.encode import encode_weight, measure_weight
 from dqrelo_gguf.convert.estimate import estimate
 from dqrelo_gguf.convert.metadata import delta_meta
+from dqrelo_gguf.convert.methods import CALIBRATION
 from dqrelo_gguf.convert.moments import SELF, Moments
-from dqrelo_gguf.convert.plan import Options, Planned, plan_best, plan_paper, weighed
+from dqrelo_gguf.convert.plan import Options, Planned, check_takes, plan_best, plan_stages, weighed
 from dqrelo_gguf.convert.result import ConvertResult, WeightResult
 from dqrelo_gguf.convert.work import Calibrate, Weigh, Work
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
@@ -127,11 +128,12 @@ def convert(
             name=meta.name,
             base_name=meta.base_name,
             planned=planned,
-            ratio=writer.ratio,
+            ratio=sum(p.spec.n_bytes for p in planned) / (2 * sum(prod(p.ne) for p in changed)),
             n_bytes=sum(p.spec.n_bytes for p in planned),
             n_file_bytes=writer.n_file_bytes,
             excluded=pairing.excluded,
             identical=[name for name, c in checked.items() if c.identical],
+            not_carried=sorted({p.name for p in changed} - {p.pair.name for p in planned}),
             notes=pairing.notes,
         )
         if job.dry_run:
@@ -162,8 +164,7 @@ def _check_calibration(job: Job, options: Options, calibrate: Calibrate | None) 
         raise InputError("--save-calibration: needs --calibrate, which makes what it saves")
     if job.calibrate is None and job.calibration is None:
         return
-    if options.method_name != "best":
-        raise InputError("--calibrate, --calibration: belong to --method best, and cannot go with the paper's method")
+    check_takes(options.method_name, CALIBRATION)
     if job.calibrate is not None and job.calibration is not None:
         raise InputError("--calibrate, --calibration: give one of them")
     if job.calibrate is not None and job.calibrate != SELF:
@@ -210,8 +211,8 @@ class _Passes:
         """How each weight that changed is stored."""
         if not pairs:
             raise InputError("nothing to convert: no weight of the fine-tune differs from the base")
-        if self.options.method_name == "paper":
-            return plan_paper(pairs, self.options)
+        if self.options.row.kind == "stages":
+            return plan_stages(pairs, self.options)
         spectra = self._measure([p for p in pairs if is_matrix(p.ne)])
         planned = plan_best(pairs, self.options, spectra)
         if self.options.importance == "norm":

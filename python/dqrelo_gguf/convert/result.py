@@ -64,11 +64,12 @@ class ConvertResult:
         name: of the fine-tune.
         base_name: of the base.
         planned: every weight of the delta.
-        ratio: bytes of all tensors to the 16-bit size of the weights that they replace.
+        ratio: bytes of all tensors to the 16-bit size of the weights that changed.
         n_bytes: of all tensors, without padding and metadata.
         n_file_bytes: of the file.
         excluded: weights left out on request.
         identical: weights that the fine-tune did not change.
+        not_carried: weights that it changed, and that the method leaves as they are in the base.
         notes: differences between base and fine-tune that a delta does not carry.
         weights: with their errors; empty after a dry run.
         estimate: of a dry run.
@@ -84,6 +85,7 @@ class ConvertResult:
     n_file_bytes: int
     excluded: list[str]
     identical: list[str]
+    not_carried: list[str]
     notes: list[str]
     weights: list[WeightResult] = field(default_factory=list)
     estimate: Estimate | None = None
@@ -117,6 +119,10 @@ class ConvertResult:
             lines.append(f"memory    about {bytes_text(self.estimate.memory_bytes)} beside the interpreter")
         if self.identical:
             lines.append(f"left out  {len(self.identical)} weights equal to the base's: {_some(self.identical)}")
+        if self.not_carried:
+            lines.append(
+                f"left out  {len(self.not_carried)} weights stay the base's by the method: {_some(self.not_carried)}"
+            )
         if self.excluded:
             lines.append(f"excluded  {len(self.excluded)} weights stay the base's: {_some(self.excluded)}")
         lines += [f"note      {note}" for note in self.notes]
@@ -134,6 +140,7 @@ class ConvertResult:
             "n_file_bytes": self.n_file_bytes,
             "seconds": self.seconds,
             "identical": self.identical,
+            "not_carried": self.not_carried,
             "excluded": self.excluded,
             "notes": self.notes,
         }
