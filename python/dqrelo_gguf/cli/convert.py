@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dqrelo_gguf.cli import run, write_json
-from dqrelo_gguf.convert.methods import FACTOR_TYPE, METHODS, RANK, SVD, VECTORS, taking
+from dqrelo_gguf.convert.methods import CALIBRATION, FACTOR_TYPE, METHODS, RANK, SVD, VECTORS, taking
 
 if TYPE_CHECKING:
     from dqrelo_gguf.convert.plan import Options
@@ -75,13 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--calibrate",
         metavar="self|FILE",
-        help="the method best: errors count by what the weights multiply while the fine-tune reads text: a UTF-8 text file, such as prompts "
+        help=f"methods {taking(CALIBRATION)}: errors count by what the weights multiply while the fine-tune reads text: a UTF-8 text file, such as prompts "
         "of its task with their answers, or text that base and fine-tune write themselves. Takes minutes",
     )
     method.add_argument(
         "--save-calibration", metavar="FILE", help="keep what --calibrate measured, as safetensors, for other ratios"
     )
     method.add_argument("--calibration", metavar="FILE", help="calibrate with what --save-calibration kept")
+    method.add_argument(
+        "--imatrix", metavar="GGUF", help="the method wanda: what the weights multiply, by llama-imatrix"
+    )
     method.add_argument(
         "--vectors",
         choices=("whole", "paper"),
@@ -113,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
-    output.add_argument("-o", "--outfile", metavar="FILE", required=True, help="the delta file, NAME.dq.gguf")
+    output.add_argument(
+        "-o", "--outfile", metavar="FILE", required=True, help="the delta file, NAME.dq.gguf, or the merged model"
+    )
     output.add_argument("--name", metavar="NAME", help="name of the fine-tune (default: its own)")
     output.add_argument("--force", action="store_true", help="replace existing files (default: refuse)")
     output.add_argument(
@@ -151,6 +156,7 @@ def _convert(args: argparse.Namespace) -> None:
         dry_run=args.dry_run,
         calibrate=args.calibrate,
         calibration=args.calibration,
+        imatrix=args.imatrix,
         save_calibration=args.save_calibration,
         n_threads=args.threads,
     )

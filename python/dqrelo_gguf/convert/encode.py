@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,13 @@ from dqrelo_gguf.compress.lowrank import seed_of
 from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.compress.mixes import Spectrum
 from dqrelo_gguf.compress.paper import norm, select_by_magnitude
+from dqrelo_gguf.compress.pruning import keep_active, keep_largest, keep_random
 from dqrelo_gguf.compress.sign_factors import column_bits, row_bits, scales_of
 from dqrelo_gguf.compress.spectrum import energies
 from dqrelo_gguf.compress.stages import CompressedMatrix, LowRankOptions
 from dqrelo_gguf.compress.stages import compress as compress_stages
+from dqrelo_gguf.convert.imatrix import Imatrix
+from dqrelo_gguf.convert.methods import Kind
 from dqrelo_gguf.convert.moments import Moments
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.errors import NonFiniteError
@@ -35,40 +38,47 @@ F32 = npt.NDArray[np.float32]
 VOCABULARY_WEIGHT = 10.0
 
 
-def encode_weight(
-    planned: Planned,
-    reference: GgufModel,
-    tuned: Model,
-    options: Options,
-    blocks: Blocks,
-    *,
-    moments: Moments | None = None,
-    max_rounds: int = best.MAX_ROUNDS,
-) -> WeightData:
+# What each input of a weight's matrices is in the mean.
+Inputs = Moments | Imatrix
+
+
+@dataclass(frozen=True)
+class Means:
+    """What weights are encoded with.
+
+    Args:
+        options: of the conversion.
+        blocks: the threads to work with.
+        inputs: what the weights multiply, for methods that use it; None where that is not known.
+        max_rounds: of the method `best`.
+    """
+
+    options: Options
+    blocks: Blocks
+    inputs: Inputs | None = None
+    max_rounds: int = best.MAX_ROUNDS
+
+
+def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, means: Means) -> WeightData:
     """The delta of one weight, compressed as planned, with its errors.
 
     Args:
         planned: the weight.
         reference: what the delta is against, the base or its unquantised form.
         tuned: the fine-tune.
-        options: of the conversion.
-        blocks: the threads to work with.
-        moments: what the weights multiply, for the method `best`; None where that is not known.
-        max_rounds: of the method `best`.
+        means: the options, and what there is to work with.
 
     Raises:
         NonFiniteError: a factor does not fit its type.
     """
+    blocks = means.blocks
     values = tuned.load(planned.pair.tuned_name, blocks)
     weight_norm = norm(_rows(values), blocks)
     D = _subtract(values, reference, planned.pair.name, blocks)
     delta_norm = norm(_rows(D), blocks)
-    if planned.spec.dense_type is not None:
-        data, error = _dense(D, options)
-    elif options.row.kind == "stages":
-        data, error = _stages(D, planned, options, blocks)
-    else:
-        data, error = _best(D, planned, moments, blocks, max_rounds)
+    is_whole = planned.spec.dense_type is not None and planned.n_kept is None
+    encode = _whole if is_whole else _ENCODERS[means.options.row.kind]
+    data, error = encode(D, planned, means)
     data.error_delta = error / delta_norm if delta_norm > 0 else 0.0
     data.error_weight = error / weight_norm if weight_norm > 0 else 0.0
     return data
@@ -127,7 +137,8 @@ def _subtract(values: F32, reference: GgufModel, name: str, blocks: Blocks) -> F
     return values
 
 
-def _dense(D: F32, options: Options) -> tuple[WeightData, float]:
+def _whole(D: F32, _planned: Planned, means: Means) -> tuple[WeightData, float]:
+    options = means.options
     if options.vectors != "paper":
         return WeightData(dense=D), 0.0
     assert options.budget is not None
@@ -135,31 +146,48 @@ def _dense(D: F32, options: Options) -> tuple[WeightData, float]:
     return WeightData(dense=kept), float(np.linalg.norm((D - kept).astype(np.float64)))
 
 
-def _stages(D: F32, planned: Planned, options: Options, blocks: Blocks) -> tuple[WeightData, float]:
-    spec, stages = planned.spec, options.row.stages
+def _stages(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
+    spec, options = planned.spec, means.options
     n_in, n_out, *experts = spec.ne
     low_rank = LowRankOptions(spec.u_type.name, spec.v_type.name, options.svd or "randomised", seed_of(spec.name))
     matrices = []
     for e, matrix in enumerate(D.reshape(-1, n_out, n_in)):
         own = replace(low_rank, seed=low_rank.seed + e)
         try:
-            matrices.append(compress_stages(torch.from_numpy(matrix), stages, spec.rank, own, blocks))
+            matrices.append(compress_stages(torch.from_numpy(matrix), options.row.stages, spec.rank, own, means.blocks))
         except NonFiniteError as problem:
             raise NonFiniteError(f"{spec.name}: {problem}") from problem
     error = sum(m.error**2 for m in matrices) ** 0.5
     return _weight_data(matrices, low_rank, stacked=bool(experts)), error
 
 
-def _best(
-    D: F32, planned: Planned, moments: Moments | None, blocks: Blocks, max_rounds: int
-) -> tuple[WeightData, float]:
-    spec = planned.spec
+def _pruned(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
+    spec, keeps, n_kept = planned.spec, means.options.row.keeps, planned.n_kept
+    assert n_kept is not None
+    n_in, n_out, *_ = spec.ne
+    matrices = torch.from_numpy(D.reshape(-1, n_out, n_in))
+    norms = None if means.inputs is None else means.inputs.input_norms(spec.name, n_in, len(matrices))
+    kept = torch.empty_like(matrices)
+    for e, matrix in enumerate(matrices):
+        if keeps == "random":
+            kept[e] = keep_random(matrix, n_kept, seed_of(spec.name) + e)
+        elif keeps == "largest":
+            kept[e] = keep_largest(matrix, n_kept)
+        else:
+            kept[e] = keep_active(matrix, torch.ones(n_in) if norms is None else norms[e], n_kept, means.blocks)
+    matrices -= kept
+    return WeightData(dense=kept.numpy().reshape(D.shape)), norm(_rows(D), means.blocks)
+
+
+def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
+    spec, blocks = planned.spec, means.blocks
+    moments = means.inputs if isinstance(means.inputs, Moments) else None
     n_in, n_out, *experts = spec.ne
     mix = Mix(spec.n_planes, spec.plane_ranks)
     rows = D.reshape(-1, n_out, n_in)
     metrics: Sequence[Metric | None] = _metrics(moments, spec.name, rows) or [None] * len(rows)
     matrices = [
-        best.compress(torch.from_numpy(matrix), mix, blocks, metric=metric, max_rounds=max_rounds)
+        best.compress(torch.from_numpy(matrix), mix, blocks, metric=metric, max_rounds=means.max_rounds)
         for matrix, metric in zip(rows, metrics, strict=True)
     ]
 
@@ -210,3 +238,10 @@ def _weight_data(matrices: list[CompressedMatrix], low_rank: LowRankOptions, sta
         for plane in zip(*(m.planes for m in matrices), strict=True)
     ]
     return WeightData(planes=planes, u=whole(u) if u else None, v=whole(v) if v else None)
+
+
+_ENCODERS: Mapping[Kind, Callable[[F32, Planned, Means], tuple[WeightData, float]]] = {
+    "best": _best,
+    "stages": _stages,
+    "pruned": _pruned,
+}

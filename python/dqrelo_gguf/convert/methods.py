@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-Kind = Literal["best", "stages"]
+Kind = Literal["best", "stages", "pruned"]
 Stage = Literal["sign", "svd"]
+Keeps = Literal["random", "largest", "active"]
 
 BEST: Final = "best"
 PAPER: Final = "paper"
@@ -25,6 +26,7 @@ FACTOR_TYPE: Final = "--factor-type"
 SVD: Final = "--svd"
 PROBE: Final = "--importance probe"
 CALIBRATION: Final = "--calibrate, --calibration"
+IMATRIX: Final = "--imatrix"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Method:
         what: what it stores, a clause for --help.
         takes: its options. One without RATIO has a size of its own.
         stages: of a method of stages, in order; "svd" at most once.
+        keeps: of a method that prunes, which entries. What it makes no delta file can hold: it writes a merged model.
         linear_only: only the linear projections of attention and MLP are converted, as a LoRA has them; all else stays the base's.
     """
 
@@ -44,6 +47,7 @@ class Method:
     takes: frozenset[str]
     stages: tuple[Stage, ...] = ()
     linear_only: bool = False
+    keeps: Keeps | None = None
 
 
 _LOW_RANK = frozenset({RATIO, RANK, FACTOR_TYPE, SVD})
@@ -69,6 +73,18 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         "sign-sign": Method("stages", "the same twice, about 1/8", frozenset(), ("sign", "sign")),
         "lora": Method(
             "stages", "a LoRA of one rank, extracted by SVD, of the linear projections", _LOW_RANK, ("svd",), True
+        ),
+        "random": Method(
+            "pruned", "entries drawn at random, scaled up (DARE); a merged model", frozenset({RATIO}), keeps="random"
+        ),
+        "magnitude": Method(
+            "pruned", "the largest entries of each matrix; a merged model", frozenset({RATIO}), keeps="largest"
+        ),
+        "wanda": Method(
+            "pruned",
+            "in each row the entries that are largest times their inputs; a merged model",
+            frozenset({RATIO, CALIBRATION, IMATRIX}),
+            keeps="active",
         ),
     }
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import prod
@@ -17,11 +17,13 @@ from dqrelo_gguf.compress.budget import (
     ranks_fixed,
     ranks_for_ratio,
     ranks_of_paper,
+    shown_ratio,
     too_small,
 )
 from dqrelo_gguf.compress.factors import FACTOR_TYPES, type_of
 from dqrelo_gguf.compress.lowrank import SvdMethod
 from dqrelo_gguf.compress.mixes import Spectrum, choose
+from dqrelo_gguf.compress.pruning import most_kept, pruned_bytes
 from dqrelo_gguf.convert.methods import (
     BEST,
     FACTOR_TYPE,
@@ -32,11 +34,12 @@ from dqrelo_gguf.convert.methods import (
     RATIO,
     SVD,
     VECTORS,
+    Kind,
     Method,
     taking,
 )
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.file.layout import WeightSpec, stripped_ne
+from dqrelo_gguf.file.layout import Type, WeightSpec, stripped_ne
 from dqrelo_gguf.model.pairing import Pair, Selection
 from dqrelo_gguf.model.parts import module_of
 
@@ -150,11 +153,20 @@ class Planned:
         pair: the weight.
         spec: its tensors.
         predicted_error: ||D - D_hat|| / ||D|| by its spectrum, None where that is not known before.
+        n_kept: entries that pruning keeps of each matrix; None where nothing is pruned.
+        n_charged: bytes that it is charged, where those are not the bytes of its tensors.
     """
 
     pair: Pair
     spec: WeightSpec
     predicted_error: float | None = None
+    n_kept: int | None = None
+    n_charged: int | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that it is charged."""
+        return self.spec.n_bytes if self.n_charged is None else self.n_charged
 
 
 def plan_stages(pairs: list[Pair], options: Options) -> list[Planned]:
@@ -181,6 +193,39 @@ def plan_stages(pairs: list[Pair], options: Options) -> list[Planned]:
         spec = WeightSpec(p.name, ne, n_planes, rank=ranks[p.name], u_type=u_type, v_type=v_type)
         planned.append(Planned(p, spec))
     return planned
+
+
+def plan_pruned(pairs: list[Pair], options: Options) -> list[Planned]:
+    """What a method that prunes keeps of each matrix: as much as a share of the ratio in proportion to its elements pays for.
+
+    Raises:
+        InputError: the ratio is under what the vectors and one entry of each matrix cost.
+    """
+    ratio, is_seeded = options.budget, options.row.keeps == "random"
+    assert ratio is not None
+    matrices = [p for p in pairs if is_matrix(p.ne)]
+    n_elements = sum(prod(p.ne) for p in matrices)
+    n_full = 2 * sum(prod(p.ne) for p in pairs)
+    n_vector_bytes = 4 * (n_full // 2 - n_elements)
+    planned = []
+    for p in pairs:
+        ne = stripped_ne(p.ne)
+        if not is_matrix(ne):
+            planned.append(Planned(p, WeightSpec.dense(p.name, ne)))
+            continue
+        n_in, n_out, *experts = ne
+        share = (ratio * n_full - n_vector_bytes) * n_in * n_out / n_elements
+        n_kept = most_kept(int(share), n_out, n_in, is_seeded)
+        n_charged = prod(experts) * pruned_bytes(n_kept, n_out, n_in, is_seeded)
+        planned.append(Planned(p, WeightSpec.dense(p.name, ne, Type.F16), n_kept=n_kept, n_charged=n_charged))
+    if any(p.n_kept == 0 for p in planned):
+        raise InputError(
+            f"--ratio {shown_ratio(ratio)}: the vectors and the places of what is kept leave some matrix no entry. Use a larger ratio"
+        )
+    return planned
+
+
+PLANNERS: Mapping[Kind, Callable[[list[Pair], Options], list[Planned]]] = {"stages": plan_stages, "pruned": plan_pruned}
 
 
 def is_linear(pair: Pair) -> bool:
