@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,13 @@ from dqrelo_gguf.compress import best
 from dqrelo_gguf.compress.best import Mix
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.compress.factors import stored_values
+from dqrelo_gguf.compress.groups import compress as compress_groups
 from dqrelo_gguf.compress.lowrank import seed_of
 from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.compress.mixes import Spectrum
 from dqrelo_gguf.compress.paper import norm, select_by_magnitude
 from dqrelo_gguf.compress.pruning import keep_active, keep_largest, keep_random
+from dqrelo_gguf.compress.sign_factors import SignFactors as CodedFactors
 from dqrelo_gguf.compress.sign_factors import column_bits, row_bits, scales_of
 from dqrelo_gguf.compress.spectrum import energies
 from dqrelo_gguf.compress.stages import CompressedMatrix, LowRankOptions
@@ -161,6 +163,17 @@ def _stages(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     return _weight_data(matrices, low_rank, stacked=bool(experts)), error
 
 
+def _groups(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
+    spec = planned.spec
+    n_in, n_out, *experts = spec.ne
+    found = [
+        compress_groups(torch.from_numpy(matrix), spec.plane_ranks, means.blocks)
+        for matrix in D.reshape(-1, n_out, n_in)
+    ]
+    data = WeightData(sign_factors=_sign_factors([factors for factors, _ in found], bool(experts)))
+    return data, sum(error**2 for _, error in found) ** 0.5
+
+
 def _pruned(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     spec, keeps, n_kept = planned.spec, means.options.row.keeps, planned.n_kept
     assert n_kept is not None
@@ -191,26 +204,21 @@ def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
         for matrix, metric in zip(rows, metrics, strict=True)
     ]
 
-    def stacked(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        return np.stack(list(arrays)) if experts else next(iter(arrays))
-
     data = WeightData()
     planes = [m.planes for m in matrices if m.planes is not None]
     if planes:
         data.planes = [
-            (stacked(p.bits[i] for p in planes), stacked(p.row_scales[i].numpy() for p in planes))
+            (
+                _joined([p.bits[i] for p in planes], bool(experts)),
+                _joined([p.row_scales[i].numpy() for p in planes], bool(experts)),
+            )
             for i in range(mix.n_planes)
         ]
         columns = [p.column_scales.numpy() for p in planes if p.column_scales is not None]
-        data.cscale = stacked(columns) if columns else None
+        data.cscale = _joined(columns, bool(experts)) if columns else None
     factors = [m.factors for m in matrices if m.factors is not None]
     if factors:
-        data.sign_factors = SignFactors(
-            v_bits=stacked(row_bits(f.b, mix.plane_ranks) for f in factors),
-            v_scale=stacked(scales_of(f.b, mix.plane_ranks) for f in factors),
-            u_bits=stacked(column_bits(f.a, mix.plane_ranks) for f in factors),
-            u_scale=stacked(scales_of(f.a, mix.plane_ranks) for f in factors),
-        )
+        data.sign_factors = _sign_factors(factors, bool(experts))
     if metrics[0] is not None:
         total = sum(
             m.norm(torch.from_numpy(r), blocks) ** 2 for m, r in zip(metrics, rows, strict=True) if m is not None
@@ -226,22 +234,35 @@ def _metrics(moments: Moments | None, name: str, matrices: F32) -> list[Metric] 
 
 
 def _weight_data(matrices: list[CompressedMatrix], low_rank: LowRankOptions, stacked: bool) -> WeightData:
-    """One matrix as it is, several stacked along a first axis."""
-
-    def whole(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        return np.stack(arrays) if stacked else arrays[0]
-
     u = [stored_values(m.u, low_rank.u_type).numpy() for m in matrices if m.u is not None]
     v = [stored_values(m.v, low_rank.v_type).numpy() for m in matrices if m.v is not None]
     planes = [
-        (whole([bits for bits, _ in plane]), whole([np.array([alpha], np.float32) for _, alpha in plane]))
+        (
+            _joined([bits for bits, _ in plane], stacked),
+            _joined([np.array([alpha], np.float32) for _, alpha in plane], stacked),
+        )
         for plane in zip(*(m.planes for m in matrices), strict=True)
     ]
-    return WeightData(planes=planes, u=whole(u) if u else None, v=whole(v) if v else None)
+    return WeightData(planes=planes, u=_joined(u, stacked) if u else None, v=_joined(v, stacked) if v else None)
+
+
+def _sign_factors(factors: Sequence[CodedFactors], stacked: bool) -> SignFactors:
+    return SignFactors(
+        v_bits=_joined([row_bits(f.b, f.plane_ranks) for f in factors], stacked),
+        v_scale=_joined([scales_of(f.b, f.plane_ranks) for f in factors], stacked),
+        u_bits=_joined([column_bits(f.a, f.plane_ranks) for f in factors], stacked),
+        u_scale=_joined([scales_of(f.a, f.plane_ranks) for f in factors], stacked),
+    )
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], stacked: bool) -> npt.NDArray[Any]:
+    """The array of one matrix as it is, those of several stacked along a first axis."""
+    return np.stack(arrays) if stacked else arrays[0]
 
 
 _ENCODERS: Mapping[Kind, Callable[[F32, Planned, Means], tuple[WeightData, float]]] = {
     "best": _best,
     "stages": _stages,
+    "groups": _groups,
     "pruned": _pruned,
 }

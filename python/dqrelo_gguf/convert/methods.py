@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-Kind = Literal["best", "stages", "pruned"]
+Kind = Literal["best", "stages", "groups", "pruned"]
 Stage = Literal["sign", "svd"]
 Keeps = Literal["random", "largest", "active"]
 
@@ -74,6 +74,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         "lora": Method(
             "stages", "a LoRA of one rank, extracted by SVD, of the linear projections", _LOW_RANK, ("svd",), True
         ),
+        "delta-come": Method("groups", "singular vectors in groups of 8, 3 and 2 bits a number", frozenset({RATIO})),
         "random": Method(
             "pruned", "entries drawn at random, scaled up (DARE); a merged model", frozenset({RATIO}), keeps="random"
         ),

@@ -18,11 +18,13 @@ from dqrelo_gguf.compress.budget import (
     ranks_for_ratio,
     ranks_of_paper,
     shown_ratio,
+    spread,
     too_small,
 )
 from dqrelo_gguf.compress.factors import FACTOR_TYPES, type_of
+from dqrelo_gguf.compress.groups import GroupedShape, plane_ranks
 from dqrelo_gguf.compress.lowrank import SvdMethod
-from dqrelo_gguf.compress.mixes import Spectrum, choose
+from dqrelo_gguf.compress.mixes import CODE_STEP, Spectrum, choose
 from dqrelo_gguf.compress.pruning import most_kept, pruned_bytes
 from dqrelo_gguf.convert.methods import (
     BEST,
@@ -195,6 +197,37 @@ def plan_stages(pairs: list[Pair], options: Options) -> list[Planned]:
     return planned
 
 
+def plan_groups(pairs: list[Pair], options: Options) -> list[Planned]:
+    """The specs of all weights in singular vectors of several bits, as many as a share of the ratio in proportion to the elements pays for.
+
+    Raises:
+        InputError: the ratio is under what the vectors and the smallest factors cost.
+    """
+    ratio = options.budget
+    assert ratio is not None
+    shapes = {p.name: _grouped(p) for p in pairs if is_matrix(p.ne)}
+    n_full = 2 * sum(prod(p.ne) for p in pairs)
+    n_vector_bytes = n_full * 2 - 4 * sum(s.n_elements for s in shapes.values())
+    least = n_vector_bytes + sum(s.least_steps * s.step_bytes for s in shapes.values())
+    if ratio * n_full < least:
+        raise too_small(ratio, "the vectors and the smallest factors", Fraction(least, n_full))
+    steps = dict(zip(shapes, spread(ratio * n_full - n_vector_bytes, list(shapes.values())), strict=True))
+    planned = []
+    for p in pairs:
+        ne = stripped_ne(p.ne)
+        if p.name not in steps:
+            planned.append(Planned(p, WeightSpec.dense(p.name, ne)))
+            continue
+        ranks = plane_ranks(steps[p.name] * CODE_STEP)
+        planned.append(Planned(p, WeightSpec(p.name, ne, n_planes=0, plane_ranks=ranks)))
+    return planned
+
+
+def _grouped(pair: Pair) -> GroupedShape:
+    n_in, n_out, *experts = stripped_ne(pair.ne)
+    return GroupedShape(n_in, n_out, prod(experts))
+
+
 def plan_pruned(pairs: list[Pair], options: Options) -> list[Planned]:
     """What a method that prunes keeps of each matrix: as much as a share of the ratio in proportion to its elements pays for.
 
@@ -225,7 +258,11 @@ def plan_pruned(pairs: list[Pair], options: Options) -> list[Planned]:
     return planned
 
 
-PLANNERS: Mapping[Kind, Callable[[list[Pair], Options], list[Planned]]] = {"stages": plan_stages, "pruned": plan_pruned}
+PLANNERS: Mapping[Kind, Callable[[list[Pair], Options], list[Planned]]] = {
+    "stages": plan_stages,
+    "groups": plan_groups,
+    "pruned": plan_pruned,
+}
 
 
 def is_linear(pair: Pair) -> bool:
