@@ -26,7 +26,8 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.budget import parse_ratio
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.metadata import delta_meta
-from dqrelo_gguf.convert.plan import Options, plan_stages
+from dqrelo_gguf.convert.plan import Options
+from dqrelo_gguf.convert.planners import plan_stages
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.layout import WeightSpec

@@ -32,7 +32,7 @@ def test_two_vectors_of_8_bits_32_of_3_and_the_rest_of_2(n_codes: int) -> None:
     assert bits[-1] <= wanted[-1]
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (1024, 64), (64, 96), (8, 1024), (4096, 14336)])
+@pytest.mark.parametrize("shape", [(64, 64), (1024, 64), (1024, 3), (1024, 2), (8, 1024), (4096, 14336)])
 def test_the_format_holds_as_many_as_a_matrix_can_have(shape: tuple[int, int]) -> None:
     grouped = GroupedShape(*shape, 1)
     for steps in (grouped.least_steps, grouped.max_steps):

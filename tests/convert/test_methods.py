@@ -13,7 +13,8 @@ import pytest
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.methods import METHODS
-from dqrelo_gguf.convert.plan import Options, plan_stages
+from dqrelo_gguf.convert.plan import Options
+from dqrelo_gguf.convert.planners import plan_stages
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.reader import DeltaReader

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dqrelo_gguf.cli import run, write_json
 from dqrelo_gguf.convert.methods import CALIBRATION, FACTOR_TYPE, METHODS, RANK, SVD, VECTORS, taking
+from dqrelo_gguf.model.parts import MODULES
 
 if TYPE_CHECKING:
     from dqrelo_gguf.convert.plan import Options
@@ -47,6 +48,17 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--include", metavar="REGEX", help="convert only weights whose name matches (default: all)")
     source.add_argument(
         "--exclude", metavar="REGEX", help="leave these weights as they are in the base (default: none)"
+    )
+    source.add_argument(
+        "--layers",
+        metavar="RANGE",
+        help="compress only these blocks, such as 3-7 or 0-25%%; all else stays the fine-tune's, and is not counted "
+        "(default: all)",
+    )
+    source.add_argument(
+        "--modules",
+        metavar="LIST",
+        help=f"compress only these of {','.join(MODULES)}, likewise; embed is all outside the blocks (default: all)",
     )
     method = parser.add_argument_group("method")
     size = method.add_mutually_exclusive_group()
@@ -201,7 +213,7 @@ def _options(args: argparse.Namespace) -> Options:
         vectors=args.vectors,
         factor_type=args.factor_type,
         svd=args.svd,
-        selection=Selection.of(args.include, args.exclude),
+        selection=Selection.of(args.include, args.exclude, args.layers, args.modules),
         min_cosine=args.min_cosine,
     )
 

@@ -1,7 +1,7 @@
 """Singular vectors in groups of many, few and fewest bits: Delta-CoMe's mixed precision (arXiv:2406.08903) in sign factors.
 
-Of its mixtures this is the triple one, 8+3+2: the leading 2 singular vectors have 8 bits a number, the next 32 have 3, all others 2. Each vector is
-coded by itself (codes.py), as many as there are bytes for.
+Of its mixtures this is the triple one, 8+3+2: the leading 2 singular vectors have 8 bits a number, the next 32 have 3, all
+others 2. Each vector is coded by itself (codes.py), as many as there are bytes for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The steps of the paper's compression of one weight, arXiv:2604.16940 section 3.3: `D ~ alpha Sign(D) + U V`.
 
 stages.py puts them together. Pure maths on float32 matrices of shape (n_out, n_in); equation numbers are the paper's.
-Everything that walks a matrix
-does so in blocks of rows and in place: beside D itself no second array of its size is made.
+Everything that walks a matrix does so in blocks of rows and in place: beside D itself no second array of its size is made.
 """
 
 from __future__ import annotations

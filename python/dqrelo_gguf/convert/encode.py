@@ -30,6 +30,7 @@ from dqrelo_gguf.convert.methods import Kind
 from dqrelo_gguf.convert.moments import Moments
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.errors import NonFiniteError
+from dqrelo_gguf.file.layout import Type
 from dqrelo_gguf.file.weight_data import SignFactors, WeightData
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.pairing import Pair
@@ -139,9 +140,13 @@ def _subtract(values: F32, reference: GgufModel, name: str, blocks: Blocks) -> F
     return values
 
 
-def _whole(D: F32, _planned: Planned, means: Means) -> tuple[WeightData, float]:
+def _whole(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     options = means.options
-    if options.vectors != "paper":
+    if planned.spec.dense_type == Type.F16:
+        kept = D.astype(np.float16).astype(np.float32)
+        D -= kept
+        return WeightData(dense=kept), norm(_rows(D), means.blocks)
+    if planned.is_exact or options.vectors != "paper":
         return WeightData(dense=D), 0.0
     assert options.budget is not None
     kept = select_by_magnitude(D, float(options.budget))

@@ -22,7 +22,8 @@ from dqrelo_gguf.convert.metadata import delta_meta
 from dqrelo_gguf.convert.methods import CALIBRATION, IMATRIX
 from dqrelo_gguf.convert.moments import SELF, Moments
 from dqrelo_gguf.convert.plain_model import plain_data_bytes
-from dqrelo_gguf.convert.plan import PLANNERS, Options, Planned, check_takes, plan_best, weighed
+from dqrelo_gguf.convert.plan import Options, Planned, check_takes, plan_best, plan_exact, weighed
+from dqrelo_gguf.convert.planners import PLANNERS
 from dqrelo_gguf.convert.result import ConvertResult, WeightResult
 from dqrelo_gguf.convert.work import Calibrate, Weigh, Work
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
@@ -35,6 +36,7 @@ from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.checkpoint import open_checkpoint
 from dqrelo_gguf.model.pairing import Pair, pair_weights
+from dqrelo_gguf.model.parts import block_of
 from dqrelo_gguf.model.selfcheck import Checked, check_weight
 from dqrelo_gguf.model.vocabulary import fit_vocabulary
 from dqrelo_gguf.output import check_outputs, check_target
@@ -135,13 +137,15 @@ def convert(
         pairing.notes += _uncovered(planned, inputs, options)
         delta = resources.enter_context(_delta_file(outfile, work, options))
         writer = DeltaWriter(delta, meta, [p.spec for p in planned], job.force)
+        n_exact = sum(prod(p.pair.ne) for p in planned if p.is_exact)
+        n_bytes = sum(p.n_bytes for p in planned if not p.is_exact)
         result = ConvertResult(
             outfile=outfile,
             name=meta.name,
             base_name=meta.base_name,
             planned=planned,
-            ratio=sum(p.n_bytes for p in planned) / (2 * sum(prod(p.ne) for p in changed)),
-            n_bytes=sum(p.n_bytes for p in planned),
+            ratio=n_bytes / (2 * (sum(prod(p.ne) for p in changed) - n_exact)),
+            n_bytes=n_bytes,
             n_file_bytes=writer.n_file_bytes if delta == outfile else plain_data_bytes(base, MERGED_TYPE),
             is_merged=delta != outfile,
             excluded=pairing.excluded,
@@ -266,9 +270,26 @@ class _Passes:
     inputs: Inputs | None
 
     def plan(self, pairs: list[Pair]) -> list[Planned]:
-        """How each weight that changed is stored."""
+        """How each weight that changed is stored, in order; those that the method does not carry are left out."""
         if not pairs:
             raise InputError("nothing to convert: no weight of the fine-tune differs from the base")
+        n_blocks = 1 + max((block_of(name) or 0 for name in self.work.base.shapes), default=0)
+        chosen = [p for p in pairs if self.options.selection.compresses(p.name, n_blocks)]
+        if not chosen:
+            raise InputError(
+                f"--layers, --modules: no weight that changed is one of these. The base has the blocks 0 to {n_blocks - 1}"
+            )
+        only_vectors = len(chosen) < len(pairs) and not any(is_matrix(p.ne) for p in chosen)
+        if only_vectors and self.options.vectors != "paper":
+            raise InputError(
+                "--layers, --modules: choose norms and other vectors only, which are kept whole. Use --vectors paper"
+            )
+        compressed = {p.pair.name: p for p in self._compressed(chosen)}
+        exact = {p.name: plan_exact(p) for p in pairs if p not in chosen}
+        found = compressed | exact
+        return [found[p.name] for p in pairs if p.name in found]
+
+    def _compressed(self, pairs: list[Pair]) -> list[Planned]:
         if self.options.row.kind in PLANNERS:
             return PLANNERS[self.options.row.kind](pairs, self.options)
         spectra = self._measure([p for p in pairs if is_matrix(p.ne)])

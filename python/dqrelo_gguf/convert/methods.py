@@ -1,7 +1,8 @@
-"""The methods by name: what each is made of, and which options it takes. Planning and encoding look up their parts here.
+"""The methods by name: what each is made of, and which options it takes. Planning and encoding look it up here.
 
-A method of stages describes a weight one part at a time, each of what the parts before leave: a sign plane with one scale, or a
-truncated SVD. The published method, its parts alone and its parts the other way round are all of this kind (docs/method.md).
+A method of stages describes a weight one part at a time, each of what the parts before leave: a sign plane with one scale,
+or a truncated SVD. The published method, its parts alone and its parts the other way round are all of this kind
+(docs/method.md).
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Method:
         what: what it stores, a clause for --help.
         takes: its options. One without RATIO has a size of its own.
         stages: of a method of stages, in order; "svd" at most once.
-        keeps: of a method that prunes, which entries. What it makes no delta file can hold: it writes a merged model.
-        linear_only: only the linear projections of attention and MLP are converted, as a LoRA has them; all else stays the base's.
+        linear_only: only the linear projections of attention and MLP are converted, as a LoRA has them; all else stays
+            the base's.
+        keeps: of a method that prunes, which entries. No delta file can hold them, so it writes a merged model.
     """
 
     kind: Kind

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import prod
 from typing import Literal
 
 from dqrelo_gguf.compress.budget import (
-    MatrixShape,
     VectorMode,
-    factor_types,
     is_matrix,
-    rank_within,
-    ranks_fixed,
-    ranks_for_ratio,
-    ranks_of_paper,
-    shown_ratio,
-    spread,
-    too_small,
 )
-from dqrelo_gguf.compress.factors import FACTOR_TYPES, type_of
-from dqrelo_gguf.compress.groups import GroupedShape, plane_ranks
 from dqrelo_gguf.compress.lowrank import SvdMethod
-from dqrelo_gguf.compress.mixes import CODE_STEP, Spectrum, choose
-from dqrelo_gguf.compress.pruning import most_kept, pruned_bytes
+from dqrelo_gguf.compress.mixes import Spectrum, choose
 from dqrelo_gguf.convert.methods import (
     BEST,
     FACTOR_TYPE,
@@ -36,14 +24,12 @@ from dqrelo_gguf.convert.methods import (
     RATIO,
     SVD,
     VECTORS,
-    Kind,
     Method,
     taking,
 )
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.layout import Type, WeightSpec, stripped_ne
 from dqrelo_gguf.model.pairing import Pair, Selection
-from dqrelo_gguf.model.parts import module_of
 
 Importance = Literal["norm", "probe"]
 DEFAULT_RATIO = Fraction(1, 8)
@@ -131,7 +117,7 @@ class Options:
             SVD: ("svd", self.svd or "randomised"),
         }
         taken = dict(value for option, value in of_methods.items() if option in self.row.takes)
-        return {"include": self.selection.include, "exclude": self.selection.exclude, **taken}
+        return {**self.selection.as_metadata(), **taken}
 
 
 def check_takes(name: str, option: str) -> None:
@@ -155,6 +141,7 @@ class Planned:
         pair: the weight.
         spec: its tensors.
         predicted_error: ||D - D_hat|| / ||D|| by its spectrum, None where that is not known before.
+        is_exact: it is not compressed, and its bytes are not those of the method.
         n_kept: entries that pruning keeps of each matrix; None where nothing is pruned.
         n_charged: bytes that it is charged, where those are not the bytes of its tensors.
     """
@@ -162,6 +149,7 @@ class Planned:
     pair: Pair
     spec: WeightSpec
     predicted_error: float | None = None
+    is_exact: bool = False
     n_kept: int | None = None
     n_charged: int | None = None
 
@@ -171,103 +159,11 @@ class Planned:
         return self.spec.n_bytes if self.n_charged is None else self.n_charged
 
 
-def plan_stages(pairs: list[Pair], options: Options) -> list[Planned]:
-    """The specs of all weights by a method of stages, in order, with the ranks that the options give.
-
-    Raises:
-        InputError: the ratio is under what the sign bits, scales and vectors cost.
-    """
-    method = options.row
-    carried = [p for p in pairs if is_linear(p)] if method.linear_only else pairs
-    if not carried:
-        raise InputError(f"--method {options.method_name}: no linear projection of attention or MLP changed")
-    n_planes = method.stages.count("sign")
-    matrices = [_matrix(p, options.factor_type or "f16", n_planes) for p in carried if is_matrix(p.ne)]
-    ranks = dict(zip((m.name for m in matrices), _ranks(matrices, pairs, options), strict=True))
-    types = {m.name: (type_of(m.u_type), type_of(m.v_type)) for m in matrices}
-    planned = []
-    for p in carried:
-        ne = stripped_ne(p.ne)
-        if p.name not in ranks:
-            planned.append(Planned(p, WeightSpec.dense(p.name, ne)))
-            continue
-        u_type, v_type = types[p.name]
-        spec = WeightSpec(p.name, ne, n_planes, rank=ranks[p.name], u_type=u_type, v_type=v_type)
-        planned.append(Planned(p, spec))
-    return planned
-
-
-def plan_groups(pairs: list[Pair], options: Options) -> list[Planned]:
-    """The specs of all weights in singular vectors of several bits, as many as a share of the ratio in proportion to the elements pays for.
-
-    Raises:
-        InputError: the ratio is under what the vectors and the smallest factors cost.
-    """
-    ratio = options.budget
-    assert ratio is not None
-    shapes = {p.name: _grouped(p) for p in pairs if is_matrix(p.ne)}
-    n_full = 2 * sum(prod(p.ne) for p in pairs)
-    n_vector_bytes = n_full * 2 - 4 * sum(s.n_elements for s in shapes.values())
-    least = n_vector_bytes + sum(s.least_steps * s.step_bytes for s in shapes.values())
-    if ratio * n_full < least:
-        raise too_small(ratio, "the vectors and the smallest factors", Fraction(least, n_full))
-    steps = dict(zip(shapes, spread(ratio * n_full - n_vector_bytes, list(shapes.values())), strict=True))
-    planned = []
-    for p in pairs:
-        ne = stripped_ne(p.ne)
-        if p.name not in steps:
-            planned.append(Planned(p, WeightSpec.dense(p.name, ne)))
-            continue
-        ranks = plane_ranks(steps[p.name] * CODE_STEP)
-        planned.append(Planned(p, WeightSpec(p.name, ne, n_planes=0, plane_ranks=ranks)))
-    return planned
-
-
-def _grouped(pair: Pair) -> GroupedShape:
-    n_in, n_out, *experts = stripped_ne(pair.ne)
-    return GroupedShape(n_in, n_out, prod(experts))
-
-
-def plan_pruned(pairs: list[Pair], options: Options) -> list[Planned]:
-    """What a method that prunes keeps of each matrix: as much as a share of the ratio in proportion to its elements pays for.
-
-    Raises:
-        InputError: the ratio is under what the vectors and one entry of each matrix cost.
-    """
-    ratio, is_seeded = options.budget, options.row.keeps == "random"
-    assert ratio is not None
-    matrices = [p for p in pairs if is_matrix(p.ne)]
-    n_elements = sum(prod(p.ne) for p in matrices)
-    n_full = 2 * sum(prod(p.ne) for p in pairs)
-    n_vector_bytes = 4 * (n_full // 2 - n_elements)
-    planned = []
-    for p in pairs:
-        ne = stripped_ne(p.ne)
-        if not is_matrix(ne):
-            planned.append(Planned(p, WeightSpec.dense(p.name, ne)))
-            continue
-        n_in, n_out, *experts = ne
-        share = (ratio * n_full - n_vector_bytes) * n_in * n_out / n_elements
-        n_kept = most_kept(int(share), n_out, n_in, is_seeded)
-        n_charged = prod(experts) * pruned_bytes(n_kept, n_out, n_in, is_seeded)
-        planned.append(Planned(p, WeightSpec.dense(p.name, ne, Type.F16), n_kept=n_kept, n_charged=n_charged))
-    if any(p.n_kept == 0 for p in planned):
-        raise InputError(
-            f"--ratio {shown_ratio(ratio)}: the vectors and the places of what is kept leave some matrix no entry. Use a larger ratio"
-        )
-    return planned
-
-
-PLANNERS: Mapping[Kind, Callable[[list[Pair], Options], list[Planned]]] = {
-    "stages": plan_stages,
-    "groups": plan_groups,
-    "pruned": plan_pruned,
-}
-
-
-def is_linear(pair: Pair) -> bool:
-    """True for a linear projection of attention or MLP: what a LoRA adapts."""
-    return is_matrix(pair.ne) and module_of(pair.name) in ("attn", "mlp")
+def plan_exact(pair: Pair) -> Planned:
+    """A weight that stays the fine-tune's: a matrix in the 16 bits of an uncompressed one."""
+    dense_type = Type.F16 if is_matrix(pair.ne) else Type.F32
+    spec = WeightSpec.dense(pair.name, stripped_ne(pair.ne), dense_type)
+    return Planned(pair, spec, 0.0, is_exact=True)
 
 
 def plan_best(pairs: list[Pair], options: Options, spectra: Mapping[str, Spectrum]) -> list[Planned]:
@@ -309,32 +205,3 @@ def weighed(spectra: Mapping[str, Spectrum], measured: Mapping[str, float]) -> d
         name: replace(s, importance=(s.importance * measured[name]) ** 0.5) if name in measured else s
         for name, s in spectra.items()
     }
-
-
-def _matrix(pair: Pair, factor_type: str, n_planes: int) -> MatrixShape:
-    n_in, n_out, *experts = stripped_ne(pair.ne)
-    u_type, v_type = factor_types(n_in, n_out, FACTOR_TYPES[factor_type])
-    return MatrixShape(pair.name, n_in, n_out, prod(experts), u_type, v_type, n_planes)
-
-
-def _ranks(matrices: list[MatrixShape], pairs: list[Pair], options: Options) -> list[int]:
-    if "svd" not in options.row.stages:
-        return [0] * len(matrices)
-    if options.rank is not None:
-        return ranks_fixed(options.rank, matrices)
-    ratio = options.budget
-    assert ratio is not None
-    if options.row.linear_only:
-        return ranks_fixed(_rank_of_ratio(ratio, matrices, pairs), matrices)
-    n_vector_elements = sum(prod(p.ne) for p in pairs if not is_matrix(p.ne))
-    ranks = ranks_of_paper if options.vectors == "paper" else ranks_for_ratio
-    return ranks(ratio, matrices, n_vector_elements)
-
-
-def _rank_of_ratio(ratio: Fraction, matrices: list[MatrixShape], pairs: list[Pair]) -> int:
-    """One rank for all matrices; the ratio is to the size of all weights that changed, those that stay the base's too."""
-    n_full = 2 * sum(prod(p.ne) for p in pairs)
-    rank = rank_within(int(ratio * n_full), matrices)
-    if rank == 0:
-        raise too_small(ratio, "factors of the lowest rank", Fraction(sum(m.step_bytes for m in matrices), n_full))
-    return rank

@@ -65,7 +65,7 @@ class ConvertResult:
         name: of the fine-tune.
         base_name: of the base.
         planned: every weight of the delta.
-        ratio: bytes of all tensors to the 16-bit size of the weights that changed.
+        ratio: bytes of all tensors to the 16-bit size of the weights that changed, both without those that are not compressed.
         n_bytes: that the delta is charged: of all tensors, without padding and metadata, or of what pruning keeps.
         n_file_bytes: of the file; after a dry run of a merged model without its metadata.
         excluded: weights left out on request.
@@ -118,6 +118,10 @@ class ConvertResult:
             lines.append(f"memory    about {bytes_text(self.estimate.memory_bytes)} beside the interpreter")
         if self.identical:
             lines.append(f"left out  {len(self.identical)} weights equal to the base's: {_some(self.identical)}")
+        exact = [p for p in self.planned if p.is_exact]
+        if exact:
+            size = bytes_text(sum(p.n_bytes for p in exact))
+            lines.append(f"exact     {len(exact)} weights are not compressed, and their {size} not counted")
         if self.not_carried:
             lines.append(
                 f"left out  {len(self.not_carried)} weights stay the base's by the method: {_some(self.not_carried)}"
@@ -207,6 +211,8 @@ def _weight_json(planned: Planned, measured: WeightResult | None) -> dict[str, A
         "plane_ranks": list(spec.plane_ranks),
         "n_bytes": planned.n_bytes,
     }
+    if planned.is_exact:
+        entry["is_exact"] = True
     if planned.n_kept is not None:
         entry["n_kept"] = planned.n_kept
     if spec.dense_type is not None:
