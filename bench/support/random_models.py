@@ -178,7 +178,9 @@ def _normal(rng: np.random.Generator, dims: tuple[int, ...], size: float) -> F32
 def write_delta(path: Path, name: str, base: GgufModel, options: Options, seed: int) -> None:
     """Writes a random delta of every weight of the base; `name` decides its contents."""
     specs = [p.spec for p in plan_stages([Pair(n, ne, n) for n, ne in base.shapes.items()], options)]
-    meta = replace(delta_meta(base, base, options, name=name, reference=None), method="random", converter="bench")
+    meta = replace(
+        delta_meta(base, base, options, name=name, reference=None, note=print), method="random", converter="bench"
+    )
     with DeltaWriter(path, meta, specs, force=True) as writer:
         for spec in specs:
             writer.write(random_delta(spec, generator(seed, name, spec.name)))
