@@ -26,7 +26,8 @@ from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.budget import parse_ratio
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.metadata import delta_meta
-from dqrelo_gguf.convert.plan import Options, plan_paper
+from dqrelo_gguf.convert.plan import Options
+from dqrelo_gguf.convert.planners import plan_stages
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.layout import WeightSpec
@@ -176,8 +177,10 @@ def _normal(rng: np.random.Generator, dims: tuple[int, ...], size: float) -> F32
 
 def write_delta(path: Path, name: str, base: GgufModel, options: Options, seed: int) -> None:
     """Writes a random delta of every weight of the base; `name` decides its contents."""
-    specs = [p.spec for p in plan_paper([Pair(n, ne, n) for n, ne in base.shapes.items()], options)]
-    meta = replace(delta_meta(base, base, options, name=name, reference=None), method="random", converter="bench")
+    specs = [p.spec for p in plan_stages([Pair(n, ne, n) for n, ne in base.shapes.items()], options)]
+    meta = replace(
+        delta_meta(base, base, options, name=name, reference=None, note=print), method="random", converter="bench"
+    )
     with DeltaWriter(path, meta, specs, force=True) as writer:
         for spec in specs:
             writer.write(random_delta(spec, generator(seed, name, spec.name)))
@@ -204,7 +207,7 @@ def make(target: Path, write: Callable[[Path], object]) -> Path:
 
 def make_all(args: argparse.Namespace, model: RandomModel) -> None:
     """Makes what the arguments of make_parser ask for."""
-    options = Options(ratio=parse_ratio(args.ratio))
+    options = Options(ratio=parse_ratio(args.ratio), method="paper")
     args.outdir.mkdir(parents=True, exist_ok=True)
     path = make(args.outdir / "base-f16.gguf", partial(write_base, model=model, seed=args.seed))
     for kind in args.quantize:

@@ -16,7 +16,8 @@ from dqrelo_gguf.compress.budget import (
     ranks_for_ratio,
     ranks_of_paper,
 )
-from dqrelo_gguf.convert.plan import Options, Planned, plan_paper
+from dqrelo_gguf.convert.plan import Options, Planned
+from dqrelo_gguf.convert.planners import plan_stages
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.layout import WeightSpec, delta_ratio
 from dqrelo_gguf.model.pairing import Pair
@@ -44,7 +45,7 @@ SMOL = {
 
 
 def planned(shapes: dict[str, tuple[int, ...]], options: Options) -> list[Planned]:
-    return plan_paper([Pair(name, ne, name) for name, ne in shapes.items()], options)
+    return plan_stages([Pair(name, ne, name) for name, ne in shapes.items()], options)
 
 
 def ratio_of(plans: list[Planned]) -> float:

@@ -131,7 +131,7 @@ def test_a_conversion_loses_less_of_the_outputs(tmp_path: Path) -> None:
         ({"save_calibration": "x"}, {}, "--save-calibration: needs --calibrate"),
         ({"calibrate": "self", "calibration": "x"}, {}, "give one of them"),
         ({"calibrate": "self"}, {}, "needs the runtime"),
-        ({"calibration": "x"}, {"method": "paper"}, "cannot go with the paper's method"),
+        ({"calibration": "x"}, {"method": "paper"}, "cannot go with --method paper"),
     ],
 )
 def test_options_that_do_not_go_together(

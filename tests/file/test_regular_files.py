@@ -66,7 +66,9 @@ def test_commands_say_what_it_is(
 
 
 @pytest.mark.parametrize(("make", "message"), MAKERS)
-@pytest.mark.parametrize("option", ["--calibrate", "--calibration"])
+@pytest.mark.parametrize(
+    ("option", "method"), [("--calibrate", "best"), ("--calibration", "best"), ("--imatrix", "wanda")]
+)
 def test_texts_and_moments_are_looked_at_before_the_work(
     tmp_path: Path,
     small_base: Path,
@@ -74,11 +76,12 @@ def test_texts_and_moments_are_looked_at_before_the_work(
     make: Callable[[Path], None],
     message: str,
     option: str,
+    method: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     make(tmp_path / "odd")
-    arguments = [str(small_base), "nowhere", "-o", str(tmp_path / "out.dq.gguf"), option, str(tmp_path / "odd")]
-    assert convert.main(arguments) == 1
+    arguments = [str(small_base), "nowhere", "-o", str(tmp_path / "out.gguf"), option, str(tmp_path / "odd")]
+    assert convert.main([*arguments, "--method", method]) == 1
     _, err = capsys.readouterr()
     assert re.search(f"{option} .*odd: {message}", err)
     assert err.count("\n") == 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dqrelo_gguf.cli import convert, merge
+from dqrelo_gguf.convert.methods import METHODS
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.families import SHAPES, Family, Maker
@@ -63,6 +64,18 @@ def test_delta_on_a_float_base_is_the_merged_model(make_family: Maker, shape: Sh
         assert nmse(mixed[0], expected[0]) <= MAX_NMSE
         assert nmse(mixed[2], expected[1]) <= MAX_NMSE
         assert np.array_equal(mixed[1], rt.logits([tokens, tokens, other])[1])
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.keeps is None])
+def test_a_delta_of_every_method_is_the_merged_model(make_family: Maker, method: str) -> None:
+    family = make_family(Shape(), "F16", 1, "--method", method)
+    with open_model(family.base) as rt:
+        tokens = rt.tokenize(TEXT)
+        delta = rt.load_delta(family.deltas[0])
+        expected = family.merged_logits(0, tokens)
+        assert delta.inert == []
+        assert nmse(rt.logits(tokens), expected) > 0.1
+        assert nmse(rt.logits(tokens, delta), expected) <= MAX_NMSE
 
 
 def test_the_bound_sees_one_vector_left_out(make_family: Maker, tmp_path: Path) -> None:

@@ -72,5 +72,5 @@ def test_without_room_it_is_one_line(
 def test_it_needs_a_runtime_and_the_method_best(out: Path) -> None:
     with pytest.raises(InputError, match="needs the runtime"):
         convert(Job(pico_gguf("llama"), pico_tuned("llama"), out), Options(importance="probe"))
-    with pytest.raises(InputError, match="cannot go with the paper's method"):
+    with pytest.raises(InputError, match="--importance probe: cannot go with --method paper, belongs to --method best"):
         Options(importance="probe", method="paper")

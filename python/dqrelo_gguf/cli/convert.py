@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dqrelo_gguf.cli import run, write_json
+from dqrelo_gguf.convert.methods import CALIBRATION, FACTOR_TYPE, METHODS, RANK, SVD, VECTORS, taking
+from dqrelo_gguf.model.parts import MODULES
 
 if TYPE_CHECKING:
     from dqrelo_gguf.convert.plan import Options
@@ -47,6 +49,17 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--exclude", metavar="REGEX", help="leave these weights as they are in the base (default: none)"
     )
+    source.add_argument(
+        "--layers",
+        metavar="RANGE",
+        help="compress only these blocks, such as 3-7 or 0-25%%; all else stays the fine-tune's, and is not counted "
+        "(default: all)",
+    )
+    source.add_argument(
+        "--modules",
+        metavar="LIST",
+        help=f"compress only these of {','.join(MODULES)}, likewise; embed is all outside the blocks (default: all)",
+    )
     method = parser.add_argument_group("method")
     size = method.add_mutually_exclusive_group()
     size.add_argument(
@@ -55,13 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         help="bytes of the delta to the 16-bit size of the weights, such as 1/8 or 0.125 (default: 1/8)",
     )
     size.add_argument(
-        "--rank", metavar="N", type=int, help="the paper's method: rank of every weight instead of a ratio"
+        "--rank", metavar="N", type=int, help=f"rank of every weight instead of a ratio (methods {taking(RANK)})"
     )
     method.add_argument(
         "--method",
-        choices=("best", "paper"),
-        help="best: planes and factors of few bits, shared out over the weights so that least is lost; paper: one plane, "
-        "one scale and a low-rank residual a weight, as published (default: best, or paper where an option of it is given)",
+        choices=tuple(METHODS),
+        help=f"{'; '.join(f'{name}: {method.what}' for name, method in METHODS.items())} "
+        "(default: best, or paper where an option of it is given)",
     )
     method.add_argument(
         "--importance",
@@ -74,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--calibrate",
         metavar="self|FILE",
-        help="the method best: errors count by what the weights multiply while the fine-tune reads text: a UTF-8 text file, such as prompts "
+        help=f"methods {taking(CALIBRATION)}: errors count by what the weights multiply while the fine-tune reads text: a UTF-8 text file, such as prompts "
         "of its task with their answers, or text that base and fine-tune write themselves. Takes minutes",
     )
     method.add_argument(
@@ -82,20 +95,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     method.add_argument("--calibration", metavar="FILE", help="calibrate with what --save-calibration kept")
     method.add_argument(
+        "--imatrix", metavar="GGUF", help="the method wanda: what the weights multiply, by llama-imatrix"
+    )
+    method.add_argument(
         "--vectors",
         choices=("whole", "paper"),
-        help="the paper's method: norms and biases kept whole, or the paper's "
-        "selection by magnitude with the paper's rank equation (default: whole)",
+        help="norms and biases kept whole, or the paper's selection by magnitude with the paper's rank equation "
+        f"(methods {taking(VECTORS)}; default: whole)",
     )
     method.add_argument(
         "--factor-type",
         choices=("f16", "bf16", "f32", "q8_0", "q4_0"),
-        help="the paper's method: type of the low-rank factors (default: f16)",
+        help=f"type of the low-rank factors (methods {taking(FACTOR_TYPE)}; default: f16)",
     )
     method.add_argument(
         "--svd",
         choices=("randomised", "exact"),
-        help="the paper's method: truncated SVD; exact is slow and takes more memory (default: randomised)",
+        help=f"truncated SVD; exact is slow and takes more memory (methods {taking(SVD)}; default: randomised)",
     )
     _add_output(parser)
     dangerous = parser.add_argument_group("dangerous")
@@ -112,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
-    output.add_argument("-o", "--outfile", metavar="FILE", required=True, help="the delta file, NAME.dq.gguf")
+    output.add_argument(
+        "-o", "--outfile", metavar="FILE", required=True, help="the delta file, NAME.dq.gguf, or the merged model"
+    )
     output.add_argument("--name", metavar="NAME", help="name of the fine-tune (default: its own)")
     output.add_argument("--force", action="store_true", help="replace existing files (default: refuse)")
     output.add_argument(
@@ -150,6 +168,7 @@ def _convert(args: argparse.Namespace) -> None:
         dry_run=args.dry_run,
         calibrate=args.calibrate,
         calibration=args.calibration,
+        imatrix=args.imatrix,
         save_calibration=args.save_calibration,
         n_threads=args.threads,
     )
@@ -186,16 +205,15 @@ def _options(args: argparse.Namespace) -> Options:
     from dqrelo_gguf.convert.plan import Options
     from dqrelo_gguf.model.pairing import Selection
 
-    ratio = None if args.rank is not None else parse_ratio(args.ratio or "1/8")
     return Options(
-        ratio=ratio,
+        ratio=None if args.ratio is None else parse_ratio(args.ratio),
         method=args.method,
         importance=args.importance,
         rank=args.rank,
         vectors=args.vectors,
         factor_type=args.factor_type,
         svd=args.svd,
-        selection=Selection.of(args.include, args.exclude),
+        selection=Selection.of(args.include, args.exclude, args.layers, args.modules),
         min_cosine=args.min_cosine,
     )
 

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf.compress.best import Mix
-from dqrelo_gguf.compress.budget import ratio_up, shown_ratio
-from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.compress.budget import too_small
 
 F64 = npt.NDArray[np.float64]
 
@@ -128,10 +127,7 @@ def choose(spectra: list[Spectrum], ratio: Fraction, n_bytes: Fraction, n_fixed_
     budget = n_bytes - n_fixed_bytes
     if _total(spectra, chosen) > budget:
         least = ratio * (_total(spectra, chosen) + n_fixed_bytes) / n_bytes
-        raise InputError(
-            f"--ratio {shown_ratio(ratio)}: norms, biases and the smallest factors alone cost {shown_ratio(least)}. "
-            f"Use a ratio of at least {ratio_up(least)}"
-        )
+        raise too_small(ratio, "norms, biases and the smallest factors", least)
     low, high = 1e-40, 1e40
     for _ in range(200):
         price = (low * high) ** 0.5

@@ -1,52 +1,19 @@
-"""The paper's compression of one weight, arXiv:2604.16940 section 3.3: `D ~ alpha Sign(D) + U V`.
+"""The steps of the paper's compression of one weight, arXiv:2604.16940 section 3.3: `D ~ alpha Sign(D) + U V`.
 
-Pure maths on float32 matrices of shape (n_out, n_in); equation numbers are the paper's. Everything that walks a matrix
-does so in blocks of rows and in place: beside D itself no second array of its size is made.
+stages.py puts them together. Pure maths on float32 matrices of shape (n_out, n_in); equation numbers are the paper's.
+Everything that walks a matrix does so in blocks of rows and in place: beside D itself no second array of its size is made.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
-from dqrelo_gguf.compress.factors import store_factor, stored_values
-from dqrelo_gguf.compress.lowrank import SvdMethod, truncated_svd
 from dqrelo_gguf.compress.signs import pack_signs
-from dqrelo_gguf.errors import NonFiniteError
-
-
-@dataclass(frozen=True)
-class Method:
-    """What decides the numbers of a compressed weight, beside its delta and its rank."""
-
-    u_type: str = "F16"
-    v_type: str = "F16"
-    svd: SvdMethod = "randomised"
-    seed: int = 0
-
-
-@dataclass
-class CompressedMatrix:
-    """One compressed matrix.
-
-    Args:
-        sign_bits: (n_out, n_in // 8) bytes.
-        alpha: the scale of the signs.
-        u: (n_out, rank) as stored, so (n_out, row bytes) uint8 for quantised types; None at rank 0.
-        v: (rank, n_in) as stored.
-        error: ||D - D_hat||_F with the stored factors.
-    """
-
-    sign_bits: npt.NDArray[np.uint8]
-    alpha: np.float32
-    u: npt.NDArray[np.generic] | None
-    v: npt.NDArray[np.generic] | None
-    error: float
 
 
 def mean_abs(D: torch.Tensor, blocks: Blocks) -> np.float32:
@@ -80,42 +47,6 @@ def subtract_signs(D: torch.Tensor, alpha: np.float32, blocks: Blocks) -> npt.ND
 
     blocks.run(step, row_slices(n_out, n_in))
     return bits
-
-
-def _subtract_product(R: torch.Tensor, U: torch.Tensor, V: torch.Tensor, blocks: Blocks) -> None:
-    """R -= U V, in place."""
-    blocks.run(lambda s: R[s].addmm_(U[s], V, alpha=-1), row_slices(*R.shape))
-
-
-def compress(D: torch.Tensor, rank: int, method: Method, blocks: Blocks) -> CompressedMatrix:
-    """Compresses one delta, Eqs. 6 to 15.
-
-    Args:
-        D: (n_out, n_in) float32, n_in a multiple of 8. Destroyed: holds the error D - D_hat afterwards.
-        rank: of the low-rank part.
-        method: types of the factors, SVD and seed.
-        blocks: the threads to work with.
-
-    Raises:
-        NonFiniteError: a factor does not fit its type.
-
-    >>> from dqrelo_gguf.compress.blocks import Blocks
-    >>> out = compress(torch.full((2, 8), 0.5), 0, Method(), Blocks(1))
-    >>> float(out.alpha), out.error
-    (0.5, 0.0)
-    """
-    alpha = mean_abs(D, blocks)
-    bits = subtract_signs(D, alpha, blocks)
-    if rank == 0:
-        return CompressedMatrix(bits, alpha, None, None, norm(D, blocks))
-    U, V = truncated_svd(D, rank, blocks, seed=method.seed, method=method.svd)
-    u, v = store_factor(U, method.u_type), store_factor(V, method.v_type)
-    # The residual is against what the runtime will multiply with.
-    U, V = stored_values(u, method.u_type), stored_values(v, method.v_type)
-    if not (bool(torch.isfinite(U).all()) and bool(torch.isfinite(V).all())):
-        raise NonFiniteError(f"a factor does not fit {method.u_type}/{method.v_type}. Use --factor-type bf16")
-    _subtract_product(D, U, V, blocks)
-    return CompressedMatrix(bits, alpha, u, v, norm(D, blocks))
 
 
 def select_by_magnitude(delta: npt.NDArray[np.float32], ratio: float) -> npt.NDArray[np.float32]:

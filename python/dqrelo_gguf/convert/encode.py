@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,23 @@ from dqrelo_gguf.compress import best
 from dqrelo_gguf.compress.best import Mix
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.compress.factors import stored_values
+from dqrelo_gguf.compress.groups import compress as compress_groups
 from dqrelo_gguf.compress.lowrank import seed_of
 from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.compress.mixes import Spectrum
-from dqrelo_gguf.compress.paper import CompressedMatrix, Method, compress, norm, select_by_magnitude
+from dqrelo_gguf.compress.paper import norm, select_by_magnitude
+from dqrelo_gguf.compress.pruning import keep_active, keep_largest, keep_random
+from dqrelo_gguf.compress.sign_factors import SignFactors as CodedFactors
 from dqrelo_gguf.compress.sign_factors import column_bits, row_bits, scales_of
 from dqrelo_gguf.compress.spectrum import energies
+from dqrelo_gguf.compress.stages import CompressedMatrix, LowRankOptions
+from dqrelo_gguf.compress.stages import compress as compress_stages
+from dqrelo_gguf.convert.imatrix import Imatrix
+from dqrelo_gguf.convert.methods import Kind
 from dqrelo_gguf.convert.moments import Moments
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.errors import NonFiniteError
+from dqrelo_gguf.file.layout import Type
 from dqrelo_gguf.file.weight_data import SignFactors, WeightData
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.pairing import Pair
@@ -34,40 +41,47 @@ F32 = npt.NDArray[np.float32]
 VOCABULARY_WEIGHT = 10.0
 
 
-def encode_weight(
-    planned: Planned,
-    reference: GgufModel,
-    tuned: Model,
-    options: Options,
-    blocks: Blocks,
-    *,
-    moments: Moments | None = None,
-    max_rounds: int = best.MAX_ROUNDS,
-) -> WeightData:
+# What each input of a weight's matrices is in the mean.
+Inputs = Moments | Imatrix
+
+
+@dataclass(frozen=True)
+class Means:
+    """What weights are encoded with.
+
+    Args:
+        options: of the conversion.
+        blocks: the threads to work with.
+        inputs: what the weights multiply, for methods that use it; None where that is not known.
+        max_rounds: of the method `best`.
+    """
+
+    options: Options
+    blocks: Blocks
+    inputs: Inputs | None = None
+    max_rounds: int = best.MAX_ROUNDS
+
+
+def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, means: Means) -> WeightData:
     """The delta of one weight, compressed as planned, with its errors.
 
     Args:
         planned: the weight.
         reference: what the delta is against, the base or its unquantised form.
         tuned: the fine-tune.
-        options: of the conversion.
-        blocks: the threads to work with.
-        moments: what the weights multiply, for the method `best`; None where that is not known.
-        max_rounds: of the method `best`.
+        means: the options, and what there is to work with.
 
     Raises:
         NonFiniteError: a factor does not fit its type.
     """
+    blocks = means.blocks
     values = tuned.load(planned.pair.tuned_name, blocks)
     weight_norm = norm(_rows(values), blocks)
     D = _subtract(values, reference, planned.pair.name, blocks)
     delta_norm = norm(_rows(D), blocks)
-    if planned.spec.dense_type is not None:
-        data, error = _dense(D, options)
-    elif options.method_name == "paper":
-        data, error = _signs(D, planned, options, blocks)
-    else:
-        data, error = _best(D, planned, moments, blocks, max_rounds)
+    is_whole = planned.spec.dense_type is not None and planned.n_kept is None
+    encode = _whole if is_whole else _ENCODERS[means.options.row.kind]
+    data, error = encode(D, planned, means)
     data.error_delta = error / delta_norm if delta_norm > 0 else 0.0
     data.error_weight = error / weight_norm if weight_norm > 0 else 0.0
     return data
@@ -126,63 +140,90 @@ def _subtract(values: F32, reference: GgufModel, name: str, blocks: Blocks) -> F
     return values
 
 
-def _dense(D: F32, options: Options) -> tuple[WeightData, float]:
-    if options.vectors != "paper":
+def _whole(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
+    options = means.options
+    if planned.spec.dense_type == Type.F16:
+        kept = D.astype(np.float16).astype(np.float32)
+        D -= kept
+        return WeightData(dense=kept), norm(_rows(D), means.blocks)
+    if planned.is_exact or options.vectors != "paper":
         return WeightData(dense=D), 0.0
-    assert isinstance(options.ratio, Fraction)
-    kept = select_by_magnitude(D, float(options.ratio))
+    assert options.budget is not None
+    kept = select_by_magnitude(D, float(options.budget))
     return WeightData(dense=kept), float(np.linalg.norm((D - kept).astype(np.float64)))
 
 
-def _signs(D: F32, planned: Planned, options: Options, blocks: Blocks) -> tuple[WeightData, float]:
-    spec = planned.spec
+def _stages(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
+    spec, options = planned.spec, means.options
     n_in, n_out, *experts = spec.ne
-    method = Method(spec.u_type.name, spec.v_type.name, options.svd or "randomised", seed_of(spec.name))
+    low_rank = LowRankOptions(spec.u_type.name, spec.v_type.name, options.svd or "randomised", seed_of(spec.name))
     matrices = []
     for e, matrix in enumerate(D.reshape(-1, n_out, n_in)):
+        own = replace(low_rank, seed=low_rank.seed + e)
         try:
-            matrices.append(
-                compress(torch.from_numpy(matrix), spec.rank, replace(method, seed=method.seed + e), blocks)
-            )
-        except NonFiniteError as e:
-            raise NonFiniteError(f"{spec.name}: {e}") from e
+            matrices.append(compress_stages(torch.from_numpy(matrix), options.row.stages, spec.rank, own, means.blocks))
+        except NonFiniteError as problem:
+            raise NonFiniteError(f"{spec.name}: {problem}") from problem
     error = sum(m.error**2 for m in matrices) ** 0.5
-    return _weight_data(matrices, method, stacked=bool(experts)), error
+    return _weight_data(matrices, low_rank, stacked=bool(experts)), error
 
 
-def _best(
-    D: F32, planned: Planned, moments: Moments | None, blocks: Blocks, max_rounds: int
-) -> tuple[WeightData, float]:
+def _groups(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     spec = planned.spec
+    n_in, n_out, *experts = spec.ne
+    found = [
+        compress_groups(torch.from_numpy(matrix), spec.plane_ranks, means.blocks)
+        for matrix in D.reshape(-1, n_out, n_in)
+    ]
+    data = WeightData(sign_factors=_sign_factors([factors for factors, _ in found], bool(experts)))
+    return data, sum(error**2 for _, error in found) ** 0.5
+
+
+def _pruned(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
+    spec, keeps, n_kept = planned.spec, means.options.row.keeps, planned.n_kept
+    assert n_kept is not None
+    n_in, n_out, *_ = spec.ne
+    matrices = torch.from_numpy(D.reshape(-1, n_out, n_in))
+    norms = None if means.inputs is None else means.inputs.input_norms(spec.name, n_in, len(matrices))
+    kept = torch.empty_like(matrices)
+    for e, matrix in enumerate(matrices):
+        if keeps == "random":
+            kept[e] = keep_random(matrix, n_kept, seed_of(spec.name) + e)
+        elif keeps == "largest":
+            kept[e] = keep_largest(matrix, n_kept)
+        else:
+            kept[e] = keep_active(matrix, torch.ones(n_in) if norms is None else norms[e], n_kept, means.blocks)
+    matrices -= kept
+    return WeightData(dense=kept.numpy().reshape(D.shape)), norm(_rows(D), means.blocks)
+
+
+def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
+    spec, blocks = planned.spec, means.blocks
+    moments = means.inputs if isinstance(means.inputs, Moments) else None
     n_in, n_out, *experts = spec.ne
     mix = Mix(spec.n_planes, spec.plane_ranks)
     rows = D.reshape(-1, n_out, n_in)
     metrics: Sequence[Metric | None] = _metrics(moments, spec.name, rows) or [None] * len(rows)
     matrices = [
-        best.compress(torch.from_numpy(matrix), mix, blocks, metric=metric, max_rounds=max_rounds)
+        best.compress(torch.from_numpy(matrix), mix, blocks, metric=metric, max_rounds=means.max_rounds)
         for matrix, metric in zip(rows, metrics, strict=True)
     ]
-
-    def stacked(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        return np.stack(list(arrays)) if experts else next(iter(arrays))
 
     data = WeightData()
     planes = [m.planes for m in matrices if m.planes is not None]
     if planes:
         data.planes = [
-            (stacked(p.bits[i] for p in planes), stacked(p.row_scales[i].numpy() for p in planes))
+            (
+                _joined([p.bits[i] for p in planes], bool(experts)),
+                _joined([p.row_scales[i].numpy() for p in planes], bool(experts)),
+            )
             for i in range(mix.n_planes)
         ]
         columns = [p.column_scales.numpy() for p in planes if p.column_scales is not None]
-        data.cscale = stacked(columns) if columns else None
+        data.cscale = _joined(columns, bool(experts)) if columns else None
     factors = [m.factors for m in matrices if m.factors is not None]
     if factors:
-        data.sign_factors = SignFactors(
-            v_bits=stacked(row_bits(f.b, mix.plane_ranks) for f in factors),
-            v_scale=stacked(scales_of(f.b, mix.plane_ranks) for f in factors),
-            u_bits=stacked(column_bits(f.a, mix.plane_ranks) for f in factors),
-            u_scale=stacked(scales_of(f.a, mix.plane_ranks) for f in factors),
-        )
+        data.sign_factors = _sign_factors(factors, bool(experts))
     if metrics[0] is not None:
         total = sum(
             m.norm(torch.from_numpy(r), blocks) ** 2 for m, r in zip(metrics, rows, strict=True) if m is not None
@@ -197,16 +238,36 @@ def _metrics(moments: Moments | None, name: str, matrices: F32) -> list[Metric] 
     return None if moments is None else moments.metrics(name, n_in, n_mat)
 
 
-def _weight_data(matrices: list[CompressedMatrix], method: Method, stacked: bool) -> WeightData:
-    """One matrix as it is, several stacked along a first axis."""
-    u = [stored_values(m.u, method.u_type).numpy() for m in matrices if m.u is not None]
-    v = [stored_values(m.v, method.v_type).numpy() for m in matrices if m.v is not None]
-    scale = np.array([[m.alpha] for m in matrices], np.float32)
-    if not stacked:
-        plane = matrices[0].sign_bits, scale[0]
-        return WeightData(planes=[plane], u=u[0] if u else None, v=v[0] if v else None)
-    return WeightData(
-        planes=[(np.stack([m.sign_bits for m in matrices]), scale)],
-        u=np.stack(u) if u else None,
-        v=np.stack(v) if v else None,
+def _weight_data(matrices: list[CompressedMatrix], low_rank: LowRankOptions, stacked: bool) -> WeightData:
+    u = [stored_values(m.u, low_rank.u_type).numpy() for m in matrices if m.u is not None]
+    v = [stored_values(m.v, low_rank.v_type).numpy() for m in matrices if m.v is not None]
+    planes = [
+        (
+            _joined([bits for bits, _ in plane], stacked),
+            _joined([np.array([alpha], np.float32) for _, alpha in plane], stacked),
+        )
+        for plane in zip(*(m.planes for m in matrices), strict=True)
+    ]
+    return WeightData(planes=planes, u=_joined(u, stacked) if u else None, v=_joined(v, stacked) if v else None)
+
+
+def _sign_factors(factors: Sequence[CodedFactors], stacked: bool) -> SignFactors:
+    return SignFactors(
+        v_bits=_joined([row_bits(f.b, f.plane_ranks) for f in factors], stacked),
+        v_scale=_joined([scales_of(f.b, f.plane_ranks) for f in factors], stacked),
+        u_bits=_joined([column_bits(f.a, f.plane_ranks) for f in factors], stacked),
+        u_scale=_joined([scales_of(f.a, f.plane_ranks) for f in factors], stacked),
     )
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], stacked: bool) -> npt.NDArray[Any]:
+    """The array of one matrix as it is, those of several stacked along a first axis."""
+    return np.stack(arrays) if stacked else arrays[0]
+
+
+_ENCODERS: Mapping[Kind, Callable[[F32, Planned, Means], tuple[WeightData, float]]] = {
+    "best": _best,
+    "stages": _stages,
+    "groups": _groups,
+    "pruned": _pruned,
+}

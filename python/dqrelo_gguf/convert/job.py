@@ -14,26 +14,36 @@ from pathlib import Path
 from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.compress.budget import is_matrix
 from dqrelo_gguf.compress.mixes import Spectrum
-from dqrelo_gguf.convert.encode import encode_weight, measure_weight
+from dqrelo_gguf.convert.encode import Inputs, Means, encode_weight, measure_weight
 from dqrelo_gguf.convert.estimate import estimate
+from dqrelo_gguf.convert.imatrix import Imatrix
+from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.metadata import delta_meta
+from dqrelo_gguf.convert.methods import CALIBRATION, IMATRIX
 from dqrelo_gguf.convert.moments import SELF, Moments
-from dqrelo_gguf.convert.plan import Options, Planned, plan_best, plan_paper, weighed
+from dqrelo_gguf.convert.plain_model import plain_data_bytes
+from dqrelo_gguf.convert.plan import Options, Planned, check_takes, plan_best, plan_exact, weighed
+from dqrelo_gguf.convert.planners import PLANNERS
 from dqrelo_gguf.convert.result import ConvertResult, WeightResult
 from dqrelo_gguf.convert.work import Calibrate, Weigh, Work
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
+from dqrelo_gguf.file.layout import Type
 from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.open_file import require_file
 from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.checkpoint import open_checkpoint
 from dqrelo_gguf.model.pairing import Pair, pair_weights
+from dqrelo_gguf.model.parts import block_of
 from dqrelo_gguf.model.selfcheck import Checked, check_weight
 from dqrelo_gguf.model.vocabulary import fit_vocabulary
-from dqrelo_gguf.output import check_outputs
+from dqrelo_gguf.output import check_outputs, check_target
 from dqrelo_gguf.progress import Phases, Silent
+
+# The matrices of a merged model: 16 bits, so that the method is measured and no quantisation.
+MERGED_TYPE = Type.F16
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Job:
     Args:
         base: the base GGUF that the delta will run on.
         tuned: a Hugging Face directory or a GGUF.
-        outfile: the delta file.
+        outfile: the delta file; by a method that prunes, a merged model in F16.
         reference: an unquantised GGUF of the base that the delta is against, instead of `base`.
         name: of the fine-tune; its own if None.
         force: replace an existing file.
@@ -51,6 +61,7 @@ class Job:
         calibrate: "self" or a text file: errors count by what weights multiply while the fine-tune reads text (probe/calibrate.py);
             None for plain errors.
         calibration: the same from a file that `save_calibration` has left.
+        imatrix: a file of llama-imatrix, for the method `wanda`.
         save_calibration: where the moments are kept.
         n_threads: None for all cores. Does not change the result.
     """
@@ -64,6 +75,7 @@ class Job:
     dry_run: bool = False
     calibrate: str | None = None
     calibration: str | os.PathLike[str] | None = None
+    imatrix: str | os.PathLike[str] | None = None
     save_calibration: str | os.PathLike[str] | None = None
     n_threads: int | None = None
 
@@ -72,7 +84,7 @@ class Job:
         models = (self.base, self.tuned, self.reference)
         texts = [] if self.calibrate in (None, SELF) else [self.calibrate]
         paths = [file for path in models if path is not None for file in files_of(path)]
-        return paths + [Path(path) for path in (*texts, self.calibration) if path is not None]
+        return paths + [Path(path) for path in (*texts, self.calibration, self.imatrix) if path is not None]
 
     def output_files(self) -> list[Path]:
         """Every file that will be written."""
@@ -86,7 +98,7 @@ def convert(
     weigh: Weigh | None = None,
     calibrate: Calibrate | None = None,
 ) -> ConvertResult:
-    """Writes the delta of a fine-tune over its base.
+    """Writes the delta of a fine-tune over its base, or, by a method that prunes, what base and delta are together.
 
     Args:
         job: files.
@@ -104,9 +116,10 @@ def convert(
     options = options or Options()
     begun = time.monotonic()
     outfile = Path(job.outfile)
+    _check_outfile(outfile, options)
     check_outputs(job.output_files(), job.input_files(), job.force)  # It fails at once, not after the work.
     _check_calibration(job, options, calibrate)
-    kept = None if job.calibration is None else Moments(job.calibration)
+    given = _given_inputs(job)
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
     tuned = fit_vocabulary(base, open_checkpoint(job.tuned, base))
@@ -116,30 +129,76 @@ def convert(
         meta = delta_meta(base, tuned, options, name=job.name, reference=reference, note=pairing.notes.append)
         checked = _check(work, options)
         changed = [p for p in pairing.pairs if not checked[p.name].identical]
-        moments = kept or resources.enter_context(_measured_moments(job, work, changed, calibrate))
-        if moments is not None:
-            meta = replace(meta, options={**meta.options, "calibration": moments.digest})
-        passes = _Passes(work, options, weigh, moments)
+        inputs = given or resources.enter_context(_measured_moments(job, work, changed, calibrate))
+        if isinstance(inputs, Moments):
+            meta = replace(meta, options={**meta.options, "calibration": inputs.digest})
+        passes = _Passes(work, options, weigh, inputs)
         planned = passes.plan(changed)
-        writer = DeltaWriter(outfile, meta, [p.spec for p in planned], job.force)
+        pairing.notes += _uncovered(planned, inputs, options)
+        delta = resources.enter_context(_delta_file(outfile, work, options))
+        writer = DeltaWriter(delta, meta, [p.spec for p in planned], job.force)
+        n_exact = sum(prod(p.pair.ne) for p in planned if p.is_exact)
+        n_bytes = sum(p.n_bytes for p in planned if not p.is_exact)
         result = ConvertResult(
             outfile=outfile,
             name=meta.name,
             base_name=meta.base_name,
             planned=planned,
-            ratio=writer.ratio,
-            n_bytes=sum(p.spec.n_bytes for p in planned),
-            n_file_bytes=writer.n_file_bytes,
+            ratio=n_bytes / (2 * (sum(prod(p.ne) for p in changed) - n_exact)),
+            n_bytes=n_bytes,
+            n_file_bytes=writer.n_file_bytes if delta == outfile else plain_data_bytes(base, MERGED_TYPE),
+            is_merged=delta != outfile,
             excluded=pairing.excluded,
             identical=[name for name, c in checked.items() if c.identical],
+            not_carried=sorted({p.name for p in changed} - {p.pair.name for p in planned}),
             notes=pairing.notes,
         )
+        if result.is_merged:
+            check_target(outfile, job.force, writer.n_file_bytes + result.n_file_bytes)
         if job.dry_run:
             result.estimate = estimate(planned, blocks)
         else:
             result.weights = passes.write(writer, planned, checked)
+            if result.is_merged:
+                merging = MergeOptions(MERGED_TYPE.name.lower(), verify=False, force=job.force, n_threads=job.n_threads)
+                result.n_file_bytes = merge(base.path, delta, outfile, merging, phases).n_file_bytes
     result.seconds = time.monotonic() - begun
     return result
+
+
+def _check_outfile(outfile: Path, options: Options) -> None:
+    """A merged model has another name than a delta, or it would be taken for one."""
+    is_delta = outfile.name.endswith(fmt.SUFFIX)
+    if options.row.keeps is not None and (is_delta or not outfile.name.endswith(".gguf")):
+        raise InputError(
+            f"{outfile}: --method {options.method_name} writes a merged model and no delta. "
+            f"Give it a name that ends in .gguf, and not in {fmt.SUFFIX}"
+        )
+
+
+def _given_inputs(job: Job) -> Inputs | None:
+    """What weights multiply, from a file of an earlier measurement; None where none is given."""
+    if job.imatrix is not None:
+        return Imatrix(job.imatrix)
+    return None if job.calibration is None else Moments(job.calibration)
+
+
+def _uncovered(planned: list[Planned], inputs: Inputs | None, options: Options) -> list[str]:
+    """Says which matrices are pruned by magnitude, because nothing is known of what they multiply."""
+    if inputs is None or options.row.keeps != "active":
+        return []
+    bare = [p.spec.name for p in planned if p.n_kept is not None and not inputs.covers(p.spec.name)]
+    return [f"no inputs are known of {', '.join(bare)}: each row keeps its largest entries"] if bare else []
+
+
+@contextmanager
+def _delta_file(outfile: Path, work: Work, options: Options) -> Iterator[Path]:
+    """Where the delta is written: the output, or for a method that prunes a file that is merged and thrown away."""
+    if options.row.keeps is None:
+        yield outfile
+        return
+    with tempfile.TemporaryDirectory(prefix=".dqrelo-pruned-", dir=work.folder) as folder:
+        yield Path(folder) / f"pruned{fmt.SUFFIX}"
 
 
 def _open_reference(path: str | os.PathLike[str], base: GgufModel) -> GgufModel:
@@ -160,12 +219,16 @@ def _check_calibration(job: Job, options: Options, calibrate: Calibrate | None) 
     """Refuses options that do not go together."""
     if job.calibrate is None and job.save_calibration is not None:
         raise InputError("--save-calibration: needs --calibrate, which makes what it saves")
-    if job.calibrate is None and job.calibration is None:
-        return
-    if options.method_name != "best":
-        raise InputError("--calibrate, --calibration: belong to --method best, and cannot go with the paper's method")
-    if job.calibrate is not None and job.calibration is not None:
-        raise InputError("--calibrate, --calibration: give one of them")
+    sources = {"--calibrate": job.calibrate, "--calibration": job.calibration, IMATRIX: job.imatrix}
+    given = [option for option, value in sources.items() if value is not None]
+    if not given and options.row.keeps == "active":
+        raise InputError(
+            f"--method {options.method_name}: needs what the weights multiply. Give one of {', '.join(sources)}"
+        )
+    for option in given:
+        check_takes(options.method_name, IMATRIX if option == IMATRIX else CALIBRATION)
+    if len(given) > 1:
+        raise InputError(f"{', '.join(given)}: give one of them")
     if job.calibrate is not None and job.calibrate != SELF:
         require_file(job.calibrate, "--calibrate")
     if job.calibrate is not None and calibrate is None:
@@ -204,14 +267,31 @@ class _Passes:
     work: Work
     options: Options
     weigh: Weigh | None
-    moments: Moments | None
+    inputs: Inputs | None
 
     def plan(self, pairs: list[Pair]) -> list[Planned]:
-        """How each weight that changed is stored."""
+        """How each weight that changed is stored, in order; those that the method does not carry are left out."""
         if not pairs:
             raise InputError("nothing to convert: no weight of the fine-tune differs from the base")
-        if self.options.method_name == "paper":
-            return plan_paper(pairs, self.options)
+        n_blocks = 1 + max((block_of(name) or 0 for name in self.work.base.shapes), default=0)
+        chosen = [p for p in pairs if self.options.selection.compresses(p.name, n_blocks)]
+        if not chosen:
+            raise InputError(
+                f"--layers, --modules: no weight that changed is one of these. The base has the blocks 0 to {n_blocks - 1}"
+            )
+        only_vectors = len(chosen) < len(pairs) and not any(is_matrix(p.ne) for p in chosen)
+        if only_vectors and self.options.vectors != "paper":
+            raise InputError(
+                "--layers, --modules: choose norms and other vectors only, which are kept whole. Use --vectors paper"
+            )
+        compressed = {p.pair.name: p for p in self._compressed(chosen)}
+        exact = {p.name: plan_exact(p) for p in pairs if p not in chosen}
+        found = compressed | exact
+        return [found[p.name] for p in pairs if p.name in found]
+
+    def _compressed(self, pairs: list[Pair]) -> list[Planned]:
+        if self.options.row.kind in PLANNERS:
+            return PLANNERS[self.options.row.kind](pairs, self.options)
         spectra = self._measure([p for p in pairs if is_matrix(p.ne)])
         planned = plan_best(pairs, self.options, spectra)
         if self.options.importance == "norm":
@@ -222,19 +302,21 @@ class _Passes:
 
     def _measure(self, pairs: list[Pair]) -> dict[str, Spectrum]:
         spectra, w = {}, self.work
+        moments = self.inputs if isinstance(self.inputs, Moments) else None
         with w.phases("measuring", sum(prod(p.ne) for p in pairs)) as progress:
             for pair in pairs:
-                spectra[pair.name] = measure_weight(pair, w.reference, w.tuned, w.blocks, self.moments)
+                spectra[pair.name] = measure_weight(pair, w.reference, w.tuned, w.blocks, moments)
                 progress.step(prod(pair.ne), pair.name)
         return spectra
 
     def write(self, writer: DeltaWriter, planned: list[Planned], checked: dict[str, Checked]) -> list[WeightResult]:
         """Encodes and writes one weight after the other."""
         results, w = [], self.work
+        means = Means(self.options, w.blocks, self.inputs)
         with writer, w.phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
             for p in planned:
-                data = encode_weight(p, w.reference, w.tuned, self.options, w.blocks, moments=self.moments)
+                data = encode_weight(p, w.reference, w.tuned, means)
                 writer.write(data)
-                results.append(WeightResult.of(p.spec, data, checked[p.spec.name].cosine))
+                results.append(WeightResult.of(p, data, checked[p.spec.name].cosine))
                 progress.step(prod(p.pair.ne), p.spec.name)
         return results

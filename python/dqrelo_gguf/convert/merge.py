@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
-from dqrelo_gguf.convert.plain_model import field_of, fields_of, out_type, write_tensor
+from dqrelo_gguf.convert.plain_model import field_of, fields_of, out_type, plain_data_bytes, write_tensor
 from dqrelo_gguf.errors import BaseMismatchError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header
 from dqrelo_gguf.file.fingerprint import Comparison, Match
-from dqrelo_gguf.file.layout import Type, n_data_bytes, padded_bytes
+from dqrelo_gguf.file.layout import Type
 from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.base import GgufModel
@@ -94,7 +94,7 @@ def merge(
         delta.verify()
     types = {name: out_type(base, name, wanted) for name in base.shapes}
     header = pack_header(_metadata(base, delta_path, wanted), [(n, base.shapes[n], t) for n, t in types.items()])
-    n_file_bytes = len(header) + sum(padded_bytes(n_data_bytes(t, base.shapes[n])) for n, t in types.items())
+    n_file_bytes = len(header) + plain_data_bytes(base, wanted)
     check_target(out, options.force, n_file_bytes)
     changed = {w.name for w in delta.weights}
     n_params = sum(prod(ne) for ne in base.shapes.values())

@@ -60,7 +60,7 @@ def delta_meta(
     return DeltaMeta(
         architecture=base.architecture,
         name=name or tuned.name,
-        method=fmt.METHOD_PAPER if options.method_name == "paper" else fmt.METHOD_BEST,
+        method=options.method_name,
         converter=f"dqrelo-convert {__version__}",
         options=options.as_metadata(),
         base_name=base.name,

@@ -78,21 +78,43 @@ class Moments:
             self._last = None  # The old one need not lie beside the new one.
             self._last = group, self._read(group, DAMPING if name != EMBEDDING else EMBEDDING_DAMPING)
         found = self._last[1]
-        if found[0].H.shape[0] != n_in or len(found) not in (1, n_mat):
-            raise InputError(
-                f"--calibration {self.path}: tensor '{group}' is for {len(found)} matrices of row length {found[0].H.shape[0]}, "
-                f"weight '{name}' has {n_mat} of {n_in}. It was made with another model"
-            )
+        self._check_fit(name, (n_in, n_mat), group, (found[0].H.shape[0], len(found)))
         return found * (n_mat // len(found))
 
-    def _read(self, group: str, damping: float) -> list[Metric]:
+    def input_norms(self, name: str, n_in: int, n_mat: int) -> list[torch.Tensor] | None:
+        """The root mean square of each input of a weight's matrices, (n_in,) float32 each; None where the file has nothing of it.
+
+        Raises:
+            InputError: as in `metrics`.
+        """
+        group = self._group.get(name)
+        if group is None:
+            return None
+        H = self._tensor(group)
+        self._check_fit(name, (n_in, n_mat), group, (H.shape[-1], len(H)))
+        norms = list(H.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt())
+        return norms * (n_mat // len(norms))
+
+    def _check_fit(self, name: str, wanted: tuple[int, int], group: str, found: tuple[int, int]) -> None:
+        """Both are a row length and a number of matrices."""
+        if found[0] != wanted[0] or found[1] not in (1, wanted[1]):
+            raise InputError(
+                f"--calibration {self.path}: tensor '{group}' is for {found[1]} matrices of row length {found[0]}, "
+                f"weight '{name}' has {wanted[1]} of {wanted[0]}. It was made with another model"
+            )
+
+    def _tensor(self, group: str) -> torch.Tensor:
+        """The moments of a group, (n_mat or 1, n_in, n_in)."""
         H: torch.Tensor = self._file.get_tensor(group)
         if H.dtype != torch.float32 or H.ndim not in (2, 3) or H.shape[-1] != H.shape[-2]:
             raise InputError(f"--calibration {self.path}: tensor '{group}' is no square float32 matrix")
         if not bool(torch.isfinite(H).all()) or not torch.equal(H, H.mT):
             raise InputError(f"--calibration {self.path}: tensor '{group}' is not finite and symmetric")
+        return H.reshape(-1, *H.shape[-2:])
+
+    def _read(self, group: str, damping: float) -> list[Metric]:
         try:
-            return [Metric(matrix, damping) for matrix in H.reshape(-1, *H.shape[-2:])]
+            return [Metric(matrix, damping) for matrix in self._tensor(group)]
         except RuntimeError as e:
             raise InputError(f"--calibration {self.path}: tensor '{group}' is not positive semidefinite") from e
 

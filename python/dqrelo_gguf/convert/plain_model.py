@@ -15,7 +15,7 @@ from dqrelo_gguf.compress.blocks import row_slices
 from dqrelo_gguf.compress.factors import block_of, type_of
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header
-from dqrelo_gguf.file.layout import Type, padded_bytes, stripped_ne
+from dqrelo_gguf.file.layout import Type, n_data_bytes, padded_bytes, stripped_ne
 from dqrelo_gguf.file.values import INTEGER_TYPES
 from dqrelo_gguf.model.base import GgufModel
 
@@ -81,6 +81,11 @@ def write_plain(path: Path, base: GgufModel, values_of: Callable[[str], npt.NDAr
         )
         for name, t in types.items():
             write_tensor(file, values_of(name), t)
+
+
+def plain_data_bytes(base: GgufModel, wanted: Type) -> int:
+    """Bytes of the tensors of a model with the base's tensors, padding included."""
+    return sum(padded_bytes(n_data_bytes(out_type(base, name, wanted), ne)) for name, ne in base.shapes.items())
 
 
 def fields_of(base: GgufModel, wanted: Type) -> dict[str, GGUFValue]:

@@ -9,36 +9,43 @@ from math import prod
 from typing import Literal
 
 from dqrelo_gguf.compress.budget import (
-    MatrixShape,
     VectorMode,
-    factor_types,
     is_matrix,
-    ranks_fixed,
-    ranks_for_ratio,
-    ranks_of_paper,
 )
-from dqrelo_gguf.compress.factors import FACTOR_TYPES, type_of
 from dqrelo_gguf.compress.lowrank import SvdMethod
 from dqrelo_gguf.compress.mixes import Spectrum, choose
+from dqrelo_gguf.convert.methods import (
+    BEST,
+    FACTOR_TYPE,
+    METHODS,
+    PAPER,
+    PROBE,
+    RANK,
+    RATIO,
+    SVD,
+    VECTORS,
+    Method,
+    taking,
+)
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.file.layout import WeightSpec, stripped_ne
+from dqrelo_gguf.file.layout import Type, WeightSpec, stripped_ne
 from dqrelo_gguf.model.pairing import Pair, Selection
 
-MethodName = Literal["best", "paper"]
 Importance = Literal["norm", "probe"]
+DEFAULT_RATIO = Fraction(1, 8)
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to convert. Exactly one of `ratio` and `rank` is set.
+    """How to convert. At most one of `ratio` and `rank` is given; which options go together is in the table of methods.
 
-    `rank`, `vectors`, `factor_type` and `svd` belong to the paper's method, and choose it where no method is given.
+    `rank`, `vectors`, `factor_type` and `svd` choose the paper's method where no method is given.
 
     Args:
-        ratio: of the file to the 16-bit size of the weights.
+        ratio: of the file to the 16-bit size of the weights; None for 1/8, a rank, or the one size of the method.
         importance: what errors of different weights count in the method `best`: "norm" takes it from their deltas, "probe"
             measures it by forward passes.
-        method: "best" or "paper"; None for "best" unless an option of the paper's is given.
+        method: a name of methods.METHODS; None for "best" unless an option of the paper's is given.
         rank: of every weight.
         vectors: "whole" (None) keeps norms and biases as they are; "paper" selects by magnitude, with the paper's ranks.
         factor_type: a key of FACTOR_TYPES; None for f16.
@@ -47,8 +54,8 @@ class Options:
         min_cosine: of the self-check.
     """
 
-    ratio: Fraction | None = Fraction(1, 8)
-    method: MethodName | None = None
+    ratio: Fraction | None = None
+    method: str | None = None
     importance: Importance = "norm"
     rank: int | None = None
     vectors: VectorMode | None = None
@@ -58,47 +65,72 @@ class Options:
     min_cosine: float = 0.3
 
     @property
-    def method_name(self) -> MethodName:
+    def method_name(self) -> str:
         """The method that is used."""
-        return self.method or ("paper" if self._of_paper() else "best")
+        by_option = any(option in METHODS[PAPER].takes for option in self._given() if option != RATIO)
+        return self.method or (PAPER if by_option else BEST)
 
-    def _of_paper(self) -> list[str]:
-        """The options of the paper's method that are given."""
+    @property
+    def row(self) -> Method:
+        """The method that is used."""
+        return METHODS[self.method_name]
+
+    @property
+    def budget(self) -> Fraction | None:
+        """The ratio that is kept to; None where a rank is given, or the method has one size."""
+        if self.rank is not None or RATIO not in self.row.takes:
+            return None
+        return self.ratio or DEFAULT_RATIO
+
+    def _given(self) -> list[str]:
+        """The options that not every method takes, and that are given."""
         given = {
-            "--rank": self.rank,
-            "--vectors": self.vectors,
-            "--factor-type": self.factor_type,
-            "--svd": self.svd,
+            RATIO: self.ratio,
+            RANK: self.rank,
+            VECTORS: self.vectors,
+            FACTOR_TYPE: self.factor_type,
+            SVD: self.svd,
+            PROBE: self.importance if self.importance == "probe" else None,
         }
         return [name for name, value in given.items() if value is not None]
 
     def __post_init__(self) -> None:
-        if self.importance == "probe" and self.method_name == "paper":
-            raise InputError("--importance probe: belongs to --method best, and cannot go with the paper's method")
-        if self.method == "best" and self._of_paper():
-            raise InputError(f"{self._of_paper()[0]}: belongs to --method paper, and cannot go with --method best")
-        if (self.ratio is None) == (self.rank is None):
+        if self.method is not None and self.method not in METHODS:
+            raise InputError(f"--method {self.method}: unknown, expected one of {', '.join(METHODS)}")
+        for option in self._given():
+            check_takes(self.method_name, option)
+        if self.ratio is not None and self.rank is not None:
             raise InputError("ratio and rank: give one of them")
         if self.rank is not None and self.rank < 0:
             raise InputError(f"--rank {self.rank}: must not be negative")
-        if self.vectors == "paper" and self.ratio is None:
+        if self.vectors == "paper" and self.rank is not None:
             raise InputError("--vectors paper: selects by --ratio, so it cannot go with --rank")
 
     def as_metadata(self) -> Mapping[str, str | int | float | None]:
         """The options that decide the bytes."""
-        of_all: dict[str, str | int | float | None] = {
-            "ratio": None if self.ratio is None else str(self.ratio),
-            "include": self.selection.include,
-            "exclude": self.selection.exclude,
+        of_methods = {
+            RATIO: ("ratio", None if self.budget is None else str(self.budget)),
+            PROBE: ("importance", self.importance),
+            RANK: ("rank", self.rank),
+            VECTORS: ("vectors", self.vectors or "whole"),
+            FACTOR_TYPE: ("factor_type", self.factor_type or "f16"),
+            SVD: ("svd", self.svd or "randomised"),
         }
-        if self.method_name == "best":
-            return of_all | {"importance": self.importance}
-        return of_all | {
-            "rank": self.rank,
-            "vectors": self.vectors or "whole",
-            "factor_type": self.factor_type or "f16",
-            "svd": self.svd or "randomised",
-        }
+        taken = dict(value for option, value in of_methods.items() if option in self.row.takes)
+        return {**self.selection.as_metadata(), **taken}
+
+
+def check_takes(name: str, option: str) -> None:
+    """Refuses an option that a method does not have.
+
+    Raises:
+        InputError: the method does not take it.
+    """
+    if option in METHODS[name].takes:
+        return
+    if option == RATIO:
+        raise InputError(f"--ratio: --method {name} has one size, that of {METHODS[name].what}. Leave --ratio out")
+    raise InputError(f"{option}: cannot go with --method {name}, belongs to --method {taking(option)}")
 
 
 @dataclass(frozen=True)
@@ -109,31 +141,29 @@ class Planned:
         pair: the weight.
         spec: its tensors.
         predicted_error: ||D - D_hat|| / ||D|| by its spectrum, None where that is not known before.
+        is_exact: it is not compressed, and its bytes are not those of the method.
+        n_kept: entries that pruning keeps of each matrix; None where nothing is pruned.
+        n_charged: bytes that it is charged, where those are not the bytes of its tensors.
     """
 
     pair: Pair
     spec: WeightSpec
     predicted_error: float | None = None
+    is_exact: bool = False
+    n_kept: int | None = None
+    n_charged: int | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes that it is charged."""
+        return self.spec.n_bytes if self.n_charged is None else self.n_charged
 
 
-def plan_paper(pairs: list[Pair], options: Options) -> list[Planned]:
-    """The specs of all weights by the paper's method, in order, with the ranks that the options give.
-
-    Raises:
-        InputError: the ratio is under what the sign bits, scales and vectors cost.
-    """
-    matrices = [_matrix(p, options.factor_type or "f16") for p in pairs if is_matrix(p.ne)]
-    ranks = dict(zip((m.name for m in matrices), _ranks(matrices, pairs, options), strict=True))
-    types = {m.name: (type_of(m.u_type), type_of(m.v_type)) for m in matrices}
-    planned = []
-    for p in pairs:
-        ne = stripped_ne(p.ne)
-        if p.name not in ranks:
-            planned.append(Planned(p, WeightSpec.dense(p.name, ne)))
-            continue
-        u_type, v_type = types[p.name]
-        planned.append(Planned(p, WeightSpec(p.name, ne, rank=ranks[p.name], u_type=u_type, v_type=v_type)))
-    return planned
+def plan_exact(pair: Pair) -> Planned:
+    """A weight that stays the fine-tune's: a matrix in the 16 bits of an uncompressed one."""
+    dense_type = Type.F16 if is_matrix(pair.ne) else Type.F32
+    spec = WeightSpec.dense(pair.name, stripped_ne(pair.ne), dense_type)
+    return Planned(pair, spec, 0.0, is_exact=True)
 
 
 def plan_best(pairs: list[Pair], options: Options, spectra: Mapping[str, Spectrum]) -> list[Planned]:
@@ -147,10 +177,11 @@ def plan_best(pairs: list[Pair], options: Options, spectra: Mapping[str, Spectru
     Raises:
         InputError: the ratio is under what vectors and the smallest factors cost.
     """
-    assert options.ratio is not None
-    n_bytes = options.ratio * 2 * sum(prod(p.ne) for p in pairs)
+    ratio = options.budget
+    assert ratio is not None
+    n_bytes = ratio * 2 * sum(prod(p.ne) for p in pairs)
     n_vector_bytes = 4 * sum(prod(p.ne) for p in pairs if p.name not in spectra)
-    mixes = dict(zip(spectra, choose(list(spectra.values()), options.ratio, n_bytes, n_vector_bytes), strict=True))
+    mixes = dict(zip(spectra, choose(list(spectra.values()), ratio, n_bytes, n_vector_bytes), strict=True))
     planned = []
     for p in pairs:
         ne = stripped_ne(p.ne)
@@ -174,18 +205,3 @@ def weighed(spectra: Mapping[str, Spectrum], measured: Mapping[str, float]) -> d
         name: replace(s, importance=(s.importance * measured[name]) ** 0.5) if name in measured else s
         for name, s in spectra.items()
     }
-
-
-def _matrix(pair: Pair, factor_type: str) -> MatrixShape:
-    n_in, n_out, *experts = stripped_ne(pair.ne)
-    u_type, v_type = factor_types(n_in, n_out, FACTOR_TYPES[factor_type])
-    return MatrixShape(pair.name, n_in, n_out, prod(experts), u_type, v_type)
-
-
-def _ranks(matrices: list[MatrixShape], pairs: list[Pair], options: Options) -> list[int]:
-    if options.ratio is None:
-        assert options.rank is not None
-        return ranks_fixed(options.rank, matrices)
-    n_vector_elements = sum(prod(p.ne) for p in pairs if not is_matrix(p.ne))
-    ranks = ranks_of_paper if options.vectors == "paper" else ranks_for_ratio
-    return ranks(options.ratio, matrices, n_vector_elements)

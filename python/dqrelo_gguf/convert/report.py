@@ -45,6 +45,10 @@ class Plan(Protocol):
     @property
     def spec(self) -> WeightSpec: ...
     @property
+    def n_bytes(self) -> int: ...
+    @property
+    def n_kept(self) -> int | None: ...
+    @property
     def predicted_error(self) -> float | None: ...
 
 
@@ -158,7 +162,9 @@ def plan_table(planned: Sequence[Plan]) -> Table:
         out.add_column(heading, justify="right", no_wrap=True)
     for p in planned:
         spec, error = p.spec, p.predicted_error
-        if spec.dense_type is not None:
+        if p.n_kept is not None:
+            what = f"{p.n_kept} kept"
+        elif spec.dense_type is not None:
             what = "whole"
         elif spec.plane_ranks:
             what = " ".join(map(str, spec.plane_ranks))
@@ -168,8 +174,8 @@ def plan_table(planned: Sequence[Plan]) -> Table:
             Text(_shown(spec.name)),
             str(spec.n_planes),
             what,
-            bytes_text(spec.n_bytes),
-            f"{spec.n_bytes / (2 * spec.n_elements):.4f}",
+            bytes_text(p.n_bytes),
+            f"{p.n_bytes / (2 * spec.n_elements):.4f}",
             "-" if error is None else f"{error:.4f}",
         )
     return out

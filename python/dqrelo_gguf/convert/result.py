@@ -40,14 +40,15 @@ class WeightResult:
         return prod(self.ne)
 
     @classmethod
-    def of(cls, spec: WeightSpec, data: WeightData, cosine: float) -> WeightResult:
+    def of(cls, planned: Planned, data: WeightData, cosine: float) -> WeightResult:
         """The result of a weight that was written."""
+        spec = planned.spec
         return cls(
             name=spec.name,
             ne=spec.ne,
             n_vectors=spec.n_vectors,
             n_planes=spec.n_planes,
-            n_bytes=spec.n_bytes,
+            n_bytes=planned.n_bytes,
             cosine=cosine,
             error_delta=data.error_delta,
             error_weight=data.error_weight,
@@ -60,16 +61,18 @@ class ConvertResult:
     """The outcome of a conversion.
 
     Args:
-        outfile: the delta file.
+        outfile: the delta file, or the merged model.
         name: of the fine-tune.
         base_name: of the base.
         planned: every weight of the delta.
-        ratio: bytes of all tensors to the 16-bit size of the weights that they replace.
-        n_bytes: of all tensors, without padding and metadata.
-        n_file_bytes: of the file.
+        ratio: bytes of all tensors to the 16-bit size of the weights that changed, both without those that are not compressed.
+        n_bytes: that the delta is charged: of all tensors, without padding and metadata, or of what pruning keeps.
+        n_file_bytes: of the file; after a dry run of a merged model without its metadata.
         excluded: weights left out on request.
         identical: weights that the fine-tune did not change.
+        not_carried: weights that it changed, and that the method leaves as they are in the base.
         notes: differences between base and fine-tune that a delta does not carry.
+        is_merged: the file is a merged model and no delta.
         weights: with their errors; empty after a dry run.
         estimate: of a dry run.
         seconds: that it took.
@@ -84,22 +87,20 @@ class ConvertResult:
     n_file_bytes: int
     excluded: list[str]
     identical: list[str]
+    not_carried: list[str]
     notes: list[str]
+    is_merged: bool = False
     weights: list[WeightResult] = field(default_factory=list)
     estimate: Estimate | None = None
     seconds: float = 0.0
 
     def summary(self) -> list[str]:
         """The lines above the table."""
-        n_tensors = sum(len(p.spec.tensors()) for p in self.planned)
-        specs = [p.spec for p in self.planned]
-        n_dense = sum(s.dense_type is not None for s in specs)
         verb = "would be written" if self.estimate is not None else "written"
+        what = f"{self.base_name} and its pruned delta, merged" if self.is_merged else f"a delta over {self.base_name}"
         lines = [
-            f"{self.outfile}: {self.name}, a delta over {self.base_name}, {verb}",
-            f"weights   {len(specs) - n_dense} compressed; {n_dense} dense; {n_tensors} tensors",
-            *_mix_lines([s for s in specs if s.dense_type is None]),
-            f"size      {self.n_bytes} bytes of tensors, {bytes_text(self.n_file_bytes)} with metadata and padding",
+            f"{self.outfile}: {self.name}, {what}, {verb}",
+            *(self._pruned_lines() if self.is_merged else self._delta_lines()),
             f"ratio     {self.ratio:.5f} (1/{1 / self.ratio:.2f}) of the 16-bit weights",
         ]
         outputs = [(w.error_outputs, w.n_elements) for w in self.weights if w.error_outputs is not None]
@@ -117,10 +118,41 @@ class ConvertResult:
             lines.append(f"memory    about {bytes_text(self.estimate.memory_bytes)} beside the interpreter")
         if self.identical:
             lines.append(f"left out  {len(self.identical)} weights equal to the base's: {_some(self.identical)}")
+        exact = [p for p in self.planned if p.is_exact]
+        if exact:
+            size = bytes_text(sum(p.n_bytes for p in exact))
+            lines.append(f"exact     {len(exact)} weights are not compressed, and their {size} not counted")
+        if self.not_carried:
+            lines.append(
+                f"left out  {len(self.not_carried)} weights stay the base's by the method: {_some(self.not_carried)}"
+            )
         if self.excluded:
             lines.append(f"excluded  {len(self.excluded)} weights stay the base's: {_some(self.excluded)}")
         lines += [f"note      {note}" for note in self.notes]
         return lines
+
+    def _delta_lines(self) -> list[str]:
+        """What the delta file holds."""
+        n_tensors = sum(len(p.spec.tensors()) for p in self.planned)
+        specs = [p.spec for p in self.planned]
+        n_dense = sum(s.dense_type is not None for s in specs)
+        return [
+            f"weights   {len(specs) - n_dense} compressed; {n_dense} dense; {n_tensors} tensors",
+            *_mix_lines([s for s in specs if s.dense_type is None]),
+            f"size      {self.n_bytes} bytes of tensors, {bytes_text(self.n_file_bytes)} with metadata and padding",
+        ]
+
+    def _pruned_lines(self) -> list[str]:
+        """What was kept, and what it would take to store that."""
+        pruned = [p for p in self.planned if p.n_kept is not None]
+        n_kept = sum((p.n_kept or 0) * prod(p.spec.ne[2:]) for p in pruned)
+        share = n_kept / max(sum(p.spec.n_elements for p in pruned), 1)
+        n_whole = len(self.planned) - len(pruned)
+        size = bytes_text(self.n_file_bytes)
+        return [
+            f"weights   {len(pruned)} pruned, {share:.4f} of their entries kept; {n_whole} whole",
+            f"size      {self.n_bytes} bytes are charged for values and places; the merged model has {size}",
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with every weight."""
@@ -128,12 +160,14 @@ class ConvertResult:
             "outfile": str(self.outfile),
             "name": self.name,
             "base_name": self.base_name,
+            "is_merged": self.is_merged,
             "dry_run": self.estimate is not None,
             "ratio": self.ratio,
             "n_bytes": self.n_bytes,
             "n_file_bytes": self.n_file_bytes,
             "seconds": self.seconds,
             "identical": self.identical,
+            "not_carried": self.not_carried,
             "excluded": self.excluded,
             "notes": self.notes,
         }
@@ -175,8 +209,12 @@ def _weight_json(planned: Planned, measured: WeightResult | None) -> dict[str, A
         "n_planes": spec.n_planes,
         "rank": spec.rank,
         "plane_ranks": list(spec.plane_ranks),
-        "n_bytes": spec.n_bytes,
+        "n_bytes": planned.n_bytes,
     }
+    if planned.is_exact:
+        entry["is_exact"] = True
+    if planned.n_kept is not None:
+        entry["n_kept"] = planned.n_kept
     if spec.dense_type is not None:
         entry["dense_type"] = type_name(spec.dense_type)
     elif spec.rank:

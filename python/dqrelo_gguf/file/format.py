@@ -19,8 +19,6 @@ SUFFIX: Final = ".dq.gguf"  # of a delta file's name
 GENERAL_TYPE: Final = "adapter"
 ADAPTER_TYPE: Final = "dqrelo"
 REFERENCE_BASE: Final = "base"
-METHOD_PAPER: Final = "paper"
-METHOD_BEST: Final = "best"
 
 # --- metadata keys ---
 

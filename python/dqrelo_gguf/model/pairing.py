@@ -12,6 +12,7 @@ from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file.layout import ne_text, stripped_ne
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.hyperparameters import check_hyperparameters
+from dqrelo_gguf.model.parts import BlockRange, Module, block_of, module_of, modules_of
 from dqrelo_gguf.model.vocabulary import EMBEDDING, OUTPUT, changed_tokens
 
 # Architectures whose text part is another one, weight for weight: the base's graphs then run the fine-tune's text.
@@ -38,29 +39,61 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which weights to convert, by name: regular expressions; None chooses all, or excludes none."""
+    """Which weights to convert, by name, and which of these to compress.
+
+    Args:
+        include: regular expression of the names to convert; None for all.
+        exclude: of those that stay the base's; None for none.
+        layers: the blocks to compress; None for all weights, also those outside the blocks.
+        modules: the modules to compress; None for all. What is converted and not compressed stays the fine-tune's.
+    """
 
     include: str | None = None
     exclude: str | None = None
+    layers: BlockRange | None = None
+    modules: frozenset[Module] | None = None
 
     @classmethod
-    def of(cls, include: str | None, exclude: str | None) -> Selection:
+    def of(
+        cls, include: str | None, exclude: str | None, layers: str | None = None, modules: str | None = None
+    ) -> Selection:
         """A selection from the command line.
 
         Raises:
-            InputError: one of the expressions is malformed.
+            InputError: one of the expressions is malformed, or no range or list of modules.
         """
         for option, pattern in (("--include", include), ("--exclude", exclude)):
             try:
                 re.compile(pattern or "")
             except re.error as e:
                 raise InputError(f"{option} {pattern}: not a regular expression: {e}") from e
-        return cls(include, exclude)
+        return cls(
+            include,
+            exclude,
+            None if layers is None else BlockRange.of(layers),
+            None if modules is None else modules_of(modules),
+        )
 
     def takes(self, name: str) -> bool:
         if self.exclude is not None and re.search(self.exclude, name):
             return False
         return self.include is None or re.search(self.include, name) is not None
+
+    def compresses(self, name: str, n_blocks: int) -> bool:
+        """Whether a weight that is converted is compressed; if not, it is kept as it is in the fine-tune."""
+        if self.modules is not None and module_of(name) not in self.modules:
+            return False
+        block = block_of(name)
+        return self.layers is None or (block is not None and self.layers.has(block, n_blocks))
+
+    def as_metadata(self) -> dict[str, str | None]:
+        """The selection as the file's options record it."""
+        return {
+            "include": self.include,
+            "exclude": self.exclude,
+            "layers": None if self.layers is None else str(self.layers),
+            "modules": None if self.modules is None else ",".join(sorted(self.modules)),
+        }
 
 
 def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Blocks) -> Pairing:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.convert.encode import encode_weight
+from dqrelo_gguf.convert.encode import Means, encode_weight
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.convert.report import kind, layer
 from dqrelo_gguf.convert.work import Work
@@ -91,6 +91,7 @@ def _write_classes(work: Work, matrices: list[Planned], tuned: Path) -> Iterator
     for p in matrices:
         i = layer(p.spec.name)
         classes.setdefault((kind(p.spec.name), -1 if i is None else 2 * i // n_layer), []).append(p)
+    means = Means(Options(), work.blocks, max_rounds=1)
     with work.phases("probing", sum(prod(p.pair.ne) for p in matrices)) as progress:
         for c, members in enumerate(classes.values()):
             meta = DeltaMeta(work.base.architecture, str(c), "probe", "dqrelo-convert", {}, work.base.name, identity)
@@ -98,7 +99,7 @@ def _write_classes(work: Work, matrices: list[Planned], tuned: Path) -> Iterator
             path, error = folder / f"{c}.dq.gguf", 0.0
             with DeltaWriter(path, meta, specs) as writer:
                 for p in members:
-                    data = encode_weight(p, work.reference, work.tuned, Options(), work.blocks, max_rounds=1)
+                    data = encode_weight(p, work.reference, work.tuned, means)
                     off = _decoded(p, data, folder) - work.delta(p.pair)
                     error += float(np.square(off, dtype=np.float64).sum())
                     writer.write(WeightData(dense=off))
