@@ -7,6 +7,8 @@ TORCH  ?= torch==2.13.0
 TORCH_INDEX ?=
 # DQRELO_CUDA=ON builds the CUDA backend.
 DQRELO_CUDA ?= OFF
+# How many tests run side by side, each with a core of its own.
+TEST_JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 # How long `make soak` sends its traffic.
 SOAK_MINUTES ?= 3
 
@@ -30,8 +32,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-for-tests
 	$(MAKE) --no-print-directory lint
-	ctest --test-dir $(BUILD) --output-on-failure
-	DQRELO_TEST_BIN_DIR=$(CURDIR)/$(BUILD)/bin DQRELO_LLAMA_CPP_DIR=$(CURDIR)/$(BUILD)/llama.cpp-src $(BIN)/python -m pytest
+	ctest --test-dir $(BUILD) --output-on-failure --parallel $(TEST_JOBS)
+	DQRELO_TEST_BIN_DIR=$(CURDIR)/$(BUILD)/bin DQRELO_LLAMA_CPP_DIR=$(CURDIR)/$(BUILD)/llama.cpp-src \
+		$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 
 # Minutes of random traffic on a server whose deltas come and go.
 soak: $(VENV)/installed-for-tests
