@@ -54,10 +54,15 @@ class Blocks:
         return out
 
     def gram(self, B: torch.Tensor) -> torch.Tensor:
-        """B^T B for B (n, k) float32, summed over blocks of rows in float64. Returns (k, k) float64."""
+        """B^T B for B (n, k) float32, summed over blocks of rows in float64. Returns (k, k) float64.
+
+        A product of a block is as large as the result, so no more of them are held than there are threads.
+        """
         total = torch.zeros((B.shape[1], B.shape[1]), dtype=torch.float64)
-        for part in self.run(lambda s: B[s].T @ B[s], slices_of(B.shape[0], 4 * BLOCK_ROWS)):
-            total += part
+        blocks = slices_of(B.shape[0], 4 * BLOCK_ROWS)
+        for together in slices_of(len(blocks), self.n_threads):
+            for part in self.run(lambda s: B[s].T @ B[s], blocks[together]):
+                total += part
         return total
 
     def sum_rows(self, fn: Callable[[slice], torch.Tensor], n_rows: int, n_cols: int) -> torch.Tensor:
