@@ -157,7 +157,7 @@ server_delta_loader::~server_delta_loader() {
 }
 
 // Decoding goes first where there is no core to spare, but a load must end: 5 steps below the threads that decode, a thread gets a quarter
-// of the core that it shares with one of them. At 10 steps it is a tenth, in which a load takes three times as long.
+// of the core that it shares with one of them. At 10 steps it is a tenth.
 static const int N_NICE_STEPS = 5;
 
 // Linux takes the priority per thread. The steps count from the priority at which the server was started.
