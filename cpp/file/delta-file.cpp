@@ -334,21 +334,23 @@ const std::string & delta_file::identity() const {
 }
 
 bool delta_file::verify(const is_aborted_fn & is_aborted, std::string & err) const {
+    std::vector<sha256_input> inputs;
+    for (const gguf_tensor_entry & tensor : p->header.tensors) {
+        inputs.push_back({ p->file->data() + p->header.data_offset_bytes + tensor.offset_bytes, tensor.n_bytes });
+    }
+    std::vector<std::string> found;
+    if (!sha256_hex(inputs, sha256_kernels().front(), sha256_n_threads(inputs), is_aborted, found)) {
+        err = p->path + ": was not checked to its end: nobody waits for it any more";
+        return false;
+    }
     std::string damaged;
     size_t      n_damaged = 0;
-    for (size_t i = 0; i < p->header.tensors.size(); ++i) {
-        const gguf_tensor_entry & tensor = p->header.tensors[i];
-        const uint8_t *           bytes  = p->file->data() + p->header.data_offset_bytes + tensor.offset_bytes;
-        std::string               found;
-        if (!sha256_hex(bytes, tensor.n_bytes, is_aborted, found)) {
-            err = p->path + ": was not checked to its end: nobody waits for it any more";
-            return false;
-        }
-        if (found == p->layout.tensors[i].sha256) {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        if (found[i] == p->layout.tensors[i].sha256) {
             continue;
         }
         if (n_damaged < 3) {
-            damaged += (n_damaged > 0 ? ", '" : "'") + printable(tensor.name) + "'";
+            damaged += (n_damaged > 0 ? ", '" : "'") + printable(p->header.tensors[i].name) + "'";
         }
         ++n_damaged;
     }
@@ -359,10 +361,10 @@ bool delta_file::verify(const is_aborted_fn & is_aborted, std::string & err) con
         return false;
     }
     const std::string lines = p->content_lines();
-    const std::string found = hash_sha256_hex(lines.data(), lines.size());
-    if (found != p->content_hash) {
+    const std::string hash  = hash_sha256_hex(lines.data(), lines.size());
+    if (hash != p->content_hash) {
         err =
-            message("%s: damaged: dqrelo.content_hash is %s, its tensors have %s", p->path.c_str(), p->content_hash.c_str(), found.c_str());
+            message("%s: damaged: dqrelo.content_hash is %s, its tensors have %s", p->path.c_str(), p->content_hash.c_str(), hash.c_str());
         return false;
     }
     return true;

@@ -1,51 +1,143 @@
-// test-sha256.cpp: the digests with the CPU's instructions are those of the portable code, bit for bit.
+// test-sha256.cpp: every kernel that this CPU runs gives the digests of upstream's code, bit for bit; so do lanes and threads.
+//   test-sha256        all of them
+//   test-sha256 NAME   the same, where NAME must be the best one
 #include "file/sha256.h"
 #include "hash/hash.h"
 #include "support/check.h"
 #include "support/gguf-builder.h"
 
+#include <cstring>
+
 using namespace dqrelo;
 
-static std::string hex_of(const void * data, size_t n_bytes) {
-    std::string hex;
-    CHECK(sha256_hex(data, n_bytes, {}, hex));
-    return hex;
+static std::string hex_of(const sha256_kernel & kernel, const void * data, size_t n_bytes) {
+    std::vector<std::string> hex;
+    CHECK(sha256_hex({ { data, n_bytes } }, kernel, 1, {}, hex));
+    return hex.at(0);
+}
+
+static std::vector<sha256_input> inputs_of(const std::vector<std::string> & texts) {
+    std::vector<sha256_input> inputs;
+    for (const std::string & text : texts) {
+        inputs.push_back({ text.data(), text.size() });
+    }
+    return inputs;
 }
 
 // FIPS 180-4's examples, and a million times "a".
-static void test_known() {
-    check::begin("known digests");
-    CHECK(hex_of("", 0) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-    CHECK(hex_of("abc", 3) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    const std::string two_blocks = "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
-    CHECK(hex_of(two_blocks.data(), two_blocks.size()) == "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
-    const std::string million(1000000, 'a');
-    CHECK(hex_of(million.data(), million.size()) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+static void test_known(const sha256_kernel & kernel) {
+    check::begin("  known digests");
+    const auto hex = [&](const std::string & text) { return hex_of(kernel, text.data(), text.size()); };
+    CHECK(hex("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    CHECK(hex("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    CHECK(hex("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq") ==
+          "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
+    CHECK(hex("abcdefghbcdefghicdefghijdefghijkefghijklfghijklmghijklmnhijklmnoijklmnopjklmnopqklmnopqrlmnopqrsmnopqrstnopqrstu") ==
+          "cf5b16a778af8380036ce59e7b0492370b249b11e8f07a51afac45037afee9d1");
+    CHECK(hex(std::string(1000000, 'a')) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
 }
 
-static void test_lengths() {
-    check::begin("every length to 4 blocks, every alignment");
+static void test_lengths(const sha256_kernel & kernel) {
+    check::begin("  every length to 300, every alignment");
     testing::random_source r(1);
     const std::string      bytes = r.bytes(1024);
     bool                   good  = true;
-    for (size_t n = 0; n <= 256; ++n) {
+    for (size_t n = 0; n <= 300; ++n) {
         for (size_t at = 0; at < 17; ++at) {
-            good = good && hex_of(bytes.data() + at, n) == hash_sha256_hex(bytes.data() + at, n);
+            good = good && hex_of(kernel, bytes.data() + at, n) == hash_sha256_hex(bytes.data() + at, n);
         }
     }
     CHECK(good);
 
-    check::begin("around the ends of pieces");
-    const size_t      n_piece = (size_t) 16 << 20;
+    check::begin("  around the ends of pieces");
+    const size_t      n_piece = (size_t) 8 << 20;
     const std::string large   = r.bytes(2 * n_piece + 100);
     for (const size_t n : { n_piece - 1, n_piece, n_piece + 1, 2 * n_piece + 65 }) {
-        CHECK(hex_of(large.data(), n) == hash_sha256_hex(large.data(), n));
+        CHECK(hex_of(kernel, large.data(), n) == hash_sha256_hex(large.data(), n));
     }
 }
 
-int main() {
-    printf("instructions of the CPU: %s\n", has_sha256_instructions() ? "yes" : "no");
-    test_known();
-    test_lengths();
+// A message in calls of the kernel of any length, beside another one or alone.
+static void test_chunks(const sha256_kernel & kernel) {
+    check::begin("  blocks in chunks, in one lane and in two");
+    testing::random_source r(2);
+    bool                   good = true;
+    for (int i = 0; i < 200; ++i) {
+        constexpr size_t  n_blocks    = 40;
+        const std::string bytes       = r.bytes(2 * n_blocks * SHA256_BLOCK_BYTES + 1);
+        uint32_t          state[4][8] = {};
+        for (uint32_t (&words)[8] : state) {
+            memcpy(words, SHA256_K, sizeof(words)); // Any state will do.
+        }
+        const uint8_t * data[2] = { (const uint8_t *) bytes.data() + i % 2,
+                                    (const uint8_t *) bytes.data() + n_blocks * SHA256_BLOCK_BYTES };
+        for (size_t l = 0; l < 2; ++l) {
+            const sha256_lane whole = { state[2 + l], data[l] };
+            sha256_kernels().back().update(&whole, 1, n_blocks);
+        }
+        for (size_t at = 0; at < n_blocks;) {
+            const size_t      n        = std::min<size_t>(n_blocks - at, r.below(9));
+            const sha256_lane lanes[2] = { { state[0], data[0] + at * SHA256_BLOCK_BYTES },
+                                           { state[1], data[1] + at * SHA256_BLOCK_BYTES } };
+            if (r.below(2) == 0) {
+                kernel.update(lanes, 2, n);
+            } else {
+                kernel.update(lanes, 1, n);
+                kernel.update(lanes + 1, 1, n);
+            }
+            at += n;
+        }
+        good = good && memcmp(state[0], state[2], sizeof(state[0])) == 0 && memcmp(state[1], state[3], sizeof(state[1])) == 0;
+    }
+    CHECK(good);
+}
+
+// Messages of different lengths share lanes and threads; each keeps its place.
+static void test_side_by_side(const sha256_kernel & kernel) {
+    check::begin("  messages side by side, on threads");
+    testing::random_source   r(3);
+    std::vector<std::string> texts;
+    std::vector<std::string> expected;
+    for (size_t i = 0; i < 60; ++i) {
+        texts.push_back(r.bytes(i % 5 == 0 ? 0 : i % 7 == 0 ? r.below(200000) : r.below(300)));
+        expected.push_back(hash_sha256_hex(texts.back().data(), texts.back().size()));
+    }
+    for (size_t n : { 0, 1, 2, 3, 60 }) {
+        const std::vector<std::string> some(texts.begin(), texts.begin() + (ptrdiff_t) n);
+        for (size_t n_threads : { 1, 2, 5 }) {
+            std::vector<std::string> hex = { "what was there before" };
+            CHECK(sha256_hex(inputs_of(some), kernel, n_threads, {}, hex));
+            CHECK(hex == std::vector<std::string>(expected.begin(), expected.begin() + (ptrdiff_t) n));
+        }
+    }
+}
+
+static void test_abort(const sha256_kernel & kernel) {
+    check::begin("  an end from outside");
+    const std::vector<std::string> texts(8, std::string((size_t) 9 << 20, 'a'));
+    for (size_t n_threads : { 1, 3 }) {
+        int                      n_asked = 0;
+        std::vector<std::string> hex;
+        CHECK(!sha256_hex(inputs_of(texts), kernel, n_threads, [&] { return ++n_asked == 2; }, hex));
+        CHECK(n_asked >= 2);
+    }
+}
+
+int main(int argc, char ** argv) {
+    const auto & kernels = sha256_kernels();
+    if (argc > 1) {
+        check::begin("the best kernel");
+        CHECK(strcmp(kernels.front().name, argv[1]) == 0);
+    }
+    check::begin("the portable kernel is the last");
+    CHECK(strcmp(kernels.back().name, "portable") == 0);
+    for (const sha256_kernel & kernel : kernels) {
+        check::begin(kernel.name);
+        test_known(kernel);
+        test_lengths(kernel);
+        test_chunks(kernel);
+        test_side_by_side(kernel);
+        test_abort(kernel);
+    }
     return check::finish();
 }
