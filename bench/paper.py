@@ -4,8 +4,8 @@
 
 A fine-tune's name is its task: math, json or words; fresh problems of it are made from a seed. Of every fine-tune all conversions
 (support/paper_studies.py) are made by dqrelo-convert and measured in one run of dqrelo-eval: on conversations of the task, question and
-right answer, and on the problems. Pruned deltas and deltas of a part of a model that no delta file holds are merged models. --json has
-everything, also what was measured before an interrupt; a fine-tune that it holds already is not measured again.
+right answer, and on the problems. Pruned deltas, which no delta file holds, are merged models. --json has everything; a fine-tune
+that it holds already is not measured again.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ class Paper:
             n_threads=self.arguments.threads,
             models=tuple(p for p in outfiles.values() if not p.name.endswith(".dq.gguf")),
         )
-        report = evaluate(job, " ".join(sys.argv), phases_for_stderr, note).as_json()
-        return {"report": report, "converted": made, "statistics": self._statistics(tuned)}
+        evaluation = evaluate(job, " ".join(sys.argv), phases_for_stderr, note)
+        if evaluation.is_interrupted:
+            raise KeyboardInterrupt
+        return {"report": evaluation.as_json(), "converted": made, "statistics": self._statistics(tuned)}
 
     def _converted(self, entry: Entry, tuned: Path) -> dict[str, Any] | None:
         """The converter's report; None where it cannot make this one, which is said."""
