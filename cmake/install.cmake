@@ -1,6 +1,6 @@
 # What the wheel holds beside the Python files: one install component, self-contained and relocatable.
 #
-#   _core.*.so   bin/llama-*   lib/lib*.so   _vendor/{gguf,conversion,convert_hf_to_gguf.py}   licences
+#   _core.*.so   bin/llama-*   lib/lib*.so   _vendor/{gguf,conversion,convert_{hf,lora}_to_gguf.py}   licences
 if (APPLE)
     set(origin "@loader_path")
 else()
@@ -46,7 +46,7 @@ endif()
 install(DIRECTORY ${DQRELO_LLAMA_CPP_DIR}/conversion ${DQRELO_LLAMA_CPP_DIR}/gguf-py/gguf
     DESTINATION _vendor COMPONENT dqrelo
     FILES_MATCHING PATTERN "*.py" PATTERN "py.typed" PATTERN "__pycache__" EXCLUDE)
-install(FILES ${DQRELO_LLAMA_CPP_DIR}/convert_hf_to_gguf.py DESTINATION _vendor COMPONENT dqrelo)
+install(FILES ${DQRELO_LLAMA_CPP_DIR}/convert_hf_to_gguf.py ${DQRELO_LLAMA_CPP_DIR}/convert_lora_to_gguf.py DESTINATION _vendor COMPONENT dqrelo)
 install(FILES ${DQRELO_LLAMA_CPP_DIR}/gguf-py/LICENSE DESTINATION _vendor/gguf COMPONENT dqrelo)
 install(FILES ${DQRELO_LLAMA_CPP_DIR}/LICENSE DESTINATION _vendor/conversion COMPONENT dqrelo)
 # The libraries and programs are llama.cpp's, with the libraries that it carries compiled in.

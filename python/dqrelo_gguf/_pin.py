@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dqrelo_gguf.errors import PinError
 
-__all__ = ["conversion_module", "conversion_script", "gguf"]
+__all__ = ["conversion_module", "conversion_script", "gguf", "lora_module"]
 
 _VENDOR = Path(__file__).resolve().parent / "_vendor"
 _ENV = "DQRELO_LLAMA_CPP_DIR"
@@ -57,6 +57,12 @@ def conversion_module() -> ModuleType:
     gguf_root, conversion_root = _roots()
     _import_from(gguf_root, "gguf")
     return _import_from(conversion_root, "conversion")
+
+
+def lora_module() -> ModuleType:
+    """The pin's convert_lora_to_gguf.py as a module: its pairs of factors that act as weights. Imported late: it brings torch."""
+    conversion_module()
+    return _import_from(_roots()[1], "convert_lora_to_gguf")
 
 
 def conversion_script() -> Path:

@@ -349,6 +349,7 @@ def test_wheel_bundles_upstreams_packages_with_licences(in_package: Callable[[st
         "conversion/__init__.py",
         "conversion/LICENSE",
         "convert_hf_to_gguf.py",
+        "convert_lora_to_gguf.py",
     ):
         assert in_package(f"_vendor/{name}").is_file()
     assert "MIT License" in in_package("licenses/LICENSE-llama.cpp").read_text()

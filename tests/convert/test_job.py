@@ -378,7 +378,7 @@ def test_adapter_as_base(out: Path, tmp_path: Path) -> None:
     delta = tmp_path / "a.dq.gguf"
     convert(Job(pico_gguf("llama"), pico_tuned("llama"), delta))
     refused(lambda: convert(Job(delta, pico_tuned("llama"), out)), out, "a.dq.gguf: is an adapter")
-    refused(lambda: convert(Job(pico_gguf("llama"), delta, out)), out, "a.dq.gguf: is an adapter")
+    refused(lambda: convert(Job(pico_gguf("llama"), delta, out)), out, "a.dq.gguf: is a delta file already")
 
 
 def test_fine_tune_that_is_the_base(out: Path) -> None:

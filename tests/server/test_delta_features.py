@@ -121,6 +121,18 @@ def test_lora_beside_a_delta_is_the_sum(lora_servers: LoraServers) -> None:
     assert differ(alone, beside)
 
 
+def test_a_converted_lora_is_served_beside_deltas(
+    lora_servers: LoraServers, artefacts: Artefacts, tmp_path: Path
+) -> None:
+    lora = write_lora(tmp_path / "lora.gguf", lora_factors(artefacts.base))
+    delta = tmp_path / "lora.dq.gguf"
+    convert(Job(artefacts.base, lora, delta))
+    options = ("--delta", f"lora={delta}", "--delta", f"words={artefacts.words}", *CONTEXT)
+    with serve(artefacts.base, tmp_path, *options) as server, serve(artefacts.merged, tmp_path, *CONTEXT) as words:
+        assert_same(complete(server, "lora"), complete(lora_servers.base, "base"))
+        assert_same(complete(server, "words"), complete(words, "base"))
+
+
 def test_lora_of_a_request_stays_with_its_delta(
     lora_servers: LoraServers, artefacts: Artefacts, tmp_path: Path
 ) -> None:

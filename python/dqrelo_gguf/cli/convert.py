@@ -38,12 +38,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BASE",
         help="the base GGUF that the delta will run on; any type, whole or a shard of a split one",
     )
-    source.add_argument("tuned", metavar="FINE_TUNE", help="the full fine-tune: a Hugging Face directory or a GGUF")
+    source.add_argument(
+        "tuned",
+        metavar="FINE_TUNE",
+        help="the full fine-tune: a Hugging Face directory or a GGUF; or a LoRA adapter: PEFT's directory or a GGUF",
+    )
     source.add_argument(
         "--reference",
         metavar="GGUF",
         help="an F16 GGUF of the base: the delta is against it, "
         "and serves every quantisation of the base (default: BASE)",
+    )
+    source.add_argument(
+        "--base-config",
+        metavar="PATH",
+        help="the base's config.json, or a directory that has it, for an adapter whose tensors' names BASE does not decide "
+        "(default: by BASE)",
     )
     source.add_argument("--include", metavar="REGEX", help="convert only weights whose name matches (default: all)")
     source.add_argument(
@@ -163,6 +173,7 @@ def _convert(args: argparse.Namespace) -> None:
         args.tuned,
         args.outfile,
         reference=args.reference,
+        base_config=args.base_config,
         name=args.name,
         force=args.force,
         dry_run=args.dry_run,

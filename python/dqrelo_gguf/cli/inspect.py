@@ -183,6 +183,7 @@ def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
             "the base file" if reader.meta(fmt.KEY_REFERENCE) == fmt.REFERENCE_BASE else reader.meta(fmt.KEY_REFERENCE),
         ),
         ("method", f"{reader.meta(fmt.KEY_METHOD)}, by {reader.meta(fmt.KEY_CONVERTER)}"),
+        *_adapter_facts(reader),
         ("options", options or "none"),
         ("ratio", f"{reader.ratio:.5f} of 16-bit weights (1/{1 / reader.ratio:.2f})" if reader.ratio > 0 else "0"),
         (
@@ -195,6 +196,17 @@ def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
         *_quality_facts(reader.quality),
     ]
     return [(label, printable(text)) for label, text in facts]
+
+
+def _adapter_facts(reader: DeltaReader) -> list[tuple[str, str]]:
+    """What an adapter's own factors are; a dense weight of it has none."""
+    from dqrelo_gguf.convert.methods import ADAPTER
+    from dqrelo_gguf.convert.report import adapter_text
+    from dqrelo_gguf.file import format as fmt
+
+    ranks = sorted(w.rank for w in reader.weights if w.rank > 0)
+    is_adapter = reader.meta(fmt.KEY_METHOD) == ADAPTER and ranks
+    return [("adapter", adapter_text(ranks, len(ranks)))] if is_adapter else []
 
 
 def _quality_facts(quality: dict[str, Any] | None) -> list[tuple[str, str]]:

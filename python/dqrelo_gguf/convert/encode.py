@@ -30,8 +30,9 @@ from dqrelo_gguf.convert.methods import Kind
 from dqrelo_gguf.convert.moments import Moments
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.errors import NonFiniteError
-from dqrelo_gguf.file.layout import Type
+from dqrelo_gguf.file.layout import Type, WeightSpec
 from dqrelo_gguf.file.weight_data import SignFactors, WeightData
+from dqrelo_gguf.model.adapter import Factors
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.pairing import Pair
 from dqrelo_gguf.model.vocabulary import EMBEDDING, OUTPUT
@@ -74,6 +75,8 @@ def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, means: M
     Raises:
         NonFiniteError: a factor does not fit its type.
     """
+    if planned.factors is not None:
+        return _of_adapter(planned.spec, planned.factors)
     blocks = means.blocks
     values = tuned.load(planned.pair.tuned_name, blocks)
     weight_norm = norm(_rows(values), blocks)
@@ -85,6 +88,13 @@ def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, means: M
     data.error_delta = error / delta_norm if delta_norm > 0 else 0.0
     data.error_weight = error / weight_norm if weight_norm > 0 else 0.0
     return data
+
+
+def _of_adapter(spec: WeightSpec, factors: Factors) -> WeightData:
+    """An adapter's factors as they are, without an error."""
+    if spec.dense_type is not None:
+        return WeightData(dense=factors.product())
+    return WeightData(u=factors.u, v=factors.v)
 
 
 def measure_weight(

@@ -53,6 +53,8 @@ def _memory(planned: Planned) -> int:
 
 def _flops(planned: Planned) -> float:
     n_elements = prod(planned.spec.ne)
+    if planned.factors is not None:
+        return 0.0
     if planned.spec.plane_ranks:
         return 2.0 * n_elements * planned.spec.plane_ranks[0] * 4 * _ROUNDS
     if planned.spec.rank == 0:

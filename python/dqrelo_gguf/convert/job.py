@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -14,12 +14,21 @@ from pathlib import Path
 from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.compress.budget import is_matrix
 from dqrelo_gguf.compress.mixes import Spectrum
+from dqrelo_gguf.convert.adapter import (
+    check_options,
+    is_adapter,
+    open_adapter,
+    plan_factors,
+    plan_vector,
+    recorded,
+    unused_options,
+)
 from dqrelo_gguf.convert.encode import Inputs, Means, encode_weight, measure_weight
 from dqrelo_gguf.convert.estimate import estimate
 from dqrelo_gguf.convert.imatrix import Imatrix
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.metadata import delta_meta
-from dqrelo_gguf.convert.methods import CALIBRATION, IMATRIX
+from dqrelo_gguf.convert.methods import ADAPTER, CALIBRATION, IMATRIX
 from dqrelo_gguf.convert.moments import SELF, Moments
 from dqrelo_gguf.convert.plain_model import plain_data_bytes
 from dqrelo_gguf.convert.plan import Options, Planned, check_takes, plan_best, plan_exact, weighed
@@ -33,11 +42,12 @@ from dqrelo_gguf.file.layout import Type
 from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.open_file import require_file
 from dqrelo_gguf.file.writer import DeltaWriter
-from dqrelo_gguf.model.base import GgufModel
+from dqrelo_gguf.model.adapter import AdaptedModel, Adapter, Factors
+from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.checkpoint import open_checkpoint
-from dqrelo_gguf.model.pairing import Pair, pair_weights
+from dqrelo_gguf.model.pairing import Pair, pair_adapted, pair_weights
 from dqrelo_gguf.model.parts import block_of
-from dqrelo_gguf.model.selfcheck import Checked, check_weight
+from dqrelo_gguf.model.selfcheck import Checked, check_factors, check_weight
 from dqrelo_gguf.model.vocabulary import fit_vocabulary
 from dqrelo_gguf.output import check_outputs, check_target
 from dqrelo_gguf.progress import Phases, Silent
@@ -52,9 +62,10 @@ class Job:
 
     Args:
         base: the base GGUF that the delta will run on.
-        tuned: a Hugging Face directory or a GGUF.
+        tuned: a Hugging Face directory or a GGUF; or a LoRA adapter, PEFT's directory or a GGUF.
         outfile: the delta file; by a method that prunes, a merged model in F16.
         reference: an unquantised GGUF of the base that the delta is against, instead of `base`.
+        base_config: config.json of the base, or a directory that has it, for an adapter of PEFT's; None for what the GGUF says.
         name: of the fine-tune; its own if None.
         force: replace an existing file.
         dry_run: check and plan, write nothing.
@@ -70,6 +81,7 @@ class Job:
     tuned: str | os.PathLike[str]
     outfile: str | os.PathLike[str]
     reference: str | os.PathLike[str] | None = None
+    base_config: str | os.PathLike[str] | None = None
     name: str | None = None
     force: bool = False
     dry_run: bool = False
@@ -84,7 +96,9 @@ class Job:
         models = (self.base, self.tuned, self.reference)
         texts = [] if self.calibrate in (None, SELF) else [self.calibrate]
         paths = [file for path in models if path is not None for file in files_of(path)]
-        return paths + [Path(path) for path in (*texts, self.calibration, self.imatrix) if path is not None]
+        return paths + [
+            Path(path) for path in (*texts, self.base_config, self.calibration, self.imatrix) if path is not None
+        ]
 
     def output_files(self) -> list[Path]:
         """Every file that will be written."""
@@ -122,17 +136,26 @@ def convert(
     given = _given_inputs(job)
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
-    tuned = fit_vocabulary(base, open_checkpoint(job.tuned, base))
+    source = _open_tuned(job, base, options)
+    adapter = source.adapter if isinstance(source, AdaptedModel) else None
+    factors = adapter.factors if adapter is not None else {}
+    tuned = fit_vocabulary(base, source)
     with open_blocks(job.n_threads) as blocks, ExitStack() as resources:
-        pairing = pair_weights(base, tuned, options.selection, blocks)
+        if adapter is None:
+            pairing = pair_weights(base, tuned, options.selection, blocks)
+        else:
+            pairing = pair_adapted(base, tuned, options.selection)
+            pairing.notes += unused_options(options, adapter)
         work = Work(base, reference or base, tuned, pairing.pairs, blocks, phases, outfile.resolve().parent)
         meta = delta_meta(base, tuned, options, name=job.name, reference=reference, note=pairing.notes.append)
-        checked = _check(work, options)
+        if adapter is not None:
+            meta = replace(meta, method=ADAPTER, options=recorded(options, adapter))
+        checked = _check(work, options, factors)
         changed = [p for p in pairing.pairs if not checked[p.name].identical]
         inputs = given or resources.enter_context(_measured_moments(job, work, changed, calibrate))
         if isinstance(inputs, Moments):
             meta = replace(meta, options={**meta.options, "calibration": inputs.digest})
-        passes = _Passes(work, options, weigh, inputs)
+        passes = _Passes(work, options, weigh, inputs, adapter)
         planned = passes.plan(changed)
         pairing.notes += _uncovered(planned, inputs, options)
         delta = resources.enter_context(_delta_file(outfile, work, options))
@@ -201,6 +224,16 @@ def _delta_file(outfile: Path, work: Work, options: Options) -> Iterator[Path]:
         yield Path(folder) / f"pruned{fmt.SUFFIX}"
 
 
+def _open_tuned(job: Job, base: GgufModel, options: Options) -> Model:
+    """The fine-tune: a model of its own, or the base with an adapter."""
+    if not is_adapter(Path(job.tuned)):
+        if job.base_config is not None:
+            raise InputError("--base-config: is for a LoRA adapter, and the fine-tune is a model")
+        return open_checkpoint(job.tuned, base)
+    check_options(options)
+    return open_adapter(Path(job.tuned), base, None if job.base_config is None else Path(job.base_config))
+
+
 def _open_reference(path: str | os.PathLike[str], base: GgufModel) -> GgufModel:
     reference = GgufModel(path)
     if dict(reference.shapes) != dict(base.shapes):
@@ -250,12 +283,15 @@ def _measured_moments(
             yield Moments(path)
 
 
-def _check(work: Work, options: Options) -> dict[str, Checked]:
+def _check(work: Work, options: Options, factors: Mapping[str, Factors]) -> dict[str, Checked]:
     """Checks every weight before the first one is encoded."""
     checked = {}
     with work.phases("checking", sum(prod(p.ne) for p in work.pairs)) as progress:
         for pair in work.pairs:
-            checked[pair.name] = check_weight(pair, work.reference, work.tuned, work.blocks, options.min_cosine)
+            if pair.name in factors:
+                checked[pair.name] = check_factors(pair, work.reference, factors[pair.name], options.min_cosine)
+            else:
+                checked[pair.name] = check_weight(pair, work.reference, work.tuned, work.blocks, options.min_cosine)
             progress.step(prod(pair.ne), pair.name)
     return checked
 
@@ -268,11 +304,14 @@ class _Passes:
     options: Options
     weigh: Weigh | None
     inputs: Inputs | None
+    adapter: Adapter | None = None
 
     def plan(self, pairs: list[Pair]) -> list[Planned]:
         """How each weight that changed is stored, in order; those that the method does not carry are left out."""
         if not pairs:
             raise InputError("nothing to convert: no weight of the fine-tune differs from the base")
+        if self.adapter is not None:
+            return self._with_adapter(pairs, self.adapter)
         n_blocks = 1 + max((block_of(name) or 0 for name in self.work.base.shapes), default=0)
         chosen = [p for p in pairs if self.options.selection.compresses(p.name, n_blocks)]
         if not chosen:
@@ -288,6 +327,17 @@ class _Passes:
         exact = {p.name: plan_exact(p) for p in pairs if p not in chosen}
         found = compressed | exact
         return [found[p.name] for p in pairs if p.name in found]
+
+    def _with_adapter(self, pairs: list[Pair], adapter: Adapter) -> list[Planned]:
+        """Factors and vectors as they are; matrices that the adapter replaces are compressed, within a ratio of their own."""
+        matrices = [p for p in pairs if p.name not in adapter.factors and is_matrix(p.ne)]
+        planned = {p.pair.name: p for p in self._compressed(matrices)} if matrices else {}
+        for p in pairs:
+            if p.name in adapter.factors:
+                planned[p.name] = plan_factors(p, adapter.factors[p.name])
+            elif not is_matrix(p.ne):
+                planned[p.name] = plan_vector(p)
+        return [planned[p.name] for p in pairs if p.name in planned]
 
     def _compressed(self, pairs: list[Pair]) -> list[Planned]:
         if self.options.row.kind in PLANNERS:

@@ -18,6 +18,8 @@ Keeps = Literal["random", "largest", "active"]
 
 BEST: Final = "best"
 PAPER: Final = "paper"
+# What the file of a LoRA adapter names as its method: its factors are stored, and nothing is compressed.
+ADAPTER: Final = "adapter"
 
 # Options as the command line spells them.
 RATIO: Final = "--ratio"

@@ -29,6 +29,7 @@ from dqrelo_gguf.convert.methods import (
 )
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.layout import Type, WeightSpec, stripped_ne
+from dqrelo_gguf.model.adapter import Factors
 from dqrelo_gguf.model.pairing import Pair, Selection
 
 Importance = Literal["norm", "probe"]
@@ -67,7 +68,7 @@ class Options:
     @property
     def method_name(self) -> str:
         """The method that is used."""
-        by_option = any(option in METHODS[PAPER].takes for option in self._given() if option != RATIO)
+        by_option = any(option in METHODS[PAPER].takes for option in self.given() if option != RATIO)
         return self.method or (PAPER if by_option else BEST)
 
     @property
@@ -82,7 +83,7 @@ class Options:
             return None
         return self.ratio or DEFAULT_RATIO
 
-    def _given(self) -> list[str]:
+    def given(self) -> list[str]:
         """The options that not every method takes, and that are given."""
         given = {
             RATIO: self.ratio,
@@ -97,7 +98,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.method is not None and self.method not in METHODS:
             raise InputError(f"--method {self.method}: unknown, expected one of {', '.join(METHODS)}")
-        for option in self._given():
+        for option in self.given():
             check_takes(self.method_name, option)
         if self.ratio is not None and self.rank is not None:
             raise InputError("ratio and rank: give one of them")
@@ -144,6 +145,7 @@ class Planned:
         is_exact: it is not compressed, and its bytes are not those of the method.
         n_kept: entries that pruning keeps of each matrix; None where nothing is pruned.
         n_charged: bytes that it is charged, where those are not the bytes of its tensors.
+        factors: of a LoRA adapter, which are stored as they are; None where a delta is compressed.
     """
 
     pair: Pair
@@ -152,6 +154,7 @@ class Planned:
     is_exact: bool = False
     n_kept: int | None = None
     n_charged: int | None = None
+    factors: Factors | None = None
 
     @property
     def n_bytes(self) -> int:

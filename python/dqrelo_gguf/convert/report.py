@@ -186,6 +186,12 @@ def _shown(name: str) -> str:
     return printable(name).removesuffix(".weight")
 
 
+def adapter_text(ranks: Sequence[int], n_weights: int) -> str:
+    """What an adapter is: `LoRA adapter, rank 16, 224 weights`. The ranks are sorted."""
+    rank = str(ranks[0]) if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
+    return f"LoRA adapter, rank {rank}, {n_weights} weights"
+
+
 def bytes_text(n: int) -> str:
     """A number of bytes for people: `1.5 MiB`."""
     value, unit = float(n), 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from dqrelo_gguf.convert.estimate import Estimate
 from dqrelo_gguf.convert.plan import Planned
-from dqrelo_gguf.convert.report import bytes_text
+from dqrelo_gguf.convert.report import adapter_text, bytes_text
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.layout import WeightSpec, type_name
 from dqrelo_gguf.file.weight_data import WeightData
@@ -137,8 +137,9 @@ class ConvertResult:
         specs = [p.spec for p in self.planned]
         n_dense = sum(s.dense_type is not None for s in specs)
         return [
+            *_adapter_lines([p for p in self.planned if p.factors is not None]),
             f"weights   {len(specs) - n_dense} compressed; {n_dense} dense; {n_tensors} tensors",
-            *_mix_lines([s for s in specs if s.dense_type is None]),
+            *_mix_lines([p.spec for p in self.planned if p.spec.dense_type is None and p.factors is None]),
             f"size      {self.n_bytes} bytes of tensors, {bytes_text(self.n_file_bytes)} with metadata and padding",
         ]
 
@@ -176,6 +177,12 @@ class ConvertResult:
         measured = {w.name: w for w in self.weights}
         document["weights"] = [_weight_json(p, measured.get(p.spec.name)) for p in self.planned]
         return document
+
+
+def _adapter_lines(planned: list[Planned]) -> list[str]:
+    """What of it are an adapter's own factors."""
+    ranks = sorted(p.factors.rank for p in planned if p.factors is not None)
+    return [f"adapter   {adapter_text(ranks, len(planned))}"] if planned else []
 
 
 def _mix_lines(specs: list[WeightSpec]) -> list[str]:

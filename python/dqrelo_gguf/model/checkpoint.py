@@ -210,21 +210,28 @@ class HfCheckpoint:
             raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
 
 
+def conversion_class(path: Path, base: GgufModel) -> Any:
+    """The conversion's class for the config.json of a directory, without the layers that the base was converted without."""
+    conversion = conversion_module()
+    hparams = conversion.ModelBase.load_hparams(path, False)
+    model_class = conversion.get_model_class(conversion.get_model_architecture(hparams, conversion.ModelType.TEXT))
+    # It is set in a subclass: the switch is an attribute of the class, and must not stay set for other models.
+    attributes: dict[str, Any] = {"model_arch": model_class.model_arch}
+    if model_class.supports_mtp_export and not any(".nextn." in n for n in base.infos):
+        attributes["no_mtp"] = True
+    return type(model_class.__name__, (model_class,), attributes)
+
+
 def _conversion_model(path: Path, base: GgufModel, label: str, *, fuse_qkv: bool, outfile: Path | None = None) -> Any:
     """The conversion's model object for a directory, with the options that the base's tensor names show.
 
     Without an outfile it is F32 and never written.
     """
-    conversion = conversion_module()
-    hparams = conversion.ModelBase.load_hparams(path, False)
-    architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
-    model_class = conversion.get_model_class(architecture)
+    model_class = conversion_class(path, base)
     names = list(base.infos)
-    # It is set in a subclass: the switch is an attribute of the class, and must not stay set for other models.
-    attributes: dict[str, Any] = {"model_arch": model_class.model_arch, "label": label}
-    if model_class.supports_mtp_export and not any(".nextn." in n for n in names):
-        attributes["no_mtp"] = True
-    model_class = type(model_class.__name__, (RealWeights, model_class), attributes)
+    model_class = type(
+        model_class.__name__, (RealWeights, model_class), {"model_arch": model_class.model_arch, "label": label}
+    )
     with torch.inference_mode():
         return model_class(
             path,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dqrelo_gguf.compress.blocks import Blocks
-from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
+from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError, printable
 from dqrelo_gguf.file.layout import ne_text, stripped_ne
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.hyperparameters import check_hyperparameters
@@ -122,6 +122,39 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
             continue
         result.pairs.append(Pair(name, ne, _counterpart(name, base, tuned)))
     _check_left_over(base, tuned, selection, result, blocks)
+    _check_shapes(base, tuned, result)
+    _note_tokens(base, tuned, result)
+    return result
+
+
+def pair_adapted(base: GgufModel, tuned: Model, selection: Selection) -> Pairing:
+    """Matches the weights that an adapter changes with those of its base.
+
+    Raises:
+        ShapeError: a weight has another shape.
+        InputError: the base lacks a weight.
+    """
+    for name in tuned.shapes:
+        if name not in base.shapes:
+            raise InputError(
+                f"{tuned.label}: changes '{printable(name)}', which base {base.label} lacks. "
+                "Is it the model this was trained on?"
+            )
+    result = Pairing([], notes=list(tuned.notes))
+    for name, ne in base.shapes.items():
+        if name in tuned.shapes and selection.takes(name):
+            result.pairs.append(Pair(name, ne, name))
+        elif name in tuned.shapes:
+            result.excluded.append(name)
+    _check_shapes(base, tuned, result)
+    if OUTPUT not in base.shapes and any(p.name == EMBEDDING for p in result.pairs):
+        result.notes.append(
+            f"{EMBEDDING}: the base ties its output matrix to it, which changes, too, as in the merged model"
+        )
+    return result
+
+
+def _check_shapes(base: GgufModel, tuned: Model, result: Pairing) -> None:
     for pair in result.pairs:
         tuned_ne = tuned.shapes[pair.tuned_name]
         if stripped_ne(tuned_ne) != stripped_ne(pair.ne):
@@ -129,8 +162,6 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
                 f"{pair.name}: base is {ne_text(pair.ne)}, fine-tune is {ne_text(tuned_ne)}. "
                 f"Is {base.label} the model this was tuned from?"
             )
-    _note_tokens(base, tuned, result)
-    return result
 
 
 def _counterpart(name: str, base: Model, tuned: Model) -> str:

@@ -7,7 +7,9 @@ delta that encodes well enough and a model that talks fluent nonsense.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import torch
 
 from dqrelo_gguf.compress.blocks import Blocks, row_slices
 from dqrelo_gguf.errors import BaseMismatchError, NonFiniteError
+from dqrelo_gguf.model.adapter import Factors
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.pairing import Pair
 
@@ -57,22 +60,64 @@ def check_weight(pair: Pair, base: GgufModel, tuned: Model, blocks: Blocks, min_
     n_bad = count_non_finite(flat, blocks)
     if n_bad:
         raise NonFiniteError(f"{tuned.label}: {pair.name}: {n_bad} of {values.size} values are NaN or infinite")
-    rows = np.unique(np.linspace(0, len(flat) - 1, min(SAMPLE_ROWS, len(flat))).astype(np.intp))
-    ours, theirs = base.load_rows(pair.name, rows), flat[rows]
-    if not np.isfinite(ours).all():
-        raise NonFiniteError(f"{base.label}: {pair.name}: holds NaN or infinity")
-    value = cosine(ours, theirs)
-    # A weight that is zero in the base, such as an unused bias, has no direction to keep.
-    is_telling = values.size >= _MIN_ELEMENTS and bool(ours.any())
-    if value < min_cosine and is_telling:
-        raise BaseMismatchError(
-            f"{pair.name}: the fine-tune's values have a cosine of {value:.2f} with base {base.label}, expected at "
-            f"least {min_cosine}. {_cause(ours, rows, flat)}"
-        )
-    if min_cosine > 0 and is_telling:
-        _check_size(pair.name, ours, theirs, 1 / min_cosine)
+    rows = _sample(len(flat))
+    ours, theirs = _base_rows(pair.name, base, rows), flat[rows]
+    value = _check_rows(pair.name, base, ours, theirs, min_cosine=min_cosine, cause=lambda: _cause(ours, rows, flat))
     identical = np.array_equal(ours, theirs) and np.array_equal(base.load(pair.name, blocks).reshape(flat.shape), flat)
     return Checked(value, identical)
+
+
+def check_factors(pair: Pair, base: GgufModel, factors: Factors, min_cosine: float = MIN_COSINE) -> Checked:
+    """Checks what an adapter makes of one weight, as `check_weight` does, by some of its rows.
+
+    Raises:
+        NonFiniteError: the product of the factors holds NaN or infinity.
+        BaseMismatchError: the weight is another one with the adapter.
+    """
+    rows = _sample(prod(pair.ne[1:]))
+    ours = _base_rows(pair.name, base, rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        theirs = ours + factors.rows(rows)
+    if not np.isfinite(theirs).all():
+        raise NonFiniteError(f"{pair.name}: with the adapter, values are NaN or infinite")
+    cause = "Is it an adapter of another base, or its scale another one (alpha, rank)?"
+    value = _check_rows(pair.name, base, ours, theirs, min_cosine=min_cosine, cause=lambda: cause)
+    return Checked(value, not (factors.u.any() and factors.v.any()))
+
+
+def _sample(n_rows: int) -> npt.NDArray[np.intp]:
+    """The numbers of the rows that are compared."""
+    return np.unique(np.linspace(0, n_rows - 1, min(SAMPLE_ROWS, n_rows)).astype(np.intp))
+
+
+def _base_rows(name: str, base: GgufModel, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
+    ours = base.load_rows(name, rows)
+    if not np.isfinite(ours).all():
+        raise NonFiniteError(f"{base.label}: {name}: holds NaN or infinity")
+    return ours
+
+
+def _check_rows(
+    name: str,
+    base: GgufModel,
+    ours: npt.NDArray[np.float32],
+    theirs: npt.NDArray[np.float32],
+    *,
+    min_cosine: float,
+    cause: Callable[[], str],
+) -> float:
+    """The cosine of some rows of the base and of the fine-tune, which must be those of the same weight."""
+    value = cosine(ours, theirs)
+    # A weight that is zero in the base, such as an unused bias, has no direction to keep.
+    is_telling = ours.size >= _MIN_ELEMENTS and bool(ours.any())
+    if value < min_cosine and is_telling:
+        raise BaseMismatchError(
+            f"{name}: the fine-tune's values have a cosine of {value:.2f} with base {base.label}, expected at "
+            f"least {min_cosine}. {cause()}"
+        )
+    if min_cosine > 0 and is_telling:
+        _check_size(name, ours, theirs, 1 / min_cosine)
+    return value
 
 
 def _check_size(name: str, ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32], max_ratio: float) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 
 from dqrelo_gguf.errors import InputError, printable
 from dqrelo_gguf.model.weight_files import WeightFiles
@@ -69,7 +70,7 @@ def check_weight_headers(path: Path, files: WeightFiles, config: Mapping[str, An
     names: set[str] = set()
     for file_name in files.names:
         file = path / file_name
-        tensors = _safetensors(file) if file_name.endswith(".safetensors") else _pickled(file)
+        tensors = _headers(file)
         for tensor in tensors:
             _check_tensor(file, tensor)
         names_here = {t.name for t in tensors}
@@ -80,6 +81,22 @@ def check_weight_headers(path: Path, files: WeightFiles, config: Mapping[str, An
         _check_index(path, files, file_name, names_here)
     if config.get("quantization_config") is None and not (path / "hf_quant_config.json").is_file():
         _check_quantised(path, names)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a small file, safetensors or a state dict of PyTorch, after its header was checked.
+
+    Raises:
+        InputError: the file is not whole, or holds more than tensors.
+    """
+    _headers(path)
+    if path.suffix == ".safetensors":
+        return dict(load_file(path))
+    return dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _headers(path: Path) -> list[_Tensor]:
+    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
 
 
 def _check_method(path: Path, config: Mapping[str, Any]) -> None:

@@ -1,0 +1,140 @@
+"""LoRA adapters as fine-tunes: what they hold, by the base's names, and the model that base and adapter are together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrelo_gguf.compress.blocks import Blocks
+from dqrelo_gguf.errors import InputError, printable
+from dqrelo_gguf.file.container import GGUFValue
+from dqrelo_gguf.model.base import EndTokens, GgufModel
+
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What an adapter adds to a weight: the product u v, its scale included.
+
+    Args:
+        u: ([n_expert,] n_out, rank).
+        v: ([n_expert,] rank, n_in).
+    """
+
+    u: F32
+    v: F32
+
+    @property
+    def ne(self) -> tuple[int, ...]:
+        """The weight's shape in ggml's order."""
+        return (self.v.shape[-1], *reversed(self.u.shape[:-1]))
+
+    @property
+    def rank(self) -> int:
+        return int(self.u.shape[-1])
+
+    def rows(self, numbers: npt.NDArray[np.intp]) -> F32:
+        """Some rows of u v, counted over all its matrices: (len(numbers), n_in)."""
+        n_out, rank = self.u.shape[-2:]
+        v = self.v.reshape(-1, *self.v.shape[-2:])
+        u = self.u.reshape(-1, rank)
+        return np.stack([u[i] @ v[i // n_out] for i in numbers])
+
+    def product(self) -> F32:
+        """u v, a new array."""
+        return self.u @ self.v
+
+    def within_sides(self) -> Factors:
+        """The same product with a rank of at most the weight's smaller side, which is what a delta file can hold."""
+        n_out, n_in = self.u.shape[-2], self.v.shape[-1]
+        if self.rank <= min(n_out, n_in):
+            return self
+        experts = self.u.shape[:-2]
+        identity = np.broadcast_to(np.eye(min(n_out, n_in), dtype=np.float32), (*experts, *[min(n_out, n_in)] * 2))
+        return Factors(identity, self.product()) if n_out <= n_in else Factors(self.product(), identity)
+
+
+@dataclass
+class Adapter:
+    """What an adapter's files hold, by the names that the base has.
+
+    Args:
+        label: messages call it so.
+        name: its own.
+        factors: of the weights that it adds a product to.
+        whole: the weights that it replaces (modules_to_save, biases), in numpy shapes.
+        fields: metadata that describes it.
+        notes: what of its files is left out.
+    """
+
+    label: str
+    name: str
+    factors: dict[str, Factors]
+    whole: dict[str, F32] = field(default_factory=dict)
+    fields: dict[str, GGUFValue] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ranks(self) -> list[int]:
+        """Lowest and highest rank of its factors; empty where it has none."""
+        ranks = [f.rank for f in self.factors.values()]
+        return sorted({min(ranks), max(ranks)}) if ranks else []
+
+
+class AdaptedModel:
+    """The weights of a base that an adapter changes, as they are with the adapter.
+
+    Args:
+        base: what the adapter is for.
+        adapter: its factors and weights.
+
+    Raises:
+        InputError: it changes nothing, or has values that are no numbers.
+    """
+
+    def __init__(self, base: GgufModel, adapter: Adapter) -> None:
+        self.label, self.architecture = adapter.label, base.architecture
+        self.adapter = adapter
+        self._base = base
+        if not adapter.factors and not adapter.whole:
+            raise InputError(f"{adapter.label}: has no weights, expected a LoRA adapter")
+        for name, factors in adapter.factors.items():
+            if not (np.isfinite(factors.u).all() and np.isfinite(factors.v).all()):
+                raise InputError(f"{adapter.label}: {printable(name)}: the adapter holds NaN or infinity")
+
+    @property
+    def notes(self) -> list[str]:
+        return self.adapter.notes
+
+    @property
+    def end_tokens(self) -> EndTokens | None:
+        return None
+
+    @property
+    def name(self) -> str:
+        return self.adapter.name
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the weights that the adapter changes."""
+        whole = {name: tuple(reversed(w.shape)) for name, w in self.adapter.whole.items()}
+        return {name: f.ne for name, f in self.adapter.factors.items()} | whole
+
+    def field(self, key: str) -> GGUFValue | None:
+        return self.adapter.fields.get(key)
+
+    def field_names(self) -> list[str]:
+        return list(self.adapter.fields)
+
+    def load(self, name: str, blocks: Blocks) -> F32:
+        """A weight with the adapter; a new array."""
+        whole = self.adapter.whole.get(name)
+        if whole is not None:
+            return whole.copy()
+        values = self._base.load(name, blocks)
+        values += self.adapter.factors[name].product().reshape(values.shape)
+        return values
