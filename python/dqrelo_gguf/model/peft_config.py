@@ -17,6 +17,10 @@ CONFIG: Final = "adapter_config.json"
 MERGE: Final = "Merge it into the base with PEFT (merge_and_unload), save the model and convert that"
 _MAX_RANK = 1 << 16
 _MAX_PATTERN = 1000
+_MAX_PATTERNS = 4096
+# A regular expression may try every way to match: with so many repeats and choices, and no repeat of a group, those are few.
+_MAX_REPEATS, _MAX_CHOICES = 2, 8
+_SYNTAX = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<group>\))?(?P<repeat>[*+{])|(?P<choice>[|?])", re.DOTALL)
 
 # Keys that make a LoRA something else than a product of two factors, each with what it is called.
 _OTHER: Final = MappingProxyType(
@@ -116,6 +120,8 @@ def _patterns(path: Path, key: str, values: Mapping[str, Any]) -> list[tuple[str
     found = values.get(key) or {}
     if not isinstance(found, dict):
         raise InputError(f"{path}: {key} is no object of names")
+    if len(found) > _MAX_PATTERNS:
+        raise InputError(f"{path}: {key} has {len(found)} patterns, expected at most {_MAX_PATTERNS}")
     for pattern in found:
         try:
             re.compile(pattern)
@@ -125,7 +131,20 @@ def _patterns(path: Path, key: str, values: Mapping[str, Any]) -> list[tuple[str
             raise InputError(
                 f"{path}: {key} has a pattern of {len(pattern)} characters, expected at most {_MAX_PATTERN}"
             )
+        if not _is_cheap(pattern):
+            raise InputError(
+                f"{path}: {key}: '{printable(pattern)[:80]}' may take for ever to match, expected at most {_MAX_REPEATS} of "
+                f"* + {{ and {_MAX_CHOICES} of | ?, and none of * + {{ after a group. Write out the modules' names"
+            )
     return list(found.items())
+
+
+def _is_cheap(pattern: str) -> bool:
+    """Whether a regular expression has few ways to match a name."""
+    found = list(_SYNTAX.finditer(pattern))
+    repeats = [m for m in found if m["repeat"]]
+    n_choices = sum(m["choice"] is not None for m in found)
+    return len(repeats) <= _MAX_REPEATS and n_choices <= _MAX_CHOICES and not any(m["group"] for m in repeats)
 
 
 def _rank(path: Path, what: str, value: Any) -> int:
