@@ -447,3 +447,23 @@ def test_a_model_of_another_shape_is_no_fine_tune(
     other = write_model(tmp_path / "other.gguf", shape, base_weights(shape), Type.F16)
     line = refused(capsys, trio.base, "--tuned", other, "--delta", trio.deltas[0])
     assert "other.gguf: is no fine-tune of base base.gguf: weight 'token_embd.weight' is 72x" in line
+
+
+def test_problems_that_do_not_fit_are_refused_before_the_text_is_read(
+    trio: Trio, text_file: Path, problem_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "measure_text", lambda *_: pytest.fail("the text was read"))
+    monkeypatch.setattr(room, "_PROCESS_BYTES", room.WORK_BYTES)
+    monkeypatch.setattr(room.Rounds, "plan", lambda *_: room.Rounds(1, 4, 3, 0))
+    argv = (
+        trio.base,
+        "--tuned",
+        trio.tuned,
+        "--delta",
+        trio.deltas[0],
+        "--text",
+        text_file,
+        "--problems",
+        problem_file,
+    )
+    assert "bytes beside the models" in refused(capsys, *argv, "--ctx", "32", "-t", "1")

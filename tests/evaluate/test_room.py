@@ -57,4 +57,12 @@ def test_shape_of_a_model(trio: Trio) -> None:
     shape = Shape.of(GgufModel(trio.base))
     assert shape.cell_bytes == 2 * 2 * 1 * (32 + 32)
     assert (shape.n_head, shape.n_wide) == (2, 96)
-    assert 32 <= shape.n_ubatch <= 512
+    assert 32 <= shape.n_ubatch(2) <= 512
+
+
+def test_rivals_share_what_two_models_have() -> None:
+    """Five models of a small size fit, where each took as much as one of two they did not."""
+    for longest in (149, 500):
+        assert len(answer_rooms([SMOL] * 7, longest)) == 7
+    assert Rounds.plan(windows(40), [SMOL] * 7, 9).work_bytes <= WORK_BYTES
+    assert Room.for_answers(SMOL, 149, 1) == Room.for_answers(SMOL, 149, 2)

@@ -269,6 +269,8 @@ class _Steps:
         if self.job.n_threads is not None:
             torch.set_num_threads(self.job.n_threads)
         evaluation.text, tasks = self._prepare(files)
+        for task in tasks:
+            self._answer_rooms(task)  # What does not fit fails at once, not after the text was read.
         if evaluation.text is not None:
             self._measure(evaluation, evaluation.text)
         for task in tasks:
@@ -302,7 +304,7 @@ class _Steps:
     def _measure(self, evaluation: Evaluation, text: Text) -> None:
         rounds = Rounds.plan(text.windows, self.shapes, self.n_models)
         longest = max(len(w.tokens) for w in text.windows)
-        rooms = [Room.for_windows(shape, longest) for shape in self.shapes]
+        rooms = [Room.for_windows(shape, longest, len(self.shapes)) for shape in self.shapes]
         with (
             Sides(self.files, rooms) as sides,
             self.phases("tokens")("reading", text.n_scored * (self.n_models + 1)) as progress,
@@ -312,10 +314,12 @@ class _Steps:
                 with sides.tuned() as rt:
                     evaluation.details.pieces = sample_pieces(rt, text, evaluation.text_result)
 
+    def _answer_rooms(self, task: Task) -> list[Room]:
+        return answer_rooms(self.shapes, max(map(len, task.prompts)) + self.job.max_tokens)
+
     def _answer(self, result: TaskResult) -> None:
-        longest = max(map(len, result.task.prompts)) + self.job.max_tokens
         with (
-            Sides(self.files, answer_rooms(self.shapes, longest)) as sides,
+            Sides(self.files, self._answer_rooms(result.task)) as sides,
             self.phases("answers")("answering", len(result.task.prompts) * (self.n_models + 1)) as progress,
         ):
             answer_problems(sides, result, self.job.max_tokens, progress, self.job.is_sequential)

@@ -58,10 +58,10 @@ class Shape:
             n_wide=max(n_embd, number("feed_forward_length", 4 * n_embd)),
         )
 
-    @property
-    def n_ubatch(self) -> int:
-        """Tokens of a graph."""
-        return max(32, min(512, _GRAPH_ROWS_BYTES // (4 * self.n_vocab) // 32 * 32))
+    def n_ubatch(self, n_contexts: int) -> int:
+        """Tokens of a graph; more than two contexts share what two have."""
+        n_bytes = _GRAPH_ROWS_BYTES * 2 // max(n_contexts, 2)
+        return max(32, min(512, n_bytes // (4 * self.n_vocab) // 32 * 32))
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,16 @@ class Room:
     n_ubatch: int
 
     @classmethod
-    def for_windows(cls, shape: Shape, longest: int) -> Room:
+    def for_windows(cls, shape: Shape, longest: int, n_contexts: int = 2) -> Room:
         """For windows of up to `longest` tokens: one at a time, or several short ones."""
-        return cls(max(longest, 16 * N_SEQUENCES), N_SEQUENCES, shape.n_ubatch)
+        return cls(max(longest, 16 * N_SEQUENCES), N_SEQUENCES, shape.n_ubatch(n_contexts))
 
     @classmethod
-    def for_answers(cls, shape: Shape, longest: int) -> Room:
+    def for_answers(cls, shape: Shape, longest: int, n_contexts: int = 2) -> Room:
         """For sequences that grow up to `longest` tokens."""
-        n_seq = max(1, min(N_SEQUENCES, _CELLS_BYTES // max(shape.cell_bytes * longest, 1)))
-        return cls(max(n_seq * longest, N_SEQUENCES), n_seq, shape.n_ubatch)
+        n_bytes = _CELLS_BYTES * 2 // max(n_contexts, 2)
+        n_seq = max(1, min(N_SEQUENCES, n_bytes // max(shape.cell_bytes * longest, 1)))
+        return cls(max(n_seq * longest, N_SEQUENCES), n_seq, shape.n_ubatch(n_contexts))
 
     def n_bytes(self, shape: Shape) -> int:
         """What the context takes: cells, and a graph with its logits and the context's copy of them."""
@@ -106,7 +107,7 @@ def answer_rooms(shapes: Sequence[Shape], longest: int) -> list[Room]:
     Raises:
         InputError: they need more than WORK_BYTES.
     """
-    rooms = [Room.for_answers(shape, longest) for shape in shapes]
+    rooms = [Room.for_answers(shape, longest, len(shapes)) for shape in shapes]
     needed = _PROCESS_BYTES + sum(room.n_bytes(shape) for room, shape in zip(rooms, shapes, strict=True))
     if needed > WORK_BYTES:
         raise InputError(
@@ -146,7 +147,8 @@ class Rounds:
         """
         longest, most_rows = max(len(w.tokens) for w in windows), max(w.n_scored for w in windows)
         row_bytes = 4 * max(shape.n_vocab for shape in shapes)
-        fixed = _PROCESS_BYTES + _COMPARE_BYTES + sum(Room.for_windows(s, longest).n_bytes(s) for s in shapes)
+        contexts = sum(Room.for_windows(s, longest, len(shapes)).n_bytes(s) for s in shapes)
+        fixed = _PROCESS_BYTES + _COMPARE_BYTES + contexts
         fixed += 9 * (n_models + 1) * sum(w.n_scored for w in windows)  # what is kept of each token
         left = (WORK_BYTES - fixed) // row_bytes
         n_group = min(left // most_rows - 1, n_models)
