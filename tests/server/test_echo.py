@@ -5,6 +5,7 @@ The reference is independent of the server: `Runtime`'s logits of the same token
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -275,14 +276,24 @@ def test_echoes_beside_other_requests(pair: Pair) -> None:
         assert all(found.result() for found in streams)
 
 
-def test_a_client_that_leaves_is_forgotten(server: Server) -> None:
-    tokens = tokens_of(server, LONG)
-    body = {"model": "words", "prompt": [tokens] * 400, "echo": True, "logprobs": 1, "max_tokens": 1}
-    with pytest.raises(requests.ReadTimeout):
-        requests.post(server.url + "/v1/completions", json=body, timeout=0.5)
-    assert len(echo(server, "json", PROMPT)) == 1
-    while any(slot["is_processing"] for slot in server.get("/slots")):
-        pass
+@pytest.mark.parametrize("asked", [{"echo": True, "logprobs": 1}, {"cache_prompt": False}], ids=["echo", "plain"])
+def test_a_client_that_leaves_is_forgotten(artefacts: Artefacts, tmp_path: Path, asked: dict[str, Any]) -> None:
+    """Its prompts are answered one after the other, each within the second in which a silent server looks after its clients."""
+    with run_server(artefacts, tmp_path, "--metrics") as running:
+        tokens, n = tokens_of(running, LONG), 400
+        body = {"model": "words", "prompt": [tokens] * n, "max_tokens": 1, **asked}
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(running.url + "/v1/completions", json=body, timeout=0.5)
+        assert len(echo(running, "json", PROMPT)) == 1
+        while any(slot["is_processing"] for slot in running.get("/slots")):
+            pass
+        found = re.search(
+            r"^llamacpp:prompt_tokens_total (\d+)",
+            requests.get(running.url + "/metrics", timeout=60).text,
+            re.MULTILINE,
+        )
+        assert found is not None
+        assert int(found[1]) < n * len(tokens) / 2
 
 
 def test_numbers_that_overflow_fail_their_request_alone(
