@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,9 @@ def evaluate(job: Job, command: str, phases: Callable[[str], Phases], say: Calla
     with runnable(job.tuned, base, folder, say) as path:
         tuned = GgufModel(path)
         check_pair(base, tuned)
-        given = [Rival(model.stem, model) for model in job.models]
+        given = [Rival(path.stem, GgufModel(path)) for path in job.models]
         for rival in given:
-            check_pair(base, GgufModel(rival.path))
+            check_pair(base, rival.model)
         maker = Maker(tuned, folder, job.n_threads, job.seed + IMATRIX_SEED, job.imatrix, say, phases("tokens"))
         with maker.made(types) as made:
             rivals = [*given, *made]
@@ -201,10 +202,10 @@ class _Steps:
     files: Files
     phases: Callable[[str], Phases]
 
-    @property
+    @cached_property
     def shapes(self) -> list[Shape]:
         """Of the base, the fine-tune and each rival."""
-        return [Shape.of(model) for model in (self.base, self.tuned, *(GgufModel(r.path) for r in self.rivals))]
+        return [Shape.of(model) for model in (self.base, self.tuned, *(r.model for r in self.rivals))]
 
     @property
     def n_models(self) -> int:

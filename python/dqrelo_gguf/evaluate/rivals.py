@@ -35,18 +35,23 @@ class Rival:
 
     Args:
         name: in reports.
-        path: a GGUF.
+        model: its GGUF.
         made: how it was made, "" for a file that was given.
     """
 
     name: str
-    path: Path
+    model: GgufModel
     made: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Of its file."""
+        return self.model.path
 
     @property
     def n_bytes(self) -> int:
         """Of its weights."""
-        return sum(info.n_bytes for _, info in GgufModel(self.path).infos.values())
+        return sum(info.n_bytes for _, info in self.model.infos.values())
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,9 @@ class Maker:
             imatrix = self.imatrix or self._measured(Path(name))
             source = "given" if self.imatrix else "on text that the fine-tune writes"
             yield [
-                Rival(t, self._quantised(t, imatrix, Path(name)), f"llama-quantize, importance matrix {source}")
+                Rival(
+                    t, GgufModel(self._quantised(t, imatrix, Path(name))), f"llama-quantize, importance matrix {source}"
+                )
                 for t in types
             ]
 
