@@ -40,8 +40,7 @@ from support.candidates import (
     n_elements,
 )
 from support.kept import Yardstick
-from support.machine import commit, cpu
-from support.problems import MAKERS, Problem, make_problems, read_problems
+from support.pair import add_models, add_problems, facts, fine_tunes, new_problems, note
 from support.quality_row import Row
 from support.quality_table import cell, tables
 
@@ -60,16 +59,11 @@ class Bench:
         quantise = arguments.base_type != "F16"
         self.base = self.workshop.quantised(plain, arguments.base_type) if quantise else plain
 
-    def problems(self, task: str, n: int, seed: int) -> list[Problem]:
-        """Problems that are in none of the given files."""
-        folder = self.arguments.given
-        return make_problems(task, n, seed, read_problems(folder / f"{task}.jsonl") if folder else ())
-
     def rows(self, task: str, tuned_path: Path) -> Iterator[Row]:
         """A row for each candidate of a fine-tune, as soon as it is measured."""
         arguments = self.arguments
         tuned = self.workshop.plain(tuned_path)
-        problems = self.problems(task, arguments.problems, arguments.seed)
+        problems = new_problems(arguments, task, arguments.problems, arguments.seed)
         with contextlib.closing(Yardstick(tuned, problems, arguments.threads)) as yardstick:
             size = 2 * n_elements(tuned)
             for method, asked, candidate in self._candidates(task, tuned):
@@ -94,7 +88,7 @@ class Bench:
         chosen = self.arguments.method or list(methods())
         if BASE in chosen:
             yield BASE, None, Candidate(self.base, 0, 0.0)
-        texts = self.problems(task, OTHER_PROBLEMS, self.arguments.seed + OTHER_SEED)
+        texts = new_problems(self.arguments, task, OTHER_PROBLEMS, self.arguments.seed + OTHER_SEED)
         for type_name in (m for m in chosen if m in SMALL_TYPES):
             yield type_name, None, self.workshop.small(tuned, type_name, texts)
         for text in self.arguments.ratio or DEFAULT_RATIOS:
@@ -112,12 +106,8 @@ class Bench:
 
 def bench(arguments: argparse.Namespace) -> None:
     """Measures and prints."""
-    tuned = dict(t.split("=", 1) for t in arguments.tuned)
-    for task in tuned:
-        if task not in MAKERS:
-            raise InputError(f"--tuned {task}=: expected one of {', '.join(MAKERS)}")
-    facts = {"command": " ".join(sys.argv), "commit": commit(), "cpu": cpu(), "threads": arguments.threads}
-    for key, value in facts.items():
+    tuned, about = fine_tunes(arguments), facts(arguments)
+    for key, value in about.items():
         note(f"{key}: {value}")
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
@@ -131,24 +121,16 @@ def bench(arguments: argparse.Namespace) -> None:
                 note(f"{task} {row.method} {size}: error of D {row.error:.3f}, {cell(row.kept)}")
                 rows.append(row)
                 if arguments.json:
-                    report = {**facts, "rows": [asdict(r) for r in rows]}
+                    report = {**about, "rows": [asdict(r) for r in rows]}
                     arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             print(f"{tables(rows[done:])}\n", flush=True)
             note(f"{task}: {time.monotonic() - begun:.0f} s")
 
 
-def note(text: str) -> None:
-    """Says something beside the tables."""
-    print(f"# {text}", file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, help="the base, a checkpoint or an F16 GGUF")
-    parser.add_argument(
-        "--tuned", action="append", required=True, metavar="TASK=PATH", help="a fine-tune, as --base; repeatable"
-    )
+    add_models(parser)
     parser.add_argument(
         "--base-type", default="F16", metavar="TYPE", help="quantise the base to this type first (default: %(default)s)"
     )
@@ -159,10 +141,7 @@ def main() -> int:
         help=f"of the deltas; repeatable (default: {', '.join(DEFAULT_RATIOS)})",
     )
     parser.add_argument("--method", action="append", choices=list(methods()), help="repeatable (default: all of them)")
-    parser.add_argument("--problems", type=int, default=200, metavar="N", help="a task (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the problems (default: %(default)s)")
-    parser.add_argument("--given", type=Path, metavar="DIR", help="leave out the problems of DIR/TASK.jsonl")
-    parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
+    add_problems(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all rows to FILE, after each row")
     parser.add_argument("--work", type=Path, help="keep the models here (default: a temporary folder)")
     arguments = parser.parse_args()

@@ -22,14 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from dqrelo_gguf.cli import convert, inspect, run
+from dqrelo_gguf.convert.methods import METHODS
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.evaluate.job import Job, evaluate
 from dqrelo_gguf.progress import phases_for_stderr
 from support.candidates import Workshop
-from support.machine import commit, cpu
-from support.paper_studies import PRUNING, STUDIES, Entry
+from support.pair import add_models, add_problems, facts, fine_tunes, new_problems, note
+from support.paper_studies import STUDIES, Entry
 from support.paper_tables import LEGEND, measured, statistics_table, study_table, unique, zero
-from support.problems import MAKERS, Problem, final_answer, make_problems, read_problems
+from support.problems import Problem, final_answer
 
 MAX_TOKENS = 96  # of an answer
 
@@ -50,7 +51,7 @@ class Paper:
         made = {entry.key: self._converted(entry, tuned) for entry in self.entries}
         made = {key: report for key, report in made.items() if report is not None}
         outfiles = {key: Path(report["outfile"]) for key, report in made.items()}
-        problems = self._problems(task)
+        problems = new_problems(self.arguments, task, self.arguments.problems, self.arguments.seed)
         job = Job(
             self.base,
             tuned,
@@ -69,17 +70,16 @@ class Paper:
 
     def _converted(self, entry: Entry, tuned: Path) -> dict[str, Any] | None:
         """The converter's report; None where it cannot make this one, which is said."""
-        problem = ""
-        for suffix in (".gguf",) if entry.method in PRUNING else (".dq.gguf", ".gguf"):
-            out, report = self.work / f"{entry.key}{suffix}", self.work / "report.json"
-            files = [self.base, tuned, "-o", out, "--json", report, "--force", "-t", self.arguments.threads]
-            name = ["--name", entry.key] if suffix == ".dq.gguf" else []
-            problem = said_by(convert.main, [*files, *self._options(entry, tuned), *name])
-            if not problem:
-                document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
-                return {**{key: document[key] for key in ("ratio", "n_bytes", "seconds")}, "outfile": str(out)}
-        note(f"{entry.key}: {problem}")
-        return None
+        is_merged = METHODS[entry.method].keeps is not None  # No delta file holds what it makes.
+        out, report = self.work / f"{entry.key}{'.gguf' if is_merged else '.dq.gguf'}", self.work / "report.json"
+        files = [self.base, tuned, "-o", out, "--json", report, "--force", "-t", self.arguments.threads]
+        name = [] if is_merged else ["--name", entry.key]
+        problem = said_by(convert.main, [*files, *self._options(entry, tuned), *name])
+        if problem:
+            note(f"{entry.key}: {problem}")
+            return None
+        document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        return {**{key: document[key] for key in ("ratio", "n_bytes", "seconds")}, "outfile": str(out)}
 
     def _options(self, entry: Entry, tuned: Path) -> list[object]:
         """An entry's; what is calibrated shares one measurement of a fine-tune."""
@@ -98,11 +98,6 @@ class Paper:
             raise InputError(f"{tuned}: has no statistics")
         total: dict[str, Any] = json.loads(said.getvalue())["all"]
         return total
-
-    def _problems(self, task: str) -> list[Problem]:
-        folder = self.arguments.given
-        given = read_problems(folder / f"{task}.jsonl") if folder else ()
-        return make_problems(task, self.arguments.problems, self.arguments.seed, given)
 
     def _problem_file(self, task: str, problems: Iterable[Problem]) -> Path:
         compare = "number" if task == "math" else "exact"
@@ -124,10 +119,7 @@ class Paper:
 
 def bench(arguments: argparse.Namespace) -> None:
     """Measures and prints."""
-    tuned = dict(t.split("=", 1) for t in arguments.tuned)
-    for task in tuned:
-        if task not in MAKERS:
-            raise InputError(f"--tuned {task}=: expected one of {', '.join(MAKERS)}")
+    tuned = fine_tunes(arguments)
     found: dict[str, Any] = {}
     if arguments.json and arguments.json.exists():
         found = json.loads(arguments.json.read_text(encoding="utf-8"))["fine_tunes"]
@@ -140,8 +132,9 @@ def bench(arguments: argparse.Namespace) -> None:
             found[task] = paper.measure(task, Path(tuned[task]))
             note(f"{task}: {time.monotonic() - begun:.0f} s")
             if arguments.json:
-                facts = {"command": " ".join(sys.argv), "commit": commit(), "cpu": cpu(), "threads": arguments.threads}
-                arguments.json.write_text(json.dumps({**facts, "fine_tunes": found}, indent=1) + "\n", encoding="utf-8")
+                arguments.json.write_text(
+                    json.dumps({**facts(arguments), "fine_tunes": found}, indent=1) + "\n", encoding="utf-8"
+                )
     print(tables(found, arguments.study))
 
 
@@ -167,23 +160,12 @@ def said_by(main: Callable[[list[str]], int], arguments: Iterable[object]) -> st
     return "" if code == 0 else said.getvalue().splitlines()[-1]
 
 
-def note(text: str) -> None:
-    """Says something beside the tables."""
-    print(f"# {text}", file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, required=True, help="the base, a checkpoint or an F16 GGUF")
-    parser.add_argument(
-        "--tuned", action="append", required=True, metavar="TASK=PATH", help="a fine-tune, as --base; repeatable"
-    )
+    add_models(parser)
     parser.add_argument("--study", action="append", choices=list(STUDIES), help="repeatable (default: all of them)")
-    parser.add_argument("--problems", type=int, default=200, metavar="N", help="a task (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the problems (default: %(default)s)")
-    parser.add_argument("--given", type=Path, metavar="DIR", help="leave out the problems of DIR/TASK.jsonl")
-    parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
+    add_problems(parser)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="keep all figures in FILE, and go on with what it has"
     )

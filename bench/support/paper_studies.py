@@ -8,7 +8,6 @@ EIGHTH = ("--ratio", "1/8")
 VECTORS = ("--vectors", "paper")  # Norms are compressed too, as in the paper.
 QUARTERS = ("0-25%", "25-50%", "50-75%", "75-100%")
 MODULES = ("embed", "norm", "attn", "mlp")
-PRUNING = ("random", "magnitude", "wanda")  # They write merged models, which no delta file can hold.
 
 
 @dataclass(frozen=True)
