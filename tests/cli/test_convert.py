@@ -143,7 +143,8 @@ def test_killed_command_leaves_nothing(sign: signal.Signals, tmp_path: Path, out
         deadline = time.monotonic() + 60
         while not _holds_bytes(out.parent) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert process.poll() is None and time.monotonic() < deadline, "nothing was written within a minute"
+        assert process.poll() is None, "the conversion ended too soon"
+        assert time.monotonic() < deadline, "nothing was written within a minute"
         process.send_signal(sign)
         _, err = process.communicate(timeout=60)
     finally:
