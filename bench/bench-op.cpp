@@ -3,6 +3,7 @@
 //   base      y = W x with W in the type --base
 //   fused     the op DQRELO: y + scale (S x) + U (V x), or y + A (B x)
 //   composed  the same from ordinary ops: Q1_0 mul_mat, mul by the scales, two mul_mats with the factors (A and B in Q8_0), adds
+//   folded    y + delta in one op that folds the signs into W, from DQRELO_FOLD_ROWS rows on
 //   read      a plain read of the delta's bytes by the same threads, as an op of the same graph machinery
 //
 // Rank as the paper's ratio gives it (1/8 of 16 bits a weight). Every product is done for several different weights in turn, more than the
@@ -105,12 +106,15 @@ std::vector<float> random_activation(int64_t n_in, int64_t n_rows, float outlier
     return x;
 }
 
-constexpr method METHODS[] = { method::base, method::fused, method::composed, method::read };
+constexpr method METHODS[] = { method::base, method::fused, method::composed, method::read, method::folded };
 
 void measure(const op_problem & p, int64_t n_rows, int n_threads, double seconds) {
     const std::vector<float>          x = random_activation(p.n_in, n_rows, 100.0f);
     std::vector<std::unique_ptr<run>> runs;
     for (const method m : METHODS) {
+        if (m == method::folded && n_rows < DQRELO_FOLD_ROWS) {
+            continue;
+        }
         runs.push_back(std::make_unique<run>(p, m, x, n_rows, n_threads));
     }
     const std::vector<double> t = medians_in_turn(runs.size(), seconds * (double) runs.size(), [&](size_t i) { runs[i]->compute(); });
@@ -118,10 +122,15 @@ void measure(const op_problem & p, int64_t n_rows, int n_threads, double seconds
     const int    n_codes = p.kind.n_codes();
     const double n_bytes = (double) p.delta_bytes();
     const auto   us      = [&](size_t i) { return t[i] / p.n_weights(n_rows) * 1e6; };
-    printf("| %lld x %lld, %lld | %d | %lld | %.1f | %.1f | %.1f | %.2f | %.2f | %.1f | %.1f | %.0f %% | %.4f %% | %.4f %% |\n",
+    printf("| %lld x %lld, %lld | %d | %lld | %.1f | %.1f | %.1f | %.2f | %.2f | %.1f | %.1f | %.0f %% | %.4f %% | %.4f %% |",
            (long long) p.n_in, (long long) p.n_out, (long long) (n_codes > 0 ? n_codes : p.rank), n_threads, (long long) n_rows, us(0),
            us(1), us(2), us(1) / us(0), us(2) / us(1), n_bytes / us(1) * 1e-3, n_bytes / us(3) * 1e-3, 100.0 * us(3) / us(1),
            100.0 * p.error(x, runs[1]->first_row()), 100.0 * p.error(x, runs[2]->first_row()));
+    if (runs.size() > 4) {
+        printf(" %.1f | %.2f | %.2f |\n", us(4), us(0) / us(4), us(0) / (us(0) + us(1)));
+    } else {
+        printf(" - | - | - |\n");
+    }
     fflush(stdout);
 }
 
@@ -136,7 +145,8 @@ int main(int argc, char ** argv) {
     printf("| n_in x n_out, rank or codes | threads | rows | base us | fused us | composed us | fused / base | composed / fused | fused "
            "GB/s | read "
            "GB/s | of read | error fused | error "
-           "composed |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+           "composed | folded us | base / folded | base / (base + fused) "
+           "|\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     for (const auto & ne : o.shapes) {
         const op_problem p(ne.first, ne.second, o.base, o.kind);
         for (const int n_threads : o.threads) {

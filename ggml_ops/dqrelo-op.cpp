@@ -3,12 +3,15 @@
 #include "ggml-impl.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
 // The node's op_params are {form, stride[0], stride[1], stride[2]}.
 static constexpr int OP_PARAM_FORM   = 0;
 static constexpr int OP_PARAM_STRIDE = 1;
+
+static constexpr int BASE_WEIGHT = 5; // the source behind ids
 
 static void check_ids(enum dqrelo_form form, const ggml_tensor * y, const ggml_tensor * ids) {
     if (form == DQRELO_FORM_MATMUL || form == DQRELO_FORM_MUL || (form == DQRELO_FORM_ADD && !ids)) {
@@ -74,8 +77,21 @@ struct ggml_tensor * ggml_dqrelo(struct ggml_context * ctx, enum dqrelo_form for
     return dst;
 }
 
+void ggml_dqrelo_fold(struct ggml_tensor * dst, struct ggml_tensor * w) {
+    const ggml_tensor * x = dst->src[1];
+    GGML_ASSERT(dst->op == GGML_OP_DQRELO && ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL);
+    GGML_ASSERT(ggml_is_matrix(dst) && ggml_is_matrix(x) && ggml_is_matrix(w));
+    GGML_ASSERT(w->ne[0] == x->ne[0] && w->ne[1] == dst->ne[0] && w->nb[0] == ggml_type_size(w->type));
+    dst->src[0]           = nullptr;
+    dst->src[BASE_WEIGHT] = w;
+}
+
+struct ggml_tensor * ggml_dqrelo_base_weight(const struct ggml_tensor * node) {
+    return node->src[BASE_WEIGHT];
+}
+
 void ggml_dqrelo_sort_tokens(float * tokens, int64_t n_tokens) {
-    const auto           delta = [&](int64_t i) { return tokens[2 * i + 1] == 0.0f || tokens[2 * i] < 0.0f ? -1.0f : tokens[2 * i]; };
+    const auto delta = [&](int64_t i) { return tokens[2 * i + 1] == 0.0f || tokens[2 * i] < 0.0f ? -1.0f : floorf(tokens[2 * i]); };
     std::vector<int64_t> order((size_t) n_tokens);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),

@@ -103,6 +103,21 @@ GGML_API struct ggml_tensor * ggml_dqrelo(struct ggml_context * ctx, enum dqrelo
 GGML_API void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
                               struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * tokens, const int32_t stride[3]);
 
+// A token's delta index plus DQRELO_MANY says that its sequence has DQRELO_FOLD_ROWS tokens or more in the batch, so that it depends on no
+// other sequence how a token's result is rounded. An implementation need not care: the index is the whole part of the number.
+#define DQRELO_FOLD_ROWS 32
+#define DQRELO_MANY 0.5f
+
+// Lets a MATMUL op compute the base's product itself: dst = W x + the delta, and y is no longer a source. With that the signs can be added
+// to W once for many rows of one delta, those with DQRELO_MANY, instead of being multiplied with each row. The CPU has it; other backends
+// take ops with y.
+//   w       W, 2-D, [n_in, n_out], in the host's memory, in ggml's own layout of a type that ggml can dequantise
+// dst and x are matrices.
+GGML_API void ggml_dqrelo_fold(struct ggml_tensor * dst, struct ggml_tensor * w);
+
+// Returns W of an op that computes the base's product, or NULL.
+GGML_API struct ggml_tensor * ggml_dqrelo_base_weight(const struct ggml_tensor * node);
+
 // Fills in the second plane of the tokens [2, n_tokens, 2] from their first: {token, delta index or -1} sorted by delta index, those
 // without a delta last. With it, rows are grouped by delta once for all ops of a graph, where an implementation would else sort them in
 // each op. One that needs no such help ignores it.

@@ -224,8 +224,8 @@ run::run(const op_problem & p, method m, const std::vector<float> & x_values, in
     memcpy(x->data, x_values.data(), ggml_nbytes(x));
     memset(y->data, 0, ggml_nbytes(y));
     for (int64_t t = 0; t < n_rows; t++) {
-        ((float *) tokens->data)[2 * t]     = 0.0f; // delta index
-        ((float *) tokens->data)[2 * t + 1] = 1.0f; // request scale
+        ((float *) tokens->data)[2 * t]     = n_rows >= DQRELO_FOLD_ROWS ? DQRELO_MANY : 0.0f; // delta index 0
+        ((float *) tokens->data)[2 * t + 1] = 1.0f;                                            // request scale
     }
     for (int k = 0; k < p.n_weights(n_rows); k++) {
         ggml_tensor * out = product(p, m, k);
@@ -245,11 +245,16 @@ ggml_tensor * run::product(const op_problem & p, method m, int k) {
     const random_delta & d = p.deltas[(size_t) k];
     switch (m) {
         case method::base: return ggml_mul_mat(ctx, weight(ctx, p.base_type, p.n_in, p.n_out, p.base[(size_t) k].data()), x);
-        case method::fused: {
+        case method::fused:
+        case method::folded: {
             ggml_tensor * table = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, sizeof(dqrelo_entry));
             memcpy(table->data, &d.e, sizeof(d.e));
             const int32_t stride[] = { 1, 0, 0 };
-            return ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, nullptr, table, tokens, stride);
+            ggml_tensor * node     = ggml_dqrelo(ctx, DQRELO_FORM_MATMUL, y, x, nullptr, table, tokens, stride);
+            if (m == method::folded) {
+                ggml_dqrelo_fold(node, weight(ctx, p.base_type, p.n_in, p.n_out, p.base[(size_t) k].data()));
+            }
+            return node;
         }
         case method::composed: {
             const bool      codes = p.kind.n_codes() > 0;

@@ -1,5 +1,5 @@
-// op-problem.h: products with random weights and deltas, by the base's mul_mat, by the op DQRELO, by ordinary ggml ops, and a plain read of
-// the deltas.
+// op-problem.h: products with random weights and deltas, by the base's mul_mat, by the op DQRELO, by ordinary ggml ops, both at once by the
+// op that folds the signs into the base, and a plain read of the deltas.
 #pragma once
 
 #include "bench.h"
@@ -36,7 +36,7 @@ struct random_delta {
     dqrelo_entry                      e = {};
 };
 
-enum class method { base, fused, composed, read };
+enum class method { base, fused, composed, read, folded };
 
 class op_problem {
 public:

@@ -9,9 +9,20 @@
 #include "llama-graph.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace dqrelo {
+
+namespace {
+
+// Returns whether the operator multiplies with weights of the type faster than ggml and the delta's own products take together. ggml
+// multiplies those of fewer bits by integer instructions that no product in F32 comes near (docs/operator.md).
+bool has_fold(ggml_type type) {
+    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0;
+}
+
+} // namespace
 
 graph_rewriter::graph_rewriter(const dqrelo_context & dctx, traced_graph & graph) :
     dctx(dctx), graph(graph), own_ubatch(graph_key::decode(graph.params.dqrelo_key).is == graph_key::state::own_ubatch) {
@@ -101,10 +112,33 @@ bool graph_rewriter::carries(const weight_read & read, std::string & problem) co
     return why.empty();
 }
 
+// The operator may compute the base's product itself, for many rows, where it would be ggml's plain product on the CPU: of a weight in its
+// own layout, with no other device that takes large products off the CPU, and no one who watches the graph's nodes.
+bool graph_rewriter::can_fold(const weight_read & read) const {
+    static const bool is_off = [] {
+        const char * value = getenv("DQRELO_FOLD");
+        return value && strcmp(value, "0") == 0;
+    }();
+    const ggml_tensor * node = read.node;
+    const ggml_tensor * w    = read.weight;
+    const bool          is_plain_product =
+        node->op == GGML_OP_MUL_MAT && node->src[0] == w && node->src[1] == read.x && ggml_get_op_params_i32(node, 1) == 0;
+    return !is_off && is_plain_product && node->ne[1] >= DQRELO_FOLD_ROWS && ggml_is_matrix(node) && ggml_is_matrix(w) &&
+           ggml_is_matrix(read.x) && merged.count(read.x) == 0 && has_fold(w->type) && w->buffer &&
+           ggml_backend_buffer_is_host(w->buffer) && ggml_backend_sched_get_n_backends(graph.params.sched) == 1 &&
+           !graph.params.cparams.cb_eval;
+}
+
 // The node's op moves to a new node, and the node becomes the delta on top of it: the operator with a table, or a sum with ordinary
 // ops.
 void graph_rewriter::attach(const weight_read & read, ggml_tensor * table) {
     ggml_tensor * node = read.node;
+    if (table && can_fold(read)) {
+        const row_tokens rows = read.own_ubatch.empty() ? graph.tokens_of(node) : graph.first_token();
+        ggml_dqrelo_set(node, read.form, node, read.x, nullptr, table, rows.tokens, rows.stride + 1);
+        ggml_dqrelo_fold(node, read.weight);
+        return;
+    }
     ggml_tensor * base = ggml_new_tensor(graph.ctx, node->type, GGML_MAX_DIMS, node->ne);
     base->op           = node->op;
     base->flags |= node->flags & GGML_TENSOR_FLAG_COMPUTE; // The flag OUTPUT stays with the node that consumers read.

@@ -39,6 +39,7 @@ private:
     ggml_tensor *           table_of(const ggml_tensor * weight);
     bool                    has_room(const weight_read & read, std::string & problem) const;
     bool                    carries(const weight_read & read, std::string & problem) const;
+    bool                    can_fold(const weight_read & read) const;
     void                    attach(const weight_read & read, ggml_tensor * table);
     void                    read_merged_copy(const weight_read & read, ggml_tensor * table);
     void                    add_nodes(const std::vector<ggml_tensor *> & nodes);

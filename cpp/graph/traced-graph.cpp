@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <unordered_map>
 
 namespace dqrelo {
 
@@ -20,11 +21,16 @@ public:
     token_input(const dqrelo_context & dctx, ggml_tensor * tokens) : dctx(dctx), tokens(tokens) {}
 
     void set_input(const llama_ubatch * ubatch) override {
-        std::vector<float> data(4 * ubatch->n_tokens);
+        std::vector<float>                         data(4 * ubatch->n_tokens);
+        std::unordered_map<llama_seq_id, uint32_t> n_of; // tokens of each sequence
+        for (uint32_t i = 0; i < ubatch->n_tokens; i++) {
+            n_of[ubatch->seq_id[i][0]]++;
+        }
         for (uint32_t i = 0; i < ubatch->n_tokens; i++) {
             bool       agree = true;
             const auto b     = dctx.binding_of(ubatch->seq_id[i], ubatch->n_seq_id[i], agree);
-            data[2 * i + 0]  = (float) b.delta_index;
+            const bool many  = b.delta_index >= 0 && n_of[ubatch->seq_id[i][0]] >= DQRELO_FOLD_ROWS;
+            data[2 * i + 0]  = (float) b.delta_index + (many ? DQRELO_MANY : 0.0f);
             data[2 * i + 1]  = b.request_scale;
         }
         ggml_dqrelo_sort_tokens(data.data(), ubatch->n_tokens);

@@ -139,11 +139,21 @@ struct avx2 { // The comment in factor-kernels.h describes it.
         }
     };
 
+    static inline void   hold(__m256 & v) { __asm__("" : "+x"(v)); }
     static inline __m256 zero() { return _mm256_setzero_ps(); }
     static inline void   add(__m256 & acc, const __m256 & a, const __m256 & b) { acc = _mm256_fmadd_ps(a, b, acc); }
 
     static inline void store_totals(float * out, const __m256 (&four)[4], int n) {
         _mm_maskstore_ps(out, lanes_i32x4(n), sums_f32x4(four[0], four[1], four[2], four[3]));
+    }
+
+    static constexpr int PRODUCTS_COLUMNS = 1024;
+    static constexpr int PRODUCTS_R       = 4; // With 3 rows of b these are 12 sums, and 4 registers for what they are made of.
+    static constexpr int PRODUCTS_T       = 3;
+
+    static inline void add_totals(float * out, const __m256 (&four)[4], int n, bool add) {
+        const __m128 so_far = _mm_maskload_ps(out, lanes_i32x4(add ? n : 0));
+        _mm_maskstore_ps(out, lanes_i32x4(n), _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])));
     }
 
     static inline void store(float * out, const __m256 & v, int64_t n) {
@@ -180,6 +190,19 @@ static void add_delta_avx2(float * dst, const float * y, int n_i, const struct d
     }
 }
 
+static void fold_signs_avx2(float * w, const uint8_t * sign, float scale, const float * cscale, int64_t n) {
+    const __m256  scale_f32x8 = _mm256_set1_ps(scale);
+    const __m256i bit_of      = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i minus       = _mm256_set1_epi32((int) 0x80000000u);
+    for (int64_t j = 0; j < n; j += 8) {
+        const __m256i bits  = _mm256_and_si256(_mm256_set1_epi32(sign[j / 8]), bit_of);
+        const __m256i unset = _mm256_cmpeq_epi32(bits, _mm256_setzero_si256());
+        const __m256  value = cscale ? _mm256_mul_ps(scale_f32x8, _mm256_loadu_ps(cscale + j)) : scale_f32x8;
+        const __m256  term  = _mm256_xor_ps(value, _mm256_castsi256_ps(_mm256_and_si256(unset, minus)));
+        _mm256_storeu_ps(w + j, _mm256_add_ps(_mm256_loadu_ps(w + j), term));
+    }
+}
+
 const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.name         =*/"avx2",
     /*.quantize_row =*/quantize_row_avx2,
@@ -187,4 +210,6 @@ const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.dots         =*/dots_of_isa<avx2>,
     /*.add_delta    =*/add_delta_avx2,
     /*.to_float     =*/to_float_of_isa<avx2>,
+    /*.fold_signs   =*/fold_signs_avx2,
+    /*.products     =*/products_of_isa<avx2>,
 };

@@ -348,6 +348,7 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
         }
     };
 
+    static inline void   hold(f32x32 & v) { __asm__("" : "+v"(v.v0), "+v"(v.v1)); }
     static inline __m512 zero() { return _mm512_setzero_ps(); }
     static inline void   add(__m512 & acc, const f32x32 & a, const f32x32 & b) {
         acc = _mm512_fmadd_ps(a.v0, b.v0, acc);
@@ -356,6 +357,15 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
 
     static inline void store_totals(float * out, const __m512 (&four)[4], int n) {
         _mm_mask_storeu_ps(out, rows_m4(n), sums_f32x4(four[0], four[1], four[2], four[3]));
+    }
+
+    static constexpr int PRODUCTS_COLUMNS = 2048;
+    static constexpr int PRODUCTS_R       = 8; // With 3 rows of b these are 24 sums, and 8 registers for what they are made of.
+    static constexpr int PRODUCTS_T       = 3;
+
+    static inline void add_totals(float * out, const __m512 (&four)[4], int n, bool add) {
+        const __m128 so_far = _mm_maskz_loadu_ps(add ? rows_m4(n) : 0, out);
+        _mm_mask_storeu_ps(out, rows_m4(n), _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])));
     }
 
     static inline void store(float * out, const f32x32 & v, int64_t n) {
@@ -389,6 +399,18 @@ static void add_delta_avx512vnni(float * dst, const float * y, int n_i, const st
     }
 }
 
+static void fold_signs_avx512vnni(float * w, const uint8_t * sign, float scale, const float * cscale, int64_t n) {
+    const __m512 scale_f32x16 = _mm512_set1_ps(scale);
+    for (int64_t j = 0; j < n; j += 16) {
+        const __mmask16 m    = columns_m16(j, n);
+        uint16_t        bits = sign[j / 8];
+        bits                 = (uint16_t) (j + 8 < n ? bits | sign[j / 8 + 1] << 8 : bits);
+        const __m512 value   = cscale ? _mm512_mul_ps(scale_f32x16, _mm512_maskz_loadu_ps(m, cscale + j)) : scale_f32x16;
+        const __m512 old     = _mm512_maskz_loadu_ps(m, w + j);
+        _mm512_mask_storeu_ps(w + j, m, _mm512_mask_add_ps(_mm512_sub_ps(old, value), (__mmask16) bits, old, value));
+    }
+}
+
 const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.name         =*/"avx512vnni",
     /*.quantize_row =*/quantize_row_avx512vnni,
@@ -396,4 +418,6 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.dots         =*/dots_of_isa<avx512vnni>,
     /*.add_delta    =*/add_delta_avx512vnni,
     /*.to_float     =*/to_float_of_isa<avx512vnni>,
+    /*.fold_signs   =*/fold_signs_avx512vnni,
+    /*.products     =*/products_of_isa<avx512vnni>,
 };

@@ -16,10 +16,15 @@
 //
 //   int rows_at_once(int t, int n_t)   how many rows of b, 1 to MAX_T, to take together from row t of n_t on
 //   int rows_of_a(int T)               how many rows of a to multiply with T rows of b at once: 4 or 8
+//   void hold(vectors & v)             keeps v in registers, where the compiler would load it again for each use
 //   sums zero()                        a sum of nothing
 //   void add(sums & acc, const vectors & a, const vectors & b)          adds a b to acc, lane by lane
 //   void store_totals(float * out, const sums (&four)[4], int n)        the lanes of each sum added up, or of the first n; n may be below 1
 //   void store(float * out, const vectors & v, int64_t n)               the first n columns, at most STEP
+//
+// and for products: PRODUCTS_R, a multiple of 4, and PRODUCTS_T, the rows of a and b that are multiplied at once where both lie in a cache;
+// PRODUCTS_COLUMNS, a multiple of STEP, so many of their columns as stay in the nearest cache;
+//   void add_totals(float * out, const sums (&four)[4], int n, bool add)   as store_totals, or added to what is there
 //
 // The files that include this are compiled with the flags of their instruction set. None of their code may be linked into the rest of the
 // library, so all functions here are static, and the structs lie in unnamed namespaces.
@@ -36,10 +41,12 @@ static inline void dots_step(typename ISA::sums (&acc)[R][T], const uint8_t * co
     UNROLLED
     for (int t = 0; t < T; t++) {
         b_step[t] = ISA::f32::at(b[t], j, n);
+        ISA::hold(b_step[t]);
     }
     UNROLLED
     for (int r = 0; r < R; r++) {
-        const typename ISA::vectors a_step = LOAD::at(a[r], j, n);
+        typename ISA::vectors a_step = LOAD::at(a[r], j, n);
+        ISA::hold(a_step);
         UNROLLED
         for (int t = 0; t < T; t++) {
             ISA::add(acc[r][t], a_step, b_step[t]);
@@ -139,6 +146,74 @@ static void dots_of_isa(enum ggml_type type, const void * a, int64_t a_stride, i
             dots_up_to<ISA, decltype(load), ISA::MAX_T>(a, a_stride, n_i, b + t, n_step, n, out + t * ld, ld);
         }
     });
+}
+
+//
+// products of what lies in a cache
+//
+
+// Multiplies PRODUCTS_R rows of a with T rows of b, for the first n_i rows of a.
+template <class ISA, int T>
+static inline void products_tile(const uint8_t * const * a, int n_i, const float * const * b_rows, int64_t j0, int64_t n,
+                                 float * const * out, int64_t i, bool add) {
+    const float * b[T];
+    for (int t = 0; t < T; t++) {
+        b[t] = b_rows[t] + j0;
+    }
+    constexpr int      R = ISA::PRODUCTS_R;
+    typename ISA::sums acc[R][T];
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            acc[r][t] = ISA::zero();
+        }
+    }
+    int64_t j = 0;
+    for (; j + ISA::STEP <= n; j += ISA::STEP) {
+        dots_step<ISA, typename ISA::f32, R, T>(acc, a, b, j, ISA::STEP);
+    }
+    if (j < n) {
+        dots_step<ISA, typename ISA::f32, R, T>(acc, a, b, j, n - j);
+    }
+    UNROLLED
+    for (int t = 0; t < T; t++) {
+        UNROLLED
+        for (int r = 0; r < R; r += 4) {
+            const typename ISA::sums four[4] = { acc[r][t], acc[r + 1][t], acc[r + 2][t], acc[r + 3][t] };
+            ISA::add_totals(out[t] + i + r, four, n_i - r, add);
+        }
+    }
+}
+
+// Multiplies PRODUCTS_R rows of a with n_t rows of b, T at a time.
+template <class ISA, int T>
+static __attribute__((noinline)) void products_rows(const uint8_t * const * a, int n_i, const float * const * b, int n_t, int64_t j0,
+                                                    int64_t n, float * const * out, int64_t i, bool add) {
+    int t = 0;
+    for (; t + T <= n_t; t += T) {
+        products_tile<ISA, T>(a, n_i, b + t, j0, n, out + t, i, add);
+    }
+    if constexpr (T > 1) {
+        if (t < n_t) {
+            products_rows<ISA, T - 1>(a, n_i, b + t, n_t - t, j0, n, out + t, i, add);
+        }
+    }
+}
+
+template <class ISA>
+static void products_of_isa(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
+                            bool add) {
+    for (int i = 0; i < n_i; i += ISA::PRODUCTS_R) {
+        for (int64_t j = 0; j < n; j += ISA::PRODUCTS_COLUMNS) {
+            const uint8_t * row[ISA::PRODUCTS_R]; // Behind the end the last row is taken again.
+            for (int r = 0; r < ISA::PRODUCTS_R; r++) {
+                row[r] = (const uint8_t *) (a + (i + r < n_i ? i + r : n_i - 1) * a_stride + j);
+            }
+            products_rows<ISA, ISA::PRODUCTS_T>(row, n_i - i, b, n_t, j, n - j < ISA::PRODUCTS_COLUMNS ? n - j : ISA::PRODUCTS_COLUMNS, out,
+                                                i, add || j > 0);
+        }
+    }
 }
 
 template <class ISA>

@@ -3,7 +3,9 @@
 #include "dqrelo-cpu.h"
 #include "dqrelo-op.h"
 
+#include "base-product.h"
 #include "entry.h"
+#include "fold.h"
 #include "kernels.h"
 #include "stack.h"
 
@@ -28,15 +30,18 @@ struct arena {
     }
 };
 
-// The sorted rows that use one matrix of one delta.
+// The sorted rows that use one matrix of one delta; where they are folded, with one request scale.
 struct group_rows {
     int32_t delta;
     int32_t matrix;
     int64_t begin, end;
+    bool    is_folded; // The base's product is computed with the signs folded in.
 };
 
 struct work {
-    // All threads share these, which only the matmul forms have.
+    // All threads share these. The first one is for ggml's product of the base; the others only the matmul forms have.
+    uint8_t *    base;
+    size_t       n_base;
     int8_t *     q;   // [n_rows], rows of dqrelo_q_bytes(n_in), by sorted row
     dqrelo_act * act; // [n_rows]
     float *      t;   // [n_rows], rows of t_stride values
@@ -54,7 +59,8 @@ struct work {
     int64_t          n_groups;
     int64_t          n_changed; // rows with a delta
     dqrelo_scratch * scratch;
-    float *          z; // [DQRELO_MAX_CODES_A_SIDE * the smaller side] for sign factors
+    float *          tile; // [DQRELO_FOLD_TILE], in ops that compute the base's product
+    float *          z;    // [DQRELO_MAX_CODES_A_SIDE * the smaller side] for sign factors
 };
 
 static int64_t count_deltas(const ggml_tensor * dst) {
@@ -78,6 +84,10 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
     const int64_t n_rows  = ggml_nrows(dst);
     int64_t       smaller = 0;
     work          w       = {};
+    if (ggml_dqrelo_base_weight(dst)) {
+        w.n_base = dqrelo_base_product_bytes(dst, nth);
+        w.base   = memory.take<uint8_t>((int64_t) w.n_base);
+    }
     if (is_matmul(dst)) {
         const int64_t n_in = dst->src[1]->ne[0];
         w.q                = memory.take<int8_t>(n_rows * dqrelo_q_bytes(n_in));
@@ -96,6 +106,7 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
         own.place   = memory.take<int32_t>(n_rows);
         own.groups  = memory.take<group_rows>(n_rows);
         own.scratch = memory.take<dqrelo_scratch>(1);
+        own.tile    = memory.take<float>(ggml_dqrelo_base_weight(dst) ? DQRELO_FOLD_TILE : 0);
         own.z       = memory.take<float>(DQRELO_MAX_CODES_A_SIDE * smaller);
         if (i == ith) {
             w = own;
@@ -145,10 +156,28 @@ static int64_t row_id(const ggml_tensor * dst, const dqrelo_entry * e, const pos
     return std::clamp<int64_t>(id, 0, e->n_out * e->n_mat - 1);
 }
 
-// The sort key of a row is made of delta, matrix and the row itself, so that equal ones stay in order.
+// The request scales of the rows that are folded, in the order in which they are met.
+struct fold_scales {
+    static constexpr int MAX = 255; // Each belongs to some sequence of DQRELO_FOLD_ROWS tokens; more sequences are not folded.
+
+    float scale[MAX];
+    int   n = 0;
+
+    // Returns a scale's number, or -1 for one too many.
+    int number_of(float s) {
+        const int i = (int) (std::find(scale, scale + n, s) - scale);
+        if (i == n && n < MAX) {
+            scale[n++] = s;
+        }
+        return i < MAX ? i : -1;
+    }
+};
+
+// The sort key of a row is made of delta, matrix and the row itself, so that equal ones stay in order. Of a folded row, whose weight is no
+// stack, it has the number of the request scale, from 1 on, instead of the matrix.
 static constexpr uint64_t KEY_BASE = UINT64_C(0xffff) << 48;
 
-static uint64_t key_of(const ggml_tensor * dst, int64_t row) {
+static uint64_t key_of(const ggml_tensor * dst, int64_t row, fold_scales & scales) {
     const position at    = position_of(dst, row);
     const float *  token = token_of(dst, at);
     const int64_t  delta = (int64_t) token[0];
@@ -156,13 +185,17 @@ static uint64_t key_of(const ggml_tensor * dst, int64_t row) {
     if (delta < 0 || token[1] == 0.0f || dqrelo_entry_is_empty(entry_of(dst, delta))) {
         return KEY_BASE | (uint64_t) row;
     }
+    if (ggml_dqrelo_base_weight(dst)) {
+        const bool folds = token[0] != (float) delta && dqrelo_entry_folds(entry_of(dst, delta));
+        return (uint64_t) delta << 48 | (uint64_t) (folds ? scales.number_of(token[1]) + 1 : 0) << 32 | (uint64_t) row;
+    }
     const int64_t matrix = matrix_of(dst, entry_of(dst, delta), at);
     GGML_ASSERT(matrix >= 0 && matrix < std::min<int64_t>(entry_of(dst, delta)->n_mat, 0x10000));
     return (uint64_t) delta << 48 | (uint64_t) matrix << 32 | (uint64_t) row;
 }
 
-static const char * row_data(const ggml_tensor * t, const position & at) {
-    return (const char *) t->data + at.i1 % t->ne[1] * t->nb[1] + at.i2 * t->nb[2] + at.i3 * t->nb[3];
+static char * row_data(const ggml_tensor * t, const position & at) {
+    return (char *) t->data + at.i1 % t->ne[1] * t->nb[1] + at.i2 * t->nb[2] + at.i3 * t->nb[3];
 }
 
 static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group) {
@@ -170,7 +203,7 @@ static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group)
     const dqrelo_form form = ggml_dqrelo_form(dst);
     dqrelo_row        row  = {};
     row.dst                = (float *) row_data(dst, at);
-    row.y                  = (const float *) row_data(dst->src[0], at);
+    row.y                  = dst->src[0] ? (const float *) row_data(dst->src[0], at) : row.dst;
     row.s                  = token_of(dst, at)[1];
     row.group              = group;
     if (key >= KEY_BASE) {
@@ -189,8 +222,9 @@ static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group)
 static void sort_rows(const ggml_tensor * dst, work & w) {
     const int64_t n_rows = ggml_nrows(dst);
     GGML_ASSERT(n_rows <= INT32_MAX);
+    fold_scales scales;
     for (int64_t r = 0; r < n_rows; r++) {
-        w.keys[r] = key_of(dst, r);
+        w.keys[r] = key_of(dst, r, scales);
     }
     std::sort(w.keys, w.keys + n_rows);
 
@@ -200,7 +234,9 @@ static void sort_rows(const ggml_tensor * dst, work & w) {
         const uint64_t key = w.keys[r];
         if (key < KEY_BASE) {
             if (r == 0 || key >> 32 != w.keys[r - 1] >> 32) {
-                w.groups[w.n_groups++] = { (int32_t) (key >> 48), (int32_t) (key >> 32 & 0xffff), r, r };
+                const int32_t matrix   = (int32_t) (key >> 32 & 0xffff);
+                const bool    folds    = ggml_dqrelo_base_weight(dst) != nullptr;
+                w.groups[w.n_groups++] = { (int32_t) (key >> 48), folds ? 0 : matrix, r, r, folds && matrix > 0 };
             }
             w.groups[w.n_groups - 1].end = ++w.n_changed;
         }
@@ -222,10 +258,20 @@ static void copy_rows(const ggml_tensor * dst, const work & w, int64_t i0, int64
 // matmul forms
 //
 
+// Returns the matrix of a group, or what is left of it to be added after the fold.
+static dqrelo_entry entry_of_group(const ggml_tensor * dst, const group_rows & rows) {
+    dqrelo_entry e = dqrelo_entry_matrix(entry_of(dst, rows.delta), rows.matrix);
+    if (rows.is_folded) {
+        e.n_planes = 0;
+        e.dense    = nullptr;
+    }
+    return e;
+}
+
 static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i) {
     const group_rows & rows = w.groups[i];
     dqrelo_group       g;
-    g.e         = dqrelo_entry_matrix(entry_of(dst, rows.delta), rows.matrix);
+    g.e         = entry_of_group(dst, rows);
     g.rows      = w.rows + rows.begin;
     g.n_rows    = rows.end - rows.begin;
     g.q         = w.q + rows.begin * dqrelo_q_bytes(dst->src[1]->ne[0]);
@@ -264,6 +310,12 @@ static int64_t cost_of(const dqrelo_group & g) {
     return 1 + g.n_rows;
 }
 
+// The same for a piece of the result. Where the base's product is a part of it, a row costs about four times as much, and to make the tile
+// as much as some rows.
+static int64_t cost_of_result(const dqrelo_group & g, bool is_folded) {
+    return is_folded ? 4 * (8 + g.n_rows) : cost_of(g);
+}
+
 static int64_t count_lines(int64_t n) {
     return (n + LINE - 1) / LINE;
 }
@@ -286,7 +338,7 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
             }
             const group_rows &   group = w.groups[w.rows[place].group];
             const dqrelo_entry * e     = entry_of(dst, group.delta);
-            if (!dqrelo_entry_has_signs(e)) {
+            if (!dqrelo_entry_has_signs(e) || (group.is_folded && e->n_codes == 0)) {
                 continue;
             }
             if (done >= 0 && !e->cscale) {
@@ -316,7 +368,7 @@ static needs needs_of(const ggml_tensor * dst, const work & w) {
         const int64_t        smaller = std::min(e->n_in, e->n_out);
         GGML_ASSERT(e->n_in == dst->src[1]->ne[0] && e->n_out == dst->ne[0] && e->rank <= smaller && e->n_planes <= DQRELO_MAX_PLANES);
         GGML_ASSERT(e->plane_ranks[0] <= smaller && e->n_codes <= DQRELO_MAX_CODES_A_SIDE * smaller);
-        n.any       = n.any || !e->dense;
+        n.any       = n.any || e->rank > 0 || dqrelo_entry_has_signs(e);
         n.rank      = std::max<int64_t>(n.rank, e->rank);
         n.code_rank = std::max<int64_t>(n.code_rank, e->plane_ranks[0]);
         n.n_codes   = std::max<int64_t>(n.n_codes, e->n_codes);
@@ -404,21 +456,74 @@ static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor
     }
 }
 
+//
+// the base's product
+//
+
+// Computes the base's product of all rows that are in no folded group, neighbours together. A row that has no such neighbour is computed
+// with one that is folded afterwards: for a single row ggml has other instructions, with another order of sums, and then a row's result
+// would depend on whether its neighbours are folded.
+static void multiply_base(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
+    const int64_t n_rows    = ggml_nrows(dst);
+    const auto    is_folded = [&](int64_t r) { return w.place[r] < w.n_changed && w.groups[w.rows[w.place[r]].group].is_folded; };
+    for (int64_t begin = 0, end; begin < n_rows; begin = end) {
+        for (end = begin + 1; end < n_rows && is_folded(end) == is_folded(begin);) {
+            end++;
+        }
+        if (!is_folded(begin)) {
+            const bool    is_alone = end - begin == 1 && n_rows > 1;
+            const int64_t first    = is_alone && end == n_rows ? begin - 1 : begin;
+            dqrelo_base_product(params, dst, first, is_alone ? 2 : end - begin, w.base, w.n_base);
+            ggml_barrier(params->threadpool);
+        }
+    }
+}
+
+static dqrelo_base base_of(const ggml_tensor * weight) {
+    const ggml_type_traits * traits = ggml_get_type_traits(weight->type);
+    GGML_ASSERT(DQRELO_FOLD_COLUMNS % traits->blck_size == 0);
+    dqrelo_base base;
+    base.data         = (const uint8_t *) weight->data;
+    base.row_bytes    = (int64_t) weight->nb[1];
+    base.type         = weight->type;
+    base.block_values = traits->blck_size;
+    base.block_bytes  = (int64_t) traits->type_size;
+    base.to_float     = traits->to_float;
+    return base;
+}
+
+// Computes output features i0 to i1 - 1 of group i.
+static void apply_group(const ggml_tensor * dst, const work & w, int64_t i, int64_t i0, int64_t i1) {
+    const dqrelo_group rest = group_of(dst, w, i);
+    if (w.groups[i].is_folded) {
+        const dqrelo_base base  = base_of(ggml_dqrelo_base_weight(dst));
+        dqrelo_group      whole = rest;
+        whole.e                 = dqrelo_entry_matrix(entry_of(dst, w.groups[i].delta), w.groups[i].matrix);
+        dqrelo_fold_apply(dqrelo_cpu_kernels(), &base, &whole, rest.rows[0].s, i0, i1, w.tile);
+        if (dqrelo_entry_is_empty(&rest.e)) {
+            return;
+        }
+    }
+    dqrelo_matmul_apply(dqrelo_cpu_kernels(), &rest, i0, i1, w.scratch);
+}
+
 static void forward_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
+    if (ggml_dqrelo_base_weight(dst)) {
+        multiply_base(params, dst, w);
+    }
     prepare_matmul(params, dst, w);
     const int64_t n_out   = dst->ne[0];
     const int64_t n_lines = count_lines(n_out);
     int64_t       total   = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
-        total += n_lines * cost_of(group_of(dst, w, i));
+        total += n_lines * cost_of_result(group_of(dst, w, i), w.groups[i].is_folded);
     }
     share mine(total, params->ith, params->nth);
     for (int64_t i = 0; i < w.n_groups; i++) {
-        const dqrelo_group g = group_of(dst, w, i);
-        int64_t            l0, l1;
-        mine.take(n_lines, cost_of(g), &l0, &l1);
+        int64_t l0, l1;
+        mine.take(n_lines, cost_of_result(group_of(dst, w, i), w.groups[i].is_folded), &l0, &l1);
         if (l0 < l1) {
-            dqrelo_matmul_apply(dqrelo_cpu_kernels(), &g, l0 * LINE, std::min(l1 * LINE, n_out), w.scratch);
+            apply_group(dst, w, i, l0 * LINE, std::min(l1 * LINE, n_out));
         }
     }
     copy_rows(dst, w, std::min(n_out, n_lines * params->ith / params->nth * LINE),

@@ -66,6 +66,13 @@ struct dqrelo_kernels {
 
     // Sets out[j] to value j of n contiguous values of `type`; n is a multiple of the type's block.
     void (*to_float)(enum ggml_type type, const void * src, int64_t n, float * out);
+
+    // Adds s_j * scale * c_j to w[j] for n signs, a multiple of 8; c is cscale, or all ones where that is NULL.
+    void (*fold_signs)(float * w, const uint8_t * sign, float scale, const float * cscale, int64_t n);
+
+    // Sets out[t][i] to sum_j a_ij b_tj in F32, or adds that to it. a are n_i rows, a_stride values apart, b and out pointers to n_t rows.
+    void (*products)(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
+                     bool add);
 };
 
 extern const struct dqrelo_kernels dqrelo_kernels_scalar;

@@ -346,10 +346,27 @@ struct neon { // The comment in factor-kernels.h describes it.
         }
     };
 
+    static inline void        hold(float32x4x2_t & /* v */) {}
     static inline float32x4_t zero() { return vdupq_n_f32(0.0f); }
     static inline void        add(float32x4_t & acc, const float32x4x2_t & a, const float32x4x2_t & b) {
         acc = vfmaq_f32(acc, a.val[0], b.val[0]);
         acc = vfmaq_f32(acc, a.val[1], b.val[1]);
+    }
+
+    static constexpr int PRODUCTS_COLUMNS = 512;
+    static constexpr int PRODUCTS_R       = 4; // With 4 rows of b these are 16 sums, and 10 registers for what they are made of.
+    static constexpr int PRODUCTS_T       = 4;
+
+    static inline void add_totals(float * out, const float32x4_t (&four)[4], int n, bool add) {
+        float values[4] = { 0.0f };
+        for (int i = 0; add && i < n && i < 4; i++) {
+            values[i] = out[i];
+        }
+        const float32x4_t totals = vpaddq_f32(vpaddq_f32(four[0], four[1]), vpaddq_f32(four[2], four[3]));
+        vst1q_f32(values, vaddq_f32(vld1q_f32(values), totals));
+        for (int i = 0; i < n && i < 4; i++) {
+            out[i] = values[i];
+        }
     }
 
     static inline void store_totals(float * out, const float32x4_t (&four)[4], int n) {
@@ -405,6 +422,23 @@ static void add_delta_neon(float * dst, const float * y, int n_i, const struct d
     }
 }
 
+// Returns value where the bit of a lane is set, else -value.
+static inline float32x4_t signed_f32x4(float32x4_t value, uint8_t bits, uint32x4_t bit_of) {
+    return vbslq_f32(vtstq_u32(vdupq_n_u32(bits), bit_of), value, vnegq_f32(value));
+}
+
+static void fold_signs_neon(float * w, const uint8_t * sign, float scale, const float * cscale, int64_t n) {
+    const uint32_t   low_bits[4] = { 1, 2, 4, 8 };
+    const uint32x4_t low         = vld1q_u32(low_bits);
+    const uint32x4_t high        = vshlq_n_u32(low, 4);
+    for (int64_t j = 0; j < n; j += 8) {
+        const float32x4_t first  = cscale ? vmulq_n_f32(vld1q_f32(cscale + j), scale) : vdupq_n_f32(scale);
+        const float32x4_t second = cscale ? vmulq_n_f32(vld1q_f32(cscale + j + 4), scale) : vdupq_n_f32(scale);
+        vst1q_f32(w + j, vaddq_f32(vld1q_f32(w + j), signed_f32x4(first, sign[j / 8], low)));
+        vst1q_f32(w + j + 4, vaddq_f32(vld1q_f32(w + j + 4), signed_f32x4(second, sign[j / 8], high)));
+    }
+}
+
 const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.name         =*/"neon",
     /*.quantize_row =*/quantize_row_neon,
@@ -412,4 +446,6 @@ const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.dots         =*/dots_of_isa<neon>,
     /*.add_delta    =*/add_delta_neon,
     /*.to_float     =*/to_float_of_isa<neon>,
+    /*.fold_signs   =*/fold_signs_neon,
+    /*.products     =*/products_of_isa<neon>,
 };

@@ -125,6 +125,26 @@ static void add_delta_scalar(float * dst, const float * y, int n_i, const struct
     }
 }
 
+static void fold_signs_scalar(float * w, const uint8_t * sign, float scale, const float * cscale, int64_t n) {
+    for (int64_t j = 0; j < n; j++) {
+        const float value = cscale ? scale * cscale[j] : scale;
+        w[j] += (sign[j / 8] >> (j % 8)) & 1 ? value : -value;
+    }
+}
+
+static void products_scalar(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
+                            bool add) {
+    for (int t = 0; t < n_t; t++) {
+        for (int i = 0; i < n_i; i++) {
+            float sum = 0.0f;
+            for (int64_t j = 0; j < n; j++) {
+                sum += a[i * a_stride + j] * b[t][j];
+            }
+            out[t][i] = add ? out[t][i] + sum : sum;
+        }
+    }
+}
+
 const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.name         =*/"scalar",
     /*.quantize_row =*/quantize_row_scalar,
@@ -132,4 +152,6 @@ const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.dots         =*/dots_scalar,
     /*.add_delta    =*/add_delta_scalar,
     /*.to_float     =*/to_float_scalar,
+    /*.fold_signs   =*/fold_signs_scalar,
+    /*.products     =*/products_scalar,
 };

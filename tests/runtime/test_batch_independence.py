@@ -47,10 +47,10 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield Loaded(runtime, [runtime.load_delta(path) for path in paths])
 
 
-@pytest.mark.parametrize("n_tokens", [1, 12], ids=["a token a row", "prompts"])
+@pytest.mark.parametrize("n_tokens", [1, 12, 40], ids=["a token a row", "prompts", "prompts that are folded"])
 def test_other_rows_deltas_do_not_show(loaded: Loaded, n_tokens: int, record_property: pytest.RecordProperty) -> None:
     runtime, deltas = loaded.runtime, loaded.deltas
-    prompts = [runtime.tokenize(TEXTS[i % len(TEXTS)] + str(i))[:n_tokens] for i in range(N_DELTAS)]
+    prompts = [runtime.tokenize((TEXTS[i % len(TEXTS)] + str(i)) * 20)[:n_tokens] for i in range(N_DELTAS)]
     expected = runtime.logits(prompts, deltas)
     rng = np.random.default_rng(n_tokens)
     worst, n_compared = 0.0, 0

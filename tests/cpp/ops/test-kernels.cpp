@@ -249,6 +249,69 @@ static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n,
     CHECK(memcmp(alone.data() + 5, &got[(size_t) (t * ld)], (size_t) (n_i - 5) * sizeof(float)) == 0);
 }
 
+static void test_fold_signs(const dqrelo_kernels * kernels, int64_t n) {
+    check::begin(format("fold_signs/%s/n=%lld", kernels->name, (long long) n).c_str());
+    std::mt19937             rng(37);
+    const std::vector<float> w = random_row(n, rng), c = random_row(n, rng);
+    bytes                    sign((size_t) (n / 8)); // Of exactly this length, so that a sanitizer sees a read past the end.
+    for (uint8_t & b : sign) {
+        b = (uint8_t) rng();
+    }
+    for (const float * cscale : { (const float *) nullptr, c.data() }) {
+        std::vector<float> got = w, want = w;
+        kernels->fold_signs(got.data(), sign.data(), 0.3f, cscale, n);
+        dqrelo_kernels_scalar.fold_signs(want.data(), sign.data(), 0.3f, cscale, n);
+        bool exact = true;
+        for (int64_t j = 0; j < n; j++) {
+            const float value = cscale ? 0.3f * c[(size_t) j] : 0.3f;
+            exact             = exact && want[(size_t) j] == w[(size_t) j] + ((sign[(size_t) (j / 8)] >> (j % 8)) & 1 ? value : -value);
+        }
+        CHECK(exact);
+        CHECK(got == want);
+    }
+}
+
+static void test_products(const dqrelo_kernels * kernels, int64_t n, int n_t, int n_i) {
+    check::begin(format("products/%s/n=%lld/rows=%d/outputs=%d", kernels->name, (long long) n, n_t, n_i).c_str());
+    std::mt19937                    rng(41);
+    const int64_t                   stride = n + 3;
+    const std::vector<float>        a      = random_row(stride * n_i - 3, rng);
+    std::vector<std::vector<float>> x, got;
+    std::vector<const float *>      b;
+    std::vector<float *>            out;
+    for (int t = 0; t < n_t; t++) {
+        x.push_back(random_row(n, rng));
+        got.emplace_back((size_t) n_i, 7.0f);
+    }
+    for (int t = 0; t < n_t; t++) {
+        b.push_back(x[(size_t) t].data());
+        out.push_back(got[(size_t) t].data());
+    }
+    for (float first : { 0.0f, 7.0f }) {
+        kernels->products(a.data(), stride, n_i, b.data(), n_t, n, out.data(), first != 0.0f);
+        bool close = true;
+        for (int t = 0; t < n_t; t++) {
+            for (int i = 0; i < n_i; i++) {
+                bounded sum;
+                for (int64_t j = 0; j < n; j++) {
+                    sum.add((double) a[(size_t) (i * stride + j)] * x[(size_t) t][(size_t) j]);
+                }
+                const double so_far         = first != 0.0f ? 7.0 : 0.0;
+                const double tolerance      = ((double) n + 2.0) * U_F32 * (sum.magnitude + so_far);
+                close                       = close && std::fabs(got[(size_t) t][(size_t) i] - (so_far + sum.value)) <= tolerance;
+                got[(size_t) t][(size_t) i] = 7.0f;
+            }
+        }
+        CHECK(close);
+    }
+    // A row's result is the same, bit for bit, alone and among others.
+    kernels->products(a.data(), stride, n_i, b.data(), n_t, n, out.data(), false);
+    std::vector<float> alone((size_t) n_i);
+    float *            alone_out = alone.data();
+    kernels->products(a.data(), stride, n_i, &b.back(), 1, n, &alone_out, false);
+    CHECK(alone == got.back());
+}
+
 // Takes rows through both halves of an entry.
 static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels, const dqrelo_entry & e,
                                                  const std::vector<std::vector<float>> & x, const std::vector<std::vector<float>> & y,
@@ -399,6 +462,16 @@ static void test_isa(const dqrelo_kernels * kernels) {
     for (int64_t n : { 4104, 65536, 262144 }) {
         test_sign_dots_long_row(kernels, n, 3.0f);
         test_sign_dots_long_row(kernels, n, -3.0f);
+    }
+    for (int64_t n : { 1, 7, 64, 576, 2500 }) {
+        for (int n_t : N_T) {
+            for (int n_i : { 1, 13, 64 }) {
+                test_products(kernels, n, n_t, n_i);
+            }
+        }
+    }
+    for (int64_t n : N_IN) {
+        test_fold_signs(kernels, n);
     }
     for (ggml_type type : TYPES) {
         test_to_float(kernels, type);

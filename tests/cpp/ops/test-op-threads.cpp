@@ -3,8 +3,10 @@
 // sanitizer.
 
 #include "support/check.h"
+#include "support/fold-case.h"
 #include "support/op-cases.h"
 
+#include "cpu/base-product.h"
 #include "dqrelo-cpu.h"
 
 #include "ggml-cpu-impl.h"
@@ -33,6 +35,29 @@ void ggml_barrier(ggml_threadpool * tp) {
         return;
     }
     tp->next_round.wait(lock, [&] { return tp->round != round; });
+}
+
+// In place of ggml's product, which the sanitizer does not see either: each thread makes some outputs.
+size_t dqrelo_base_product_bytes(const ggml_tensor *, int n_threads) {
+    return (size_t) n_threads;
+}
+
+void dqrelo_base_product(const ggml_compute_params * params, const ggml_tensor * node, int64_t r0, int64_t n, void * memory,
+                         size_t n_bytes) {
+    const ggml_tensor * w = ggml_dqrelo_base_weight(node);
+    const ggml_tensor * x = node->src[1];
+    GGML_ASSERT(w->type == GGML_TYPE_F32 && n_bytes == (size_t) params->nth);
+    ((uint8_t *) memory)[params->ith] = 1;
+    for (int64_t r = r0; r < r0 + n; r++) {
+        for (int64_t i = params->ith; i < node->ne[0]; i += params->nth) {
+            double sum = 0.0;
+            for (int64_t j = 0; j < w->ne[0]; j++) {
+                sum += (double) *(const float *) ((const char *) w->data + i * w->nb[1] + j * sizeof(float)) *
+                       *(const float *) ((const char *) x->data + r * x->nb[1] + j * sizeof(float));
+            }
+            *(float *) ((char *) node->data + r * node->nb[1] + i * sizeof(float)) = (float) sum;
+        }
+    }
 }
 
 // Computes the nodes one after the other with one work memory, and a barrier after each, as ggml does.
@@ -66,7 +91,8 @@ static void compute(const std::vector<ggml_tensor *> & nodes, int n_threads) {
 }
 
 // Runs the case twice in a row, so that the second finds the work memory as the first left it.
-static std::vector<float> run(const op_case & c, int n_threads) {
+template <typename CASE>
+static std::vector<float> run(const CASE & c, int n_threads) {
     ggml_context *                   ctx   = ggml_init({ (size_t) 16 << 20, nullptr, false });
     const std::vector<ggml_tensor *> nodes = { c.build(ctx), c.build(ctx) };
     compute(nodes, n_threads);
@@ -113,7 +139,37 @@ static void test_matmul_shares(int64_t n_rows) {
     }
 }
 
+// Groups that are folded beside rows that are not, in neighbouring runs of both.
+static void test_fold() {
+    entry_options o;
+    o.n_in           = 200;
+    o.n_out          = 130;
+    o.rank           = 9;
+    entry_options o1 = o;
+    o1.n_planes      = 2;
+    o1.rank          = 0;
+    o1.plane_ranks   = { 40 };
+    const random_entry a(o, 1), b(o1, 2);
+    fold_case          f(GGML_TYPE_F32, o.n_in, o.n_out);
+    f.c.entries = { &a, &b };
+    std::vector<token_delta> tokens;
+    for (int i = 0; i < 110; i++) {
+        const int delta = i < 20 || i > 80 ? 0 : i < 25 || i == 40 ? -1 : 1;
+        tokens.push_back({ delta, 1.0f, delta >= 0 && i < 100 });
+    }
+    f.set_tokens(tokens);
+    check::begin("fold/mixed");
+    const std::vector<float> one = run(f, 1);
+    f.c.out.assign(one.begin(), one.begin() + (ptrdiff_t) f.c.y.size());
+    CHECK(f.matches());
+    for (int n_threads : { 2, 3, 4 }) {
+        const std::vector<float> many = run(f, n_threads);
+        CHECK(memcmp(one.data(), many.data(), one.size() * sizeof(float)) == 0);
+    }
+}
+
 int main() {
+    test_fold();
     for (int64_t n_rows : { 1, 3, 50 }) {
         test_matmul_shares(n_rows);
     }

@@ -1,0 +1,48 @@
+#include "base-product.h"
+
+#include "dqrelo-op.h"
+
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "ops.h"
+#include "tiled/tiled.h"
+
+namespace {
+
+// A node as the graph would have had, for some rows; it points into those of the graph.
+struct product {
+    ggml_tensor x, y;
+
+    product(const ggml_tensor * node, int64_t r0, int64_t n) : x(*node->src[1]), y(*node) {
+        x.ne[1] = y.ne[1] = n;
+        x.data            = (char *) x.data + r0 * x.nb[1];
+        y.data            = (char *) y.data + r0 * y.nb[1];
+        y.op              = GGML_OP_MUL_MAT;
+        for (ggml_tensor *& src : y.src) {
+            src = nullptr;
+        }
+        memset(y.op_params, 0, sizeof(y.op_params));
+        y.src[0] = ggml_dqrelo_base_weight(node);
+        y.src[1] = &x;
+    }
+    product(const product &)             = delete;
+    product & operator=(const product &) = delete;
+};
+
+} // namespace
+
+size_t dqrelo_base_product_bytes(const ggml_tensor * node, int n_threads) {
+    product         whole(node, 0, node->ne[1]);
+    const ggml_type type    = ggml_get_type_traits_cpu(whole.y.src[0]->type)->vec_dot_type;
+    const size_t    n_bytes = type == GGML_TYPE_F32 ? 0 : ggml_row_size(type, ggml_nelements(&whole.x));
+    return GGML_PAD(n_bytes, 64) + ggml_tiled_wdata_size(n_threads, &whole.y);
+}
+
+void dqrelo_base_product(const ggml_compute_params * params, const ggml_tensor * node, int64_t r0, int64_t n, void * memory,
+                         size_t n_bytes) {
+    product             some(node, r0, n);
+    ggml_compute_params own = *params;
+    own.wdata               = memory;
+    own.wsize               = n_bytes;
+    ggml_compute_forward_mul_mat(&own, &some.y);
+}

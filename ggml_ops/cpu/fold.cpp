@@ -1,0 +1,69 @@
+#include "fold.h"
+
+#include "factor-types.h"
+
+// Rows of x that are multiplied with a tile before the next ones: with the tile they fit into a cache of the second level.
+static constexpr int64_t ROWS_AT_ONCE = 48;
+
+static int64_t min_i64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+// Sets out to columns j0 to j0 + n - 1 of row i of W.
+static void dequantise(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, int64_t i, int64_t j0, int64_t n,
+                       float * out) {
+    const uint8_t * src = base->data + i * base->row_bytes + j0 / base->block_values * base->block_bytes;
+    if (dqrelo_type_bytes(base->type, DQRELO_QK) > 0) {
+        kernels->to_float(base->type, src, n, out);
+    } else {
+        base->to_float(src, out, n);
+    }
+}
+
+// Adds s * (planes or dense part) of the same columns. `row` has room for them.
+static void add_delta_columns(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, float s, int64_t i, int64_t j0,
+                              int64_t n, float * out, float * row) {
+    if (e->dense) {
+        const enum ggml_type type = (enum ggml_type) e->type_dense;
+        kernels->to_float(type, (const uint8_t *) e->dense + dqrelo_type_bytes(type, i * e->n_in + j0), n, row);
+        for (int64_t j = 0; j < n; j++) {
+            out[j] += s * row[j];
+        }
+        return;
+    }
+    for (int p = 0; p < e->n_planes; p++) {
+        const float scale = e->scale[p][(e->scale_per_row >> p) & 1 ? i : 0];
+        kernels->fold_signs(out, e->sign[p] + i * (e->n_in / 8) + j0 / 8, s * scale, e->cscale ? e->cscale + j0 : nullptr, n);
+    }
+}
+
+// Adds the tile's products with all rows of the group.
+static void multiply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, const float * tile, int64_t i0, int n_i,
+                     int64_t j0, int64_t n) {
+    for (int64_t t0 = 0; t0 < g->n_rows; t0 += ROWS_AT_ONCE) {
+        const int     n_t = (int) min_i64(ROWS_AT_ONCE, g->n_rows - t0);
+        const float * x[ROWS_AT_ONCE];
+        float *       out[ROWS_AT_ONCE];
+        for (int t = 0; t < n_t; t++) {
+            x[t]   = g->rows[t0 + t].x + j0;
+            out[t] = g->rows[t0 + t].dst + i0;
+        }
+        kernels->products(tile, DQRELO_FOLD_STRIDE, n_i, x, n_t, n, out, j0 > 0);
+    }
+}
+
+void dqrelo_fold_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, const struct dqrelo_group * g, float s,
+                       int64_t i0, int64_t i1, float * tile) {
+    for (; i0 < i1; i0 += DQRELO_FOLD_TILE_I) {
+        const int n_i = (int) min_i64(DQRELO_FOLD_TILE_I, i1 - i0);
+        for (int64_t j0 = 0; j0 < g->e.n_in; j0 += DQRELO_FOLD_COLUMNS) {
+            const int64_t n = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
+            for (int i = 0; i < n_i; i++) {
+                float * out = tile + i * DQRELO_FOLD_STRIDE;
+                dequantise(kernels, base, i0 + i, j0, n, out);
+                add_delta_columns(kernels, &g->e, s, i0 + i, j0, n, out, tile + DQRELO_FOLD_TILE_I * DQRELO_FOLD_STRIDE);
+            }
+            multiply(kernels, g, tile, i0, n_i, j0, n);
+        }
+    }
+}

@@ -1,0 +1,48 @@
+// fold.h: the base's product with the signs folded in, for many rows of one delta: (W + s sum_p r_p S_p) x.
+//
+// A prompt of n rows pays for the signs n times when they are multiplied with the activation, but once when they are added to W. So pieces
+// of W are dequantised into a tile in F32 that stays in a cache, the signs are added to them, and all rows are multiplied with the tile:
+//
+//            n_in                                FOLD_COLUMNS
+//      +-------------+                            +------+
+//      |   ######    |  n_i rows of W   =>   n_i  |  F32 |  + s * (signs, dense part)      x n_rows rows of x
+//      |             |                            +------+
+//      +-------------+
+//
+// What is left of the delta, factors and sign factors, is added afterwards as without the fold (entry.h). The activation is not quantised
+// for W and the planes, so the result is the more exact one. It needs no ggml at link time.
+#pragma once
+
+#include "entry.h"
+
+#include <stddef.h>
+
+// The base's weight, a matrix of n_out rows.
+struct dqrelo_base {
+    const uint8_t * data;
+    int64_t         row_bytes; // from one row to the next
+    enum ggml_type  type;
+    int64_t         block_values;
+    int64_t         block_bytes;
+    void (*to_float)(const void * src, float * out, int64_t n); // of ggml; for types that dqrelo_kernels::to_float does not know
+};
+
+// Whether there is something to fold. A delta of factors alone, as an adapter is, leaves the base's product to ggml, and so is rounded as
+// ggml's own adapters are.
+static inline bool dqrelo_entry_folds(const struct dqrelo_entry * e) {
+    return e->n_planes > 0 || e->dense != nullptr;
+}
+
+// How many columns lie in the tile at once: a multiple of the blocks of all types. Each sum is made piece by piece, so this is a part of
+// the definition of a result: it depends on the row's length, and on nothing else.
+#define DQRELO_FOLD_COLUMNS 2048
+
+// How many rows of W lie in the tile, and how many values it has: one row more for a dense part. Rows are a cache line further apart than
+// they are long, so that they do not meet in one set of a cache.
+#define DQRELO_FOLD_TILE_I 64
+#define DQRELO_FOLD_STRIDE (DQRELO_FOLD_COLUMNS + 16)
+#define DQRELO_FOLD_TILE ((DQRELO_FOLD_TILE_I + 1) * DQRELO_FOLD_STRIDE)
+
+// Sets output features i0 <= i < i1 of all rows of the group to (W + s * (planes or dense part)) x. The group's entry has one matrix.
+void dqrelo_fold_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, const struct dqrelo_group * group, float s,
+                       int64_t i0, int64_t i1, float * tile);

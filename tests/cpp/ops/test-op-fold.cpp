@@ -1,0 +1,241 @@
+// test-op-fold.cpp: the op DQRELO that computes the base's product itself, against F64: folded rows, rows that are not, and what they do
+// not change of one another.
+
+#include "support/check.h"
+#include "support/fold-case.h"
+
+#include "dqrelo-cpu.h"
+#include "ggml-cpu.h"
+
+#include <string>
+
+static void run(fold_case & f, int n_threads) {
+    ggml_context * ctx   = ggml_init({ (size_t) 128 << 20, nullptr, false });
+    ggml_tensor *  dst   = f.build(ctx);
+    ggml_cgraph *  graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, dst);
+    ggml_graph_compute_with_ctx(ctx, graph, n_threads);
+    f.c.out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
+    ggml_free(ctx);
+}
+
+static void check_case(const std::string & name, fold_case & f) {
+    check::begin(name.c_str());
+    run(f, 1);
+    CHECK(f.matches());
+    const std::vector<float> one = f.c.out;
+    for (int n_threads : { 2, 4 }) {
+        run(f, n_threads);
+        CHECK(memcmp(one.data(), f.c.out.data(), one.size() * sizeof(float)) == 0);
+    }
+}
+
+static std::vector<token_delta> all_of(int delta, int64_t n, float scale = 1.0f, bool many = true) {
+    return std::vector<token_delta>((size_t) n, { delta, scale, many && delta >= 0 });
+}
+
+// Rows that are folded and others of the same delta, several scales, and rows of the base, neighbours and not.
+static std::vector<token_delta> mixed() {
+    std::vector<token_delta> tokens = all_of(0, 20);
+    const auto               add    = [&](const std::vector<token_delta> & more) { tokens.insert(tokens.end(), more.begin(), more.end()); };
+    add(all_of(-1, 3));
+    add(all_of(1, 40, 0.75f));
+    add(all_of(0, 13));
+    add(all_of(2, 31, 1.0f, false));
+    add(all_of(1, 5, 0.75f, false));
+    add(all_of(3, 17));
+    add(all_of(3, 17, -0.5f));
+    add(all_of(3, 3, -0.5f, false));
+    add(all_of(0, 2, 0.0f));
+    add(all_of(4, 33));
+    add(all_of(5, 2));
+    add(all_of(-1, 1));
+    return tokens;
+}
+
+struct kinds {
+    random_entry planes, scaled, factors, codes, dense;
+
+    static entry_options options(int64_t n_in, int64_t n_out, int n_planes, int rank) {
+        entry_options o;
+        o.n_in     = n_in;
+        o.n_out    = n_out;
+        o.n_planes = n_planes;
+        o.rank     = rank;
+        return o;
+    }
+    static entry_options scaled_options(int64_t n_in, int64_t n_out) {
+        entry_options o = options(n_in, n_out, 3, 5);
+        o.scale_per_row = true;
+        o.cscale        = true;
+        return o;
+    }
+    static entry_options code_options(int64_t n_in, int64_t n_out) {
+        entry_options o = options(n_in, n_out, 1, 0);
+        o.plane_ranks   = { 8 };
+        return o;
+    }
+    static entry_options dense_options(int64_t n_in, int64_t n_out) {
+        entry_options o = options(n_in, n_out, 0, 0);
+        o.dense         = true;
+        return o;
+    }
+
+    kinds(int64_t n_in, int64_t n_out) :
+        planes(options(n_in, n_out, 1, 9), 71),
+        scaled(scaled_options(n_in, n_out), 72),
+        factors(options(n_in, n_out, 0, 7), 73),
+        codes(code_options(n_in, n_out), 74),
+        dense(dense_options(n_in, n_out), 75) {}
+};
+
+// 4104 columns are more than the tile takes at once, 150 outputs more than two tiles; 1000 is no multiple of any vector.
+static void test_types() {
+    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        for (int64_t n_in : { 64, 1000, 4128 }) {
+            if (n_in % 32 != 0 && (type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0)) {
+                continue;
+            }
+            const kinds k(n_in, 150);
+            fold_case   f(type, n_in, 150);
+            f.c.entries = { &k.planes, &k.scaled, &k.factors, &k.codes, &k.dense, nullptr };
+            f.set_tokens(mixed());
+            check_case(std::string("fold/mixed/") + ggml_type_name(type) + "/n_in=" + std::to_string(n_in), f);
+        }
+    }
+}
+
+static void test_each_alone() {
+    const kinds          k(200, 37);
+    const random_entry * entries[] = { &k.planes, &k.scaled, &k.factors, &k.codes, &k.dense, nullptr };
+    for (size_t i = 0; i < std::size(entries); i++) {
+        for (int64_t n : { 1, 31, 32, 97 }) {
+            fold_case f(GGML_TYPE_F16, 200, 37);
+            f.c.entries = { entries[i] };
+            f.set_tokens(all_of(0, n, 1.25f));
+            check_case("fold/kind=" + std::to_string(i) + "/rows=" + std::to_string(n), f);
+            f.set_tokens(all_of(0, n, 1.25f, false));
+            check_case("fold/kind=" + std::to_string(i) + "/rows=" + std::to_string(n) + "/few", f);
+        }
+    }
+}
+
+// A folded row is, bit for bit, the same whoever else is in the batch.
+static void test_row_alone() {
+    check::begin("fold/a row in two batches");
+    const kinds k(576, 130);
+    fold_case   f(GGML_TYPE_Q8_0, 576, 130);
+    f.c.entries = { &k.planes, &k.scaled, &k.factors, &k.codes, &k.dense, nullptr };
+    f.set_tokens(mixed());
+    run(f, 2);
+    fold_case own(GGML_TYPE_Q8_0, 576, 130);
+    own.c.entries = f.c.entries;
+    own.set_tokens(all_of(1, 40, 0.75f));
+    const int64_t first = 23; // of delta 1 in mixed()
+    own.c.x.assign(f.c.x.begin() + first * 576, f.c.x.begin() + (first + 40) * 576);
+    run(own, 3);
+    CHECK(memcmp(own.c.out.data(), f.c.out.data() + first * 130, (size_t) 40 * 130 * sizeof(float)) == 0);
+}
+
+// A row of x that is not finite gives one that is not, and changes no other.
+static void test_not_finite() {
+    check::begin("fold/a row that is not finite");
+    const kinds k(576, 130);
+    fold_case   f(GGML_TYPE_F16, 576, 130);
+    f.c.entries = { &k.scaled };
+    f.set_tokens(all_of(0, 40));
+    run(f, 2);
+    const std::vector<float> sound = f.c.out;
+    for (float odd : { INFINITY, -INFINITY, NAN }) {
+        f.c.x[(size_t) 576 * 33 + 7] = odd;
+        run(f, 2);
+        for (int64_t r = 0; r < 40; r++) {
+            for (int64_t i = 0; i < 130; i++) {
+                const float got = f.c.out[(size_t) (r * 130 + i)];
+                CHECK(r == 33 ? !std::isfinite(got) : got == sound[(size_t) (r * 130 + i)]);
+            }
+        }
+    }
+}
+
+// More request scales than are told apart: the rows of the others are not folded, and right too.
+static void test_many_scales() {
+    const kinds              k(64, 37);
+    fold_case                f(GGML_TYPE_F16, 64, 37);
+    std::vector<token_delta> tokens;
+    for (int i = 0; i < 600; i++) {
+        tokens.push_back({ i % 2, 1.0f + (float) (i / 2) / 512.0f, true });
+    }
+    f.c.entries = { &k.planes, &k.codes };
+    f.set_tokens(tokens);
+    check::begin("fold/300 scales");
+    run(f, 2);
+    bool right = true;
+    for (int64_t r = 0; r < f.c.n_rows(); r++) {
+        f.c.tokens[(size_t) r].many = r < 510; // which says how far off a row may be
+        right                       = right && f.matches_row(r);
+    }
+    CHECK(right);
+}
+
+// A row of the base, or one that is not folded, is what ggml's product of the whole batch gives, bit for bit: whether its neighbours are
+// folded or not. ggml has other instructions for a single row than for many.
+static void test_rows_beside_folded_ones() {
+    const kinds k(256, 64);
+    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 }) {
+        for (int64_t at : { 0, 20, 40 }) {
+            check::begin(
+                (std::string("fold/a row of the base beside folded ones/") + ggml_type_name(type) + "/" + std::to_string(at)).c_str());
+            fold_case                f(type, 256, 64);
+            std::vector<token_delta> tokens = all_of(0, 41);
+            tokens[(size_t) at]             = { -1, 1.0f };
+            f.c.entries                     = { &k.planes };
+            f.set_tokens(tokens);
+            run(f, 2);
+            ggml_context * ctx = ggml_init({ (size_t) 32 << 20, nullptr, false });
+            ggml_tensor *  y   = ggml_mul_mat(ctx, f.weight(ctx), make_f32(ctx, { 256, 41, 1, 1 }, f.c.x, false));
+            ggml_cgraph *  g   = ggml_new_graph(ctx);
+            ggml_build_forward_expand(g, y);
+            ggml_graph_compute_with_ctx(ctx, g, 2);
+            CHECK(memcmp((const float *) y->data + at * 64, f.c.out.data() + at * 64, 64 * sizeof(float)) == 0);
+            ggml_free(ctx);
+            CHECK(f.matches());
+        }
+    }
+}
+
+// What a graph without the fold gives: ggml's product, then the op.
+static void test_equals_two_nodes() {
+    check::begin("fold/rows that are not folded equal those of two nodes");
+    const kinds k(576, 130);
+    fold_case   f(GGML_TYPE_F16, 576, 130);
+    f.c.entries = { &k.planes, &k.scaled, &k.codes };
+    f.set_tokens(mixed_tokens(30));
+    run(f, 2);
+    ggml_context * ctx = ggml_init({ (size_t) 32 << 20, nullptr, false });
+    ggml_tensor *  x   = make_f32(ctx, { 576, 30, 1, 1 }, f.c.x, false);
+    ggml_tensor *  y   = ggml_mul_mat(ctx, f.weight(ctx), x);
+    ggml_cgraph *  g   = ggml_new_graph(ctx);
+    ggml_build_forward_expand(g, y);
+    ggml_graph_compute_with_ctx(ctx, g, 2);
+    op_case two = f.c;
+    two.y.assign((const float *) y->data, (const float *) y->data + ggml_nelements(y));
+    ggml_tensor * node = two.build(ctx);
+    ggml_cgraph * h    = ggml_new_graph(ctx);
+    ggml_build_forward_expand(h, node);
+    ggml_graph_compute_with_ctx(ctx, h, 2);
+    CHECK(memcmp(node->data, f.c.out.data(), ggml_nbytes(node)) == 0);
+    ggml_free(ctx);
+}
+
+int main() {
+    printf("instruction set: %s\n", dqrelo_cpu_isa());
+    test_types();
+    test_each_alone();
+    test_row_alone();
+    test_not_finite();
+    test_many_scales();
+    test_rows_beside_folded_ones();
+    test_equals_two_nodes();
+    return check::finish();
+}

@@ -1,0 +1,81 @@
+"""Long prompts, whose rows have the signs folded into the base's product: as right as without, whoever else is in the batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.families import SHAPES, Maker
+from tests.support.logits import OTHER, TEXT, Floats, nmse, open_model
+from tests.support.tiny_llama import dequantised
+
+ROOT = Path(__file__).resolve().parents[2]
+
+MAX_NMSE = 1e-4  # As in test_parity.py.
+
+# Writes the logits of a prompt of N tokens with a delta.
+RUN = """
+import sys
+import numpy as np
+from tests.support.logits import TEXT, open_model
+base, delta, out, n = sys.argv[1:]
+with open_model(base) as rt:
+    tokens = rt.tokenize(TEXT * 4)[: int(n)]
+    np.save(out, rt.logits(tokens, rt.load_delta(delta)))
+"""
+
+
+def logits_of_a_process(base: Path, delta: Path, out: Path, n: int, fold: str) -> Floats:
+    command = [sys.executable, "-c", RUN, str(base), str(delta), str(out), str(n)]
+    subprocess.run(command, check=True, timeout=300, cwd=ROOT, env=os.environ | {"DQRELO_FOLD": fold})
+    logits: Floats = np.load(out)
+    return logits
+
+
+@pytest.mark.parametrize("base_type", ["F32", "F16", "BF16", "Q8_0", "Q4_K_M"])
+@pytest.mark.parametrize("shape", ["256", "576"])
+def test_a_long_prompt_is_the_merged_model(make_family: Maker, tmp_path: Path, shape: str, base_type: str) -> None:
+    family = make_family(SHAPES[shape], base_type)
+    with open_model(family.base) as rt:
+        tokens, short = rt.tokenize(TEXT * 4), rt.tokenize(OTHER)
+        with open_model(dequantised(family.base, tmp_path / "plain.gguf", family.shape)) as plain:
+            allowed = max(MAX_NMSE, 2 * nmse(rt.logits(tokens), plain.logits(tokens)))
+        expected = [family.merged_logits(0, tokens), family.merged_logits(1, tokens), family.merged_logits(1, short)]
+        first, second = (rt.load_delta(path) for path in family.deltas)
+        assert nmse(rt.logits(tokens), expected[0]) > 0.1
+        assert nmse(rt.logits(tokens, first), expected[0]) <= allowed
+        mixed = rt.logits([tokens, short, tokens, tokens], [first, second, None, second])
+        assert nmse(mixed[0], expected[0]) <= allowed
+        assert nmse(mixed[1], expected[2]) <= allowed
+        assert nmse(mixed[3], expected[1]) <= allowed
+
+
+def test_only_prompts_of_32_tokens_or_more_are_folded(make_family: Maker, tmp_path: Path) -> None:
+    family = make_family(SHAPES["256"], "F16")
+    for n, is_folded in ((31, False), (32, True)):
+        runs = [
+            logits_of_a_process(family.base, family.deltas[0], tmp_path / f"{n}-{fold}.npy", n, fold) for fold in "01"
+        ]
+        assert np.array_equal(*runs) != is_folded
+        assert nmse(*runs) <= MAX_NMSE
+
+
+def test_a_prompt_is_rounded_alike_whoever_else_is_in_the_batch(make_family: Maker) -> None:
+    family = make_family(SHAPES["256"], "F16")
+    # Without flash attention, whose kernel on the CPU depends on the number of tokens.
+    with open_model(family.base, flash_attn="off") as rt:
+        long, short = rt.tokenize(TEXT * 4), rt.tokenize(TEXT)
+        assert len(short) < 32 <= len(long)
+        first, second = (rt.load_delta(path) for path in family.deltas)
+        prompts = [long, short, short, long, long, short]
+        bound = [first, first, second, second, first, None]
+        scales = [1.0, 1.0, 1.0, 1.0, 0.5, 1.0]
+        for got, tokens, delta, scale in zip(
+            rt.logits(prompts, bound, scale=scales), prompts, bound, scales, strict=True
+        ):
+            assert nmse(got, rt.logits([tokens], [delta], scale=[scale])[0]) <= 1e-8
