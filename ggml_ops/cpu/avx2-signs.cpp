@@ -1,256 +1,355 @@
-// avx2-signs.cpp: products with sign planes for AVX2, 32 signs a step.
+// avx2-signs.cpp: products with sign planes for AVX2, by tables of partial sums.
 //
-// 32 sign bits become 32 bytes b, 1 where the bit is set, else 0: the word is broadcast, each byte gets the one that holds its bit, keeps
-// that bit and is clamped to 1. As in avx512vnni.cpp, sum_j s_j q_j = 2 P - sum_j q_j with P = 256 sum_j b_j hi_j + sum_j b_j lo_j.
-// vpmaddubsw adds two products to a 16-bit lane, at most 256 in magnitude, so 127 steps fit before the lanes are widened to 32 bits. q is
-// padded with zeros, so at the end of a row only the load of the last word must stop.
+// sum_j s_j q_j = 2 sum_{j: s_j q_j > 0} |q_j| - sum_j |q_j|. For four columns, a nibble of signs, the first sum has 16 possible values,
+// which are put into a table once; vpshufb then looks up the nibbles of 16 rows of signs in each of its halves. A value has 17 bits and a
+// table bytes, so there are three tables: each half of a value, of two columns, is below 2^16 and is cut into digits of 6, 5 and 5 bits,
+// and the digits of both halves are added without a carry. They are at most 126, 62 and 62, so 2, 4 and 4 of them are added in a byte
+// before they are widened to 16 bits, where those of 4096 columns fit. Widening is three instructions: all bytes are added as they lie,
+// v = even + 256 odd, and v >> 8 is added to a second sum; the even ones are what is left of the first.
+//
+// The signs of 16 rows are transposed for this, once for all rows of q. Instructions for 256 signs and a row of q, counted in GCC 12's
+// code:
+//
+//   20.5         look-ups: 6 vpshufb, 8 additions, 1.5 shifts and 0.5 loads, prefetches and loops
+//   11.6 / T     to transpose and split, for T rows of q
+//   984 / R      to make tables for R rows of signs
+//    0.3         to store the sums
+//
+// With tiles of 256 rows of signs that is 36 for one row of q and 26 for eight. Bytes of 0 and 1 in the place of signs, multiplied by
+// vpmaddubsw, took 42 for one row and 43 for three and more. AVX-VNNI would take 26 for one row, and 16 of them are vpdpbusd, of which a
+// core does two a cycle: docs/operator.md has the times.
 
 #include "avx2.h"
 #include "prefetch.h"
 
 #include <string.h>
 
-// Reads 32 signs, of which n_bytes bytes are there; the others become zeros.
-static inline uint32_t load_signs(const uint8_t * sign, int64_t n_bytes) {
-    uint32_t bits = 0;
-    if (n_bytes >= 4) {
-        memcpy(&bits, sign, sizeof(bits));
-    } else {
-        memcpy(&bits, sign, (size_t) n_bytes);
-    }
-    return bits;
-}
+static constexpr int64_t CHUNK_COLUMNS = 256;
+static constexpr int     STEPS         = 32; // of a chunk
+static constexpr int     UNIT_CHUNKS   = 2;
+static constexpr int     SUM_CHUNKS    = 16; // So many chunks fit in 16-bit sums.
+static constexpr int     MAX_T         = 8;  // rows of q at once
+static constexpr int     GROUPS        = 4;
+static constexpr int     BLOCK_ROWS    = 16 * GROUPS;
+static constexpr int     MAX_BLOCKS    = 4;
 
-static inline __m256i signs_u8x32(uint32_t bits) {
-    const __m256i byte_of =
-        _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-    const __m256i bit_of = _mm256_set1_epi64x((long long) 0x8040201008040201ull);
-    const __m256i bit    = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32((int) bits), byte_of), bit_of);
-    return _mm256_min_epu8(bit, _mm256_set1_epi8(1));
-}
+// A chunk of columns is 32 bytes of signs of a row, a unit is a cache line. Rows of signs are taken in blocks of 64, four groups of 16, and
+// blocks in tiles, which is why DQRELO_TILE_I is 256.
 
-// The sums of products of a row of signs with T rows of q, in 16-bit lanes.
-template <int T>
-struct sign_sums {
-    __m256i hi[T];
-    __m256i lo[T];
+// The tables of a chunk. Step 2 c + h has those of nibble h of byte c in its low half, of byte 16 + c in its high half.
+struct chunk_tables {
+    __m256i digit[3][STEPS];
 };
 
-// Adds the 32 columns of step b. Of their signs n_bytes bytes are there.
-template <int T>
-static inline void sign_step(sign_sums<T> & sums, const uint8_t * sign, const int8_t * q, int64_t q_stride, int64_t b, int64_t n_bytes) {
-    const int8_t * block = q + b / 2 * (2 * DQRELO_Q_BLOCK) + b % 2 * 32;
-    const __m256i  set   = signs_u8x32(load_signs(sign + 4 * b, n_bytes));
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        const __m256i q_hi = _mm256_loadu_si256((const __m256i *) (block + t * q_stride));
-        const __m256i q_lo = _mm256_loadu_si256((const __m256i *) (block + t * q_stride + DQRELO_Q_BLOCK));
-        sums.hi[t]         = _mm256_add_epi16(sums.hi[t], _mm256_maddubs_epi16(set, q_hi));
-        sums.lo[t]         = _mm256_add_epi16(sums.lo[t], _mm256_maddubs_epi16(set, q_lo));
-    }
-}
-
-// Adds 256 hi + lo of the steps b0 to b1 - 1, at most 127 of them, to p[t].
-template <int T>
-static inline void sign_steps(__m256i (&p)[T], const uint8_t * sign, const int8_t * q, int64_t q_stride, int64_t n, int64_t b0,
-                              int64_t b1) {
-    sign_sums<T> sums;
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        sums.hi[t] = sums.lo[t] = _mm256_setzero_si256();
-    }
-    int64_t b = b0;
-    for (; b < b1 && 32 * b + 32 <= n; b++) {
-        sign_step<T>(sums, sign, q, q_stride, b, 4);
-    }
-    if (b < b1) {
-        sign_step<T>(sums, sign, q, q_stride, b, n / 8 - 4 * b);
-    }
-    const __m256i one = _mm256_set1_epi16(1);
-    UNROLLED
-    for (int t = 0; t < T; t++) {
-        const __m256i hi = _mm256_slli_epi32(_mm256_madd_epi16(sums.hi[t], one), 8);
-        p[t]             = _mm256_add_epi32(p[t], _mm256_add_epi32(hi, _mm256_madd_epi16(sums.lo[t], one)));
-    }
-}
-
-// Multiplies 4 rows of signs with T rows of q, and stores the results of the first n_i rows of signs.
-template <int T>
-static void sign_dots_tile(const uint8_t * const * row, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
-                           int64_t n, int32_t * out, int64_t ld) {
-    __m256i p[4][T];
-    for (int r = 0; r < 4; r++) {
-        for (int t = 0; t < T; t++) {
-            p[r][t] = _mm256_setzero_si256();
-        }
-    }
-    const int64_t n_steps = (n + 31) / 32;
-    for (int64_t b = 0; b < n_steps; b += 127) {
-        for (int r = 0; r < 4; r++) {
-            sign_steps<T>(p[r], row[r], q, q_stride, n, b, b + 127 < n_steps ? b + 127 : n_steps);
-        }
-    }
-    for (int t = 0; t < T; t++) {
-        const __m128i total = _mm_sub_epi32(_mm_slli_epi32(sums_i32x4(p[0][t], p[1][t], p[2][t], p[3][t]), 1), _mm_set1_epi32(act[t].sum));
-        _mm_maskstore_epi32(out + t * ld, lanes_i32x4(n_i), total);
-    }
-}
-
-template <int T>
-static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
-                           int32_t * out, int64_t ld) {
-    for (int i = 0; i < n_i; i += 4) {
-        const uint8_t * row[4]; // Behind the end the last row is taken again.
-        for (int r = 0; r < 4; r++) {
-            row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
-        }
-        sign_dots_tile<T>(row, n_i - i, q, q_stride, act, n, out + i, ld);
-    }
-}
-
-//
-// one row of q
-//
-// With one row of q, no other row shares the work of making b. So the columns are taken in another order, in which there is next to none:
-// of 32 bytes of signs, 256 columns, bit k of all bytes at once. v & 2^k is 2^k b, and (v >> 4) & 2^k is that of bit k + 4, so four sums,
-// one for each power, take both. That is 42 instructions for 256 signs, where signs_u8x32 needs 64. Each sum gets two products a step, at
-// most 4096 in magnitude where k is 3, so 7 steps fit in 16 bits. q is brought into this order segment by segment, and all rows of the tile
-// then use the segment.
-//
-
-static constexpr int STEP_COLUMNS  = 256;
-static constexpr int SUM_STEPS     = 7;
-static constexpr int SEGMENT_STEPS = 4 * SUM_STEPS; // So much of q, 14 KiB, is brought into the order at once.
-
-// The bytes of q of one step: those of column 8 j + k are at [k][j].
-struct q_by_bit {
-    alignas(32) int8_t hi[8][32];
-    alignas(32) int8_t lo[8][32];
+// The nibbles of 64 rows of signs; those of rows 16 g to 16 g + 15 are at [step][g].
+struct unit_nibbles {
+    __m256i at[UNIT_CHUNKS * STEPS][GROUPS];
 };
 
-// Sets out[k][j] to byte 8 j + k of four runs of 64 bytes, which begin at src and lie 128 bytes apart.
-static inline void order_by_bit(int8_t (*out)[32], const int8_t * src) {
-    const __m256i pairs = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
-    __m256i       v[8], w[8];
-    // The low half gets groups of 8 bytes 2 i and 2 i + 1, the high half 16 + 2 i and 17 + 2 i.
-    for (int i = 0; i < 8; i++) {
-        const __m128i low  = _mm_loadu_si128((const __m128i *) (src + i / 4 * 128 + i % 4 * 16));
-        const __m128i high = _mm_loadu_si128((const __m128i *) (src + i / 4 * 128 + i % 4 * 16 + 256));
-        v[i]               = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), pairs);
+// Sums of one digit in 16-bit lanes: of odd rows, and even rows + 256 odd rows.
+struct digit_sums {
+    __m256i both[GROUPS];
+    __m256i odd[GROUPS];
+};
+
+struct workspace {
+    chunk_tables tables[SUM_CHUNKS]; // of a segment of columns, row by row of q
+    unit_nibbles nibbles;
+    digit_sums   sums[MAX_T][MAX_BLOCKS][3];
+    int32_t      magnitude[MAX_T]; // sums of |q_j|
+    uintptr_t    next;             // what to ask memory for, in steps of `step` bytes
+    uintptr_t    step;
+};
+
+//
+// tables
+//
+
+// Sets digit[k] to the three digits of the partial sums of pairs of columns. q are 16-bit values, of which two neighbours are a pair. A
+// pair makes four bytes, for the signs (first, second) = 00, 01, 10 and 11.
+static inline void pair_digits(__m256i (&digit)[3], __m256i q) {
+    const __m256i second =
+        _mm256_setr_epi8(2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15, 2, 3, 2, 3, 6, 7, 6, 7, 10, 11, 10, 11, 14, 15, 14, 15);
+    const __m256i zero  = _mm256_setzero_si256();
+    const __m256i minus = _mm256_max_epi16(_mm256_sub_epi16(zero, q), zero);
+    const __m256i plus  = _mm256_max_epi16(q, zero);
+    const __m256i first = _mm256_blend_epi16(minus, _mm256_slli_epi32(plus, 16), 0xaa);
+    const __m256i x0    = _mm256_add_epi16(first, _mm256_shuffle_epi8(minus, second)); // 00 and 10
+    const __m256i x1    = _mm256_add_epi16(first, _mm256_shuffle_epi8(plus, second));  // 01 and 11
+    const __m256i low5 = _mm256_set1_epi16(0x001f), high5 = _mm256_set1_epi16(0x1f00);
+    digit[0] = _mm256_or_si256(_mm256_and_si256(x0, _mm256_set1_epi16(0x003f)),
+                               _mm256_and_si256(_mm256_slli_epi16(x1, 8), _mm256_set1_epi16(0x3f00)));
+    digit[1] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(x0, 6), low5), _mm256_and_si256(_mm256_slli_epi16(x1, 2), high5));
+    digit[2] = _mm256_or_si256(_mm256_srli_epi16(x0, 11), _mm256_and_si256(_mm256_srli_epi16(x1, 3), high5));
+}
+
+// Returns for each of the 16 nibbles the byte of the pair at `pair` that it selects with its bits `bit` and `bit` + 1.
+template <int pair, int bit>
+static inline __m256i bytes_of_nibble() {
+    alignas(16) int8_t byte[16];
+    for (int e = 0; e < 16; e++) {
+        byte[e] = (int8_t) (4 * pair + (e >> bit & 1) * 2 + (e >> bit >> 1 & 1));
     }
-    for (int i = 0; i < 4; i++) { // Here begins the transposition of 8 x 8 pairs of bytes.
-        w[i]     = _mm256_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
-        w[i + 4] = _mm256_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
-    }
-    for (int h = 0; h < 8; h += 4) {
-        v[h]     = _mm256_unpacklo_epi32(w[h], w[h + 1]);
-        v[h + 1] = _mm256_unpacklo_epi32(w[h + 2], w[h + 3]);
-        v[h + 2] = _mm256_unpackhi_epi32(w[h], w[h + 1]);
-        v[h + 3] = _mm256_unpackhi_epi32(w[h + 2], w[h + 3]);
-    }
-    for (int h = 0; h < 8; h += 2) {
-        _mm256_store_si256((__m256i *) out[h], _mm256_unpacklo_epi64(v[h], v[h + 1]));
-        _mm256_store_si256((__m256i *) out[h + 1], _mm256_unpackhi_epi64(v[h], v[h + 1]));
+    return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *) byte));
+}
+
+// Sets the tables of byte c, and of byte 16 + c, of a chunk. q are the values of their 8 columns.
+static inline void tables_of_byte(chunk_tables & tables, int c, __m256i q) {
+    __m256i digit[3];
+    pair_digits(digit, q);
+    UNROLLED
+    for (int k = 0; k < 3; k++) {
+        tables.digit[k][2 * c] =
+            _mm256_add_epi8(_mm256_shuffle_epi8(digit[k], bytes_of_nibble<0, 0>()), _mm256_shuffle_epi8(digit[k], bytes_of_nibble<1, 2>()));
+        tables.digit[k][2 * c + 1] =
+            _mm256_add_epi8(_mm256_shuffle_epi8(digit[k], bytes_of_nibble<2, 0>()), _mm256_shuffle_epi8(digit[k], bytes_of_nibble<3, 2>()));
     }
 }
 
-// Brings n columns of q into the order. The last step may be incomplete, because q is padded to whole blocks of 64 columns only.
-static void order_segment(struct q_by_bit * out, const int8_t * q, int64_t n) {
-    for (int64_t j = 0; j < n; j += STEP_COLUMNS, out++, q += 2 * STEP_COLUMNS) {
-        alignas(32) int8_t last[2 * STEP_COLUMNS] = { 0 };
-        const int8_t *     src                    = q;
-        if (n - j < STEP_COLUMNS) {
+static inline __m256i load_halves(const int8_t * low, const int8_t * high) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *) low)), _mm_loadu_si128((const __m128i *) high),
+                                   1);
+}
+
+// Makes the tables of a chunk and returns the sums of |q_j|, spread over 8 lanes.
+static __m256i make_tables(chunk_tables & tables, const int8_t * q) {
+    __m256i magnitude = _mm256_setzero_si256();
+    for (int i = 0; i < 8; i++) { // 16 columns, and the 16 columns 128 further
+        const int8_t * src = q + i / 4 * (2 * DQRELO_Q_BLOCK) + i % 4 * 16;
+        const __m256i  lo  = load_halves(src + DQRELO_Q_BLOCK, src + 5 * DQRELO_Q_BLOCK);
+        // The low byte is signed, so where it is negative the high byte of 256 hi + lo is one less.
+        const __m256i hi = _mm256_add_epi8(load_halves(src, src + 4 * DQRELO_Q_BLOCK), _mm256_cmpgt_epi8(_mm256_setzero_si256(), lo));
+        const __m256i q0 = _mm256_unpacklo_epi8(lo, hi);
+        const __m256i q1 = _mm256_unpackhi_epi8(lo, hi);
+        tables_of_byte(tables, 2 * i, q0);
+        tables_of_byte(tables, 2 * i + 1, q1);
+        const __m256i one = _mm256_set1_epi16(1);
+        magnitude         = _mm256_add_epi32(magnitude, _mm256_madd_epi16(_mm256_abs_epi16(q0), one));
+        magnitude         = _mm256_add_epi32(magnitude, _mm256_madd_epi16(_mm256_abs_epi16(q1), one));
+    }
+    return magnitude;
+}
+
+// Makes the tables of n columns, chunk by chunk. The last may be incomplete: q is padded to whole blocks of 64 columns only.
+static void make_row_tables(chunk_tables * tables, const int8_t * q, int64_t n, int32_t * magnitude) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int64_t j = 0; j < n; j += CHUNK_COLUMNS, tables++, q += 2 * CHUNK_COLUMNS) {
+        int8_t         last[2 * CHUNK_COLUMNS] = { 0 };
+        const int8_t * src                     = q;
+        if (n - j < CHUNK_COLUMNS) {
             memcpy(last, q, (size_t) dqrelo_q_bytes(n - j));
             src = last;
         }
-        order_by_bit(out->hi, src);
-        order_by_bit(out->lo, src + DQRELO_Q_BLOCK);
+        sum = _mm256_add_epi32(sum, make_tables(*tables, src));
     }
+    *magnitude += _mm_cvtsi128_si32(sums_i32x4(sum, sum, sum, sum));
 }
 
-// Reads 256 signs, of which n_bytes bytes are there; the others become zeros.
-static inline __m256i load_signs_u8x32(const uint8_t * sign, int64_t n_bytes) {
-    if (n_bytes >= 32) {
-        return _mm256_loadu_si256((const __m256i *) sign);
-    }
-    alignas(32) uint8_t bytes[32] = { 0 };
-    memcpy(bytes, sign, (size_t) n_bytes);
-    return _mm256_load_si256((const __m256i *) bytes);
+//
+// nibbles
+//
+
+// Takes the first half of a transposition of 16 x 16 bytes, and again the second, in each half of vectors i, i + 4, i + 8 and i + 12; the
+// results are vectors 4 i to 4 i + 3. The address of a byte is two numbers of four bits, row and column, which change places: a pair of
+// unpack instructions turns it by one bit.
+static inline void transpose_quad(__m256i (&out)[16], const __m256i (&in)[16], int i) {
+    const __m256i v0 = _mm256_unpacklo_epi8(in[i], in[i + 8]);
+    const __m256i v1 = _mm256_unpackhi_epi8(in[i], in[i + 8]);
+    const __m256i v2 = _mm256_unpacklo_epi8(in[i + 4], in[i + 12]);
+    const __m256i v3 = _mm256_unpackhi_epi8(in[i + 4], in[i + 12]);
+    out[4 * i]       = _mm256_unpacklo_epi8(v0, v2);
+    out[4 * i + 1]   = _mm256_unpackhi_epi8(v0, v2);
+    out[4 * i + 2]   = _mm256_unpacklo_epi8(v1, v3);
+    out[4 * i + 3]   = _mm256_unpackhi_epi8(v1, v3);
 }
 
-// Adds 8 sum_j b_j hi_j to hi8 and 8 sum_j b_j lo_j to lo8, for n_bytes of signs, which are at most SUM_STEPS steps.
-static inline void add_steps(__m256i & hi8, __m256i & lo8, const uint8_t * sign, int64_t n_bytes, int64_t ahead,
-                             const struct q_by_bit * q) {
-    __m256i hi[4], lo[4];
+// Sets at[step][0] to the nibbles of a chunk of 16 rows.
+static inline void chunk_nibbles(__m256i (*at)[GROUPS], const uint8_t * sign, int64_t row_bytes) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    __m256i       v[16], half[16], byte[16];
     UNROLLED
-    for (int k = 0; k < 4; k++) {
-        hi[k] = lo[k] = _mm256_setzero_si256();
-    }
-    for (; n_bytes > 0; n_bytes -= 32, sign += 32, q++) {
-        __builtin_prefetch((const void *) ((uintptr_t) sign + (uintptr_t) ahead));
-        const __m256i v = load_signs_u8x32(sign, n_bytes);
-        const __m256i w = _mm256_srli_epi16(v, 4);
+    for (int i = 0; i < 4; i++) {
         UNROLLED
-        for (int k = 0; k < 4; k++) {
-            const __m256i power = _mm256_set1_epi8((char) (1 << k));
-            const __m256i low   = _mm256_and_si256(v, power);
-            const __m256i high  = _mm256_and_si256(w, power);
-            hi[k]               = _mm256_add_epi16(hi[k], _mm256_maddubs_epi16(low, _mm256_load_si256((const __m256i *) q->hi[k])));
-            lo[k]               = _mm256_add_epi16(lo[k], _mm256_maddubs_epi16(low, _mm256_load_si256((const __m256i *) q->lo[k])));
-            hi[k]               = _mm256_add_epi16(hi[k], _mm256_maddubs_epi16(high, _mm256_load_si256((const __m256i *) q->hi[k + 4])));
-            lo[k]               = _mm256_add_epi16(lo[k], _mm256_maddubs_epi16(high, _mm256_load_si256((const __m256i *) q->lo[k + 4])));
+        for (int r = i; r < 16; r += 4) {
+            v[r] = _mm256_loadu_si256((const __m256i *) (sign + r * row_bytes));
         }
+        transpose_quad(half, v, i);
     }
     UNROLLED
-    for (int k = 0; k < 4; k++) {
-        const __m256i weight = _mm256_set1_epi16((short) (8 >> k));
-        hi8                  = _mm256_add_epi32(hi8, _mm256_madd_epi16(hi[k], weight));
-        lo8                  = _mm256_add_epi32(lo8, _mm256_madd_epi16(lo[k], weight));
+    for (int i = 0; i < 4; i++) {
+        transpose_quad(byte, half, i);
+        UNROLLED
+        for (int c = 4 * i; c < 4 * i + 4; c++) {
+            at[2 * c][0]     = _mm256_and_si256(byte[c], mask);
+            at[2 * c + 1][0] = _mm256_and_si256(_mm256_srli_epi16(byte[c], 4), mask);
+        }
     }
 }
 
-// Returns 256 sum_j b_j hi_j + sum_j b_j lo_j, spread over 8 lanes, for n_bytes of signs, which are at most SEGMENT_STEPS steps.
-static inline __m256i segment_sum(const uint8_t * sign, int64_t n_bytes, int64_t ahead, const struct q_by_bit * q) {
-    constexpr int64_t N_BYTES = SUM_STEPS * STEP_COLUMNS / 8;
-    __m256i           hi8     = _mm256_setzero_si256();
-    __m256i           lo8     = _mm256_setzero_si256();
-    for (; n_bytes > 0; n_bytes -= N_BYTES, sign += N_BYTES, q += SUM_STEPS) {
-        add_steps(hi8, lo8, sign, n_bytes < N_BYTES ? n_bytes : N_BYTES, ahead, q);
+// Sets the nibbles of the first n_chunks chunks of the signs at `sign`. Of their 64 rows, row_bytes apart, n_rows are there, and n_bytes
+// bytes of each; the others become zeros.
+static void make_nibbles(unit_nibbles & nibbles, const uint8_t * sign, int n_rows, int64_t row_bytes, int64_t n_bytes, int n_chunks) {
+    constexpr int64_t   CHUNK_BYTES = CHUNK_COLUMNS / 8;
+    constexpr int64_t   UNIT_BYTES  = UNIT_CHUNKS * CHUNK_BYTES;
+    alignas(32) uint8_t piece[BLOCK_ROWS * UNIT_BYTES];
+    if (n_rows < BLOCK_ROWS || n_bytes < n_chunks * CHUNK_BYTES) {
+        memset(piece, 0, sizeof(piece));
+        for (int r = 0; r < n_rows && r < BLOCK_ROWS; r++) {
+            memcpy(piece + r * UNIT_BYTES, sign + r * row_bytes, (size_t) (n_bytes < UNIT_BYTES ? n_bytes : UNIT_BYTES));
+        }
+        sign      = piece;
+        row_bytes = UNIT_BYTES;
     }
-    return _mm256_add_epi32(_mm256_slli_epi32(hi8, 5), _mm256_srai_epi32(lo8, 3));
+    for (int g = 0; g < GROUPS; g++) {
+        for (int c = 0; c < n_chunks; c++) {
+            chunk_nibbles((__m256i(*)[GROUPS]) & nibbles.at[c * STEPS][g], sign + 16 * g * row_bytes + c * CHUNK_BYTES, row_bytes);
+        }
+    }
 }
 
-static void sign_dots_one(const uint8_t * sign, int n_i, const int8_t * q, const struct dqrelo_act * act, int64_t n, int32_t * out) {
-    constexpr int64_t SEGMENT = SEGMENT_STEPS * STEP_COLUMNS;
-    // The distance is in whole rows, so that the same segment of a later row is prefetched.
-    const int64_t   ahead = ((int64_t) DQRELO_PREFETCH_BYTES + n / 8 - 1) / (n / 8) * (n / 8);
-    struct q_by_bit ordered[SEGMENT_STEPS];
-    for (int64_t j = 0; j < n; j += SEGMENT) {
-        const int64_t n_columns = n - j < SEGMENT ? n - j : SEGMENT;
-        order_segment(ordered, q + 2 * j, n_columns);
-        for (int i = 0; i < n_i; i += 4) {
-            __m256i p[4];
-            for (int r = 0; r < 4; r++) { // Behind the end the last row is taken again.
-                p[r] = segment_sum(sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8) + j / 8, n_columns / 8, ahead, ordered);
+//
+// sums
+//
+
+// Adds v to sum. This is assembler because GCC 12 copies the sums of the intrinsic in every step and keeps some of them in memory.
+static inline void add_i16x16(__m256i & sum, __m256i v) {
+    __asm__("vpaddw %1, %0, %0" : "+x"(sum) : "x"(v));
+}
+
+// Adds what the nibbles of n_chunks chunks select of a digit's tables. Sums of N_ADD bytes of the tables fit in a byte. Each iteration asks
+// for the next bytes of signs, so that requests are spread evenly; they go to the second cache, because the first one is full of tables.
+template <int N_ADD>
+static __attribute__((noinline)) void look_up(workspace & w, digit_sums & sums, const chunk_tables * tables, int k, int n_chunks) {
+    __m256i both[GROUPS], odd[GROUPS];
+    UNROLLED
+    for (int g = 0; g < GROUPS; g++) {
+        both[g] = sums.both[g];
+        odd[g]  = sums.odd[g];
+    }
+    uintptr_t       next       = w.next;
+    const uintptr_t step       = w.step;
+    const __m256i(*at)[GROUPS] = w.nibbles.at;
+    for (int c = 0; c < n_chunks; c++) {
+        const __m256i * table = tables[c].digit[k];
+        for (const __m256i * end = table + STEPS; table < end; table += N_ADD, at += N_ADD, next += step) {
+            prefetch_lines<64>(next);
+            UNROLLED
+            for (int g = 0; g < GROUPS; g++) {
+                __m256i v = _mm256_shuffle_epi8(table[0], at[0][g]);
+                UNROLLED
+                for (int a = 1; a < N_ADD; a++) {
+                    v = _mm256_add_epi8(v, _mm256_shuffle_epi8(table[a], at[a][g]));
+                }
+                add_i16x16(both[g], v);
+                add_i16x16(odd[g], _mm256_srli_epi16(v, 8));
             }
-            const __m128i m      = lanes_i32x4(n_i - i);
-            const __m128i total  = _mm_slli_epi32(sums_i32x4(p[0], p[1], p[2], p[3]), 1);
-            const __m128i so_far = j == 0 ? _mm_set1_epi32(-act->sum) : _mm_maskload_epi32(out + i, m);
-            _mm_maskstore_epi32(out + i, m, _mm_add_epi32(so_far, total));
+        }
+    }
+    w.next = next;
+    UNROLLED
+    for (int g = 0; g < GROUPS; g++) {
+        sums.both[g] = both[g];
+        sums.odd[g]  = odd[g];
+    }
+}
+
+// Returns the sums of 8 rows in 32 bits. Both halves of v are sums of the same rows.
+static inline __m256i halves_i32x8(__m256i v) {
+    return _mm256_add_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(v)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1)));
+}
+
+static inline void add_to(int32_t * out, __m256i v, int n, bool accumulate) {
+    const __m256i m = lanes_i32x8(n);
+    _mm256_maskstore_epi32(out, m, accumulate ? _mm256_add_epi32(v, _mm256_maskload_epi32(out, m)) : v);
+}
+
+// Sets, or adds to, out[i] what the tables gave to 64 rows of signs, or the first n_i of them, and a row of q.
+static void store_sums(const digit_sums (&sums)[3], int32_t magnitude, int n_i, bool accumulate, int32_t * out) {
+    const __m256i offset = _mm256_set1_epi32(-magnitude);
+    for (int g = 0; g < GROUPS; g++) {
+        __m256i even = _mm256_setzero_si256(), odd = _mm256_setzero_si256();
+        UNROLLED
+        for (int k = 0; k < 3; k++) {
+            const int     shift = k == 0 ? 1 : k == 1 ? 7 : 12; // twice the digit's value
+            const __m256i v     = _mm256_sub_epi16(sums[k].both[g], _mm256_slli_epi16(sums[k].odd[g], 8));
+            even                = _mm256_add_epi32(even, _mm256_slli_epi32(halves_i32x8(v), shift));
+            odd                 = _mm256_add_epi32(odd, _mm256_slli_epi32(halves_i32x8(sums[k].odd[g]), shift));
+        }
+        even             = _mm256_add_epi32(even, offset);
+        odd              = _mm256_add_epi32(odd, offset);
+        const __m256i v0 = _mm256_unpacklo_epi32(even, odd);
+        const __m256i v1 = _mm256_unpackhi_epi32(even, odd);
+        add_to(out + 16 * g, _mm256_permute2x128_si256(v0, v1, 0x20), n_i - 16 * g, accumulate);
+        add_to(out + 16 * g + 8, _mm256_permute2x128_si256(v0, v1, 0x31), n_i - 16 * g - 8, accumulate);
+    }
+}
+
+// Adds the products of a block of rows with n_t rows of q in a segment of n_chunks chunks, which begins at byte `offset` of the rows.
+static void add_block(workspace & w, int block, const uint8_t * sign, int n_i, int64_t row_bytes, int64_t offset, int n_t, int n_chunks) {
+    for (int c = 0; c < n_chunks; c += UNIT_CHUNKS) {
+        const int     n_unit = n_chunks - c < UNIT_CHUNKS ? n_chunks - c : UNIT_CHUNKS;
+        const int64_t at     = offset + c * (CHUNK_COLUMNS / 8);
+        make_nibbles(w.nibbles, sign + at, n_i, row_bytes, row_bytes - at, n_unit);
+        for (int t = 0; t < n_t; t++) {
+            const chunk_tables * tables = w.tables + t * n_chunks + c;
+            look_up<2>(w, w.sums[t][block][0], tables, 0, n_unit);
+            look_up<4>(w, w.sums[t][block][1], tables, 1, n_unit);
+            look_up<4>(w, w.sums[t][block][2], tables, 2, n_unit);
         }
     }
 }
 
-void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
-                    int32_t * out, int64_t ld) {
-    for (int t = 0; t < n_t;) {
-        const int left   = n_t - t;
-        const int n_step = left == 4 ? 2 : left < 3 ? left : 3; // Four rows are taken as 2 + 2.
-        switch (n_step) {
-            case 1: sign_dots_one(sign, n_i, q + t * q_stride, act + t, n, out + t * ld); break;
-            case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
-            case 3: sign_dots_rows<3>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+// Begins with the requests to memory. Signs are asked for in the order of memory, as far ahead as it takes to read all that lies between:
+// a block of rows where a segment has all columns, else the tile; for several rows of q there is more time.
+static void begin_requests(workspace & w, const uint8_t * sign, int n_i, int n_t, int64_t n, int64_t segment) {
+    constexpr int64_t MOST  = 320 * 1024; // More would not stay in the second cache.
+    int64_t           ahead = (n <= segment ? BLOCK_ROWS : n_i) * (n / 8);
+    if (n_t > 1 && ahead > MOST) {
+        ahead = MOST;
+    }
+    // These are integers, because they may lie behind the end of the data, where no pointer may point.
+    w.next = (uintptr_t) sign + (uintptr_t) ahead;
+    w.step = (uintptr_t) (64 / n_t); // A unit has 64 lines, and 64 iterations for each row of q.
+}
+
+// Multiplies a tile of signs with n_t <= MAX_T rows of q.
+static void sign_dots_tile(workspace & w, const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, int n_t, int64_t n,
+                           int32_t * out, int64_t ld) {
+    constexpr int64_t SUM_COLUMNS = SUM_CHUNKS * CHUNK_COLUMNS;
+    const int64_t     segment     = SUM_CHUNKS / n_t / UNIT_CHUNKS * UNIT_CHUNKS * CHUNK_COLUMNS;
+    begin_requests(w, sign, n_i, n_t, n, segment);
+    for (int64_t j0 = 0; j0 < n; j0 += SUM_COLUMNS) {
+        const int64_t j1 = n - j0 < SUM_COLUMNS ? n : j0 + SUM_COLUMNS;
+        memset(w.sums, 0, (size_t) n_t * sizeof(w.sums[0]));
+        memset(w.magnitude, 0, sizeof(w.magnitude));
+        for (int64_t j = j0; j < j1; j += segment) {
+            const int64_t n_columns = j1 - j < segment ? j1 - j : segment;
+            const int     n_chunks  = (int) ((n_columns + CHUNK_COLUMNS - 1) / CHUNK_COLUMNS);
+            for (int t = 0; t < n_t; t++) {
+                make_row_tables(w.tables + t * n_chunks, q + t * q_stride + 2 * j, n_columns, &w.magnitude[t]);
+            }
+            for (int i = 0; i < n_i; i += BLOCK_ROWS) {
+                add_block(w, i / BLOCK_ROWS, sign + i * (n / 8), n_i - i, n / 8, j / 8, n_t, n_chunks);
+            }
         }
-        t += n_step;
+        for (int t = 0; t < n_t; t++) {
+            for (int i = 0; i < n_i; i += BLOCK_ROWS) {
+                store_sums(w.sums[t][i / BLOCK_ROWS], w.magnitude[t], n_i - i, j0 > 0, out + t * ld + i);
+            }
+        }
+    }
+}
+
+void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * /* act */, int n_t,
+                    int64_t n, int32_t * out, int64_t ld) {
+    constexpr int ROWS    = MAX_BLOCKS * BLOCK_ROWS;
+    const int     n_tiles = (n_t + MAX_T - 1) / MAX_T; // of rows of q, as equal as can be
+    workspace     w;
+    for (int k = 0; k < n_tiles; k++) {
+        const int t0 = n_t * k / n_tiles, t1 = n_t * (k + 1) / n_tiles;
+        for (int i = 0; i < n_i; i += ROWS) {
+            sign_dots_tile(w, sign + i * (n / 8), n_i - i < ROWS ? n_i - i : ROWS, q + t0 * q_stride, q_stride, t1 - t0, n,
+                           out + t0 * ld + i, ld);
+        }
     }
 }

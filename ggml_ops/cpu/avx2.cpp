@@ -13,11 +13,6 @@ static inline __m128 sums_f32x4(__m256 v0, __m256 v1, __m256 v2, __m256 v3) {
     return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
 }
 
-// Returns a mask for the first n of eight lanes: -1 there, 0 in the others.
-static inline __m256i lanes_i32x8(int64_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int) (n < 8 ? n : 8)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-
 //
 // quantised activation
 //
@@ -91,10 +86,14 @@ struct avx2 { // The comment in factor-kernels.h describes it.
     using vectors                   = __m256;
     using sums                      = __m256;
     static constexpr int STEP       = 8;
-    static constexpr int MAX_T      = 2;
-    static constexpr int PREFETCH_T = 1;
+    static constexpr int MAX_T      = 3;
+    static constexpr int PREFETCH_T = 2;
 
-    static int           rows_at_once(int t, int n_t) { return n_t - t < 2 ? 1 : 2; }
+    // Two, which read a from memory, then threes; four rows are taken as 2 + 2.
+    static int rows_at_once(int t, int n_t) {
+        const int left = n_t - t;
+        return left < 3 ? left : t == 0 || left == 4 ? 2 : 3;
+    }
     static constexpr int rows_of_a(int T) { return T == 1 ? 8 : 4; }
 
     struct f32 {

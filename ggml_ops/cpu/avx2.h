@@ -17,6 +17,11 @@ static inline __m128i lanes_i32x4(int n) {
     return _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_setr_epi32(0, 1, 2, 3));
 }
 
+// Returns a mask for the first n of eight lanes: -1 there, 0 in the others.
+static inline __m256i lanes_i32x8(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int) (n < 8 ? n : 8)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
 // dqrelo_kernels::sign_dots for AVX2; it is in avx2-signs.cpp.
 void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
                     int32_t * out, int64_t ld);

@@ -166,6 +166,30 @@ static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, f
     CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
 }
 
+// Rows whose neighbouring columns have the sum 65215, 0xfebf: in tables of partial sums whose digits have 6, 5 and 5 bits, the lowest
+// digit is as large as it can be, 63, and the highest one too. With the other sign they are as large where the sign bits are not set.
+static void test_sign_dots_largest_digits(const dqrelo_kernels * kernels) {
+    const int64_t n = 8192 + 520;
+    for (const float sign : { 1.0f, -1.0f }) {
+        check::begin(format("sign_dots/%s/largest digits, sign %g", kernels->name, (double) sign).c_str());
+        std::vector<float> x((size_t) n);
+        for (int64_t j = 0; j < n; j++) {
+            x[(size_t) j] = sign * (j % 2 ? 32576.0f : 32639.0f);
+        }
+        const quantised      a = quantise(kernels, { x, x, x, x, x, x, x, x }, nullptr);
+        const bytes          signs((size_t) (n / 8), sign > 0.0f ? 0xff : 0);
+        std::vector<int32_t> got(8);
+        for (const int n_t : { 1, 8 }) {
+            kernels->sign_dots(signs.data(), 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, got.data(), 1);
+            bool exact = true;
+            for (int t = 0; t < n_t; t++) {
+                exact = exact && got[(size_t) t] == n / 2 * 65215;
+            }
+            CHECK(exact);
+        }
+    }
+}
+
 static void test_to_float(const dqrelo_kernels * kernels, ggml_type type) {
     check::begin(format("to_float/%s/%s", kernels->name, type_name(type)).c_str());
     for (int64_t n : { (int64_t) 32, (int64_t) 96, (int64_t) 39 }) {
@@ -454,11 +478,15 @@ static void test_isa(const dqrelo_kernels * kernels) {
     test_quantize_equals_scalar(kernels);
     for (int64_t n : N_IN) {
         for (int n_t : N_T) {
-            for (int n_i : { 1, 13, 64 }) {
+            for (int n_i : { 1, 13, 64, 77 }) {
                 test_sign_dots_exact(kernels, n, n_t, n_i);
             }
         }
     }
+    for (int n_t : { 1, 2, 8 }) { // more outputs than a tile of any kernel
+        test_sign_dots_exact(kernels, 1000, n_t, 300);
+    }
+    test_sign_dots_largest_digits(kernels);
     for (int64_t n : { 4104, 65536, 262144 }) {
         test_sign_dots_long_row(kernels, n, 3.0f);
         test_sign_dots_long_row(kernels, n, -3.0f);
