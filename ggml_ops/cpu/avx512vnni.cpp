@@ -173,9 +173,9 @@ static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64
         }
         __m512i hi[R][T], lo[R][T];
         set_zero(hi, lo);
-        uintptr_t next = prefetch_from(row[0], (size_t) (R * (n / 8)));
+        uintptr_t next = prefetch_from(row[0], (size_t) (R * (n / 8)), DQRELO_CACHE_1);
         for (int64_t b = 0; b < (n + 63) / 64; b++, next += 64) {
-            prefetch_lines<64>(next);
+            prefetch_lines<64, DQRELO_CACHE_1>(next);
             __mmask64 bits[R];
             UNROLLED
             for (int r = 0; r < R; r++) {
@@ -222,7 +222,7 @@ static void sign_dots_segment(const struct sign_segment * segment, int n_i, cons
         __m512i        hi[MANY_R][MANY_T], lo[MANY_R][MANY_T];
         set_zero(hi, lo);
         for (int64_t b = 0; b < n_blocks; b++) {
-            prefetch_lines<64>((uintptr_t) ahead + (uintptr_t) (b * 64));
+            prefetch_lines<64, DQRELO_CACHE_1>((uintptr_t) ahead + (uintptr_t) (b * 64));
             sign_step<MANY_R, MANY_T>(hi, lo, segment->bits[g][b], q + b * (2 * DQRELO_Q_BLOCK), q_stride);
         }
         store_sums<MANY_R, MANY_T>(hi, lo, n_i - g * MANY_R, act, accumulate, out + g * MANY_R, ld);

@@ -9,21 +9,29 @@
 #include <stddef.h>
 #include <stdint.h>
 
-static constexpr size_t DQRELO_PREFETCH_BYTES = 8192; // Prefetches go at least so far ahead.
+// A request to the first cache takes one of its few places for misses until memory has answered, so where a kernel is as fast as memory,
+// requests go to the second cache: on Zen 4 one thread then reads F16 factors at 19 to 25 GB/s instead of 14 (a plain read: 20), and the
+// base's F16 product of 8 rows of 4096 x 4096 takes 3.0 instead of 4.3 ms. Where instructions are the limit the first cache is better.
+enum dqrelo_cache { DQRELO_CACHE_1 = 3, DQRELO_CACHE_2 = 2 }; // as __builtin_prefetch names them
+
+// Prefetches go at least so far ahead.
+static inline constexpr size_t prefetch_bytes(enum dqrelo_cache cache) {
+    return cache == DQRELO_CACHE_1 ? 8192 : 16384;
+}
 
 // Returns the address to begin with for a tile of tile_bytes. It is an integer, because it may lie behind the end of the data, where no
 // pointer may point.
-static inline uintptr_t prefetch_from(const void * tile, size_t tile_bytes) {
-    return (uintptr_t) tile + (tile_bytes < DQRELO_PREFETCH_BYTES ? DQRELO_PREFETCH_BYTES : tile_bytes);
+static inline uintptr_t prefetch_from(const void * tile, size_t tile_bytes, enum dqrelo_cache cache = DQRELO_CACHE_2) {
+    return (uintptr_t) tile + (tile_bytes < prefetch_bytes(cache) ? prefetch_bytes(cache) : tile_bytes);
 }
 
 // Asks for the cache lines of BYTES from `next` on.
-template <int BYTES>
+template <int BYTES, enum dqrelo_cache CACHE = DQRELO_CACHE_2>
 static inline void prefetch_lines(uintptr_t next) {
 #ifdef __GNUC__
 #pragma GCC unroll 8
     for (int k = 0; k < BYTES; k += 64) {
-        __builtin_prefetch((const void *) (next + (uintptr_t) k));
+        __builtin_prefetch((const void *) (next + (uintptr_t) k), 0, CACHE);
     }
 #else
     (void) next;
