@@ -21,6 +21,14 @@ struct output_row {
     int32_t      i_batch;
 };
 
+std::string text_of(const blend & parts) {
+    std::string text;
+    for (const auto & [delta, scale] : parts) {
+        text += (text.empty() ? "delta '" : ", delta '") + delta->name + "' times scale " + std::to_string(scale);
+    }
+    return text;
+}
+
 class runner {
 public:
     runner(llama_context * ctx, bool kv_unified) :
@@ -82,9 +90,7 @@ private:
             return false;
         }
         const llama_seq_id seq_id = free_ids.back();
-        if (item->owner != nullptr) {
-            item->owner->bind(ctx, seq_id, item->scale);
-        }
+        bind_parts(ctx, seq_id, item->parts);
         free_ids.pop_back();
         n_cells_used += item->n_cells;
         active.push_back({ item, seq_id, 0 });
@@ -117,9 +123,7 @@ private:
         const active_job done = active[i];
         active.erase(active.begin() + (ptrdiff_t) i);
         llama_memory_seq_rm(llama_get_memory(ctx), done.seq_id, -1, -1);
-        if (done.item->owner != nullptr) {
-            bind_base(ctx, done.seq_id);
-        }
+        bind_parts(ctx, done.seq_id, {});
         n_cells_used -= done.item->n_cells;
         free_ids.push_back(done.seq_id);
     }
@@ -127,9 +131,8 @@ private:
     void check_finite() const {
         const auto fail = [](const job & item) {
             throw input_error("sequence " + std::to_string(item.number) + ": its logits are NaN or infinite" +
-                              (item.owner ? ": the weights of delta '" + item.owner->name + "' times scale " + std::to_string(item.scale) +
-                                                " are too large for this model"
-                                          : ". Is the model's file damaged?"));
+                              (item.parts.empty() ? ". Is the model's file damaged?"
+                                                  : ": the weights of " + text_of(item.parts) + " are too large for this model"));
         };
         for (const active_job & cur : active) {
             if (!dqrelo_is_finite(ctx, cur.seq_id, -1)) {
@@ -192,11 +195,6 @@ void decode_batch(llama_context * ctx, const llama_batch & batch) {
     if (status != 0) {
         throw input_error("llama_decode: " + log_first_error("failed with status " + std::to_string(status)));
     }
-}
-
-void bind_base(llama_context * ctx, llama_seq_id seq_id) {
-    char err[256];
-    dqrelo_bind(ctx, seq_id, nullptr, 1.0f, err, sizeof(err));
 }
 
 void forget_all(llama_context * ctx) {

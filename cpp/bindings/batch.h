@@ -21,12 +21,11 @@ public:
     // before are not evaluated again, if the model's memory can go back to there.
     virtual bool go_on(size_t & /*n_kept*/) { return false; }
 
-    std::vector<llama_token>      tokens;
-    std::shared_ptr<loaded_delta> owner; // NULL is the base.
-    float                         scale        = 1.0f;
-    size_t                        number       = 0; // Its index in the caller's list.
-    size_t                        first_output = 0;
-    size_t                        n_cells      = 0; // Counts the cells of the context's memory that the job may come to need.
+    std::vector<llama_token> tokens;
+    blend                    parts;
+    size_t                   number       = 0; // Its index in the caller's list.
+    size_t                   first_output = 0;
+    size_t                   n_cells      = 0; // Counts the cells of the context's memory that the job may come to need.
 };
 
 // Called before each llama_decode; may throw to stop the run.
@@ -37,9 +36,6 @@ int32_t batch_add(llama_batch & batch, llama_token token, llama_pos pos, llama_s
 
 // Calls llama_decode, and throws input_error where that fails.
 void decode_batch(llama_context * ctx, const llama_batch & batch);
-
-// Makes the base run for a sequence. Cannot fail.
-void bind_base(llama_context * ctx, llama_seq_id seq_id);
 
 // Empties the context's memory, data and all.
 void forget_all(llama_context * ctx);

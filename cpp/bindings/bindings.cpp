@@ -12,6 +12,7 @@ namespace py = pybind11;
 
 using token_array = py::array_t<llama_token, py::array::c_style | py::array::forcecast>;
 using delta_list  = std::vector<std::shared_ptr<loaded_delta>>;
+using blend_list  = std::vector<std::vector<std::pair<std::shared_ptr<loaded_delta>, float>>>; // for each sequence; empty is the base
 using no_gil      = py::call_guard<py::gil_scoped_release>;
 
 namespace {
@@ -27,14 +28,21 @@ std::vector<llama_token> to_vector(const token_array & tokens) {
     return std::vector<llama_token>(tokens.data(), tokens.data() + tokens.size());
 }
 
-std::vector<sequence> to_sequences(const std::vector<token_array> & tokens, const delta_list & owners, const std::vector<float> & scales) {
-    if (owners.size() != tokens.size() || scales.size() != tokens.size()) {
-        throw input_error("got " + std::to_string(tokens.size()) + " sequences, " + std::to_string(owners.size()) + " deltas and " +
-                          std::to_string(scales.size()) + " scales, expected as many of each");
+std::vector<sequence> to_sequences(const std::vector<token_array> & tokens, const blend_list & blends) {
+    if (blends.size() != tokens.size()) {
+        throw input_error("got " + std::to_string(tokens.size()) + " sequences and " + std::to_string(blends.size()) +
+                          " blends, expected as many of each");
     }
     std::vector<sequence> seqs;
     for (size_t i = 0; i < tokens.size(); ++i) {
-        seqs.push_back({ to_vector(tokens[i]), owners[i], scales[i] });
+        sequence seq = { to_vector(tokens[i]), {} };
+        for (const auto & [delta, scale] : blends[i]) {
+            if (delta == nullptr) {
+                throw input_error("sequence " + std::to_string(i) + ": a part of its blend is no delta");
+            }
+            seq.parts.push_back({ delta, scale });
+        }
+        seqs.push_back(std::move(seq));
     }
     return seqs;
 }
@@ -47,9 +55,8 @@ void check_signals() {
     }
 }
 
-py::list logits(session & self, const std::vector<token_array> & tokens, const delta_list & owners, const std::vector<float> & scales,
-                const std::vector<size_t> & firsts) {
-    const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
+py::list logits(session & self, const std::vector<token_array> & tokens, const blend_list & blends, const std::vector<size_t> & firsts) {
+    const std::vector<sequence> seqs = to_sequences(tokens, blends);
     py::list                    result;
     std::vector<float *>        outs;
     for (size_t i = 0; i < seqs.size(); ++i) {
@@ -69,16 +76,15 @@ py::list logits(session & self, const std::vector<token_array> & tokens, const d
 }
 
 std::vector<std::pair<double, bool>> score(session & self, const std::vector<token_array> & tokens, const std::vector<size_t> & n_context,
-                                           const delta_list & owners, const std::vector<float> & scales) {
-    const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
+                                           const blend_list & blends) {
+    const std::vector<sequence> seqs = to_sequences(tokens, blends);
     py::gil_scoped_release      free_gil;
     return self.score(seqs, n_context, check_signals);
 }
 
 // Returns a list of (bytes, int32 [n_generated]).
-py::list generate(session & self, const std::vector<token_array> & tokens, const delta_list & owners, const std::vector<float> & scales,
-                  generate_params params) {
-    const std::vector<sequence> seqs = to_sequences(tokens, owners, scales);
+py::list generate(session & self, const std::vector<token_array> & tokens, const blend_list & blends, generate_params params) {
+    const std::vector<sequence> seqs = to_sequences(tokens, blends);
     std::vector<generated>      items;
     {
         py::gil_scoped_release free_gil;
@@ -94,8 +100,7 @@ py::list generate(session & self, const std::vector<token_array> & tokens, const
 // visit(weight, rows, experts) gets float32 [n_rows, n_in], and int32 [n_rows] or None.
 std::unordered_map<std::string, std::string> visit_inputs(session & self, const std::vector<token_array> & tokens,
                                                           const std::vector<std::string> & names, const py::function & visit) {
-    const delta_list            no_deltas(tokens.size());
-    const std::vector<sequence> seqs = to_sequences(tokens, no_deltas, std::vector<float>(tokens.size(), 1.0f));
+    const std::vector<sequence> seqs = to_sequences(tokens, blend_list(tokens.size()));
     const auto                  show = [&](const tapped_rows & rows) {
         py::gil_scoped_acquire gil;
         const auto             n_rows = (py::ssize_t) rows.data.size() / rows.n_in;
@@ -218,9 +223,9 @@ void bind_session(py::module_ & m) {
         .def("tokenize", tokenize, py::arg("text"), py::arg("add_special"), py::arg("parse_special"), py::arg("delta"))
         .def("detokenize", detokenize, py::arg("tokens"), py::arg("special"))
         .def("prefix_token", &session::prefix_token, py::arg("delta"), no_gil())
-        .def("logits", &logits, py::arg("tokens"), py::arg("deltas"), py::arg("scales"), py::arg("firsts"))
-        .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("deltas"), py::arg("scales"))
-        .def("generate", &generate, py::arg("tokens"), py::arg("deltas"), py::arg("scales"), py::arg("params"))
+        .def("logits", &logits, py::arg("tokens"), py::arg("blends"), py::arg("firsts"))
+        .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("blends"))
+        .def("generate", &generate, py::arg("tokens"), py::arg("blends"), py::arg("params"))
         .def("visit_inputs", &visit_inputs, py::arg("tokens"), py::arg("names"), py::arg("visit"))
         .def("time_streams", &time_streams, py::arg("deltas"), py::arg("n_prompt"), py::arg("n_gen"), py::arg("n_threads"), py::arg("seed"),
              no_gil())

@@ -91,10 +91,11 @@ llama_token generate_job::sample(const float * row) {
 }
 
 bool generate_job::is_end(llama_token token) const {
-    if (owner == nullptr || owner->eog_tokens.empty()) {
+    if (parts.empty() || parts[0].delta->eog_tokens.empty()) {
         return llama_vocab_is_eog(vocab, token);
     }
-    return std::find(owner->eog_tokens.begin(), owner->eog_tokens.end(), token) != owner->eog_tokens.end();
+    const std::vector<llama_token> & eog = parts[0].delta->eog_tokens;
+    return std::find(eog.begin(), eog.end(), token) != eog.end();
 }
 
 // Returns true if the text holds a stop text that ends behind byte n_before; it is then cut before the first one.

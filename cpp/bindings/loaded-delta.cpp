@@ -60,18 +60,25 @@ std::optional<std::string> loaded_delta::meta(const std::string & key) const {
     return text == nullptr ? std::nullopt : std::optional<std::string>(text);
 }
 
-void loaded_delta::bind(llama_context * ctx, llama_seq_id seq_id, float scale) {
-    std::lock_guard<std::mutex> lock(live->mutex);
-    if (handle == nullptr) {
-        throw input_error("delta '" + name + "' is closed");
-    }
-    char err[1024];
-    if (!dqrelo_bind(ctx, seq_id, handle, scale, err, sizeof(err))) {
-        throw input_error(err);
-    }
-}
-
 bool loaded_delta::is_closed() const {
     std::lock_guard<std::mutex> lock(live->mutex);
     return handle == nullptr;
+}
+
+void bind_parts(llama_context * ctx, llama_seq_id seq_id, const blend & parts) {
+    std::unique_lock<std::mutex> lock;
+    std::vector<dqrelo_part>     handles;
+    for (const auto & [delta, scale] : parts) {
+        if (!lock.owns_lock()) {
+            lock = std::unique_lock<std::mutex>(delta->live->mutex); // It is the session's, so all parts have this one.
+        }
+        if (delta->handle == nullptr) {
+            throw input_error("delta '" + delta->name + "' is closed");
+        }
+        handles.push_back({ delta->handle, scale });
+    }
+    char err[1024];
+    if (!dqrelo_bind_parts(ctx, seq_id, handles.data(), handles.size(), err, sizeof(err))) {
+        throw input_error(err);
+    }
 }

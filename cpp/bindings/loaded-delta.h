@@ -19,6 +19,15 @@ struct input_error : std::runtime_error {
 
 class loaded_delta;
 
+// A delta that a sequence runs on, and how much of it.
+struct blend_part {
+    std::shared_ptr<loaded_delta> delta; // not NULL
+    float                         scale = 1.0f;
+    bool                          operator==(const blend_part & other) const { return delta == other.delta && scale == other.scale; }
+};
+// Empty is the base. End tokens, and how a text begins, are those of the first part.
+using blend = std::vector<blend_part>;
+
 // The deltas of one session that are loaded. The mutex guards each delta's handle; nothing that may call Python runs under it.
 struct live_deltas {
     std::mutex               mutex;
@@ -40,9 +49,6 @@ public:
     // Returns a metadata value of the file as text. Throws input_error if the delta is closed.
     std::optional<std::string> meta(const std::string & key) const;
 
-    // Binds the delta to a sequence. Throws input_error if it is closed or the C API refuses.
-    void bind(llama_context * ctx, llama_seq_id seq_id, float scale);
-
     bool is_closed() const;
     bool belongs_to(const live_deltas * other) const { return live.get() == other; }
 
@@ -59,8 +65,12 @@ public:
 
 private:
     friend class session;
+    friend void bind_parts(llama_context * ctx, llama_seq_id seq_id, const std::vector<blend_part> & parts);
 
     std::shared_ptr<live_deltas> live;
     dqrelo_delta *               handle; // NULL once the delta is freed.
     const process                owner;
 };
+
+// Binds a blend of one session's deltas to a sequence. Throws input_error if one is closed or the C API refuses.
+void bind_parts(llama_context * ctx, llama_seq_id seq_id, const blend & parts);

@@ -61,7 +61,7 @@ std::vector<llama_token> tokenize_text(const llama_vocab * vocab, const std::str
 }
 
 bool has_same_context(const sequence & a, size_t n_context_a, const sequence & b, size_t n_context_b) {
-    return n_context_a == n_context_b && a.owner == b.owner && a.scale == b.scale &&
+    return n_context_a == n_context_b && a.parts == b.parts &&
            std::equal(a.tokens.begin(), a.tokens.begin() + (ptrdiff_t) n_context_a, b.tokens.begin());
 }
 
@@ -295,8 +295,10 @@ void session::check_sequence(const sequence & seq, size_t i, size_t n_new) const
                               std::to_string(n_vocab - 1));
         }
     }
-    if (seq.owner != nullptr && !seq.owner->belongs_to(live.get())) {
-        throw input_error(where + "delta '" + seq.owner->name + "' was loaded for another runtime");
+    for (const blend_part & part : seq.parts) {
+        if (!part.delta->belongs_to(live.get())) {
+            throw input_error(where + "delta '" + part.delta->name + "' was loaded for another runtime");
+        }
     }
 }
 
@@ -305,8 +307,7 @@ void session::prepare(job & item, const sequence & seq, size_t i, size_t n_new) 
     check_sequence(seq, i, n_new);
     item.number  = i;
     item.tokens  = seq.tokens;
-    item.owner   = seq.owner;
-    item.scale   = seq.scale;
+    item.parts   = seq.parts;
     item.n_cells = seq.tokens.size() + n_new;
 }
 

@@ -31,9 +31,8 @@ struct session_params {
 
 // A sequence to evaluate.
 struct sequence {
-    std::vector<llama_token>      tokens;
-    std::shared_ptr<loaded_delta> owner; // NULL is the base.
-    float                         scale = 1.0f;
+    std::vector<llama_token> tokens;
+    blend                    parts;
 };
 
 // Thread-safe: calls that use the context wait for each other. Errors are input_error.

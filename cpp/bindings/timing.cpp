@@ -57,7 +57,7 @@ public:
     ~streams() {
         clear();
         for (size_t i = 0; i < next_pos.size(); ++i) {
-            bind_base(ctx, (llama_seq_id) i);
+            bind_parts(ctx, (llama_seq_id) i, {});
         }
         llama_batch_free(batch);
     }
@@ -131,7 +131,7 @@ uint64_t time_streams(llama_context * ctx, const std::vector<std::shared_ptr<loa
     streams                run(ctx, owners.size(), params.seed, check);
     for (size_t i = 0; i < owners.size(); ++i) {
         if (owners[i] != nullptr) {
-            owners[i]->bind(ctx, (llama_seq_id) i, 1.0f);
+            bind_parts(ctx, (llama_seq_id) i, { { owners[i], 1.0f } });
         }
     }
     if (params.n_prompt == 0) {

@@ -15,23 +15,39 @@ dqrelo_context::~dqrelo_context() {
     }
 }
 
-int32_t dqrelo_context::acquire(dqrelo_delta * delta) {
-    int32_t free_index = -1;
-    for (int32_t i = 0; i < (int32_t) active.size(); i++) {
-        if (active[i].delta == delta) {
-            free_index = i;
-            break;
+void dqrelo_context::acquire(int32_t seq_id, const std::vector<std::pair<dqrelo_delta *, float>> & parts) {
+    auto sorted = parts;
+    std::sort(sorted.begin(), sorted.end(), [](const auto & a, const auto & b) {
+        const int order = a.first->file->content_hash().compare(b.first->file->content_hash());
+        return order != 0 ? order < 0 : a.second < b.second; // One file may be loaded twice.
+    });
+    seqs[seq_id].reserve(sorted.size());
+    try {
+        for (const auto & [delta, request_scale] : sorted) {
+            seqs[seq_id].push_back({ acquire_index(delta), request_scale });
         }
-        if (!active[i].delta && free_index < 0) {
-            free_index = i;
-        }
+    } catch (...) {
+        release(seq_id);
+        throw;
     }
-    if (free_index < 0) {
-        return -1;
+    n_most_parts = std::max(n_most_parts, (uint32_t) sorted.size());
+}
+
+void dqrelo_context::release(int32_t seq_id) {
+    for (const part & p : seqs[seq_id]) {
+        release_index(p.delta_index);
     }
-    active_delta & s = active[free_index];
+    seqs[seq_id].clear();
+}
+
+int32_t dqrelo_context::acquire_index(dqrelo_delta * delta) {
+    const auto    has = [delta](const active_delta & s) { return s.delta == delta; };
+    const int32_t i   = (int32_t) (std::find_if(active.begin(), active.end(), has) - active.begin());
+    const int32_t at  = i < (int32_t) active.size() ? i : free_index();
+
+    active_delta & s = active[at];
     if (!s.delta) {
-        tables.set(free_index, *delta);
+        tables.set(at, *delta);
         s.delta      = delta;
         s.generation = ++n_generations;
         s.own_ubatch = verdict_of(*delta)->own_ubatch;
@@ -39,7 +55,23 @@ int32_t dqrelo_context::acquire(dqrelo_delta * delta) {
     }
     s.n_bound++;
     delta->n_bound++;
-    return free_index;
+    return at;
+}
+
+// Where every index is taken, tables with twice as many are made in place of these.
+int32_t dqrelo_context::free_index() {
+    const auto is_free = [](const active_delta & s) { return !s.delta; };
+    const auto found   = std::find_if(active.begin(), active.end(), is_free);
+    const auto at      = (int32_t) (found - active.begin());
+    if (found == active.end()) {
+        dqrelo::delta_tables larger(2 * active.size(), tables.version() + 1);
+        for (size_t i = 0; i < active.size(); i++) {
+            larger.set(i, *active[i].delta);
+        }
+        active.resize(2 * active.size());
+        tables = std::move(larger);
+    }
+    return at;
 }
 
 void dqrelo_context::grow_composed() {
@@ -50,7 +82,7 @@ void dqrelo_context::grow_composed() {
     n_composed = std::max(n_composed, n);
 }
 
-void dqrelo_context::release(int32_t i) {
+void dqrelo_context::release_index(int32_t i) {
     active_delta & s = active[i];
     s.delta->n_bound--;
     if (--s.n_bound == 0) {
@@ -59,10 +91,13 @@ void dqrelo_context::release(int32_t i) {
     }
 }
 
-dqrelo_context::binding dqrelo_context::binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const {
-    const auto    bound = [this](int32_t seq_id) { return seq_id >= 0 && seq_id < (int32_t) seqs.size() ? seqs[seq_id] : binding(); };
-    const binding first = bound(seq_ids[0]);
-    agree               = std::all_of(seq_ids, seq_ids + n_seq_ids, [&](int32_t id) { return bound(id) == first; });
+const dqrelo_context::binding & dqrelo_context::binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const {
+    static const binding base;
+    const auto           bound = [this](int32_t seq_id) -> const binding & {
+        return seq_id >= 0 && seq_id < (int32_t) seqs.size() ? seqs[seq_id] : base;
+    };
+    const binding & first = bound(seq_ids[0]);
+    agree                 = std::all_of(seq_ids, seq_ids + n_seq_ids, [&](int32_t id) { return bound(id) == first; });
     return first;
 }
 

@@ -1,7 +1,7 @@
-// context-state.h: which delta each sequence of a context has, and the tables through which the operator finds their weights.
+// context-state.h: which deltas each sequence of a context has, and the tables through which the operator finds their weights.
 //
-// The deltas that are bound to some sequence are the active ones. Each has an index as long as it is bound. The graph refers to tables and
-// indices only, so binding another delta rewrites table entries and never the graph.
+// The deltas that are bound to some sequence, alone or as parts of a blend, are the active ones. Each has an index as long as it is bound.
+// The graph refers to tables and indices only, so binding another delta rewrites table entries and never the graph.
 #pragma once
 
 #include "context/delta-tables.h"
@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 struct dqrelo_delta;
@@ -24,13 +25,13 @@ struct dqrelo_context {
         bool           own_ubatch = false; // Its tokens share no ubatch with others.
         uint64_t       generation = 0;     // Differs for each delta that the index gets.
     };
-    struct binding {
-        int32_t delta_index   = -1; // -1 is the base.
-        float   request_scale = 1.0f;
-        bool    operator==(const binding & other) const {
-            return delta_index == other.delta_index && (delta_index < 0 || request_scale == other.request_scale);
-        }
+    struct part {
+        int32_t delta_index;
+        float   request_scale;
+        bool    operator==(const part & other) const { return delta_index == other.delta_index && request_scale == other.request_scale; }
     };
+    // What a sequence has: several parts are a blend, and none is the base. Equal blends have their parts in the same order.
+    using binding = std::vector<part>;
 
     // What a check found of a delta that the graphs can carry.
     struct verdict {
@@ -43,9 +44,10 @@ struct dqrelo_context {
     dqrelo_context(const dqrelo_context &)             = delete;
     dqrelo_context & operator=(const dqrelo_context &) = delete;
 
-    // Returns the index of `delta`, which was checked: the one it has, else a free one, else -1.
-    int32_t acquire(dqrelo_delta * delta);
-    void    release(int32_t delta_index);
+    // Gives a sequence, which has the base, these deltas, which were checked, no two of them the same. Throws std::runtime_error without
+    // memory for their tables; the sequence has the base then.
+    void acquire(int32_t seq_id, const std::vector<std::pair<dqrelo_delta *, float>> & parts);
+    void release(int32_t seq_id);
 
     // Returns nullptr if the delta was not checked, or was refused. A verdict belongs to the loaded delta, not to its file: another one may
     // say of itself what this one says.
@@ -55,11 +57,16 @@ struct dqrelo_context {
     // Returns how many nodes graphs must have room for besides those of the operator.
     uint32_t n_composed_nodes() const { return n_composed; }
 
-    // Returns the binding of a token with the given sequences; false in `agree` if they have different deltas.
-    binding binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
+    // Returns how many deltas a row may have in the graphs that there must be room for: 1 where there are no blends.
+    uint32_t n_parts() const { return n_most_parts; }
 
-    std::vector<active_delta> active; // Has an entry for each index; an entry without a delta is a free index.
-    std::vector<binding>      seqs;   // Has an entry for each sequence id.
+    // Returns the binding of a token with the given sequences; false in `agree` if they have different deltas.
+    const binding & binding_of(const int32_t * seq_ids, int32_t n_seq_ids, bool & agree) const;
+
+    // Has an entry for each index; an entry without a delta is a free index. There are as many as sequences, and more once blends need
+    // them.
+    std::vector<active_delta> active;
+    std::vector<binding>      seqs; // Has an entry for each sequence id.
     // Has an entry for each sequence id: true if it computed NaN or infinity since it was last forgotten.
     std::vector<bool>    not_finite;
     dqrelo::delta_tables tables;
@@ -70,12 +77,16 @@ struct dqrelo_context {
     dqrelo::graph_usage * scan = nullptr;
 
 private:
-    void grow_composed();
+    int32_t acquire_index(dqrelo_delta * delta);
+    int32_t free_index();
+    void    release_index(int32_t delta_index);
+    void    grow_composed();
 
     // An entry keeps its file's identity, but not the file: no file that is loaded later can be taken for one that has gone.
     std::map<std::weak_ptr<const dqrelo::delta_file>, verdict, std::owner_less<>> verdicts;
 
     uint64_t n_generations = 0;
-    // Keeps the most that was needed so far, so that graphs grow seldom.
-    uint32_t n_composed = 0;
+    // These keep the most that was needed so far, so that graphs grow seldom.
+    uint32_t n_composed   = 0;
+    uint32_t n_most_parts = 1;
 };

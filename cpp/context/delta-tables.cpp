@@ -34,6 +34,7 @@ void delta_tables::make(ggml_backend_buffer_type_t buft, const std::vector<std::
         tables[{ buft, weights[i] }] = t;
     }
     g->changed = true;
+    n_version++;
     groups.push_back(std::move(g));
 }
 

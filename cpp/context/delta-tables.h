@@ -20,7 +20,8 @@ namespace dqrelo {
 // computed. A tied matrix may have two: where embeddings are read, and where the output is computed.
 class delta_tables {
 public:
-    explicit delta_tables(size_t n_deltas) : n_deltas(n_deltas) {}
+    // `version` is larger than that of any tables of the context before.
+    explicit delta_tables(size_t n_deltas, uint64_t version = 0) : n_deltas(n_deltas), n_version(version) {}
 
     // Table of a weight of the model, I8 [sizeof(dqrelo_entry) * n_deltas], or nullptr if no delta so far changes it.
     ggml_tensor * find(const ggml_tensor * weight) const;
@@ -30,7 +31,8 @@ public:
     void set(size_t delta_index, const dqrelo_delta & delta);
     void clear(size_t delta_index);
 
-    size_t size() const { return tables.size(); }
+    // Changes whenever tables are made: a graph is for the tables that it was built with.
+    uint64_t version() const { return n_version; }
 
 private:
     // Tables that were made together, in one piece of memory, so that one copy writes them all.
@@ -52,6 +54,7 @@ private:
     void write();
 
     size_t                              n_deltas;
+    uint64_t                            n_version;
     std::map<key, table>                tables;
     std::vector<std::unique_ptr<group>> groups;
 };

@@ -2,36 +2,43 @@
 
 #include "context/context-state.h"
 #include "dqrelo-hooks.h"
+#include "dqrelo.h"
 
 #include "llama-batch.h"
 
+#include <algorithm>
+
 namespace dqrelo {
 
-// 0: base. UINT64_MAX: conflict. Else 2 * (n_tables + 1), plus 1 for an own batch.
+// 0: base. UINT64_MAX: conflict. Else the digits (version of the tables + 1), (parts - 1), own ubatch.
 static constexpr uint64_t NUMBER_OF_CONFLICT = UINT64_MAX;
 
 graph_key graph_key::of(const dqrelo_context & dctx, const llama_ubatch & ubatch) {
     graph_key key;
-    key.n_tables = dctx.tables.size();
+    key.tables = dctx.tables.version();
     for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
-        bool       agree = true;
-        const auto b     = dctx.binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree);
+        bool         agree = true;
+        const auto & b     = dctx.binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree);
         if (!agree) {
             key.is = state::conflict;
             break;
         }
-        if (b.delta_index >= 0 && key.is != state::own_ubatch) {
-            key.is = dctx.active[b.delta_index].own_ubatch ? state::own_ubatch : state::shared;
+        key.n_parts = std::max(key.n_parts, (int32_t) b.size());
+        for (const dqrelo_context::part & p : b) {
+            if (key.is != state::own_ubatch) {
+                key.is = dctx.active[p.delta_index].own_ubatch ? state::own_ubatch : state::shared;
+            }
         }
     }
     return key;
 }
 
 uint64_t graph_key::encode() const {
+    const uint64_t digits = ((tables + 1) * DQRELO_MAX_PARTS + (uint64_t) (n_parts - 1)) * 2;
     switch (is) {
         case state::base: return 0;
-        case state::shared: return 2 * ((uint64_t) n_tables + 1);
-        case state::own_ubatch: return 2 * ((uint64_t) n_tables + 1) + 1;
+        case state::shared: return digits;
+        case state::own_ubatch: return digits + 1;
         case state::conflict: return NUMBER_OF_CONFLICT;
     }
     return NUMBER_OF_CONFLICT;
@@ -42,8 +49,9 @@ graph_key graph_key::decode(uint64_t number) {
     if (number == NUMBER_OF_CONFLICT) {
         key.is = state::conflict;
     } else if (number != 0) {
-        key.is       = number & 1 ? state::own_ubatch : state::shared;
-        key.n_tables = (size_t) (number / 2 - 1);
+        key.is      = number & 1 ? state::own_ubatch : state::shared;
+        key.n_parts = (int32_t) (number / 2 % DQRELO_MAX_PARTS) + 1;
+        key.tables  = number / 2 / DQRELO_MAX_PARTS - 1;
     }
     return key;
 }

@@ -11,16 +11,17 @@
 namespace {
 
 constexpr uint32_t SESSION_MAGIC  = 0x71647373; // Stands before llama.cpp's own, so a stock build refuses the file.
-constexpr uint32_t N_OWNERS_BYTES = 1 << 20;    // bytes; more than 256 sequences need
+constexpr uint32_t N_OWNERS_BYTES = 1 << 20;    // bytes; more than 256 sequences of 8 deltas need
 
-// Returns a line for each sequence that has a delta: its id, the delta's content hash, the scale. Empty: all run the base.
+// Returns a line for each delta of each sequence: the sequence's id, the delta's content hash, the scale. Empty: all run the base.
 std::string owners_of(const dqrelo_context * dctx) {
     std::string owners;
     for (size_t seq = 0; dctx && seq < dctx->seqs.size(); seq++) {
-        const auto & bound = dctx->seqs[seq];
-        if (bound.delta_index >= 0 && bound.request_scale != 0.0f) {
-            const std::string & hash = dctx->active[bound.delta_index].delta->file->content_hash();
-            owners += std::to_string(seq) + " " + hash + format(" %.9g\n", bound.request_scale); // 9 digits tell any two floats apart.
+        for (const dqrelo_context::part & p : dctx->seqs[seq]) {
+            if (p.request_scale != 0.0f) {
+                const std::string & hash = dctx->active[p.delta_index].delta->file->content_hash();
+                owners += std::to_string(seq) + " " + hash + format(" %.9g\n", p.request_scale); // 9 digits tell any two floats apart.
+            }
         }
     }
     return owners;

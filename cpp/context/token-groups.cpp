@@ -7,7 +7,6 @@
 #include "llama-impl.h"
 
 #include <algorithm>
-#include <cstring>
 #include <functional>
 
 std::vector<uint64_t> dqrelo_token_groups(const dqrelo_context * dctx, const llama_batch & batch) {
@@ -17,12 +16,13 @@ std::vector<uint64_t> dqrelo_token_groups(const dqrelo_context * dctx, const lla
     std::vector<uint64_t> groups;
     bool                  own_ubatch = false;
     for (int32_t i = 0; i < batch.n_tokens; i++) {
-        bool       agree = true;
-        const auto b     = dctx->binding_of(batch.seq_id[i], batch.n_seq_id[i], agree);
-        uint32_t   scale_bits;
-        memcpy(&scale_bits, &b.request_scale, sizeof(scale_bits));
-        groups.push_back(b.delta_index < 0 ? 0 : (uint64_t) (b.delta_index + 1) << 32 | scale_bits);
-        own_ubatch = own_ubatch || (b.delta_index >= 0 && dctx->active[b.delta_index].own_ubatch);
+        bool         agree = true;
+        const auto & b     = dctx->binding_of(batch.seq_id[i], batch.n_seq_id[i], agree);
+        own_ubatch = own_ubatch || std::any_of(b.begin(), b.end(),
+                                               [&](const dqrelo_context::part & p) { return dctx->active[p.delta_index].own_ubatch; });
+        // A group is named by the first sequence that has its binding; 0 is the base.
+        const auto first = std::find(dctx->seqs.begin(), dctx->seqs.end(), b);
+        groups.push_back(b.empty() ? 0 : (uint64_t) (first - dctx->seqs.begin()) + 1);
     }
     return own_ubatch ? groups : std::vector<uint64_t>();
 }

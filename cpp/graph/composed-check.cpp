@@ -68,7 +68,8 @@ probe_result probe(const dqrelo_context & dctx, const read_shape & shape, const 
         graph.attach(read, shape.layout, base, read.x);
     }
     probe_result result;
-    result.n_nodes = n_tensors(w) + 2; // The tensors x and ids lie in one piece here, but may have to be copied into one.
+    // The tensors x and ids lie in one piece here, but may have to be copied into one; a blend takes out what it adds to, and adds.
+    result.n_nodes = n_tensors(w) + 4;
     const auto ask = [&](ggml_tensor * t) {
         if (result.lacks.empty() && t->op != GGML_OP_NONE && !ggml_backend_dev_supports_op(dev, t)) {
             const ggml_tensor * first = t->src[0];

@@ -18,21 +18,21 @@ row_plan row_plan::of(const dqrelo_context & dctx, const llama_ubatch & ubatch, 
     int32_t n_seen = 0; // Counts outputs, which are numbered as llama.cpp's out_ids are.
     for (uint32_t i = 0; i < ubatch.n_tokens; i++) {
         bool          agree  = true;
-        const auto    b      = dctx.binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree);
+        const auto &  b      = dctx.binding_of(ubatch.seq_id[i], ubatch.n_seq_id[i], agree);
         const bool    output = (all_outputs || ubatch.output[i]) && n_seen < n_outputs;
         const int32_t number = n_seen;
         n_seen += output;
-        if (b.delta_index < 0) {
-            continue;
+        for (const dqrelo_context::part & p : b) {
+            delta_rows & s = of_delta[p.delta_index];
+            s.unit         = s.unit && p.request_scale == 1.0f;
+            s.rows[ROWS_TOKENS].push_back((int32_t) i);
+            s.request_scales[ROWS_TOKENS].push_back(p.request_scale);
+            if (output) {
+                s.rows[ROWS_OUTPUTS].push_back(number);
+                s.request_scales[ROWS_OUTPUTS].push_back(p.request_scale);
+            }
         }
-        delta_rows & s = of_delta[b.delta_index];
-        s.unit         = s.unit && b.request_scale == 1.0f;
-        s.rows[ROWS_TOKENS].push_back((int32_t) i);
-        s.request_scales[ROWS_TOKENS].push_back(b.request_scale);
-        if (output) {
-            s.rows[ROWS_OUTPUTS].push_back(number);
-            s.request_scales[ROWS_OUTPUTS].push_back(b.request_scale);
-        }
+        plan.has_blends = plan.has_blends || b.size() > 1;
     }
     for (size_t k = 0; k < of_delta.size(); k++) {
         if (!of_delta[k].rows[ROWS_TOKENS].empty()) {
@@ -49,7 +49,8 @@ bool row_plan::same_graph(const row_plan & other) const {
         return a.delta_index == b.delta_index && a.generation == b.generation && a.unit == b.unit && a.rows[0].size() == b.rows[0].size() &&
                a.rows[1].size() == b.rows[1].size();
     };
-    return n_rows == other.n_rows && std::equal(deltas.begin(), deltas.end(), other.deltas.begin(), other.deltas.end(), same);
+    return n_rows == other.n_rows && has_blends == other.has_blends &&
+           std::equal(deltas.begin(), deltas.end(), other.deltas.begin(), other.deltas.end(), same);
 }
 
 ggml_tensor * composed_inputs::input(ggml_context * ctx, key k, ggml_type type, int64_t ne0, int64_t ne1) {

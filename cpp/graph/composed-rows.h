@@ -28,6 +28,8 @@ struct delta_rows {
 struct row_plan {
     std::vector<delta_rows> deltas; // Lists the deltas that have rows, in ascending order.
     std::array<int64_t, 2>  n_rows = { 0, 0 };
+    // True where a row may be one of several deltas, which are added up in it.
+    bool has_blends = false;
 
     static row_plan of(const dqrelo_context & dctx, const llama_ubatch & ubatch, int64_t n_outputs);
 

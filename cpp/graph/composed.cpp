@@ -166,12 +166,17 @@ ggml_tensor * composed_graph::own_rows(const weight_read & read, const composed_
 // Computes all deltas, each for its rows alone, and 0 for rows without one.
 ggml_tensor * composed_graph::scattered(const weight_read & read, const composed_layout & layout, int first,
                                         const std::vector<delta_of_read> & deltas, ggml_tensor * base, ggml_tensor * x) {
-    const int64_t n   = plan.n_rows[layout.kind];
-    ggml_tensor * sum = ggml_reshape_2d(ctx, ggml_fill(ctx, base, 0.0f), ggml_nelements(base) / n, n);
+    const int64_t n        = plan.n_rows[layout.kind];
+    ggml_tensor * sum      = ggml_reshape_2d(ctx, ggml_fill(ctx, base, 0.0f), ggml_nelements(base) / n, n);
+    bool          is_first = true;
     for (const delta_of_read & delta : deltas) {
-        ggml_tensor * d    = own_rows(read, layout, first, delta, x);
         ggml_tensor * rows = inputs.rows(ctx, delta.i, layout.kind);
-        sum                = ggml_set_rows(ctx, sum, ggml_reshape_2d(ctx, d, sum->ne[0], rows->ne[0]), rows);
+        ggml_tensor * d    = ggml_reshape_2d(ctx, own_rows(read, layout, first, delta, x), sum->ne[0], rows->ne[0]);
+        if (plan.has_blends && !is_first) {
+            d = ggml_add(ctx, d, ggml_get_rows(ctx, sum, rows));
+        }
+        sum      = ggml_set_rows(ctx, sum, d, rows);
+        is_first = false;
     }
     return ggml_reshape_4d(ctx, sum, base->ne[0], base->ne[1], base->ne[2], base->ne[3]);
 }
@@ -180,7 +185,9 @@ void composed_graph::attach(const weight_read & read, const composed_layout & la
     const std::vector<delta_of_read> deltas = deltas_of(read.weight, layout.kind);
     const int64_t                    n      = plan.n_rows[layout.kind];
     const int                        first  = layout.one_delta ? 0 : first_token_axis(read.node, layout, n);
-    const bool                       all    = layout.one_delta || (int64_t) plan.deltas[deltas.at(0).i].rows[layout.kind].size() == n;
+    const bool                       all    = std::all_of(deltas.begin(), deltas.end(), [&](const delta_of_read & delta) {
+        return layout.one_delta || (int64_t) plan.deltas[delta.i].rows[layout.kind].size() == n;
+    });
 
     ggml_tensor * d = nullptr;
     if (!all && can_select(read, first)) {
@@ -188,7 +195,8 @@ void composed_graph::attach(const weight_read & read, const composed_layout & la
     } else {
         for (const delta_of_read & delta : deltas) {
             ggml_tensor * one = all_rows(read, layout, delta, x);
-            d                 = d ? ggml_add(ctx, d, one) : one;
+            // One of all rows may have the shape of a single row.
+            d = !d ? one : ggml_nelements(d) < ggml_nelements(one) ? ggml_add(ctx, one, d) : ggml_add(ctx, d, one);
         }
     }
     ggml_tensor * node = read.node;
@@ -203,17 +211,19 @@ void composed_graph::attach(const weight_read & read, const composed_layout & la
 }
 
 ggml_tensor * composed_graph::merged(ggml_tensor * weight) {
-    const std::vector<delta_of_read> deltas = deltas_of(weight, ROWS_TOKENS);
-    const delta_of_read &            delta  = deltas.at(0);
-    composed_layout                  whole;
-    whole.one_delta = true;
-    ggml_tensor * d = composed_whole(ctx, *delta.weight);
-    d               = ggml_reshape_4d(ctx, d, weight->ne[0], weight->ne[1], weight->ne[2], weight->ne[3]);
-    if (!plan.deltas[delta.i].unit) {
-        d = ggml_mul(ctx, d, multipliers_like(d, delta.i, whole));
+    composed_layout whole;
+    whole.one_delta    = true;
+    ggml_tensor * copy = weight;
+    for (const delta_of_read & delta : deltas_of(weight, ROWS_TOKENS)) {
+        ggml_tensor * d = composed_whole(ctx, *delta.weight);
+        d               = ggml_reshape_4d(ctx, d, weight->ne[0], weight->ne[1], weight->ne[2], weight->ne[3]);
+        if (!plan.deltas[delta.i].unit) {
+            d = ggml_mul(ctx, d, multipliers_like(d, delta.i, whole));
+        }
+        mark(d);
+        copy = ggml_add(ctx, copy, d);
     }
-    mark(d);
-    return ggml_add(ctx, weight, d);
+    return copy;
 }
 
 } // namespace dqrelo

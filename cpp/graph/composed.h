@@ -13,6 +13,7 @@
 //     xi   = get_rows(x, rows_i)                         // [n_in, n]         made once for all weights that read x
 //     xi   = mul(xi, request_scales_i)                   // [n_in, n]         where one of them is not 1
 //     d    = (as above, of xi)                           // [n_out, n]
+//     d    = add(d, get_rows(sum, rows_i))               // [n_out, n]        where rows have blends, from the second delta on
 //     sum  = set_rows(sum, d, rows_i)                    // [n_out, n_rows]   for each delta
 //     y    = add(base, sum)                              // [n_out, n_rows]
 //

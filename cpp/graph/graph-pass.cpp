@@ -110,9 +110,10 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
 }
 
 uint32_t dqrelo_graph_extra_nodes(const llama_model & model, const dqrelo_context * dctx) {
-    // There is a base node (or merged copy) and a table for each weight, twice for one that is read twice (tied embeddings), and the
-    // tokens.
-    const uint32_t n_nodes = 2 * (uint32_t) model.n_tensors() + 32;
+    // There is a base node (or merged copy) and a table for each weight, and a node for each further part of a blend, twice for one that is
+    // read twice (tied embeddings), and the tokens of each part.
+    const uint32_t n_parts = dctx ? dctx->n_parts() : 1;
+    const uint32_t n_nodes = (1 + n_parts) * (uint32_t) model.n_tensors() + 32 * n_parts;
     // A layer has more tensors than writes into a memory.
     const uint32_t n_guards = dctx ? dqrelo::finite_guard::MAX_NODES * (uint32_t) model.n_tensors() : 0;
     return n_nodes + n_guards + (dctx ? dctx->n_composed_nodes() + dqrelo::composed_graph::MAX_NODES : 0);

@@ -129,43 +129,61 @@ bool graph_rewriter::can_fold(const weight_read & read) const {
            !graph.params.cparams.cb_eval;
 }
 
-// The node's op moves to a new node, and the node becomes the delta on top of it: the operator with a table, or a sum with ordinary
-// ops.
-void graph_rewriter::attach(const weight_read & read, ggml_tensor * table) {
-    ggml_tensor * node = read.node;
-    if (table && can_fold(read)) {
-        const row_tokens rows = read.own_ubatch.empty() ? graph.tokens_of(node) : graph.first_token();
-        ggml_dqrelo_set(node, read.form, node, read.x, nullptr, table, rows.tokens, rows.stride + 1);
-        ggml_dqrelo_fold(node, read.weight);
-        return;
-    }
+// The node's op moves to a new node.
+ggml_tensor * graph_rewriter::base_node(ggml_tensor * node) {
     ggml_tensor * base = ggml_new_tensor(graph.ctx, node->type, GGML_MAX_DIMS, node->ne);
     base->op           = node->op;
     base->flags |= node->flags & GGML_TENSOR_FLAG_COMPUTE; // The flag OUTPUT stays with the node that consumers read.
     memcpy(base->op_params, node->op_params, sizeof(node->op_params));
     memcpy(base->src, node->src, sizeof(node->src));
     ggml_format_name(base, "%s (base)", node->name);
+    return base;
+}
 
+// The node becomes the deltas on top of what it was: the operator with a table, once for each part of the rows' blends, of which the first
+// may compute what the node was; or a sum with ordinary ops.
+void graph_rewriter::attach(const weight_read & read, ggml_tensor * table) {
+    ggml_tensor * node   = read.node;
     const auto    x_copy = merged.find(read.x); // The activation may be a weight too.
+    const bool    folds  = table && can_fold(read);
+    ggml_tensor * base   = folds ? nullptr : base_node(node);
     ggml_tensor * x      = x_copy != merged.end() ? x_copy->second : read.x ? read.x : base;
     if (!table) {
         composed->attach(read, graph.layout_of(read), base, x);
         return;
     }
-    const row_tokens rows = read.own_ubatch.empty() ? graph.tokens_of(node) : graph.first_token();
-    ggml_dqrelo_set(node, read.form, base, x, read.ids, table, rows.tokens, rows.stride + 1);
+    for (int32_t part = 0; part < graph.n_parts(); part++) {
+        const row_tokens rows = read.own_ubatch.empty() ? graph.tokens_of(node, part) : graph.first_token(part);
+        const bool       last = part + 1 == graph.n_parts();
+        ggml_tensor *    sum  = last ? node : ggml_new_tensor(graph.ctx, node->type, GGML_MAX_DIMS, node->ne);
+        ggml_dqrelo_set(sum, read.form, base ? base : sum, x, read.ids, table, rows.tokens, rows.stride + 1);
+        if (!base) {
+            ggml_dqrelo_fold(sum, read.weight);
+        }
+        sum->flags |= node->flags & GGML_TENSOR_FLAG_COMPUTE;
+        base = sum;
+    }
+}
+
+ggml_tensor * graph_rewriter::merged_copy(ggml_tensor * weight, ggml_tensor * table) {
+    ggml_tensor * copy = weight;
+    for (int32_t part = 0; part < graph.n_parts(); part++) {
+        const row_tokens rows = graph.first_token(part);
+        copy                  = ggml_dqrelo(graph.ctx, DQRELO_FORM_ADD, copy, copy, nullptr, table, rows.tokens, rows.stride + 1);
+    }
+    return copy;
 }
 
 // The node reads weight + s * D_hat in place of the weight.
 void graph_rewriter::read_merged_copy(const weight_read & read, ggml_tensor * table) {
     ggml_tensor *& copy = merged[read.weight];
     if (!copy) {
-        const row_tokens rows = graph.first_token();
-        copy = table ? ggml_dqrelo(graph.ctx, DQRELO_FORM_ADD, read.weight, read.weight, nullptr, table, rows.tokens, rows.stride + 1)
-                     : composed->merged(read.weight);
+        copy = table ? merged_copy(read.weight, table) : composed->merged(read.weight);
         ggml_format_name(copy, "%s (merged)", read.weight->name);
     }
-    copy->flags |= read.node->flags & GGML_TENSOR_FLAG_COMPUTE;
+    for (ggml_tensor * t = copy; t != read.weight; t = t->src[0]) {
+        t->flags |= read.node->flags & GGML_TENSOR_FLAG_COMPUTE;
+    }
     read.node->src[read.k] = copy;
 }
 

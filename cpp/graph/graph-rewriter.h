@@ -40,13 +40,15 @@ private:
     bool                    has_room(const weight_read & read, std::string & problem) const;
     bool                    carries(const weight_read & read, std::string & problem) const;
     bool                    can_fold(const weight_read & read) const;
+    ggml_tensor *           base_node(ggml_tensor * node);
     void                    attach(const weight_read & read, ggml_tensor * table);
+    ggml_tensor *           merged_copy(ggml_tensor * weight, ggml_tensor * table);
     void                    read_merged_copy(const weight_read & read, ggml_tensor * table);
     void                    add_nodes(const std::vector<ggml_tensor *> & nodes);
 
     const dqrelo_context & dctx;
     traced_graph &         graph;
-    // The ubatch has tokens of one delta and request scale only, and that delta needs it.
+    // The ubatch has tokens of one binding only, and a delta of that needs it.
     const bool own_ubatch;
 
     bool any_table = false; // True if some node is the operator.

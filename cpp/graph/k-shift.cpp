@@ -47,50 +47,57 @@ std::set<std::string> factor_names(const llama_context & ctx) {
     return names;
 }
 
-// Writes what the graph of a part reads: its cells' shifts, 0 for the others', and the part's delta index and request scale.
-class part_input : public llm_graph_input_i {
+// Writes what the graph of a rotation reads: its cells' shifts, 0 for the others', and each part of its binding.
+class rotation_input : public llm_graph_input_i {
 public:
-    part_input(std::vector<int32_t> part_of_cell, int32_t part, const binding & bound, ggml_tensor * k_shift, ggml_tensor * tokens) :
-        part_of_cell(std::move(part_of_cell)), part(part), bound(bound), k_shift(k_shift), tokens(tokens) {}
+    rotation_input(std::vector<int32_t> rotation_of_cell, int32_t rotation, binding bound, ggml_tensor * k_shift,
+                   std::vector<ggml_tensor *> tokens) :
+        rotation_of_cell(std::move(rotation_of_cell)),
+        rotation(rotation),
+        bound(std::move(bound)),
+        k_shift(k_shift),
+        tokens(std::move(tokens)) {}
 
     // Comes after the cache's own input, which writes the shifts of all cells.
     void set_input(const llama_ubatch * ubatch) override {
         GGML_UNUSED(ubatch);
         GGML_ASSERT(ggml_backend_buffer_is_host(k_shift->buffer));
-        for (size_t cell = 0; cell < part_of_cell.size(); cell++) {
-            if (part_of_cell[cell] != part) {
+        for (size_t cell = 0; cell < rotation_of_cell.size(); cell++) {
+            if (rotation_of_cell[cell] != rotation) {
                 ((int32_t *) k_shift->data)[cell] = 0;
             }
         }
-        if (tokens->buffer) {
-            const float token[2] = { (float) bound.delta_index, bound.request_scale };
-            ggml_backend_tensor_set(tokens, token, 0, sizeof(token));
+        for (size_t k = 0; k < tokens.size(); k++) {
+            if (tokens[k]->buffer) {
+                const float token[2] = { (float) bound[k].delta_index, bound[k].request_scale };
+                ggml_backend_tensor_set(tokens[k], token, 0, sizeof(token));
+            }
         }
     }
 
 private:
-    std::vector<int32_t> part_of_cell;
-    int32_t              part;
-    binding              bound;
-    ggml_tensor *        k_shift; // I32 [n_cells]
-    ggml_tensor *        tokens;  // F32 [2, 1]
+    std::vector<int32_t>       rotation_of_cell;
+    int32_t                    rotation;
+    binding                    bound;
+    ggml_tensor *              k_shift; // I32 [n_cells]
+    std::vector<ggml_tensor *> tokens;  // F32 [2, 1] for each part
 };
 
-// Returns weight + request scale x D_hat, or nullptr if the binding's delta does not change the weight.
-ggml_tensor * merged_copy(const dqrelo_context & dctx, const binding & bound, ggml_context * ctx, ggml_tensor * weight,
-                          ggml_tensor * tokens) {
-    const dqrelo_delta & delta = *dctx.active[bound.delta_index].delta;
+// Returns copy + request scale x D_hat of the weight, of which `copy` is one, or `copy` itself where the delta does not change it.
+ggml_tensor * merged_copy(const dqrelo_context & dctx, const dqrelo_context::part & part, ggml_context * ctx, const ggml_tensor * weight,
+                          ggml_tensor * copy, ggml_tensor * tokens) {
+    const dqrelo_delta & delta = *dctx.active[part.delta_index].delta;
     const int64_t        i     = delta.file->find(weight->name);
     if (i < 0) {
-        return nullptr;
+        return copy;
     }
     const dqrelo::placement place = dqrelo::placement_of(weight);
     if (place.how != dqrelo::method::composed) {
         const int32_t stride[3] = { 0, 0, 0 };
-        return ggml_dqrelo(ctx, DQRELO_FORM_ADD, weight, weight, nullptr, dctx.tables.find(weight), tokens, stride);
+        return ggml_dqrelo(ctx, DQRELO_FORM_ADD, copy, copy, nullptr, dctx.tables.find(weight), tokens, stride);
     }
     ggml_tensor * d = dqrelo::composed_whole(ctx, *delta.composed.at(place.buft)->find((size_t) i));
-    return ggml_add(ctx, weight, ggml_scale(ctx, ggml_reshape_1d(ctx, d, ggml_nelements(d)), bound.request_scale));
+    return ggml_add(ctx, copy, ggml_scale(ctx, ggml_reshape_1d(ctx, d, ggml_nelements(d)), part.request_scale));
 }
 
 // A graph of the K-shift rotates all cells, those of others by 0. That must not multiply them once more by the factor that YaRN has for
@@ -105,59 +112,65 @@ void neutralise_attn_factor(ggml_tensor * rope) {
 } // namespace
 
 // A cell that several sequences share is the first one's: they have one delta, as the rows that were computed for it had. The base's cells
-// are the first part, whose graph does all that llama.cpp's own does, so they come out the same bit for bit.
+// are the first rotation, whose graph does all that llama.cpp's own does, so they come out the same bit for bit.
 dqrelo_k_shift::dqrelo_k_shift(llama_context & ctx, const llama_kv_cache & cache) : ctx(ctx), dctx(ctx.dqrelo.get()) {
-    part_of_cell.assign((size_t) cache.get_size() * cache.get_n_stream(), -1);
+    rotation_of_cell.assign((size_t) cache.get_size() * cache.get_n_stream(), -1);
     if (!dctx) {
         return;
     }
     const std::set<std::string> names   = factor_names(ctx);
-    const auto                  changes = [&](const binding & b) {
-        return b.delta_index >= 0 && std::any_of(names.begin(), names.end(), [&](const std::string & name) {
-                   return dctx->active[b.delta_index].delta->file->find(name) >= 0;
-               });
+    const auto                  changes = [&](llama_seq_id seq_id) {
+        const binding & bound = dctx->seqs[seq_id];
+        return std::any_of(names.begin(), names.end(), [&](const std::string & name) {
+            return std::any_of(bound.begin(), bound.end(), [&](const dqrelo_context::part & part) {
+                return dctx->active[part.delta_index].delta->file->find(name) >= 0;
+            });
+        });
     };
     std::vector<llama_seq_id> seqs(dctx->seqs.size());
     std::iota(seqs.begin(), seqs.end(), 0);
-    std::stable_partition(seqs.begin(), seqs.end(), [&](llama_seq_id seq_id) { return !changes(dctx->seqs[seq_id]); });
+    std::stable_partition(seqs.begin(), seqs.end(), [&](llama_seq_id seq_id) { return !changes(seq_id); });
     for (llama_seq_id seq_id : seqs) {
-        const binding bound = changes(dctx->seqs[seq_id]) ? dctx->seqs[seq_id] : binding();
-        add_cells(cache, seq_id, bound.delta_index, bound.request_scale);
+        add_cells(cache, seq_id, changes(seq_id) ? seq_id : -1);
     }
 }
 
-void dqrelo_k_shift::add_cells(const llama_kv_cache & cache, int32_t seq_id, int32_t delta_index, float request_scale) {
+void dqrelo_k_shift::add_cells(const llama_kv_cache & cache, int32_t seq_id, int32_t owner) {
     const auto & cells = cache.get_cells(seq_id);
     const size_t first = (size_t) cache.get_stream(seq_id) * cache.get_size();
     for (uint32_t i = 0; i < cells.size(); i++) {
-        if (part_of_cell[first + i] < 0 && !cells.is_empty(i) && cells.get_shift(i) != 0 && cells.seq_has(i, seq_id)) {
-            part_of_cell[first + i] = part_with(delta_index, request_scale);
+        if (rotation_of_cell[first + i] < 0 && !cells.is_empty(i) && cells.get_shift(i) != 0 && cells.seq_has(i, seq_id)) {
+            rotation_of_cell[first + i] = rotation_of(owner);
         }
     }
 }
-int32_t dqrelo_k_shift::part_with(int32_t delta_index, float request_scale) {
-    const auto same = [&](const part & p) { return p.delta_index == delta_index && (delta_index < 0 || p.request_scale == request_scale); };
-    const auto at   = std::find_if(parts.begin(), parts.end(), same);
-    const auto i    = (int32_t) (at - parts.begin());
-    if (at == parts.end()) {
-        parts.push_back({ delta_index, request_scale });
+
+int32_t dqrelo_k_shift::rotation_of(int32_t owner) {
+    const auto same = [&](int32_t other) { return other == owner || (other >= 0 && owner >= 0 && dctx->seqs[other] == dctx->seqs[owner]); };
+    const auto at   = std::find_if(rotations.begin(), rotations.end(), same);
+    const auto i    = (int32_t) (at - rotations.begin());
+    if (at == rotations.end()) {
+        rotations.push_back(owner);
     }
     return i;
 }
 
 void dqrelo_k_shift::apply(llm_graph_result & res) const {
-    if (parts.empty() || (parts.size() == 1 && parts[0].delta_index < 0)) {
+    if (rotations.empty() || (rotations.size() == 1 && rotations[0] < 0)) {
         return; // All cells are rotated by the base's factors, so the graph stays llama.cpp's own.
     }
-    const binding              bound     = { parts[current].delta_index, parts[current].request_scale };
+    const binding              bound     = rotations[current] < 0 ? binding() : dctx->seqs[rotations[current]];
     ggml_context *             graph_ctx = res.get_ctx();
     ggml_cgraph *              gf        = res.get_gf();
     std::vector<ggml_tensor *> nodes(ggml_graph_nodes(gf), ggml_graph_nodes(gf) + ggml_graph_n_nodes(gf));
-    ggml_tensor *              tokens = ggml_new_tensor_2d(graph_ctx, GGML_TYPE_F32, 2, 1);
-    ggml_set_input(tokens);
-    ggml_set_name(tokens, "dqrelo_tokens");
+    std::vector<ggml_tensor *> tokens;
+    for (size_t k = 0; k < bound.size(); k++) {
+        tokens.push_back(ggml_new_tensor_2d(graph_ctx, GGML_TYPE_F32, 2, 1));
+        ggml_set_input(tokens[k]);
+        ggml_format_name(tokens[k], "dqrelo_tokens_%zu", k);
+    }
 
-    std::unordered_map<ggml_tensor *, ggml_tensor *> merged; // Maps RoPE factors to their copy with the delta.
+    std::unordered_map<ggml_tensor *, ggml_tensor *> merged; // Maps RoPE factors to their copy with the deltas.
     ggml_tensor *                                    k_shift = nullptr;
     for (ggml_tensor * node : nodes) {
         if (node->op != GGML_OP_ROPE) {
@@ -168,13 +181,17 @@ void dqrelo_k_shift::apply(llm_graph_result & res) const {
             neutralise_attn_factor(node);
         }
         ggml_tensor * factors = node->src[ROPE_SRC_FACTORS];
-        if (!factors || bound.delta_index < 0) {
+        if (!factors) {
             continue;
         }
-        const auto    found         = merged.find(factors);
-        ggml_tensor * copy          = found != merged.end() ? found->second : merged_copy(*dctx, bound, graph_ctx, factors, tokens);
-        merged[factors]             = copy;
-        node->src[ROPE_SRC_FACTORS] = copy ? copy : factors;
+        ggml_tensor *& copy = merged[factors];
+        if (!copy) {
+            copy = factors;
+            for (size_t k = 0; k < bound.size(); k++) {
+                copy = merged_copy(*dctx, bound[k], graph_ctx, factors, copy, tokens[k]);
+            }
+        }
+        node->src[ROPE_SRC_FACTORS] = copy;
     }
     if (!k_shift) {
         return; // No layer rotates its keys.
@@ -183,14 +200,14 @@ void dqrelo_k_shift::apply(llm_graph_result & res) const {
     for (ggml_tensor * node : nodes) {
         ggml_build_forward_expand(gf, node);
     }
-    res.add_input(std::make_unique<part_input>(part_of_cell, (int32_t) current, bound, k_shift, tokens));
+    res.add_input(std::make_unique<rotation_input>(rotation_of_cell, (int32_t) current, bound, k_shift, tokens));
 }
 
 bool dqrelo_k_shift::next() {
-    if (current + 1 >= parts.size()) {
+    if (current + 1 >= rotations.size()) {
         return false;
     }
     current++;
-    ctx.synchronize(); // The inputs of the part before may still be read.
+    ctx.synchronize(); // The inputs of the rotation before may still be read.
     return true;
 }

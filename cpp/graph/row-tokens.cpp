@@ -220,6 +220,13 @@ void row_token_map::visit(ggml_tensor * node) {
     }
 }
 
+ggml_tensor * row_token_map::select(ggml_context * ctx, ggml_tensor * tokens, ggml_tensor * ids) {
+    ggml_tensor * selected = ggml_get_rows(ctx, ggml_view_2d(ctx, tokens, 2, tokens->ne[1], tokens->nb[1], 0), ids);
+    selected->flags |= GGML_TENSOR_FLAG_COMPUTE;
+    ggml_format_name(selected, "%s (%s)", tokens->name, ids->name);
+    return selected;
+}
+
 row_tokens row_token_map::derive_get_rows(const ggml_tensor * node) {
     const row_tokens from = of(node->src[0]);
     const row_tokens ids  = of(node->src[1]);
@@ -240,9 +247,7 @@ row_tokens row_token_map::derive_get_rows(const ggml_tensor * node) {
     // Some tokens are selected (those with outputs): the same ids select their entries.
     ggml_tensor *& tokens = selected[node->src[1]];
     if (!tokens) {
-        tokens = ggml_get_rows(ctx, ggml_view_2d(ctx, from.tokens, 2, from.tokens->ne[1], from.tokens->nb[1], 0), node->src[1]);
-        tokens->flags |= GGML_TENSOR_FLAG_COMPUTE;
-        ggml_format_name(tokens, "dqrelo_tokens (%s)", node->src[1]->name);
+        tokens = select(ctx, from.tokens, node->src[1]);
     } else if (tokens->src[0]->view_src != from.tokens) {
         return unknown();
     }

@@ -53,6 +53,9 @@ public:
 
     row_tokens of(const ggml_tensor * tensor) const;
 
+    // Returns the tokens [2, n] that ids [n] select of tokens [2, n_tokens, 1 or 2].
+    static ggml_tensor * select(ggml_context * ctx, ggml_tensor * tokens, ggml_tensor * ids);
+
 private:
     row_tokens derive(ggml_tensor * node);
     row_tokens derive_get_rows(const ggml_tensor * node);

@@ -35,34 +35,29 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
 uint32_t dqrelo_graph_extra_nodes(const llama_model & model, const dqrelo_context * dctx);
 
 // The rotation of cached keys after positions were moved, which llama.cpp computes with a graph of its own that build_graph does not make.
-// It reads RoPE factors, and those are the fine-tune's for the cells of a sequence whose delta changes them. So the graph is run in parts,
-// one for all cells with the same factors:
+// It reads RoPE factors, and those are the fine-tune's for the cells of a sequence whose delta changes them. So the graph is run several
+// times, in one rotation for all cells with the same factors:
 //
 //   do { build the graph; apply(); run the graph; } while (next());
 class dqrelo_k_shift {
 public:
     dqrelo_k_shift(llama_context & ctx, const llama_kv_cache & cache);
 
-    // Makes the built graph that of the current part, whose cells alone are rotated.
+    // Makes the built graph that of the current rotation, whose cells alone are rotated.
     void apply(llm_graph_result & res) const;
 
-    // Goes on to the next part, and returns false if there is none.
+    // Goes on to the next rotation, and returns false if there is none.
     bool next();
 
 private:
-    struct part {
-        int32_t delta_index; // -1 means the base's factors.
-        float   request_scale;
-    };
-
-    void    add_cells(const llama_kv_cache & cache, int32_t seq_id, int32_t delta_index, float request_scale);
-    int32_t part_with(int32_t delta_index, float request_scale);
+    void    add_cells(const llama_kv_cache & cache, int32_t seq_id, int32_t owner);
+    int32_t rotation_of(int32_t owner);
 
     llama_context &        ctx;
-    const dqrelo_context * dctx; // NULL means that no delta is bound.
-    std::vector<part>      parts;
+    const dqrelo_context * dctx;      // NULL means that no delta is bound.
+    std::vector<int32_t>   rotations; // Of each, a sequence that is bound to what changes its factors; -1 means the base's.
     size_t                 current = 0;
-    std::vector<int32_t>   part_of_cell; // by cell of all streams; -1 where nothing moves
+    std::vector<int32_t>   rotation_of_cell; // by cell of all streams; -1 where nothing moves
 };
 
 // Remembers the sequences of a ubatch, just computed, of which some token is not finite: dqrelo_is_finite. Waits for the computation where

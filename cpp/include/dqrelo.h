@@ -17,6 +17,7 @@ extern "C" {
 #endif
 
 #define DQRELO_MAX_SCALE 4.0f
+#define DQRELO_MAX_PARTS 8 // deltas that one sequence may have at the same time
 
 struct dqrelo_delta; // A loaded delta belongs to one model. The caller owns it.
 struct dqrelo_base;  // Tells what a base model's file says about its identity. The caller owns it.
@@ -102,9 +103,20 @@ LLAMA_API const char * dqrelo_memory(const struct dqrelo_delta * delta, int32_t 
 // the delta's max_scale: a large one makes a model's numbers overflow. Takes effect with the next llama_decode. What the sequence's memory
 // (KV cache) holds stays as it was computed: clear it if it came from another delta. The first bind of a delta to a context checks that
 // every weight it changes is read by that context's graphs in a supported form. Returns false with one line in `err` when that fails, or
-// when more than LLAMA's maximum of different deltas would be bound.
+// there is no memory for it.
 LLAMA_API bool dqrelo_bind(struct llama_context * ctx, llama_seq_id seq_id, struct dqrelo_delta * delta, float scale, char * err,
                            size_t n_err);
+
+// One delta of a blend, and how much of it: base + scale_0 * D_hat_0 + scale_1 * D_hat_1 + ...
+struct dqrelo_part {
+    struct dqrelo_delta * delta; // not NULL
+    float                 scale; // as in dqrelo_bind; a negative one takes away what the fine-tune learned
+};
+
+// Binds a blend, n_parts (0 to DQRELO_MAX_PARTS; 0 is the base) different deltas, to a sequence in place of what it has. As dqrelo_bind
+// otherwise. The parts are added in an order of their own, so the numbers do not depend on the order given.
+LLAMA_API bool dqrelo_bind_parts(struct llama_context * ctx, llama_seq_id seq_id, const struct dqrelo_part * parts, size_t n_parts,
+                                 char * err, size_t n_err);
 
 // Returns whether a delta that was bound to the context, or checked, changes a weight that is read for all tokens of a batch at once
 // (attention sinks, convolutions and scans of recurrent layers). llama_decode then splits a batch so that its tokens share no ubatch with
@@ -122,8 +134,8 @@ LLAMA_API bool dqrelo_is_finite(struct llama_context * ctx, llama_seq_id seq_id,
 // alone leaves it: attention multiplies cells that it must not see by 0, and 0 * NaN is NaN).
 LLAMA_API void dqrelo_forget(struct llama_context * ctx, llama_seq_id seq_id);
 
-// Returns the delta bound to a sequence, or NULL.
-LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * ctx, llama_seq_id seq_id);
+// Returns delta i (from 0) of those bound to a sequence, in the order in which they are added, or NULL behind the last.
+LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * ctx, llama_seq_id seq_id, int32_t i);
 
 // Checks `delta` against the graphs of `ctx` without binding it (also done by the first bind). On success *n_applied is the number of
 // weights that the graphs read and *n_inert the number that no graph of this context reads.

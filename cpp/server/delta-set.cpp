@@ -234,7 +234,11 @@ void server_delta_set::update(llama_context * ctx, const std::function<bool(int)
     }
     for (const auto & delta : registry->retired()) {
         for (uint32_t seq_id = 0; seq_id < llama_n_seq_max(ctx); seq_id++) {
-            if (dqrelo_bound(ctx, (int) seq_id) == delta->handle && !is_busy((int) seq_id)) {
+            bool is_bound = false;
+            for (int32_t i = 0; const dqrelo_delta * part = dqrelo_bound(ctx, (int) seq_id, i); i++) {
+                is_bound = is_bound || part == delta->handle;
+            }
+            if (is_bound && !is_busy((int) seq_id)) {
                 server_delta_bind({}, ctx, (int) seq_id);
             }
         }

@@ -101,22 +101,19 @@ class Session:
     def logits(
         self,
         tokens: Sequence[NDArray[np.int32]],
-        deltas: Sequence[Delta | None],
-        scales: Sequence[float],
+        blends: Sequence[Sequence[tuple[Delta, float]]],
         firsts: Sequence[int],
     ) -> list[NDArray[np.float32]]: ...
     def score(
         self,
         tokens: Sequence[NDArray[np.int32]],
         n_context: Sequence[int],
-        deltas: Sequence[Delta | None],
-        scales: Sequence[float],
+        blends: Sequence[Sequence[tuple[Delta, float]]],
     ) -> list[tuple[float, bool]]: ...
     def generate(
         self,
         tokens: Sequence[NDArray[np.int32]],
-        deltas: Sequence[Delta | None],
-        scales: Sequence[float],
+        blends: Sequence[Sequence[tuple[Delta, float]]],
         params: GenerateParams,
     ) -> list[tuple[bytes, NDArray[np.int32]]]: ...
     def visit_inputs(

@@ -61,6 +61,17 @@ def rope_family(tmp_path_factory: pytest.TempPathFactory) -> ArchitectureFamily:
     return ArchitectureFamily(base, deltas, merged)
 
 
+@pytest.fixture(scope="module")
+def blended_family(rope_family: ArchitectureFamily) -> ArchitectureFamily:
+    """The same deltas, and models with both of them merged: 0.6 A + 0.4 B, and A - 0.5 B."""
+    merged = [rope_family.base.with_name(name) for name in ("sum.gguf", "difference.gguf")]
+    for path, scales in zip(merged, ((0.6, 0.4), (1.0, -0.5)), strict=True):
+        exact_delta.write_merged(
+            rope_family.base, path, [(i, scale, exact_delta.PLAIN) for i, scale in enumerate(scales)]
+        )
+    return ArchitectureFamily(rope_family.base, rope_family.deltas, merged)
+
+
 def check(family: ArchitectureFamily, flash_attn: str, type_kv: str, *more: str, **env: str) -> None:
     files = [family.base, *family.deltas, *family.merged]
     command = [need_test_program("test-context"), *files, flash_attn, type_kv, *more]
@@ -97,6 +108,13 @@ def test_a_shift_rotates_keys_by_the_rope_factors_of_each_delta_with_ordinary_op
     rope_family: ArchitectureFamily,
 ) -> None:
     check(rope_family, "off", "f16", DQRELO_COMPOSED="1")
+
+
+@pytest.mark.parametrize("composed", ["0", "1"])
+def test_contexts_do_with_blends_what_they_do_with_the_merged_models(
+    blended_family: ArchitectureFamily, composed: str
+) -> None:
+    check(blended_family, "off", "f16", "blends", DQRELO_COMPOSED=composed)
 
 
 def test_a_context_whose_graphs_are_refused_fails_without_a_crash(tmp_path: Path) -> None:

@@ -153,6 +153,19 @@ def make(
     return list(specs)
 
 
+def write_merged(base: Path, out: Path, parts: Iterable[tuple[int, float, Kind]]) -> None:
+    """A plain model: the base, and the exact deltas of some seeds and kinds, each times its scale."""
+    reader = gguf.GGUFReader(base)
+    plain = _copy_of(reader, out)
+    for tensor in reader.tensors:
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        for seed, scale, kind in parts:
+            spec = spec_of(tensor.name, tuple(int(n) for n in tensor.shape), kind)
+            values = values + np.float32(scale) * change_of(spec, seed)[1].reshape(values.shape)
+        plain.add_tensor(tensor.name, values)
+    finish(plain)
+
+
 def without_scales(base: Path, out: Path) -> None:
     """A copy of a model without the separate scales that some file types give to their weights; all are optional."""
     reader = gguf.GGUFReader(base)

@@ -17,10 +17,8 @@ def generate_tokens(rt: Runtime, prompt: Tokens, row_deltas: list[Delta | None],
     """What each delta makes of one prompt, in one batch: int32 [n_generated]."""
     params = core.GenerateParams()
     params.max_tokens = max_tokens
-    return [
-        tokens
-        for _, tokens in rt._session.generate([prompt] * len(row_deltas), row_deltas, [1.0] * len(row_deltas), params)
-    ]
+    blends = [[] if delta is None else [(delta, 1.0)] for delta in row_deltas]
+    return [tokens for _, tokens in rt._session.generate([prompt] * len(blends), blends, params)]
 
 
 def assert_greedy(plain: Runtime, prompt: Tokens, generated: Tokens, row_delta: Delta | None = None) -> None:

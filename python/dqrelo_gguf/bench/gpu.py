@@ -149,8 +149,8 @@ def _logits(plan: Plan, n_gpu_layers: int) -> Logits:
     try:
         deltas = [session.load_delta(file.path, plan.allow_other_base, False) for file in plan.deltas]
         tokens = np.random.default_rng(1).integers(0, session.n_vocab, N_TOKENS, dtype=np.int32)
-        row_deltas = [None, *deltas]
-        n = len(row_deltas)
-        return session.logits([tokens] * n, row_deltas, [1.0] * n, [0] * n)
+        rows: list[list[tuple[core.Delta, float]]] = [[], *([(delta, 1.0)] for delta in deltas)]
+        n = len(rows)
+        return session.logits([tokens] * n, rows, [0] * n)
     finally:
         session.close()

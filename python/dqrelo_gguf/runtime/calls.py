@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.runtime import process
 from dqrelo_gguf.runtime.arguments import Prompt, Tokens, count, number, prompt_list, stop_texts, token_array
-from dqrelo_gguf.runtime.deltas import Delta, deltas_and_scales
+from dqrelo_gguf.runtime.deltas import Blend, Delta, blends_of, first_of
 from dqrelo_gguf.runtime.native import core
 
 
@@ -62,14 +62,14 @@ class Calls:
     # A str is a sequence of str too, so the overloads overlap; the first that fits is meant.
     @overload
     def logits(  # type: ignore[overload-overlap]
-        self, tokens: Prompt, delta: Delta | None = ..., *, scale: float = ..., first: int = ...
+        self, tokens: Prompt, delta: Delta | Blend | None = ..., *, scale: float = ..., first: int = ...
     ) -> NDArray[np.float32]: ...
 
     @overload
     def logits(
         self,
         tokens: Sequence[Prompt],
-        delta: Delta | Sequence[Delta | None] | None = ...,
+        delta: Delta | Blend | Sequence[Delta | Blend | None] | None = ...,
         *,
         scale: float | Sequence[float] = ...,
         first: int | Sequence[int] = ...,
@@ -79,7 +79,7 @@ class Calls:
     def logits(
         self,
         tokens: Prompt | Sequence[Prompt],
-        delta: Delta | Sequence[Delta | None] | None = None,
+        delta: Delta | Blend | Sequence[Delta | Blend | None] | None = None,
         *,
         scale: float | Sequence[float] = 1.0,
         first: int | Sequence[int] = 0,
@@ -88,8 +88,9 @@ class Calls:
 
         Args:
             tokens: one sequence ([n_tokens]) or a list of sequences, which are evaluated together.
-            delta: one for all sequences, or a list with a delta or None (the base) for each.
-            scale: how much of the delta: 0 is the base, 1 the fine-tune, at most `max_scale`. One, or a list.
+            delta: one for all sequences, or a list with a delta, a blend or None (the base) for each. A blend is a list of
+                (delta, scale), at most MAX_PARTS.
+            scale: how much of the delta or blend: 0 is the base, 1 the fine-tune, at most `max_scale`. One, or a list.
             first: number of the token whose logits are the first to be computed and kept. One, or a list.
 
         Returns:
@@ -100,19 +101,19 @@ class Calls:
                 that are NaN or infinite. No other call is harmed by those.
         """
         is_one, prompts = prompt_list(tokens)
-        deltas, scales = deltas_and_scales(len(prompts), delta, scale, self._max_scale)
+        blends = blends_of(len(prompts), delta, scale, self._max_scale)
         firsts = [first] * len(prompts) if isinstance(first, int) else list(first)
         firsts = [count(f"first of sequence {i}", value, 0) for i, value in enumerate(firsts)]
         if len(firsts) != len(prompts):
             raise InputError(f"first: got a list of {len(firsts)}, expected one for each of {len(prompts)} sequences")
-        rows = self._session.logits(self._tokens_of(prompts, deltas), deltas, scales, firsts)
+        rows = self._session.logits(self._tokens_of(prompts, blends), blends, firsts)
         return rows[0] if is_one else rows
 
     @process.native_call
     def loglikelihood(
         self,
         pairs: Sequence[tuple[Prompt, Prompt]],
-        delta: Delta | Sequence[Delta | None] | None = None,
+        delta: Delta | Blend | Sequence[Delta | Blend | None] | None = None,
         *,
         scale: float | Sequence[float] = 1.0,
     ) -> list[tuple[float, bool]]:
@@ -125,7 +126,7 @@ class Calls:
 
         Args:
             pairs: (context, continuation), two texts or two token arrays each.
-            delta: one for all pairs, or a list with a delta or None (the base) for each.
+            delta: one for all pairs, or a list with a delta, a blend or None (the base) for each.
             scale: how much of the delta, one or a list.
 
         Returns:
@@ -135,15 +136,16 @@ class Calls:
         Raises:
             InputError: a pair without continuation tokens, or longer than the context; see also `logits`.
         """
-        deltas, scales = deltas_and_scales(len(pairs), delta, scale, self._max_scale)
-        encoded = [self._encode_pair(i, pair, own) for i, (pair, own) in enumerate(zip(pairs, deltas, strict=True))]
-        return self._session.score([tokens for tokens, _ in encoded], [n for _, n in encoded], deltas, scales)
+        blends = blends_of(len(pairs), delta, scale, self._max_scale)
+        owners = [first_of(parts) for parts in blends]
+        encoded = [self._encode_pair(i, pair, own) for i, (pair, own) in enumerate(zip(pairs, owners, strict=True))]
+        return self._session.score([tokens for tokens, _ in encoded], [n for _, n in encoded], blends)
 
     @overload
     def generate(  # type: ignore[overload-overlap]
         self,
         prompts: Prompt,
-        delta: Delta | None = ...,
+        delta: Delta | Blend | None = ...,
         *,
         max_tokens: int = ...,
         temperature: float = ...,
@@ -158,7 +160,7 @@ class Calls:
     def generate(
         self,
         prompts: Sequence[Prompt],
-        delta: Delta | Sequence[Delta | None] | None = ...,
+        delta: Delta | Blend | Sequence[Delta | Blend | None] | None = ...,
         *,
         max_tokens: int = ...,
         temperature: float = ...,
@@ -173,7 +175,7 @@ class Calls:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        delta: Delta | Sequence[Delta | None] | None = None,
+        delta: Delta | Blend | Sequence[Delta | Blend | None] | None = None,
         *,
         max_tokens: int = 128,
         temperature: float = 0.0,
@@ -183,11 +185,11 @@ class Calls:
         stop: str | Sequence[str] | None = None,
         scale: float | Sequence[float] = 1.0,
     ) -> str | list[str]:
-        """Continues prompts, all in shared batches, each on its own delta and up to that delta's own end tokens.
+        """Continues prompts, all in shared batches, each on its own delta and up to that delta's own end tokens; of a blend, its first part's.
 
         Args:
             prompts: one prompt or a list: texts, or token arrays ([n_tokens]).
-            delta: one for all prompts, or a list with a delta or None (the base) for each.
+            delta: one for all prompts, or a list with a delta, a blend or None (the base) for each.
             max_tokens: tokens to generate for each prompt at most.
             temperature: 0 takes the most probable token each time; above, tokens are drawn.
             top_k: draw from the k most probable tokens; 0 means all.
@@ -207,8 +209,8 @@ class Calls:
         params.top_k = count("top_k", top_k, 0)
         params.top_p = number("top_p", top_p, 0.0, 1.0)
         params.stop = stop_texts(stop)
-        deltas, scales = deltas_and_scales(len(items), delta, scale, self._max_scale)
-        generated = self._session.generate(self._tokens_of(items, deltas), deltas, scales, params)
+        blends = blends_of(len(items), delta, scale, self._max_scale)
+        generated = self._session.generate(self._tokens_of(items, blends), blends, params)
         texts = [text.decode("utf-8", errors="replace") for text, _ in generated]
         return texts[0] if is_one else texts
 
@@ -227,9 +229,9 @@ class Calls:
         Returns:
             int32 [n_generated] for each prompt, without the end token.
         """
-        n = len(prompts)
+        base: list[list[tuple[Delta, float]]] = [[] for _ in prompts]
         params = _draw_params(max_tokens, temperature, seed)
-        generated = self._session.generate(self._tokens_of(prompts, [None] * n), [None] * n, [1.0] * n, params)
+        generated = self._session.generate(self._tokens_of(prompts, base), base, params)
         return [tokens for _, tokens in generated]
 
     @process.native_call
@@ -254,7 +256,7 @@ class Calls:
         Raises:
             InputError: the runtime was not opened with `watch`; see also `logits`.
         """
-        return self._session.visit_inputs(self._tokens_of(tokens, [None] * len(tokens)), list(names), visit)
+        return self._session.visit_inputs(self._tokens_of(tokens, [[] for _ in tokens]), list(names), visit)
 
     @property
     def start_token(self) -> int | None:
@@ -266,10 +268,10 @@ class Calls:
         token = self._session.prefix_token(delta)
         return token if token >= 0 else None
 
-    def _tokens_of(self, prompts: Sequence[Prompt], deltas: Sequence[Delta | None]) -> list[NDArray[np.int32]]:
+    def _tokens_of(self, prompts: Sequence[Prompt], blends: Sequence[Blend]) -> list[NDArray[np.int32]]:
         return [
-            self.tokenize(prompt, delta=delta) if isinstance(prompt, str) else token_array(prompt)
-            for prompt, delta in zip(prompts, deltas, strict=True)
+            self.tokenize(prompt, delta=first_of(parts)) if isinstance(prompt, str) else token_array(prompt)
+            for prompt, parts in zip(prompts, blends, strict=True)
         ]
 
     def _encode_pair(self, i: int, pair: tuple[Prompt, Prompt], delta: Delta | None) -> tuple[NDArray[np.int32], int]:

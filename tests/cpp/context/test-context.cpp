@@ -1,9 +1,10 @@
-// test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV [yarn]
+// test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV [yarn | blends]
 //
 // What a llama_context does beside decoding a batch: prefixes that sequences share, a context shift, saved and restored states, ubatches
-// smaller than the batch, and embeddings with every pooling. The same calls are made on the base with deltas and on the merged models; a
-// line a case: name, NMSE against the merged models, and the NMSE that the base without a delta has. The last line is for a sequence of the
-// base beside those. tests/context/test_context.py makes the files and judges the figures.
+// smaller than the batch, and embeddings with every pooling. The same calls are made on the base with deltas and on the merged models (with
+// `blends`, of 0.6 A + 0.4 B, and of A - 0.5 B); a line a case: name, NMSE against the merged models, and the NMSE that the base without a
+// delta has. The last line is for a sequence of the base beside those. tests/context/test_context.py makes the files and judges the
+// figures.
 #include "dqrelo.h"
 #include "support/log-errors.h"
 #include "llama.h"
@@ -47,10 +48,12 @@ struct options {
     bool                    yarn       = false; // This RoPE multiplies what it rotates, too.
 };
 
-// A model, and the delta that it runs with in each sequence: a plain model has none.
+using blend = std::vector<dqrelo_part>;
+
+// A model, and the deltas that it runs with in each sequence: a plain model has none.
 struct subject {
-    llama_model *               model;
-    std::vector<dqrelo_delta *> deltas; // Sequence i has deltas[i % size].
+    llama_model *      model;
+    std::vector<blend> blends; // Sequence i has blends[i % size].
 
     context_ptr open(const options & o) const {
         llama_context_params p = llama_context_default_params();
@@ -76,8 +79,9 @@ struct subject {
             fail("no context");
         }
         char err[1024];
-        for (int i = 0; i < N_SEQ && !deltas.empty(); i++) {
-            if (!dqrelo_bind(ctx.get(), i, deltas[i % deltas.size()], 1.0f, err, sizeof(err))) {
+        for (int i = 0; i < N_SEQ && !blends.empty(); i++) {
+            const blend & parts = blends[i % blends.size()];
+            if (!dqrelo_bind_parts(ctx.get(), i, parts.data(), parts.size(), err, sizeof(err))) {
                 fail(err);
             }
         }
@@ -266,10 +270,10 @@ double nmse(const floats & got, const floats & expected) {
 using scenario = std::function<floats(const subject &, const options &)>;
 
 // Even sequences have one delta and are compared, odd ones have the other one and run beside them; first A is compared, then B.
-void run(const std::string & name, const scenario & fn, const options & o, llama_model * base, const std::vector<dqrelo_delta *> & deltas,
+void run(const std::string & name, const scenario & fn, const options & o, llama_model * base, const std::vector<blend> & blends,
          const std::vector<llama_model *> & merged) {
-    for (size_t i = 0; i < deltas.size(); i++) {
-        const subject with     = { base, { deltas[i], deltas[1 - i] } };
+    for (size_t i = 0; i < blends.size(); i++) {
+        const subject with     = { base, { blends[i], blends[1 - i] } };
         const floats  expected = fn({ merged[i], {} }, o);
         printf("%s: nmse %.3e base %.3e\n", name.c_str(), nmse(fn(with, o), expected), nmse(fn({ base, {} }, o), expected));
     }
@@ -289,7 +293,7 @@ model_ptr load(const char * path) {
 
 int main(int argc, char ** argv) {
     if (argc < 8) {
-        fail("usage: test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV [yarn]");
+        fail("usage: test-context BASE DELTA_A DELTA_B MERGED_A MERGED_B FLASH_ATTN TYPE_KV [yarn | blends]");
     }
     log_errors_only();
     options o;
@@ -309,6 +313,10 @@ int main(int argc, char ** argv) {
             fail(err);
         }
     }
+    std::vector<blend> blends = { { { deltas[0], 1.0f } }, { { deltas[1], 1.0f } } };
+    if (argc > 8 && strcmp(argv[8], "blends") == 0) {
+        blends = { { { deltas[0], 0.6f }, { deltas[1], 0.4f } }, { { deltas[1], -0.5f }, { deltas[0], 1.0f } } };
+    }
     const auto with_pooling = [](enum llama_pooling_type pooling) {
         return [pooling](const subject & s, const options & opt) { return pooled(s, opt, pooling); };
     };
@@ -325,10 +333,10 @@ int main(int argc, char ** argv) {
         { "pooling last", with_pooling(LLAMA_POOLING_TYPE_LAST) },
     };
     for (const auto & [name, fn] : scenarios) {
-        run(name, fn, o, base.get(), deltas, merged);
+        run(name, fn, o, base.get(), blends, merged);
     }
     printf("base beside shifts: nmse %.3e\n",
-           nmse(base_beside_shifts({ base.get(), deltas }, o), base_beside_shifts({ base.get(), {} }, o)));
+           nmse(base_beside_shifts({ base.get(), blends }, o), base_beside_shifts({ base.get(), {} }, o)));
     for (dqrelo_delta * delta : deltas) {
         if (!dqrelo_free(delta)) {
             fail("a delta is still bound after its contexts were freed");

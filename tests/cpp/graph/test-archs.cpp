@@ -226,7 +226,7 @@ int main(int argc, char ** argv) {
         run_case(c, base, plain, { &merged_a, &merged_b }, delta_of_seq, own_batch);
     }
     // A bound delta stays, and only sequences of the context can be bound.
-    const bool kept = !dqrelo_free(deltas[0]) && dqrelo_bound(base.ctx.get(), 0) == deltas[0] && dqrelo_n_bound(deltas[0]) == 1;
+    const bool kept = !dqrelo_free(deltas[0]) && dqrelo_bound(base.ctx.get(), 0, 0) == deltas[0] && dqrelo_n_bound(deltas[0]) == 1;
     printf("kept %d\n", kept && !dqrelo_bind(base.ctx.get(), N_SEQ, deltas[0], 1.0f, err, sizeof(err)));
     printf("other_context %d\n", !dqrelo_bind(plain.ctx.get(), 0, deltas[0], 1.0f, err, sizeof(err)));
 

@@ -44,7 +44,7 @@ int main(int argc, char ** argv) {
     dqrelo_delta * other = load(model, argv[1], argv[3]);
     CHECK(strcmp(refusal(ctx, 0, delta), "") == 0);
     CHECK(strstr(refusal(ctx, 1, other), "blk.0.ssm_conv1d.weight"));
-    CHECK(!dqrelo_bound(ctx, 1));
+    CHECK(!dqrelo_bound(ctx, 1, 0));
 
     check::begin("so is one that was loaded after the checked one was freed, wherever it lies in memory");
     CHECK(dqrelo_free(other));
@@ -56,7 +56,7 @@ int main(int argc, char ** argv) {
     CHECK(dqrelo_free(other));
     delta = load(model, argv[1], argv[2]);
     CHECK(strcmp(refusal(ctx, 0, delta), "") == 0);
-    CHECK(dqrelo_bound(ctx, 0) == delta);
+    CHECK(dqrelo_bound(ctx, 0, 0) == delta);
 
     llama_free(ctx);
     CHECK(dqrelo_free(delta));
