@@ -267,6 +267,50 @@ def test_command(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == f"dqrelo-merge: error: {out}: exists. Use --force to replace it\n"
 
 
+@pytest.fixture(scope="module")
+def second(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another delta over the same base, of one weight alone."""
+    directory = tmp_path_factory.mktemp("second")
+    tuned = rewrite_gguf(pico_tuned_gguf("llama"), directory / "other.gguf", fields={"general.name": "Other"})
+    delta = directory / "other.dq.gguf"
+    convert(Job(pair[0], tuned, delta), Options(rank=2, selection=Selection(include="attn_q")))
+    return delta
+
+
+def test_several_deltas_are_added_each_with_its_scale(pair: tuple[Path, Path], second: Path, tmp_path: Path) -> None:
+    base, delta = pair
+    result = merge(base, [delta, second], tmp_path / "m.gguf", MergeOptions("f32", scales=(0.5, -2.0)))
+    merged, plain = read_gguf(tmp_path / "m.gguf"), read_gguf(base)
+    readers = DeltaReader(delta), DeltaReader(second)
+    assert result.n_changed == len(plain)
+    assert 0 < len(readers[1].weights) < len(plain)
+    for name, values in plain.items():
+        expected = values + np.float32(0.5) * readers[0].reconstruct(name)
+        if name in {w.name for w in readers[1].weights}:
+            expected = expected - np.float32(2.0) * readers[1].reconstruct(name)
+        assert np.allclose(merged[name], expected, rtol=0, atol=1e-6), name
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["general.name"].contents() == "0.5 My Tune + -2 Other"
+    assert fields["tokenizer.chat_template"].contents() == TEMPLATE
+
+
+def test_command_takes_several_deltas(
+    pair: tuple[Path, Path], second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, delta = pair
+    files = [str(base), str(delta), str(second)]
+    assert main([*files, "-o", str(tmp_path / "m.gguf"), "--scales", "0.5", "-0.4"]) == 0
+    for scales, message in (
+        (["0.5"], "--scales: got 1 for 2 deltas, expected one for each"),
+        (["0.5", "nan"], "--scales: got nan, expected finite numbers"),
+        (["inf", "1"], "--scales: got inf, expected finite numbers"),
+    ):
+        capsys.readouterr()
+        assert main([*files, "-o", str(tmp_path / "bad.gguf"), "--scales", *scales]) == 1
+        assert capsys.readouterr().err == f"dqrelo-merge: error: {message}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
 @pytest.mark.parametrize("is_shard", [False, True])
 @pytest.mark.parametrize("is_delta", [False, True])
 def test_an_input_is_not_replaced(pair: tuple[Path, Path], tmp_path: Path, is_delta: bool, is_shard: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,16 +153,27 @@ def make(
     return list(specs)
 
 
-def write_merged(base: Path, out: Path, parts: Iterable[tuple[int, float, Kind]]) -> None:
+def write_merged(base: Path, out: Path, parts: Sequence[tuple[int, float, Kind]]) -> None:
     """A plain model: the base, and the exact deltas of some seeds and kinds, each times its scale."""
+
+    def change(name: str, shape: tuple[int, ...]) -> Array:
+        total = np.zeros(shape, np.float32)
+        for seed, scale, kind in parts:
+            spec = spec_of(name, tuple(reversed(shape)), kind)
+            total += np.float32(scale) * change_of(spec, seed)[1].reshape(shape)
+        return total
+
+    write_changed(base, out, change)
+
+
+def write_changed(base: Path, out: Path, change: Callable[[str, tuple[int, ...]], Array]) -> None:
+    """A plain model in F32: the base, and of each tensor what `change` says for its name and numpy shape."""
     reader = gguf.GGUFReader(base)
     plain = _copy_of(reader, out)
     for tensor in reader.tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        for seed, scale, kind in parts:
-            spec = spec_of(tensor.name, tuple(int(n) for n in tensor.shape), kind)
-            values = values + np.float32(scale) * change_of(spec, seed)[1].reshape(values.shape)
-        plain.add_tensor(tensor.name, values)
+        ne = tuple(int(n) for n in tensor.shape)
+        plain.add_tensor(tensor.name, values + change(tensor.name, ne[::-1]).reshape(values.shape))
     finish(plain)
 
 

@@ -1,4 +1,4 @@
-"""dqrelo-merge: a base and a delta in, a plain GGUF out."""
+"""dqrelo-merge: a base and deltas in, a plain GGUF out."""
 
 from __future__ import annotations
 
@@ -20,14 +20,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Add a delta to its base: a plain GGUF that any llama.cpp runs.",
+        description="Add a delta, or several, to the base: a plain GGUF that any llama.cpp runs.",
         epilog=f"example: {PROG} base-f16.gguf math.dq.gguf -o math.gguf --outtype f16",
     )
     source = parser.add_argument_group("input")
     source.add_argument("base", metavar="BASE", help="the base GGUF, whole or a shard of a split one")
-    source.add_argument("delta", metavar="DELTA", help="the delta file, *.dq.gguf")
+    source.add_argument("delta", metavar="DELTA", nargs="+", help="the delta file, *.dq.gguf, or several")
     source.add_argument(
-        "--no-verify", action="store_true", help="do not check the delta's SHA-256 digests (default: check)"
+        "--scales",
+        metavar="SCALE",
+        type=float,
+        nargs="+",
+        default=[],
+        help="what each delta is multiplied by, in their order (default: 1 for each)",
+    )
+    source.add_argument(
+        "--no-verify", action="store_true", help="do not check the deltas' SHA-256 digests (default: check)"
     )
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--outfile", metavar="FILE", required=True, help="the merged model")
@@ -63,6 +71,7 @@ def _merge(args: argparse.Namespace) -> None:
         verify=not args.no_verify,
         force=args.force,
         n_threads=args.threads,
+        scales=tuple(args.scales),
     )
     result = merge(args.base, args.delta, args.outfile, options, phases_for_stderr())
     print(

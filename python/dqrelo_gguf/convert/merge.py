@@ -1,8 +1,9 @@
-"""Base and delta back to one plain GGUF, which any llama.cpp runs."""
+"""Base and deltas back to one plain GGUF, which any llama.cpp runs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.convert.plain_model import field_of, fields_of, out_type, plain_data_bytes, write_tensor
-from dqrelo_gguf.errors import BaseMismatchError
+from dqrelo_gguf.errors import BaseMismatchError, InputError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header
 from dqrelo_gguf.file.fingerprint import Comparison, Match
@@ -52,6 +53,7 @@ class MergeOptions:
         verify: check the delta's digests first.
         force: replace an existing file.
         n_threads: None for all cores.
+        scales: what each delta is multiplied by; none are 1 for each.
     """
 
     out_type: str = "f16"
@@ -59,11 +61,22 @@ class MergeOptions:
     verify: bool = True
     force: bool = False
     n_threads: int | None = None
+    scales: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A delta of the merge, the weights that it changes, its scale, and how the base compares with its own."""
+
+    delta: DeltaReader
+    names: frozenset[str]
+    scale: float
+    comparison: Comparison
 
 
 def merge(
     base_path: str | os.PathLike[str],
-    delta_path: str | os.PathLike[str],
+    delta_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     outfile: str | os.PathLike[str],
     options: MergeOptions | None = None,
     phases: Phases = Silent,
@@ -72,31 +85,30 @@ def merge(
 
     Args:
         base_path: the base, whole or split.
-        delta_path: the delta.
+        delta_path: the delta, or several: W_base + scale_0 * D_hat_0 + scale_1 * D_hat_1 + ... with the first one's template and tokens.
         outfile: the merged model.
         options: how.
         phases: shows the progress.
 
     Raises:
-        BaseMismatchError: the delta was made for another base.
-        FormatError: the delta is damaged.
+        BaseMismatchError: a delta was made for another base.
+        FormatError: a delta is damaged.
+        InputError: the scales are not one for each delta, or not finite.
         OutputExistsError, DiskFullError: the output cannot be written; nothing is left behind.
     """
     out = Path(outfile)
     options = options or MergeOptions()
-    check_outputs(
-        [out], [*files_of(base_path), Path(delta_path)], options.force
-    )  # It fails at once, not after the work.
+    paths = [Path(delta_path)] if isinstance(delta_path, (str, os.PathLike)) else [Path(path) for path in delta_path]
+    scales = _scales_of(options, len(paths))
+    check_outputs([out], [*files_of(base_path), *paths], options.force)  # It fails at once, not after the work.
     wanted = OUT_TYPES[options.out_type]
-    base, delta = GgufModel(base_path), DeltaReader(delta_path)
-    comparison = _check_base(base, delta, options.allow_other_base)
-    if options.verify:
-        delta.verify()
+    base = GgufModel(base_path)
+    parts = [_open_part(base, path, scale, options) for path, scale in zip(paths, scales, strict=True)]
     types = {name: out_type(base, name, wanted) for name in base.shapes}
-    header = pack_header(_metadata(base, delta_path, wanted), [(n, base.shapes[n], t) for n, t in types.items()])
+    header = pack_header(_metadata(base, parts, wanted), [(n, base.shapes[n], t) for n, t in types.items()])
     n_file_bytes = len(header) + plain_data_bytes(base, wanted)
     check_target(out, options.force, n_file_bytes)
-    changed = {w.name for w in delta.weights}
+    changed = frozenset().union(*(part.names for part in parts))
     n_params = sum(prod(ne) for ne in base.shapes.values())
     with (
         open_blocks(options.n_threads) as blocks,
@@ -105,10 +117,28 @@ def merge(
     ):
         file.write(header)
         for name, t in types.items():
-            values = _merged(name, base, delta if name in changed else None, blocks)
+            values = _merged(name, base, parts, blocks)
             write_tensor(file, values, t)
             progress.step(values.size, name)
-    return MergeResult(out, len(types), len(changed), n_file_bytes, comparison)
+    return MergeResult(out, len(types), len(changed), n_file_bytes, parts[0].comparison)
+
+
+def _scales_of(options: MergeOptions, n_deltas: int) -> tuple[float, ...]:
+    scales = options.scales or (1.0,) * n_deltas
+    if len(scales) != n_deltas:
+        raise InputError(f"--scales: got {len(scales)} for {n_deltas} deltas, expected one for each")
+    for scale in scales:
+        if not abs(scale) <= np.finfo(np.float32).max:
+            raise InputError(f"--scales: got {scale}, expected finite numbers")
+    return scales
+
+
+def _open_part(base: GgufModel, path: Path, scale: float, options: MergeOptions) -> _Part:
+    delta = DeltaReader(path)
+    comparison = _check_base(base, delta, options.allow_other_base)
+    if options.verify:
+        delta.verify()
+    return _Part(delta, frozenset(w.name for w in delta.weights), scale, comparison)
 
 
 def _check_base(base: GgufModel, delta: DeltaReader, allow_other_base: bool) -> Comparison:
@@ -121,17 +151,19 @@ def _check_base(base: GgufModel, delta: DeltaReader, allow_other_base: bool) -> 
     return comparison
 
 
-def _merged(name: str, base: GgufModel, delta: DeltaReader | None, blocks: Blocks) -> npt.NDArray[np.float32]:
+def _merged(name: str, base: GgufModel, parts: Sequence[_Part], blocks: Blocks) -> npt.NDArray[np.float32]:
     values = base.load(name, blocks)
-    if delta is not None:
-        values += delta.reconstruct(name).reshape(values.shape)
+    for part in parts:
+        if name in part.names:
+            change = part.delta.reconstruct(name).reshape(values.shape)
+            values += change if part.scale == 1.0 else np.float32(part.scale) * change
     return values
 
 
-def _metadata(base: GgufModel, delta_path: str | os.PathLike[str], t: Type) -> list[tuple[str, GGUFValue]]:
-    """The base's metadata, overlaid with the fine-tune's name, template, tokens and other general keys."""
+def _metadata(base: GgufModel, parts: Sequence[_Part], t: Type) -> list[tuple[str, GGUFValue]]:
+    """The base's metadata, overlaid with the first fine-tune's template, tokens and other general keys, and with the name."""
     fields = fields_of(base, t)
-    delta = GGUFFile(delta_path)
+    delta = GGUFFile(parts[0].delta.path)
     delta_keys = delta.keys()
     if fmt.KEY_CHAT_TEMPLATE in delta_keys or fmt.KEY_TOOL_USE in delta_keys:
         for key in [k for k in fields if k.startswith(fmt.KEY_CHAT_TEMPLATE)]:
@@ -139,6 +171,9 @@ def _metadata(base: GgufModel, delta_path: str | os.PathLike[str], t: Type) -> l
     for key in delta_keys:
         if key.startswith(("general.", "tokenizer.")) and key not in _OF_THE_DELTA:
             fields[key] = field_of(delta, key)
+    if len(parts) > 1:
+        name = " + ".join(f"{part.scale:g} {part.delta.name}" for part in parts)
+        fields[fmt.KEY_NAME] = GGUFValue(name, ValueType.STRING)
     _list_templates(fields)
     _name_end_tokens(fields, delta)
     _rename_tokens(fields, delta)
