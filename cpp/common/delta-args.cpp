@@ -170,6 +170,15 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
                    [](common_params & params, const std::string & value) { params.dqrelo.deltas_dir = value; })
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTAS_DIR"));
+    add(common_arg(
+            { "--blend" }, "NAME=SPEC[,template=PART]",
+            "serve several deltas at once under NAME: SPEC is DELTA*SCALE+DELTA*SCALE, up to 8; the chat template and end tokens are "
+            "the first part's, or PART's; may be repeated",
+            [](common_params & params, const std::string & value) {
+                params.dqrelo.blends.push_back(dqrelo_parse_named_blend(value, "--blend"));
+            })
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_BLEND"));
     add(common_arg({ "--delta-memory" }, "MiB",
                    "memory that all loaded deltas may take together, the devices' included; the least recently used ones go when another "
                    "one is asked for (default: no limit)",
@@ -211,7 +220,8 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_SHUTDOWN_TIMEOUT"));
     add(common_arg({ "--delta-max-scale" }, "N",
-                   "the largest absolute value of a request's \"delta_scale\": larger ones make a model's numbers overflow (default: 4)",
+                   "the largest absolute value of a request's \"delta_scale\" and of a part's scale: larger ones make a model's numbers "
+                   "overflow (default: 4)",
                    set_max_scale)
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_MAX_SCALE"));

@@ -1,6 +1,8 @@
 // delta-options.h: what the command line says about deltas. A field of common_params; included by upstream's common.h, so it stays small.
 #pragma once
 
+#include "blend-spec.h"
+
 #include <cstddef>
 #include <map>
 #include <optional>
@@ -16,11 +18,12 @@ struct dqrelo_delta_source {
 struct dqrelo_options {
     std::vector<dqrelo_delta_source> deltas;
     // --deltas-dir: each *.dq.gguf in this folder is served under its name, and loaded on first use.
-    std::string              deltas_dir;
-    std::vector<std::string> pinned;              // --delta-pin: these names are never put out to make room.
-    size_t                   n_bytes_max   = 0;   // --delta-memory: bytes that all loaded deltas may take; 0 means no limit.
-    size_t                   n_active_max  = 0;   // --delta-max-active: deltas that may run at a time; 0 means no limit.
-    size_t                   n_waiting_max = 512; // --delta-max-waiting: requests that may wait for a delta at a time.
+    std::string               deltas_dir;
+    std::vector<dqrelo_blend> blends;              // --blend: names for several deltas, each with its scale.
+    std::vector<std::string>  pinned;              // --delta-pin: these names are never put out to make room.
+    size_t                    n_bytes_max   = 0;   // --delta-memory: bytes that all loaded deltas may take; 0 means no limit.
+    size_t                    n_active_max  = 0;   // --delta-max-active: deltas that may run at a time; 0 means no limit.
+    size_t                    n_waiting_max = 512; // --delta-max-waiting: requests that may wait for a delta at a time.
     // --delta-admin, --no-delta-admin: whether deltas are loaded and unloaded over HTTP. If unset, they are where an API key is asked for.
     std::optional<bool> admin;
     // --delta-keys: API keys and the names that each may use. A key that is not in here may use all.

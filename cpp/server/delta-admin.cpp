@@ -62,6 +62,18 @@ json server_delta_set::row_json(const server_delta_caller & caller, const server
     };
 }
 
+json server_delta_set::blends_json(const server_delta_caller & caller) const {
+    json list = json::array();
+    for (const auto & blend : blends.all()) {
+        if (may_use(caller, blend)) {
+            list.push_back({ { "name", blend.name },
+                             { "deltas", server_delta_parts_json(blend.parts) },
+                             { "template", blend.parts[blend.lead].name } });
+        }
+    }
+    return list;
+}
+
 json server_delta_set::list(const server_http_req & req) {
     if (registry) {
         look_for_files();
@@ -79,6 +91,7 @@ json server_delta_set::list(const server_http_req & req) {
         { "object", "list" },
         { "data", data },
         { "bytes_resident", n_all },
+        { "blends", blends_json(req.caller) },
         { "bytes_max", n_max == 0 ? json() : json(n_max) },
         { "requests_waiting", registry ? registry->n_waiting() : 0 },
     };
@@ -89,6 +102,42 @@ bool server_delta_set::is_loaded(const server_http_req & req, const std::string 
     return registry->is_loaded(name);
 }
 
+// Throws std::invalid_argument, in a line that begins with `what`, if the blend cannot be served.
+void server_delta_set::add_blend(const dqrelo_blend & blend, const std::string & what) {
+    if (const auto fault = server_delta_name_fault(blend.name); !fault.empty()) {
+        throw std::invalid_argument(what + ": " + fault);
+    }
+    if (is_base_name(blend.name) || registry->has(blend.name)) {
+        throw std::invalid_argument(what + ": " + (is_base_name(blend.name) ? "the base" : "a delta") +
+                                    " has this name. Give the blend another one");
+    }
+    if (blend.parts.empty()) {
+        throw std::invalid_argument(what + ": a blend has at least one delta");
+    }
+    dqrelo_check_blend(blend.parts, what, host.params->dqrelo.max_scale);
+    for (const auto & part : blend.parts) {
+        if (!has_delta(part.name)) {
+            throw std::invalid_argument(what + ": there is no delta '" + part.name + "'; this server has " + names({ "", {} }));
+        }
+    }
+    if (!blends.add(blend)) {
+        throw std::invalid_argument(what + ": another blend has this name, or there are too many");
+    }
+}
+
+json server_delta_set::admin_blend(const server_http_req & req, const std::string & name, std::vector<dqrelo_blend_part> parts,
+                                   const std::string & lead) {
+    check_admin(req.caller);
+    dqrelo_blend blend;
+    blend.name  = name;
+    blend.parts = std::move(parts);
+    if (!lead.empty()) {
+        dqrelo_set_lead(blend, lead, "\"template\"");
+    }
+    add_blend(blend, "\"name\"");
+    return { { "name", name }, { "deltas", server_delta_parts_json(blend.parts) }, { "template", blend.parts[blend.lead].name } };
+}
+
 json server_delta_set::admin_load(const server_http_req & req, const server_delta_load & load) {
     check_admin(req.caller);
     if (const auto fault = server_delta_name_fault(load.name); !fault.empty()) {
@@ -96,6 +145,9 @@ json server_delta_set::admin_load(const server_http_req & req, const server_delt
     }
     if (is_base_name(load.name)) {
         throw std::invalid_argument("the base model has the name '" + load.name + "'. Give the delta another one");
+    }
+    if (blends.find(load.name)) {
+        throw std::invalid_argument("a blend has the name '" + load.name + "'. Give the delta another one, or unload the blend");
     }
     std::string path = load.file.empty() ? registry->path_of(load.name) : "";
     if (path.empty() && load.file.empty() && load.is_reload) {
@@ -125,13 +177,15 @@ json server_delta_set::admin_load(const server_http_req & req, const server_delt
 
 void server_delta_set::admin_unload(const server_http_req & req, const std::string & name) {
     check_admin(req.caller);
-    registry->unload(name, req.should_stop);
+    if (!blends.remove(name)) {
+        registry->unload(name, req.should_stop);
+    }
 }
 
 void server_delta_set::prepare(const server_http_req & req) {
-    const std::string name = wanted_name(req, { { "model", req.get_param("model") } });
-    if (!name.empty()) {
-        hold(req, name);
+    const dqrelo_blend blend = wanted(req, { { "model", req.get_param("model") } });
+    if (!blend.parts.empty()) {
+        hold(req, blend);
     }
 }
 
@@ -140,22 +194,25 @@ static std::string text_of(const llama_vocab * vocab, llama_token token) {
 }
 
 json server_delta_set::props(const server_http_req & req, json base) {
-    const std::string name = wanted_name(req, { { "model", req.get_param("model") } });
-    base["model_path"]     = shown(req.caller, host.params->model.path, host.params->model.path);
-    if (name.empty()) {
+    const dqrelo_blend blend = wanted(req, { { "model", req.get_param("model") } });
+    base["model_path"]       = shown(req.caller, host.params->model.path, host.params->model.path);
+    if (blend.parts.empty()) {
         return base;
     }
-    const auto           use   = hold(req, name);
-    const server_delta & delta = *use->delta;
+    const auto           use   = hold(req, blend);
+    const server_delta & delta = *use->holds[blend.lead]->delta;
     task_params          defaults;
     defaults.sampling                             = delta.sampling;
     base["default_generation_settings"]["params"] = defaults.to_json(true);
-    base["model_alias"]                           = name;
+    base["model_alias"]                           = blend.name;
     base["model_path"]                            = shown(req.caller, delta.path, delta.path);
     base["chat_template"]                         = common_chat_templates_source(delta.chat.tmpls.get());
     base["chat_template_caps"]                    = common_chat_templates_get_caps(delta.chat.tmpls.get());
     base["bos_token"]                             = text_of(delta.vocab, delta.vocab.bos);
     base["eos_token"]                             = text_of(delta.vocab, delta.vocab.eos);
     base["delta"]                                 = { { "content_hash", delta.hash }, { "parent", base_names[0] } };
+    if (blend.parts.size() > 1) {
+        base["blend"] = server_delta_parts_json(blend.parts);
+    }
     return base;
 }

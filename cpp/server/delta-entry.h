@@ -92,6 +92,7 @@ struct server_delta_entry {
     uint64_t    order       = 0;     // Numbers the entries as they became known, which is the order of lists.
     size_t      n_bytes     = 0;     // bytes of the file
     bool        is_pinned   = false; // Never put out to make room.
+    bool        is_awaited  = false; // A part of the blend that is being brought in: not put out before that is complete.
     bool        is_leaving  = false; // Put out as soon as its requests have ended, which others wait for.
     bool        is_draining = false; // Unloaded: it gets no new requests, and the name goes with the last one.
     int64_t     used_us     = 0;     // Tells when a request last got it, by the clock of this process.

@@ -16,6 +16,9 @@ std::string server_delta_set::check_finite(const server_delta_ref & ref, llama_c
     if (ref.key().empty()) {
         return what + "Is the model's file damaged, or does a LoRA or a control vector not fit?";
     }
-    return "delta '" + ref.delta()->name + "': " + what +
-           string_format("Its weights, multiplied by \"delta_scale\" %g, are too large for this model", ref.scale);
+    if (ref.scales.size() > 1) {
+        return "blend '" + ref.name + "': " + what + "The weights of its deltas, multiplied by their scales, are too large for this model";
+    }
+    return "delta '" + ref.name + "': " + what +
+           string_format("Its weights, multiplied by \"delta_scale\" %g, are too large for this model", ref.scales[0]);
 }

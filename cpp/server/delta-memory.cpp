@@ -101,6 +101,12 @@ size_t server_delta_memory::n_bytes(const server_delta_names & names, const serv
 // the budget
 //
 
+// Returns whether it stays until the other parts of a blend are there. Not what nobody holds: after a reload that is the new file, and the
+// old one, which the blend's request has, may need its room.
+static bool is_kept_for_blend(const server_delta_entry & entry) {
+    return entry.is_awaited && entry.is_in_use();
+}
+
 server_delta_memory::room server_delta_memory::room_for(const server_delta_names & names, const server_delta_entry & entry,
                                                         std::string & err) const {
     const size_t wanted = entry.job->n_bytes;
@@ -109,11 +115,13 @@ server_delta_memory::room server_delta_memory::room_for(const server_delta_names
     }
     size_t n_pinned = 0;
     for (const auto & [name, other] : names.all()) {
-        n_pinned += other.current && &other != &entry && other.is_pinned ? other.current->n_bytes : 0;
+        const bool stays = other.is_pinned || (entry.is_awaited && is_kept_for_blend(other));
+        n_pinned += other.current && &other != &entry && stays ? other.current->n_bytes : 0;
     }
     if (n_pinned + wanted > n_bytes_max) {
         err = "delta '" + entry.name + "' does not fit: it takes " + std::to_string(wanted) + " bytes, --delta-memory allows " +
-              std::to_string(n_bytes_max) + ", of which pinned deltas have " + std::to_string(n_pinned);
+              std::to_string(n_bytes_max) + ", of which " +
+              (entry.is_awaited ? "pinned deltas and other parts of the blend have " : "pinned deltas have ") + std::to_string(n_pinned);
         return room::never;
     }
     return room::later;
@@ -122,12 +130,17 @@ server_delta_memory::room server_delta_memory::room_for(const server_delta_names
 void server_delta_memory::send_away(server_delta_names & names, const server_delta_entry & entry) {
     std::vector<server_delta_entry *> victims;
     size_t                            n_kept = 0; // bytes that no one was told to leave
+    for (const auto & delta : leaving) {
+        // What the blend that is being brought in has of it stays until the blend is complete.
+        const auto of_name = names.find(delta->name);
+        n_kept += of_name != nullptr && of_name->is_awaited && delta->n_uses > 0 ? delta->n_bytes : 0;
+    }
     for (auto & [name, other] : names.all()) {
         if (!other.current || &other == &entry || other.is_leaving) {
             continue;
         }
         n_kept += other.current->n_bytes;
-        if (!other.is_pinned) {
+        if (!other.is_pinned && !is_kept_for_blend(other)) {
             victims.push_back(&other);
         }
     }

@@ -3,20 +3,28 @@
 
 #include "delta-set.h"
 
+#include <algorithm>
+
 server_delta * server_delta_ref::delta() const {
-    return use ? use->delta.get() : nullptr;
+    return use ? use->holds[lead]->delta.get() : nullptr;
 }
 
 std::string server_delta_ref::key() const {
-    if (!use || scale == 0.0f) {
-        return "";
+    std::vector<std::string> owners;
+    for (size_t i = 0; use && i < use->holds.size(); i++) {
+        if (scales[i] != 0.0f) {
+            owners.push_back(use->holds[i]->delta->hash + string_format("@%.9g", scales[i])); // 9 digits tell any two floats apart.
+        }
     }
-    return delta()->hash + string_format("@%.9g", scale); // 9 digits tell any two floats apart.
+    std::sort(owners.begin(), owners.end());
+    return string_join(owners, "+");
 }
 
 void server_delta_ref::done(uint64_t n_prompt, uint64_t n_generated) const {
     if (use) {
-        use->count(n_prompt, n_generated);
+        for (const auto & hold : use->holds) {
+            hold->count(n_prompt, n_generated);
+        }
         use.reset();
     }
 }
@@ -28,7 +36,7 @@ void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab,
     if (delta == nullptr) {
         return;
     }
-    task.params.oaicompat_model = delta->name;
+    task.params.oaicompat_model = ref.name;
     task.params.sampling.eog    = delta->eog;
     if (task.params.sampling.ignore_eos && !delta->eog.empty()) {
         dqrelo_ban_eog(task.params.sampling.logit_bias, vocab, delta->eog);
@@ -47,24 +55,31 @@ server_delta_params::server_delta_params(const server_delta_ref & ref, const com
 }
 
 std::string server_delta_bind(const server_delta_ref & ref, llama_context * ctx, int id_slot) {
-    const bool     is_base   = ref.key().empty();
-    server_delta * delta     = is_base ? nullptr : ref.delta();
-    char           err[1024] = "";
-    if (delta != nullptr && delta->handle == nullptr) {
-        return "delta '" + delta->name + "': the server went to sleep before the request ran. Send it again";
+    std::vector<dqrelo_part> parts;
+    char                     err[1024] = "";
+    for (size_t i = 0; ref.use && i < ref.use->holds.size(); i++) {
+        const server_delta & delta = *ref.use->holds[i]->delta;
+        if (ref.scales[i] == 0.0f) {
+            continue;
+        }
+        if (delta.handle == nullptr) {
+            return "delta '" + delta.name + "': the server went to sleep before the request ran. Send it again";
+        }
+        parts.push_back({ delta.handle, ref.scales[i] });
     }
-    if (dqrelo_bind(ctx, id_slot, is_base ? nullptr : delta->handle, is_base ? 1.0f : ref.scale, err, sizeof(err))) {
+    if (dqrelo_bind_parts(ctx, id_slot, parts.data(), parts.size(), err, sizeof(err))) {
         return "";
     }
-    return string_format("delta '%s': %s", is_base ? "" : delta->name.c_str(), err);
+    return string_format("delta '%s': %s", ref.name.c_str(), err);
 }
 
 bool server_delta_can_batch(const server_delta_ref & a, const server_delta_ref & b, const llama_context * ctx) {
-    if (a.key() == b.key() || llama_get_memory(ctx) != nullptr) {
-        return true; // The function llama_decode splits the batch itself.
+    if (llama_get_memory(ctx) != nullptr || a.key() == b.key()) {
+        return true; // With a memory, llama_decode splits the batch itself.
     }
     const auto needs_own = [ctx](const server_delta_ref & ref) {
-        return ref.delta() != nullptr && dqrelo_needs_own_batch(ctx, ref.delta()->handle);
+        return ref.use && std::any_of(ref.use->holds.begin(), ref.use->holds.end(),
+                                      [ctx](const auto & hold) { return dqrelo_needs_own_batch(ctx, hold->delta->handle); });
     };
     return !needs_own(a) && !needs_own(b);
 }

@@ -1,22 +1,23 @@
-// delta-ref.h: which delta a request asked for. Lives in upstream's task_params, so it stays small.
+// delta-ref.h: which delta, or blend of deltas, a request asked for. Lives in upstream's task_params, so it stays small.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 struct server_delta;
 class server_delta_registry;
 
 // One request's hold on a loaded delta: while any copy of the pointer to it lives, the delta stays in memory. Made by
 // server_delta_registry.
-class server_delta_use {
+class server_delta_hold {
 public:
-    server_delta_use(std::shared_ptr<server_delta_registry> registry, std::shared_ptr<server_delta> delta);
-    ~server_delta_use();
-    server_delta_use(const server_delta_use &)             = delete;
-    server_delta_use & operator=(const server_delta_use &) = delete;
+    server_delta_hold(std::shared_ptr<server_delta_registry> registry, std::shared_ptr<server_delta> delta);
+    ~server_delta_hold();
+    server_delta_hold(const server_delta_hold &)             = delete;
+    server_delta_hold & operator=(const server_delta_hold &) = delete;
 
     void count(uint64_t n_prompt, uint64_t n_generated) const; // tokens
 
@@ -26,19 +27,26 @@ private:
     const std::shared_ptr<server_delta_registry> registry;
 };
 
+// The holds on all that a request asked for: one delta, or the parts of a blend, in their order.
+struct server_delta_use {
+    std::vector<std::shared_ptr<const server_delta_hold>> holds;
+};
+
 struct server_delta_ref {
     // NULL: the base. Mutable: a slot drops it when its task ends, though it keeps the task.
     mutable std::shared_ptr<const server_delta_use> use;
-    float                                           scale = 1.0f; // Multiplies the whole delta.
+    std::vector<float>                              scales;   // Of each hold: multiplies the whole delta.
+    size_t                                          lead = 0; // The one by whose rules text is made and ends.
+    std::string                                     name;     // What answers call it.
 
-    // Returns NULL for the base.
+    // Returns the lead part; NULL for the base.
     server_delta * delta() const;
 
-    // Returns the owner of what this reference computes: KV cells made under one key are never used under another. Empty: the base (or a
-    // delta scaled to nothing).
+    // Returns the owner of what this reference computes: KV cells made under one key are never used under another. It has the content
+    // hash and the scale of each part, in an order of its own. Empty: the base (or deltas scaled to nothing).
     std::string key() const;
 
-    // The task ended after this many tokens: counts them and lets the delta go.
+    // The task ended after this many tokens: counts them for each part and lets the deltas go.
     void done(uint64_t n_prompt, uint64_t n_generated) const;
 };
 

@@ -14,14 +14,14 @@ using lock_t = std::lock_guard<std::mutex>;
 // holds
 //
 
-server_delta_use::server_delta_use(std::shared_ptr<server_delta_registry> registry, std::shared_ptr<server_delta> delta) :
+server_delta_hold::server_delta_hold(std::shared_ptr<server_delta_registry> registry, std::shared_ptr<server_delta> delta) :
     delta(std::move(delta)), registry(std::move(registry)) {}
 
-server_delta_use::~server_delta_use() {
+server_delta_hold::~server_delta_hold() {
     registry->release(delta);
 }
 
-void server_delta_use::count(uint64_t n_prompt, uint64_t n_generated) const {
+void server_delta_hold::count(uint64_t n_prompt, uint64_t n_generated) const {
     registry->count(*delta, n_prompt, n_generated);
 }
 
@@ -176,7 +176,14 @@ void server_delta_registry::call_first_in_line() {
     }
 }
 
-std::shared_ptr<const server_delta_use> server_delta_registry::acquire(const std::string & name, const server_should_stop & should_stop) {
+std::shared_ptr<const server_delta_hold> server_delta_registry::hold(server_delta_entry & entry) {
+    entry.current->n_uses++;
+    entry.used_us = ggml_time_us();
+    entry.used_s  = std::time(nullptr);
+    return std::make_shared<const server_delta_hold>(shared_from_this(), entry.current);
+}
+
+std::shared_ptr<const server_delta_hold> server_delta_registry::acquire(const std::string & name, const server_should_stop & should_stop) {
     visit              visit(*this, name, should_stop, /*is_admin =*/false);
     change             mine(*this);
     server_delta_claim claim(*visit.waiter, names, memory, turns);
@@ -188,10 +195,7 @@ std::shared_ptr<const server_delta_use> server_delta_registry::acquire(const std
         }
         if (entry->current && (!entry->is_leaving || claim.is_on(*entry))) {
             if (turns.may_start(*entry, claim.ticket, memory.n_active(names))) {
-                entry->current->n_uses++;
-                entry->used_us = ggml_time_us();
-                entry->used_s  = std::time(nullptr);
-                return std::make_shared<const server_delta_use>(shared_from_this(), entry->current);
+                return hold(*entry);
             }
             claim.line_up(*entry);
             visit.pause(mine);

@@ -46,7 +46,11 @@ public:
 
     // Waits until the delta is loaded and has its turn, first come first served. Throws server_delta_error: 404 for a name that is not
     // known, 503 with the reason if it cannot fit or too many wait already, 500 with the reason if its file cannot be served.
-    std::shared_ptr<const server_delta_use> acquire(const std::string & name, const server_should_stop & should_stop);
+    std::shared_ptr<const server_delta_hold> acquire(const std::string & name, const server_should_stop & should_stop);
+
+    // The same for all parts of a blend. Those that are not there are brought in for one blend at a time, so that no two of them hold what
+    // the other one waits for.
+    std::shared_ptr<const server_delta_use> acquire_all(const std::vector<std::string> & parts, const server_should_stop & should_stop);
 
     // Loads a delta, or another file in place of the loaded one (then requests get the old one until the new one can serve, and keep it if
     // it cannot). Returns when it can serve; throws server_delta_error where it cannot.
@@ -84,7 +88,7 @@ public:
 
     const server_delta_limits limits;
 
-    // --- server_delta_use
+    // --- server_delta_hold
 
     void release(const std::shared_ptr<server_delta> & delta);
 
@@ -144,6 +148,11 @@ private:
 
     class visit;
 
+    class blend_turn;
+
+    std::shared_ptr<const server_delta_hold> hold(server_delta_entry & entry);
+    std::shared_ptr<const server_delta_use>  take_all(const std::vector<std::string> & parts);
+
     void finish(server_delta_entry & entry, int error_type, const std::string & error);
     void wait_for_load(change & mine, visit & visit, server_delta_claim & claim, server_delta_entry & entry);
     int  n_running(const server_delta_entry & entry) const;
@@ -164,10 +173,11 @@ private:
     server_delta_turns      turns;
     server_delta_jobs       jobs;
     server_delta_waiting    waiting;
-    bool                    is_woken   = false; // The main loop was told to look.
-    bool                    is_asleep  = false;
-    bool                    is_loading = false; // True between begin_loading() and loaded().
-    bool                    is_ended   = false;
+    bool                    is_woken        = false; // The main loop was told to look.
+    bool                    is_asleep       = false;
+    bool                    is_blend_coming = false; // The parts of a blend are brought in: those are marked is_awaited.
+    bool                    is_loading      = false; // True between begin_loading() and loaded().
+    bool                    is_ended        = false;
     std::atomic<bool>       is_work{ false };
     std::atomic<bool>       is_stopping{ false };
 };

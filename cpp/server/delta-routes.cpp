@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cfloat>
 
 // Returns the JSON object in a request's body.
 static json body_of(const server_http_req & req) {
@@ -127,6 +128,18 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
         return answer({ { "name", name }, { "state", "unloaded" } });
     });
 
+    post("/deltas/blend", [&deltas](const server_http_req & req) {
+        const json        body = body_of(req);
+        const std::string name = needed_text(body, "name");
+        const std::string spec = text_of(body, "spec");
+        if (spec.empty() == !body.contains("deltas")) {
+            throw std::invalid_argument("a blend needs \"spec\" or \"deltas\", one of them");
+        }
+        // The server's bound on scales is checked with the names.
+        auto parts = spec.empty() ? server_delta_parts_of(body.at("deltas"), FLT_MAX) : dqrelo_parse_blend(spec, "\"spec\"", FLT_MAX);
+        return answer(deltas.admin_blend(req, name, std::move(parts), text_of(body, "template")));
+    });
+
     // The answers are vLLM's, as its clients look for them.
     post("/v1/load_lora_adapter", [&deltas](const server_http_req & req) {
         const json        body       = body_of(req);
@@ -158,7 +171,8 @@ void server_delta_add_router_routes(const server_http_context & http, const comm
     }
     const auto refuse = [](const server_http_req &) -> server_http_res_ptr { throw server_delta_error(ERROR_TYPE_NOT_SUPPORTED, ROUTER); };
     http.get("/deltas", wrap(refuse));
-    for (const char * path : { "/deltas/load", "/deltas/reload", "/deltas/unload", "/v1/load_lora_adapter", "/v1/unload_lora_adapter" }) {
+    for (const char * path :
+         { "/deltas/load", "/deltas/reload", "/deltas/unload", "/deltas/blend", "/v1/load_lora_adapter", "/v1/unload_lora_adapter" }) {
         http.post(path, wrap(refuse));
     }
 }

@@ -6,7 +6,6 @@
 #include "server-queue.h"
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 
 static bool contains(const std::vector<std::string> & list, const std::string & item) {
@@ -35,6 +34,10 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     base_names  = { model_name };
     base_names.insert(base_names.end(), params.model_alias.begin(), params.model_alias.end());
     base_names.push_back(dqrelo::utf8_text(dqrelo::utf8_path(params.model.path).filename()));
+    if (!has_deltas && !params.dqrelo.blends.empty()) {
+        SRV_ERR("--blend '%s': this server has no deltas. Give them with --delta or --deltas-dir\n", params.dqrelo.blends[0].name.c_str());
+        return false;
+    }
     if (!has_deltas) {
         return true;
     }
@@ -98,6 +101,14 @@ bool server_delta_set::add_all() {
         SRV_ERR("%s\n", e.what());
         return false;
     }
+    for (const auto & blend : options.blends) {
+        try {
+            add_blend(blend, "--blend '" + blend.name + "'");
+        } catch (const std::invalid_argument & e) {
+            SRV_ERR("%s\n", e.what());
+            return false;
+        }
+    }
     for (const auto & name : options.pinned) {
         if (!registry->has(name)) {
             SRV_ERR("--delta-pin '%s': there is no such delta; this server has %s\n", name.c_str(), names({ "", {} }).c_str());
@@ -111,7 +122,7 @@ bool server_delta_set::add_all() {
 void server_delta_set::take_in_files() {
     const auto sighting = folder->look(registry->broken());
     for (const auto & [name, stamp] : sighting.added) {
-        if (is_base_name(name) || !registry->found(name, stamp, contains(host.params->dqrelo.pinned, name))) {
+        if (is_base_name(name) || blends.find(name) || !registry->found(name, stamp, contains(host.params->dqrelo.pinned, name))) {
             SRV_WRN("--deltas-dir: '%s' is left out, its name '%s' is taken\n", stamp.path.c_str(), name.c_str());
         }
     }
@@ -269,98 +280,12 @@ std::string server_delta_set::names(const server_delta_caller & caller) const {
             names += (names.empty() ? "'" : ", '") + row.entry.name + "'";
         }
     }
+    for (const auto & blend : blends.all()) {
+        if (may_use(caller, blend)) {
+            names += (names.empty() ? "'" : ", '") + blend.name + "'";
+        }
+    }
     return names.empty() ? "no model for this API key" : names;
-}
-
-// "model" of a body, empty where it has none.
-static std::string model_of(const json & body) {
-    if (!body.is_object() || !body.contains("model") || body.at("model").is_null()) {
-        return "";
-    }
-    if (!body.at("model").is_string()) {
-        throw std::invalid_argument("\"model\" must be a string, got " + safe_json_to_str(body.at("model")).substr(0, 100));
-    }
-    return body.at("model").get<std::string>();
-}
-
-std::string server_delta_set::wanted_name(const server_http_req & req, const json & body) {
-    const auto & options = host.params->dqrelo;
-    if (registry && options.one_for_all) {
-        return options.deltas[0].name;
-    }
-    const std::string name     = registry ? model_of(body) : ""; // Without deltas any name is the base.
-    const bool        is_delta = !name.empty() && !is_base_name(name);
-    if (is_delta && is_allowed(req.caller, name)) {
-        if (!registry->has(name) || registry->is_broken(name)) {
-            look_for_files();
-        }
-        if (registry->has(name)) {
-            return name;
-        }
-    }
-    // For a limited key, a name that it may not use is as unknown as one that nobody has.
-    if (is_delta && !options.unknown_is_base) {
-        const bool is_closed = !is_allowed(req.caller, name);
-        throw server_delta_error(is_closed ? ERROR_TYPE_PERMISSION : ERROR_TYPE_NOT_FOUND,
-                                 (is_closed ? "this API key may not use the model '" + name + "'; it has "
-                                            : "model '" + name + "' does not exist; this server has ") +
-                                     names(req.caller));
-    }
-    if (!is_allowed(req.caller, "")) {
-        throw server_delta_error(ERROR_TYPE_PERMISSION, "this API key may not use the base model");
-    }
-    return "";
-}
-
-std::shared_ptr<const server_delta_use> server_delta_set::hold(const server_http_req & req, const std::string & name) const {
-    if (!req.delta || req.delta->delta->name != name) {
-        try {
-            req.delta = registry->acquire(name, req.should_stop);
-        } catch (const server_delta_error & e) {
-            throw server_delta_error(e.type, shown(req.caller, e.what(), registry->path_of(name)), e.retry_after_s);
-        }
-    }
-    return req.delta;
-}
-
-server_delta_ref server_delta_set::find(const server_http_req & req, const json & body) {
-    server_delta_ref  ref;
-    const std::string name = wanted_name(req, body);
-    if (registry && body.contains("delta_scale") && !body.at("delta_scale").is_null()) {
-        const json & scale = body.at("delta_scale");
-        const float  max   = host.params->dqrelo.max_scale;
-        if (!scale.is_number() || !(std::fabs(scale.get<double>()) <= max)) {
-            throw std::invalid_argument(string_format("\"delta_scale\" must be a number from %g to %g (--delta-max-scale), got %s", -max,
-                                                      max, scale.dump().substr(0, 40).c_str()));
-        }
-        if (name.empty()) {
-            throw std::invalid_argument("\"delta_scale\" scales a delta, but this request is for the base; this server has " +
-                                        names(req.caller));
-        }
-        ref.scale = scale.get<float>();
-    }
-    if (!name.empty()) {
-        ref.use = hold(req, name);
-        // The tasks hold it from here on, and let it go when they end: the client may read the answer for longer.
-        req.delta.reset();
-        registry->count_request(*ref.delta());
-    }
-    return ref;
-}
-
-std::shared_ptr<const server_chat_params> server_delta_set::chat_params(const server_http_req & req, const json & body,
-                                                                        const server_chat_params & chat_base) {
-    const std::string name = wanted_name(req, body);
-    if (name.empty()) {
-        return { std::shared_ptr<void>(), &chat_base }; // Outlives every request.
-    }
-    const auto use = hold(req, name);
-    return { use, &use->delta->chat };
-}
-
-server_delta_vocab server_delta_set::vocab(const server_http_req & req, const json & body, const llama_vocab * base) {
-    const std::string name = wanted_name(req, body);
-    return name.empty() ? server_delta_vocab(base) : hold(req, name)->delta->vocab;
 }
 
 json server_delta_set::list_models(const server_delta_caller & caller, json models) {
@@ -380,24 +305,33 @@ json server_delta_set::list_models(const server_delta_caller & caller, json mode
         return models;
     }
     look_for_files();
-    for (const auto & row : registry->rows()) {
-        const auto & entry = row.entry;
-        if (entry.is_draining || entry.is_broken || !is_allowed(caller, entry.name)) {
-            continue;
-        }
+    // Adds a model like the base, and says by `key` what it is.
+    const auto add = [&](const std::string & name, json root, const char * key, json value) {
         json model       = base;
-        model["id"]      = entry.name;
+        model["id"]      = name;
         model["aliases"] = json::array();
-        model["root"]    = shown(caller, entry.path, entry.path);
+        model["root"]    = std::move(root);
         model["parent"]  = base_names[0];
-        model["delta"]   = { { "content_hash", entry.hash.empty() ? json() : json(entry.hash) }, { "state", entry.state() } };
-        models["data"].push_back(model);
+        model[key]       = std::move(value);
+        models["data"].push_back(std::move(model));
 
         json short_model                       = short_base;
-        short_model["name"]                    = entry.name;
-        short_model["model"]                   = entry.name;
+        short_model["name"]                    = name;
+        short_model["model"]                   = name;
         short_model["details"]["parent_model"] = base_names[0];
-        models["models"].push_back(short_model);
+        models["models"].push_back(std::move(short_model));
+    };
+    for (const auto & row : registry->rows()) {
+        const auto & entry = row.entry;
+        if (!entry.is_draining && !entry.is_broken && is_allowed(caller, entry.name)) {
+            add(entry.name, shown(caller, entry.path, entry.path), "delta",
+                { { "content_hash", entry.hash.empty() ? json() : json(entry.hash) }, { "state", entry.state() } });
+        }
+    }
+    for (const auto & blend : blends.all()) {
+        if (may_use(caller, blend)) {
+            add(blend.name, nullptr, "blend", server_delta_parts_json(blend.parts));
+        }
     }
     return models;
 }
@@ -411,31 +345,10 @@ json server_delta_set::models(const server_http_req & req, const json & models) 
     }
     const std::string name = req.path.substr(before + BEFORE.size());
     for (json & model : listed["data"]) {
-        const bool is_base = !model.contains("delta");
+        const bool is_base = !model.contains("delta") && !model.contains("blend");
         if (is_base ? is_base_name(name) : model.at("id") == name) {
             return model;
         }
     }
     throw server_delta_error(ERROR_TYPE_NOT_FOUND, "model '" + name + "' does not exist");
-}
-
-std::string server_delta_set::slot_model(const server_http_req & req, const json & body) {
-    wanted_name(req, body);
-    return registry ? model_of(body) : "";
-}
-
-void server_delta_set::check_slot_file(const std::string & key, const std::string & model_name) const {
-    const std::string hash = key.substr(0, key.find('@'));
-    std::string       owner, wanted;
-    for (const auto & row : registry ? registry->rows() : std::vector<server_delta_registry::row>()) {
-        owner  = row.entry.hash == hash ? row.entry.name : owner;
-        wanted = row.entry.name == model_name ? row.entry.hash : wanted;
-    }
-    if (!hash.empty() && owner.empty()) {
-        throw std::runtime_error("the file was computed with a delta that is not loaded, content hash " + hash);
-    }
-    if (!model_name.empty() && wanted != hash) {
-        throw std::runtime_error("the file was computed by " + (hash.empty() ? "the base" : "'" + owner + "'") + ", not by '" + model_name +
-                                 "'");
-    }
 }

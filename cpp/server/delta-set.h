@@ -2,6 +2,7 @@
 // loop.
 #pragma once
 
+#include "delta-blends.h"
 #include "delta-loader.h"
 #include "delta-caller.h"
 #include "delta-folder.h"
@@ -49,27 +50,28 @@ public:
     // What follows is asked by a request `req` with this `body`. Who sent it decides what there is for it: without a caller, nothing. Where
     // it throws, it is server_delta_error, or std::invalid_argument for a field that makes no sense.
 
-    // Finds what "model" and "delta_scale" mean; waits until the delta can serve.
+    // Finds what "model", "deltas" and "delta_scale" mean; waits until the deltas can serve.
     server_delta_ref find(const server_http_req & req, const json & body);
 
-    // Returns the chat parameters of the delta; waits as find does. Weights that find gives to the same request later are of the same file.
+    // Returns the chat parameters of the delta, or of a blend's lead part; waits as find does. Weights that find gives to the same request
+    // later are of the same file.
     std::shared_ptr<const server_chat_params> chat_params(const server_http_req & req, const json & body,
                                                           const server_chat_params & chat_base);
 
     // Does the same for the vocabulary.
     server_delta_vocab vocab(const server_http_req & req, const json & body, const llama_vocab * base);
 
-    // Returns the name of the delta, or an empty one for the base.
+    // Returns the name of the delta or blend, or an empty one for the base.
     std::string wanted_name(const server_http_req & req, const json & body);
 
-    // Returns the name that a request for a slot file gives, checked; empty where it gives none.
+    // Returns the deltas that a request for a slot file names, checked, a line each; empty where it names none.
     std::string slot_model(const server_http_req & req, const json & body);
 
     // Returns the answer of /v1/models, made from `models`, which has the base; of /v1/models/NAME where that is the request's path.
     json models(const server_http_req & req, const json & models);
 
-    // Throws std::runtime_error unless a slot file computed under `key` may be restored; `model_name` is what slot_model gave.
-    void check_slot_file(const std::string & key, const std::string & model_name) const;
+    // Throws std::runtime_error unless a slot file computed under `key` may be restored; `parts` is what slot_model gave.
+    void check_slot_file(const std::string & key, const std::string & parts) const;
 
     // After a batch of n tokens from `first` on: an error line if what slot `id_slot` computed, its outputs at `rows` included, is not
     // finite; empty where it is. The slot's answer ends then, and what it left in the memory goes with dqrelo_forget.
@@ -86,6 +88,8 @@ public:
     // Brings the delta of the query in, and wakes the server for it, if it is one.
     void prepare(const server_http_req & req);
     bool is_loaded(const server_http_req & req, const std::string & name) const;
+    // Names a blend, whose parts must be known; `lead` is the part whose template it has, empty for the first one.
+    json admin_blend(const server_http_req & req, const std::string & name, std::vector<dqrelo_blend_part> parts, const std::string & lead);
     json admin_load(const server_http_req & req, const server_delta_load & load);
     void admin_unload(const server_http_req & req, const std::string & name);
 
@@ -95,6 +99,7 @@ private:
     // Returns what a caller may see of a text about the file at `path`: without its directory for a limited key.
     std::string shown(const server_delta_caller & caller, std::string text, const std::string & path) const;
     json        row_json(const server_delta_caller & caller, const server_delta_registry::row & row) const;
+    json        blends_json(const server_delta_caller & caller) const;
     void        check_admin(const server_delta_caller & caller) const;
     bool        is_base_name(const std::string & name) const;
     std::string names(const server_delta_caller & caller) const; // Lists them as an error line does.
@@ -106,11 +111,21 @@ private:
     bool        load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources);
     bool        load_one(llama_context * ctx, const dqrelo_delta_source & source);
 
-    std::shared_ptr<const server_delta_use> hold(const server_http_req & req, const std::string & name) const;
+    // What a request asked for; without parts it is the base. Each part is known and allowed.
+    dqrelo_blend                            wanted(const server_http_req & req, const json & body);
+    std::optional<dqrelo_blend>             blend_of(const server_delta_caller & caller, const std::string & model) const;
+    bool                                    has_delta(const std::string & name);
+    bool                                    may_use(const server_delta_caller & caller, const dqrelo_blend & blend) const;
+    [[noreturn]] void                       refuse_name(const server_delta_caller & caller, const std::string & name) const;
+    void                                    check_parts(const server_delta_caller & caller, const dqrelo_blend & blend);
+    float                                   scale_of(const server_http_req & req, const json & body, const dqrelo_blend & blend) const;
+    std::shared_ptr<const server_delta_use> hold(const server_http_req & req, const dqrelo_blend & blend) const;
+    void                                    add_blend(const dqrelo_blend & blend, const std::string & what);
 
     std::shared_ptr<server_delta_registry>       registry; // NULL is a server without deltas.
     std::unique_ptr<const server_delta_settings> settings;
     std::unique_ptr<server_delta_folder>         folder;
+    server_delta_blends                          blends;
     server_delta_host                            host;
     std::vector<std::string>                     base_names; // The id comes first, then aliases and the file's name.
     std::unique_ptr<server_delta_loader>         loader;

@@ -27,6 +27,9 @@ public:
     // A request may start if nobody waits before it and its delta, which is loaded, runs already, or one more than `n_active` may.
     bool may_start(const server_delta_entry & entry, uint64_t ticket, size_t n_active) const;
 
+    // Returns whether n deltas more may run at once, without a wait.
+    bool may_start_more(size_t n, size_t n_active) const { return n_active_max == 0 || (line.empty() && n_active + n <= n_active_max); }
+
 private:
     const size_t n_active_max; // 0 means no limit.
     // Keeps those that wait for their turn, by ticket. Each is on a loaded delta.

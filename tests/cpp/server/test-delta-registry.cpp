@@ -234,8 +234,8 @@ static void test_turns_are_by_arrival() {
 }
 
 // Requests, loads, reloads and unloads at random over too little memory and too few turns: all end, and never is more loaded or running
-// than allowed.
-static void test_nobody_waits_for_ever(server_delta_limits limits) {
+// than allowed. Each request is for up to `n_parts` deltas at once.
+static void test_nobody_waits_for_ever(server_delta_limits limits, int n_parts) {
     fixture   f(limits);
     const int n_names = 5;
     for (int i = 0; i < n_names; i++) {
@@ -244,23 +244,34 @@ static void test_nobody_waits_for_ever(server_delta_limits limits) {
     const main_loop          loop(f);
     const server_delta_watch watch(f.registry, [] {});
     std::atomic<int>         n_active[n_names + 1] = {};
+    std::atomic<int>         n_served              = 0; // Counts requests for all n_parts.
     std::vector<std::thread> threads;
     for (int t = 0; t < 6; t++) {
         threads.emplace_back([&, t] {
             std::mt19937 rng(t);
             for (int k = 0; k < 400; k++) {
-                const int i = (int) (rng() % (n_names + 1)); // The last one comes and goes.
+                const int                i     = (int) (rng() % (n_names + 1)); // The last one comes and goes.
+                const int                n_own = 1 + (int) (rng() % (unsigned) n_parts);
+                std::vector<std::string> own;
+                for (int p = 0; p < n_own; p++) {
+                    own.push_back(std::to_string((i + p) % (n_names + 1)));
+                }
                 try {
-                    const auto use =
-                        f.registry->acquire(std::to_string(i), [&, polls = 0]() mutable { return rng() % 50 == 0 && polls++ > 0; });
-                    n_active[i]++;
+                    const auto use = f.registry->acquire_all(own, [&, polls = 0]() mutable { return rng() % 50 == 0 && polls++ > 0; });
+                    assert((int) use->holds.size() == n_own);
+                    n_served += n_own == n_parts;
+                    for (int p = 0; p < n_own; p++) {
+                        n_active[(i + p) % (n_names + 1)]++;
+                    }
                     int n = 0;
                     for (const auto & active : n_active) {
                         n += active > 0;
                     }
                     assert(limits.n_active_max == 0 || n <= (int) limits.n_active_max);
                     std::this_thread::yield();
-                    n_active[i]--;
+                    for (int p = 0; p < n_own; p++) {
+                        n_active[(i + p) % (n_names + 1)]--;
+                    }
                 } catch (const server_delta_error &) { // The delta was unloaded, or the client went.
                 }
             }
@@ -546,6 +557,30 @@ static void test_broken_files() {
     }
 }
 
+// A request that could only wait for itself ends with a line, and leaves nothing held.
+static void test_a_blend_that_does_not_fit() {
+    const auto refused = [](server_delta_limits limits, const char * what) {
+        fixture f(limits);
+        for (const char * name : { "a", "b", "c" }) {
+            f.add(name);
+        }
+        const main_loop loop(f);
+        std::string     text;
+        try {
+            f.registry->acquire_all({ "a", "b", "c" }, nullptr);
+        } catch (const server_delta_error & e) {
+            text = e.what();
+        }
+        assert(text.find(what) != std::string::npos);
+        for (const auto & row : f.registry->rows()) {
+            assert(row.n_running == 0 && !row.entry.is_awaited);
+        }
+        assert(f.registry->acquire_all({ "c", "b" }, nullptr)->holds.size() == 2);
+    };
+    refused({ 2 * N_BYTES, 0 }, "other parts of the blend");
+    refused({ 0, 2 }, "--delta-max-active");
+}
+
 int main() {
     test_lost_files();
     test_broken_files();
@@ -559,8 +594,12 @@ int main() {
     test_silent_files_go_behind_the_others();
     test_unwanted_reads_are_given_up();
     for (const server_delta_limits limits : { server_delta_limits{ 0, 0 }, { N_BYTES, 0 }, { 2 * N_BYTES, 1 }, { N_BYTES, 1 }, { 0, 2 } }) {
-        test_nobody_waits_for_ever(limits);
+        test_nobody_waits_for_ever(limits, 1);
     }
+    for (const server_delta_limits limits : { server_delta_limits{ 2 * N_BYTES, 0 }, { 2 * N_BYTES, 2 }, { 3 * N_BYTES, 2 }, { 0, 3 } }) {
+        test_nobody_waits_for_ever(limits, 2);
+    }
+    test_a_blend_that_does_not_fit();
     printf("ok\n");
     return 0;
 }
