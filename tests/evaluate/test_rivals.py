@@ -81,7 +81,7 @@ def test_the_fine_tune_in_few_bits(trio: Trio, tmp_path: Path, text_file: Path) 
 
 def test_a_measured_importance_matrix_is_used(trio: Trio, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """IQ2_XXS is refused by llama-quantize without one; rows of this model do not fill its blocks, so it falls back, and says so."""
-    maker = Maker(GgufModel(trio.tuned), tmp_path, 1, 5, None, print, Silent)
+    maker = Maker(GgufModel(trio.base), GgufModel(trio.tuned), tmp_path, 1, 5, None, print, Silent)
     with maker.made(("IQ2_XXS",)) as (rival,):
         assert rival.path.is_file()
         folder = rival.path.parent
@@ -103,7 +103,7 @@ def test_each_type_once() -> None:
 
 def test_no_disk_for_rivals(trio: Trio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rivals.shutil, "disk_usage", lambda _: rivals.shutil._ntuple_diskusage(10, 9, 1))
-    maker = Maker(GgufModel(trio.tuned), tmp_path, 1, 5, None, print, Silent)
+    maker = Maker(GgufModel(trio.base), GgufModel(trio.tuned), tmp_path, 1, 5, None, print, Silent)
     with pytest.raises(DiskFullError, match=r"bytes for the rivals, has 1 free. Set TMPDIR"), maker.made(("Q8_0",)):
         pass
 

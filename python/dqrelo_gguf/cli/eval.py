@@ -55,9 +55,17 @@ def _parser() -> argparse.ArgumentParser:
         help="compare the fine-tune itself in a type of llama-quantize's as well, such as IQ2_XXS, Q2_K or Q4_K_M; give one for each",
     )
     models.add_argument(
+        "--pruned",
+        metavar="METHOD[:RATIO]",
+        action="append",
+        default=[],
+        help="compare a pruned delta as well, which no delta file holds and which is merged with the base for it: random, magnitude or wanda "
+        "(default ratio: 1/8); give one for each",
+    )
+    models.add_argument(
         "--imatrix",
         metavar="FILE",
-        help="importance matrix for --rival, as llama-imatrix writes it (default: measured on text that the fine-tune writes)",
+        help="importance matrix for --rival and --pruned wanda, as llama-imatrix writes it (default: measured on text that the fine-tune writes)",
     )
     text = parser.add_argument_group("text")
     text.add_argument(
@@ -197,6 +205,7 @@ def _job(args: argparse.Namespace) -> Job:
         stamp=args.stamp,
         models=tuple(map(Path, args.model)),
         rivals=tuple(args.rival),
+        prunings=tuple(args.pruned),
         imatrix=None if args.imatrix is None else Path(args.imatrix),
         with_details=args.html is not None,
     )

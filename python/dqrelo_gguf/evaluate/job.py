@@ -17,6 +17,7 @@ from dqrelo_gguf.evaluate.answers import Task, TaskResult, answer_problems
 from dqrelo_gguf.evaluate.details import SAMPLE_TOKENS, Details, sample_pieces
 from dqrelo_gguf.evaluate.measure import measure_text
 from dqrelo_gguf.evaluate.problems import ProblemFile, prompts_of, read_problems
+from dqrelo_gguf.evaluate.pruned import check_prunings
 from dqrelo_gguf.evaluate.report import BASE, TUNED, Evaluation
 from dqrelo_gguf.evaluate.rivals import Maker, Rival, check_types
 from dqrelo_gguf.evaluate.room import SEQUENTIAL_FILE_BYTES, WORK_BYTES, Room, Rounds, Shape, answer_rooms
@@ -60,7 +61,8 @@ class Job:
         stamp: the deltas will be stamped; it is checked first whether they can be.
         models: whole models that are compared beside the deltas, GGUFs.
         rivals: types of llama-quantize's in which the fine-tune itself is compared.
-        imatrix: an importance matrix for them, None for one on text that the fine-tune writes.
+        prunings: METHOD or METHOD:RATIO, methods that prune a delta; each is merged with the base and compared.
+        imatrix: an importance matrix for both, None for one on text that the fine-tune writes.
         with_details: measure what a page shows beside the report.
     """
 
@@ -82,6 +84,7 @@ class Job:
     stamp: bool = False
     models: tuple[Path, ...] = ()
     rivals: tuple[str, ...] = ()
+    prunings: tuple[str, ...] = ()
     imatrix: Path | None = None
     with_details: bool = False
 
@@ -107,7 +110,7 @@ def evaluate(job: Job, command: str, phases: Callable[[str], Phases], say: Calla
     files = [read_problems(path, job.compare, job.limit) for path in job.problems]
     if job.text is not None and job.text != SELF:
         require_file(job.text)
-    types = check_types(job.rivals)
+    types, prunings = check_types(job.rivals), check_prunings(job.prunings)
     if job.imatrix is not None:
         require_file(job.imatrix, "--imatrix")
     if job.stamp:
@@ -121,8 +124,8 @@ def evaluate(job: Job, command: str, phases: Callable[[str], Phases], say: Calla
         given = [Rival(path.stem, GgufModel(path)) for path in job.models]
         for rival in given:
             check_pair(base, rival.model)
-        maker = Maker(tuned, folder, job.n_threads, job.seed + IMATRIX_SEED, job.imatrix, say, phases("tokens"))
-        with maker.made(types) as made:
+        maker = Maker(base, tuned, folder, job.n_threads, job.seed + IMATRIX_SEED, job.imatrix, say, phases("tokens"))
+        with maker.made(types, prunings) as made:
             rivals = [*given, *made]
             steps = _Steps(job, base, tuned, rivals, _model_files(job, path, rivals, folder), phases)
             say(steps.check_room())

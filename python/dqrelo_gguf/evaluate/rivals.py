@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.convert.report import bytes_text
 from dqrelo_gguf.errors import DiskFullError, InputError, printable
+from dqrelo_gguf.evaluate.pruned import Pruning
 from dqrelo_gguf.evaluate.room import Room, Shape
 from dqrelo_gguf.evaluate.text import self_text
 from dqrelo_gguf.evaluate.tuned import end_token
@@ -37,11 +38,13 @@ class Rival:
         name: in reports.
         model: its GGUF.
         made: how it was made, "" for a file that was given.
+        n_charged: bytes of what it stands for, a delta that is merged into it; None for its own.
     """
 
     name: str
     model: GgufModel
     made: str = ""
+    n_charged: int | None = None
 
     @property
     def path(self) -> Path:
@@ -50,8 +53,10 @@ class Rival:
 
     @property
     def n_bytes(self) -> int:
-        """Of its weights."""
-        return sum(info.n_bytes for _, info in self.model.infos.values())
+        """Of its weights, or of the delta that it stands for."""
+        return (
+            self.n_charged if self.n_charged is not None else sum(info.n_bytes for _, info in self.model.infos.values())
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Maker:
     """Makes rivals from the fine-tune.
 
     Args:
+        base: its base's GGUF.
         tuned: its GGUF.
         folder: where they may lie.
         n_threads: None for all cores.
@@ -68,6 +74,7 @@ class Maker:
         phases: shows the progress.
     """
 
+    base: GgufModel
     tuned: GgufModel
     folder: Path
     n_threads: int | None
@@ -77,29 +84,32 @@ class Maker:
     phases: Phases
 
     @contextmanager
-    def made(self, types: tuple[str, ...]) -> Iterator[list[Rival]]:
-        """The fine-tune in each of the types, by llama-quantize; the files are gone afterwards.
+    def made(self, types: tuple[str, ...], prunings: tuple[Pruning, ...] = ()) -> Iterator[list[Rival]]:
+        """The fine-tune in each of the types, by llama-quantize, and the base with each pruned delta; the files are gone afterwards.
 
         Raises:
             DiskFullError: there is no room for them.
             InputError: one cannot be made.
         """
-        if not types:
+        if not types and not prunings:
             yield []
             return
-        self._check_disk(types)
+        self._check_disk([*types, *(p.name for p in prunings)])
         with TemporaryDirectory(prefix=".dqrelo-rivals-", dir=self.folder) as name:
-            imatrix = self.imatrix or self._measured(Path(name))
-            source = "given" if self.imatrix else "on text that the fine-tune writes"
+            imatrix = self.imatrix
+            if imatrix is None and (types or any(p.needs_inputs for p in prunings)):
+                imatrix = self._measured(Path(name))
             yield [
-                Rival(
-                    t, GgufModel(self._quantised(t, imatrix, Path(name))), f"llama-quantize, importance matrix {source}"
-                )
-                for t in types
+                *(self._quantised(t, imatrix, Path(name)) for t in types),
+                *(self._pruned(p, imatrix, Path(name)) for p in prunings),
             ]
 
-    def _check_disk(self, types: tuple[str, ...]) -> None:
-        """A type takes no more than 16 bits a weight: those that do are no rivals."""
+    @property
+    def _source(self) -> str:
+        return "given" if self.imatrix else "on text that the fine-tune writes"
+
+    def _check_disk(self, types: list[str]) -> None:
+        """None takes more than 16 bits a weight: types that do are no rivals."""
         needed = len(types) * (2 * sum(map(prod, self.tuned.shapes.values())) + _HEADER_BYTES)
         free = shutil.disk_usage(self.folder).free
         self.say(
@@ -132,12 +142,20 @@ class Maker:
         )
         return out
 
-    def _quantised(self, type_name: str, imatrix: Path, folder: Path) -> Path:
+    def _quantised(self, type_name: str, imatrix: Path | None, folder: Path) -> Rival:
+        assert imatrix is not None
         out = folder / f"{self.tuned.path.stem}-{type_name}.gguf"
         self.say(f"making {type_name}")
         files = [self.tuned.path, out, type_name]
         self._run("llama-quantize", "--allow-requantize", "--imatrix", imatrix, *files, *self._threads())
-        return out
+        return Rival(type_name, GgufModel(out), f"llama-quantize, importance matrix {self._source}")
+
+    def _pruned(self, pruning: Pruning, imatrix: Path | None, folder: Path) -> Rival:
+        self.say(f"making {pruning.name}")
+        out, n_charged = pruning.write(self.base.path, self.tuned.path, folder, imatrix, self.n_threads)
+        inputs = f", importance matrix {self._source}" if pruning.needs_inputs else ""
+        made = f"the base in F16 with a delta pruned by {pruning.method} to {pruning.ratio}{inputs}"
+        return Rival(pruning.name, GgufModel(out), made, n_charged)
 
     def _threads(self, *option: str) -> list[object]:
         return [] if self.n_threads is None else [*option, self.n_threads]
