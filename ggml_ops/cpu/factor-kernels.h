@@ -34,6 +34,17 @@
 #include "prefetch.h"
 #include "unrolled.h"
 
+template <class ISA, int R, int T>
+static inline void set_zero(typename ISA::sums (&acc)[R][T]) {
+    UNROLLED
+    for (int r = 0; r < R; r++) {
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            acc[r][t] = ISA::zero();
+        }
+    }
+}
+
 // Adds a[r] b[t] to acc[r][t] for the columns of the step at j, of which n are there.
 template <class ISA, class LOAD, int R, int T>
 static inline void dots_step(typename ISA::sums (&acc)[R][T], const uint8_t * const * a, const float * const * b, int64_t j, int64_t n) {
@@ -58,13 +69,7 @@ static inline void dots_step(typename ISA::sums (&acc)[R][T], const uint8_t * co
 template <class ISA, class LOAD, int R, int T>
 static inline void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
     typename ISA::sums acc[R][T];
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = ISA::zero();
-        }
-    }
+    set_zero<ISA>(acc);
     uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
     int64_t   j    = 0;
     for (; j + ISA::STEP <= n; j += ISA::STEP) {
@@ -162,13 +167,7 @@ static inline void products_tile(const uint8_t * const * a, int n_i, const float
     }
     constexpr int      R = ISA::PRODUCTS_R;
     typename ISA::sums acc[R][T];
-    UNROLLED
-    for (int r = 0; r < R; r++) {
-        UNROLLED
-        for (int t = 0; t < T; t++) {
-            acc[r][t] = ISA::zero();
-        }
-    }
+    set_zero<ISA>(acc);
     int64_t j = 0;
     for (; j + ISA::STEP <= n; j += ISA::STEP) {
         dots_step<ISA, typename ISA::f32, R, T>(acc, a, b, j, ISA::STEP);

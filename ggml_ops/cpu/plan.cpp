@@ -1,0 +1,204 @@
+#include "plan.h"
+
+#include "base-product.h"
+#include "dqrelo-cpu.h"
+#include "fold.h"
+
+#include "ggml-impl.h"
+
+#include <algorithm>
+
+namespace dqrelo_cpu {
+
+static constexpr size_t ALIGNMENT = 64; // bytes of a cache line, and of a block of q
+
+// Bump allocation over the work memory; with a null base it only counts.
+struct arena {
+    uint8_t * base;
+    size_t    n_bytes = 0;
+
+    template <typename T>
+    T * take(int64_t n) {
+        uint8_t * p = base + n_bytes;
+        n_bytes += (n * sizeof(T) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        return base ? (T *) p : nullptr;
+    }
+};
+
+static int64_t count_deltas(const ggml_tensor * dst) {
+    return dst->src[2]->ne[0] / (int64_t) sizeof(dqrelo_entry);
+}
+
+static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
+    const int64_t n_rows  = ggml_nrows(dst);
+    int64_t       smaller = 0;
+    work          w       = {};
+    if (ggml_dqrelo_base_weight(dst)) {
+        w.n_base = dqrelo_base_product_bytes(dst, nth);
+        w.base   = memory.take<uint8_t>((int64_t) w.n_base);
+    }
+    if (is_matmul(dst)) {
+        const int64_t n_in = dst->src[1]->ne[0];
+        w.q                = memory.take<int8_t>(n_rows * dqrelo_q_bytes(n_in));
+        w.act              = memory.take<dqrelo_act>(n_rows);
+        // Ranks are not known when the work memory is planned (tables change between runs), so there is room for the largest ones.
+        smaller = std::min(n_in, dst->ne[0]);
+        w.t     = memory.take<float>(n_rows * padded_rank(smaller));
+        w.bx    = memory.take<float>(n_rows * padded_rank(smaller));
+        w.zq    = memory.take<int8_t>(n_rows * dqrelo_q_bytes(DQRELO_MAX_CODES_A_SIDE * smaller));
+        w.zact  = memory.take<dqrelo_act>(n_rows);
+    }
+    for (int i = 0; i < nth; i++) {
+        work own    = w;
+        own.keys    = memory.take<uint64_t>(n_rows);
+        own.rows    = memory.take<dqrelo_row>(n_rows);
+        own.place   = memory.take<int32_t>(n_rows);
+        own.groups  = memory.take<group_rows>(n_rows);
+        own.scratch = memory.take<dqrelo_scratch>(1);
+        own.tile    = memory.take<float>(ggml_dqrelo_base_weight(dst) ? DQRELO_FOLD_TILE : 0);
+        own.z       = memory.take<float>(DQRELO_MAX_CODES_A_SIDE * smaller);
+        if (i == ith) {
+            w = own;
+        }
+    }
+    return w;
+}
+
+work lay_out(const ggml_tensor * dst, int ith, int nth, void * memory, size_t n_bytes) {
+    uint8_t * base = (uint8_t *) (((uintptr_t) memory + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    arena     all  = { base };
+    work      w    = lay_out(dst, ith, nth, all);
+    GGML_ASSERT(base + all.n_bytes <= (uint8_t *) memory + n_bytes);
+    return w;
+}
+
+// The place of a row of y on y's axes 1 to 3.
+struct position {
+    int64_t i1, i2, i3;
+};
+
+static position position_of(const ggml_tensor * dst, int64_t row) {
+    return { row % dst->ne[1], row / dst->ne[1] % dst->ne[2], row / (dst->ne[1] * dst->ne[2]) };
+}
+
+// {delta index or -1, request scale} of a row's token.
+static const float * token_of(const ggml_tensor * dst, const position & at) {
+    const int32_t * stride = ggml_dqrelo_stride(dst);
+    return (const float *) dst->src[3]->data + 2 * (at.i1 * stride[0] + at.i2 * stride[1] + at.i3 * stride[2]);
+}
+
+static int32_t id_of(const ggml_tensor * ids, const position & at) {
+    return *(const int32_t *) ((const char *) ids->data + at.i1 * ids->nb[0] + at.i2 * ids->nb[1] + at.i3 * ids->nb[2]);
+}
+
+// Returns which matrix of a stack a row is multiplied with. Ids come from the graph (of a router that met NaN they may be anything), so
+// they are kept in their range: such a row's result means nothing, but nothing else is read.
+static int64_t matrix_of(const ggml_tensor * dst, const dqrelo_entry * e, const position & at) {
+    switch (ggml_dqrelo_form(dst)) {
+        case DQRELO_FORM_MATMUL_ID: return std::clamp<int64_t>(id_of(dst->src[4], at), 0, e->n_mat - 1);
+        case DQRELO_FORM_MATMUL: return at.i2 / (dst->ne[2] / e->n_mat);
+        default: return 0;
+    }
+}
+
+// Returns which row of D_hat a row takes, in the forms that are no matmul.
+static int64_t row_id(const ggml_tensor * dst, const dqrelo_entry * e, const position & at) {
+    const int64_t id = dst->src[4] ? id_of(dst->src[4], at) : at.i1 % e->n_out + at.i2 % e->n_mat * e->n_out;
+    return std::clamp<int64_t>(id, 0, e->n_out * e->n_mat - 1);
+}
+
+// The request scales of the rows that are folded, in the order in which they are met.
+struct fold_scales {
+    static constexpr int MAX = 255; // Each belongs to some sequence of DQRELO_FOLD_ROWS tokens; more sequences are not folded.
+
+    float scale[MAX];
+    int   n = 0;
+
+    // Returns a scale's number, or -1 for one too many.
+    int number_of(float s) {
+        const int i = (int) (std::find(scale, scale + n, s) - scale);
+        if (i == n && n < MAX) {
+            scale[n++] = s;
+        }
+        return i < MAX ? i : -1;
+    }
+};
+
+// The sort key of a row is made of delta, matrix and the row itself, so that equal ones stay in order. Of a folded row, whose weight is no
+// stack, it has the number of the request scale, from 1 on, instead of the matrix.
+static constexpr uint64_t KEY_BASE = UINT64_C(0xffff) << 48;
+
+static uint64_t key_of(const ggml_tensor * dst, int64_t row, fold_scales & scales) {
+    const position at    = position_of(dst, row);
+    const float *  token = token_of(dst, at);
+    const int64_t  delta = (int64_t) token[0];
+    GGML_ASSERT(delta < count_deltas(dst) && delta < 0xffff);
+    if (delta < 0 || token[1] == 0.0f || dqrelo_entry_is_empty(entry_of(dst, delta))) {
+        return KEY_BASE | (uint64_t) row;
+    }
+    if (ggml_dqrelo_base_weight(dst)) {
+        const bool folds = token[0] != (float) delta && dqrelo_entry_folds(entry_of(dst, delta));
+        return (uint64_t) delta << 48 | (uint64_t) (folds ? scales.number_of(token[1]) + 1 : 0) << 32 | (uint64_t) row;
+    }
+    const int64_t matrix = matrix_of(dst, entry_of(dst, delta), at);
+    GGML_ASSERT(matrix >= 0 && matrix < std::min<int64_t>(entry_of(dst, delta)->n_mat, 0x10000));
+    return (uint64_t) delta << 48 | (uint64_t) matrix << 32 | (uint64_t) row;
+}
+
+static char * row_data(const ggml_tensor * t, const position & at) {
+    return (char *) t->data + at.i1 % t->ne[1] * t->nb[1] + at.i2 * t->nb[2] + at.i3 * t->nb[3];
+}
+
+static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group) {
+    const position    at   = position_of(dst, (int64_t) (key & UINT32_MAX));
+    const dqrelo_form form = ggml_dqrelo_form(dst);
+    dqrelo_row        row  = {};
+    row.dst                = (float *) row_data(dst, at);
+    row.y                  = dst->src[0] ? (const float *) row_data(dst->src[0], at) : row.dst;
+    row.s                  = token_of(dst, at)[1];
+    row.group              = group;
+    if (key >= KEY_BASE) {
+        return row;
+    }
+    if (is_matmul(dst) || form == DQRELO_FORM_MUL) {
+        row.x = (const float *) row_data(dst->src[1], at);
+    }
+    if (!is_matmul(dst)) {
+        row.id = row_id(dst, entry_of(dst, (int64_t) (key >> 48)), at);
+    }
+    return row;
+}
+
+void sort_rows(const ggml_tensor * dst, work & w) {
+    const int64_t n_rows = ggml_nrows(dst);
+    GGML_ASSERT(n_rows <= INT32_MAX);
+    fold_scales scales;
+    for (int64_t r = 0; r < n_rows; r++) {
+        w.keys[r] = key_of(dst, r, scales);
+    }
+    std::sort(w.keys, w.keys + n_rows);
+
+    w.n_groups  = 0;
+    w.n_changed = 0;
+    for (int64_t r = 0; r < n_rows; r++) {
+        const uint64_t key = w.keys[r];
+        if (key < KEY_BASE) {
+            if (r == 0 || key >> 32 != w.keys[r - 1] >> 32) {
+                const int32_t matrix   = (int32_t) (key >> 32 & 0xffff);
+                const bool    folds    = ggml_dqrelo_base_weight(dst) != nullptr;
+                w.groups[w.n_groups++] = { (int32_t) (key >> 48), folds ? 0 : matrix, r, r, folds && matrix > 0 };
+            }
+            w.groups[w.n_groups - 1].end = ++w.n_changed;
+        }
+        w.rows[r]                 = make_row(dst, key, (int32_t) w.n_groups - 1);
+        w.place[key & UINT32_MAX] = (int32_t) r;
+    }
+}
+
+} // namespace dqrelo_cpu
+
+size_t dqrelo_cpu_work_bytes(const struct ggml_tensor * dst, int n_threads) {
+    dqrelo_cpu::arena memory = { nullptr };
+    dqrelo_cpu::lay_out(dst, 0, n_threads, memory);
+    return memory.n_bytes + dqrelo_cpu::ALIGNMENT; // The work memory itself may be aligned to less.
+}

@@ -1,0 +1,64 @@
+// plan.h: which rows of the op DQRELO use which entry, and where its work memory lies.
+#pragma once
+
+#include "entry.h"
+
+#include "ggml.h"
+
+#include <stddef.h>
+
+namespace dqrelo_cpu {
+
+// The sorted rows that use one matrix of one delta; where they are folded, with one request scale.
+struct group_rows {
+    int32_t delta;
+    int32_t matrix;
+    int64_t begin, end;
+    bool    is_folded; // The base's product is computed with the signs folded in.
+};
+
+struct work {
+    // All threads share these. The first one is for ggml's product of the base; the others only the matmul forms have.
+    uint8_t *    base;
+    size_t       n_base;
+    int8_t *     q;   // [n_rows], rows of dqrelo_q_bytes(n_in), by sorted row
+    dqrelo_act * act; // [n_rows]
+    float *      t;   // [n_rows], rows of t_stride values
+    int64_t      t_stride;
+    float *      bx; // [n_rows] rows of bx_stride, as the next two for sign factors
+    int64_t      bx_stride;
+    int8_t *     zq; // [n_rows] rows of zq_stride
+    int64_t      zq_stride;
+    dqrelo_act * zact; // [n_rows]
+    // Every thread has its own of these.
+    uint64_t *       keys;   // [n_rows], for sorting only
+    dqrelo_row *     rows;   // [n_rows], sorted by delta and matrix; those of the base alone are the last
+    int32_t *        place;  // [n_rows], sorted place of each row of y
+    group_rows *     groups; // [n_rows] at most
+    int64_t          n_groups;
+    int64_t          n_changed; // rows with a delta
+    dqrelo_scratch * scratch;
+    float *          tile; // [DQRELO_FOLD_TILE], in ops that compute the base's product
+    float *          z;    // [DQRELO_MAX_CODES_A_SIDE * the smaller side] for sign factors
+};
+
+inline const dqrelo_entry * entry_of(const ggml_tensor * dst, int64_t delta) {
+    return (const dqrelo_entry *) dst->src[2]->data + delta;
+}
+
+inline bool is_matmul(const ggml_tensor * dst) {
+    return ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL || ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID;
+}
+
+// Ranks are padded to whole cache lines, because different threads compute different ones.
+inline int64_t padded_rank(int64_t rank) {
+    return (rank + 15) / 16 * 16;
+}
+
+// Returns thread ith's view of the work memory, which has dqrelo_cpu_work_bytes.
+work lay_out(const ggml_tensor * dst, int ith, int nth, void * memory, size_t n_bytes);
+
+// Fills in the plan of w, which is rows, place and groups. Every thread makes its own copy, which costs less than a barrier.
+void sort_rows(const ggml_tensor * dst, work & w);
+
+} // namespace dqrelo_cpu
