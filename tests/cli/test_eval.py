@@ -7,7 +7,7 @@ import importlib.util
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,15 @@ def test_an_interrupt_among_problems_leaves_those_that_all_have_answered(
     assert all(len(score["right"]) == 2 for score in task["scores"])
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT interrupts: a shell's background jobs ignore it, and their children with them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_leaves_what_was_measured(
     evaluate: Evaluate, trio: Trio, text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,6 +352,7 @@ def test_a_page_is_written_beside_the_report(evaluate: Evaluate, text_file: Path
     assert evaluate("--text", text_file)["text"] == report["text"]  # The page changes no figure.
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_leaves_a_page_of_what_was_measured(
     evaluate: Evaluate, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
