@@ -3,17 +3,9 @@
 #include "factor-types.h"
 #include "stack.h"
 
-static int64_t min_i64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 // Row i of a matrix of n_cols columns.
 static const uint8_t * row_of(const void * data, int32_t type, int64_t i, int64_t n_cols) {
     return (const uint8_t *) data + i * dqrelo_type_bytes((enum ggml_type) type, n_cols);
-}
-
-static float scale_of(const struct dqrelo_entry * e, int p, int64_t i) {
-    return e->scale[p][(e->scale_per_row >> p) & 1 ? i : 0];
 }
 
 //

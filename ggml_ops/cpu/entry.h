@@ -40,6 +40,15 @@ struct dqrelo_scratch {
     float   uv[DQRELO_TILE_T * DQRELO_TILE_I];
 };
 
+static inline int64_t min_i64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+// The scale of plane p in row i.
+static inline float scale_of(const struct dqrelo_entry * e, int p, int64_t i) {
+    return e->scale[p][(e->scale_per_row >> p) & 1 ? i : 0];
+}
+
 static inline bool dqrelo_entry_is_empty(const struct dqrelo_entry * e) {
     return e->n_planes == 0 && e->rank == 0 && e->n_codes == 0 && e->dense == nullptr;
 }

@@ -5,10 +5,6 @@
 // Rows of x that are multiplied with a tile before the next ones: with the tile they fit into a cache of the second level.
 static constexpr int64_t ROWS_AT_ONCE = 48;
 
-static int64_t min_i64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 // Sets out to columns j0 to j0 + n - 1 of row i of W.
 static void dequantise(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, int64_t i, int64_t j0, int64_t n,
                        float * out) {
@@ -32,8 +28,7 @@ static void add_delta_columns(const struct dqrelo_kernels * kernels, const struc
         return;
     }
     for (int p = 0; p < e->n_planes; p++) {
-        const float scale = e->scale[p][(e->scale_per_row >> p) & 1 ? i : 0];
-        kernels->fold_signs(out, e->sign[p] + i * (e->n_in / 8) + j0 / 8, s * scale, e->cscale ? e->cscale + j0 : nullptr, n);
+        kernels->fold_signs(out, e->sign[p] + i * (e->n_in / 8) + j0 / 8, s * scale_of(e, p, i), e->cscale ? e->cscale + j0 : nullptr, n);
     }
 }
 
