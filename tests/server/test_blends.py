@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from dqrelo_gguf.convert.merge import MergeOptions, merge
-from tests.support.delta_server import CONTEXT, complete, error, idle_row, states
+from tests.support.delta_server import BOS_ALONE, CONTEXT, complete, error, idle_row, states
 from tests.support.programs import need_program
 from tests.support.server_fixtures import Artefacts, Server, serve
 
@@ -124,15 +124,16 @@ def test_nothing_is_reused_across_blends(server: Server) -> None:
         "words*0.4+json*0.6",
         "base",
     ]
+    ask(server, "words", id_slot=0)  # Another prompt of the first owner, as a test before may have left it.
     for owner in owners:
         first = ask(server, owner, prompt=prompt, id_slot=0)
-        assert first["timings"]["cache_n"] == 0, owner
+        assert first["timings"]["cache_n"] <= BOS_ALONE, owner
         again = ask(server, owner, prompt=prompt, id_slot=0)
-        assert again["timings"]["cache_n"] > 0, owner
+        assert again["timings"]["cache_n"] > BOS_ALONE, owner
     # The same blend by another way of writing it is the same owner.
     ask(server, MIX, prompt=prompt, id_slot=0)
-    assert ask(server, "json*0.4+words*0.6", prompt=prompt, id_slot=0)["timings"]["cache_n"] > 0
-    assert ask(server, "mix", prompt=prompt, id_slot=0)["timings"]["cache_n"] > 0
+    assert ask(server, "json*0.4+words*0.6", prompt=prompt, id_slot=0)["timings"]["cache_n"] > BOS_ALONE
+    assert ask(server, "mix", prompt=prompt, id_slot=0)["timings"]["cache_n"] > BOS_ALONE
 
 
 def test_a_slot_file_belongs_to_its_blend(server: Server) -> None:

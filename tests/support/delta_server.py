@@ -15,6 +15,8 @@ from tests.support.server_fixtures import Artefacts, Server
 
 PROMPT = "### Question:\nPut these letters in alphabetical order: d b e a c\n### Answer:\n"
 CONTEXT = ("-np", "4", "-c", "2048", "--alias", "base")
+# Two prompts that share nothing else both begin with the BOS token, so a cache of the one holds this many tokens of the other.
+BOS_ALONE = 1
 
 
 def complete(server: Server, model: str, **more: Any) -> requests.Response:
