@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 # Rows a block of a product has: large enough for the BLAS to reach its speed, small enough to feed many threads.
 BLOCK_ROWS = 256
+# Rows whose products are added up in float32 before they are added to a sum in float64.
+GRAM_ROWS = 8 * BLOCK_ROWS
 # Elements a block of an element-wise pass has: 1 MiB of float32, so that a block's temporaries stay in the cache.
 BLOCK_ELEMENTS = 1 << 18
 
@@ -56,13 +58,21 @@ class Blocks:
     def gram(self, B: torch.Tensor) -> torch.Tensor:
         """B^T B for B (n, k) float32, summed over blocks of rows in float64. Returns (k, k) float64.
 
-        A product of a block is as large as the result, so no more of them are held than there are threads.
+        The upper half is computed, a strip of rows at a time, and copied to the lower one.
         """
-        total = torch.zeros((B.shape[1], B.shape[1]), dtype=torch.float64)
-        blocks = slices_of(B.shape[0], 4 * BLOCK_ROWS)
-        for together in slices_of(len(blocks), self.n_threads):
-            for part in self.run(lambda s: B[s].T @ B[s], blocks[together]):
-                total += part
+        k = B.shape[1]
+        total = torch.zeros((k, k), dtype=torch.float64)
+        strips = slices_of(k, BLOCK_ROWS)
+
+        def upper(own: slice) -> None:
+            for rows in slices_of(B.shape[0], GRAM_ROWS):
+                total[own, own.start :] += B[rows, own].T @ B[rows, own.start :]
+
+        def lower(own: slice) -> None:
+            total[own.stop :, own] = total[own, own.stop :].T
+
+        self.run(upper, strips)
+        self.run(lower, strips)
         return total
 
     def sum_rows(self, fn: Callable[[slice], torch.Tensor], n_rows: int, n_cols: int) -> torch.Tensor:
