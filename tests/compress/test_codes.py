@@ -16,6 +16,7 @@ from dqrelo_gguf.compress.codes import (
     decode_columns,
     decode_rows,
     encode_rows,
+    levels_of,
     places,
     planes_of,
     rows_of,
@@ -77,6 +78,18 @@ def test_values_are_the_signs_times_the_scales(n_planes: int) -> None:
     signs = torch.stack([2.0 * ((coded.codes >> q) & 1) - 1 for q in range(n_planes)])
     assert torch.allclose(coded.values, torch.einsum("qkn,kq->kn", signs, coded.scales), atol=1e-6)
     assert torch.equal(coded.scales, coded.scales.bfloat16().float())
+
+
+@pytest.mark.parametrize("n_planes", range(1, MAX_PLANES + 1))
+def test_each_number_takes_the_nearest_value_of_its_row(n_planes: int) -> None:
+    X = rows(7, 300, n_planes)
+    X[:, :5] = 0
+    coded = code_rows(X, n_planes)
+    levels, _, _ = levels_of(coded.scales)
+    least = (X[:, :, None] - levels[:, None, :]).abs().amin(dim=2)
+    assert torch.allclose((X - coded.values).abs(), least, atol=1e-6)
+    # sign(0) is -1 (paper, Eq. 7): a zero takes the value below.
+    assert bool((coded.values[:, :5] < 0).all())
 
 
 @pytest.mark.parametrize(

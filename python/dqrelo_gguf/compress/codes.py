@@ -29,7 +29,7 @@ F32 = npt.NDArray[np.float32]
 # The step of the best uniform quantiser of 2^b levels for a Gaussian variable of variance 1 (Max, 1960, Table II), b from 1.
 _GAUSSIAN_STEP = (1.5958, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
 MAX_PLANES = len(_GAUSSIAN_STEP)
-# Middles that are all compared with each element: those of three planes.
+# Middles that are all compared with each magnitude: those of four planes.
 _MOST_COMPARED = 7
 
 
@@ -71,15 +71,44 @@ def encode_rows(X: torch.Tensor, n_planes: int, values: torch.Tensor, blocks: Bl
 def code_rows(X: torch.Tensor, n_planes: int) -> Coded:
     """Codes each row of a matrix with the same number of planes.
 
+    A row's values come in pairs of both signs, whose codes are complements of each other. So the value is chosen by the magnitude alone,
+    and the sign, that of x > 0, turns it and its code over.
+
     Args:
         X: (k, n) float32, contiguous.
         n_planes: b, 1 to MAX_PLANES.
     """
-    _, signs, place = _nearest(X, _gaussian_scales(X, n_planes))
+    magnitudes = X.abs()
+    scales = _least_squares(magnitudes, _upper_half(_gaussian_scales(X, n_planes)), n_planes)
     # The values are those of the scales as they are stored.
-    scales = _least_squares(X, signs, place, n_planes).bfloat16().float()
-    levels, signs, place = _nearest(X, scales)
-    return Coded(torch.gather(levels, 1, place), scales, torch.gather(signs, 1, place).to(torch.uint8))
+    scales = scales.bfloat16().float()
+    values, codes = _nearest(magnitudes, _upper_half(scales))
+    is_above = X > 0
+    values *= 2 * is_above.view(torch.uint8).float() - 1
+    codes ^= (~is_above).view(torch.uint8) * (2**n_planes - 1)
+    return Coded(values, scales, codes)
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """What the magnitudes of rows can be, ascending.
+
+    Args:
+        values: (k, 2^(b-1)) float32.
+        middles: (k, 2^(b-1) - 1) between them.
+        codes: (k, 2^(b-1)) of the values.
+    """
+
+    values: torch.Tensor
+    middles: torch.Tensor
+    codes: torch.Tensor
+
+
+def _upper_half(scales: torch.Tensor) -> _Levels:
+    """The values of rows with these scales (k, b) that are not negative."""
+    values, middles, codes = levels_of(scales)
+    half = values.shape[1] // 2
+    return _Levels(values[:, half:], middles[:, half:], codes[:, half:])
 
 
 def _gaussian_scales(X: torch.Tensor, n_planes: int) -> torch.Tensor:
@@ -91,12 +120,6 @@ def _sign_table(n_planes: int) -> torch.Tensor:
     """(2^b, b): the signs of every code."""
     bits = torch.arange(2**n_planes)[:, None] >> torch.arange(n_planes)
     return (2 * (bits & 1) - 1).float()
-
-
-def _nearest(X: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each row's values in ascending order (k, 2^b), their codes (k, 2^b), and the place of each element's nearest (k, n)."""
-    levels, middles, codes = levels_of(scales)
-    return levels, codes, places(middles, X)
 
 
 def levels_of(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -112,35 +135,66 @@ def levels_of(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 def places(middles: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
     """How many of its row's 2^b - 1 ascending middles (k, 2^b - 1) each element of X (k, n) exceeds; int64.
 
-    What torch.searchsorted finds, several times faster: few middles are all compared, more are halved b times.
+    What torch.searchsorted finds, several times faster: the middles are halved b times.
     """
-    n_middles = middles.shape[1]
-    if n_middles <= _MOST_COMPARED:
-        count = (middles[:, :1] < X).to(torch.uint8)
-        for i in range(1, n_middles):
-            count += middles[:, i : i + 1] < X
-        return count.long()
     found = torch.zeros(X.shape, dtype=torch.int64)
-    half = (n_middles + 1) // 2
+    half = (middles.shape[1] + 1) // 2
     while half > 0:
         found += (torch.gather(middles, 1, found + (half - 1)) < X) * half
         half //= 2
     return found
 
 
-def _least_squares(X: torch.Tensor, codes: torch.Tensor, place: torch.Tensor, n_planes: int) -> torch.Tensor:
+def _above(magnitudes: torch.Tensor, middles: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Which magnitudes are above each of the middles, as bytes 0 and 1."""
+    for i in range(middles.shape[1]):
+        yield (magnitudes > middles[:, i : i + 1]).view(torch.uint8)
+
+
+def _nearest(magnitudes: torch.Tensor, levels: _Levels) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each magnitude's nearest value (k, n), and its code (k, n) uint8."""
+    codes = levels.codes.to(torch.uint8)
+    if levels.middles.shape[1] > _MOST_COMPARED:
+        place = places(levels.middles, magnitudes)
+        return torch.gather(levels.values, 1, place), torch.gather(codes, 1, place)
+    # Sums of steps are several times faster than a choice: the code's wrap around, and come out right.
+    found = levels.values[:, :1].expand_as(magnitudes).contiguous()
+    found_codes = codes[:, :1].expand_as(magnitudes).contiguous()
+    steps = zip(levels.values.diff(dim=1).T, codes.diff(dim=1).T, _above(magnitudes, levels.middles), strict=True)
+    for step, code_step, is_above in steps:
+        found += is_above.float() * step[:, None]
+        found_codes += is_above * code_step[:, None]
+    return found, found_codes
+
+
+def _sums(magnitudes: torch.Tensor, middles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many magnitudes of a row are nearest to each value (k, 2^(b-1)), and what they add up to."""
+    k, n = magnitudes.shape
+    n_levels = middles.shape[1] + 1
+    if n_levels - 1 > _MOST_COMPARED:
+        flat = (places(middles, magnitudes) + torch.arange(k)[:, None] * n_levels).view(-1)
+        count = torch.bincount(flat, minlength=k * n_levels)
+        total = torch.bincount(flat, weights=magnitudes.view(-1), minlength=k * n_levels)
+        return count.view(k, n_levels).float(), total.view(k, n_levels).float()
+    counts, totals = [torch.full((k,), float(n))], [magnitudes.sum(dim=1)]
+    for is_above in _above(magnitudes, middles):
+        weights = is_above.float()
+        counts.append(weights.sum(dim=1))
+        totals.append(torch.linalg.vecdot(magnitudes, weights))
+    none = torch.zeros(k)
+    count, total = (-torch.stack([*sums, none]).diff(dim=0).T for sums in (counts, totals))
+    return count, total
+
+
+def _least_squares(magnitudes: torch.Tensor, levels: _Levels, n_planes: int) -> torch.Tensor:
     """The scales (k, b) that fit each row best with the signs that its elements have now."""
-    k, n = X.shape
-    n_levels = codes.shape[1]
-    flat = (place + torch.arange(k)[:, None] * n_levels).view(-1)
     # A row enters the equations by how many elements have a code, and by their sum.
-    count = torch.bincount(flat, minlength=k * n_levels).view(k, n_levels).float()
-    total = torch.bincount(flat, weights=X.reshape(-1), minlength=k * n_levels).view(k, n_levels).float()
-    signs = _sign_table(n_planes)[codes]  # (k, 2^b, b)
+    count, total = _sums(magnitudes, levels.middles)
+    signs = _sign_table(n_planes)[levels.codes]  # (k, 2^(b-1), b)
     left = torch.einsum("kl,klp,klq->kpq", count, signs, signs)
     right = torch.einsum("kl,klp->kp", total, signs)
     # Two planes with equal signs share their scale: the ridge makes the equations solvable.
-    scales: torch.Tensor = torch.linalg.solve(left + 1e-6 * n * torch.eye(n_planes), right)
+    scales: torch.Tensor = torch.linalg.solve(left + 1e-6 * magnitudes.shape[1] * torch.eye(n_planes), right)
     return scales
 
 
