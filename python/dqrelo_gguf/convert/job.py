@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from dqrelo_gguf.compress.blocks import open_blocks
+from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.compress.budget import is_matrix
 from dqrelo_gguf.compress.mixes import Spectrum
 from dqrelo_gguf.convert.adapter import (
@@ -26,6 +26,7 @@ from dqrelo_gguf.convert.adapter import (
 from dqrelo_gguf.convert.encode import Inputs, Means, encode_weight, measure_weight
 from dqrelo_gguf.convert.estimate import estimate
 from dqrelo_gguf.convert.imatrix import Imatrix
+from dqrelo_gguf.convert.lanes import in_lanes
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.metadata import delta_meta
 from dqrelo_gguf.convert.methods import ADAPTER, CALIBRATION, IMATRIX
@@ -41,6 +42,7 @@ from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
 from dqrelo_gguf.file.layout import Type
 from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.open_file import require_file
+from dqrelo_gguf.file.weight_data import WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.adapter import AdaptedModel, Adapter, Factors
 from dqrelo_gguf.model.base import GgufModel, Model
@@ -353,19 +355,25 @@ class _Passes:
     def _measure(self, pairs: list[Pair]) -> dict[str, Spectrum]:
         spectra, w = {}, self.work
         moments = self.inputs if isinstance(self.inputs, Moments) else None
+
+        def measure(pair: Pair, blocks: Blocks) -> Spectrum:
+            return measure_weight(pair, w.reference, w.tuned, blocks, moments)
+
         with w.phases("measuring", sum(prod(p.ne) for p in pairs)) as progress:
-            for pair in pairs:
-                spectra[pair.name] = measure_weight(pair, w.reference, w.tuned, w.blocks, moments)
+            for pair, spectrum in in_lanes(pairs, lambda pair: prod(pair.ne), measure, w.blocks):
+                spectra[pair.name] = spectrum
                 progress.step(prod(pair.ne), pair.name)
         return spectra
 
     def write(self, writer: DeltaWriter, planned: list[Planned], checked: dict[str, Checked]) -> list[WeightResult]:
         """Encodes and writes one weight after the other."""
         results, w = [], self.work
-        means = Means(self.options, w.blocks, self.inputs)
+
+        def encode(p: Planned, blocks: Blocks) -> WeightData:
+            return encode_weight(p, w.reference, w.tuned, Means(self.options, blocks, self.inputs))
+
         with writer, w.phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
-            for p in planned:
-                data = encode_weight(p, w.reference, w.tuned, means)
+            for p, data in in_lanes(planned, lambda p: prod(p.pair.ne), encode, w.blocks):
                 writer.write(data)
                 results.append(WeightResult.of(p, data, checked[p.spec.name].cosine))
                 progress.step(prod(p.pair.ne), p.spec.name)

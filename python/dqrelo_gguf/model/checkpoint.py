@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Mapping
 from functools import cached_property
@@ -86,6 +87,7 @@ class HfCheckpoint:
         self._base = base
         self._refuse_other_head()
         self._is_fused = False
+        self._lock = threading.Lock()  # The conversion's lazy tensors are for one thread.
         self._model = self._open()
         self.architecture = str(self._model.gguf_writer.arch)
 
@@ -133,7 +135,7 @@ class HfCheckpoint:
 
     def _load(self, name: str) -> npt.NDArray[np.float32]:
         info = self._infos[name]
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             values = self._call(f"convert '{name}'", lambda: evaluate(info.tensor))
         if info.dtype not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
             values = gguf.quants.dequantize(values, info.dtype)

@@ -1,0 +1,75 @@
+"""lanes.py: results in order, and no more at work at once than the largest weight is large."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from dqrelo_gguf.compress.blocks import Blocks, open_blocks
+from dqrelo_gguf.convert.lanes import in_lanes
+
+
+class AtWork:
+    """Counts what is worked on at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.now: list[int] = []
+        self.most_elements, self.most_weights = 0, 0
+        self.n_threads: dict[int, int] = {}
+
+    def __call__(self, weight: int, blocks: Blocks) -> str:
+        with self.lock:
+            self.now.append(weight)
+            self.most_elements = max(self.most_elements, sum(self.now))
+            self.most_weights = max(self.most_weights, len(self.now))
+            self.n_threads[weight] = blocks.n_threads
+        threading.Event().wait(0.01)
+        with self.lock:
+            self.now.remove(weight)
+        return f"done {weight}"
+
+
+WEIGHTS = [7, 1000, 3, 240, 251, 5, 250, 9, 260, 1, 2, 4]
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+def test_results_come_in_order_within_the_largest_weights_size(n_threads: int) -> None:
+    work = AtWork()
+    with open_blocks(n_threads) as blocks:
+        found = list(in_lanes(WEIGHTS, int, work, blocks))
+    assert found == [(w, f"done {w}") for w in WEIGHTS]
+    assert work.most_elements <= max(WEIGHTS)
+    assert work.most_weights <= n_threads
+    assert n_threads == 1 or work.most_weights > 1
+    # A large weight has all threads, a small one has one.
+    assert {w: n for w, n in work.n_threads.items() if n != (1 if w * n_threads <= 1000 else n_threads)} == {}
+
+
+def test_a_failure_stops_the_rest_and_is_raised_in_its_place() -> None:
+    begun = []
+
+    def work(weight: int, _: Blocks) -> int:
+        begun.append(weight)
+        if weight == 3:
+            raise ValueError("the third")
+        return weight
+
+    with open_blocks(2) as blocks:
+        results: Iterator[tuple[int, int]] = in_lanes([1, 2, 3, *range(4, 100), 1000], int, work, blocks)
+        assert [next(results), next(results)] == [(1, 1), (2, 2)]
+        with pytest.raises(ValueError, match="the third"):
+            next(results)
+    assert max(begun) <= 7
+
+
+def test_nothing_is_at_work_after_a_consumer_left() -> None:
+    work = AtWork()
+    with open_blocks(2) as blocks:
+        results = in_lanes([1] * 50 + [100], int, work, blocks)
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+    assert work.now == []
+    assert list(in_lanes([], int, work, Blocks(1))) == []
