@@ -41,7 +41,7 @@ def outcomes(pytestconfig: pytest.Config) -> Iterator[list[Outcome]]:
 def check(outcome: Outcome) -> None:
     for base_type, f in outcome.figures.items():
         allowed = max(MAX_NMSE, MAX_OVER_BASE * f.rounding)
-        assert max(f.merged, f.tuned, f.mixed) <= allowed, f"{base_type}: {f}"
+        assert max(f.merged, f.tuned, f.mixed, f.blended) <= allowed, f"{base_type}: {f}"
         assert f.effect > 50 * allowed, f"{base_type}: {f}"
         assert f.is_base_kept, base_type
 

@@ -1,4 +1,4 @@
-"""The graph pass on upstream's tiny random models of every architecture: near-exact deltas against merged models.
+"""The graph pass on upstream's tiny random models of every architecture: near-exact deltas, and blends of two, against merged models.
 
 Upstream's test-llama-archs writes the base models; test-archs (tests/cpp) runs them. Every tensor of every architecture changes, and nothing may be refused.
 """
@@ -28,7 +28,7 @@ def test_architecture(bases: dict[str, Path], tmp_path: Path, arch: str) -> None
 
 def refusal(base: Path, delta: Path) -> str:
     """The line with which a delta is refused."""
-    command = [need_test_program("test-archs"), base, delta, delta, base, base]
+    command = [need_test_program("test-archs"), base, delta, delta, base, base, "1", "1", base]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 3, done.stdout + done.stderr
     (line,) = re.findall(r"^refused: (.*)$", done.stdout, re.MULTILINE)

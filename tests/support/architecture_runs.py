@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.model.pairing import Selection
-from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.deltas import Blend, Delta
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.logits import Floats, Tokens, nmse
 from tests.support.models import N_VOCAB, convert_hf, read_gguf, rewrite_gguf
@@ -31,6 +31,8 @@ LEFTOVERS: dict[str, Any] = {
     "ratio": None,
     "rank": 16,
 }  # So much is refused there that 1/8 does not pay for the vectors.
+
+BLEND = (0.6, 0.4)  # the scales of both deltas on one sequence
 
 _REFUSED = re.compile(r"tensor '([^']+)' (.+?)\. Convert the fine-tune without it")
 
@@ -69,7 +71,7 @@ class Prompts:
         with Runtime(model, n_threads=1, n_seq_max=64) as rt:
             return np.concatenate(rt.logits(part))
 
-    def together(self, rt: Runtime, parts: list[list[Tokens]], deltas: list[Delta | None]) -> list[Floats]:
+    def together(self, rt: Runtime, parts: list[list[Tokens]], deltas: Sequence[Delta | Blend | None]) -> list[Floats]:
         """The rows of each part, all run in one batch."""
         row_deltas = [delta for part, delta in zip(parts, deltas, strict=True) for _ in part]
         rows = np.concatenate(rt.logits([tokens for part in parts for tokens in part], row_deltas))
@@ -83,8 +85,11 @@ class Figures:
     merged: float = 0.0  # NMSE of a delta of 1/8 against dqrelo-merge's model
     tuned: float = 0.0  # NMSE of a near-exact delta against the fine-tune
     mixed: float = 0.0  # the worse of both in a batch with a row that has no delta
+    blended: float = (
+        0.0  # NMSE of both deltas on one sequence, in a batch with others, against a model into which both are merged
+    )
     rounding: float = 0.0  # NMSE that the base's own quantisation costs without any delta
-    # NMSE between base and merged model, which a delta that does nothing would show.
+    # NMSE between base and merged model, which a delta that does nothing would show: the least of all that were compared.
     effect: float = 0.0
     is_base_kept: bool = False  # The row without a delta is the base's, bit for bit.
 
@@ -191,6 +196,12 @@ class Run:
             plain = rewrite_gguf(plain, base.with_suffix(".kept.gguf"), kept)
         return merged, plain
 
+    def _blended(self, base: Path, deltas: tuple[Delta, Delta]) -> Path:
+        """Both deltas merged with their scales, an F32 model."""
+        out = base.with_suffix(".blended.gguf")
+        merge(base, tuple(delta.path for delta in deltas), out, MergeOptions(out_type="f32", scales=BLEND))
+        return out
+
     def _compare(
         self, rt: Runtime, deltas: tuple[Delta, Delta], references: tuple[Path, Path], prompts: Prompts
     ) -> Figures:
@@ -199,11 +210,16 @@ class Run:
         plain = rewrite_gguf(Path(rt.path), Path(rt.path).with_suffix(".plain.gguf"), types={"": "F32"})
         base = prompts.together(rt, parts, [None] * 3)
         mixed = prompts.together(rt, parts, [*deltas, None])
+        blend = prompts.logits(self._blended(Path(rt.path), deltas), prompts.first)
+        blended = prompts.together(rt, parts, [list(zip(deltas, BLEND, strict=True)), deltas[1], None])[0]
         return Figures(
             merged=prompts.error(np.concatenate(rt.logits(prompts.first, deltas[0])), expected[0]),
             tuned=prompts.error(np.concatenate(rt.logits(prompts.second, deltas[1])), expected[1]),
             mixed=max(prompts.error(mixed[i], expected[i]) for i in range(2)),
+            blended=prompts.error(blended, blend),
             rounding=max(prompts.error(base[i], prompts.logits(plain, parts[i])) for i in range(2)),
-            effect=min(prompts.error(base[i], expected[i]) for i in range(2)),
+            effect=min(
+                prompts.error(base[i], wanted) for i, wanted in ((0, expected[0]), (1, expected[1]), (0, blend))
+            ),
             is_base_kept=np.array_equal(mixed[2], base[2]),
         )

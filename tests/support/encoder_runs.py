@@ -10,7 +10,7 @@ import numpy as np
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.merge import MergeOptions, merge
 from dqrelo_gguf.convert.plan import Options
-from tests.support.architecture_runs import EIGHTH, EXACT, Figures, Prompts, Run
+from tests.support.architecture_runs import BLEND, EIGHTH, EXACT, Figures, Prompts, Run
 from tests.support.logits import Floats, Tokens, nmse
 from tests.support.models import rewrite_gguf
 from tests.support.server_fixtures import Server, serve
@@ -43,8 +43,14 @@ class EncoderRun(Run):
             self._alone(self.gguf(self.tuned[1], "F32"), parts.second),
         ]
         base_alone = self._alone(base, parts.first)
+        blended = base.with_suffix(".blended.gguf")
+        merge(base, tuple(deltas), blended, MergeOptions(out_type="f32", scales=BLEND))
+        blend = self._alone(blended, parts.first)
         with serve(base, self.folder, *OPTIONS, "--delta", f"a={deltas[0]}", "--delta", f"b={deltas[1]}") as server:
             requests = [(parts.first, "a"), (parts.second, "b"), (parts.first, base.name)]
+            both = embeddings(
+                server, parts.first, "+".join(f"{name}*{scale}" for name, scale in zip("ab", BLEND, strict=True))
+            )
             a, b, none = (embeddings(server, part, model) for part, model in requests)
             with ThreadPoolExecutor() as pool:
                 mixed = list(pool.map(lambda request: embeddings(server, *request), requests))
@@ -52,8 +58,9 @@ class EncoderRun(Run):
             merged=nmse(a, expected[0]),
             tuned=nmse(b, expected[1]),
             mixed=max(nmse(mixed[0], expected[0]), nmse(mixed[1], expected[1])),
+            blended=nmse(both, blend),
             rounding=nmse(base_alone, self._alone(plain, parts.first)),
-            effect=nmse(none, expected[0]),
+            effect=min(nmse(none, expected[0]), nmse(none, blend)),
             is_base_kept=np.array_equal(none, base_alone),
         )
 

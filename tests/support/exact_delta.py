@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,6 +164,19 @@ def write_merged(base: Path, out: Path, parts: Sequence[tuple[int, float, Kind]]
         return total
 
     write_changed(base, out, change)
+
+
+def blend(base: Path, out: Path, models: Mapping[Path, float]) -> Path:
+    """A plain model: the base, and of each other model's differences from it so much; returns its path."""
+    others = [({t.name: t.data for t in gguf.GGUFReader(path).tensors}, np.float32(s)) for path, s in models.items()]
+    own = {t.name: t.data for t in gguf.GGUFReader(base).tensors}
+
+    def change(name: str, shape: tuple[int, ...]) -> Array:
+        values: Array = sum(scale * (tensors[name] - own[name]) for tensors, scale in others).reshape(shape)
+        return values
+
+    write_changed(base, out, change)
+    return out
 
 
 def write_changed(base: Path, out: Path, change: Callable[[str, tuple[int, ...]], Array]) -> None:

@@ -17,6 +17,9 @@ MAX_NMSE = 1e-4
 
 MIN_ARCHS = 100
 
+# How much of the two deltas a blend has.
+BLEND = (0.5, -0.25)
+
 # Faults of llama.cpp itself with these models, with or without deltas, that leave nothing to compare.
 FAULTS = {
     "cogvlm-dense": "its graph returns logits for every token, whatever outputs were asked for, and the wrong rows are read",
@@ -54,7 +57,7 @@ class Outcome:
 
 
 def run_arch(base: Path, directory: Path, kind: exact_delta.Kind = exact_delta.PLAIN, **env: str) -> Outcome:
-    """Makes two deltas of a model, and runs test-archs on them with `env` in its environment."""
+    """Makes two deltas of a model, and runs test-archs on them and their blend with `env` in its environment."""
     outcome = Outcome(base.stem)
     unchanged = []
     if base.stem == "llama-dense":
@@ -66,8 +69,9 @@ def run_arch(base: Path, directory: Path, kind: exact_delta.Kind = exact_delta.P
     names = [directory / n for n in ("a.dq.gguf", "b.dq.gguf", "a.gguf", "b.gguf")]
     for seed, (delta, merged) in enumerate(zip(names[:2], names[2:], strict=True)):
         outcome.carried = len(exact_delta.make(base, delta, merged, seed, unchanged, kind=kind))
+    blended = exact_delta.blend(base, directory / "blended.gguf", dict(zip(names[2:], BLEND, strict=True)))
     done = subprocess.run(
-        [need_test_program("test-archs"), base, *names],
+        [need_test_program("test-archs"), base, *names, *map(str, BLEND), blended],
         capture_output=True,
         text=True,
         timeout=300,

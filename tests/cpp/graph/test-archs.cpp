@@ -1,9 +1,10 @@
-// test-archs BASE DELTA_A DELTA_B MERGED_A MERGED_B
+// test-archs BASE DELTA_A DELTA_B MERGED_A MERGED_B SCALE_A SCALE_B BLENDED
 //
 // Runs one architecture with deltas and compares logits with the same weights merged into plain models, for several shapes of batches. All
 // models see the very same batch, so the graphs have the same shapes. Prints a line a case: name, NMSE of the rows with a delta against the
-// merged models, and the largest difference of the rows without one from the base's. tests/graph/test_upstream_models.py makes the files
-// and judges the figures. Exit code 3: the delta was refused; the line says why.
+// merged models, and the largest difference of the rows without one from the base's. BLENDED is the base with SCALE_A times the first delta
+// and SCALE_B times the second. tests/graph/test_upstream_models.py makes the files and judges the figures. Exit code 3: the delta was
+// refused; the line says why.
 #include "dqrelo.h"
 #include "llama.h"
 
@@ -20,6 +21,9 @@ namespace {
 
 constexpr int N_DELTAS = 16; // deltas that are loaded at once
 constexpr int N_SEQ    = N_DELTAS + 1;
+
+// What a sequence has: the first delta, the second one, or a blend of both.
+enum kind { BASE = -1, A, B, BLEND };
 
 struct model_deleter {
     void operator()(llama_model * m) const { llama_model_free(m); }
@@ -41,7 +45,7 @@ struct runner {
         cparams.n_batch              = 512;
         cparams.n_ubatch             = 128;
         cparams.n_seq_max            = N_SEQ;
-        cparams.n_threads = cparams.n_threads_batch = 2;
+        cparams.n_threads = cparams.n_threads_batch = 1; // Several of these programs run side by side, and waiting threads spin.
         ctx.reset(model ? llama_init_from_model(model.get(), cparams) : nullptr);
         if (!ctx) {
             printf("failed: cannot load %s\n", path);
@@ -126,13 +130,13 @@ struct row_error {
     double error = 0, power = 0;
 };
 
-void run_case(const test_case & c, runner & base, runner & plain, std::vector<runner *> merged, const std::vector<int> & delta_of_seq,
-              bool own_batch) {
+void run_case(const test_case & c, runner & base, runner & plain, const std::vector<runner *> & merged,
+              const std::vector<int> & kind_of_seq, bool own_batch) {
     const std::vector<float> got     = logits(base, c);
     const std::vector<float> without = logits(plain, c);
     // Where deltas need ubatches of their own, rows without one have theirs, too: the base's product depends on the ubatch's size.
     const std::vector<float> base_alone =
-        own_batch && delta_of_seq[c.n_seq - 1] < 0 && !without.empty() ? logits(plain, c, c.n_seq - 1) : without;
+        own_batch && kind_of_seq[c.n_seq - 1] == BASE && !without.empty() ? logits(plain, c, c.n_seq - 1) : without;
     std::vector<std::vector<float>> expected;
     for (runner * m : merged) {
         expected.push_back(logits(*m, c));
@@ -149,8 +153,8 @@ void run_case(const test_case & c, runner & base, runner & plain, std::vector<ru
     row_error    with_delta, changed;
     double       without_delta = 0;
     for (size_t i = 0; i < got.size(); i++) {
-        const int kind = delta_of_seq[(i / n_vocab) % c.n_seq]; // -1 is the base.
-        if (kind < 0) {
+        const int kind = kind_of_seq[(i / n_vocab) % c.n_seq];
+        if (kind == BASE) {
             without_delta = std::max(without_delta, (double) std::fabs(got[i] - base_alone[i]));
             continue;
         }
@@ -166,8 +170,8 @@ void run_case(const test_case & c, runner & base, runner & plain, std::vector<ru
 } // namespace
 
 int main(int argc, char ** argv) {
-    if (argc != 6) {
-        fprintf(stderr, "usage: %s BASE DELTA_A DELTA_B MERGED_A MERGED_B\n", argv[0]);
+    if (argc != 9) {
+        fprintf(stderr, "usage: %s BASE DELTA_A DELTA_B MERGED_A MERGED_B SCALE_A SCALE_B BLENDED\n", argv[0]);
         return 2;
     }
     llama_log_set(
@@ -179,7 +183,9 @@ int main(int argc, char ** argv) {
         nullptr);
     setvbuf(stdout, nullptr, _IOLBF, 0);
 
-    runner base(argv[1]), plain(argv[1]), merged_a(argv[4]), merged_b(argv[5]);
+    runner                      base(argv[1]), plain(argv[1]), merged_a(argv[4]), merged_b(argv[5]), blended(argv[8]);
+    const std::vector<runner *> merged   = { &merged_a, &merged_b, &blended };
+    const float                 scales[] = { (float) atof(argv[6]), (float) atof(argv[7]) };
 
     std::vector<dqrelo_delta *> deltas;
     char                        err[1024];
@@ -200,41 +206,57 @@ int main(int argc, char ** argv) {
         printf("inert %s\n", dqrelo_inert_weight(deltas[0], i));
     }
 
-    // Sequences 0..15 have a delta each, and the last one has none.
-    std::vector<int> delta_of_seq;
-    for (int s = 0; s < N_SEQ; s++) {
-        dqrelo_delta * delta = s < N_DELTAS ? deltas[s] : nullptr;
-        if (!dqrelo_bind(base.ctx.get(), s, delta, 1.0f, err, sizeof(err))) {
+    // Binds delta i, or the blend of it and its neighbour, to a sequence.
+    const auto bind = [&](int seq, int i, bool is_blend) {
+        const int         first    = i - i % 2;
+        const dqrelo_part parts[]  = { { deltas[(size_t) first], scales[0] }, { deltas[(size_t) first + 1], scales[1] } };
+        const bool        is_bound = is_blend ? dqrelo_bind_parts(base.ctx.get(), seq, parts, 2, err, sizeof(err))
+                                              : dqrelo_bind(base.ctx.get(), seq, deltas[(size_t) i], 1.0f, err, sizeof(err));
+        if (!is_bound) {
             printf("refused: %s\n", err);
-            return 3;
+            exit(3);
         }
-        delta_of_seq.push_back(delta ? s % 2 : -1);
+    };
+    // Sequences 0..15 have a delta each, the last two of every eight both of theirs, and the last one has none.
+    std::vector<int> kind_of_seq(N_SEQ, BASE);
+    for (int s = 0; s < N_DELTAS; s++) {
+        kind_of_seq[(size_t) s] = s % 8 >= 6 ? BLEND : s % 2;
+        bind(s, s, s % 8 >= 6);
     }
     const bool own_batch = dqrelo_needs_own_batch(base.ctx.get(), deltas[0]);
     printf("own_batch %d\n", own_batch);
-    const int n_head = llama_model_n_head(base.model.get());
+    const int                    n_head   = llama_model_n_head(base.model.get());
+    const std::vector<test_case> of_first = {
+        { "one_token", 1, 1 },    { "n_head", 1, n_head },      { "n_expert", 1, n_expert(base.model.get()) },
+        { "many_tokens", 1, 40 }, { "embeddings", 1, 5, true },
+    };
+    for (const test_case & c : of_first) {
+        run_case(c, base, plain, merged, kind_of_seq, own_batch);
+    }
     for (const test_case & c : {
-             test_case{ "one_token", 1, 1 },
-             test_case{ "n_head", 1, n_head },
-             test_case{ "n_expert", 1, n_expert(base.model.get()) },
              test_case{ "n_outputs", N_SEQ, n_head, false, true },
-             test_case{ "many_tokens", 1, 40 },
              test_case{ "mixed_decode", N_SEQ, 1 },
              test_case{ "mixed_batch", N_SEQ, 7 },
-             test_case{ "embeddings", 1, 5, true },
          }) {
-        run_case(c, base, plain, { &merged_a, &merged_b }, delta_of_seq, own_batch);
+        run_case(c, base, plain, merged, kind_of_seq, own_batch);
     }
     // A bound delta stays, and only sequences of the context can be bound.
     const bool kept = !dqrelo_free(deltas[0]) && dqrelo_bound(base.ctx.get(), 0, 0) == deltas[0] && dqrelo_n_bound(deltas[0]) == 1;
     printf("kept %d\n", kept && !dqrelo_bind(base.ctx.get(), N_SEQ, deltas[0], 1.0f, err, sizeof(err)));
     printf("other_context %d\n", !dqrelo_bind(plain.ctx.get(), 0, deltas[0], 1.0f, err, sizeof(err)));
 
+    bind(0, 0, true);
+    kind_of_seq[0] = BLEND;
+    for (test_case c : of_first) {
+        c.name = "blend_" + c.name;
+        run_case(c, base, plain, merged, kind_of_seq, own_batch);
+    }
+
     // Without deltas the context is the base's again.
     for (int s = 0; s < N_SEQ; s++) {
         dqrelo_bind(base.ctx.get(), s, nullptr, 1.0f, err, sizeof(err));
     }
-    run_case({ "unbound", N_SEQ, 3 }, base, plain, { &merged_a, &merged_b }, std::vector<int>(N_SEQ, -1), false);
+    run_case({ "unbound", N_SEQ, 3 }, base, plain, merged, std::vector<int>(N_SEQ, BASE), false);
     bool freed = true;
     for (dqrelo_delta * delta : deltas) {
         freed = dqrelo_free(delta) && freed;
