@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from dqrelo_gguf.cli import run
-from make_llama_1b import Shape, weight_shapes
+from support.llama_shape import Shape, weight_shapes
 from support.random_models import RandomModel, base_weight, generator, make, quantize, vocabulary, write_base
 
 PROG = "make_llama_8b.py"
