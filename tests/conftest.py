@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dqrelo_gguf.file.fingerprint import base_identity
-from tests.support.delta_files import SPECS_2, meta, write_base, write_delta
+from tests.support.delta_files import SPECS_2, SPECS_SPARSE, meta, write_base, write_delta
 from tests.support.delta_server import make_folder
 from tests.support.server_fixtures import Artefacts, make_artefacts
 from tests.support.tiny_llama import NARROW, Type, base_weights, write_model, write_random_delta
@@ -50,6 +50,14 @@ def small_delta_2(tmp_path_factory: pytest.TempPathFactory, small_base: Path) ->
     """A delta of version 2 over small_base: sign factors in every surrounding, factors without planes."""
     path = tmp_path_factory.mktemp("delta") / "tuned-2.dq.gguf"
     write_delta(path, SPECS_2, meta(base_identity(small_base)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_sparse_delta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A delta with sparse weights of every form, over an invented base."""
+    path = tmp_path_factory.mktemp("delta") / "tuned-sparse.dq.gguf"
+    write_delta(path, SPECS_SPARSE)
     return path
 
 

@@ -44,6 +44,15 @@ def test_text_says_what_it_is(small_delta: Path, capsys: pytest.CaptureFixture[s
     assert max(len(line) for line in out.splitlines() if not line.startswith(("file", "base", "content"))) <= 80
 
 
+def test_text_and_json_say_what_is_sparse(small_sparse_delta: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(small_sparse_delta), "--verify"]) == 0
+    assert "1 compressed, 1 dense, rank 0 to 0; 6 sparse, 10.7 % of their elements" in capsys.readouterr().out
+    assert main([str(small_sparse_delta), "--json"]) == 0
+    weights = json.loads(capsys.readouterr().out)["weights"]
+    assert [(w["n_entries"], w["entry_type"]) for w in weights[:3]] == [(200, "i8"), (600, "i8"), (700, "bf16")]
+    assert (weights[5]["n_entries"], weights[5]["entry_type"]) == (0, None)
+
+
 def test_json_holds_every_weight(small_delta: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(small_delta), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

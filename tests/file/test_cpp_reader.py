@@ -22,8 +22,9 @@ from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.file.rewrite import stamp_quality
-from tests.support.delta_files import SPECS, SPECS_2, Edited, Type, split_base, write_base, write_delta
+from tests.support.delta_files import SPECS, SPECS_2, SPECS_SPARSE, Edited, Type, split_base, write_base, write_delta
 from tests.support.malformed import GOOD_OPTIONS, MALFORMED, MALFORMED_2, QUALITY, Edit
+from tests.support.malformed_sparse import MALFORMED_SPARSE
 from tests.support.programs import need_test_program
 
 # The sums are of f64 values in C++ and of f32 ones in Python.
@@ -87,7 +88,7 @@ def test_end_tokens_and_templates_are_the_same(small_delta: Path, tmp_path: Path
     assert facts["chat_template"] == ["{{ tools }}"]  # It stands for the one that is not there.
 
 
-@pytest.mark.parametrize("delta", ["small_delta", "small_delta_2"])
+@pytest.mark.parametrize("delta", ["small_delta", "small_delta_2", "small_sparse_delta"])
 def test_weights_are_the_same(delta: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(delta)
     reader = DeltaReader(path)
@@ -190,6 +191,11 @@ def test_malformed_file_is_refused_alike(small_delta: Path, tmp_path: Path, case
 @pytest.mark.parametrize("case", MALFORMED_2)
 def test_malformed_sign_factors_are_refused_alike(small_delta_2: Path, tmp_path: Path, case: str) -> None:
     refused_alike(small_delta_2, *MALFORMED_2[case], tmp_path)
+
+
+@pytest.mark.parametrize("case", MALFORMED_SPARSE)
+def test_malformed_entries_are_refused_alike(small_sparse_delta: Path, tmp_path: Path, case: str) -> None:
+    refused_alike(small_sparse_delta, *MALFORMED_SPARSE[case], tmp_path)
 
 
 def refused_alike(sound: Path, edit: Edit, message: str, tmp_path: Path) -> None:
@@ -311,7 +317,11 @@ def test_damage_is_named_alike(small_delta: Path, tmp_path: Path) -> None:
     assert bare(refusal(path)) == bare(python_refusal(path))
 
 
-@pytest.mark.parametrize("specs", [[SPECS[2], SPECS[6]], [SPECS_2[1], SPECS_2[2]]], ids=["version 1", "version 2"])
+@pytest.mark.parametrize(
+    "specs",
+    [[SPECS[2], SPECS[6]], [SPECS_2[1], SPECS_2[2]], [SPECS_SPARSE[2], SPECS_SPARSE[4]]],
+    ids=["version 1", "version 2", "sparse"],
+)
 def test_random_damage_is_judged_alike(tmp_path: Path, specs: list[WeightSpec]) -> None:
     whole = tmp_path / "whole.dq.gguf"
     write_delta(whole, specs)

@@ -57,10 +57,13 @@ def test_fields_of_the_quality_record_are_documented() -> None:
 
 
 def test_every_declared_type_and_suffix_is_documented() -> None:
-    for name in (fmt.DQ_SIGN, fmt.DQ_SCALE, fmt.DQ_CSCALE, fmt.DQ_U, fmt.DQ_V, fmt.DQ_DENSE):
+    constants = vars(fmt).items()
+    types = [value for name, value in constants if name.startswith("DQ_")]
+    suffixes = [value for name, value in constants if name.startswith("SUFFIX_")]
+    assert len(types) == 16
+    for name in types:
         assert f"`{name}`" in DOCUMENT
-    suffixes = (fmt.suffix_sign(0), fmt.suffix_sign(1), fmt.suffix_scale(0), fmt.suffix_scale(1))
-    for suffix in (*suffixes, fmt.SUFFIX_CSCALE, fmt.SUFFIX_U, fmt.SUFFIX_V, fmt.SUFFIX_DENSE):
+    for suffix in (fmt.suffix_sign(0), fmt.suffix_sign(1), fmt.suffix_scale(0), fmt.suffix_scale(1), *suffixes):
         assert f"`N{suffix}`" in DOCUMENT
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dqrelo_gguf.errors import FormatError, ShapeError
-from dqrelo_gguf.file.layout import Type, WeightSpec
+from dqrelo_gguf.file.layout import SparseSpec, Type, WeightSpec
 
 
 def test_sizes_follow_from_the_spec() -> None:
@@ -25,6 +25,14 @@ def test_sizes_of_sign_factors() -> None:
     spec = WeightSpec("w", (64, 16, 3), n_planes=0, cscale=True, plane_ranks=(8, 5, 3))
     assert (spec.n_codes, spec.version) == (16, 2)
     assert spec.n_bytes == 3 * (64 * 4 + 16 * 8 + 2 * 16 * 2 + 16 * 2)
+
+
+def test_sizes_of_entries() -> None:
+    spec = WeightSpec.of_entries("w", (520, 16, 3), SparseSpec(1000, Type.I8, has_mask=False))
+    assert spec.version == 2
+    assert spec.n_bytes == 48 * 3 + 1000 + 4 * 48 + 1000 + 4 * 48
+    spec = WeightSpec.of_entries("w", (520, 16, 3), SparseSpec(1000, Type.BF16, has_mask=True))
+    assert spec.n_bytes == 48 * 65 + 4 * 48 + 2 * 1000
 
 
 def test_only_what_needs_version_2_has_it() -> None:
@@ -56,6 +64,24 @@ def test_only_what_needs_version_2_has_it() -> None:
         (WeightSpec("w", (64, 16), plane_ranks=(24,)), FormatError, "plane rank 24, expected at most 16"),
         (WeightSpec("w", (64, 16), plane_ranks=(8, 1)), FormatError, "9 codes, expected a multiple of 8"),
         (WeightSpec("w", (64, 16), plane_ranks=(16,) * 5), FormatError, "80 codes, expected at most 64"),
+        (
+            WeightSpec.of_entries("w", (64, 4), SparseSpec(0, Type.I8, True)),
+            FormatError,
+            "0 entries, expected 1 to 256",
+        ),
+        (WeightSpec.of_entries("w", (64, 4), SparseSpec(257, Type.I8, True)), FormatError, "257 entries, expected 1"),
+        (
+            WeightSpec.of_entries("w", (1 << 20, 1 << 20), SparseSpec(1 << 31, Type.I8, True)),
+            FormatError,
+            "2147483648 entries, expected 1 to 2147483647",
+        ),
+        (
+            WeightSpec.of_entries("w", (64, 4), SparseSpec(8, Type.F32, True)),
+            FormatError,
+            "type f32, expected f16, bf16",
+        ),
+        (WeightSpec.of_entries("w", (64,), SparseSpec(8, Type.F16, True)), ShapeError, "2 or 3 dimensions"),
+        (WeightSpec("w", (64, 4), sparse=SparseSpec(8, Type.F16, True)), FormatError, "a sparse weight has no planes"),
     ],
 )
 def test_specs_outside_the_format_are_refused(spec: WeightSpec, error: type[Exception], message: str) -> None:

@@ -16,7 +16,8 @@ from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.file.weight_data import WeightData
-from tests.support.delta_files import SPECS, SPECS_2, Edited, Type, write_delta
+from tests.support.delta_files import SPECS, SPECS_2, SPECS_SPARSE, Edited, Type, write_delta
+from tests.support.entries import literal_d_hat
 
 Edit = Callable[[Edited], Any]
 
@@ -34,6 +35,8 @@ def expected_d_hat(spec: WeightSpec, data: WeightData) -> np.ndarray[Any, Any]:
     """docs/format.md section 1, element by element in double precision; factors before they are stored."""
     if data.dense is not None:
         return data.dense
+    if data.sparse is not None:
+        return literal_d_hat(data.sparse, spec.ne[0])
     shape = (1, *reversed(spec.ne)) if len(spec.ne) == 2 else tuple(reversed(spec.ne))
     out = np.zeros(shape)
     for e in range(shape[0]):
@@ -75,7 +78,7 @@ def codes_of(spec: WeightSpec, data: WeightData, e: int) -> np.ndarray[Any, Any]
 FACTOR_STEP = {Type.F32: 0.0, Type.F16: 2**-12, Type.BF16: 2**-9, Type.Q8_0: 0.5 / 127, Type.Q4_0: 1 / 8}
 
 
-@pytest.mark.parametrize("spec", SPECS + SPECS_2, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", SPECS + SPECS_2 + SPECS_SPARSE, ids=lambda spec: spec.name)
 def test_reconstruct_is_the_formula(tmp_path: Path, spec: WeightSpec) -> None:
     (data,) = write_delta(tmp_path / "a.dq.gguf", [spec])
     d_hat = DeltaReader(tmp_path / "a.dq.gguf").reconstruct(spec.name)
@@ -110,6 +113,23 @@ def test_round_trip_of_random_plans(tmp_path: Path, seed: int) -> None:
         assert np.array_equal(bits, bits_in)
         assert np.array_equal(scale, scale_in)
     assert np.allclose(reader.reconstruct("w"), expected_d_hat(spec, data), rtol=0, atol=SUM_TOLERANCE)
+
+
+def test_entries_are_read_as_they_were_written(tmp_path: Path) -> None:
+    written = write_delta(tmp_path / "a.dq.gguf", SPECS_SPARSE)
+    reader = DeltaReader(tmp_path / "a.dq.gguf")
+    reader.verify()
+    for spec, info, data in zip(SPECS_SPARSE, reader.weights, written, strict=True):
+        stored = reader.weight(spec.name).sparse
+        assert (stored is None) == (data.sparse is None) == (info.n_entries == 0) == (spec.sparse is None)
+        if stored is None or data.sparse is None or spec.sparse is None:
+            continue
+        assert (info.n_entries, info.entry_type) == (spec.sparse.n_entries, spec.sparse.type)
+        for part, value in vars(data.sparse).items():
+            found = getattr(stored, part)
+            assert (found is None) == (value is None), part
+            assert value is None or (found.dtype == value.dtype and np.array_equal(found, value)), part
+        assert np.array_equal(reader.reconstruct(spec.name), literal_d_hat(data.sparse, spec.ne[0]))
 
 
 def test_arrays_outlive_the_reader_and_the_file(small_delta: Path, tmp_path: Path) -> None:

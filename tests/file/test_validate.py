@@ -11,8 +11,9 @@ import pytest
 from dqrelo_gguf.errors import DqreloError, FormatError
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
-from tests.support.delta_files import SPECS, SPECS_2, Edited, meta, write_delta
+from tests.support.delta_files import SPECS, SPECS_2, SPECS_SPARSE, Edited, meta, write_delta
 from tests.support.malformed import MALFORMED, MALFORMED_2, Edit
+from tests.support.malformed_sparse import MALFORMED_SPARSE
 
 
 @pytest.mark.parametrize("case", MALFORMED)
@@ -23,6 +24,11 @@ def test_malformed_file_is_refused_in_one_line(small_delta: Path, tmp_path: Path
 @pytest.mark.parametrize("case", MALFORMED_2)
 def test_malformed_sign_factors_are_refused_in_one_line(small_delta_2: Path, tmp_path: Path, case: str) -> None:
     refused(small_delta_2, *MALFORMED_2[case], tmp_path)
+
+
+@pytest.mark.parametrize("case", MALFORMED_SPARSE)
+def test_malformed_entries_are_refused_in_one_line(small_sparse_delta: Path, tmp_path: Path, case: str) -> None:
+    refused(small_sparse_delta, *MALFORMED_SPARSE[case], tmp_path)
 
 
 def refused(sound: Path, edit: Edit, message: str, tmp_path: Path) -> None:
@@ -94,7 +100,11 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
             DeltaReader(tmp_path / "cut.dq.gguf")
 
 
-@pytest.mark.parametrize("specs", [[SPECS[2], SPECS[6]], [SPECS_2[1], SPECS_2[2]]], ids=["version 1", "version 2"])
+@pytest.mark.parametrize(
+    "specs",
+    [[SPECS[2], SPECS[6]], [SPECS_2[1], SPECS_2[2]], [SPECS_SPARSE[2], SPECS_SPARSE[4]]],
+    ids=["version 1", "version 2", "sparse"],
+)
 def test_random_damage_never_ends_in_another_exception(tmp_path: Path, specs: list[WeightSpec]) -> None:
     write_delta(tmp_path / "whole.dq.gguf", specs, meta())
     raw = (tmp_path / "whole.dq.gguf").read_bytes()

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from dqrelo_gguf.file.layout import Type, WeightSpec, delta_ratio
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.file.weight_data import WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
-from tests.support.delta_files import SPECS, meta, weight_data, write_delta
+from tests.support.delta_files import SPECS, SPECS_SPARSE, meta, weight_data, write_delta
 from tests.support.limits import file_size_limit
 
 PLAIN = WeightSpec("blk.0.attn_q.weight", (64, 16), rank=4)
@@ -276,6 +277,30 @@ def test_data_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(error, match=message), DeltaWriter(tmp_path / "a.dq.gguf", meta(), [PLAIN]) as writer:
         writer.write(plain_data(**changes))
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"start": np.zeros(40)}, ShapeError, "dq_start: array has type float64, expected int32"),
+        ({"values": np.zeros(199, np.uint8)}, ShapeError, r"dq_entry: array has shape \(199,\), expected \(200,\)"),
+        ({"values": np.full(200, 0x7C, np.uint8)}, NonFiniteError, "dq_entry: 200 numbers are too large for i8"),
+        ({"scale": np.full(40, np.inf)}, NonFiniteError, "dq_escale: 40 of 40 values"),
+        ({"scale": None}, ShapeError, "dq_escale: is missing"),
+        ({"mask": np.zeros((40, 8), np.uint8)}, ShapeError, "dq_mask: was given but not planned"),
+        ({"count": None}, ShapeError, "dq_count: is missing"),
+    ],
+)
+def test_entries_that_do_not_fit_are_refused(
+    tmp_path: Path, changes: dict[str, Any], error: type[DqreloError], message: str
+) -> None:
+    spec = SPECS_SPARSE[0]
+    data = weight_data(spec, np.random.default_rng(0))
+    assert data.sparse is not None
+    data.sparse = replace(data.sparse, **changes)
+    with pytest.raises(error, match=message), DeltaWriter(tmp_path / "a.dq.gguf", meta(), [spec]) as writer:
+        writer.write(data)
     assert names_in(tmp_path) == []
 
 

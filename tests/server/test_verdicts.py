@@ -12,7 +12,10 @@ import pytest
 
 from dqrelo_gguf.cli import inspect, merge
 from dqrelo_gguf.errors import DqreloError
+from dqrelo_gguf.file.fingerprint import base_identity
+from dqrelo_gguf.file.layout import SparseSpec, WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
+from tests.support.delta_files import Type, meta, write_delta
 from tests.support.delta_server import CONTEXT
 from tests.support.programs import need_test_program
 from tests.support.server_fixtures import Artefacts, Server, serve
@@ -44,13 +47,35 @@ class Table:
         assert line.strip().isprintable()
 
 
+# Weights of examples/tiny. The first tensor is one whose damage only its digest tells.
+SPARSE = [
+    WeightSpec("blk.0.attn_q.weight", (128, 128)),
+    WeightSpec.of_entries("blk.0.attn_k.weight", (128, 64), SparseSpec(700, Type.I8, has_mask=False)),
+    WeightSpec.of_entries("blk.0.ffn_up.weight", (128, 384), SparseSpec(9000, Type.I8, has_mask=True)),
+    WeightSpec.of_entries("blk.0.ffn_down.weight", (384, 128), SparseSpec(4000, Type.BF16, has_mask=False)),
+]
+
+
 @pytest.fixture(scope="module")
 def table(
-    artefacts: Artefacts, small_delta: Path, small_delta_2: Path, tmp_path_factory: pytest.TempPathFactory
+    artefacts: Artefacts,
+    small_delta: Path,
+    small_delta_2: Path,
+    small_sparse_delta: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Table]:
     folder = tmp_path_factory.mktemp("verdicts") / "dir"
     folder.mkdir()
-    sound = {"json": artefacts.json, "words": artefacts.words, "malformed": small_delta, "malformed 2": small_delta_2}
+    sparse = tmp_path_factory.mktemp("sparse") / "sparse.dq.gguf"
+    write_delta(sparse, SPARSE, meta(base_identity(artefacts.base)))
+    sound = {
+        "json": artefacts.json,
+        "words": artefacts.words,
+        "sparse": sparse,
+        "malformed": small_delta,
+        "malformed 2": small_delta_2,
+        "malformed sparse": small_sparse_delta,
+    }
     files = {name: folder / f"file-{i}.dq.gguf" for i, name in enumerate(NAMES)}
     verdicts = {name: make_file(name, sound, path) for name, path in files.items()}
     with serve(artefacts.base, folder.parent, "--deltas-dir", folder, *CONTEXT) as server:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.signs import pack_signs
+from dqrelo_gguf.compress.sparse import EntryType, pack
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header, pack_string, pack_value
 from dqrelo_gguf.file.fingerprint import BaseIdentity
-from dqrelo_gguf.file.layout import WeightSpec, padded_bytes
+from dqrelo_gguf.file.layout import SparseSpec, WeightSpec, padded_bytes
 from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.file.weight_data import SignFactors, WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
@@ -50,6 +51,18 @@ SPECS_2 = [
     WeightSpec.dense("blk.0.attn_norm.weight", (64,)),
 ]
 
+# Sparse weights: places as lists and as a mask, values of every type, experts, rows of several blocks; and others beside them.
+SPECS_SPARSE = [
+    WeightSpec.of_entries("token_embd.weight", (64, 40), SparseSpec(200, Type.I8, has_mask=False)),
+    WeightSpec.of_entries("blk.0.attn_q.weight", (64, 48), SparseSpec(600, Type.I8, has_mask=True)),
+    WeightSpec.of_entries("blk.0.attn_k.weight", (520, 16), SparseSpec(700, Type.BF16, has_mask=False)),
+    WeightSpec.of_entries("blk.0.ffn_up_exps.weight", (256, 4, 3), SparseSpec(300, Type.F16, has_mask=False)),
+    WeightSpec.of_entries("blk.1.ffn_up_exps.weight", (256, 4, 3), SparseSpec(900, Type.I8, has_mask=True)),
+    WeightSpec("blk.1.attn_k.weight", (64, 16), n_planes=2),
+    WeightSpec.of_entries("output.weight", (1032, 5), SparseSpec(1, Type.F16, has_mask=True)),
+    WeightSpec.dense("blk.0.attn_norm.weight", (64,)),
+]
+
 BASE_TENSORS: list[BaseTensor] = [
     ("token_embd.weight", (64, 40), Type.Q8_0),
     ("blk.0.attn_norm.weight", (64,), Type.F32),
@@ -72,6 +85,8 @@ def weight_data(spec: WeightSpec, rng: np.random.Generator) -> WeightData:
     shape = tuple(reversed(spec.ne))
     if spec.dense_type is not None:
         return WeightData(dense=steps(rng, shape), error_delta=0.0, error_weight=0.0)
+    if spec.sparse is not None:
+        return _sparse(spec, spec.sparse, rng)
     *experts, n_out, n_in = shape
     planes = [
         (pack_signs(steps(rng, shape)), steps(rng, (*experts, n_out if spec.scale_per_row else 1)) / 4)
@@ -86,6 +101,15 @@ def weight_data(spec: WeightSpec, rng: np.random.Generator) -> WeightData:
         error_delta=0.25,
         error_weight=0.0625,
     )
+
+
+def _sparse(spec: WeightSpec, sparse: SparseSpec, rng: np.random.Generator) -> WeightData:
+    shape = tuple(reversed(spec.ne))
+    kept = np.zeros(shape, bool)
+    kept.flat[rng.choice(kept.size, sparse.n_entries, replace=False)] = True
+    types: dict[Type, EntryType] = {Type.I8: "F8", Type.F16: "F16", Type.BF16: "BF16"}
+    packed = pack(steps(rng, shape), kept, types[sparse.type], sparse.has_mask)
+    return WeightData(sparse=packed, error_delta=0.25, error_weight=0.0625)
 
 
 def _sign_factors(spec: WeightSpec, rng: np.random.Generator) -> SignFactors:

@@ -23,6 +23,7 @@ from tests.support.malformed import (
     set_field,
     set_item,
 )
+from tests.support.malformed_sparse import MALFORMED_SPARSE
 
 STRING, U32, I32, F32, ARRAY = (
     ValueType.STRING,
@@ -60,7 +61,7 @@ def template(source: str) -> Edit:
     return set_field("tokenizer.chat_template", source, STRING)
 
 
-# Edits of a delta of examples/tiny, version 1 or 2.
+# Edits of a delta of examples/tiny: of version 1, of version 2, or with sparse weights.
 OF_A_DELTA: dict[str, tuple[Edit, Verdict]] = {
     "as it is": valid(),
     "unknown keys": valid(
@@ -160,12 +161,14 @@ def verdict_of_fault(name: str) -> Verdict:
 
 # --- all of them
 
+# Edits of small deltas, and what is said of them.
+_MALFORMED = {"malformed": MALFORMED, "malformed 2": MALFORMED_2, "malformed sparse": MALFORMED_SPARSE}
+
 
 def names() -> list[str]:
     return [
-        *(f"{version}: {name}" for version in ("json", "words") for name in OF_A_DELTA),
-        *(f"malformed: {name}" for name in MALFORMED),
-        *(f"malformed 2: {name}" for name in MALFORMED_2),
+        *(f"{version}: {name}" for version in ("json", "words", "sparse") for name in OF_A_DELTA),
+        *(f"{kind}: {name}" for kind, edits in _MALFORMED.items() for name in edits),
         *(f"fault: {path.name}" for path in FAULT_FILES),
     ]
 
@@ -185,8 +188,8 @@ def make_file(name: str, sound: dict[str, Path], target: Path) -> Verdict:
     if kind == "fault":
         target.write_bytes((FAULTS / row).read_bytes())
         return verdict_of_fault(row)
-    if kind in ("malformed", "malformed 2"):
-        edit, message = (MALFORMED if kind == "malformed" else MALFORMED_2)[row]
+    if kind in _MALFORMED:
+        edit, message = _MALFORMED[kind][row]
         verdict = Verdict(message)
     else:
         edit, verdict = OF_A_DELTA[row]

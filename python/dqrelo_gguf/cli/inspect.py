@@ -166,7 +166,8 @@ def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
 
     size, version = bytes_text(reader.n_file_bytes), reader.meta(fmt.KEY_VERSION)
     n_dense = sum(w.dense_type is not None for w in reader.weights)
-    vectors = [w.n_vectors for w in reader.weights if w.dense_type is None]
+    vectors = [w.n_vectors for w in reader.weights if w.dense_type is None and w.n_entries == 0]
+    ranks = f"rank {min(vectors, default=0)} to {max(vectors, default=0)}"
     tokens = [f"{key.split('.')[-1]} {reader.meta(key)}" for key in fmt.TOKEN_ID_KEYS if reader.meta(key) is not None]
     has_template = reader.meta(fmt.KEY_CHAT_TEMPLATE) is not None
     options = ", ".join(f"{key}={value}" for key, value in reader.options.items())
@@ -188,7 +189,7 @@ def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
         ("ratio", f"{reader.ratio:.5f} of 16-bit weights (1/{1 / reader.ratio:.2f})" if reader.ratio > 0 else "0"),
         (
             "weights",
-            f"{len(vectors)} compressed, {n_dense} dense, rank {min(vectors, default=0)} to {max(vectors, default=0)}",
+            f"{len(vectors)} compressed, {n_dense} dense, {ranks}{_sparse_text(reader)}",
         ),
         ("template", "its own" if has_template else "the base's"),
         ("tokens", ", ".join(tokens) or "the base's"),
@@ -196,6 +197,15 @@ def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
         *_quality_facts(reader.quality),
     ]
     return [(label, printable(text)) for label, text in facts]
+
+
+def _sparse_text(reader: DeltaReader) -> str:
+    """What of it are single entries."""
+    sparse = [w for w in reader.weights if w.n_entries > 0]
+    if not sparse:
+        return ""
+    share = sum(w.n_entries for w in sparse) / sum(w.n_elements for w in sparse)
+    return f"; {len(sparse)} sparse, {100 * share:.1f} % of their elements"
 
 
 def _adapter_facts(reader: DeltaReader) -> list[tuple[str, str]]:

@@ -7,30 +7,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import ValueType
-from dqrelo_gguf.file.layout import Type, type_bytes
+from dqrelo_gguf.file.layout import TensorSpec, Type, type_bytes
 
+_F8 = ("<u1", 0x7C)  # the upper byte of an F16
 _F16, _BF16, _F32 = ("<u2", 0x7C00), ("<u2", 0x7F80), ("<u4", 0x7F800000)
 # Quantised types have blocks that begin with their scale, F16.
 _OF_TENSORS = {Type.F32: _F32, Type.F16: _F16, Type.BF16: _BF16, Type.Q8_0: _F16, Type.Q4_0: _F16}
 _OF_VALUES = {ValueType.FLOAT32: _F32, ValueType.FLOAT64: ("<u8", 0x7FF0000000000000)}
 
 
-def has_floats(stored_type: Type) -> bool:
-    """Whether a tensor of this type has numbers that may be none: signs have not."""
-    return stored_type in _OF_TENSORS
+def has_floats(tensor: TensorSpec) -> bool:
+    """Whether a tensor has numbers that may be none: signs have not."""
+    return _exponent_of(tensor) is not None
 
 
-def n_not_finite(stored_type: Type, raw: npt.NDArray[np.uint8]) -> int:
+def n_not_finite(tensor: TensorSpec, raw: npt.NDArray[np.uint8]) -> int:
     """How many numbers of a tensor's data are NaN or infinite; of a quantised type, the blocks with such a scale.
 
     Args:
-        stored_type: a type that a delta's tensors may have; others (signs) have no floats.
+        tensor: one without floats has none.
         raw: its bytes.
     """
-    if not has_floats(stored_type):
-        return 0
-    return _count(*_OF_TENSORS[stored_type], type_bytes(stored_type), raw)
+    exponent = _exponent_of(tensor)
+    return 0 if exponent is None else _count(*exponent, type_bytes(tensor.type), raw)
+
+
+def _exponent_of(tensor: TensorSpec) -> tuple[str, int] | None:
+    """The integers that the numbers are read as, and the bits of the exponent in them; None for a tensor without floats."""
+    is_f8 = tensor.declared == fmt.DQ_ENTRY and tensor.type == Type.I8
+    return _F8 if is_f8 else _OF_TENSORS.get(tensor.type)
 
 
 def n_not_finite_values(value_type: ValueType, raw: npt.NDArray[np.uint8]) -> int:

@@ -6,11 +6,13 @@ import re
 from typing import Final
 
 VERSION_PLAIN: Final = 1
-VERSION_SIGN_FACTORS: Final = 2  # sign factors, and weights with factors and no plane
+VERSION_SIGN_FACTORS: Final = 2  # sign factors, weights with factors and no plane, and sparse weights
 ALIGNMENT: Final = 64  # bytes; a cache line, and what AVX-512 loads without a split
 MAX_PLANES: Final = 4
 MAX_CODE_PLANES: Final = 8  # of a singular vector
 MAX_CODES_A_SIDE: Final = 4  # codes a weight has at most, times its smaller side: work memory is planned for them
+MAX_ENTRIES: Final = (1 << 31) - 1  # of a sparse weight: indices are I32
+BLOCK_COLUMNS: Final = 256  # Columns of a block of the lists of places: a column inside it is a byte.
 MAX_HEADER_BYTES: Final = 64 << 20
 MAX_OPTIONS_DEPTH: Final = 32  # objects and lists of the options in one another, the outermost included
 MAX_NAME_BYTES: Final = 63  # GGML_MAX_NAME is 64 with the terminator
@@ -44,6 +46,7 @@ KEY_WEIGHT_NE: Final = "dqrelo.weight.ne"
 KEY_WEIGHT_RANK: Final = "dqrelo.weight.rank"
 KEY_WEIGHT_N_PLANES: Final = "dqrelo.weight.n_planes"
 KEY_WEIGHT_PLANE_RANKS: Final = "dqrelo.weight.plane_ranks"
+KEY_WEIGHT_N_ENTRIES: Final = "dqrelo.weight.n_entries"
 KEY_WEIGHT_ERROR_DELTA: Final = "dqrelo.weight.error_delta"
 KEY_WEIGHT_ERROR_WEIGHT: Final = "dqrelo.weight.error_weight"
 KEY_BASE_NAME: Final = "dqrelo.base.name"
@@ -98,8 +101,13 @@ DQ_VSIGN: Final = "DQ_VSIGN"
 DQ_VSCALE: Final = "DQ_VSCALE"
 DQ_USIGN: Final = "DQ_USIGN"
 DQ_USCALE: Final = "DQ_USCALE"
+DQ_MASK: Final = "DQ_MASK"
+DQ_COUNT: Final = "DQ_COUNT"
+DQ_COLUMN: Final = "DQ_COLUMN"
+DQ_START: Final = "DQ_START"
+DQ_ENTRY: Final = "DQ_ENTRY"
+DQ_ESCALE: Final = "DQ_ESCALE"
 DQ_DENSE: Final = "DQ_DENSE"
-SIGN_TYPES: Final = (DQ_SIGN, DQ_VSIGN, DQ_USIGN)  # whose bytes are sign bits
 
 SUFFIX_CSCALE: Final = ".dq_cscale"
 SUFFIX_U: Final = ".dq_u"
@@ -108,6 +116,12 @@ SUFFIX_VSIGN: Final = ".dq_vsign"
 SUFFIX_VSCALE: Final = ".dq_vscale"
 SUFFIX_USIGN: Final = ".dq_usign"
 SUFFIX_USCALE: Final = ".dq_uscale"
+SUFFIX_MASK: Final = ".dq_mask"
+SUFFIX_COUNT: Final = ".dq_count"
+SUFFIX_COLUMN: Final = ".dq_column"
+SUFFIX_START: Final = ".dq_start"
+SUFFIX_ENTRY: Final = ".dq_entry"
+SUFFIX_ESCALE: Final = ".dq_escale"
 SUFFIX_DENSE: Final = ".dq_dense"
 
 

@@ -19,6 +19,7 @@ Type: TypeAlias = gguf.GGMLQuantizationType
 
 FACTOR_TYPES = (Type.F16, Type.BF16, Type.F32, Type.Q8_0, Type.Q4_0)
 DENSE_TYPES = (Type.F32, Type.F16)
+ENTRY_TYPES = (Type.F16, Type.BF16, Type.I8)  # I8 is F8: the upper byte of an F16, times the row's scale
 
 
 def type_name(t: Type) -> str:
@@ -77,6 +78,21 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class SparseSpec:
+    """How the entries of a sparse weight are stored.
+
+    Args:
+        n_entries: how many, of all matrices.
+        type: of their values.
+        has_mask: the places are a bit for each element instead of lists.
+    """
+
+    n_entries: int
+    type: Type
+    has_mask: bool
+
+
+@dataclass(frozen=True)
 class WeightSpec:
     """How a weight's delta is stored. All byte sizes follow from it.
 
@@ -90,6 +106,7 @@ class WeightSpec:
         cscale: a scale per column, too.
         u_type, v_type: stored types of the factors.
         dense_type: the whole delta in this type instead of signs and factors.
+        sparse: single entries instead of all that.
     """
 
     name: str
@@ -102,11 +119,17 @@ class WeightSpec:
     v_type: Type = Type.F16
     dense_type: Type | None = None
     plane_ranks: tuple[int, ...] = ()
+    sparse: SparseSpec | None = None
 
     @classmethod
     def dense(cls, name: str, ne: tuple[int, ...], dense_type: Type = Type.F32) -> WeightSpec:
         """A weight kept whole."""
         return cls(name, ne, n_planes=0, dense_type=dense_type)
+
+    @classmethod
+    def of_entries(cls, name: str, ne: tuple[int, ...], sparse: SparseSpec) -> WeightSpec:
+        """A sparse weight."""
+        return cls(name, ne, n_planes=0, sparse=sparse)
 
     @property
     def n_elements(self) -> int:
@@ -156,20 +179,31 @@ def spec_problem(spec: WeightSpec) -> FormatError | ShapeError | None:
         return ShapeError(f"{name}: shape {ne_text(ne)}, expected 1 to 4 dimensions of at least 1")
     if prod(ne) >= 1 << 62:
         return ShapeError(f"{name}: shape {ne_text(ne)} has too many elements")
+    has_parts = spec.n_planes != 0 or rank != 0 or spec.cscale or spec.plane_ranks
+    if has_parts and (spec.dense_type is not None or spec.sparse is not None):
+        what = "dense" if spec.dense_type is not None else "sparse"
+        return FormatError(f"{name}: a {what} weight has no planes, factors or column scale")
     if spec.dense_type is not None:
-        if spec.n_planes != 0 or rank != 0 or spec.cscale or spec.plane_ranks:
-            return FormatError(f"{name}: a dense weight has no planes, factors or column scale")
         return _type_problem(f"{name}{fmt.SUFFIX_DENSE}", spec.dense_type, DENSE_TYPES, ne[0])
     if not 2 <= len(stripped_ne(ne)) <= 3 or ne[0] % 8 != 0:
         return ShapeError(
             f"{name}: shape {ne_text(ne)} cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. "
             "Store it dense"
         )
+    if spec.sparse is not None:
+        return _entries_problem(name, spec.sparse, spec.n_elements)
     if not 0 <= spec.n_planes <= fmt.MAX_PLANES:
         return FormatError(f"{name}: {spec.n_planes} sign planes, expected at most {fmt.MAX_PLANES}")
     if spec.n_planes == 0 and rank == 0 and not spec.plane_ranks:
         return FormatError(f"{name}: has no planes, factors or codes, and is not dense")
     return _codes_problem(name, spec.plane_ranks, ne) or _factors_problem(spec)
+
+
+def _entries_problem(name: str, sparse: SparseSpec, n_elements: int) -> FormatError | None:
+    most = min(n_elements, fmt.MAX_ENTRIES)
+    if not 1 <= sparse.n_entries <= most:
+        return FormatError(f"{name}: {sparse.n_entries} entries, expected 1 to {most}")
+    return _type_problem(f"{name}{fmt.SUFFIX_ENTRY}", sparse.type, ENTRY_TYPES, sparse.n_entries)
 
 
 def _factors_problem(spec: WeightSpec) -> FormatError | None:
@@ -220,9 +254,11 @@ def weight_tensors(spec: WeightSpec, per_row: Sequence[bool]) -> list[TensorSpec
     if spec.dense_type is not None:
         return [_stored(spec.name + fmt.SUFFIX_DENSE, fmt.DQ_DENSE, spec.dense_type, ne)]
     n_in, n_out, *experts = ne  # `experts` is [] or [ne2].
+    if spec.sparse is not None:
+        return _sparse_tensors(spec.name, ne, spec.sparse)
     tensors = []
     for p in range(spec.n_planes):
-        tensors.append(_signs(spec.name + fmt.suffix_sign(p), fmt.DQ_SIGN, ne))
+        tensors.append(_bits(spec.name + fmt.suffix_sign(p), fmt.DQ_SIGN, ne))
         scale_ne = (n_out if per_row[p] else 1, *experts)
         tensors.append(_stored(spec.name + fmt.suffix_scale(p), fmt.DQ_SCALE, Type.F32, scale_ne))
     if spec.cscale:
@@ -233,11 +269,31 @@ def weight_tensors(spec: WeightSpec, per_row: Sequence[bool]) -> list[TensorSpec
     if spec.plane_ranks:
         scale_ne = (spec.n_codes, *experts)
         tensors += [
-            _signs(spec.name + fmt.SUFFIX_VSIGN, fmt.DQ_VSIGN, (n_in, spec.n_codes, *experts)),
+            _bits(spec.name + fmt.SUFFIX_VSIGN, fmt.DQ_VSIGN, (n_in, spec.n_codes, *experts)),
             _stored(spec.name + fmt.SUFFIX_VSCALE, fmt.DQ_VSCALE, Type.BF16, scale_ne),
-            _signs(spec.name + fmt.SUFFIX_USIGN, fmt.DQ_USIGN, (spec.n_codes, n_out, *experts)),
+            _bits(spec.name + fmt.SUFFIX_USIGN, fmt.DQ_USIGN, (spec.n_codes, n_out, *experts)),
             _stored(spec.name + fmt.SUFFIX_USCALE, fmt.DQ_USCALE, Type.BF16, scale_ne),
         ]
+    return tensors
+
+
+def _sparse_tensors(name: str, ne: tuple[int, ...], sparse: SparseSpec) -> list[TensorSpec]:
+    """The tensors of a sparse weight in file order."""
+    n_in, *rows = ne  # `rows` is [ne1] or [ne1, ne2].
+    if sparse.has_mask:
+        tensors = [_bits(name + fmt.SUFFIX_MASK, fmt.DQ_MASK, ne)]
+    else:
+        n_blocks = -(-n_in // fmt.BLOCK_COLUMNS)
+        tensors = [
+            _stored(name + fmt.SUFFIX_COUNT, fmt.DQ_COUNT, Type.I8, (n_blocks, *rows)),
+            _stored(name + fmt.SUFFIX_COLUMN, fmt.DQ_COLUMN, Type.I8, (sparse.n_entries,)),
+        ]
+    tensors += [
+        _stored(name + fmt.SUFFIX_START, fmt.DQ_START, Type.I32, tuple(rows)),
+        _stored(name + fmt.SUFFIX_ENTRY, fmt.DQ_ENTRY, sparse.type, (sparse.n_entries,)),
+    ]
+    if sparse.type == Type.I8:
+        tensors.append(_stored(name + fmt.SUFFIX_ESCALE, fmt.DQ_ESCALE, Type.F32, tuple(rows)))
     return tensors
 
 
@@ -260,8 +316,8 @@ def delta_version(specs: Sequence[WeightSpec]) -> int:
     return max((s.version for s in specs), default=fmt.VERSION_PLAIN)
 
 
-def _signs(name: str, declared: str, ne: tuple[int, ...]) -> TensorSpec:
-    """A tensor of sign bits; ne counts the signs."""
+def _bits(name: str, declared: str, ne: tuple[int, ...]) -> TensorSpec:
+    """A tensor of bits; ne counts them."""
     return TensorSpec(name, declared, Type.I8, (ne[0] // 8, *ne[1:]), padded_ne(ne))
 
 

@@ -164,12 +164,17 @@ def _weight_fields(specs: Sequence[WeightSpec], errors: Sequence[tuple[float, fl
     if delta_version(specs) == fmt.VERSION_SIGN_FACTORS:
         ranks = [r for s in specs for r in (*s.plane_ranks, *[0] * (fmt.MAX_CODE_PLANES - len(s.plane_ranks)))]
         codes = [(fmt.KEY_WEIGHT_PLANE_RANKS, _array(ranks, ValueType.UINT32))]
+    entries = []
+    if any(s.sparse is not None for s in specs):
+        n_entries = [0 if s.sparse is None else s.sparse.n_entries for s in specs]
+        entries = [(fmt.KEY_WEIGHT_N_ENTRIES, _array(n_entries, ValueType.UINT64))]
     return [
         (fmt.KEY_WEIGHT_NAMES, _array([s.name for s in specs], ValueType.STRING)),
         (fmt.KEY_WEIGHT_NE, _array([n for s in specs for n in padded_ne(s.ne)], ValueType.UINT64)),
         (fmt.KEY_WEIGHT_RANK, _array([s.rank for s in specs], ValueType.UINT32)),
         (fmt.KEY_WEIGHT_N_PLANES, _array([s.n_planes for s in specs], ValueType.UINT32)),
         *codes,
+        *entries,
         (fmt.KEY_WEIGHT_ERROR_DELTA, _array([e[0] for e in errors], ValueType.FLOAT32)),
         (fmt.KEY_WEIGHT_ERROR_WEIGHT, _array([e[1] for e in errors], ValueType.FLOAT32)),
     ]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from dqrelo_gguf.compress.codes import decode_columns, decode_rows
 from dqrelo_gguf.compress.signs import unpack_signs
+from dqrelo_gguf.compress.sparse import Sparse, unpack
 from dqrelo_gguf.errors import BaseMismatchError, ShapeError, shown
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, TensorInfo
@@ -44,6 +45,7 @@ class StoredWeight:
     v: npt.NDArray[Any] | None
     sign_factors: SignFactors | None
     dense: npt.NDArray[Any] | None
+    sparse: Sparse | None
 
 
 class DeltaReader:
@@ -159,7 +161,7 @@ class DeltaReader:
             self._array(name + suffix) if name + suffix in self._file.tensors else None
             for suffix in (fmt.SUFFIX_CSCALE, fmt.SUFFIX_U, fmt.SUFFIX_V, fmt.SUFFIX_DENSE)
         )
-        return StoredWeight(info, planes, cscale, u, v, self._sign_factors(info), dense)
+        return StoredWeight(info, planes, cscale, u, v, self._sign_factors(info), dense, self._sparse(info))
 
     def reconstruct(self, name: str) -> F32:
         """D_hat of a weight (docs/format.md, section 1).
@@ -174,6 +176,8 @@ class DeltaReader:
         info = stored.info
         if stored.dense is not None:
             return stored.dense.astype(np.float32)
+        if stored.sparse is not None:
+            return unpack(stored.sparse, info.ne[0])
         d_hat = np.zeros(info.shape, np.float32)
         for bits, scale in stored.planes:
             # The scale is (..., 1) or (..., n_out), against (..., n_out, n_in).
@@ -200,11 +204,32 @@ class DeltaReader:
         v_scale, u_scale = (dequantised(scale, Type.BF16, where) for scale in (v_scale, u_scale))
         return SignFactors(v_bits, v_scale, u_bits, u_scale)
 
+    def _sparse(self, info: WeightInfo) -> Sparse | None:
+        if info.n_entries == 0:
+            return None
+        mask, count, column, start, entries, scale = (
+            self._array(info.name + suffix) if info.name + suffix in self._file.tensors else None
+            for suffix in (
+                fmt.SUFFIX_MASK,
+                fmt.SUFFIX_COUNT,
+                fmt.SUFFIX_COLUMN,
+                fmt.SUFFIX_START,
+                fmt.SUFFIX_ENTRY,
+                fmt.SUFFIX_ESCALE,
+            )
+        )
+        assert start is not None
+        assert entries is not None
+        assert info.entry_type is not None
+        if info.entry_type != Type.I8:
+            entries = dequantised(entries, info.entry_type, f"{self.path.name}: the entries of '{info.name}'")
+        return Sparse(start, entries, scale, mask, count, column)
+
     def _array(self, tensor: str) -> npt.NDArray[Any]:
         info = self._file.tensors[tensor]
         raw = self._file.raw(info)
         shape = tuple(reversed(self._specs[tensor].ne))
-        dtype = {Type.F32: "<f4", Type.F16: "<f2"}.get(info.type)
+        dtype = {Type.F32: "<f4", Type.F16: "<f2", Type.I32: "<i4"}.get(info.type)
         return raw.view(dtype).reshape(shape) if dtype is not None else raw.reshape(*shape[:-1], -1)
 
     # -- checks on request --

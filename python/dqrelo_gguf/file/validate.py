@@ -13,8 +13,10 @@ from dqrelo_gguf.errors import shown
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.carried import check_carried
 from dqrelo_gguf.file.container import VERSION, GGUFFile, TensorInfo, ValueType, type_text
+from dqrelo_gguf.file.entries import check_entries
 from dqrelo_gguf.file.finite import has_floats, n_not_finite, n_not_finite_values
 from dqrelo_gguf.file.layout import (
+    SparseSpec,
     TensorSpec,
     Type,
     WeightSpec,
@@ -63,6 +65,7 @@ _REQUIRED: dict[str, tuple[ValueType, ValueType | None]] = {
 }
 
 _OPTIONAL: dict[str, tuple[ValueType, ValueType | None]] = {
+    fmt.KEY_WEIGHT_N_ENTRIES: _U64S,
     fmt.KEY_CHAT_TEMPLATE: _STRING,
     fmt.KEY_ADD_BOS: (ValueType.BOOL, None),
     fmt.KEY_ADD_EOS: (ValueType.BOOL, None),
@@ -87,10 +90,12 @@ class WeightInfo:
         n_planes: sign planes; 0 where the weight is dense, or has factors only.
         rank: of U V; 0 where there is none.
         plane_ranks: of the sign factors, without zeros; empty where there are none.
+        n_entries: of a sparse weight; 0 where it is not.
         scale_per_row: per plane, whether it has a scale per row.
         cscale: whether it has a scale per column.
         u_type, v_type: of the factors, None where rank is 0.
         dense_type: None where the weight is not dense.
+        entry_type: of the entries, None where the weight is not sparse.
         n_bytes: of all its tensors' data, without padding.
         error_delta: ||D - D_hat|| / ||D||.
         error_weight: ||W_ft - W_hat|| / ||W_ft||.
@@ -101,11 +106,13 @@ class WeightInfo:
     n_planes: int
     rank: int
     plane_ranks: tuple[int, ...]
+    n_entries: int
     scale_per_row: tuple[bool, ...]
     cscale: bool
     u_type: Type | None
     v_type: Type | None
     dense_type: Type | None
+    entry_type: Type | None
     n_bytes: int
     error_delta: float
     error_weight: float
@@ -147,6 +154,7 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     _check_offsets(file)
     _check_floats(file, tensors)
     _check_padding(file)
+    check_entries(file, weights)
     return weights, tensors
 
 
@@ -206,8 +214,10 @@ def _check_keys(file: GGUFFile) -> None:
     required = _REQUIRED
     if file.value(fmt.KEY_VERSION) == fmt.VERSION_SIGN_FACTORS:
         required = required | {fmt.KEY_WEIGHT_PLANE_RANKS: _U32S}
-    elif file.value_type(fmt.KEY_WEIGHT_PLANE_RANKS) is not None:
-        file.fail(f"metadata key '{fmt.KEY_WEIGHT_PLANE_RANKS}' belongs to version {fmt.VERSION_SIGN_FACTORS}")
+    else:
+        for key in (fmt.KEY_WEIGHT_PLANE_RANKS, fmt.KEY_WEIGHT_N_ENTRIES):
+            if file.value_type(key) is not None:
+                file.fail(f"metadata key '{key}' belongs to version {fmt.VERSION_SIGN_FACTORS}")
     for key, expected in (required | _OPTIONAL).items():
         got = file.value_type(key)
         if got is None and key in required:
@@ -267,6 +277,8 @@ def _check_lengths(file: GGUFFile) -> None:
     }
     if file.value(fmt.KEY_VERSION) == fmt.VERSION_SIGN_FACTORS:
         expected[fmt.KEY_WEIGHT_PLANE_RANKS] = fmt.MAX_CODE_PLANES * n_weights
+    if file.value_type(fmt.KEY_WEIGHT_N_ENTRIES) is not None:
+        expected[fmt.KEY_WEIGHT_N_ENTRIES] = n_weights
     for key, n in expected.items():
         got = len(file.value(key))
         if got != n:
@@ -276,6 +288,18 @@ def _check_lengths(file: GGUFFile) -> None:
             file.fail(
                 f"{fmt.KEY_TENSOR_NAMES}[{i}] is '{shown(declared)}', but tensor {i} of the file is '{shown(stored)}'"
             )
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """What the keys under dqrelo.weight say of a weight; `ne` and `plane_ranks` are padded."""
+
+    name: str
+    ne: tuple[int, ...]
+    rank: int
+    n_planes: int
+    plane_ranks: Sequence[int]
+    n_entries: int
 
 
 class _Matcher:
@@ -305,10 +329,14 @@ class _Matcher:
             )
         )
         plane_ranks = file.value(fmt.KEY_WEIGHT_PLANE_RANKS, [0] * (fmt.MAX_CODE_PLANES * len(names)))
+        entries = file.value(fmt.KEY_WEIGHT_N_ENTRIES, [0] * len(names))
+        if file.value_type(fmt.KEY_WEIGHT_N_ENTRIES) is not None and not any(entries):
+            file.fail(f"metadata key '{fmt.KEY_WEIGHT_N_ENTRIES}' has zeros only, expected it where a weight is sparse")
         weights, version = [], fmt.VERSION_PLAIN
         for i, name in enumerate(names):
             codes = plane_ranks[fmt.MAX_CODE_PLANES * i : fmt.MAX_CODE_PLANES * (i + 1)]
-            spec, per_row = self._spec(name, tuple(flat_ne[4 * i : 4 * i + 4]), ranks[i], planes[i], codes)
+            ne = tuple(flat_ne[4 * i : 4 * i + 4])
+            spec, per_row = self._spec(_Declared(name, ne, ranks[i], planes[i], codes, entries[i]))
             version = max(version, spec.version)
             for expected in weight_tensors(spec, per_row):
                 self._match(expected)
@@ -322,16 +350,17 @@ class _Matcher:
             )
         return weights, self._specs
 
-    def _spec(
-        self, name: str, ne: tuple[int, ...], rank: int, n_planes: int, plane_ranks: Sequence[int]
-    ) -> tuple[WeightSpec, list[bool]]:
+    def _spec(self, declared: _Declared) -> tuple[WeightSpec, list[bool]]:
         """What the declarations, and the types of the tensors found under the weight's name, make of it."""
         tensors = self._file.tensors
+        name, ne, rank, n_planes = declared.name, declared.ne, declared.rank, declared.n_planes
+        plane_ranks, n_entries = declared.plane_ranks, declared.n_entries
         if min(ne) < 1:
             self._file.fail(f"weight '{shown(name)}' has the impossible shape {ne_text(ne)}")
         version = self._file.value(fmt.KEY_VERSION)
         has_codes = any(plane_ranks)
-        is_dense = n_planes == 0 and (version == fmt.VERSION_PLAIN or (rank == 0 and not has_codes))
+        is_empty = n_planes == 0 and rank == 0 and not has_codes and n_entries == 0
+        is_dense = is_empty or (n_planes == 0 and version == fmt.VERSION_PLAIN)
         dense, u, v = (tensors.get(name + s) for s in (fmt.SUFFIX_DENSE, fmt.SUFFIX_U, fmt.SUFFIX_V))
         spec = WeightSpec(
             name,
@@ -343,12 +372,19 @@ class _Matcher:
             u_type=u.type if u is not None else Type.F16,
             v_type=v.type if v is not None else Type.F16,
             dense_type=(dense.type if dense is not None else Type.F32) if is_dense else None,
+            sparse=self._sparse(name, n_entries) if n_entries else None,
         )
         problem = spec_problem(spec)
         if problem is not None:
             self._file.fail(str(problem))
         scales = (tensors.get(name + fmt.suffix_scale(p)) for p in range(n_planes))
         return spec, [s is not None and s.ne[0] != 1 for s in scales]
+
+    def _sparse(self, name: str, n_entries: int) -> SparseSpec:
+        """How the entries that a weight declares are stored, by the tensors found under its name."""
+        entries = self._file.tensors.get(name + fmt.SUFFIX_ENTRY)
+        entry_type = entries.type if entries is not None else Type.F16
+        return SparseSpec(n_entries, entry_type, name + fmt.SUFFIX_MASK in self._file.tensors)
 
     def _match(self, expected: TensorSpec) -> None:
         """Takes the next tensor of the file, which must be `expected`."""
@@ -393,11 +429,13 @@ def _weight_info(spec: WeightSpec, per_row: Sequence[bool], error_delta: float, 
         spec.n_planes,
         spec.rank,
         spec.plane_ranks,
+        spec.sparse.n_entries if spec.sparse is not None else 0,
         tuple(per_row),
         spec.cscale,
         spec.u_type if spec.rank > 0 else None,
         spec.v_type if spec.rank > 0 else None,
         spec.dense_type,
+        spec.sparse.type if spec.sparse is not None else None,
         sum(t.n_bytes for t in weight_tensors(spec, per_row)),
         error_delta,
         error_weight,
@@ -433,8 +471,8 @@ def _check_padding(file: GGUFFile) -> None:
 
 def _check_floats(file: GGUFFile, tensors: Sequence[TensorSpec]) -> None:
     for spec in tensors:
-        if not has_floats(spec.type):
+        if not has_floats(spec):
             continue
-        n_bad = n_not_finite(spec.type, file.raw(file.tensors[spec.name]))
+        n_bad = n_not_finite(spec, file.raw(file.tensors[spec.name]))
         if n_bad:
             file.fail(f"tensor '{shown(spec.name)}' has {n_bad} numbers that are NaN or infinite")

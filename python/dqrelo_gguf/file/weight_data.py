@@ -10,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.compress.sparse import Sparse
 from dqrelo_gguf.errors import NonFiniteError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.finite import n_not_finite
 from dqrelo_gguf.file.layout import TensorSpec, Type, WeightSpec, type_name
 
 Floats = npt.NDArray[np.floating[Any]]
+# The types of arrays that are stored as they are: bits and bytes, and indices.
+_INTEGERS = {Type.I8: np.dtype(np.uint8), Type.I32: np.dtype("<i4")}
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class WeightData:
         v: ([n_expert,] rank, n_in), or None.
         sign_factors: the factors of few bits, or None.
         dense: the whole delta in the weight's numpy shape, or None.
+        sparse: single entries, or None.
         error_delta: ||D - D_hat|| / ||D||.
         error_weight: ||W_ft - W_hat|| / ||W_ft||.
         error_outputs: the root mean square of (D - D_hat) x over that of D x, for the inputs x of a calibration; None without.
@@ -58,6 +62,7 @@ class WeightData:
     v: Floats | None = None
     sign_factors: SignFactors | None = None
     dense: Floats | None = None
+    sparse: Sparse | None = None
     error_delta: float = 0.0
     error_weight: float = 0.0
     error_outputs: float | None = None
@@ -75,6 +80,7 @@ def arrays_of(spec: WeightSpec, data: WeightData) -> list[npt.NDArray[Any]]:
         (fmt.SUFFIX_VSCALE, has_codes, None if codes is None else codes.v_scale),
         (fmt.SUFFIX_USIGN, has_codes, None if codes is None else codes.u_bits),
         (fmt.SUFFIX_USCALE, has_codes, None if codes is None else codes.u_scale),
+        *_sparse_parts(spec, data.sparse),
     ]
     if len(data.planes) != spec.n_planes:
         raise ShapeError(f"{spec.name}: got {len(data.planes)} sign planes, expected {spec.n_planes}")
@@ -87,17 +93,36 @@ def arrays_of(spec: WeightSpec, data: WeightData) -> list[npt.NDArray[Any]]:
     return arrays
 
 
-def tensor_bytes(tensor: TensorSpec, values: npt.NDArray[Any]) -> bytes | memoryview:
+def _sparse_parts(spec: WeightSpec, sparse: Sparse | None) -> list[tuple[str, bool, npt.NDArray[Any] | None]]:
+    """The suffix of each tensor of a sparse weight, whether it is planned, and what was given; in file order."""
+    planned, given = spec.sparse, sparse
+    has_lists = planned is not None and not planned.has_mask
+    return [
+        (fmt.SUFFIX_MASK, planned is not None and planned.has_mask, None if given is None else given.mask),
+        (fmt.SUFFIX_COUNT, has_lists, None if given is None else given.count),
+        (fmt.SUFFIX_COLUMN, has_lists, None if given is None else given.column),
+        (fmt.SUFFIX_START, planned is not None, None if given is None else given.start),
+        (fmt.SUFFIX_ENTRY, planned is not None, None if given is None else given.values),
+        (
+            fmt.SUFFIX_ESCALE,
+            planned is not None and planned.type == Type.I8,
+            None if given is None else given.scale,
+        ),
+    ]
+
+
+def tensor_bytes(tensor: TensorSpec, values: npt.NDArray[Any]) -> memoryview:
     """A tensor's data bytes in its stored type."""
     shape = tuple(reversed(tensor.ne))
     values = np.asarray(values)
     if values.shape != shape and not _same_but_for_ones(values.shape, shape):
         raise ShapeError(f"{tensor.name}: array has shape {values.shape}, expected {shape}")
     values = values.reshape(shape)
-    if tensor.declared in fmt.SIGN_TYPES:
-        if values.dtype != np.uint8:
-            raise ShapeError(f"{tensor.name}: sign bits have type {values.dtype}, expected uint8. Use pack_signs")
-        return np.ascontiguousarray(values).data.cast("B")
+    if tensor.type in _INTEGERS:
+        expected = _INTEGERS[tensor.type]
+        if values.dtype != expected:
+            raise ShapeError(f"{tensor.name}: array has type {values.dtype}, expected {expected}")
+        return _finite(tensor, np.ascontiguousarray(values))
     values = np.ascontiguousarray(values, dtype=np.float32)
     n_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if n_bad:
@@ -109,8 +134,13 @@ def tensor_bytes(tensor: TensorSpec, values: npt.NDArray[Any]) -> bytes | memory
             encoded = values.astype("<f4", copy=False)
         else:
             encoded = np.ascontiguousarray(gguf.quants.quantize(values, tensor.type))
-    raw = encoded.data.cast("B")
-    n_bad = n_not_finite(tensor.type, np.frombuffer(raw, np.uint8))
+    return _finite(tensor, encoded)
+
+
+def _finite(tensor: TensorSpec, stored: npt.NDArray[Any]) -> memoryview:
+    """The bytes of an array in its stored type, none of whose numbers may have overflowed."""
+    raw = stored.data.cast("B")
+    n_bad = n_not_finite(tensor, np.frombuffer(raw, np.uint8))
     if n_bad:
         raise NonFiniteError(f"{tensor.name}: {n_bad} numbers are too large for {type_name(tensor.type)}")
     return raw
