@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
@@ -11,7 +12,8 @@ import torch
 
 from dqrelo_gguf.compress.best import compress
 from dqrelo_gguf.compress.blocks import open_blocks
-from dqrelo_gguf.compress.mixes import CODE_STEP, MAX_PLANES, PAIR_LOSS, Spectrum, choose
+from dqrelo_gguf.compress.mixes import CODE_STEP, MAX_PLANES, PAIR_LOSS, Choice, Spectrum, choose
+from dqrelo_gguf.compress.sparse_forms import SparseForm, sparse_forms
 from dqrelo_gguf.compress.spectrum import energies, leading
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.layout import WeightSpec
@@ -52,7 +54,7 @@ def test_the_best_codes_of_a_weight_are_the_best_of_all() -> None:
             for planes in product(range(9), repeat=4)
             if sum(planes) == n_codes
         )
-        assert spectrum.error(0, n_codes) == pytest.approx(least)
+        assert spectrum.error(Choice(0, n_codes)) == pytest.approx(least)
         ranks = spectrum.mix(0, n_codes).plane_ranks
         assert sum(ranks) == n_codes
         assert list(ranks) == sorted(ranks, reverse=True)
@@ -64,14 +66,15 @@ def test_no_other_spending_loses_less() -> None:
     budget = 1500
     chosen = choose(spectra, Fraction(1, 8), Fraction(budget), 0)
 
-    def loss(mixes: tuple[tuple[int, int], ...]) -> float:
-        return sum(s.importance * s.error(*m) for s, m in zip(spectra, mixes, strict=True))
+    def loss(mixes: tuple[Choice, ...]) -> float:
+        return sum(s.importance * s.error(m) for s, m in zip(spectra, mixes, strict=True))
 
-    def cost(mixes: tuple[tuple[int, int], ...]) -> int:
-        return sum(s.n_bytes(*m) for s, m in zip(spectra, mixes, strict=True))
+    def cost(mixes: tuple[Choice, ...]) -> int:
+        return sum(s.n_bytes(m) for s, m in zip(spectra, mixes, strict=True))
 
     options = [
-        [(p, c) for p in range(MAX_PLANES + 1) for c in range(0, s.max_codes + 1, CODE_STEP) if p or c] for s in spectra
+        [Choice(p, c) for p in range(MAX_PLANES + 1) for c in range(0, s.max_codes + 1, CODE_STEP) if p or c]
+        for s in spectra
     ]
     least = min(loss(mixes) for mixes in product(*options) if cost(mixes) <= budget)
     assert cost(tuple(chosen)) <= budget
@@ -85,8 +88,8 @@ def test_the_predicted_error_is_near_the_measured_one() -> None:
             spectrum = spectrum_of(D)
             for ratio in (4, 8, 16):
                 (mix,) = choose([spectrum], Fraction(1, ratio), Fraction(2 * D.numel(), ratio), 0)
-                measured = compress(D, spectrum.mix(*mix), blocks).error / float(D.norm())
-                assert measured == pytest.approx(spectrum.relative_error(*mix), rel=0.15)
+                measured = compress(D, spectrum.mix(mix.n_planes, mix.n_codes), blocks).error / float(D.norm())
+                assert measured == pytest.approx(spectrum.relative_error(mix), rel=0.15)
 
 
 def test_flat_spectra_take_planes_and_steep_ones_do_not() -> None:
@@ -100,7 +103,7 @@ def test_importance_moves_bytes() -> None:
     D = delta(64, 64, 0.9, 0.05)
     twice = [spectrum_of(D, 1.0), spectrum_of(D, 100.0)]
     little, much = choose(twice, Fraction(1, 8), Fraction(2 * 2 * 64 * 64, 8), 0)
-    assert twice[1].n_bytes(*much) > 1.2 * twice[0].n_bytes(*little)
+    assert twice[1].n_bytes(much) > 1.2 * twice[0].n_bytes(little)
 
 
 def test_a_budget_that_pays_for_nothing_is_refused_with_the_least_that_does() -> None:
@@ -116,7 +119,7 @@ def test_a_budget_that_pays_for_nothing_is_refused_with_the_least_that_does() ->
 def test_the_budget_is_met_from_below(ratio: Fraction) -> None:
     spectra = [spectrum_of(delta(512, n_in, 0.98, 0.02), 1.0) for n_in in (512, 768, 1024)]
     budget = ratio * 2 * sum(s.n_in * s.n_out for s in spectra)
-    spent = sum(s.n_bytes(*c) for s, c in zip(spectra, choose(spectra, ratio, budget, 0), strict=True))
+    spent = sum(s.n_bytes(c) for s, c in zip(spectra, choose(spectra, ratio, budget, 0), strict=True))
     assert 0.99 * budget < spent <= budget
 
 
@@ -128,4 +131,65 @@ def test_bytes_are_those_that_the_file_has(n_in: int, n_out: int, n_mat: int, n_
     has_planes = n_planes > 0
     ne = (n_in, n_out, n_mat)
     spec = WeightSpec("w.weight", ne, n_planes, scale_per_row=has_planes, cscale=has_planes, plane_ranks=ranks)
-    assert spectrum.n_bytes(n_planes, n_codes) == spec.n_bytes
+    assert spectrum.n_bytes(Choice(n_planes, n_codes)) == spec.n_bytes
+
+
+# --- entries beside mixes
+
+
+def forms_of(D: torch.Tensor) -> list[SparseForm]:
+    with open_blocks(1) as blocks:
+        return sparse_forms(D[None].numpy(), blocks)
+
+
+def sparse_spectrum(share: float, importance: float = 1.0, n_out: int = 256) -> Spectrum:
+    """Of a delta of which so many elements changed, at random, by one to three units."""
+    D = torch.randint(1, 4, (n_out, 1024), generator=GENERATOR) * (
+        torch.rand((n_out, 1024), generator=GENERATOR) < share
+    )
+    signed = D.float() * (2 * torch.randint(0, 2, D.shape, generator=GENERATOR) - 1)
+    return replace(spectrum_of(signed, importance), forms=forms_of(signed))
+
+
+def chosen_at(spectra: list[Spectrum], ratio: Fraction) -> list[Choice]:
+    size = 2 * sum(s.n_in * s.n_out for s in spectra)
+    chosen = choose(spectra, ratio, ratio * size, 0)
+    assert sum(s.n_bytes(c) for s, c in zip(spectra, chosen, strict=True)) <= ratio * size
+    return chosen
+
+
+def test_entries_are_kept_exactly_where_the_budget_pays_for_them() -> None:
+    spectra = [sparse_spectrum(0.05), sparse_spectrum(0.1)]
+    for spectrum, choice in zip(spectra, chosen_at(spectra, Fraction(1, 8)), strict=True):
+        assert choice.form is not None
+        assert spectrum.relative_error(choice) == 0
+
+
+def test_a_weight_of_many_changes_takes_the_bytes_that_sparse_ones_leave() -> None:
+    spectra = [sparse_spectrum(0.03), spectrum_of(delta(256, 1024, 0.9, 0.3))]
+    spectra = [replace(s, importance=float(s.energies.sum()) ** -0.5) for s in spectra]
+    few, many = chosen_at(spectra, Fraction(1, 8))
+    assert few.form is not None
+    assert many.form is None
+    assert spectra[1].n_bytes(many) > 1.3 * 2 * 256 * 1024 / 8
+
+
+@pytest.mark.parametrize("share", [0.05, 0.12, 0.3, 0.45])
+def test_no_mix_or_form_of_the_same_bytes_loses_less(share: float) -> None:
+    for ratio in (Fraction(1, 4), Fraction(1, 8), Fraction(1, 32)):
+        spectrum = sparse_spectrum(share)
+        (choice,) = chosen_at([spectrum], ratio)
+        budget = ratio * 2 * spectrum.n_in * spectrum.n_out
+        mixes = [Choice(p, c) for p in range(MAX_PLANES + 1) for c in range(8, spectrum.max_codes + 1, 8)]
+        others = [*mixes, *(Choice(0, 0, form) for form in spectrum.forms)]
+        least = min(spectrum.error(c) for c in others if spectrum.n_bytes(c) <= budget)
+        # A price finds no choice above the line through two others; what that costs is bounded by the steps of the forms.
+        assert spectrum.error(choice) <= 1.5 * least + 1e-12
+
+
+def test_a_weight_of_a_single_change_costs_less_than_the_fewest_codes() -> None:
+    D = torch.zeros((8, 1024))
+    D[3, 5] = 1
+    spectrum = replace(spectrum_of(D), forms=forms_of(D))
+    assert spectrum.least.form is not None
+    assert spectrum.n_bytes(spectrum.least) < spectrum.n_bytes(Choice(0, CODE_STEP))

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.signs import pack_signs
-from dqrelo_gguf.compress.sparse import EntryType, pack
+from dqrelo_gguf.compress.sparse import pack
 from dqrelo_gguf.file.container import GGUFFile, GGUFValue, ValueType, pack_header, pack_string, pack_value
 from dqrelo_gguf.file.fingerprint import BaseIdentity
-from dqrelo_gguf.file.layout import SparseSpec, WeightSpec, padded_bytes
+from dqrelo_gguf.file.layout import ENTRY_TYPES, SparseSpec, WeightSpec, padded_bytes
 from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.file.weight_data import SignFactors, WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
@@ -107,8 +107,7 @@ def _sparse(spec: WeightSpec, sparse: SparseSpec, rng: np.random.Generator) -> W
     shape = tuple(reversed(spec.ne))
     kept = np.zeros(shape, bool)
     kept.flat[rng.choice(kept.size, sparse.n_entries, replace=False)] = True
-    types: dict[Type, EntryType] = {Type.I8: "F8", Type.F16: "F16", Type.BF16: "BF16"}
-    packed = pack(steps(rng, shape), kept, types[sparse.type], sparse.has_mask)
+    packed = pack(steps(rng, shape), kept, ENTRY_TYPES[sparse.type], sparse.has_mask)
     return WeightData(sparse=packed, error_delta=0.25, error_weight=0.0625)
 
 

@@ -4,21 +4,25 @@ A singular vector pair of energy s^2 that is coded with b planes on both sides k
 coder's loss, so the (b+1)-th plane of a pair, a code, buys s^2 (loss_b - loss_b+1), less from plane to plane and from vector
 to vector. The codes of a weight in descending order of what they buy are therefore always a valid mix. Sign planes of the
 whole matrix leave a share of everything that the factors leave. So the error of every mix follows from the spectrum, and one
-price for a byte, the same for all weights, decides all mixes (a Lagrangian).
+price for a byte, the same for all weights, decides all mixes (a Lagrangian). A weight of which few elements changed may also
+be stored as single entries (sparse_forms.py), of which bytes and error are known.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf.compress.best import Mix
 from dqrelo_gguf.compress.budget import too_small
+from dqrelo_gguf.compress.sparse_forms import SparseForm
 
 F64 = npt.NDArray[np.float64]
 
@@ -31,15 +35,30 @@ MAX_CODES_A_SIDE = 4
 CODE_STEP = 8  # a row of A is whole bytes
 
 
+class Choice(NamedTuple):
+    """What a weight is stored as.
+
+    Args:
+        n_planes, n_codes: of a mix.
+        form: entries instead of that; None for a mix.
+    """
+
+    n_planes: int
+    n_codes: int
+    form: SparseForm | None = None
+
+
 @dataclass
 class Spectrum:
-    """A weight whose mix is wanted.
+    """A weight for which a mix or a sparse form is wanted.
 
     Args:
         n_in, n_out, n_mat: row length, rows, matrices (experts; their mix is the same).
         energies: squared singular values, descending, added up over the matrices; (min(n_in, n_out),) float64.
         importance: what one unit of squared error of this weight counts.
         with_column_scales: planes have them; they do without under a metric (best.py).
+        forms: the sparse ones, by ascending bytes; none where too much changed.
+        n_changed: elements that are not 0.
     """
 
     n_in: int
@@ -48,6 +67,8 @@ class Spectrum:
     energies: F64
     importance: float
     with_column_scales: bool = True
+    forms: Sequence[SparseForm] = ()
+    n_changed: int = 0
 
     def __post_init__(self) -> None:
         side = len(self.energies)
@@ -79,40 +100,57 @@ class Spectrum:
         ranks = np.bincount(self._plane_of_code[:n_codes], minlength=1)
         return Mix(n_planes, tuple(int(r) for r in ranks) if n_codes else ())
 
-    def error(self, n_planes: int, n_codes: int) -> float:
-        """||D - D_hat||^2 that is predicted."""
-        left = float(self.energies.sum() - self._bought[n_codes])
-        return LOSS[n_planes] * max(left, 0.0)
+    def error(self, choice: Choice) -> float:
+        """||D - D_hat||^2: of a mix as it is predicted."""
+        if choice.form is not None:
+            return choice.form.error
+        left = float(self.energies.sum() - self._bought[choice.n_codes])
+        return LOSS[choice.n_planes] * max(left, 0.0)
 
-    def relative_error(self, n_planes: int, n_codes: int) -> float:
-        """||D - D_hat|| / ||D|| that is predicted."""
+    def relative_error(self, choice: Choice) -> float:
+        """||D - D_hat|| / ||D||, likewise."""
         total = float(self.energies.sum())
-        return (self.error(n_planes, n_codes) / total) ** 0.5 if total > 0 else 0.0
+        return (self.error(choice) / total) ** 0.5 if total > 0 else 0.0
 
     @property
-    def least(self) -> tuple[int, int]:
-        """The cheapest mix that the format can store."""
-        return 0, CODE_STEP
+    def least(self) -> Choice:
+        """The cheapest choice: a mix of the fewest codes, or a form of still fewer bytes."""
+        return min([Choice(0, CODE_STEP), *self._sparse_choices()], key=self.n_bytes)
 
-    def n_bytes(self, n_planes: int, n_codes: int) -> int:
-        return self.plane_bytes(n_planes) + n_codes // CODE_STEP * self.step_bytes
+    def n_bytes(self, choice: Choice) -> int:
+        if choice.form is not None:
+            return choice.form.n_bytes
+        return self.plane_bytes(choice.n_planes) + choice.n_codes // CODE_STEP * self.step_bytes
 
-    def at_price(self, price: float) -> tuple[int, int]:
-        """Planes and codes where a byte costs `price`: those of least importance * error + price * bytes."""
-        choices = [(p, self._codes_at(price, p)) for p in range(MAX_PLANES + 1)]
-        return min(choices, key=lambda c: self.importance * self.error(*c) + price * self.n_bytes(*c))
+    def at_price(self, price: float) -> Choice:
+        """The choice where a byte costs `price`: that of least importance * error + price * bytes."""
+        mixes = [Choice(p, self._codes_at(price, p)) for p in range(MAX_PLANES + 1)]
+        return min(
+            [*mixes, *self._sparse_choices()], key=lambda c: self.importance * self.error(c) + price * self.n_bytes(c)
+        )
+
+    def above(self, choice: Choice) -> Choice | None:
+        """The next larger choice of the same kind: one step of codes more, or more entries; None where there is none."""
+        if choice.form is None:
+            more = choice.n_codes + CODE_STEP
+            return choice._replace(n_codes=more) if choice.n_codes < self.max_codes else None
+        better = (f for f in self.forms if f.n_bytes > choice.form.n_bytes and f.error < choice.form.error)
+        return next((Choice(0, 0, form) for form in better), None)
+
+    def _sparse_choices(self) -> list[Choice]:
+        return [Choice(0, 0, form) for form in self.forms]
 
     def _codes_at(self, price: float, n_planes: int) -> int:
         worth = self.importance * LOSS[n_planes] * self._gains
         n_codes = min(int(np.searchsorted(-worth, -price * self.step_bytes / CODE_STEP)), self.max_codes)
         n_codes = n_codes // CODE_STEP * CODE_STEP
-        return max(n_codes, self.least[1]) if n_planes == 0 else n_codes
+        return max(n_codes, CODE_STEP) if n_planes == 0 else n_codes
 
 
-def choose(spectra: list[Spectrum], ratio: Fraction, n_bytes: Fraction, n_fixed_bytes: int) -> list[tuple[int, int]]:
-    """Planes and codes of each weight that together cost at most the budget.
+def choose(spectra: list[Spectrum], ratio: Fraction, n_bytes: Fraction, n_fixed_bytes: int) -> list[Choice]:
+    """What each weight is stored as, so that all together cost at most the budget.
 
-    The price is the lowest that the budget allows. What is left buys single steps of codes, those that buy most first.
+    The price is the lowest that the budget allows. What is left buys single steps, those that buy most first.
 
     Args:
         spectra: the weights.
@@ -139,30 +177,30 @@ def choose(spectra: list[Spectrum], ratio: Fraction, n_bytes: Fraction, n_fixed_
     return _spend(spectra, chosen, budget - _total(spectra, chosen))
 
 
-def _total(spectra: list[Spectrum], chosen: list[tuple[int, int]]) -> int:
-    return sum(s.n_bytes(*c) for s, c in zip(spectra, chosen, strict=True))
+def _total(spectra: list[Spectrum], chosen: list[Choice]) -> int:
+    return sum(s.n_bytes(c) for s, c in zip(spectra, chosen, strict=True))
 
 
-def _spend(spectra: list[Spectrum], chosen: list[tuple[int, int]], left: Fraction) -> list[tuple[int, int]]:
-    """Buys steps of codes with the bytes that are left."""
+def _spend(spectra: list[Spectrum], chosen: list[Choice], left: Fraction) -> list[Choice]:
+    """Buys steps with the bytes that are left."""
     chosen = list(chosen)
+    offers: list[tuple[float, int, int, Choice]] = []
 
-    def offer(i: int) -> tuple[float, int]:
-        p, c = chosen[i]
-        s = spectra[i]
-        gain = s.importance * (s.error(p, c) - s.error(p, c + CODE_STEP))
-        return -gain / s.step_bytes, i
+    def offer(i: int) -> None:
+        s, now = spectra[i], chosen[i]
+        following = s.above(now)
+        if following is not None:
+            cost = s.n_bytes(following) - s.n_bytes(now)
+            gain = s.importance * (s.error(now) - s.error(following))
+            heapq.heappush(offers, (-gain / cost, i, cost, following))
 
-    offers = [offer(i) for i, s in enumerate(spectra) if chosen[i][1] < s.max_codes]
-    heapq.heapify(offers)
+    for i in range(len(spectra)):
+        offer(i)
     while offers:
-        _, i = heapq.heappop(offers)
-        p, c = chosen[i]
-        cost = spectra[i].step_bytes
+        _, i, cost, following = heapq.heappop(offers)
         if cost > left:
             continue
         left -= cost
-        chosen[i] = p, c + CODE_STEP
-        if chosen[i][1] < spectra[i].max_codes:
-            heapq.heappush(offers, offer(i))
+        chosen[i] = following
+        offer(i)
     return chosen

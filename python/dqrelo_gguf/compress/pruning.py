@@ -29,7 +29,7 @@ def keep_random(D: torch.Tensor, n_kept: int, seed: int) -> torch.Tensor:
     if n_kept == 0:
         return torch.zeros_like(D)
     draws = torch.rand(D.shape, generator=torch.Generator().manual_seed(seed))
-    return _kept(D * (D.numel() / n_kept), _largest(draws.numpy(), n_kept))
+    return _kept(D * (D.numel() / n_kept), largest(draws.numpy(), n_kept))
 
 
 def keep_largest(D: torch.Tensor, n_kept: int) -> torch.Tensor:
@@ -39,7 +39,7 @@ def keep_largest(D: torch.Tensor, n_kept: int) -> torch.Tensor:
         D: (n_out, n_in).
         n_kept: at most D has.
     """
-    return _kept(D, _largest(D.abs().numpy(), n_kept))
+    return _kept(D, largest(D.abs().numpy(), n_kept))
 
 
 def keep_active(D: torch.Tensor, norms: torch.Tensor, n_kept: int, blocks: Blocks) -> torch.Tensor:
@@ -65,12 +65,12 @@ def keep_active(D: torch.Tensor, norms: torch.Tensor, n_kept: int, blocks: Block
             following[s] = np.take_along_axis(scores, by_score[:, a_row : a_row + 1], axis=1)[:, 0]
 
     blocks.run(step, row_slices(*D.shape))
-    rows = np.flatnonzero(_largest(following, n_more))
+    rows = np.flatnonzero(largest(following, n_more))
     mask[rows, columns[rows]] = True
     return _kept(D, mask)
 
 
-def _largest(scores: npt.NDArray[np.float32], n_kept: int) -> npt.NDArray[np.bool_]:
+def largest(scores: npt.NDArray[np.float32], n_kept: int) -> npt.NDArray[np.bool_]:
     """True for the n_kept largest scores; of equal ones the first."""
     if n_kept == 0:
         return np.zeros(scores.shape, bool)

@@ -83,13 +83,13 @@ def pack(D: F32, kept: npt.NDArray[np.bool_], entry_type: EntryType, has_mask: b
     values: npt.NDArray[Any] = D[kept]
     scale = None
     if entry_type == "F8":
-        scale = row_scales(np.abs(D).max(axis=-1, initial=0, where=kept))
+        scale = row_scales(np.maximum(D.max(-1, initial=0, where=kept), -D.min(-1, initial=0, where=kept)))
         values = to_f8(values / np.repeat(scale.reshape(-1), counts.reshape(-1)))
     else:
         values = rounded(values, entry_type)
     if has_mask:
         return Sparse(start, values, scale, mask=np.packbits(kept, axis=-1, bitorder="little"))
-    columns = np.nonzero(kept)[-1] % BLOCK_COLUMNS
+    columns = np.flatnonzero(kept) % D.shape[-1] % BLOCK_COLUMNS
     return Sparse(start, values, scale, count=block_counts(kept).astype(np.uint8), column=columns.astype(np.uint8))
 
 

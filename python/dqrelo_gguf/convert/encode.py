@@ -19,9 +19,11 @@ from dqrelo_gguf.compress.lowrank import seed_of
 from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.compress.mixes import Spectrum
 from dqrelo_gguf.compress.paper import norm, select_by_magnitude
-from dqrelo_gguf.compress.pruning import keep_active, keep_largest, keep_random
+from dqrelo_gguf.compress.pruning import keep_active, keep_largest, keep_random, largest
 from dqrelo_gguf.compress.sign_factors import SignFactors as CodedFactors
 from dqrelo_gguf.compress.sign_factors import column_bits, row_bits, scales_of
+from dqrelo_gguf.compress.sparse import pack, unpack
+from dqrelo_gguf.compress.sparse_forms import count_changed, sparse_forms
 from dqrelo_gguf.compress.spectrum import energies
 from dqrelo_gguf.compress.stages import CompressedMatrix, LowRankOptions
 from dqrelo_gguf.compress.stages import compress as compress_stages
@@ -30,7 +32,7 @@ from dqrelo_gguf.convert.methods import Kind
 from dqrelo_gguf.convert.moments import Moments
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.errors import NonFiniteError
-from dqrelo_gguf.file.layout import Type, WeightSpec
+from dqrelo_gguf.file.layout import ENTRY_TYPES, Type, WeightSpec
 from dqrelo_gguf.file.weight_data import SignFactors, WeightData
 from dqrelo_gguf.model.adapter import Factors
 from dqrelo_gguf.model.base import GgufModel, Model
@@ -83,7 +85,7 @@ def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, means: M
     D = _subtract(values, reference, planned.pair.name, blocks)
     delta_norm = norm(_rows(D), blocks)
     is_whole = planned.spec.dense_type is not None and planned.n_kept is None
-    encode = _whole if is_whole else _ENCODERS[means.options.row.kind]
+    encode = _whole if is_whole else _entries if planned.spec.sparse else _ENCODERS[means.options.row.kind]
     data, error = encode(D, planned, means)
     data.error_delta = error / delta_norm if delta_norm > 0 else 0.0
     data.error_weight = error / weight_norm if weight_norm > 0 else 0.0
@@ -100,7 +102,7 @@ def _of_adapter(spec: WeightSpec, factors: Factors) -> WeightData:
 def measure_weight(
     pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks, moments: Moments | None = None
 ) -> Spectrum:
-    """The spectrum of a weight's delta, added up over its matrices, and what the weight counts.
+    """The spectrum of a weight's delta, added up over its matrices, its sparse forms, and what the weight counts.
 
     That is 1 / ||D||, and VOCABULARY_WEIGHT times as much for the embedding and the output matrix: of all that was tried
     without a forward pass, this loses least (docs/method.md).
@@ -115,6 +117,7 @@ def measure_weight(
     D = delta_of(pair, reference, tuned, blocks)
     n_in, n_out, *_ = pair.ne
     matrices = D.reshape(-1, n_out, n_in)
+    forms, n_changed = sparse_forms(matrices, blocks), count_changed(matrices, blocks)
     total = sum(energies(torch.from_numpy(matrix), blocks) for matrix in matrices)
     assert isinstance(total, torch.Tensor)
     weight = VOCABULARY_WEIGHT if pair.name in (EMBEDDING, OUTPUT) else 1.0
@@ -126,6 +129,8 @@ def measure_weight(
         total.numpy(),
         weight * float(total.sum()) ** -0.5,
         with_column_scales=not calibrated,
+        forms=forms,
+        n_changed=n_changed,
     )
 
 
@@ -213,10 +218,11 @@ def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     n_in, n_out, *experts = spec.ne
     mix = Mix(spec.n_planes, spec.plane_ranks)
     rows = D.reshape(-1, n_out, n_in)
-    metrics: Sequence[Metric | None] = _metrics(moments, spec.name, rows) or [None] * len(rows)
+    metrics = _metrics(moments, spec.name, rows)
+    of_matrices: Sequence[Metric | None] = metrics or [None] * len(rows)
     matrices = [
         best.compress(torch.from_numpy(matrix), mix, blocks, metric=metric, max_rounds=means.max_rounds)
-        for matrix, metric in zip(rows, metrics, strict=True)
+        for matrix, metric in zip(rows, of_matrices, strict=True)
     ]
 
     data = WeightData()
@@ -234,13 +240,38 @@ def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     factors = [m.factors for m in matrices if m.factors is not None]
     if factors:
         data.sign_factors = _sign_factors(factors, bool(experts))
-    if metrics[0] is not None:
-        total = sum(
-            m.norm(torch.from_numpy(r), blocks) ** 2 for m, r in zip(metrics, rows, strict=True) if m is not None
-        )
-        left = sum(m.weighted_error**2 for m in matrices if m.weighted_error is not None)
-        data.error_outputs = (left / total) ** 0.5 if total > 0 else 0.0
+    left = sum(m.weighted_error**2 for m in matrices if m.weighted_error is not None)
+    data.error_outputs = _error_outputs(left, rows, metrics, blocks)
     return data, sum(m.error**2 for m in matrices) ** 0.5
+
+
+def _entries(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
+    spec, sparse, blocks = planned.spec, planned.spec.sparse, means.blocks
+    assert sparse is not None
+    n_in, n_out, *_ = spec.ne
+    kept = D != 0
+    if np.count_nonzero(kept) > sparse.n_entries:
+        kept[kept] = largest(np.abs(D[kept]), sparse.n_entries)
+    packed = pack(D, kept, ENTRY_TYPES[sparse.type], sparse.has_mask)
+    rows, E = (matrices.reshape(-1, n_out, n_in) for matrices in (D, unpack(packed, n_in)))
+    np.subtract(rows, E, out=E)
+    moments = means.inputs if isinstance(means.inputs, Moments) else None
+    metrics = _metrics(moments, spec.name, rows)
+    left = 0.0 if metrics is None else _weighted_squares(E, metrics, blocks)
+    return WeightData(sparse=packed, error_outputs=_error_outputs(left, rows, metrics, blocks)), norm(_rows(E), blocks)
+
+
+def _error_outputs(left: float, matrices: F32, metrics: Sequence[Metric] | None, blocks: Blocks) -> float | None:
+    """WeightData's, from the squared norm of what is lost; None without metrics."""
+    if metrics is None:
+        return None
+    total = _weighted_squares(matrices, metrics, blocks)
+    return (left / total) ** 0.5 if total > 0 else 0.0
+
+
+def _weighted_squares(matrices: F32, metrics: Sequence[Metric], blocks: Blocks) -> float:
+    """The squared norm of matrices, each under its metric."""
+    return sum(m.norm(torch.from_numpy(matrix), blocks) ** 2 for m, matrix in zip(metrics, matrices, strict=True))
 
 
 def _metrics(moments: Moments | None, name: str, matrices: F32) -> list[Metric] | None:

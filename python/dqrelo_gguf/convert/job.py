@@ -32,7 +32,7 @@ from dqrelo_gguf.convert.metadata import delta_meta
 from dqrelo_gguf.convert.methods import ADAPTER, CALIBRATION, IMATRIX
 from dqrelo_gguf.convert.moments import SELF, Moments
 from dqrelo_gguf.convert.plain_model import plain_data_bytes
-from dqrelo_gguf.convert.plan import Options, Planned, check_takes, plan_best, plan_exact, weighed
+from dqrelo_gguf.convert.plan import Options, Planned, check_takes, plan_best, plan_exact, weighed, without_forms
 from dqrelo_gguf.convert.planners import PLANNERS
 from dqrelo_gguf.convert.result import ConvertResult, WeightResult
 from dqrelo_gguf.convert.work import Calibrate, Weigh, Work
@@ -345,12 +345,12 @@ class _Passes:
         if self.options.row.kind in PLANNERS:
             return PLANNERS[self.options.row.kind](pairs, self.options)
         spectra = self._measure([p for p in pairs if is_matrix(p.ne)])
-        planned = plan_best(pairs, self.options, spectra)
         if self.options.importance == "norm":
-            return planned
+            return plan_best(pairs, self.options, spectra)
         if self.weigh is None:
             raise InputError("--importance probe: needs the runtime, and none was given")
-        return plan_best(pairs, self.options, weighed(spectra, self.weigh(self.work, planned)))
+        probed = plan_best(pairs, self.options, without_forms(spectra))
+        return plan_best(pairs, self.options, weighed(spectra, self.weigh(self.work, probed)))
 
     def _measure(self, pairs: list[Pair]) -> dict[str, Spectrum]:
         spectra, w = {}, self.work

@@ -13,7 +13,7 @@ from dqrelo_gguf.compress.budget import (
     is_matrix,
 )
 from dqrelo_gguf.compress.lowrank import SvdMethod
-from dqrelo_gguf.compress.mixes import Spectrum, choose
+from dqrelo_gguf.compress.mixes import Choice, Spectrum, choose
 from dqrelo_gguf.convert.methods import (
     BEST,
     FACTOR_TYPE,
@@ -28,7 +28,7 @@ from dqrelo_gguf.convert.methods import (
     taking,
 )
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.file.layout import Type, WeightSpec, stripped_ne
+from dqrelo_gguf.file.layout import ENTRY_TYPES, SparseSpec, Type, WeightSpec, stripped_ne
 from dqrelo_gguf.model.adapter import Factors
 from dqrelo_gguf.model.pairing import Pair, Selection
 
@@ -141,11 +141,12 @@ class Planned:
     Args:
         pair: the weight.
         spec: its tensors.
-        predicted_error: ||D - D_hat|| / ||D|| by its spectrum, None where that is not known before.
+        predicted_error: ||D - D_hat|| / ||D|| by its spectrum, or of its entries; None where that is not known before.
         is_exact: it is not compressed, and its bytes are not those of the method.
         n_kept: entries that pruning keeps of each matrix; None where nothing is pruned.
         n_charged: bytes that it is charged, where those are not the bytes of its tensors.
         factors: of a LoRA adapter, which are stored as they are; None where a delta is compressed.
+        n_changed: elements that the fine-tune changed; None where they were not counted.
     """
 
     pair: Pair
@@ -155,6 +156,7 @@ class Planned:
     n_kept: int | None = None
     n_charged: int | None = None
     factors: Factors | None = None
+    n_changed: int | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -170,7 +172,7 @@ def plan_exact(pair: Pair) -> Planned:
 
 
 def plan_best(pairs: list[Pair], options: Options, spectra: Mapping[str, Spectrum]) -> list[Planned]:
-    """The specs of all weights by the method `best`: the mixes that together lose least at the ratio.
+    """The specs of all weights by the method `best`: the mixes and sparse forms that together lose least at the ratio.
 
     Args:
         pairs: the weights that changed.
@@ -184,19 +186,33 @@ def plan_best(pairs: list[Pair], options: Options, spectra: Mapping[str, Spectru
     assert ratio is not None
     n_bytes = ratio * 2 * sum(prod(p.ne) for p in pairs)
     n_vector_bytes = 4 * sum(prod(p.ne) for p in pairs if p.name not in spectra)
-    mixes = dict(zip(spectra, choose(list(spectra.values()), ratio, n_bytes, n_vector_bytes), strict=True))
+    choices = dict(zip(spectra, choose(list(spectra.values()), ratio, n_bytes, n_vector_bytes), strict=True))
     planned = []
     for p in pairs:
         ne = stripped_ne(p.ne)
-        if p.name not in mixes:
+        if p.name not in choices:
             planned.append(Planned(p, WeightSpec.dense(p.name, ne), 0.0))
             continue
-        spectrum, (n_planes, n_codes) = spectra[p.name], mixes[p.name]
-        mix = spectrum.mix(n_planes, n_codes)
-        cscale = n_planes > 0 and spectrum.with_column_scales
-        spec = WeightSpec(p.name, ne, n_planes, scale_per_row=n_planes > 0, cscale=cscale, plane_ranks=mix.plane_ranks)
-        planned.append(Planned(p, spec, spectrum.relative_error(n_planes, n_codes)))
+        spectrum, choice = spectra[p.name], choices[p.name]
+        spec = _spec_of(p.name, ne, spectrum, choice)
+        planned.append(Planned(p, spec, spectrum.relative_error(choice), n_changed=spectrum.n_changed))
     return planned
+
+
+def _spec_of(name: str, ne: tuple[int, ...], spectrum: Spectrum, choice: Choice) -> WeightSpec:
+    if choice.form is not None:
+        form = choice.form
+        entry_type = next(t for t, name_of_type in ENTRY_TYPES.items() if name_of_type == form.type)
+        return WeightSpec.of_entries(name, ne, SparseSpec(form.n_entries, entry_type, form.has_mask))
+    has_planes = choice.n_planes > 0
+    cscale = has_planes and spectrum.with_column_scales
+    ranks = spectrum.mix(choice.n_planes, choice.n_codes).plane_ranks
+    return WeightSpec(name, ne, choice.n_planes, scale_per_row=has_planes, cscale=cscale, plane_ranks=ranks)
+
+
+def without_forms(spectra: Mapping[str, Spectrum]) -> dict[str, Spectrum]:
+    """The spectra with mixes as the only choice: what is kept exactly shows a probe nothing."""
+    return {name: replace(s, forms=()) for name, s in spectra.items()}
 
 
 def weighed(spectra: Mapping[str, Spectrum], measured: Mapping[str, float]) -> dict[str, Spectrum]:

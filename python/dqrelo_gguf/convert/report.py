@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from dqrelo_gguf.errors import printable
-from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.layout import ENTRY_TYPES, WeightSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,8 +149,8 @@ def table(groups: Sequence[Group], first_column: str) -> Table:
 
 
 def plan_table(planned: Sequence[Plan]) -> Table:
-    """What each weight is stored as: its planes, how many singular vectors have a first plane, a second, ..., its bytes and
-    the error that its spectrum predicts.
+    """What each weight is stored as: its planes, how many singular vectors have a first plane, a second, ..., or its entries; its
+    bytes, and the error that its spectrum predicts.
     """
     from rich import box
     from rich.table import Table
@@ -166,6 +166,8 @@ def plan_table(planned: Sequence[Plan]) -> Table:
             what = f"{p.n_kept} kept"
         elif spec.dense_type is not None:
             what = "whole"
+        elif spec.sparse is not None:
+            what = f"{spec.sparse.n_entries} entries in {ENTRY_TYPES[spec.sparse.type]}"
         elif spec.plane_ranks:
             what = " ".join(map(str, spec.plane_ranks))
         else:

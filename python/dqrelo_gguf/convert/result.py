@@ -11,7 +11,7 @@ from dqrelo_gguf.convert.estimate import Estimate
 from dqrelo_gguf.convert.plan import Planned
 from dqrelo_gguf.convert.report import adapter_text, bytes_text
 from dqrelo_gguf.file import format as fmt
-from dqrelo_gguf.file.layout import WeightSpec, type_name
+from dqrelo_gguf.file.layout import ENTRY_TYPES, WeightSpec, type_name
 from dqrelo_gguf.file.weight_data import WeightData
 
 PLANE_TYPES = (fmt.DQ_SIGN, fmt.DQ_SCALE, fmt.DQ_CSCALE)
@@ -135,11 +135,14 @@ class ConvertResult:
         """What the delta file holds."""
         n_tensors = sum(len(p.spec.tensors()) for p in self.planned)
         specs = [p.spec for p in self.planned]
-        n_dense = sum(s.dense_type is not None for s in specs)
+        n_dense, n_sparse = sum(s.dense_type is not None for s in specs), sum(s.sparse is not None for s in specs)
+        of_sparse = f"; {n_sparse} sparse" if n_sparse else ""
+        mixed = [p.spec for p in self.planned if p.factors is None]
         return [
             *_adapter_lines([p for p in self.planned if p.factors is not None]),
-            f"weights   {len(specs) - n_dense} compressed; {n_dense} dense; {n_tensors} tensors",
-            *_mix_lines([p.spec for p in self.planned if p.spec.dense_type is None and p.factors is None]),
+            f"weights   {len(specs) - n_dense - n_sparse} compressed{of_sparse}; {n_dense} dense; {n_tensors} tensors",
+            *_sparse_lines([p for p in self.planned if p.n_changed is not None]),
+            *_mix_lines([s for s in mixed if s.dense_type is None and s.sparse is None]),
             f"size      {self.n_bytes} bytes of tensors, {bytes_text(self.n_file_bytes)} with metadata and padding",
         ]
 
@@ -185,6 +188,19 @@ def _adapter_lines(planned: list[Planned]) -> list[str]:
     return [f"adapter   {adapter_text(ranks, len(planned))}"] if planned else []
 
 
+def _sparse_lines(counted: list[Planned]) -> list[str]:
+    """How much of the matrices changed, and how many are kept exactly; nothing where all are compressed."""
+    sparse = [p for p in counted if p.spec.sparse is not None]
+    if not sparse:
+        return []
+    share = sum(p.n_changed or 0 for p in counted) / sum(p.spec.n_elements for p in counted)
+    n_exact = sum(p.predicted_error == 0 for p in sparse)
+    others = f", {len(sparse) - n_exact} by their largest entries or rounded" if n_exact < len(sparse) else ""
+    return [
+        f"changed   {100 * share:.1f} % of the matrices' elements; {n_exact} of {len(counted)} matrices are kept exactly{others}"
+    ]
+
+
 def _mix_lines(specs: list[WeightSpec]) -> list[str]:
     """What the compressed weights are made of, and what that says of the fine-tune."""
     if not specs:
@@ -222,6 +238,10 @@ def _weight_json(planned: Planned, measured: WeightResult | None) -> dict[str, A
         entry["is_exact"] = True
     if planned.n_kept is not None:
         entry["n_kept"] = planned.n_kept
+    if planned.n_changed is not None:
+        entry["n_changed"] = planned.n_changed
+    if spec.sparse is not None:
+        entry |= {"n_entries": spec.sparse.n_entries, "entry_type": ENTRY_TYPES[spec.sparse.type].lower()}
     if spec.dense_type is not None:
         entry["dense_type"] = type_name(spec.dense_type)
     elif spec.rank:

@@ -6,20 +6,24 @@ Shapes are ggml's: ne[0] is the row length. A numpy array of the same tensor has
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.errors import FormatError, ShapeError, shown
 from dqrelo_gguf.file import format as fmt
 
+if TYPE_CHECKING:
+    from dqrelo_gguf.compress.sparse import EntryType
+
 Type: TypeAlias = gguf.GGMLQuantizationType
 
 FACTOR_TYPES = (Type.F16, Type.BF16, Type.F32, Type.Q8_0, Type.Q4_0)
 DENSE_TYPES = (Type.F32, Type.F16)
-ENTRY_TYPES = (Type.F16, Type.BF16, Type.I8)  # I8 is F8: the upper byte of an F16, times the row's scale
+# Of the entries of a sparse weight, with their names in compress/sparse.py.
+ENTRY_TYPES: Mapping[Type, EntryType] = {Type.F16: "F16", Type.BF16: "BF16", Type.I8: "F8"}
 
 
 def type_name(t: Type) -> str:
@@ -239,7 +243,7 @@ def _codes_problem(name: str, plane_ranks: Sequence[int], ne: Sequence[int]) -> 
     return None
 
 
-def _type_problem(tensor: str, t: Type, allowed: Sequence[Type], n_row: int) -> FormatError | None:
+def _type_problem(tensor: str, t: Type, allowed: Collection[Type], n_row: int) -> FormatError | None:
     if t not in allowed:
         return FormatError(f"{tensor}: type {type_name(t)}, expected {', '.join(map(type_name, allowed))}")
     block = gguf.GGML_QUANT_SIZES[t][0]
