@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -104,3 +105,15 @@ def test_places_are_lists_where_few_elements_changed_and_where_no_block_is_full(
 def test_nothing_is_offered_where_nothing_or_half_changed(share: float) -> None:
     assert forms_of(delta(share, few_bits)) == []
     assert forms_of(delta(0.49, few_bits)) != []
+
+
+def test_memory_stays_under_that_of_two_and_a_half_deltas() -> None:
+    rng = np.random.default_rng(0)
+    D = np.where(rng.random((1, 2048, 2048), np.float32) < 0.45, rng.random((1, 2048, 2048), np.float32), 0)
+    tracemalloc.start()
+    try:
+        assert forms_of(D)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * D.nbytes

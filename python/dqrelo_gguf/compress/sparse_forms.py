@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,7 @@ MOST_CHANGED: Final = Fraction(1, 2)
 MOST_ENTRIES: Final = (1 << 31) - 1  # what the format can count
 # The numbers of largest entries that are offered, as shares of all.
 SHARES: Final = tuple(Fraction(i, 8) for i in range(1, 8))
+_TYPES_OF_16_BITS: Final[tuple[EntryType, ...]] = ("BF16", "F16")
 _BYTES: Final = {"F8": 1, "BF16": 2, "F16": 2}
 
 
@@ -44,17 +46,10 @@ class SparseForm:
 
 
 @dataclass(frozen=True)
-class _Entries:
-    """Elements that changed, those of some rows or of all.
+class _Loss:
+    """What some rows lose in a type of 16 bits, as squared errors, and whether lists can hold their places."""
 
-    Args:
-        values: (n,) row after row.
-        lost: (n,), what F8 loses of each.
-        lists_hold: lists can hold their places.
-    """
-
-    values: F32
-    lost: F32
+    of_type: Mapping[EntryType, float]
     lists_hold: bool
 
 
@@ -68,31 +63,50 @@ def sparse_forms(D: F32, blocks: Blocks) -> list[SparseForm]:
         D: (n_mat, n_out, n_in).
         blocks: the threads to work with.
     """
-    n = count_changed(D, blocks)
+    counts = _counts(D, blocks)
+    n = sum(counts)
     if n == 0 or n >= MOST_CHANGED * D.size or n > MOST_ENTRIES:
         return []
     rows = D.reshape(-1, D.shape[-1])
-    parts = blocks.run(lambda s: _entries_of(rows[s]), row_slices(*rows.shape))
-    values, lost = (np.concatenate(arrays) for arrays in ([p.values for p in parts], [p.lost for p in parts]))
-    shapes = _Rows(*rows.shape, all(p.lists_hold for p in parts))
+    slices = row_slices(*rows.shape)
+    places = {
+        s.start: slice(end - count, end) for s, count, end in zip(slices, counts, accumulate(counts), strict=True)
+    }
+    values, lost = np.empty(n, np.float32), np.empty(n, np.float32)  # the entries, and what F8 loses of each
+
+    def step(s: slice) -> _Loss:
+        at = places[s.start]
+        return _fill(rows[s], values[at], lost[at])
+
+    losses = blocks.run(step, slices)
+    shapes = _Rows(*rows.shape, all(part.lists_hold for part in losses))
     forms = [shapes.form(k, "F8", error) for k, error in _of_largest(values, lost)]
     forms.append(shapes.form(n, "F8", _squares(lost)))
     if forms[-1].error > 0:
-        forms.append(shapes.form(n, *_best_of_16_bits(values)))
+        of_16_bits = {t: sum(part.of_type[t] for part in losses) for t in _TYPES_OF_16_BITS}
+        best = min(_TYPES_OF_16_BITS, key=of_16_bits.__getitem__)
+        forms.append(shapes.form(n, best, of_16_bits[best]))
     return sorted(forms, key=lambda form: form.n_bytes)
 
 
 def count_changed(D: F32, blocks: Blocks) -> int:
     """How many elements of (..., n_in) are not 0."""
+    return sum(_counts(D, blocks))
+
+
+def _counts(D: F32, blocks: Blocks) -> list[int]:
     rows = D.reshape(-1, D.shape[-1])
-    return sum(blocks.run(lambda s: int(np.count_nonzero(rows[s])), row_slices(*rows.shape)))
+    return blocks.run(lambda s: int(np.count_nonzero(rows[s])), row_slices(*rows.shape))
 
 
-def _entries_of(rows: F32) -> _Entries:
+def _fill(rows: F32, values: F32, lost: F32) -> _Loss:
+    """Puts the entries of some rows into `values`, and what F8 loses of each into `lost`."""
     kept = rows != 0
-    values = rows[kept]
+    values[:] = rows[kept]
     scales = np.repeat(row_scales(np.abs(rows).max(axis=-1)), np.count_nonzero(kept, axis=-1))
-    return _Entries(values, values - from_f8(to_f8(values / scales)) * scales, lists_hold(kept))
+    lost[:] = values - from_f8(to_f8(values / scales)) * scales
+    of_type = {t: _squares(values - rounded(values, t)) for t in _TYPES_OF_16_BITS}
+    return _Loss(of_type, lists_hold(kept))
 
 
 @dataclass(frozen=True)
@@ -117,14 +131,8 @@ def _of_largest(values: F32, lost: F32) -> Iterator[tuple[int, float]]:
     magnitudes = np.abs(values)
     for k in sorted({int(share * len(values)) for share in SHARES} - {0}):
         mask = largest(magnitudes, k)
-        yield k, _squares(np.where(mask, lost, values))
-
-
-def _best_of_16_bits(values: F32) -> tuple[EntryType, float]:
-    """The first type of 16 bits that holds the values, or the one that loses less, and its squared error."""
-    types: tuple[EntryType, ...] = ("BF16", "F16")
-    found = [(t, _squares(values - rounded(values, t))) for t in types]
-    return min(found, key=lambda f: f[1])
+        pieces = slices_of(len(values), BLOCK_ELEMENTS)
+        yield k, sum(_squares(np.where(mask[s], lost[s], values[s])) for s in pieces)
 
 
 def _squares(values: F32) -> float:

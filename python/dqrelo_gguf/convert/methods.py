@@ -60,7 +60,8 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     {
         BEST: Method(
             "best",
-            "planes and factors of few bits, shared out over the weights so that least is lost",
+            "planes and factors of few bits, or the changed entries alone where these are few, shared out over the weights "
+            "so that least is lost",
             frozenset({RATIO, PROBE, CALIBRATION}),
         ),
         PAPER: Method(
