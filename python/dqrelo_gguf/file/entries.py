@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf.errors import shown
 from dqrelo_gguf.file import format as fmt
-
-if TYPE_CHECKING:
-    from dqrelo_gguf.file.container import GGUFFile
-    from dqrelo_gguf.file.validate import WeightInfo
+from dqrelo_gguf.file.container import GGUFFile
 
 Bytes = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -21,50 +15,48 @@ Indices = npt.NDArray[np.int64]
 _ROWS = 4096
 
 
-def check_entries(file: GGUFFile, weights: Sequence[WeightInfo]) -> None:
-    """Checks the places of every sparse weight. The tensors' types, shapes and sizes are known to be right.
+def check_entries(file: GGUFFile, name: str, n_in: int, n_entries: int) -> None:
+    """Checks the places of a sparse weight. Its tensors' types, shapes and sizes are known to be right.
+
+    Args:
+        file: where it is.
+        name: of the weight.
+        n_in: its row length.
+        n_entries: that it declares.
 
     Raises:
-        FormatError: they are not `n_entries` places inside the matrix, row after row, columns ascending.
+        FormatError: they are not so many places inside the matrix, row after row, columns ascending.
     """
-    for w in weights:
-        if w.n_entries == 0:
-            continue
-        counts = _row_counts(file, w)
-        ends = np.cumsum(counts)
-        if ends[-1] != w.n_entries:
-            what = fmt.SUFFIX_MASK if w.name + fmt.SUFFIX_MASK in file.tensors else fmt.SUFFIX_COUNT
-            file.fail(f"tensor '{shown(w.name + what)}' has the places of {ends[-1]} entries, expected {w.n_entries}")
-        starts = file.raw(file.tensors[w.name + fmt.SUFFIX_START]).view("<i4")
-        wrong = np.flatnonzero(starts != ends - counts)
-        if wrong.size:
-            i = wrong[0]
-            file.fail(
-                f"tensor '{shown(w.name + fmt.SUFFIX_START)}' has {starts[i]} for row {i}, expected {ends[i] - counts[i]}"
-            )
+    counts = _row_counts(file, name, n_in, n_entries)
+    ends = np.cumsum(counts)
+    if ends[-1] != n_entries:
+        what = fmt.SUFFIX_MASK if name + fmt.SUFFIX_MASK in file.tensors else fmt.SUFFIX_COUNT
+        file.fail(f"tensor '{shown(name + what)}' has the places of {ends[-1]} entries, expected {n_entries}")
+    starts = file.raw(file.tensors[name + fmt.SUFFIX_START]).view("<i4")
+    wrong = np.flatnonzero(starts != ends - counts)
+    if wrong.size:
+        i, where = wrong[0], f"tensor '{shown(name + fmt.SUFFIX_START)}'"
+        file.fail(f"{where} has {starts[i]} for row {i}, expected {ends[i] - counts[i]}")
 
 
-def _row_counts(file: GGUFFile, w: WeightInfo) -> Indices:
+def _row_counts(file: GGUFFile, name: str, n_in: int, n_entries: int) -> Indices:
     """How many entries each row has, those of all matrices one after the other; checks the columns of lists."""
-    n_in = w.ne[0]
-    mask = file.tensors.get(w.name + fmt.SUFFIX_MASK)
+    mask = file.tensors.get(name + fmt.SUFFIX_MASK)
     if mask is not None:
         of_bits: Indices = np.bitwise_count(file.raw(mask)).reshape(-1, n_in // 8).sum(axis=1, dtype=np.int64)
         return of_bits
-    count, column = (file.tensors[w.name + suffix] for suffix in (fmt.SUFFIX_COUNT, fmt.SUFFIX_COLUMN))
+    count, column = (file.tensors[name + suffix] for suffix in (fmt.SUFFIX_COUNT, fmt.SUFFIX_COLUMN))
     counts = file.raw(count).reshape(-1, count.ne[0])
     of_rows: Indices = counts.sum(axis=1, dtype=np.int64)
-    if of_rows.sum() == w.n_entries:
+    if of_rows.sum() == n_entries:
         columns, ends = file.raw(column), np.cumsum(of_rows)
         for first in range(0, len(counts), _ROWS):
             some = slice(first, min(first + _ROWS, len(counts)))
             at = int(ends[first] - of_rows[first])
             wrong = _wrong_column(counts[some], columns[at : ends[some.stop - 1]], n_in)
             if wrong is not None:
-                k, expected = wrong
-                file.fail(
-                    f"tensor '{shown(column.name)}' has column {columns[at + k]} in entry {at + k}, expected {expected}"
-                )
+                k, expected = at + wrong[0], wrong[1]
+                file.fail(f"tensor '{shown(column.name)}' has column {columns[k]} in entry {k}, expected {expected}")
     return of_rows
 
 

@@ -154,7 +154,9 @@ def check_delta(file: GGUFFile) -> tuple[list[WeightInfo], list[TensorSpec]]:
     _check_offsets(file)
     _check_floats(file, tensors)
     _check_padding(file)
-    check_entries(file, weights)
+    for w in weights:
+        if w.n_entries > 0:
+            check_entries(file, w.name, w.ne[0], w.n_entries)
     return weights, tensors
 
 
