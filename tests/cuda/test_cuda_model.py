@@ -16,7 +16,16 @@ from tests.support.programs import need_test_program
 from tests.support.tiny_architectures import N_LAYER
 
 ALL_LAYERS = 99
-CASES = ("base prompt", "base token", "mixed prompt", "mixed token", "swapped prompt", "swapped token")
+CASES = (
+    "base prompt",
+    "base token",
+    "mixed prompt",
+    "mixed token",
+    "swapped prompt",
+    "swapped token",
+    "blended prompt",
+    "blended token",
+)
 
 # With weights of F16 the CPU rounds activations to F16: 2^-22 of their power at most, in some ten products one behind the
 # other. With Q8_0 both sides round them to bytes, which are other bytes where activations differ at all: measured 4e-4,
@@ -90,10 +99,11 @@ def test_a_batch_of_the_base_and_two_deltas_is_the_cpus(
         if name.startswith("base"):
             assert f.n_ops == 0
             continue
+        n_parts = 2 if name.startswith("blended") else 1  # An op for each part of a blend.
         assert f.of_base > 100 * max_nmse, f"{name}: a delta that does nothing would pass"
         if n_gpu_layers == ALL_LAYERS:
-            assert f.on_devices == f.n_ops - 1, f"{name}: all but the embeddings belong on devices"
+            assert f.on_devices == f.n_ops - n_parts, f"{name}: all but the embeddings belong on devices"
         else:
-            assert 0 < f.on_devices < f.n_ops - 1
+            assert 0 < f.on_devices < f.n_ops - n_parts
     assert set(memories) == {"CPU", *(f"CUDA{i}" for i in range(n_devices))}
     assert all(n_bytes > 0 for n_bytes in memories.values())

@@ -1,7 +1,7 @@
 // test-cuda-model N_GPU_LAYERS BASE [DELTA_A DELTA_B]
 //
-// A model on the emulated devices, beside the same on the CPU: without deltas, or with sequences of the base, of delta A and of delta B in
-// one batch. A line a case:
+// A model on the emulated devices, beside the same on the CPU: without deltas, or with sequences of the base, of delta A, of delta B and of
+// a blend of both in one batch. A line a case:
 //
 //   name: nmse N base B ops G of A    NMSE against the CPU, NMSE of the base without deltas against it, and how many ops DQRELO ran on
 //   devices, of all
@@ -19,8 +19,9 @@
 
 namespace {
 
-constexpr int N_SEQ    = 3;
-constexpr int N_PROMPT = 12; // tokens of a sequence; a batch has more rows than the kernel for small batches takes
+constexpr int N_SEQ = 3;
+constexpr int BASE = -1, A = 0, B = 1, BLEND = 2; // What a sequence has.
+constexpr int N_PROMPT = 12;                      // tokens of a sequence; a batch has more rows than the kernel for small batches takes
 
 struct model_deleter {
     void operator()(llama_model * m) const { llama_model_free(m); }
@@ -90,13 +91,18 @@ struct subject {
         }
     }
 
-    // Sequence i gets delta which[i], or the base for -1, and an empty memory.
+    // Sequence i gets what which[i] says, and an empty memory.
     void bind(const std::vector<int> & which) {
         char err[1024];
         llama_memory_clear(llama_get_memory(ctx.get()), true);
         for (int i = 0; i < N_SEQ; i++) {
-            if (!dqrelo_bind(ctx.get(), i, which[(size_t) i] < 0 ? nullptr : deltas[(size_t) which[(size_t) i]].get(), 1.0f, err,
-                             sizeof(err))) {
+            std::vector<dqrelo_part> parts;
+            if (which[(size_t) i] == BLEND) {
+                parts = { { deltas[A].get(), 0.75f }, { deltas[B].get(), -0.5f } };
+            } else if (which[(size_t) i] != BASE) {
+                parts = { { deltas[(size_t) which[(size_t) i]].get(), 1.0f } };
+            }
+            if (!dqrelo_bind_parts(ctx.get(), i, parts.data(), parts.size(), err, sizeof(err))) {
                 fail(err);
             }
         }
@@ -143,7 +149,7 @@ constexpr step STEPS[] = { { "prompt", 0, N_PROMPT }, { "token", N_PROMPT, 1 } }
 
 void run(const std::string & name, subject & gpu, subject & cpu, const std::vector<int> & which) {
     for (subject * s : { &gpu, &cpu }) {
-        s->bind({ -1, -1, -1 });
+        s->bind({ BASE, BASE, BASE });
     }
     std::vector<floats> of_base;
     for (const step & s : STEPS) {
@@ -182,14 +188,15 @@ int main(int argc, char ** argv) {
     {
         subject gpu(argv[2], devices, atoi(argv[1]));
         subject cpu(argv[2], {}, 0);
-        run("base", gpu, cpu, { -1, -1, -1 });
+        run("base", gpu, cpu, { BASE, BASE, BASE });
         if (argc == 5) {
             for (subject * s : { &gpu, &cpu }) {
                 s->load(argv[2], argv[3]);
                 s->load(argv[2], argv[4]);
             }
-            run("mixed", gpu, cpu, { -1, 0, 1 });
-            run("swapped", gpu, cpu, { 1, -1, 0 });
+            run("mixed", gpu, cpu, { BASE, A, B });
+            run("swapped", gpu, cpu, { B, BASE, A });
+            run("blended", gpu, cpu, { BLEND, B, BASE });
             print_memories(gpu.deltas[0].get());
         }
     }
