@@ -10,7 +10,8 @@
 //   ADD        dst_t = y_t + s * D_hat                                           y = x + b                  (biases)
 //              with ids, dst_t = y_t + s * D_hat[ids_t]                          y = add_id(x, b, ids)
 //
-// D_hat is sign planes plus factors plus sign factors, each of which may be absent, or one dense array. Sign factors, A B, add
+// D_hat is sign planes plus factors plus sign factors, each of which may be absent, or one dense array, or sparse: values of some elements,
+// the entries, and zeros. Sign factors, A B, add
 //
 //   MATMUL     A (B (c . x)), with B and A sums of sign planes of which each row of B and each column of A has a scale of its own; what
 //              B gives is quantised as x is, so that the products with A are sums of integers too
@@ -38,6 +39,7 @@ extern "C" {
 #define DQRELO_MAX_PLANES 4
 #define DQRELO_MAX_CODE_PLANES 8
 #define DQRELO_MAX_CODES_A_SIDE 4 // codes of sign factors, times the smaller side of the matrix: work memory is planned for them
+#define DQRELO_SPARSE_BLOCK 256   // columns in a block of the lists that say where entries lie
 
 enum dqrelo_form {
     DQRELO_FORM_MATMUL    = 0,
@@ -52,7 +54,9 @@ enum dqrelo_form {
 //
 // The pointers are to the first of n_mat matrices. Every array has one part a matrix, each right behind the one before: sign n_out * n_in/8
 // bytes, scale 1 or n_out values, cscale n_in values, u n_out rows, v rank rows, vsign n_codes * n_in/8 bytes, vscale n_codes values, usign
-// n_out * n_codes/8 bytes, uscale n_codes values, dense n_out rows.
+// n_out * n_codes/8 bytes, uscale n_codes values, dense n_out rows, mask n_out * n_in/8 bytes, count n_out * n_blocks bytes, start and
+// escale n_out values. The values of entries, and their columns, lie matrix after matrix, row after row, by ascending column; start counts
+// them from the first one of all matrices.
 struct dqrelo_entry {
     const uint8_t * sign[DQRELO_MAX_PLANES];  // (n_out, n_in) bits, row-major, LSB first; a row is n_in/8 bytes
     const float *   scale[DQRELO_MAX_PLANES]; // [1] or [n_out]
@@ -64,12 +68,19 @@ struct dqrelo_entry {
     const void *    vscale;                   // BF16 [n_codes]
     const uint8_t * usign;                    // (n_out, n_codes) bits; a row is n_codes/8 bytes
     const void *    uscale;                   // BF16 [n_codes]
+    const void *    entries;                  // values of type_entries; NULL where the weight is not sparse, as the next five
+    const int32_t * start;                    // [n_out] the first entry of each row
+    const uint8_t * mask;                     // (n_out, n_in) bits as sign: where entries lie; or NULL, and count and column are there
+    const uint8_t * count;                    // (n_out, n_blocks) how many lie in each block of DQRELO_SPARSE_BLOCK columns, or NULL
+    const uint8_t * column;                   // of each entry, inside its block
+    const float *   escale;                   // [n_out] what the row's entries are multiplied with; NULL where type_entries is not I8
     int64_t         n_in;                     // ne[0] of the weight
     int64_t         n_out;                    // ne[1] of the weight
     int64_t         n_mat;                    // ne[2] * ne[3] of the weight: 1, or the size of a stack
     int32_t         n_planes;
     int32_t         rank;                       // at most min(n_in, n_out): work memory is planned for that
     int32_t         type_u, type_v, type_dense; // enum ggml_type: F32, F16, BF16, Q8_0, Q4_0; dense F32, F16
+    int32_t         type_entries;               // F16, BF16; or I8, whose bytes are the upper ones of F16
     int32_t         scale_per_row;              // bit p: plane p has a scale per row
     // Of sign factors: plane q covers rows 0 <= k < plane_ranks[q] of B, in descending order; their codes lie plane after plane.
     int32_t plane_ranks[DQRELO_MAX_CODE_PLANES]; // the first at most min(n_in, n_out)

@@ -4,6 +4,7 @@
 // of a row is read with masked loads.
 
 #include "avx2.h"
+#include "bits.h"
 #include "factor-kernels.h"
 #include "factor-types.h"
 #include "kernels.h"
@@ -202,6 +203,39 @@ static void fold_signs_avx2(float * w, const uint8_t * sign, float scale, const 
     }
 }
 
+namespace {
+
+// For every byte of bits, which of the next values goes to each of 8 lanes.
+struct lane_table {
+    uint8_t lane[256][8] = {};
+
+    constexpr lane_table() {
+        for (int byte = 0; byte < 256; byte++) {
+            int n = 0;
+            for (int b = 0; b < 8; b++) {
+                lane[byte][b] = (uint8_t) n;
+                n += byte >> b & 1;
+            }
+        }
+    }
+};
+
+// A lane behind the last set bit may name value 8, which _mm256_permutevar8x32_ps takes for value 0; the mask clears it.
+constexpr lane_table LANES;
+
+} // namespace
+
+static void expand_avx2(const float * values, const uint8_t * bits, int64_t n, float * out) {
+    const __m256i bit_of = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    for (int64_t j = 0; j < n; j += 8) {
+        const int     byte = bits[j / 8];
+        const __m256i lane = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) LANES.lane[byte]));
+        const __m256i set  = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(byte), bit_of), bit_of);
+        _mm256_storeu_ps(out + j, _mm256_and_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(values), lane), _mm256_castsi256_ps(set)));
+        values += __builtin_popcount((unsigned) byte);
+    }
+}
+
 const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.name         =*/"avx2",
     /*.quantize_row =*/quantize_row_avx2,
@@ -211,4 +245,6 @@ const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.to_float     =*/to_float_of_isa<avx2>,
     /*.fold_signs   =*/fold_signs_avx2,
     /*.products     =*/products_of_isa<avx2>,
+    /*.count_bits   =*/count_bits,
+    /*.expand       =*/expand_avx2,
 };

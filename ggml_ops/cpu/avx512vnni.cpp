@@ -8,6 +8,7 @@
 // Floats: lane l of an accumulator adds columns l, l + 16, ... in order, then the 16 lanes are added in one fixed tree. The end of a row is
 // read with masked loads.
 
+#include "bits.h"
 #include "factor-kernels.h"
 #include "factor-types.h"
 #include "kernels.h"
@@ -411,6 +412,15 @@ static void fold_signs_avx512vnni(float * w, const uint8_t * sign, float scale, 
     }
 }
 
+static void expand_avx512vnni(const float * values, const uint8_t * bits, int64_t n, float * out) {
+    for (int64_t j = 0; j < n; j += 16) {
+        uint16_t set = bits[j / 8];
+        set          = (uint16_t) (j + 8 < n ? set | bits[j / 8 + 1] << 8 : set);
+        _mm512_mask_storeu_ps(out + j, columns_m16(j, n), _mm512_maskz_expand_ps((__mmask16) set, _mm512_loadu_ps(values)));
+        values += __builtin_popcount(set);
+    }
+}
+
 const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.name         =*/"avx512vnni",
     /*.quantize_row =*/quantize_row_avx512vnni,
@@ -420,4 +430,6 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.to_float     =*/to_float_of_isa<avx512vnni>,
     /*.fold_signs   =*/fold_signs_avx512vnni,
     /*.products     =*/products_of_isa<avx512vnni>,
+    /*.count_bits   =*/count_bits,
+    /*.expand       =*/expand_avx512vnni,
 };

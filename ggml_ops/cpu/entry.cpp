@@ -74,26 +74,30 @@ void dqrelo_matmul_quantize(const struct dqrelo_kernels * kernels, const struct 
     kernels->quantize_row(z, nullptr, e->n_codes, g->zq + t * g->zq_stride, g->zact + t);
 }
 
-// Computes uv of a tile: U t, or dense x.
+// Computes uv of a tile: U t, or dense x, or sparse x.
 static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
-                       float * uv) {
+                       struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e = &g->e;
     const float *               b[DQRELO_TILE_T];
     for (int t = 0; t < n_t; t++) {
-        b[t] = e->dense ? g->rows[t0 + t].x : g->t + (t0 + t) * g->t_stride;
+        b[t] = e->dense || e->entries ? g->rows[t0 + t].x : g->t + (t0 + t) * g->t_stride;
+    }
+    if (e->entries) {
+        dqrelo_sparse_dots(kernels, e, i0, n_i, b, n_t, scratch->uv, DQRELO_TILE_I, scratch->sparse);
+        return;
     }
     const void *  a      = e->dense ? e->dense : e->u;
     const int32_t type   = e->dense ? e->type_dense : e->type_u;
     const int64_t n_cols = e->dense ? e->n_in : e->rank;
     kernels->dots((enum ggml_type) type, row_of(a, type, i0, n_cols), dqrelo_type_bytes((enum ggml_type) type, n_cols), n_i, b, n_t, n_cols,
-                  uv, DQRELO_TILE_I);
+                  scratch->uv, DQRELO_TILE_I);
 }
 
 static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
                        struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e        = &g->e;
     const int                   n_planes = e->dense ? 0 : e->n_planes;
-    const bool                  has_uv   = e->dense || e->rank > 0;
+    const bool                  has_uv   = e->dense || e->entries || e->rank > 0;
 
     const int64_t q_stride = dqrelo_q_bytes(e->n_in);
     for (int p = 0; p < n_planes; p++) {
@@ -105,7 +109,7 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
                            scratch->zsum, DQRELO_TILE_I);
     }
     if (has_uv) {
-        factor_out(kernels, g, t0, n_t, i0, n_i, scratch->uv);
+        factor_out(kernels, g, t0, n_t, i0, n_i, scratch);
     }
 
     struct dqrelo_parts parts;
@@ -236,6 +240,10 @@ static void delta_columns(const struct dqrelo_kernels * kernels, const struct dq
     if (e->dense) {
         const enum ggml_type type = (enum ggml_type) e->type_dense;
         kernels->to_float(type, row_of(e->dense, e->type_dense, i, e->n_in) + dqrelo_type_bytes(type, j0), n, out);
+        return;
+    }
+    if (e->entries) {
+        dqrelo_sparse_columns(kernels, e, i, j0, n, out);
         return;
     }
     for (int64_t j = 0; j < n; j++) {

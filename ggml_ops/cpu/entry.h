@@ -3,6 +3,7 @@
 
 #include "dqrelo-op.h"
 #include "kernels.h"
+#include "sparse.h"
 
 // One row of the op's output.
 struct dqrelo_row {
@@ -38,11 +39,8 @@ struct dqrelo_scratch {
     int32_t isum[DQRELO_MAX_PLANES][DQRELO_TILE_T * DQRELO_TILE_I];
     int32_t zsum[DQRELO_TILE_T * DQRELO_TILE_I];
     float   uv[DQRELO_TILE_T * DQRELO_TILE_I];
+    float   sparse[DQRELO_SPARSE_TILE];
 };
-
-static inline int64_t min_i64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
 
 // The scale of plane p in row i.
 static inline float scale_of(const struct dqrelo_entry * e, int p, int64_t i) {
@@ -50,7 +48,7 @@ static inline float scale_of(const struct dqrelo_entry * e, int p, int64_t i) {
 }
 
 static inline bool dqrelo_entry_is_empty(const struct dqrelo_entry * e) {
-    return e->n_planes == 0 && e->rank == 0 && e->n_codes == 0 && e->dense == nullptr;
+    return e->n_planes == 0 && e->rank == 0 && e->n_codes == 0 && e->dense == nullptr && e->entries == nullptr;
 }
 
 // Whether the activation is multiplied with signs, for which it is quantised.

@@ -16,12 +16,16 @@ static void dequantise(const struct dqrelo_kernels * kernels, const struct dqrel
     }
 }
 
-// Adds s * (planes or dense part) of the same columns. `row` has room for them.
+// Adds s * (planes, or dense or sparse part) of the same columns. `row` has room for them.
 static void add_delta_columns(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, float s, int64_t i, int64_t j0,
                               int64_t n, float * out, float * row) {
-    if (e->dense) {
-        const enum ggml_type type = (enum ggml_type) e->type_dense;
-        kernels->to_float(type, (const uint8_t *) e->dense + dqrelo_type_bytes(type, i * e->n_in + j0), n, row);
+    if (e->dense || e->entries) {
+        if (e->entries) {
+            dqrelo_sparse_columns(kernels, e, i, j0, n, row);
+        } else {
+            const enum ggml_type type = (enum ggml_type) e->type_dense;
+            kernels->to_float(type, (const uint8_t *) e->dense + dqrelo_type_bytes(type, i * e->n_in + j0), n, row);
+        }
         for (int64_t j = 0; j < n; j++) {
             out[j] += s * row[j];
         }

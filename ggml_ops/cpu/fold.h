@@ -5,7 +5,7 @@
 //
 //            n_in                                FOLD_COLUMNS
 //      +-------------+                            +------+
-//      |   ######    |  n_i rows of W   =>   n_i  |  F32 |  + s * (signs, dense part)      x n_rows rows of x
+//      |   ######    |  n_i rows of W   =>   n_i  |  F32 |  + s * (signs, or all of D_hat)   x n_rows rows of x
 //      |             |                            +------+
 //      +-------------+
 //
@@ -30,19 +30,20 @@ struct dqrelo_base {
 // Whether there is something to fold. A delta of factors alone, as an adapter is, leaves the base's product to ggml, and so is rounded as
 // ggml's own adapters are.
 static inline bool dqrelo_entry_folds(const struct dqrelo_entry * e) {
-    return e->n_planes > 0 || e->dense != nullptr;
+    return e->n_planes > 0 || e->dense != nullptr || e->entries != nullptr;
 }
 
 // How many columns lie in the tile at once: a multiple of the blocks of all types. Each sum is made piece by piece, so this is a part of
 // the definition of a result: it depends on the row's length, and on nothing else.
 #define DQRELO_FOLD_COLUMNS 2048
 
-// How many rows of W lie in the tile, and how many values it has: one row more for a dense part. Rows are a cache line further apart than
-// they are long, so that they do not meet in one set of a cache.
+// How many rows of W lie in the tile, and how many values it has: one row more for a dense or sparse part. Rows are a cache line further
+// apart than they are long, so that they do not meet in one set of a cache.
 #define DQRELO_FOLD_TILE_I 64
 #define DQRELO_FOLD_STRIDE (DQRELO_FOLD_COLUMNS + 16)
 #define DQRELO_FOLD_TILE ((DQRELO_FOLD_TILE_I + 1) * DQRELO_FOLD_STRIDE)
 
-// Sets output features i0 <= i < i1 of all rows of the group to (W + s * (planes or dense part)) x. The group's entry has one matrix.
+// Sets output features i0 <= i < i1 of all rows of the group to (W + s * (planes, or dense or sparse part)) x. The group's entry has one
+// matrix.
 void dqrelo_fold_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, const struct dqrelo_group * group, float s,
                        int64_t i0, int64_t i1, float * tile);

@@ -37,6 +37,7 @@ static dqrelo_entry entry_of_group(const ggml_tensor * dst, const group_rows & r
     if (rows.is_folded) {
         e.n_planes = 0;
         e.dense    = nullptr;
+        e.entries  = nullptr;
     }
     return e;
 }
@@ -76,11 +77,12 @@ struct share {
 };
 
 // A piece is LINE rows of the matrix, which make a cache line of the result. To read them costs about as much as to multiply them with one
-// row of x.
-static constexpr int64_t LINE = 16;
+// row of x. To make a sparse one costs as much as to multiply it with SPARSE_COST rows.
+static constexpr int64_t LINE        = 16;
+static constexpr int64_t SPARSE_COST = 8;
 
 static int64_t cost_of(const dqrelo_group & g) {
-    return 1 + g.n_rows;
+    return (g.e.entries ? SPARSE_COST : 1) + g.n_rows;
 }
 
 // The same for a piece of the result. Where the base's product is a part of it, a row costs about four times as much, and to make the tile
@@ -128,7 +130,7 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
 
 // What the groups need before the last step.
 struct needs {
-    bool    any       = false; // whether one is not dense
+    bool    any       = false; // whether one is neither dense nor sparse
     int64_t rank      = 0;     // the largest ones
     int64_t code_rank = 0;
     int64_t n_codes   = 0;

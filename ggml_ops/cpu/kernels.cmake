@@ -2,7 +2,7 @@
 # The file flags belong to the directory that makes the target, so it is called from there for a target of a test.
 function(dqrelo_cpu_kernels target)
     set(dir ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
-    target_sources(${target} PRIVATE ${dir}/entry.cpp ${dir}/fold.cpp ${dir}/dispatch.cpp ${dir}/scalar.cpp)
+    target_sources(${target} PRIVATE ${dir}/entry.cpp ${dir}/sparse.cpp ${dir}/fold.cpp ${dir}/dispatch.cpp ${dir}/scalar.cpp)
 
     if (NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
         return()

@@ -47,6 +47,8 @@ struct dqrelo_parts {
     float           s;             // request scale
 };
 
+#define DQRELO_EXPAND_BEHIND 16
+
 struct dqrelo_kernels {
     const char * name;
 
@@ -73,6 +75,13 @@ struct dqrelo_kernels {
     // Sets out[t][i] to sum_j a_ij b_tj in F32, or adds that to it. a are n_i rows, a_stride values apart, b and out pointers to n_t rows.
     void (*products)(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
                      bool add);
+
+    // Returns how many of n bits, a multiple of 8, are set.
+    int64_t (*count_bits)(const uint8_t * bits, int64_t n);
+
+    // Sets out[j] to the next one of `values` where bit j is set, and to 0 elsewhere, for n bits, a multiple of 8. Reads up to
+    // DQRELO_EXPAND_BEHIND values behind the last one that it needs.
+    void (*expand)(const float * values, const uint8_t * bits, int64_t n, float * out);
 };
 
 extern const struct dqrelo_kernels dqrelo_kernels_scalar;

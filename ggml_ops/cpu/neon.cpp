@@ -23,6 +23,7 @@
 // Floats: lane l of an accumulator adds columns l, l + 4, ... in order, then the 4 lanes are added in one fixed tree. The end of a row is
 // copied beside zeros.
 
+#include "bits.h"
 #include "factor-kernels.h"
 #include "factor-types.h"
 #include "kernels.h"
@@ -448,4 +449,6 @@ const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.to_float     =*/to_float_of_isa<neon>,
     /*.fold_signs   =*/fold_signs_neon,
     /*.products     =*/products_of_isa<neon>,
+    /*.count_bits   =*/count_bits,
+    /*.expand       =*/expand_bits,
 };

@@ -1,6 +1,7 @@
 // scalar.cpp: the kernels of kernels.h as plain loops. This file defines what every other instruction set must compute: the same integers,
 // and the same floats up to the order of summation.
 
+#include "bits.h"
 #include "factor-types.h"
 #include "kernels.h"
 
@@ -154,4 +155,6 @@ const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.to_float     =*/to_float_scalar,
     /*.fold_signs   =*/fold_signs_scalar,
     /*.products     =*/products_scalar,
+    /*.count_bits   =*/count_bits,
+    /*.expand       =*/expand_bits,
 };

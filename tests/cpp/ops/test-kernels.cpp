@@ -336,6 +336,29 @@ static void test_products(const dqrelo_kernels * kernels, int64_t n, int n_t, in
     CHECK(alone == got.back());
 }
 
+// Bits that are random, all set, and not set at all, and of exactly this length, so that a sanitizer sees a read past the end.
+static void test_expand(const dqrelo_kernels * kernels, int64_t n, int kind) {
+    check::begin(format("expand/%s/n=%lld/kind=%d", kernels->name, (long long) n, kind).c_str());
+    std::mt19937       rng(43);
+    bytes              bits((size_t) (n / 8));
+    std::vector<float> want((size_t) n, 0.0f), values, got((size_t) n + 1, 55.0f);
+    for (uint8_t & b : bits) {
+        b = kind == 0 ? (uint8_t) rng() : kind == 1 ? 0xff : 0;
+    }
+    for (int64_t j = 0; j < n; j++) {
+        if ((bits[(size_t) (j / 8)] >> (j % 8)) & 1) {
+            values.push_back((float) j + 0.5f);
+            want[(size_t) j] = values.back();
+        }
+    }
+    CHECK(kernels->count_bits(bits.data(), n) == (int64_t) values.size());
+    values.resize(values.size() + DQRELO_EXPAND_BEHIND, NAN);
+    kernels->expand(values.data(), bits.data(), n, got.data());
+    CHECK(got[(size_t) n] == 55.0f);
+    got.pop_back();
+    CHECK(got == want);
+}
+
 // Takes rows through both halves of an entry.
 static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels, const dqrelo_entry & e,
                                                  const std::vector<std::vector<float>> & x, const std::vector<std::vector<float>> & y,
@@ -459,6 +482,18 @@ static void test_entries(const dqrelo_kernels * kernels) {
         o.cscale   = true;
         test_entry(kernels, o, 3, "/cscale/sign factors");
     }
+    for (int n_t : N_T) {
+        for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_I8 }) {
+            entry_options o;
+            o.n_in         = 1320;
+            o.n_out        = 77;
+            o.type_entries = type;
+            o.sparse       = sparsity::MASK;
+            test_entry(kernels, o, n_t, "/sparse by mask");
+            o.sparse = sparsity::LISTS;
+            test_entry(kernels, o, n_t, "/sparse by lists");
+        }
+    }
     entry_options o;
     o.zero_scale = true;
     o.rank       = 7;
@@ -500,6 +535,9 @@ static void test_isa(const dqrelo_kernels * kernels) {
     }
     for (int64_t n : N_IN) {
         test_fold_signs(kernels, n);
+        for (int kind : { 0, 1, 2 }) {
+            test_expand(kernels, n, kind);
+        }
     }
     for (ggml_type type : TYPES) {
         test_to_float(kernels, type);

@@ -49,12 +49,15 @@ static std::vector<token_delta> mixed() {
     add(all_of(0, 2, 0.0f));
     add(all_of(4, 33));
     add(all_of(5, 2));
+    add(all_of(6, 35, 0.5f));
+    add(all_of(7, 33, -1.0f));
+    add(all_of(6, 3, 0.5f, false));
     add(all_of(-1, 1));
     return tokens;
 }
 
 struct kinds {
-    random_entry planes, scaled, factors, codes, dense;
+    random_entry planes, scaled, factors, codes, dense, lists, mask;
 
     static entry_options options(int64_t n_in, int64_t n_out, int n_planes, int rank) {
         entry_options o;
@@ -81,12 +84,23 @@ struct kinds {
         return o;
     }
 
+    static entry_options sparse_options(int64_t n_in, int64_t n_out, sparsity kind, ggml_type type) {
+        entry_options o = options(n_in, n_out, 0, 0);
+        o.sparse        = kind;
+        o.type_entries  = type;
+        return o;
+    }
+
     kinds(int64_t n_in, int64_t n_out) :
         planes(options(n_in, n_out, 1, 9), 71),
         scaled(scaled_options(n_in, n_out), 72),
         factors(options(n_in, n_out, 0, 7), 73),
         codes(code_options(n_in, n_out), 74),
-        dense(dense_options(n_in, n_out), 75) {}
+        dense(dense_options(n_in, n_out), 75),
+        lists(sparse_options(n_in, n_out, sparsity::LISTS, GGML_TYPE_I8), 76),
+        mask(sparse_options(n_in, n_out, sparsity::MASK, GGML_TYPE_BF16), 77) {}
+
+    std::vector<const random_entry *> all() const { return { &planes, &scaled, &factors, &codes, &dense, nullptr, &lists, &mask }; }
 };
 
 // 4104 columns are more than the tile takes at once, 150 outputs more than two tiles; 1000 is no multiple of any vector.
@@ -98,7 +112,7 @@ static void test_types() {
             }
             const kinds k(n_in, 150);
             fold_case   f(type, n_in, 150);
-            f.c.entries = { &k.planes, &k.scaled, &k.factors, &k.codes, &k.dense, nullptr };
+            f.c.entries = k.all();
             f.set_tokens(mixed());
             check_case(std::string("fold/mixed/") + ggml_type_name(type) + "/n_in=" + std::to_string(n_in), f);
         }
@@ -106,9 +120,9 @@ static void test_types() {
 }
 
 static void test_each_alone() {
-    const kinds          k(200, 37);
-    const random_entry * entries[] = { &k.planes, &k.scaled, &k.factors, &k.codes, &k.dense, nullptr };
-    for (size_t i = 0; i < std::size(entries); i++) {
+    const kinds k(200, 37);
+    const auto  entries = k.all();
+    for (size_t i = 0; i < entries.size(); i++) {
         for (int64_t n : { 1, 31, 32, 97 }) {
             fold_case f(GGML_TYPE_F16, 200, 37);
             f.c.entries = { entries[i] };
@@ -125,7 +139,7 @@ static void test_row_alone() {
     check::begin("fold/a row in two batches");
     const kinds k(576, 130);
     fold_case   f(GGML_TYPE_Q8_0, 576, 130);
-    f.c.entries = { &k.planes, &k.scaled, &k.factors, &k.codes, &k.dense, nullptr };
+    f.c.entries = k.all();
     f.set_tokens(mixed());
     run(f, 2);
     fold_case own(GGML_TYPE_Q8_0, 576, 130);

@@ -2,7 +2,7 @@
 //
 //   fused      the op DQRELO
 //   composed   the same from stock ops: for each plane scale * (Q1_0 mul_mat) of c . x, two mul_mats with sign factors as Q8_0, then two
-//              with the factors as they are, adds
+//              with the factors as they are, adds; a sparse weight as a dense F16 one
 //
 // Here y is zero, so the error is of the delta alone: ||got - exact|| / ||exact|| over all rows and outputs.
 
@@ -71,6 +71,12 @@ static ggml_tensor * build_composed(ggml_context * ctx, const random_entry & r, 
         ggml_tensor * bx   = ggml_mul_mat(ctx, make_q8_0(ctx, e.n_in, rank, r.signs.b), cx);
         ggml_tensor * abx  = ggml_mul_mat(ctx, make_q8_0(ctx, rank, e.n_out, r.signs.a), bx);
         sum                = sum ? ggml_add(ctx, sum, abx) : abx;
+    }
+    if (e.entries) {
+        const std::vector<float> f32(r.whole().begin(), r.whole().end());
+        ggml_tensor *            w = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, e.n_in, e.n_out);
+        ggml_fp32_to_fp16_row(f32.data(), (ggml_fp16_t *) w->data, ggml_nelements(w));
+        sum = ggml_mul_mat(ctx, w, x);
     }
     if (e.rank > 0) {
         ggml_tensor * vx = ggml_mul_mat(ctx, make_weight(ctx, (ggml_type) e.type_v, e.n_in, e.rank, r.v.data), x);
@@ -165,6 +171,14 @@ int main() {
         test_precisions("signs, " + name, f);
         f.n_planes = 0;
         test_precisions(name, f);
+    }
+    for (sparsity kind : { sparsity::MASK, sparsity::LISTS }) {
+        entry_options p;
+        p.n_in         = 1024;
+        p.n_out        = 130;
+        p.sparse       = kind;
+        p.type_entries = GGML_TYPE_I8;
+        test_precisions(kind == sparsity::MASK ? "sparse by mask" : "sparse by lists", p);
     }
     return check::finish();
 }

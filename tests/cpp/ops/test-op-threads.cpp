@@ -149,12 +149,14 @@ static void test_fold() {
     o1.n_planes      = 2;
     o1.rank          = 0;
     o1.plane_ranks   = { 40 };
-    const random_entry a(o, 1), b(o1, 2);
+    entry_options o2 = o;
+    o2.sparse        = sparsity::LISTS;
+    const random_entry a(o, 1), b(o1, 2), sparse(o2, 3);
     fold_case          f(GGML_TYPE_F32, o.n_in, o.n_out);
-    f.c.entries = { &a, &b };
+    f.c.entries = { &a, &b, &sparse };
     std::vector<token_delta> tokens;
     for (int i = 0; i < 110; i++) {
-        const int delta = i < 20 || i > 80 ? 0 : i < 25 || i == 40 ? -1 : 1;
+        const int delta = i < 20 || i > 80 ? 0 : i < 25 || i == 40 ? -1 : i < 60 ? 1 : 2;
         tokens.push_back({ delta, 1.0f, delta >= 0 && i < 100 });
     }
     f.set_tokens(tokens);

@@ -40,7 +40,7 @@ struct fold_case {
             return false;
         }
         const dqrelo_entry e = c.delta((size_t) own.delta);
-        return e.n_planes > 0 || e.dense != nullptr;
+        return e.n_planes > 0 || e.dense != nullptr || e.entries != nullptr;
     }
 
     // Returns whether row r of c.out is W x + s * delta. A row that is not folded has the rounding of ggml's product: of x to F16 or to
@@ -92,7 +92,7 @@ private:
     static double magnitude_of(const random_entry & r, int64_t i, const float * x) {
         double sum = 0.0;
         for (int64_t j = 0; j < r.e.n_in; j++) {
-            double d = r.e.dense ? std::fabs(r.dense.value[(size_t) (i * r.e.n_in + j)]) : 0.0;
+            double d = r.whole().empty() ? 0.0 : std::fabs(r.whole()[(size_t) (i * r.e.n_in + j)]);
             for (int p = 0; p < r.e.n_planes; p++) {
                 d += std::fabs(r.scale_at(p, i) * r.cscale_at(j));
             }

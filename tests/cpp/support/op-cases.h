@@ -10,6 +10,8 @@
 
 static void check_case(const std::string & name, op_case & c);
 
+#include "sparse-cases.h"
+
 // Returns what the delta of `entry` adds to row r of the case's output, before the request scale.
 static expected_delta expect(const op_case & c, const random_entry & entry, int64_t r) {
     if (c.form == DQRELO_FORM_ROWS) {
@@ -493,6 +495,8 @@ static void test_all_cases() {
     test_matmul_id();
     test_matmul_batched();
     test_matmul_dense();
+    test_sparse();
+    test_sparse_stacks();
     test_rows();
     test_elementwise();
     test_no_rows();

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "dqrelo-op.h"
+#include "random-matrix.h"
+#include "random-sparse.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,80 +12,6 @@
 #include <numeric>
 #include <random>
 #include <vector>
-
-using bytes = std::vector<uint8_t>;
-
-// A random matrix in one of the factor types, and its values.
-struct random_matrix {
-    bytes               data;
-    std::vector<double> value; // row-major
-};
-
-inline double f16_value(uint16_t h) { // It takes normal numbers only.
-    const double magnitude = std::ldexp(1024 + (h & 1023), ((h >> 10) & 31) - 25);
-    return h & 0x8000 ? -magnitude : magnitude;
-}
-
-// Returns a random F16 of magnitude between 2^-4 and 1.
-inline uint16_t random_f16(std::mt19937 & rng) {
-    return (uint16_t) ((rng() & 0x83ff) | (11 + rng() % 4) << 10);
-}
-
-template <typename T>
-void append(bytes & out, T value) {
-    const size_t at = out.size();
-    out.resize(at + sizeof(T));
-    memcpy(out.data() + at, &value, sizeof(T));
-}
-
-inline void append_block(random_matrix & m, ggml_type type, std::mt19937 & rng) {
-    const uint16_t d = random_f16(rng);
-    append(m.data, d);
-    if (type == GGML_TYPE_Q8_0) {
-        for (int j = 0; j < 32; j++) {
-            const int8_t q = (int8_t) (rng() % 255 - 127);
-            append(m.data, q);
-            m.value.push_back(f16_value(d) * q);
-        }
-        return;
-    }
-    uint8_t packed[16]; // Q4_0: values 0..15 are the low nibbles, 16..31 the high ones.
-    for (uint8_t & b : packed) {
-        b = (uint8_t) rng();
-        append(m.data, b);
-    }
-    for (int j = 0; j < 32; j++) {
-        m.value.push_back(f16_value(d) * ((j < 16 ? packed[j] & 15 : packed[j - 16] >> 4) - 8));
-    }
-}
-
-inline random_matrix make_matrix(ggml_type type, int64_t n_values, std::mt19937 & rng) {
-    std::normal_distribution<float> normal;
-    random_matrix                   m;
-    while ((int64_t) m.value.size() < n_values) {
-        if (type == GGML_TYPE_F32) {
-            const float f = normal(rng);
-            append(m.data, f);
-            m.value.push_back(f);
-        } else if (type == GGML_TYPE_F16) {
-            const uint16_t h = random_f16(rng);
-            append(m.data, h);
-            m.value.push_back(f16_value(h));
-        } else if (type == GGML_TYPE_BF16) {
-            uint32_t    bits;
-            const float f = normal(rng);
-            memcpy(&bits, &f, sizeof(bits));
-            append(m.data, (uint16_t) (bits >> 16));
-            bits &= 0xffff0000;
-            float exact;
-            memcpy(&exact, &bits, sizeof(exact));
-            m.value.push_back(exact);
-        } else {
-            append_block(m, type, rng);
-        }
-    }
-    return m;
-}
 
 struct entry_options {
     int64_t   n_in          = 64;
@@ -97,6 +25,8 @@ struct entry_options {
     bool      zero_scale    = false;
     bool      dense         = false;
     ggml_type type_dense    = GGML_TYPE_F32;
+    sparsity  sparse        = sparsity::NONE;
+    ggml_type type_entries  = GGML_TYPE_F16;
 
     std::vector<int> plane_ranks = {}; // of sign factors, which have a multiple of 8 codes
 
@@ -176,6 +106,7 @@ struct random_entry {
     random_matrix      u, v, dense;
 
     random_sign_factors signs;
+    random_sparse       sparse;
 
     random_entry(const entry_options & o, uint32_t seed) {
         std::mt19937                          rng(seed);
@@ -187,6 +118,10 @@ struct random_entry {
             dense        = make_matrix(o.type_dense, o.n_in * o.n_out, rng);
             e.dense      = dense.data.data();
             e.type_dense = o.type_dense;
+            return;
+        }
+        if (o.sparse != sparsity::NONE) {
+            sparse.fill(e, o.sparse, o.type_entries, rng);
             return;
         }
         e.n_planes = o.n_planes;
@@ -230,6 +165,9 @@ struct random_entry {
     double sign_at(int p, int64_t i, int64_t j) const { return (sign[p][(size_t) (i * (e.n_in / 8) + j / 8)] >> (j % 8)) & 1 ? 1.0 : -1.0; }
     double scale_at(int p, int64_t i) const { return scale[p][(e.scale_per_row >> p) & 1 ? (size_t) i : 0]; }
     double cscale_at(int64_t j) const { return cscale.empty() ? 1.0 : cscale[(size_t) j]; }
+
+    // D_hat where it is stored as such, dense or sparse; else empty
+    const std::vector<double> & whole() const { return e.entries ? sparse.value : dense.value; }
 };
 
 // A stack of matrices: each with its decoded values, and one entry for all, whose arrays hold theirs one behind the other.
@@ -238,6 +176,7 @@ struct random_stack {
     std::vector<std::unique_ptr<random_entry>> matrices;
     bytes                                      sign[DQRELO_MAX_PLANES], scale[DQRELO_MAX_PLANES], cscale, u, v, dense;
     bytes                                      vsign, vscale, usign, uscale;
+    random_sparse                              sparse;
 
     random_stack(const entry_options & o, int64_t n_mat, uint32_t seed) {
         for (int64_t m = 0; m < n_mat; m++) {
@@ -255,6 +194,7 @@ struct random_stack {
             append_all(vscale, one.signs.vscale.data);
             append_all(usign, one.signs.usign);
             append_all(uscale, one.signs.uscale.data);
+            sparse.append(one.sparse);
         }
         e       = matrices.front()->e;
         e.n_mat = n_mat;
@@ -270,6 +210,9 @@ struct random_stack {
         e.vscale = e.vscale ? vscale.data() : nullptr;
         e.usign  = e.usign ? usign.data() : nullptr;
         e.uscale = e.uscale ? uscale.data() : nullptr;
+        if (e.entries) {
+            sparse.point(e, o.type_entries);
+        }
     }
     random_stack(const random_stack &)             = delete;
     random_stack & operator=(const random_stack &) = delete;
@@ -379,8 +322,8 @@ inline expected_delta expect_matmul(const random_entry & r, const float * x, dou
     for (int64_t i = 0; i < e.n_out; i++) {
         bounded sum;
         double  quantisation = 0.0;
-        for (int64_t j = 0; e.dense && j < e.n_in; j++) {
-            sum.add(r.dense.value[(size_t) (i * e.n_in + j)] * x[j]);
+        for (int64_t j = 0; !r.whole().empty() && j < e.n_in; j++) {
+            sum.add(r.whole()[(size_t) (i * e.n_in + j)] * x[j]);
         }
         for (int p = 0; p < e.n_planes; p++) {
             bounded plane;
@@ -425,8 +368,8 @@ inline expected_delta expect_row(const random_entry & r, int64_t id) {
     expected_delta       out;
     for (int64_t j = 0; j < e.n_in; j++) {
         bounded sum;
-        if (e.dense) {
-            sum.add(r.dense.value[(size_t) (id * e.n_in + j)]);
+        if (!r.whole().empty()) {
+            sum.add(r.whole()[(size_t) (id * e.n_in + j)]);
         }
         for (int p = 0; p < e.n_planes; p++) {
             sum.add(r.sign_at(p, id, j) * r.cscale_at(j) * r.scale_at(p, id));
