@@ -2,6 +2,7 @@
 
 #include "file/delta-keys.h"
 #include "file/delta-layout.h"
+#include "file/entries.h"
 #include "file/finite.h"
 #include "file/gguf-header.h"
 #include "hash/hash.h"
@@ -58,6 +59,7 @@ struct delta_file::impl {
     void        read_tokens();
     bool        check_floats(std::string & err) const;
     bool        check_padding(std::string & err) const;
+    bool        check_entries(std::string & err) const;
     std::string content_lines() const;
 };
 
@@ -107,9 +109,11 @@ void delta_file::impl::read_tokens() {
 }
 
 bool delta_file::impl::check_floats(std::string & err) const {
-    for (const gguf_tensor_entry & tensor : header.tensors) {
-        const uint8_t * bytes = file->data() + header.data_offset_bytes + tensor.offset_bytes;
-        const size_t    n_bad = count_not_finite(tensor.type, bytes, tensor.n_bytes);
+    for (size_t i = 0; i < header.tensors.size(); ++i) {
+        const gguf_tensor_entry & tensor = header.tensors[i];
+        const uint8_t *           bytes  = file->data() + header.data_offset_bytes + tensor.offset_bytes;
+        const bool                is_f8  = tensor.type == GGML_TYPE_I8 && layout.tensors[i].type == "DQ_ENTRY";
+        const size_t n_bad = is_f8 ? count_not_finite_f8(bytes, tensor.n_bytes) : count_not_finite(tensor.type, bytes, tensor.n_bytes);
         if (n_bad > 0) {
             err = not_finite_text(tensor.name, n_bad);
             return false;
@@ -139,6 +143,23 @@ bool delta_file::impl::check_padding(std::string & err) const {
         what  = "tensor '" + printable(tensor.name) + "'";
     }
     return is_zero(file->n_bytes());
+}
+
+// The places of every sparse weight's entries agree with each other: after this the operator may read what they say.
+bool delta_file::impl::check_entries(std::string & err) const {
+    for (size_t i = 0; i < layout.weights.size(); ++i) {
+        const weight_info & weight = layout.weights[i];
+        if (weight.n_entries == 0) {
+            continue;
+        }
+        const dqrelo_entry entry   = entry_of(weight, layout.packs[i], file->data() + weight.offset_bytes);
+        const std::string  problem = entries_problem(entry, (int64_t) weight.n_entries);
+        if (!problem.empty()) {
+            err = "tensor '" + printable(weight.name) + problem;
+            return false;
+        }
+    }
+    return true;
 }
 
 // Returns the text whose SHA-256 is the content hash: docs/format.md, section 5.
@@ -180,7 +201,8 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, const opt
     bool good = p->file && p->read_header(options.is_aborted, reason);
     if (good && !options.header_only) {
         // From the first byte to the last: a disk serves that far better than the floats, which lie all over the file.
-        good = p->file->fetch(p->file->n_bytes(), options.is_aborted, reason) && p->check_floats(reason) && p->check_padding(reason);
+        good = p->file->fetch(p->file->n_bytes(), options.is_aborted, reason) && p->check_floats(reason) && p->check_padding(reason) &&
+               p->check_entries(reason);
     }
     if (!good) {
         err = path + ": " + reason;
@@ -221,38 +243,7 @@ dqrelo_entry delta_file::entry(size_t i) const {
 }
 
 dqrelo_entry delta_file::entry_at(size_t i, const void * pack) const {
-    const weight_info & weight = p->layout.weights[i];
-    const pack_layout & layout = p->layout.packs[i];
-
-    // Integer arithmetic: `pack` may be an address of another device.
-    const auto at = [&](const part_layout & part) -> const void * {
-        return part.present ? (const void *) ((uintptr_t) pack + part.offset_bytes) : nullptr;
-    };
-    dqrelo_entry entry = {};
-    for (int32_t k = 0; k < weight.n_planes; ++k) {
-        entry.sign[k]  = (const uint8_t *) at(layout.sign[k]);
-        entry.scale[k] = (const float *) at(layout.scale[k]);
-    }
-    entry.cscale        = (const float *) at(layout.cscale);
-    entry.u             = at(layout.u);
-    entry.v             = at(layout.v);
-    entry.dense         = at(layout.dense);
-    entry.vsign         = (const uint8_t *) at(layout.vsign);
-    entry.vscale        = at(layout.vscale);
-    entry.usign         = (const uint8_t *) at(layout.usign);
-    entry.uscale        = at(layout.uscale);
-    entry.n_in          = weight.ne[0];
-    entry.n_out         = weight.ne[1];
-    entry.n_mat         = weight.ne[2] * weight.ne[3];
-    entry.n_planes      = weight.n_planes;
-    entry.rank          = weight.rank;
-    entry.type_u        = layout.u.type;
-    entry.type_v        = layout.v.type;
-    entry.type_dense    = layout.dense.type;
-    entry.scale_per_row = layout.scale_per_row;
-    entry.n_codes       = (int32_t) weight.n_codes;
-    std::copy_n(weight.plane_ranks, DQRELO_MAX_CODE_PLANES, entry.plane_ranks);
-    return entry;
+    return entry_of(p->layout.weights[i], p->layout.packs[i], pack);
 }
 
 const std::string & delta_file::path() const {

@@ -20,7 +20,8 @@ namespace dqrelo {
 struct weight_info {
     std::string name;                                // the base tensor's name
     int64_t     ne[4];                               // the base tensor's shape
-    bool        dense;                               // kept whole: it has nothing of the next four
+    bool        dense;                               // kept whole: it has nothing of the next five
+    uint64_t    n_entries;                           // of a sparse weight, which has nothing of the next four; 0: it is none
     int32_t     rank;                                // of U V, 0: none
     int32_t     n_planes;                            // sign planes
     int32_t     plane_ranks[DQRELO_MAX_CODE_PLANES]; // of the sign factors

@@ -51,6 +51,7 @@ const key_rule KEY_RULES[] = {
     { "dqrelo.weight.rank", GGUF_TYPE_UINT32, true, true },
     { "dqrelo.weight.n_planes", GGUF_TYPE_UINT32, true, true },
     { KEY_PLANE_RANKS, GGUF_TYPE_UINT32, true, false }, // required by version 2
+    { KEY_N_ENTRIES, GGUF_TYPE_UINT64, true, false },   // required where a weight is sparse
     { "dqrelo.weight.error_delta", GGUF_TYPE_FLOAT32, true, true },
     { "dqrelo.weight.error_weight", GGUF_TYPE_FLOAT32, true, true },
     { "dqrelo.base.name", GGUF_TYPE_STRING, false, true },
@@ -124,14 +125,17 @@ bool check_key(const gguf_header & header, const key_rule & rule, std::string & 
     return err.empty();
 }
 
-// The key that came with version 2 is there from then on.
+// Of the keys that came with version 2 one is there from then on.
 bool check_version_of_keys(const gguf_header & header, std::string & err) {
     uint32_t version = 0;
     header.get("dqrelo.version", version);
-    const bool found = header.find(KEY_PLANE_RANKS) != nullptr;
-    if (version < 2 && found) {
-        err = message("metadata key '%s' belongs to version 2", KEY_PLANE_RANKS);
-    } else if (version >= 2 && !found) {
+    for (const char * key : { KEY_PLANE_RANKS, KEY_N_ENTRIES }) {
+        if (version < 2 && header.find(key) != nullptr) {
+            err = message("metadata key '%s' belongs to version 2", key);
+            return false;
+        }
+    }
+    if (version >= 2 && header.find(KEY_PLANE_RANKS) == nullptr) {
         err = message("metadata key '%s' is missing", KEY_PLANE_RANKS);
     }
     return err.empty();

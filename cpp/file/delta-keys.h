@@ -15,6 +15,9 @@ constexpr const char * TOKEN_ID_KEYS[] = { "tokenizer.ggml.bos_token_id", "token
 // All tokens that end an answer, where a file names all of them.
 constexpr const char * KEY_END_TOKENS = "dqrelo.end_token_ids";
 
+// The numbers of entries, where a weight is sparse.
+constexpr const char * KEY_N_ENTRIES = "dqrelo.weight.n_entries";
+
 // Returns false with one line in `err` (without the file's name).
 bool check_delta_keys(const gguf_header & header, std::string & err);
 

@@ -1,5 +1,6 @@
 #include "file/delta-layout.h"
 
+#include "file/delta-keys.h"
 #include "file/message.h"
 
 #include <algorithm>
@@ -114,19 +115,26 @@ bool check_plane_ranks(const weight_info & weight, const plane_ranks & ranks, st
     return err.empty();
 }
 
-// Whether a weight of this shape can have this rank, these planes and these sign factors.
+// How many entries a sparse weight of this shape can have: they are numbered in 32 bits.
+uint64_t n_entries_max(const weight_info & weight) {
+    return (uint64_t) std::min<int64_t>(weight.ne[0] * weight.ne[1] * weight.ne[2] * weight.ne[3], INT32_MAX);
+}
+
+// Whether a weight of this shape can have this rank, these planes, these sign factors and its entries.
 bool check_form(const weight_info & weight, uint32_t rank, uint32_t n_planes, const plane_ranks & ranks, std::string & err) {
     const std::string name = printable(weight.name);
-    if (weight.dense) {
-        if (rank != 0) {
-            err = name + ": a dense weight has no planes, factors or column scale";
-        }
-        return rank == 0;
+    if ((weight.dense && rank != 0) || (weight.n_entries > 0 && (rank != 0 || n_planes != 0 || weight.n_codes > 0))) {
+        err = name + ": a " + (weight.dense ? "dense" : "sparse") + " weight has no planes, factors or column scale";
+    }
+    if (weight.dense || !err.empty()) {
+        return err.empty();
     }
     const int dims = n_dims(weight.ne);
     if (dims < 2 || dims > 3 || weight.ne[0] % 8 != 0) {
         err = name + ": shape " + shape_text(weight.ne) +
               " cannot have sign bits, expected 2 or 3 dimensions, rows of a multiple of 8. Store it dense";
+    } else if (weight.n_entries > n_entries_max(weight)) {
+        err = message("%s: %" PRIu64 " entries, expected 1 to %" PRIu64, name.c_str(), weight.n_entries, n_entries_max(weight));
     } else if (n_planes > DQRELO_MAX_PLANES) {
         err = message("%s: %" PRIu32 " sign planes, expected at most %d", name.c_str(), n_planes, DQRELO_MAX_PLANES);
     } else if (check_plane_ranks(weight, ranks, err) && rank > std::min(weight.ne[0], weight.ne[1])) {
@@ -148,13 +156,19 @@ bool read_weights(const gguf_header & header, uint32_t version, delta_layout & o
     std::vector<uint32_t> rank;
     std::vector<uint32_t> n_planes;
     std::vector<uint32_t> all_ranks(DQRELO_MAX_CODE_PLANES * n); // of sign factors
+    std::vector<uint64_t> n_entries(n);                          // of sparse weights
     std::vector<float>    error_delta;
     std::vector<float>    error_weight;
     if (!read_array(header, "dqrelo.weight.ne", 4 * n, ne, err) || !read_array(header, "dqrelo.weight.rank", n, rank, err) ||
         !read_array(header, "dqrelo.weight.n_planes", n, n_planes, err) ||
         (version > 1 && !read_array(header, "dqrelo.weight.plane_ranks", all_ranks.size(), all_ranks, err)) ||
+        (header.find(KEY_N_ENTRIES) != nullptr && !read_array(header, KEY_N_ENTRIES, n, n_entries, err)) ||
         !read_array(header, "dqrelo.weight.error_delta", n, error_delta, err) ||
         !read_array(header, "dqrelo.weight.error_weight", n, error_weight, err)) {
+        return false;
+    }
+    if (header.find(KEY_N_ENTRIES) != nullptr && std::count(n_entries.begin(), n_entries.end(), 0u) == (ptrdiff_t) n) {
+        err = message("metadata key '%s' has zeros only, expected it where a weight is sparse", KEY_N_ENTRIES);
         return false;
     }
     std::unordered_set<std::string> seen;
@@ -167,8 +181,9 @@ bool read_weights(const gguf_header & header, uint32_t version, delta_layout & o
         }
         plane_ranks ranks;
         std::copy_n(&all_ranks[i * ranks.size()], ranks.size(), ranks.begin());
-        weight.n_codes = std::accumulate(ranks.begin(), ranks.end(), (int64_t) 0);
-        weight.dense   = n_planes[i] == 0 && (version == 1 || (rank[i] == 0 && weight.n_codes == 0));
+        weight.n_codes   = std::accumulate(ranks.begin(), ranks.end(), (int64_t) 0);
+        weight.n_entries = n_entries[i];
+        weight.dense     = n_planes[i] == 0 && (version == 1 || (rank[i] == 0 && weight.n_codes == 0 && weight.n_entries == 0));
         if (!read_shape(weight.name, &ne[4 * i], weight.ne, err) || !check_form(weight, rank[i], n_planes[i], ranks, err)) {
             return false;
         }
@@ -227,11 +242,8 @@ public:
     bool read_all() {
         for (weight_info & weight : out.weights) {
             pack_layout pack;
-            first           = next;
-            const bool good = weight.dense ? read_dense(weight, pack)
-                                           : check_factor_types(weight) && read_signs(weight, pack) && read_factors(weight, pack) &&
-                                                 read_codes(weight, pack);
-            if (!good) {
+            first = next;
+            if (!read_weight(weight, pack)) {
                 return false;
             }
             const gguf_tensor_entry & last = header.tensors[next - 1];
@@ -253,6 +265,7 @@ private:
         const char * declared;
         ggml_type    type;
         shape        ne;
+        bool         is_bits = false; // The declared shape counts bits, eight a byte.
     };
 
     const gguf_header &                        header;
@@ -261,11 +274,21 @@ private:
     size_t                                     first = 0; // Numbers the weight's first tensor.
     size_t                                     next  = 0; // Numbers the next tensor to take.
 
+    bool read_weight(const weight_info & weight, pack_layout & pack) {
+        if (weight.dense) {
+            return read_dense(weight, pack);
+        }
+        if (weight.n_entries > 0) {
+            return read_entries(weight, pack);
+        }
+        return check_factor_types(weight) && read_signs(weight, pack) && read_factors(weight, pack) && read_codes(weight, pack);
+    }
+
     bool read_signs(const weight_info & weight, pack_layout & pack) {
         const int64_t * ne = weight.ne;
         for (int32_t p = 0; p < weight.n_planes; ++p) {
             const std::string plane = p == 0 ? "" : std::to_string(p);
-            if (!take(weight, { ".dq_sign" + plane, "DQ_SIGN", GGML_TYPE_I8, { ne[0] / 8, ne[1], ne[2], 1 } }, pack.sign[p])) {
+            if (!take(weight, { ".dq_sign" + plane, "DQ_SIGN", GGML_TYPE_I8, { ne[0] / 8, ne[1], ne[2], 1 }, true }, pack.sign[p])) {
                 return false;
             }
             const bool    per_row = has_next(weight, ".dq_scale" + plane) && header.tensors[next].ne[0] != 1;
@@ -288,10 +311,30 @@ private:
     bool read_codes(const weight_info & weight, pack_layout & pack) {
         const int64_t * ne      = weight.ne;
         const int64_t   n_codes = weight.n_codes;
-        return n_codes == 0 || (take(weight, { ".dq_vsign", "DQ_VSIGN", GGML_TYPE_I8, { ne[0] / 8, n_codes, ne[2], 1 } }, pack.vsign) &&
-                                take(weight, { ".dq_vscale", "DQ_VSCALE", GGML_TYPE_BF16, { n_codes, ne[2], 1, 1 } }, pack.vscale) &&
-                                take(weight, { ".dq_usign", "DQ_USIGN", GGML_TYPE_I8, { n_codes / 8, ne[1], ne[2], 1 } }, pack.usign) &&
-                                take(weight, { ".dq_uscale", "DQ_USCALE", GGML_TYPE_BF16, { n_codes, ne[2], 1, 1 } }, pack.uscale));
+        return n_codes == 0 ||
+               (take(weight, { ".dq_vsign", "DQ_VSIGN", GGML_TYPE_I8, { ne[0] / 8, n_codes, ne[2], 1 }, true }, pack.vsign) &&
+                take(weight, { ".dq_vscale", "DQ_VSCALE", GGML_TYPE_BF16, { n_codes, ne[2], 1, 1 } }, pack.vscale) &&
+                take(weight, { ".dq_usign", "DQ_USIGN", GGML_TYPE_I8, { n_codes / 8, ne[1], ne[2], 1 }, true }, pack.usign) &&
+                take(weight, { ".dq_uscale", "DQ_USCALE", GGML_TYPE_BF16, { n_codes, ne[2], 1, 1 } }, pack.uscale));
+    }
+
+    bool read_entries(const weight_info & weight, pack_layout & pack) {
+        const int64_t * ne       = weight.ne;
+        const int64_t   n        = (int64_t) weight.n_entries;
+        const int64_t   n_blocks = (ne[0] + DQRELO_SPARSE_BLOCK - 1) / DQRELO_SPARSE_BLOCK;
+        const ggml_type type     = type_of(weight, ".dq_entry");
+        if (types.count(weight.name + ".dq_entry") > 0 &&
+            !check_type(weight, ".dq_entry", { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_I8 }, n)) {
+            return false;
+        }
+        const bool has_mask = types.count(weight.name + ".dq_mask") > 0;
+        const bool places   = has_mask
+                                  ? take(weight, { ".dq_mask", "DQ_MASK", GGML_TYPE_I8, { ne[0] / 8, ne[1], ne[2], 1 }, true }, pack.mask)
+                                  : take(weight, { ".dq_count", "DQ_COUNT", GGML_TYPE_I8, { n_blocks, ne[1], ne[2], 1 } }, pack.count) &&
+                                        take(weight, { ".dq_column", "DQ_COLUMN", GGML_TYPE_I8, { n, 1, 1, 1 } }, pack.column);
+        return places && take(weight, { ".dq_start", "DQ_START", GGML_TYPE_I32, { ne[1], ne[2], 1, 1 } }, pack.start) &&
+               take(weight, { ".dq_entry", "DQ_ENTRY", type, { n, 1, 1, 1 } }, pack.entries) &&
+               (type != GGML_TYPE_I8 || take(weight, { ".dq_escale", "DQ_ESCALE", GGML_TYPE_F32, { ne[1], ne[2], 1, 1 } }, pack.escale));
     }
 
     bool read_dense(const weight_info & weight, pack_layout & pack) {
@@ -341,7 +384,7 @@ private:
         const declared_tensor &   facts   = out.tensors[next];
         const std::string         what    = quoted_tensor(tensor.name);
         shape                     logical = expected.ne;
-        logical[0] *= expected.type == GGML_TYPE_I8 ? 8 : 1; // eight signs a byte
+        logical[0] *= expected.is_bits ? 8 : 1;
         if (tensor.name.size() >= GGML_MAX_NAME) {
             err = message("%s has a name of more than %d bytes, ggml's limit", what.c_str(), GGML_MAX_NAME - 1);
         } else if (facts.type != expected.declared) {
@@ -394,6 +437,45 @@ bool read_delta_layout(const gguf_header & header, size_t n_file_bytes, delta_la
         return false;
     }
     return check_needs_version(out, version, err) && check_order(header, n_file_bytes, err);
+}
+
+dqrelo_entry entry_of(const weight_info & weight, const pack_layout & layout, const void * pack) {
+    // Integer arithmetic: `pack` may be an address of another device.
+    const auto at = [&](const part_layout & part) -> const void * {
+        return part.present ? (const void *) ((uintptr_t) pack + part.offset_bytes) : nullptr;
+    };
+    dqrelo_entry entry = {};
+    for (int32_t k = 0; k < weight.n_planes; ++k) {
+        entry.sign[k]  = (const uint8_t *) at(layout.sign[k]);
+        entry.scale[k] = (const float *) at(layout.scale[k]);
+    }
+    entry.cscale        = (const float *) at(layout.cscale);
+    entry.u             = at(layout.u);
+    entry.v             = at(layout.v);
+    entry.dense         = at(layout.dense);
+    entry.vsign         = (const uint8_t *) at(layout.vsign);
+    entry.vscale        = at(layout.vscale);
+    entry.usign         = (const uint8_t *) at(layout.usign);
+    entry.uscale        = at(layout.uscale);
+    entry.mask          = (const uint8_t *) at(layout.mask);
+    entry.count         = (const uint8_t *) at(layout.count);
+    entry.column        = (const uint8_t *) at(layout.column);
+    entry.start         = (const int32_t *) at(layout.start);
+    entry.entries       = at(layout.entries);
+    entry.escale        = (const float *) at(layout.escale);
+    entry.type_entries  = layout.entries.type;
+    entry.n_in          = weight.ne[0];
+    entry.n_out         = weight.ne[1];
+    entry.n_mat         = weight.ne[2] * weight.ne[3];
+    entry.n_planes      = weight.n_planes;
+    entry.rank          = weight.rank;
+    entry.type_u        = layout.u.type;
+    entry.type_v        = layout.v.type;
+    entry.type_dense    = layout.dense.type;
+    entry.scale_per_row = layout.scale_per_row;
+    entry.n_codes       = (int32_t) weight.n_codes;
+    std::copy_n(weight.plane_ranks, DQRELO_MAX_CODE_PLANES, entry.plane_ranks);
+    return entry;
 }
 
 } // namespace dqrelo

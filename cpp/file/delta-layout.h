@@ -27,6 +27,12 @@ struct pack_layout {
     part_layout usign;
     part_layout uscale;
     part_layout dense;
+    part_layout mask;
+    part_layout count;
+    part_layout column;
+    part_layout start;
+    part_layout entries;
+    part_layout escale;
     int32_t     scale_per_row = 0; // Bit p is set where plane p has a scale per row.
 };
 
@@ -46,6 +52,9 @@ struct delta_layout {
 // Reads and checks the arrays of the metadata (whose types check_delta_keys has seen), and every tensor's name, type, shape and place in a
 // file of n_file_bytes. Returns false with one line in `err` (without the file's name).
 bool read_delta_layout(const gguf_header & header, size_t n_file_bytes, delta_layout & out, std::string & err);
+
+// Returns the entry of a weight whose pack lies at `pack`, which is only added to: it may be an address of another device.
+dqrelo_entry entry_of(const weight_info & weight, const pack_layout & layout, const void * pack);
 
 // Returns true for 64 lower-case hex digits.
 bool is_sha256_text(const std::string & text);

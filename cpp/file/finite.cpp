@@ -31,6 +31,7 @@ size_t count_exponents(const uint8_t * data, size_t n, size_t stride, Bits expon
     return n_bad;
 }
 
+constexpr uint8_t  F8_EXPONENT   = 0x7c;
 constexpr uint16_t F16_EXPONENT  = 0x7c00;
 constexpr uint16_t BF16_EXPONENT = 0x7f80;
 constexpr uint32_t F32_EXPONENT  = 0x7f800000;
@@ -50,6 +51,10 @@ size_t count_not_finite(ggml_type type, const uint8_t * data, size_t n_bytes) {
         case GGML_TYPE_Q4_0: return count_exponents(data, n, size, F16_EXPONENT);
         default: return 0; // Signs have no exponents.
     }
+}
+
+size_t count_not_finite_f8(const uint8_t * data, size_t n_bytes) {
+    return count_exponents(data, n_bytes, sizeof(uint8_t), F8_EXPONENT);
 }
 
 std::string not_finite_text(const std::string & tensor, size_t n_bad) {

@@ -16,6 +16,9 @@ bool check_values(const gguf_header & header, std::string & err);
 // with such a scale. n_bytes is a multiple of the type's size.
 size_t count_not_finite(ggml_type type, const uint8_t * data, size_t n_bytes);
 
+// The same for the entries of a sparse weight that are F8, the upper bytes of F16.
+size_t count_not_finite_f8(const uint8_t * data, size_t n_bytes);
+
 // Returns what to say of a tensor with n_bad of them.
 std::string not_finite_text(const std::string & tensor, size_t n_bad);
 

@@ -58,8 +58,38 @@ static std::vector<double> sign_factor_row(const dqrelo_entry & entry, int64_t i
     return out;
 }
 
+// Row i of one matrix of a sparse weight.
+static std::vector<double> sparse_row(const dqrelo_entry & entry, int64_t i) {
+    const int64_t       n_blocks = (entry.n_in + 255) / 256;
+    int64_t             at       = entry.start[i];
+    std::vector<double> out((size_t) entry.n_in, 0.0);
+    const auto          put = [&](int64_t j) {
+        const uint16_t bits = entry.type_entries == GGML_TYPE_I8 ? (uint16_t) (((const uint8_t *) entry.entries)[at] << 8)
+                                                                 : ((const uint16_t *) entry.entries)[at];
+        ggml_bf16_t    bf16;
+        bf16.bits          = bits;
+        const double value = entry.type_entries == GGML_TYPE_BF16 ? ggml_bf16_to_fp32(bf16) : ggml_fp16_to_fp32(bits);
+        out[(size_t) j]    = value * (entry.escale ? entry.escale[i] : 1.0);
+        at++;
+    };
+    for (int64_t j = 0; entry.mask && j < entry.n_in; ++j) {
+        if (entry.mask[i * (entry.n_in / 8) + j / 8] >> (j % 8) & 1) {
+            put(j);
+        }
+    }
+    for (int64_t b = 0; entry.count && b < n_blocks; ++b) {
+        for (int k = 0; k < entry.count[i * n_blocks + b]; ++k) {
+            put(256 * b + entry.column[at]);
+        }
+    }
+    return out;
+}
+
 // Row i of D_hat of one matrix: docs/format.md, section 1.
 static std::vector<double> delta_row(const dqrelo_entry & entry, int64_t i) {
+    if (entry.entries) {
+        return sparse_row(entry, i);
+    }
     if (entry.dense) {
         const std::vector<float> row = row_of(entry.dense, entry.type_dense, i, entry.n_in);
         return { row.begin(), row.end() };

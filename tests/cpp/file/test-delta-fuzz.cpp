@@ -5,6 +5,7 @@
 #include "file/delta-file.h"
 #include "file/fingerprint.h"
 #include "support/gguf-builder.h"
+#include "support/sparse-builder.h"
 
 #include <algorithm>
 
@@ -56,6 +57,28 @@ static std::string damage(std::string bytes, size_t n_header, random_source & r)
     return bytes;
 }
 
+// Reads what the places of entries say that there is, and fails where a column lies outside its row.
+template <typename F>
+static void touch_entries(const dqrelo_entry & entry, F touch) {
+    const int64_t n_blocks = (entry.n_in + 255) / 256;
+    for (int64_t i = 0; entry.entries && i < entry.n_out; ++i) {
+        int64_t n = 0;
+        for (int64_t j = 0; entry.mask && j < entry.n_in; ++j) {
+            n += entry.mask[i * (entry.n_in / 8) + j / 8] >> (j % 8) & 1;
+        }
+        for (int64_t b = 0; entry.count && b < n_blocks; ++b) {
+            for (int k = 0; k < entry.count[i * n_blocks + b]; ++k, ++n) {
+                CHECK(256 * b + entry.column[entry.start[i] + n] < entry.n_in);
+            }
+        }
+        const size_t n_value = entry.type_entries == GGML_TYPE_I8 ? 1 : 2;
+        if (n > 0) {
+            touch((const uint8_t *) entry.entries + n_value * (size_t) entry.start[i], n_value * (size_t) n);
+        }
+        touch(entry.escale, sizeof(float) * (size_t) entry.n_out);
+    }
+}
+
 static void read_all(const delta_file & delta) {
     std::string err;
     delta.verify({}, err);
@@ -83,6 +106,7 @@ static void read_all(const delta_file & delta) {
             touch(entry.vscale, sizeof(uint16_t) * (size_t) entry.n_codes);
             touch(entry.usign, (size_t) (entry.n_codes / 8 * entry.n_out));
             touch(entry.uscale, sizeof(uint16_t) * (size_t) entry.n_codes);
+            touch_entries(entry, touch);
             touch(entry.dense, ggml_row_size((ggml_type) entry.type_dense, entry.n_in) * (size_t) entry.n_out);
         }
     }
@@ -98,7 +122,7 @@ static void edit(delta_builder & d, random_source & r) {
     const uint64_t extreme = EXTREMES[r.below(sizeof(EXTREMES) / sizeof(EXTREMES[0]))];
     const uint64_t number  = r.below(3) ? small : extreme;
     tensor &       t       = d.tensors[r.below(d.tensors.size())];
-    switch (r.below(10)) {
+    switch (r.below(13)) {
         case 0: d.weight_ne[r.below(d.weight_ne.size())] = number; break;
         case 1: d.rank[r.below(d.rank.size())] = (uint32_t) number; break;
         case 2: d.n_planes[r.below(d.n_planes.size())] = (uint32_t) r.below(7); break;
@@ -108,7 +132,10 @@ static void edit(delta_builder & d, random_source & r) {
         case 6: t.type = (ggml_type) r.below(GGML_TYPE_COUNT); break;
         case 7: std::swap(t, d.tensors[r.below(d.tensors.size())]); break;
         case 8: d.plane_ranks[r.below(d.plane_ranks.size())] = (uint32_t) number; break;
-        case 9: { // another shape of the same size
+        case 9: d.n_entries[r.below(d.n_entries.size())] = number; break;
+        case 10: // a byte of data that says where something lies, or nothing
+        case 11: t.data[r.below(t.data.size())] = (char) r.next(); break;
+        case 12: { // another shape of the same size
             const size_t i = r.below(t.ne.size());
             const size_t j = r.below(t.ne.size());
             if (t.ne[i] % 2 == 0) {
@@ -119,8 +146,8 @@ static void edit(delta_builder & d, random_source & r) {
         }
     }
     d.declare();
-    const char * const keys[] = { "dqrelo.weight.ne",       "dqrelo.tensor.ne",          "dqrelo.weight.rank",
-                                  "dqrelo.weight.n_planes", "dqrelo.weight.plane_ranks", "dqrelo.tensor.types" };
+    const char * const keys[] = { "dqrelo.weight.ne",          "dqrelo.tensor.ne",    "dqrelo.weight.rank",     "dqrelo.weight.n_planes",
+                                  "dqrelo.weight.plane_ranks", "dqrelo.tensor.types", "dqrelo.weight.n_entries" };
     if (r.below(4) == 0) { // an array that is too short or of another kind
         const char * key = keys[r.below(sizeof(keys) / sizeof(keys[0]))];
         if (r.below(2)) {
@@ -207,7 +234,7 @@ static void test_bases() {
 }
 
 int main() {
-    for (const delta_builder & valid : { delta_of_every_form(), delta_of_every_new_form() }) {
+    for (const delta_builder & valid : { delta_of_every_form(), delta_of_every_new_form(), delta_of_sparse_weights() }) {
         test_damaged_deltas(valid);
         test_edited_deltas(valid);
     }

@@ -173,7 +173,7 @@ inline std::string stored(const std::vector<float> & values, ggml_type type, int
 // A delta file in the making: adds weights, and fills in all declarations.
 struct delta_builder : gguf_builder {
     std::vector<std::string> types, weight_names;
-    std::vector<uint64_t>    logical_ne, weight_ne;
+    std::vector<uint64_t>    logical_ne, weight_ne, n_entries;
     std::vector<uint32_t>    rank, n_planes, plane_ranks;
 
     uint32_t version;
@@ -208,6 +208,7 @@ struct delta_builder : gguf_builder {
         n_planes.push_back(planes);
         rank.push_back(r);
         plane_ranks.resize(plane_ranks.size() + 8);
+        n_entries.push_back(0);
     }
 
     // Adds a tensor of the last weight; `logical` is empty where it is the stored shape.
@@ -255,6 +256,9 @@ struct delta_builder : gguf_builder {
         set("dqrelo.weight.n_planes", n_planes);
         if (version > 1) {
             set("dqrelo.weight.plane_ranks", plane_ranks);
+        }
+        if (std::any_of(n_entries.begin(), n_entries.end(), [](uint64_t n) { return n > 0; })) {
+            set("dqrelo.weight.n_entries", n_entries);
         }
         set("dqrelo.weight.error_delta", std::vector<float>(rank.size(), 0.25f));
         set("dqrelo.weight.error_weight", std::vector<float>(rank.size(), 0.125f));
