@@ -103,7 +103,7 @@ ggml_tensor * rows(ggml_context * ctx, const composed_weight & w, ggml_tensor * 
 
 ggml_tensor * composed_whole(ggml_context * ctx, const composed_weight & w) {
     if (w.dense) {
-        return w.dense;
+        return as_f32(ctx, w.dense);
     }
     ggml_tensor * sum = nullptr;
     for (const auto & plane : w.planes) {

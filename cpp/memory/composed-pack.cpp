@@ -47,6 +47,12 @@ ggml_type sign_type(ggml_backend_buffer_type_t buft, const dqrelo_entry & e) {
     return GGML_TYPE_F16;
 }
 
+// The type of a sparse weight's dense copy: one of 16 bits that holds F16 and BF16 as they are, and F8, two bits times a power of two.
+ggml_type sparse_type(ggml_backend_buffer_type_t buft, const dqrelo_entry & e) {
+    const ggml_type type = e.type_entries == GGML_TYPE_F16 ? GGML_TYPE_F16 : GGML_TYPE_BF16;
+    return takes(buft, type, e.n_in, e.n_out, e.n_mat) ? type : GGML_TYPE_F32;
+}
+
 ggml_type factor_type(ggml_backend_buffer_type_t buft, int32_t type, int64_t n_cols, int64_t n_rows, int64_t n_mat) {
     return takes(buft, (ggml_type) type, n_cols, n_rows, n_mat) ? (ggml_type) type : GGML_TYPE_F16;
 }
@@ -121,6 +127,29 @@ void decode_a(const dqrelo_entry & e, int64_t i, float * out) {
     for (int64_t k = 0; k < e.plane_ranks[0]; k++) {
         for_each_code(e, k,
                       [&](int64_t code) { out[k] += ggml_bf16_to_fp32(((const ggml_bf16_t *) e.uscale)[code]) * sign_of(signs, code); });
+    }
+}
+
+// Row i of one matrix of a sparse weight.
+void decode_sparse(const dqrelo_entry & e, int64_t i, float * out) {
+    int64_t    at  = e.start[i];
+    const auto put = [&](int64_t j) {
+        const uint16_t bits  = e.type_entries == GGML_TYPE_I8 ? (uint16_t) (((const uint8_t *) e.entries)[at] << 8) // the upper byte of F16
+                                                              : ((const uint16_t *) e.entries)[at];
+        const float    value = e.type_entries == GGML_TYPE_BF16 ? ggml_bf16_to_fp32({ bits }) : ggml_fp16_to_fp32(bits);
+        out[j]               = e.escale ? e.escale[i] * value : value;
+        at++;
+    };
+    for (int64_t j = 0; e.mask && j < e.n_in; j++) {
+        if (e.mask[i * (e.n_in / 8) + j / 8] >> (j % 8) & 1) {
+            put(j);
+        }
+    }
+    const int64_t n_blocks = dqrelo_sparse_blocks(e.n_in);
+    for (int64_t b = 0; e.count && b < n_blocks; b++) {
+        for (int64_t end = at + e.count[i * n_blocks + b]; at < end;) {
+            put(b * DQRELO_SPARSE_BLOCK + e.column[at]);
+        }
     }
 }
 
@@ -213,6 +242,9 @@ void composed_pack::make_tensors(const delta_file & file, ggml_backend_buffer_ty
         if (e.dense) {
             w.dense = make(name + ".dq_dense", GGML_TYPE_F32, { e.n_in, e.n_out, e.n_mat });
         }
+        if (e.entries) { // No operator knows places, so the zeros between are there, too.
+            w.dense = make(name + ".dq_entry", sparse_type(buft, e), { e.n_in, e.n_out, e.n_mat });
+        }
         for (int32_t p = 0; p < e.n_planes; p++) {
             const bool             per_row = e.scale_per_row >> p & 1;
             composed_weight::plane plane;
@@ -268,7 +300,11 @@ std::unique_ptr<composed_pack> composed_pack::load(const delta_file & file, ggml
         out.numbers(w.cscale, e.cscale, GGML_TYPE_F32);
         out.numbers(w.u, e.u, e.type_u);
         out.numbers(w.v, e.v, e.type_v);
-        out.numbers(w.dense, e.dense, e.type_dense);
+        if (e.entries) {
+            out.decoded(w.dense, [&](int64_t row, float * to) { decode_sparse(e, row, to); });
+        } else {
+            out.numbers(w.dense, e.dense, e.type_dense);
+        }
     }
     out.finish();
     if (!out.problem.empty()) {

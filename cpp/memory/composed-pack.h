@@ -29,7 +29,7 @@ struct composed_weight {
     ggml_tensor *      v      = nullptr; // [n_in, rank, n_mat]
     ggml_tensor *      a      = nullptr; // sign factors, decoded: [rank, n_out, n_mat] of another rank, a multiple of 32
     ggml_tensor *      b      = nullptr; // [n_in, rank, n_mat], multiplied with the column scales too
-    ggml_tensor *      dense  = nullptr; // F32 [n_in, n_out, n_mat]
+    ggml_tensor *      dense  = nullptr; // [n_in, n_out, n_mat]: F32, or of a sparse weight F16, BF16 or F32
     int64_t            n_mat  = 1;
 };
 

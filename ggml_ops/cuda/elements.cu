@@ -2,6 +2,7 @@
 // one of them.
 
 #include "elements.cuh"
+#include "sparse.cuh"
 #include "values.cuh"
 
 static constexpr int N_COLUMNS = 128;
@@ -33,6 +34,9 @@ static __device__ float delta_at(const matrix_ref & matrix, int64_t i, int j) {
     const dqrelo_entry & e = *matrix.e;
     if (e.dense) {
         return value_of(e.type_dense, matrix.dense_row(i), j);
+    }
+    if (e.entries) {
+        return sparse_at(sparse_row(matrix, i), j);
     }
     float sum = sign_factors_at(matrix, i, j);
     for (int p = 0; p < e.n_planes; p++) {

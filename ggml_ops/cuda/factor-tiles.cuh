@@ -57,6 +57,33 @@ struct tile_matrix {
 // F32
 //
 
+// Loads columns j0 to j0 + DEPTH - 1 of the rows of `range`, which have n columns.
+template <typename B>
+static __device__ __forceinline__ void load_float_rows(tile_memory & memory, int n, const tile_range & range, B b_row, int j0) {
+    const int j = j0 + (int) threadIdx.x % DEPTH;
+    for (int r = (int) threadIdx.x / DEPTH; r < TILE_ROWS; r += N_THREADS / DEPTH) {
+        memory.floats.b[j - j0][r] = j < n && r >= range.begin && r < range.end ? b_row(r)[j] : 0.0f;
+    }
+}
+
+// Adds the products of what is loaded.
+static __device__ __forceinline__ void multiply_floats(const tile_memory & memory, float sum[N_TILES][4]) {
+#pragma unroll 4
+    for (int k = 0; k < DEPTH; k++) {
+        const float a0 = memory.floats.a[k][tile_feature(0)];
+        const float a1 = memory.floats.a[k][tile_feature(1)];
+#pragma unroll
+        for (int t = 0; t < N_TILES; t++) {
+            const float b0 = memory.floats.b[k][tile_row(t, 0)];
+            const float b1 = memory.floats.b[k][tile_row(t, 1)];
+            sum[t][0]      = fmaf(a0, b0, sum[t][0]);
+            sum[t][1]      = fmaf(a0, b1, sum[t][1]);
+            sum[t][2]      = fmaf(a1, b0, sum[t][2]);
+            sum[t][3]      = fmaf(a1, b1, sum[t][3]);
+        }
+    }
+}
+
 // Adds a . b_row(r) to sum[n][c] for the tile's features and the rows r of `range`.
 template <typename B>
 static __device__ __forceinline__ void add_float_tile(tile_memory & memory, const tile_matrix & a, const tile_range & range, B b_row,
@@ -67,24 +94,9 @@ static __device__ __forceinline__ void add_float_tile(tile_memory & memory, cons
         for (int i = (int) threadIdx.x / DEPTH; i < TILE_OUTPUTS; i += N_THREADS / DEPTH) {
             memory.floats.a[j - j0][i] = j < a.n && i < a.n_features ? value_of(a.type, a.row(i), j) : 0.0f;
         }
-        for (int r = (int) threadIdx.x / DEPTH; r < TILE_ROWS; r += N_THREADS / DEPTH) {
-            memory.floats.b[j - j0][r] = j < a.n && r >= range.begin && r < range.end ? b_row(r)[j] : 0.0f;
-        }
+        load_float_rows(memory, a.n, range, b_row, j0);
         __syncthreads();
-#pragma unroll 4
-        for (int k = 0; k < DEPTH; k++) {
-            const float a0 = memory.floats.a[k][tile_feature(0)];
-            const float a1 = memory.floats.a[k][tile_feature(1)];
-#pragma unroll
-            for (int t = 0; t < N_TILES; t++) {
-                const float b0 = memory.floats.b[k][tile_row(t, 0)];
-                const float b1 = memory.floats.b[k][tile_row(t, 1)];
-                sum[t][0]      = fmaf(a0, b0, sum[t][0]);
-                sum[t][1]      = fmaf(a0, b1, sum[t][1]);
-                sum[t][2]      = fmaf(a1, b0, sum[t][2]);
-                sum[t][3]      = fmaf(a1, b1, sum[t][3]);
-            }
-        }
+        multiply_floats(memory, sum);
     }
 }
 

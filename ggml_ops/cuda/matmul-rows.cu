@@ -7,6 +7,7 @@
 
 #include "dqrelo-cuda.h"
 #include "plan.cuh"
+#include "sparse.cuh"
 #include "values.cuh"
 
 #include "../cpu/kernels.h"
@@ -301,6 +302,30 @@ static __device__ __forceinline__ float factor_share(const dqrelo_cuda_op & op, 
     return share;
 }
 
+// Returns sparse x for this thread's value.
+template <int T>
+static __device__ __forceinline__ float sparse_share(const dqrelo_cuda_op & op, const row_plan & plan, const matrix_ref & matrix, int place,
+                                                     int i0) {
+    const int     lane = (int) threadIdx.x % ROW_LANES;
+    const float * b[T];
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        b[t] = x_row(op, plan.row[place + t]);
+    }
+    float share = 0.0f;
+#pragma unroll 1
+    for (int r = 0; r < TILE_FEATURES; r++) {
+        float sum[T] = {};
+        add_sparse_dots<ROW_LANES, T>(sparse_row(matrix, min(i0 + r, op.n_out - 1)), b, sum);
+#pragma unroll
+        for (int t = 0; t < T; t++) {
+            const float total = sum_lanes<ROW_LANES>(sum[t]);
+            share             = lane == t * TILE_FEATURES + r ? total : share;
+        }
+    }
+    return share;
+}
+
 // Computes output features i0 to i0 + TILE_FEATURES - 1 of T rows, with 16 lanes. They wait for V x after the signs.
 template <int T>
 static __device__ __forceinline__ void apply_tile(const dqrelo_cuda_op & op, const matmul_work & work, const row_plan & plan,
@@ -316,6 +341,8 @@ static __device__ __forceinline__ void apply_tile(const dqrelo_cuda_op & op, con
     }
     if (matrix.e->dense || matrix.e->rank > 0) {
         delta += factor_share<T>(op, work, plan, matrix, place, i0);
+    } else if (matrix.e->entries) {
+        delta += sparse_share<T>(op, plan, matrix, place, i0);
     }
     if (mine.used) {
         const dqrelo_position at                  = position_of(op, plan.row[mine.place]);

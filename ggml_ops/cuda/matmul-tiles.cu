@@ -9,6 +9,7 @@
 #include "factor-tiles.cuh"
 #include "matmul.cuh"
 #include "signs.cuh"
+#include "sparse-tiles.cuh"
 
 #include "../cpu/kernels.h"
 
@@ -295,6 +296,8 @@ static __device__ __forceinline__ void delta_tile(tile_memory & memory, const dq
         add_factor_tile(
             memory, u, range, [&](int r) { return work.t + (int64_t) rows.row[r] * work.t_stride; },
             [&](int r) { return half_factor(work.t_max[rows.row[r]]); }, delta);
+    } else if (e.entries) {
+        add_sparse_tile(memory, matrix, i0, range, [&](int r) { return x_row(op, rows.row[r]); }, delta);
     }
 }
 

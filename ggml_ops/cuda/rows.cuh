@@ -51,7 +51,7 @@ static __device__ __forceinline__ const dqrelo_entry * entry_of_delta(const dqre
         return nullptr;
     }
     const dqrelo_entry * e = op.table + delta;
-    return e->n_planes == 0 && e->rank == 0 && e->n_codes == 0 && e->dense == nullptr ? nullptr : e;
+    return e->n_planes == 0 && e->rank == 0 && e->n_codes == 0 && e->dense == nullptr && e->entries == nullptr ? nullptr : e;
 }
 
 // Returns the delta index of a token, or -1 where it has no delta, or the scale is 0.

@@ -330,14 +330,18 @@ static void test_small() {
     o3.n_planes      = 0;
     o3.cscale        = true;
     o3.plane_ranks   = { 33, 6, 1 };
-    const random_entry a(o, 81), b(o1, 82), d(o2, 83), z(o3, 85);
+    entry_options o4 = o, o5 = o;
+    o4.sparse       = sparsity::LISTS;
+    o4.type_entries = GGML_TYPE_I8;
+    o5.sparse       = sparsity::MASK;
+    const random_entry a(o, 81), b(o1, 82), d(o2, 83), z(o3, 85), l(o4, 87), m(o5, 88);
     op_case            c;
     c.n_in    = o.n_in;
-    c.ne      = { o.n_out, 7, 1, 1 };
-    c.entries = { &a, &b, &d, &z };
+    c.ne      = { o.n_out, 9, 1, 1 };
+    c.entries = { &a, &b, &d, &z, &l, &m };
     c.gaps    = true;
-    for (int i = 0; i < 7; i++) {
-        c.tokens.push_back({ i % 5 - 1, 1.0f });
+    for (int i = 0; i < 9; i++) {
+        c.tokens.push_back({ i % 7 - 1, 1.0f });
     }
     check_case("small/matmul", c);
     o3.plane_ranks = { 17, 7 };
@@ -350,6 +354,18 @@ static void test_small() {
     c.stacks = { &s, &t, nullptr };
     c.ids    = { 2, 0, 1, 1, 0, 2 };
     check_case("small/matmul_id", c);
+    o4.n_in = 328;
+    const random_stack p(o4, 3, 89);
+    c.n_in   = o4.n_in;
+    c.stacks = { &p, nullptr, &p };
+    check_case("small/matmul_id of sparse weights", c);
+    op_case whole;
+    whole.form   = DQRELO_FORM_ADD;
+    whole.ne     = { o4.n_in, o4.n_out, 3, 1 };
+    whole.stride = { 0, 0, 0 };
+    whole.tokens = { { 0, 0.5f } };
+    whole.stacks = { &p };
+    check_case("small/add a stack of sparse weights", whole);
     test_add_id();
     test_merged_weight();
 }

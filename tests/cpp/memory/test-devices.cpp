@@ -7,6 +7,7 @@
 #include "memory/composed-pack.h"
 #include "memory/device-pack.h"
 #include "support/fake-device.h"
+#include "support/sparse-builder.h"
 #include "memory/placement.h"
 #include "memory/upload.h"
 
@@ -106,20 +107,20 @@ static void test_upload(bool is_async) {
 // The first tensor of a weight.
 static const uint8_t * first_of(const dqrelo_entry & e) {
     const void * first = nullptr;
-    for (const void * part : { (const void *) e.dense, (const void *) e.vsign, e.u, (const void *) e.cscale, (const void *) e.sign[0] }) {
+    for (const void * part : { (const void *) e.mask, (const void *) e.count, (const void *) e.dense, (const void *) e.vsign, e.u,
+                               (const void *) e.cscale, (const void *) e.sign[0] }) {
         first = part ? part : first;
     }
     return (const uint8_t *) first;
 }
 
-static void test_pack(const testing::delta_builder & d) {
+static void test_pack(const testing::delta_builder & d, const std::vector<size_t> & weights) {
     check::begin(("a pack is what the file holds/version=" + std::to_string(d.version)).c_str());
     testing::write_file(PATH, d.file());
     std::string err;
     const auto  file = dqrelo::delta_file::open(PATH, {}, err);
     CHECK(file != nullptr);
-    fake_device               gpu;
-    const std::vector<size_t> weights = { 0, 2, 4 };
+    fake_device gpu;
     {
         const auto pack = dqrelo::device_pack::load(*file, &gpu.buft, weights, err);
         CHECK(pack != nullptr && gpu.n_buffers == 1);
@@ -130,6 +131,7 @@ static void test_pack(const testing::delta_builder & d) {
             CHECK(first_of(there) != first_of(here));
             const uint8_t * pack_there = first_of(there) - (first_of(here) - file->data(i));
             CHECK(there.vsign - here.vsign == (here.vsign ? pack_there - file->data(i) : 0));
+            CHECK(there.column - here.column == (here.column ? pack_there - file->data(i) : 0));
             CHECK(memcmp(pack_there, file->data(i), file->weights()[i].n_bytes) == 0);
         }
         CHECK(pack->n_bytes() == dqrelo::device_pack::bytes_needed(*file, &gpu.buft, weights));
@@ -180,7 +182,12 @@ static void test_overflow() {
 // Row `row` of a tensor as F32.
 static std::vector<float> row_of(const ggml_tensor * t, int64_t row) {
     std::vector<float> out((size_t) t->ne[0]);
-    ggml_get_type_traits(t->type)->to_float((const char *) t->data + (size_t) row * t->nb[1], out.data(), t->ne[0]);
+    const char *       data = (const char *) t->data + (size_t) row * t->nb[1];
+    if (t->type == GGML_TYPE_F32) {
+        memcpy(out.data(), data, ggml_row_size(t->type, t->ne[0]));
+    } else {
+        ggml_get_type_traits(t->type)->to_float(data, out.data(), t->ne[0]);
+    }
     return out;
 }
 
@@ -229,16 +236,79 @@ static void test_decoded(ggml_backend_buffer_type_t buft, ggml_type type) {
     remove(PATH);
 }
 
+// Element j of row i of one matrix of a sparse weight.
+static double sparse_at(const dqrelo_entry & e, int64_t i, int64_t j) {
+    const int64_t n_blocks = (e.n_in + 255) / 256;
+    int64_t       at       = e.start[i];
+    bool          found    = false;
+    if (e.mask) {
+        const auto is_set = [&](int64_t column) { return e.mask[i * (e.n_in / 8) + column / 8] >> (column % 8) & 1; };
+        for (int64_t column = 0; column < j; column++) {
+            at += is_set(column);
+        }
+        found = is_set(j);
+    } else {
+        for (int64_t b = 0; b < j / 256; b++) {
+            at += e.count[i * n_blocks + b];
+        }
+        for (const int64_t end = at + e.count[i * n_blocks + j / 256]; at < end && !found; at += found ? 0 : 1) {
+            found = e.column[at] == j % 256;
+        }
+    }
+    if (!found) {
+        return 0.0;
+    }
+    const uint16_t * halves = (const uint16_t *) e.entries;
+    switch (e.type_entries) {
+        case GGML_TYPE_F16: return ggml_fp16_to_fp32(halves[at]);
+        case GGML_TYPE_BF16: return ggml_bf16_to_fp32({ halves[at] });
+        default: return (double) e.escale[i] * ggml_fp16_to_fp32((uint16_t) (((const uint8_t *) e.entries)[at] << 8));
+    }
+}
+
+// Sparse weights become dense ones of ordinary ops, each number as it is, up to BF16's half step where a scale is no power of two.
+static void test_sparse(ggml_backend_buffer_type_t buft, ggml_type type, ggml_type type_of_f16) {
+    check::begin((std::string("sparse weights without the operator/") + ggml_type_name(type)).c_str());
+    testing::write_file(PATH, testing::delta_of_sparse_weights().file());
+    std::string               err;
+    const auto                file    = dqrelo::delta_file::open(PATH, {}, err);
+    const std::vector<size_t> weights = { 0, 1, 2 };
+    const auto                pack    = dqrelo::composed_pack::load(*file, buft, weights, err);
+    CHECK(pack != nullptr && pack->n_bytes() == dqrelo::composed_pack::bytes_needed(*file, buft, weights));
+    size_t n_bytes = 0;
+    for (size_t i : weights) {
+        const dqrelo_entry  stack = file->entry(i);
+        const ggml_tensor * dense = pack->find(i)->dense;
+        CHECK(dense->type == (i == 2 ? type_of_f16 : type) && dense->ne[0] == stack.n_in && ggml_nrows(dense) == stack.n_out * stack.n_mat);
+        n_bytes += ggml_nbytes(dense);
+        double worst = 0.0;
+        for (int64_t r = 0; r < stack.n_out * stack.n_mat; r++) {
+            const dqrelo_entry       e   = dqrelo_entry_matrix(&stack, r / stack.n_out);
+            const std::vector<float> row = row_of(dense, r);
+            for (int64_t j = 0; j < e.n_in; j++) {
+                const double want = sparse_at(e, r % stack.n_out, j);
+                worst = std::max(worst, want == 0.0 ? std::fabs((double) row[(size_t) j]) : std::fabs(row[(size_t) j] / want - 1.0));
+            }
+        }
+        CHECK(worst <= (i == 0 ? 1.0 / 256 : 0.0));
+    }
+    CHECK(pack->n_bytes() >= n_bytes);
+    remove(PATH);
+}
+
 int main() {
     test_host();
     test_fused();
     test_refused();
     test_upload(true);
     test_upload(false);
-    test_pack(testing::delta_of_every_form());
-    test_pack(testing::delta_of_every_new_form());
+    test_pack(testing::delta_of_every_form(), { 0, 2, 4 });
+    test_pack(testing::delta_of_every_new_form(), { 0, 2, 4 });
+    test_pack(testing::delta_of_sparse_weights(), { 0, 1, 2, 3 });
     test_decoded(ggml_backend_cpu_buffer_type(), GGML_TYPE_Q8_0);
+    test_sparse(ggml_backend_cpu_buffer_type(), GGML_TYPE_BF16, GGML_TYPE_F16);
     fake_device gpu; // takes no product
+    test_sparse(&gpu.buft, GGML_TYPE_F32, GGML_TYPE_F32);
     test_decoded(&gpu.buft, GGML_TYPE_F16);
     test_overflow();
     return check::finish();
