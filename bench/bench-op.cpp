@@ -1,8 +1,9 @@
 // bench-op.cpp: what does a delta cost on top of the base's product, against memory and against ordinary ggml ops?
 //
 //   base      y = W x with W in the type --base
-//   fused     the op DQRELO: y + scale (S x) + U (V x), or y + A (B x)
-//   composed  the same from ordinary ops: Q1_0 mul_mat, mul by the scales, two mul_mats with the factors (A and B in Q8_0), adds
+//   fused     the op DQRELO: y + scale (S x) + U (V x), or y + A (B x), or y + D x with a sparse D
+//   composed  the same from ordinary ops: Q1_0 mul_mat, mul by the scales, two mul_mats with the factors (A and B in Q8_0), adds; of a
+//             sparse weight, a mul_mat with a dense one in F16
 //   folded    y + delta in one op that folds the signs into W, from DQRELO_FOLD_ROWS rows on
 //   read      a plain read of the delta's bytes by the same threads, as an op of the same graph machinery
 //
@@ -35,12 +36,14 @@ struct options {
 };
 
 constexpr const char * USAGE = "usage: bench-op [-b BASE_TYPE] [-f FACTOR_TYPE] [-p PLANES] [-s matrix|row] [-c] [-k RANKS,...] [-t "
-                               "THREADS,...] [-n ROWS,...] [-x N_INxN_OUT,...] [-d SECONDS]\n"
+                               "THREADS,...] [-e SHARE] [-m] [-n ROWS,...] [-x N_INxN_OUT,...] [-d SECONDS]\n"
                                "  -b f16     type of the base weight\n"
                                "  -f f16     type of U and V: f16, bf16, q8_0, q4_0\n"
                                "  -p 1       sign planes\n"
                                "  -s matrix  scales: one a matrix, or one a row\n"
                                "  -c         with scales of the columns too\n"
+                               "  -e SHARE   a sparse weight: this share of the elements are entries (0.08), of type -f: f16, bf16, f8\n"
+                               "  -m         its places are a mask, not lists\n"
                                "  -k RANKS   sign factors whose planes have these ranks, which descend, instead of planes, U and V\n";
 
 ggml_type type_of(const char * name) {
@@ -63,10 +66,15 @@ void for_each_item(const char * list, F && take) {
 
 options parse(int argc, char ** argv) {
     options o;
-    for (int c; (c = getopt(argc, argv, "b:f:p:s:ck:t:n:x:d:")) != -1;) {
+    for (int c; (c = getopt(argc, argv, "b:f:p:s:ck:e:mt:n:x:d:")) != -1;) {
         switch (c) {
             case 'b': o.base = type_of(optarg); break;
-            case 'f': o.kind.factors = type_of(optarg); break;
+            case 'f': o.kind.factors = strcmp(optarg, "f8") == 0 ? GGML_TYPE_I8 : type_of(optarg); break;
+            case 'm': o.kind.has_mask = true; break;
+            case 'e':
+                o.kind.n_planes = 0;
+                o.kind.entries  = atof(optarg);
+                break;
             case 'p': o.kind.n_planes = atoi(optarg); break;
             case 's': o.kind.row_scales = strcmp(optarg, "row") == 0; break;
             case 'c': o.kind.column_scales = true; break;
@@ -139,9 +147,9 @@ void measure(const op_problem & p, int64_t n_rows, int n_threads, double seconds
 int main(int argc, char ** argv) {
     const options o = parse(argc, argv);
     print_machine(argc, argv);
-    printf("kernels: %s; base: %s; factors: %s; planes: %d; scales a %s%s; codes: %d\n\n", dqrelo_cpu_isa(), ggml_type_name(o.base),
-           ggml_type_name(o.kind.factors), o.kind.n_planes, o.kind.row_scales ? "row" : "matrix",
-           o.kind.column_scales ? ", and a column" : "", o.kind.n_codes());
+    printf("kernels: %s; base: %s; factors: %s; planes: %d; scales a %s%s; codes: %d; entries: %g by %s\n\n", dqrelo_cpu_isa(),
+           ggml_type_name(o.base), ggml_type_name(o.kind.factors), o.kind.n_planes, o.kind.row_scales ? "row" : "matrix",
+           o.kind.column_scales ? ", and a column" : "", o.kind.n_codes(), o.kind.entries, o.kind.has_mask ? "mask" : "lists");
     printf("| n_in x n_out, rank or codes | threads | rows | base us | fused us | composed us | fused / base | composed / fused | fused "
            "GB/s | read "
            "GB/s | of read | error fused | error "

@@ -44,7 +44,7 @@ std::vector<float> as_floats(ggml_type type, const std::vector<uint8_t> & data, 
 
 // Returns the rank that U and V can have in an eighth of n_in x n_out weights of 16 bits, after the signs.
 int64_t rank_at_an_eighth(int64_t n_in, int64_t n_out, const delta_kind & kind) {
-    if (kind.n_codes() > 0) {
+    if (kind.n_codes() > 0 || kind.entries > 0.0) {
         return 0;
     }
     const double n_bits    = 2.0 * (double) (n_in * n_out) - kind.n_planes * (double) (n_in * n_out);
@@ -91,6 +91,73 @@ void add_sign_factors(const op_problem & p, random_delta & d, std::mt19937 & rng
     d.b        = quantised(GGML_TYPE_Q8_0, decoded(p.kind.plane_ranks, p.n_in, d.vsign, d.vscale, false), p.n_in);
 }
 
+void add_entries(const op_problem & p, random_delta & d, std::mt19937 & rng) {
+    const int64_t      n_blocks = (p.n_in + DQRELO_SPARSE_BLOCK - 1) / DQRELO_SPARSE_BLOCK;
+    const uint32_t     below    = (uint32_t) (p.kind.entries * 4294967295.0);
+    std::vector<float> values;
+    d.mask.assign(p.kind.has_mask ? (size_t) (p.n_in / 8 * p.n_out) : 0, 0);
+    d.count.assign(p.kind.has_mask ? 0 : (size_t) (n_blocks * p.n_out), 0);
+    for (int64_t i = 0; i < p.n_out; i++) {
+        d.start.push_back((int32_t) values.size());
+        for (int64_t j = 0; j < p.n_in; j++) {
+            if (rng() >= below) {
+                continue;
+            }
+            if (p.kind.has_mask) {
+                d.mask[(size_t) (i * (p.n_in / 8) + j / 8)] |= (uint8_t) (1 << (j % 8));
+            } else {
+                d.count[(size_t) (i * n_blocks + j / DQRELO_SPARSE_BLOCK)]++;
+                d.column.push_back((uint8_t) (j % DQRELO_SPARSE_BLOCK));
+            }
+            values.push_back((float) (rng() % 2001) * 1e-3f - 1.0f);
+        }
+    }
+    const bool is_f8 = p.kind.factors == GGML_TYPE_I8;
+    d.entries        = quantised(is_f8 ? GGML_TYPE_F16 : p.kind.factors, values, (int64_t) values.size());
+    for (size_t k = 0; is_f8 && k < values.size(); k++) {
+        d.entries[k] = d.entries[2 * k + 1];
+    }
+    d.entries.resize(is_f8 ? values.size() : d.entries.size());
+    d.escale.assign(is_f8 ? (size_t) p.n_out : 0, 0.25f);
+    d.e.entries      = d.entries.data();
+    d.e.type_entries = p.kind.factors;
+    d.e.start        = d.start.data();
+    d.e.mask         = p.kind.has_mask ? d.mask.data() : nullptr;
+    d.e.count        = p.kind.has_mask ? nullptr : d.count.data();
+    d.e.column       = p.kind.has_mask ? nullptr : d.column.data();
+    d.e.escale       = is_f8 ? d.escale.data() : nullptr;
+}
+
+// The rows of a sparse weight, zeros included.
+std::vector<float> expanded(const random_delta & d) {
+    const dqrelo_entry & e     = d.e;
+    const bool           is_f8 = e.type_entries == GGML_TYPE_I8;
+    const size_t         n     = is_f8 ? d.entries.size() : d.entries.size() / 2;
+    std::vector<uint8_t> halves(2 * n, 0);
+    for (size_t k = 0; k < n; k++) {
+        halves[2 * k]     = is_f8 ? 0 : d.entries[2 * k];
+        halves[2 * k + 1] = is_f8 ? d.entries[k] : d.entries[2 * k + 1];
+    }
+    const std::vector<float> values   = as_floats(is_f8 ? GGML_TYPE_F16 : (ggml_type) e.type_entries, halves, (int64_t) n);
+    const int64_t            n_blocks = (e.n_in + DQRELO_SPARSE_BLOCK - 1) / DQRELO_SPARSE_BLOCK;
+    std::vector<float>       out((size_t) (e.n_in * e.n_out), 0.0f);
+    size_t                   at = 0;
+    const auto put = [&](int64_t i, int64_t j) { out[(size_t) (i * e.n_in + j)] = values[at++] * (is_f8 ? e.escale[i] : 1.0f); };
+    for (int64_t i = 0; i < e.n_out; i++) {
+        for (int64_t j = 0; e.mask && j < e.n_in; j++) {
+            if (e.mask[i * (e.n_in / 8) + j / 8] >> (j % 8) & 1) {
+                put(i, j);
+            }
+        }
+        for (int64_t b = 0; e.count && b < n_blocks; b++) {
+            for (int k = 0; k < e.count[i * n_blocks + b]; k++) {
+                put(i, b * DQRELO_SPARSE_BLOCK + e.column[at]);
+            }
+        }
+    }
+    return out;
+}
+
 random_delta make_delta(const op_problem & p, std::mt19937 & rng) {
     random_delta d;
     d.e.n_in          = p.n_in;
@@ -113,6 +180,9 @@ random_delta make_delta(const op_problem & p, std::mt19937 & rng) {
     }
     if (p.kind.n_codes() > 0) {
         add_sign_factors(p, d, rng);
+    }
+    if (p.kind.entries > 0.0) {
+        add_entries(p, d, rng);
     }
     if (p.kind.column_scales) {
         d.cscale = random_floats((size_t) p.n_in, 2.0f, rng);
@@ -142,7 +212,7 @@ void read_delta(ggml_tensor * dst, int ith, int nth, void * userdata) {
     for (const auto & plane : d.sign) {
         add(plane);
     }
-    for (const auto * part : { &d.u, &d.v, &d.vsign, &d.usign, &d.vscale, &d.uscale }) {
+    for (const auto * part : { &d.u, &d.v, &d.vsign, &d.usign, &d.vscale, &d.uscale, &d.mask, &d.count, &d.column, &d.entries }) {
         add(*part);
     }
     ((volatile float *) dst->data)[16 * ith] = (float) sum;
@@ -168,23 +238,27 @@ op_problem::op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const d
         deltas.push_back(make_delta(*this, rng));
     }
     base.assign((size_t) n, w);
+    if (kind.entries > 0.0) {
+        dense = quantised(GGML_TYPE_F16, expanded(deltas[0]), n_in);
+    }
 }
 
 int64_t op_problem::delta_bytes() const {
     const random_delta & d = deltas[0];
     return n_in * n_out / 8 * kind.n_planes +
-           (int64_t) (d.u.size() + d.v.size() + d.vsign.size() + d.usign.size() + d.vscale.size() + d.uscale.size());
+           (int64_t) (d.u.size() + d.v.size() + d.vsign.size() + d.usign.size() + d.vscale.size() + d.uscale.size() + d.mask.size() +
+                      d.count.size() + d.column.size() + d.entries.size());
 }
 
 double op_problem::error(const std::vector<float> & x, const float * got) const {
-    const random_delta &     d     = deltas[0];
-    const bool               codes = kind.n_codes() > 0;
-    const int64_t            rank  = codes ? kind.plane_ranks[0] : this->rank;
-    const std::vector<float> u =
-        codes ? decoded(kind.plane_ranks, n_out, d.usign, d.uscale, true) : as_floats(kind.factors, d.u, rank * n_out);
-    const std::vector<float> v =
-        codes ? decoded(kind.plane_ranks, n_in, d.vsign, d.vscale, false) : as_floats(kind.factors, d.v, rank * n_in);
-    std::vector<double> t((size_t) rank, 0.0);
+    const random_delta &     d       = deltas[0];
+    const bool               codes   = kind.n_codes() > 0;
+    const int64_t            rank    = codes ? kind.plane_ranks[0] : this->rank;
+    const ggml_type          factors = kind.entries > 0.0 ? GGML_TYPE_F16 : kind.factors; // A sparse weight has no factors.
+    const std::vector<float> u = codes ? decoded(kind.plane_ranks, n_out, d.usign, d.uscale, true) : as_floats(factors, d.u, rank * n_out);
+    const std::vector<float> v = codes ? decoded(kind.plane_ranks, n_in, d.vsign, d.vscale, false) : as_floats(factors, d.v, rank * n_in);
+    const std::vector<float> sparse = kind.entries > 0.0 ? expanded(d) : std::vector<float>();
+    std::vector<double>      t((size_t) rank, 0.0);
     for (int64_t k = 0; k < rank; k++) {
         for (int64_t j = 0; j < n_in; j++) {
             const double c = codes && !d.cscale.empty() ? d.cscale[(size_t) j] : 1.0;
@@ -204,6 +278,9 @@ double op_problem::error(const std::vector<float> & x, const float * got) const 
         }
         for (int64_t k = 0; k < rank; k++) {
             sum += u[(size_t) (i * rank + k)] * t[(size_t) k];
+        }
+        for (int64_t j = 0; !sparse.empty() && j < n_in; j++) {
+            sum += (double) sparse[(size_t) (i * n_in + j)] * x[(size_t) j];
         }
         e += (got[i] - sum) * (got[i] - sum);
         w += sum * sum;
@@ -257,6 +334,9 @@ ggml_tensor * run::product(const op_problem & p, method m, int k) {
             return node;
         }
         case method::composed: {
+            if (p.kind.entries > 0.0) {
+                return ggml_add(ctx, y, ggml_mul_mat(ctx, weight(ctx, GGML_TYPE_F16, p.n_in, p.n_out, p.dense.data()), x));
+            }
             const bool      codes = p.kind.n_codes() > 0;
             const ggml_type type  = codes ? GGML_TYPE_Q8_0 : p.kind.factors;
             ggml_tensor *   cx    = d.cscale.empty() ? x : ggml_mul(ctx, x, weight(ctx, GGML_TYPE_F32, p.n_in, 1, d.cscale.data()));

@@ -21,7 +21,9 @@ struct delta_kind {
     bool      row_scales    = false;
     bool      column_scales = false;
 
-    std::vector<int> plane_ranks; // of sign factors, instead of planes and factors
+    std::vector<int> plane_ranks;      // of sign factors, instead of planes and factors
+    double           entries  = 0.0;   // share of elements that are entries of a sparse weight, instead of all else; I8 factors mean F8
+    bool             has_mask = false; // Its places are a mask, else lists.
 
     int n_codes() const { return std::accumulate(plane_ranks.begin(), plane_ranks.end(), 0); }
 };
@@ -33,6 +35,9 @@ struct random_delta {
     std::vector<std::vector<float>>   scale;
     std::vector<float>                cscale;
     std::vector<uint8_t>              vsign, vscale, usign, uscale, a, b; // sign factors; a and b decoded as Q8_0
+    std::vector<uint8_t>              mask, count, column, entries;       // a sparse weight
+    std::vector<int32_t>              start;
+    std::vector<float>                escale;
     dqrelo_entry                      e = {};
 };
 
@@ -54,6 +59,7 @@ public:
     delta_kind                        kind;
     std::vector<random_delta>         deltas;
     std::vector<std::vector<uint8_t>> base;
+    std::vector<uint8_t>              dense; // the first sparse weight in F16, for all of them
 };
 
 // One graph with the products of the weights that take turns.
