@@ -46,12 +46,23 @@ static void put_lists(const struct dqrelo_entry * e, const uint8_t * count, int6
                       float * out) {
     const uint8_t * column = e->column + at;
     memset(out, 0, (size_t) n_columns * sizeof(float));
-    for (int64_t j = 0; j < n_columns; j += DQRELO_SPARSE_BLOCK, count++) {
-        for (int k = 0; k < *count; k++) {
-            out[j + column[k]] = values[k];
+    for (int64_t j = 0; j < n_columns; j += DQRELO_SPARSE_BLOCK) {
+        const int n = *count++; // Bytes may alias anything, so the compiler would read it again after each store.
+        int       k = 0;
+        for (; k + 4 <= n; k += 4) {
+            const uint32_t c0 = column[k], c1 = column[k + 1], c2 = column[k + 2], c3 = column[k + 3];
+            const float    v0 = values[k], v1 = values[k + 1], v2 = values[k + 2], v3 = values[k + 3];
+            out[c0]           = v0;
+            out[c1]           = v1;
+            out[c2]           = v2;
+            out[c3]           = v3;
         }
-        column += *count;
-        values += *count;
+        for (; k < n; k++) {
+            out[column[k]] = values[k];
+        }
+        column += n;
+        values += n;
+        out += DQRELO_SPARSE_BLOCK;
     }
 }
 

@@ -98,6 +98,8 @@ KINDS = {
     "everything": Kind(n_planes=2, rank=32, row_scales=True, column_scales=True, factors=Type.Q8_0),
     "sign factors, no planes": Kind(n_planes=0, factors=Type.F16, code_ranks=(8,)),
     "sign factors, a plane, scales a column": Kind(rank=0, column_scales=True, code_ranks=(16, 11, 5)),
+    "sparse, F8 by lists": Kind(entries="F8"),
+    "sparse, F16 by a mask": Kind(entries="F16", has_mask=True),
 }
 
 
@@ -111,7 +113,7 @@ def test_every_kind_of_delta(bases: dict[str, Path], tmp_path: Path, arch: str, 
 
 
 @pytest.mark.parametrize("arch", ["gemma3-dense", "qwen3moe-moe", "deepseek2-moe"])
-@pytest.mark.parametrize("kind", ["everything", "sign factors, no planes"])
+@pytest.mark.parametrize("kind", ["everything", "sign factors, no planes", "sparse, F8 by lists", "sparse, F16 by a mask"])
 def test_the_operator_has_no_such_error(bases: dict[str, Path], tmp_path: Path, arch: str, kind: str) -> None:
     check([run_arch(bases[arch], tmp_path, KINDS[kind], DQRELO_COMPOSED="0")])
 

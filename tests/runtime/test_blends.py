@@ -26,8 +26,13 @@ from tests.support.tiny_llama import Shape, base_weights, write_model
 from tests.support.tiny_tokenizers import known_to_the_conversion
 
 ROOT = Path(__file__).resolve().parents[2]
-# A full delta, one of every kind of scales, and one of factors alone, as a LoRA adapter becomes one.
-KINDS = (Kind(), Kind(n_planes=2, row_scales=True, column_scales=True), Kind(n_planes=0, rank=2))
+# A full delta, one of every kind of scales, one of factors alone, as a LoRA adapter becomes one, and a sparse one.
+KINDS = (
+    Kind(),
+    Kind(n_planes=2, row_scales=True, column_scales=True),
+    Kind(n_planes=0, rank=2),
+    Kind(entries="F8"),
+)
 # The operator's error is near 1e-8, that of ordinary ops near 1e-5 for each of three parts; Gemma 3's six layers have ten times as much.
 MAX_NMSE = {"0": 1e-5, "1": 5e-4}
 AMPLIFIES = {

@@ -22,6 +22,8 @@ AWAY: Parts = ((0, 1.0), (1, -0.5))
 ALL: Parts = ((0, 0.5), (1, -0.25), (2, 1.5))
 ONE: Parts = ((2, 0.5),)
 BASE: Parts = ()
+SPARSE: Parts = ((0, 0.5), (3, 1.0))
+SPARSE_AWAY: Parts = ((2, 1.0), (3, -0.5))
 HALF_OFF: Parts = ((0, 0.0), (1, 1.0))
 
 N_HEAD = 4
@@ -34,6 +36,7 @@ CASES: dict[str, tuple[list[Parts], int]] = {
     "one token each": ([AB, BASE, AWAY, ALL, ONE, BASE], 1),
     "prompts": ([AB, BASE, AWAY, ALL, ONE, BA], 12),
     "no blends": ([ONE, BASE, ((0, 1.0),)], 5),
+    "a sparse part": ([SPARSE, BASE, SPARSE_AWAY, ((3, 0.5),)], 6),
     "scale 0": ([HALF_OFF, AB], 5),
 }
 

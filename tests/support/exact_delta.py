@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ import numpy.typing as npt
 from dqrelo_gguf._pin import gguf
 from dqrelo_gguf.compress.codes import decode_columns, decode_rows
 from dqrelo_gguf.compress.signs import pack_signs, unpack_signs
+from dqrelo_gguf.compress.sparse import EntryType, pack, unpack
 from dqrelo_gguf.file.fingerprint import base_identity
-from dqrelo_gguf.file.layout import WeightSpec
+from dqrelo_gguf.file.layout import SparseSpec, WeightSpec
 from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.file.weight_data import SignFactors, WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
@@ -29,6 +31,7 @@ F32 = gguf.GGMLQuantizationType.F32
 BF16 = gguf.GGMLQuantizationType.BF16
 RANK = 3
 SCALE = re.compile(r"\.(input_)?scale$")
+ENTRY_TYPES = {"F8": gguf.GGMLQuantizationType.I8, "F16": gguf.GGMLQuantizationType.F16, "BF16": BF16}
 STEP = 0.02  # size of the change, against weights of about 0.1
 
 Array = npt.NDArray[np.float32]
@@ -44,6 +47,9 @@ class Kind:
     column_scales: bool = False
     factors: gguf.GGMLQuantizationType = F32
     code_ranks: tuple[int, ...] = ()  # of the sign factors, where a weight is large enough
+    entries: EntryType | None = None  # of sparse weights, which have nothing of the above
+    entry_share: float = 0.2
+    has_mask: bool = False
 
 
 PLAIN = Kind()
@@ -54,6 +60,9 @@ def spec_of(name: str, ne: tuple[int, ...], kind: Kind = PLAIN) -> WeightSpec:
     matrices = 2 <= len(axes) == len(ne) <= 3 and ne[0] % 8 == 0
     if not matrices or "norm" in name:  # A norm a head is a matrix that is multiplied elementwise.
         return WeightSpec.dense(name, ne)
+    if kind.entries is not None:
+        n_entries = max(1, round(kind.entry_share * prod(ne)))
+        return WeightSpec.of_entries(name, ne, SparseSpec(n_entries, ENTRY_TYPES[kind.entries], kind.has_mask))
     rank = min(kind.rank, *ne[:2])
     return WeightSpec(
         name=name,
@@ -81,6 +90,8 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
     if spec.dense_type is not None:
         change = (STEP * rng.standard_normal(shape)).astype(np.float32)
         return WeightData(dense=change), change
+    if spec.sparse is not None:
+        return _entries_of(spec, spec.sparse, rng)
     *stack, n_out, n_in = shape
     planes = []
     change = np.zeros(shape, np.float32)
@@ -104,6 +115,17 @@ def change_of(spec: WeightSpec, seed: int) -> tuple[WeightData, Array]:
     u = _rounded(rng.standard_normal((*stack, n_out, spec.rank)), spec.u_type)
     v = _rounded(STEP * rng.standard_normal((*stack, spec.rank, n_in)), spec.v_type)
     return WeightData(planes=planes, cscale=cscale, u=u, v=v, sign_factors=codes), change + u @ v
+
+
+def _entries_of(spec: WeightSpec, sparse: SparseSpec, rng: np.random.Generator) -> tuple[WeightData, Array]:
+    shape = tuple(reversed(spec.ne))
+    kept = np.zeros(shape, bool)
+    kept.flat[rng.choice(kept.size, sparse.n_entries, replace=False)] = True
+    # As much in all as a plane of the other kinds.
+    values = (STEP / np.sqrt(kept.mean()) * rng.standard_normal(shape)).astype(np.float32)
+    entry_type = next(name for name, stored in ENTRY_TYPES.items() if stored == sparse.type)
+    packed = pack(values, kept, entry_type, sparse.has_mask)
+    return WeightData(sparse=packed), unpack(packed, spec.ne[0])
 
 
 def _codes_of(spec: WeightSpec, rng: np.random.Generator) -> SignFactors:
