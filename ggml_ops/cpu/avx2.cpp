@@ -83,6 +83,24 @@ inline __m128i load_u16x8(const uint16_t * src, int64_t n) {
     return _mm_loadu_si128((const __m128i *) values);
 }
 
+// For every byte of bits, which of the next values goes to each of 8 lanes.
+struct lane_table {
+    uint8_t lane[256][8] = {};
+
+    constexpr lane_table() {
+        for (int byte = 0; byte < 256; byte++) {
+            int n = 0;
+            for (int b = 0; b < 8; b++) {
+                lane[byte][b] = (uint8_t) n;
+                n += byte >> b & 1;
+            }
+        }
+    }
+};
+
+// A lane behind the last set bit may name value 8, which _mm256_permutevar8x32_ps takes for value 0; the mask clears it.
+constexpr lane_table LANE_TABLE;
+
 struct avx2 { // The comment in factor-kernels.h describes it.
     using vectors                   = __m256;
     using sums                      = __m256;
@@ -139,6 +157,15 @@ struct avx2 { // The comment in factor-kernels.h describes it.
         }
     };
 
+    struct f8 {
+        static constexpr int BYTES = 8;
+        static inline __m256 at(const void * row, int64_t j, int64_t n) {
+            uint64_t bytes = 0;
+            memcpy(&bytes, (const uint8_t *) row + j, (size_t) (n < 8 ? n : 8));
+            return _mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), _mm_cvtsi64_si128((long long) bytes)));
+        }
+    };
+
     static inline void   hold(__m256 & v) { __asm__("" : "+x"(v)); }
     static inline __m256 zero() { return _mm256_setzero_ps(); }
     static inline void   add(__m256 & acc, const __m256 & a, const __m256 & b) { acc = _mm256_fmadd_ps(a, b, acc); }
@@ -154,6 +181,20 @@ struct avx2 { // The comment in factor-kernels.h describes it.
     static inline void add_totals(float * out, const __m256 (&four)[4], int n, bool add) {
         const __m128 so_far = _mm_maskload_ps(out, lanes_i32x4(add ? n : 0));
         _mm_maskstore_ps(out, lanes_i32x4(n), _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])));
+    }
+
+    static constexpr int LANES = 8;
+
+    static inline __m256 load_sums(const float * lanes) { return _mm256_loadu_ps(lanes); }
+
+    static inline __m256 expand(const float *& values, const uint8_t * bits, int64_t j, int64_t /* n */) {
+        const __m256i bit_of = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        const int     byte   = bits[j / 8];
+        const __m256i lane   = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) LANE_TABLE.lane[byte]));
+        const __m256i set    = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(byte), bit_of), bit_of);
+        const __m256  v      = _mm256_and_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(values), lane), _mm256_castsi256_ps(set));
+        values += __builtin_popcount((unsigned) byte);
+        return v;
     }
 
     static inline void store(float * out, const __m256 & v, int64_t n) {
@@ -203,36 +244,9 @@ static void fold_signs_avx2(float * w, const uint8_t * sign, float scale, const 
     }
 }
 
-namespace {
-
-// For every byte of bits, which of the next values goes to each of 8 lanes.
-struct lane_table {
-    uint8_t lane[256][8] = {};
-
-    constexpr lane_table() {
-        for (int byte = 0; byte < 256; byte++) {
-            int n = 0;
-            for (int b = 0; b < 8; b++) {
-                lane[byte][b] = (uint8_t) n;
-                n += byte >> b & 1;
-            }
-        }
-    }
-};
-
-// A lane behind the last set bit may name value 8, which _mm256_permutevar8x32_ps takes for value 0; the mask clears it.
-constexpr lane_table LANES;
-
-} // namespace
-
 static void expand_avx2(const float * values, const uint8_t * bits, int64_t n, float * out) {
-    const __m256i bit_of = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    for (int64_t j = 0; j < n; j += 8) {
-        const int     byte = bits[j / 8];
-        const __m256i lane = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *) LANES.lane[byte]));
-        const __m256i set  = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(byte), bit_of), bit_of);
-        _mm256_storeu_ps(out + j, _mm256_and_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(values), lane), _mm256_castsi256_ps(set)));
-        values += __builtin_popcount((unsigned) byte);
+    for (int64_t j = 0; j < n; j += avx2::STEP) {
+        _mm256_storeu_ps(out + j, avx2::expand(values, bits, j, n));
     }
 }
 
@@ -247,4 +261,6 @@ const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.products     =*/products_of_isa<avx2>,
     /*.count_bits   =*/count_bits,
     /*.expand       =*/expand_avx2,
+    /*.mask_products =*/mask_products_of_isa<avx2>,
+    /*.list_products =*/list_products_of_isa<avx2>,
 };

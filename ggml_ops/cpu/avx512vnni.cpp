@@ -349,6 +349,17 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
         }
     };
 
+    struct f8 {
+        static constexpr int BYTES = 32;
+        static inline __m512 values_f32x16(const uint8_t * src, __mmask16 m) {
+            return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_maskz_loadu_epi8(m, src)), 8));
+        }
+        static inline f32x32 at(const void * row, int64_t j, int64_t n) {
+            return { values_f32x16((const uint8_t *) row + j, columns_m16(0, n)),
+                     values_f32x16((const uint8_t *) row + j + 16, columns_m16(16, n)) };
+        }
+    };
+
     static inline void   hold(f32x32 & v) { __asm__("" : "+v"(v.v0), "+v"(v.v1)); }
     static inline __m512 zero() { return _mm512_setzero_ps(); }
     static inline void   add(__m512 & acc, const f32x32 & a, const f32x32 & b) {
@@ -367,6 +378,31 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
     static inline void add_totals(float * out, const __m512 (&four)[4], int n, bool add) {
         const __m128 so_far = _mm_maskz_loadu_ps(add ? rows_m4(n) : 0, out);
         _mm_mask_storeu_ps(out, rows_m4(n), _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])));
+    }
+
+    static constexpr int LANES = 16;
+
+    static inline __m512 load_sums(const float * lanes) { return _mm512_loadu_ps(lanes); }
+
+    // Returns 32 bits, zeros from bit n on; j and n are multiples of 8.
+    static inline uint32_t bits_u32(const uint8_t * bits, int64_t j, int64_t n) {
+        uint32_t word = 0;
+        if (j + 32 <= n) {
+            memcpy(&word, bits + j / 8, sizeof(word));
+        } else {
+            for (int64_t b = 0; j + 8 * b < n; b++) {
+                word |= (uint32_t) bits[j / 8 + b] << (8 * b);
+            }
+        }
+        return word;
+    }
+    static inline f32x32 expand(const float *& values, const uint8_t * bits, int64_t j, int64_t n) {
+        const uint32_t word   = bits_u32(bits, j, n);
+        const float *  second = values + __builtin_popcount(word & 0xffff);
+        const f32x32   v      = { _mm512_maskz_expand_ps((__mmask16) word, _mm512_loadu_ps(values)),
+                                  _mm512_maskz_expand_ps((__mmask16) (word >> 16), _mm512_loadu_ps(second)) };
+        values += __builtin_popcount(word);
+        return v;
     }
 
     static inline void store(float * out, const f32x32 & v, int64_t n) {
@@ -413,11 +449,8 @@ static void fold_signs_avx512vnni(float * w, const uint8_t * sign, float scale, 
 }
 
 static void expand_avx512vnni(const float * values, const uint8_t * bits, int64_t n, float * out) {
-    for (int64_t j = 0; j < n; j += 16) {
-        uint16_t set = bits[j / 8];
-        set          = (uint16_t) (j + 8 < n ? set | bits[j / 8 + 1] << 8 : set);
-        _mm512_mask_storeu_ps(out + j, columns_m16(j, n), _mm512_maskz_expand_ps((__mmask16) set, _mm512_loadu_ps(values)));
-        values += __builtin_popcount(set);
+    for (int64_t j = 0; j < n; j += avx512vnni::STEP) {
+        avx512vnni::store(out + j, avx512vnni::expand(values, bits, j, n), n - j);
     }
 }
 
@@ -432,4 +465,6 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.products     =*/products_of_isa<avx512vnni>,
     /*.count_bits   =*/count_bits,
     /*.expand       =*/expand_avx512vnni,
+    /*.mask_products =*/mask_products_of_isa<avx512vnni>,
+    /*.list_products =*/list_products_of_isa<avx512vnni>,
 };

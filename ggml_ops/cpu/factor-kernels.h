@@ -8,7 +8,7 @@
 //   STEP         the columns that are loaded at once; divides 32, which is the block of Q8_0 and Q4_0
 //   MAX_T        the most rows of b that are multiplied at once
 //   PREFETCH_T   with so many rows of b at once, or fewer, memory is the limit, so what will be read next is prefetched
-//   f32, f16, bf16, q8_0, q4_0   a struct for each storage type, with BYTES, the bytes of STEP columns rounded up, and
+//   f32, f16, bf16, q8_0, q4_0, f8   a struct for each storage type, with BYTES, the bytes of STEP columns rounded up, and
 //       vectors at(const void * row, int64_t j, int64_t n)
 //           columns j to j + STEP - 1 of a row, zeros from the n-th of them on, which are not read; j is a multiple of STEP
 //
@@ -26,10 +26,17 @@
 // PRODUCTS_COLUMNS, a multiple of STEP, so many of their columns as stay in the nearest cache;
 //   void add_totals(float * out, const sums (&four)[4], int n, bool add)   as store_totals, or added to what is there
 //
+// and for products with sparse rows: LANES, of which lane l of an accumulator adds columns l, l + LANES, ... in order;
+//   sums load_sums(const float * lanes)
+//   vectors expand(const float *& values, const uint8_t * bits, int64_t j, int64_t n)   as f32::at, of the next values where bits j, ...
+//   are
+//       set; moves `values` behind them
+//
 // The files that include this are compiled with the flags of their instruction set. None of their code may be linked into the rest of the
 // library, so all functions here are static, and the structs lie in unnamed namespaces.
 #pragma once
 
+#include "dqrelo-op.h"
 #include "kernels.h"
 #include "prefetch.h"
 #include "unrolled.h"
@@ -215,7 +222,83 @@ static void products_of_isa(const float * a, int64_t a_stride, int n_i, const fl
     }
 }
 
+//
+// products of sparse rows
+//
+
+template <class ISA>
+static void mask_products_of_isa(const float * const * values, const uint8_t * const * bits, int n_i, const float * b, int64_t n,
+                                 float * out, bool add) {
+    for (int i = 0; i < n_i; i += 4) {
+        const float *   next[4]; // Behind the end the last row is taken again.
+        const uint8_t * row[4];
+        for (int r = 0; r < 4; r++) {
+            next[r] = values[i + r < n_i ? i + r : n_i - 1];
+            row[r]  = bits[i + r < n_i ? i + r : n_i - 1];
+        }
+        for (int64_t j0 = 0; j0 < n; j0 += ISA::PRODUCTS_COLUMNS) {
+            const int64_t      end = n - j0 < ISA::PRODUCTS_COLUMNS ? n : j0 + ISA::PRODUCTS_COLUMNS;
+            typename ISA::sums acc[4][1];
+            set_zero<ISA>(acc);
+            for (int64_t j = j0; j < end; j += ISA::STEP) {
+                const typename ISA::vectors b_step = ISA::f32::at(b, j, end - j < ISA::STEP ? end - j : ISA::STEP);
+                UNROLLED
+                for (int r = 0; r < 4; r++) {
+                    ISA::add(acc[r][0], ISA::expand(next[r], row[r], j, end), b_step);
+                }
+            }
+            const typename ISA::sums four[4] = { acc[0][0], acc[1][0], acc[2][0], acc[3][0] };
+            ISA::add_totals(out + i, four, n_i - i, add || j0 > 0);
+        }
+    }
+}
+
+// Adds the products of a row's values in the blocks of columns j0 to before end, which are the next ones, to lanes.
+template <class ISA>
+static inline void add_lists(const float *& values, const uint8_t *& column, const uint8_t * count, const float * b, int64_t j0,
+                             int64_t end, float * lanes) {
+    for (int64_t j = j0; j < end; j += DQRELO_SPARSE_BLOCK) {
+        const int n = count[j / DQRELO_SPARSE_BLOCK];
+        for (int k = 0; k < n; k++) {
+            const int c           = column[k];
+            lanes[c % ISA::LANES] = __builtin_fmaf(values[k], b[j + c], lanes[c % ISA::LANES]);
+        }
+        values += n;
+        column += n;
+    }
+}
+
+template <class ISA>
+static void list_products_of_isa(const float * const * values, const uint8_t * const * column, const uint8_t * const * count, int n_i,
+                                 const float * b, int64_t n, float * out, bool add) {
+    for (int i = 0; i < n_i; i += 4) {
+        const int       n_rows = n_i - i < 4 ? n_i - i : 4;
+        const float *   next[4];
+        const uint8_t * place[4];
+        for (int r = 0; r < n_rows; r++) {
+            next[r]  = values[i + r];
+            place[r] = column[i + r];
+        }
+        for (int64_t j0 = 0; j0 < n; j0 += ISA::PRODUCTS_COLUMNS) {
+            const int64_t      end                  = n - j0 < ISA::PRODUCTS_COLUMNS ? n : j0 + ISA::PRODUCTS_COLUMNS;
+            float              lanes[4][ISA::LANES] = {};
+            typename ISA::sums four[4];
+            for (int r = 0; r < n_rows; r++) {
+                add_lists<ISA>(next[r], place[r], count[i + r], b, j0, end, lanes[r]);
+            }
+            for (int r = 0; r < 4; r++) {
+                four[r] = ISA::load_sums(lanes[r]);
+            }
+            ISA::add_totals(out + i, four, n_rows, add || j0 > 0);
+        }
+    }
+}
+
 template <class ISA>
 static void to_float_of_isa(enum ggml_type type, const void * src, int64_t n, float * out) {
+    if (type == GGML_TYPE_I8) { // No products have this type.
+        to_float_of<ISA, typename ISA::f8>(src, n, out);
+        return;
+    }
     with_load<ISA>(type, [&](auto load) { to_float_of<ISA, decltype(load)>(src, n, out); });
 }

@@ -66,7 +66,7 @@ struct dqrelo_kernels {
     // Sets dst[i] to y[i] + s * (sum_p d scale_p[i] isum_p[i] + uv[i] + dz zsum[i]); dst may be y.
     void (*add_delta)(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts);
 
-    // Sets out[j] to value j of n contiguous values of `type`; n is a multiple of the type's block.
+    // Sets out[j] to value j of n contiguous values of `type`; n is a multiple of the type's block. I8 are F8, the upper bytes of F16.
     void (*to_float)(enum ggml_type type, const void * src, int64_t n, float * out);
 
     // Adds s_j * scale * c_j to w[j] for n signs, a multiple of 8; c is cscale, or all ones where that is NULL.
@@ -82,6 +82,16 @@ struct dqrelo_kernels {
     // Sets out[j] to the next one of `values` where bit j is set, and to 0 elsewhere, for n bits, a multiple of 8. Reads up to
     // DQRELO_EXPAND_BEHIND values behind the last one that it needs.
     void (*expand)(const float * values, const uint8_t * bits, int64_t n, float * out);
+
+    // As products with one row b, of n_i <= DQRELO_SPARSE_TILE_I rows that are not written out: values[i] are those of row i where its bit
+    // is set, with DQRELO_EXPAND_BEHIND more behind them. Sums have the same bits, where b is finite: what is multiplied with 0 is left
+    // out.
+    void (*mask_products)(const float * const * values, const uint8_t * const * bits, int n_i, const float * b, int64_t n, float * out,
+                          bool add);
+
+    // The same of rows whose values lie at columns that lists say: column[i] of row i, count[i][k] of them in block k.
+    void (*list_products)(const float * const * values, const uint8_t * const * column, const uint8_t * const * count, int n_i,
+                          const float * b, int64_t n, float * out, bool add);
 };
 
 extern const struct dqrelo_kernels dqrelo_kernels_scalar;

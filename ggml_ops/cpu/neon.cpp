@@ -347,6 +347,16 @@ struct neon { // The comment in factor-kernels.h describes it.
         }
     };
 
+    struct f8 {
+        static constexpr int        BYTES = 8;
+        static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
+            uint8_t bytes[8] = { 0 };
+            memcpy(bytes, (const uint8_t *) row + j, (size_t) (n < 8 ? n : 8));
+            const float16x8_t h = vreinterpretq_f16_u16(vshll_n_u8(vld1_u8(bytes), 8));
+            return { { vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h) } };
+        }
+    };
+
     static inline void        hold(float32x4x2_t & /* v */) {}
     static inline float32x4_t zero() { return vdupq_n_f32(0.0f); }
     static inline void        add(float32x4_t & acc, const float32x4x2_t & a, const float32x4x2_t & b) {
@@ -357,6 +367,17 @@ struct neon { // The comment in factor-kernels.h describes it.
     static constexpr int PRODUCTS_COLUMNS = 512;
     static constexpr int PRODUCTS_R       = 4; // With 4 rows of b these are 16 sums, and 10 registers for what they are made of.
     static constexpr int PRODUCTS_T       = 4;
+
+    static constexpr int LANES = 4;
+
+    static inline float32x4_t load_sums(const float * lanes) { return vld1q_f32(lanes); }
+
+    static inline float32x4x2_t expand(const float *& values, const uint8_t * bits, int64_t j, int64_t /* n */) {
+        float v[8];
+        expand_bits(values, bits + j / 8, 8, v);
+        values += __builtin_popcount(bits[j / 8]);
+        return { { vld1q_f32(v), vld1q_f32(v + 4) } };
+    }
 
     static inline void add_totals(float * out, const float32x4_t (&four)[4], int n, bool add) {
         float values[4] = { 0.0f };
@@ -451,4 +472,6 @@ const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.products     =*/products_of_isa<neon>,
     /*.count_bits   =*/count_bits,
     /*.expand       =*/expand_bits,
+    /*.mask_products =*/mask_products_of_isa<neon>,
+    /*.list_products =*/list_products_of_isa<neon>,
 };

@@ -3,6 +3,7 @@
 
 #include "bits.h"
 #include "factor-types.h"
+#include "dqrelo-op.h"
 #include "kernels.h"
 
 #include <math.h>
@@ -89,6 +90,11 @@ static void to_float_scalar(enum ggml_type type, const void * src, int64_t n, fl
                 out[j]                            = dqrelo_f16_to_f32(block->d) * (nibble - 8);
             }
             break;
+        case GGML_TYPE_I8:
+            for (int64_t j = 0; j < n; j++) {
+                out[j] = dqrelo_f16_to_f32((uint16_t) (((const uint8_t *) src)[j] << 8));
+            }
+            break;
         default: break;
     }
 }
@@ -146,6 +152,34 @@ static void products_scalar(const float * a, int64_t a_stride, int n_i, const fl
     }
 }
 
+static void mask_products_scalar(const float * const * values, const uint8_t * const * bits, int n_i, const float * b, int64_t n,
+                                 float * out, bool add) {
+    for (int i = 0; i < n_i; i++) {
+        const float * next = values[i];
+        float         sum  = 0.0f;
+        for (int64_t j = 0; j < n; j++) {
+            if ((bits[i][j / 8] >> (j % 8)) & 1) {
+                sum += *next++ * b[j];
+            }
+        }
+        out[i] = add ? out[i] + sum : sum;
+    }
+}
+
+static void list_products_scalar(const float * const * values, const uint8_t * const * column, const uint8_t * const * count, int n_i,
+                                 const float * b, int64_t n, float * out, bool add) {
+    for (int i = 0; i < n_i; i++) {
+        int64_t at  = 0;
+        float   sum = 0.0f;
+        for (int64_t j = 0; j < n; j += DQRELO_SPARSE_BLOCK) {
+            for (int64_t end = at + count[i][j / DQRELO_SPARSE_BLOCK]; at < end; at++) {
+                sum += values[i][at] * b[j + column[i][at]];
+            }
+        }
+        out[i] = add ? out[i] + sum : sum;
+    }
+}
+
 const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.name         =*/"scalar",
     /*.quantize_row =*/quantize_row_scalar,
@@ -157,4 +191,6 @@ const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.products     =*/products_scalar,
     /*.count_bits   =*/count_bits,
     /*.expand       =*/expand_bits,
+    /*.mask_products =*/mask_products_scalar,
+    /*.list_products =*/list_products_scalar,
 };

@@ -1,7 +1,7 @@
-// sparse.h: rows of a sparse D_hat, written out in F32.
+// sparse.h: rows of a sparse D_hat: written out in F32, and their products with rows of x.
 //
-// A row's entries are put into a row of zeros, piece by piece, and the pieces are multiplied as any other F32. So all forms of the op, and
-// all batches, have one algorithm. It needs no ggml at link time.
+// A row's entries are put into a row of zeros, piece by piece, and the pieces are multiplied as any other F32. For a row or two of x the
+// zeros are left out, and sums are made in the same order, so that they have the same bits. It needs no ggml at link time.
 #pragma once
 
 #include "dqrelo-op.h"

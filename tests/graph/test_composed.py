@@ -113,7 +113,9 @@ def test_every_kind_of_delta(bases: dict[str, Path], tmp_path: Path, arch: str, 
 
 
 @pytest.mark.parametrize("arch", ["gemma3-dense", "qwen3moe-moe", "deepseek2-moe"])
-@pytest.mark.parametrize("kind", ["everything", "sign factors, no planes", "sparse, F8 by lists", "sparse, F16 by a mask"])
+@pytest.mark.parametrize(
+    "kind", ["everything", "sign factors, no planes", "sparse, F8 by lists", "sparse, F16 by a mask"]
+)
 def test_the_operator_has_no_such_error(bases: dict[str, Path], tmp_path: Path, arch: str, kind: str) -> None:
     check([run_arch(bases[arch], tmp_path, KINDS[kind], DQRELO_COMPOSED="0")])
 

@@ -43,7 +43,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return found
 
 
-@pytest.fixture(params=[("256", "F32"), ("576", "F16"), ("tied", "F32")], ids=lambda param: "-".join(param))
+@pytest.fixture(params=[("256", "F32"), ("576", "F16"), ("tied", "F32")], ids="-".join)
 def models(request: pytest.FixtureRequest, kind: Kind, tmp_path: Path) -> Models:
     shape, base_type = SHAPES[request.param[0]], request.param[1]
     base = write_model(tmp_path / "base.gguf", shape, base_weights(shape), Type[base_type])

@@ -36,24 +36,29 @@ static void test_matmul_row_alone() {
     o.n_in           = 576;
     o.n_out          = 130;
     o.rank           = 20;
-    entry_options o1 = o;
-    o1.plane_ranks   = { 70, 10 };
-    const random_entry a(o, 3), b(o1, 4);
+    entry_options o1 = o, lists = o, mask = o;
+    o1.plane_ranks     = { 70, 10 };
+    lists.sparse       = sparsity::LISTS;
+    lists.type_entries = GGML_TYPE_I8;
+    mask.sparse        = sparsity::MASK;
+    const random_entry a(o, 3), b(o1, 4), l(lists, 5), m(mask, 6);
     op_case            c;
-    c.ne      = { o.n_out, 40, 1, 1 };
-    c.n_in    = o.n_in;
-    c.tokens  = mixed_tokens(40);
-    c.entries = { &a, &b, nullptr };
-    c.fill(37);
-    run(c, 2);
-    for (int64_t r : { 0, 2, 24, 38 }) { // of both deltas
-        op_case alone = c;
-        alone.ne      = { o.n_out, 1, 1, 1 };
-        alone.tokens  = { c.tokens[(size_t) r] };
-        alone.x.assign(c.x.begin() + r * o.n_in, c.x.begin() + (r + 1) * o.n_in);
-        alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
-        run(alone, 1);
-        CHECK(memcmp(alone.out.data(), c.out.data() + r * o.n_out, (size_t) o.n_out * sizeof(float)) == 0);
+    c.ne     = { o.n_out, 40, 1, 1 };
+    c.n_in   = o.n_in;
+    c.tokens = mixed_tokens(40);
+    for (const auto & entries : { std::vector<const random_entry *>{ &a, &b, nullptr }, { &l, &m, nullptr } }) {
+        c.entries = entries;
+        c.fill(37);
+        run(c, 2);
+        for (int64_t r : { 0, 2, 24, 38 }) { // of both deltas
+            op_case alone = c;
+            alone.ne      = { o.n_out, 1, 1, 1 };
+            alone.tokens  = { c.tokens[(size_t) r] };
+            alone.x.assign(c.x.begin() + r * o.n_in, c.x.begin() + (r + 1) * o.n_in);
+            alone.y.assign(c.y.begin() + r * o.n_out, c.y.begin() + (r + 1) * o.n_out);
+            run(alone, 1);
+            CHECK(memcmp(alone.out.data(), c.out.data() + r * o.n_out, (size_t) o.n_out * sizeof(float)) == 0);
+        }
     }
 }
 
