@@ -14,6 +14,7 @@ import pytest
 
 from dqrelo_gguf._pin import gguf
 from tests.support import exact_delta
+from tests.support.exact_delta import Kind
 from tests.support.programs import need_test_program
 from tests.support.upstream_models import FAULTS, MIN_ARCHS, OWN_BATCH, QUICK, check, run_arch, worst
 
@@ -79,8 +80,13 @@ def test_tensor_that_no_graph_reads_is_inert(bases: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.slow
-def test_every_architecture_carries_deltas(bases: dict[str, Path], tmp_path: Path) -> None:
-    outcomes = [run_arch(base, tmp_path) for arch, base in bases.items() if arch not in FAULTS]
+@pytest.mark.parametrize(
+    "kind",
+    [exact_delta.PLAIN, Kind(n_planes=0, code_ranks=(8,)), Kind(entries="F8"), Kind(entries="BF16", has_mask=True)],
+    ids=["a plane", "no planes", "entries by lists", "entries by a mask"],
+)
+def test_every_architecture_carries_deltas(bases: dict[str, Path], tmp_path: Path, kind: Kind) -> None:
+    outcomes = [run_arch(base, tmp_path, kind) for arch, base in bases.items() if arch not in FAULTS]
     assert len(outcomes) >= MIN_ARCHS
     for outcome in outcomes:
         print(outcome.arch, outcome.carried, f"{worst(outcome):.1e}", "own batch" * outcome.own_batch, *outcome.inert)
