@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
-from dqrelo_gguf.convert.lanes import in_lanes
+from dqrelo_gguf.convert.lanes import AHEAD, in_lanes
 
 
 class AtWork:
@@ -62,7 +62,24 @@ def test_a_failure_stops_the_rest_and_is_raised_in_its_place() -> None:
         assert [next(results), next(results)] == [(1, 1), (2, 2)]
         with pytest.raises(ValueError, match="the third"):
             next(results)
-    assert max(begun) <= 7
+    assert max(begun) <= 3 + AHEAD * 2
+
+
+def test_a_slow_weight_does_not_stop_the_other_lanes() -> None:
+    others, is_slow_done = [], threading.Event()
+
+    def work(weight: int, _: Blocks) -> int:
+        if weight == 9:
+            is_slow_done.wait(10)
+        else:
+            others.append(weight)
+            if len(others) == AHEAD:
+                is_slow_done.set()
+        return weight
+
+    with open_blocks(2) as blocks:
+        assert [w for w, _ in in_lanes([9, *range(1, 8), 1000], int, work, blocks)] == [9, *range(1, 8), 1000]
+    assert is_slow_done.is_set()
 
 
 def test_nothing_is_at_work_after_a_consumer_left() -> None:

@@ -19,6 +19,10 @@ from typing import TypeVar
 
 from dqrelo_gguf.compress.blocks import Blocks
 
+# Weights that have begun or wait for a lane, for each lane: a slow one must not leave the others without work while its result is
+# waited for. Those that are done are small.
+AHEAD = 4
+
 W = TypeVar("W")
 R = TypeVar("R")
 
@@ -42,8 +46,7 @@ def in_lanes(
         try:
             for weight in weights:
                 is_small = n_elements(weight) * n_lanes <= largest
-                # One more than there are lanes has begun, so that none waits while a result is taken.
-                while len(begun) > (n_lanes if is_small else 0):
+                while len(begun) >= (AHEAD * n_lanes if is_small else 1):
                     first, result = begun.popleft()
                     yield first, result.result()
                 if is_small:
