@@ -1,4 +1,4 @@
-"""dqrelo-merge: a base and deltas in, a plain GGUF out."""
+"""dqrelo-merge: a base and deltas in, a plain GGUF or one delta out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Add a delta, or several, to the base: a plain GGUF that any llama.cpp runs.",
+        description="Add a delta, or several, to the base: a plain GGUF that any llama.cpp runs, or one delta.",
         epilog=f"example: {PROG} base-f16.gguf math.dq.gguf -o math.gguf --outtype f16",
     )
     source = parser.add_argument_group("input")
@@ -38,12 +38,21 @@ def _parser() -> argparse.ArgumentParser:
         "--no-verify", action="store_true", help="do not check the deltas' SHA-256 digests (default: check)"
     )
     output = parser.add_argument_group("output")
-    output.add_argument("-o", "--outfile", metavar="FILE", required=True, help="the merged model")
+    output.add_argument("-o", "--outfile", metavar="FILE", required=True, help="the merged model, or delta")
     output.add_argument(
         "--outtype",
         choices=("f16", "bf16", "f32", "q8_0"),
-        default="f16",
-        help="type of the matrices; vectors stay F32 (default: %(default)s)",
+        help="type of the matrices; vectors stay F32 (default: f16)",
+    )
+    output.add_argument(
+        "--as-delta",
+        action="store_true",
+        help="write the sum as one delta, *.dq.gguf, compressed anew by the method best: its report says what that loses",
+    )
+    output.add_argument(
+        "--ratio",
+        metavar="R",
+        help="of the delta to the 16-bit size of what it changes, such as 1/8 (default: as many bytes as the deltas have together)",
     )
     output.add_argument("--force", action="store_true", help="replace an existing file (default: refuse)")
     performance = parser.add_argument_group("performance")
@@ -58,15 +67,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from dqrelo_gguf.convert.merge import MergeOptions, merge
-    from dqrelo_gguf.convert.report import bytes_text
     from dqrelo_gguf.errors import InputError
-    from dqrelo_gguf.progress import phases_for_stderr
 
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads {args.threads}: must be at least 1")
+    if args.as_delta and args.outtype is not None:
+        raise InputError("--outtype: is for a merged model, and --as-delta writes a delta")
+    if not args.as_delta and args.ratio is not None:
+        raise InputError("--ratio: is for --as-delta, and a merged model has no ratio")
+    if args.as_delta:
+        _write_delta(args)
+    else:
+        _write_model(args)
+
+
+def _write_model(args: argparse.Namespace) -> None:
+    from dqrelo_gguf.convert.merge import MergeOptions, merge
+    from dqrelo_gguf.convert.report import bytes_text
+    from dqrelo_gguf.progress import phases_for_stderr
+
     options = MergeOptions(
-        args.outtype,
+        args.outtype or "f16",
         allow_other_base=args.allow_other_base,
         verify=not args.no_verify,
         force=args.force,
@@ -76,8 +97,25 @@ def _merge(args: argparse.Namespace) -> None:
     result = merge(args.base, args.delta, args.outfile, options, phases_for_stderr())
     print(
         f"{result.outfile}: {result.n_changed} of {result.n_tensors} weights changed, "
-        f"{bytes_text(result.n_file_bytes)}, {args.outtype}; base: {result.comparison.match.value}"
+        f"{bytes_text(result.n_file_bytes)}, {options.out_type}; base: {result.comparison.match.value}"
     )
+
+
+def _write_delta(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from dqrelo_gguf.compress.budget import parse_ratio
+    from dqrelo_gguf.convert.job import Job, convert
+    from dqrelo_gguf.convert.merged_model import Blend, ratio_together
+    from dqrelo_gguf.convert.plan import Options
+    from dqrelo_gguf.progress import phases_for_stderr
+
+    deltas = tuple(map(Path, args.delta))
+    blend = Blend(deltas, tuple(args.scales), args.allow_other_base, not args.no_verify)
+    ratio = ratio_together(deltas) if args.ratio is None else parse_ratio(args.ratio)
+    job = Job(args.base, blend, args.outfile, force=args.force, n_threads=args.threads)
+    for line in convert(job, Options(ratio=ratio), phases_for_stderr()).summary():
+        print(line)
 
 
 if __name__ == "__main__":

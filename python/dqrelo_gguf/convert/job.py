@@ -28,6 +28,7 @@ from dqrelo_gguf.convert.estimate import estimate
 from dqrelo_gguf.convert.imatrix import Imatrix
 from dqrelo_gguf.convert.lanes import in_lanes
 from dqrelo_gguf.convert.merge import MergeOptions, merge
+from dqrelo_gguf.convert.merged_model import Blend, MergedModel
 from dqrelo_gguf.convert.metadata import delta_meta
 from dqrelo_gguf.convert.methods import ADAPTER, CALIBRATION, IMATRIX
 from dqrelo_gguf.convert.moments import SELF, Moments
@@ -64,7 +65,8 @@ class Job:
 
     Args:
         base: the base GGUF that the delta will run on.
-        tuned: a Hugging Face directory or a GGUF; or a LoRA adapter, PEFT's directory or a GGUF.
+        tuned: a Hugging Face directory or a GGUF; or a LoRA adapter, PEFT's directory or a GGUF; or deltas of the base, each with a scale,
+            which become one.
         outfile: the delta file; by a method that prunes, a merged model in F16.
         reference: an unquantised GGUF of the base that the delta is against, instead of `base`.
         base_config: config.json of the base, or a directory that has it, for an adapter of PEFT's; None for what the GGUF says.
@@ -80,7 +82,7 @@ class Job:
     """
 
     base: str | os.PathLike[str]
-    tuned: str | os.PathLike[str]
+    tuned: str | os.PathLike[str] | Blend
     outfile: str | os.PathLike[str]
     reference: str | os.PathLike[str] | None = None
     base_config: str | os.PathLike[str] | None = None
@@ -95,10 +97,11 @@ class Job:
 
     def input_files(self) -> list[Path]:
         """Every file that may be read."""
-        models = (self.base, self.tuned, self.reference)
+        deltas = self.tuned.deltas if isinstance(self.tuned, Blend) else ()
+        models = (self.base, None if isinstance(self.tuned, Blend) else self.tuned, self.reference)
         texts = [] if self.calibrate in (None, SELF) else [self.calibrate]
         paths = [file for path in models if path is not None for file in files_of(path)]
-        return paths + [
+        return [*paths, *deltas] + [
             Path(path) for path in (*texts, self.base_config, self.calibration, self.imatrix) if path is not None
         ]
 
@@ -227,7 +230,9 @@ def _delta_file(outfile: Path, work: Work, options: Options) -> Iterator[Path]:
 
 
 def _open_tuned(job: Job, base: GgufModel, options: Options) -> Model:
-    """The fine-tune: a model of its own, or the base with an adapter."""
+    """The fine-tune: a model of its own, or the base with an adapter or with deltas."""
+    if isinstance(job.tuned, Blend):
+        return MergedModel(base, job.tuned)
     if not is_adapter(Path(job.tuned)):
         if job.base_config is not None:
             raise InputError("--base-config: is for a LoRA adapter, and the fine-tune is a model")
@@ -287,13 +292,16 @@ def _measured_moments(
 
 def _check(work: Work, options: Options, factors: Mapping[str, Factors]) -> dict[str, Checked]:
     """Checks every weight before the first one is encoded."""
+
+    def check(pair: Pair, blocks: Blocks) -> Checked:
+        if pair.name in factors:
+            return check_factors(pair, work.reference, factors[pair.name], options.min_cosine)
+        return check_weight(pair, work.reference, work.tuned, blocks, options.min_cosine)
+
     checked = {}
     with work.phases("checking", sum(prod(p.ne) for p in work.pairs)) as progress:
-        for pair in work.pairs:
-            if pair.name in factors:
-                checked[pair.name] = check_factors(pair, work.reference, factors[pair.name], options.min_cosine)
-            else:
-                checked[pair.name] = check_weight(pair, work.reference, work.tuned, work.blocks, options.min_cosine)
+        for pair, found in in_lanes(work.pairs, lambda pair: prod(pair.ne), check, work.blocks):
+            checked[pair.name] = found
             progress.step(prod(pair.ne), pair.name)
     return checked
 
