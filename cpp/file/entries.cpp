@@ -2,12 +2,11 @@
 
 #include "file/message.h"
 
+#include "cpu/bits.h"
 #include "cpu/stack.h"
 
 #include <algorithm>
-#include <bitset>
 #include <cinttypes>
-#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -15,21 +14,10 @@ namespace dqrelo {
 
 namespace {
 
-// Counts the bits of n_bytes bytes.
-int64_t count_bits(const uint8_t * bytes, int64_t n_bytes) {
-    int64_t sum = 0;
-    for (int64_t i = 0; i < n_bytes; i += 8) {
-        uint64_t word = 0;
-        memcpy(&word, bytes + i, (size_t) std::min<int64_t>(8, n_bytes - i));
-        sum += (int64_t) std::bitset<64>(word).count();
-    }
-    return sum;
-}
-
 // Returns how many entries the places of row i have, through all matrices.
 int64_t row_count(const dqrelo_entry & e, int64_t i) {
     if (e.mask) {
-        return count_bits(e.mask + i * (e.n_in / 8), e.n_in / 8);
+        return count_bits(e.mask + i * (e.n_in / 8), e.n_in);
     }
     const uint8_t * counts = e.count + i * dqrelo_sparse_blocks(e.n_in);
     return std::accumulate(counts, counts + dqrelo_sparse_blocks(e.n_in), (int64_t) 0);

@@ -139,7 +139,7 @@ def test_bytes_are_those_that_the_file_has(n_in: int, n_out: int, n_mat: int, n_
 
 def forms_of(D: torch.Tensor) -> list[SparseForm]:
     with open_blocks(1) as blocks:
-        return sparse_forms(D[None].numpy(), blocks)
+        return sparse_forms(D[None].numpy(), blocks)[0]
 
 
 def sparse_spectrum(share: float, importance: float = 1.0, n_out: int = 256) -> Spectrum:

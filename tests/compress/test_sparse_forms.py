@@ -37,7 +37,9 @@ def any_bits(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
 
 def forms_of(D: F32) -> list[SparseForm]:
     with open_blocks(2) as blocks:
-        return sparse_forms(D, blocks)
+        forms, n_changed = sparse_forms(D, blocks)
+    assert n_changed == np.count_nonzero(D)
+    return forms
 
 
 def all_of(D: F32) -> list[SparseForm]:

@@ -53,8 +53,10 @@ class _Loss:
     lists_hold: bool
 
 
-def sparse_forms(D: F32, blocks: Blocks) -> list[SparseForm]:
-    """The forms of a weight's delta by ascending bytes; none where half of its elements changed, or all stayed.
+def sparse_forms(D: F32, blocks: Blocks) -> tuple[list[SparseForm], int]:
+    """The forms of a weight's delta by ascending bytes, and how many of its elements changed.
+
+    There is no form where half of the elements changed, or all stayed.
 
     All entries are offered in F8, and where that is not exact in the first of BF16 and F16 that is, or else in the one that
     loses less; shares of them, the largest by magnitude, in F8.
@@ -63,12 +65,12 @@ def sparse_forms(D: F32, blocks: Blocks) -> list[SparseForm]:
         D: (n_mat, n_out, n_in).
         blocks: the threads to work with.
     """
-    counts = _counts(D, blocks)
-    n = sum(counts)
-    if n == 0 or n >= MOST_CHANGED * D.size or n > MOST_ENTRIES:
-        return []
     rows = D.reshape(-1, D.shape[-1])
     slices = row_slices(*rows.shape)
+    counts = blocks.run(lambda s: int(np.count_nonzero(rows[s])), slices)
+    n = sum(counts)
+    if n == 0 or n >= MOST_CHANGED * D.size or n > MOST_ENTRIES:
+        return [], n
     places = {
         s.start: slice(end - count, end) for s, count, end in zip(slices, counts, accumulate(counts), strict=True)
     }
@@ -86,17 +88,7 @@ def sparse_forms(D: F32, blocks: Blocks) -> list[SparseForm]:
         of_16_bits = {t: sum(part.of_type[t] for part in losses) for t in _TYPES_OF_16_BITS}
         best = min(_TYPES_OF_16_BITS, key=of_16_bits.__getitem__)
         forms.append(shapes.form(n, best, of_16_bits[best]))
-    return sorted(forms, key=lambda form: form.n_bytes)
-
-
-def count_changed(D: F32, blocks: Blocks) -> int:
-    """How many elements of (..., n_in) are not 0."""
-    return sum(_counts(D, blocks))
-
-
-def _counts(D: F32, blocks: Blocks) -> list[int]:
-    rows = D.reshape(-1, D.shape[-1])
-    return blocks.run(lambda s: int(np.count_nonzero(rows[s])), row_slices(*rows.shape))
+    return sorted(forms, key=lambda form: form.n_bytes), n
 
 
 def _fill(rows: F32, values: F32, lost: F32) -> _Loss:

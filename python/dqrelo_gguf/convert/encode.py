@@ -23,7 +23,7 @@ from dqrelo_gguf.compress.pruning import keep_active, keep_largest, keep_random,
 from dqrelo_gguf.compress.sign_factors import SignFactors as CodedFactors
 from dqrelo_gguf.compress.sign_factors import column_bits, row_bits, scales_of
 from dqrelo_gguf.compress.sparse import pack, unpack
-from dqrelo_gguf.compress.sparse_forms import count_changed, sparse_forms
+from dqrelo_gguf.compress.sparse_forms import sparse_forms
 from dqrelo_gguf.compress.spectrum import energies
 from dqrelo_gguf.compress.stages import CompressedMatrix, LowRankOptions
 from dqrelo_gguf.compress.stages import compress as compress_stages
@@ -117,7 +117,7 @@ def measure_weight(
     D = delta_of(pair, reference, tuned, blocks)
     n_in, n_out, *_ = pair.ne
     matrices = D.reshape(-1, n_out, n_in)
-    forms, n_changed = sparse_forms(matrices, blocks), count_changed(matrices, blocks)
+    forms, n_changed = sparse_forms(matrices, blocks)
     total = sum(energies(torch.from_numpy(matrix), blocks) for matrix in matrices)
     assert isinstance(total, torch.Tensor)
     weight = VOCABULARY_WEIGHT if pair.name in (EMBEDDING, OUTPUT) else 1.0
