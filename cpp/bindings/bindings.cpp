@@ -11,7 +11,6 @@
 namespace py = pybind11;
 
 using token_array = py::array_t<llama_token, py::array::c_style | py::array::forcecast>;
-using delta_list  = std::vector<std::shared_ptr<loaded_delta>>;
 using blend_list  = std::vector<std::vector<std::pair<std::shared_ptr<loaded_delta>, float>>>; // for each sequence; empty is the base
 using no_gil      = py::call_guard<py::gil_scoped_release>;
 
@@ -28,6 +27,18 @@ std::vector<llama_token> to_vector(const token_array & tokens) {
     return std::vector<llama_token>(tokens.data(), tokens.data() + tokens.size());
 }
 
+// The parts of sequence i's blend.
+blend to_blend(const blend_list::value_type & given, size_t i) {
+    blend parts;
+    for (const auto & [delta, scale] : given) {
+        if (delta == nullptr) {
+            throw input_error("sequence " + std::to_string(i) + ": a part of its blend is no delta");
+        }
+        parts.push_back({ delta, scale });
+    }
+    return parts;
+}
+
 std::vector<sequence> to_sequences(const std::vector<token_array> & tokens, const blend_list & blends) {
     if (blends.size() != tokens.size()) {
         throw input_error("got " + std::to_string(tokens.size()) + " sequences and " + std::to_string(blends.size()) +
@@ -35,14 +46,7 @@ std::vector<sequence> to_sequences(const std::vector<token_array> & tokens, cons
     }
     std::vector<sequence> seqs;
     for (size_t i = 0; i < tokens.size(); ++i) {
-        sequence seq = { to_vector(tokens[i]), {} };
-        for (const auto & [delta, scale] : blends[i]) {
-            if (delta == nullptr) {
-                throw input_error("sequence " + std::to_string(i) + ": a part of its blend is no delta");
-            }
-            seq.parts.push_back({ delta, scale });
-        }
-        seqs.push_back(std::move(seq));
+        seqs.push_back({ to_vector(tokens[i]), to_blend(blends[i], i) });
     }
     return seqs;
 }
@@ -111,8 +115,12 @@ std::unordered_map<std::string, std::string> visit_inputs(session & self, const 
     return self.visit_inputs(seqs, names, show, check_signals);
 }
 
-uint64_t time_streams(session & self, const delta_list & owners, size_t n_prompt, size_t n_gen, int32_t n_threads, uint32_t seed) {
-    return self.time_streams(owners, { n_prompt, n_gen, n_threads, seed }, check_signals);
+uint64_t time_streams(session & self, const blend_list & blends, size_t n_prompt, size_t n_gen, int32_t n_threads, uint32_t seed) {
+    std::vector<blend> streams;
+    for (size_t i = 0; i < blends.size(); ++i) {
+        streams.push_back(to_blend(blends[i], i));
+    }
+    return self.time_streams(streams, { n_prompt, n_gen, n_threads, seed }, check_signals);
 }
 
 py::dict machine() {
@@ -227,7 +235,7 @@ void bind_session(py::module_ & m) {
         .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("blends"))
         .def("generate", &generate, py::arg("tokens"), py::arg("blends"), py::arg("params"))
         .def("visit_inputs", &visit_inputs, py::arg("tokens"), py::arg("names"), py::arg("visit"))
-        .def("time_streams", &time_streams, py::arg("deltas"), py::arg("n_prompt"), py::arg("n_gen"), py::arg("n_threads"), py::arg("seed"),
+        .def("time_streams", &time_streams, py::arg("blends"), py::arg("n_prompt"), py::arg("n_gen"), py::arg("n_threads"), py::arg("seed"),
              no_gil())
         .def_property_readonly("closed", &session::is_closed)
         .def_property_readonly("n_evaluated", [](const session & self) { return self.n_evaluated.load(); })

@@ -295,7 +295,12 @@ void session::check_sequence(const sequence & seq, size_t i, size_t n_new) const
                               std::to_string(n_vocab - 1));
         }
     }
-    for (const blend_part & part : seq.parts) {
+    check_parts(seq.parts, where);
+}
+
+// Throws if a part is not this session's; `where` begins the message.
+void session::check_parts(const blend & parts, const std::string & where) const {
+    for (const blend_part & part : parts) {
         if (!part.delta->belongs_to(live.get())) {
             throw input_error(where + "delta '" + part.delta->name + "' was loaded for another runtime");
         }
@@ -428,23 +433,20 @@ std::unordered_map<std::string, std::string> session::visit_inputs(const std::ve
     return tap->aliases();
 }
 
-uint64_t session::time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params,
-                               const check_fn & check) {
+uint64_t session::time_streams(const std::vector<blend> & blends, const timing_params & params, const check_fn & check) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
-    if (owners.empty() || owners.size() > n_seq_max) {
-        throw input_error("time_streams: got " + std::to_string(owners.size()) + " streams, expected 1 to " + std::to_string(n_seq_max) +
+    if (blends.empty() || blends.size() > n_seq_max) {
+        throw input_error("time_streams: got " + std::to_string(blends.size()) + " streams, expected 1 to " + std::to_string(n_seq_max) +
                           " (n_seq_max)");
     }
     if (params.n_threads < 1) {
         throw input_error("time_streams: got " + std::to_string(params.n_threads) + " threads, expected at least 1");
     }
-    for (const std::shared_ptr<loaded_delta> & owner : owners) {
-        if (owner != nullptr && !owner->belongs_to(live.get())) {
-            throw input_error("time_streams: delta '" + owner->name + "' was loaded for another runtime");
-        }
+    for (const blend & parts : blends) {
+        check_parts(parts, "time_streams: ");
     }
-    return ::time_streams(ctx, owners, params, [&] {
+    return ::time_streams(ctx, blends, params, [&] {
         require_open();
         check();
     });

@@ -80,7 +80,7 @@ public:
                                                               const input_tap::visit_fn & visit, const check_fn & check);
 
     // Returns the nanoseconds that streams on these deltas take (timing.h).
-    uint64_t time_streams(const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params, const check_fn & check);
+    uint64_t time_streams(const std::vector<blend> & blends, const timing_params & params, const check_fn & check);
 
     std::string path;
     std::string description;   // Names the model's architecture, size and type.
@@ -99,6 +99,7 @@ private:
     void require_open() const;
     void run(const std::vector<job *> & jobs, const check_fn & check);
     void check_sequence(const sequence & seq, size_t i, size_t n_new) const;
+    void check_parts(const blend & parts, const std::string & where) const;
     void prepare(job & item, const sequence & seq, size_t i, size_t n_new) const;
 
     std::mutex                   mutex; // Guards the model and the context.

@@ -125,20 +125,17 @@ private:
 
 } // namespace
 
-uint64_t time_streams(llama_context * ctx, const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params,
-                      const check_fn & check) {
+uint64_t time_streams(llama_context * ctx, const std::vector<blend> & blends, const timing_params & params, const check_fn & check) {
     const attached_threads threads(ctx, params.n_threads);
-    streams                run(ctx, owners.size(), params.seed, check);
-    for (size_t i = 0; i < owners.size(); ++i) {
-        if (owners[i] != nullptr) {
-            bind_parts(ctx, (llama_seq_id) i, { { owners[i], 1.0f } });
-        }
+    streams                run(ctx, blends.size(), params.seed, check);
+    for (size_t i = 0; i < blends.size(); ++i) {
+        bind_parts(ctx, (llama_seq_id) i, blends[i]);
     }
     if (params.n_prompt == 0) {
         run.step();
         run.clear();
     }
-    for (size_t i = 0; i < owners.size(); ++i) {
+    for (size_t i = 0; i < blends.size(); ++i) {
         run.prompt(i, params.n_prompt);
     }
     for (size_t i = 0; i < params.n_gen; ++i) {

@@ -4,7 +4,6 @@
 #include "batch.h"
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 struct timing_params {
@@ -19,8 +18,7 @@ struct timing_params {
     uint32_t seed;
 };
 
-// Returns the nanoseconds that the prompts, one after another, and then the steps take. Stream i runs on owners[i] (NULL: the base). Only
+// Returns the nanoseconds that the prompts, one after another, and then the steps take. Stream i runs on blends[i] (no part: the base). Only
 // decoding is on the clock: not the choice of tokens, not `check`, nor an untimed first step where there are no prompts, so that the steps
 // measured find their graph built. The context's memory is empty and nothing is bound before and after.
-uint64_t time_streams(llama_context * ctx, const std::vector<std::shared_ptr<loaded_delta>> & owners, const timing_params & params,
-                      const check_fn & check);
+uint64_t time_streams(llama_context * ctx, const std::vector<blend> & blends, const timing_params & params, const check_fn & check);

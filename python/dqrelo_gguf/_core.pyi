@@ -123,7 +123,7 @@ class Session:
         visit: Callable[[str, NDArray[np.float32], NDArray[np.int32] | None], object],
     ) -> dict[str, str]: ...
     def time_streams(
-        self, deltas: Sequence[Delta | None], n_prompt: int, n_gen: int, n_threads: int, seed: int
+        self, blends: Sequence[Sequence[tuple[Delta, float]]], n_prompt: int, n_gen: int, n_threads: int, seed: int
     ) -> int: ...
 
 class Machine(TypedDict):

@@ -6,7 +6,18 @@ import itertools
 
 import pytest
 
-from dqrelo_gguf.bench.plan import DeltaFile, Plan, Settings, Workload, delta_files, make_tests, numbers, rows_of
+from dqrelo_gguf.bench.plan import (
+    DeltaFile,
+    Plan,
+    Settings,
+    Subject,
+    Workload,
+    blends,
+    delta_files,
+    make_tests,
+    numbers,
+    rows_of,
+)
 from dqrelo_gguf.errors import InputError
 
 
@@ -42,6 +53,38 @@ def test_deltas_have_the_names_of_their_files() -> None:
     )
     with pytest.raises(InputError, match=r"the name 'math' is taken by 'a/math\.dq\.gguf'"):
         delta_files(["a/math.dq.gguf", "b/math.dq.gguf"])
+
+
+def test_blends_follow_the_deltas() -> None:
+    files = (DeltaFile("a", "a.gguf"), DeltaFile("b*2", "b.gguf"))
+    mixes = blends(["mix=b*2*0.5+a*-1", "half=a*.5"], files)
+    assert mixes == (Subject("mix", ((1, 0.5), (0, -1.0))), Subject("half", ((0, 0.5),)))
+    plan = Plan("base", files, (Workload(0, 8),), (Settings(),), blends=mixes)
+    assert [subject.name for subject in plan.subjects] == ["a", "b*2", "mix", "half"]
+    assert plan.subjects[1].parts == ((1, 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["mix"], "expected NAME=DELTA"),
+        (["=a*1"], "expected NAME=DELTA"),
+        (["mix=a"], "expected NAME=DELTA"),
+        (["mix=a*1e3"], "expected NAME=DELTA"),
+        (["mix=a*nan"], "expected NAME=DELTA"),
+        (["mix=a*1+"], "expected NAME=DELTA"),
+        (["mix=c*1"], "there is no delta 'c'"),
+        (["mix=a*1+a*2"], "'a' is there twice"),
+        (["a=a*1"], "the name 'a' is taken"),
+        (["mix=a*1", "mix=a*2"], "the name 'mix' is taken"),
+        (["mix=" + "+".join(f"d{i}*1" for i in range(9))], "9 deltas, expected at most 8"),
+    ],
+)
+def test_blends_are_refused_in_a_line(texts: list[str], message: str) -> None:
+    files = [DeltaFile(name, name) for name in ("a", *(f"d{i}" for i in range(9)))]
+    with pytest.raises(InputError, match=message) as caught:
+        blends(texts, files)
+    assert "\n" not in str(caught.value)
 
 
 def test_numbers_come_in_lists_and_repeated() -> None:

@@ -14,7 +14,7 @@ import pytest
 from dqrelo_gguf.bench.plan import Workload
 from dqrelo_gguf.bench.run import measure
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.runtime.deltas import Delta
+from dqrelo_gguf.runtime.deltas import Blend, Delta
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.bench_rows import bench_row
 
@@ -25,10 +25,10 @@ class FakeTimer:
     """Returns 1, 2, 3 ... nanoseconds, and keeps what it was asked."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Sequence[Delta | None], int, int, int, int]] = []
+        self.calls: list[tuple[Sequence[Blend], int, int, int, int]] = []
 
-    def time_streams(self, deltas: Sequence[Delta | None], n_prompt: int, n_gen: int, n_threads: int, seed: int) -> int:
-        self.calls.append((deltas, n_prompt, n_gen, n_threads, seed))
+    def time_streams(self, blends: Sequence[Blend], n_prompt: int, n_gen: int, n_threads: int, seed: int) -> int:
+        self.calls.append((blends, n_prompt, n_gen, n_threads, seed))
         return len(self.calls)
 
 
@@ -46,7 +46,7 @@ def test_rows_take_turns_with_the_same_tokens() -> None:
 
 def test_without_a_warm_up_the_first_run_counts() -> None:
     timer = FakeTimer()
-    assert measure(timer, Workload(0, 5), [[None]], n_threads=1, n_repetitions=3, warm_up=False) == [[1, 2, 3]]
+    assert measure(timer, Workload(0, 5), [[[]]], n_threads=1, n_repetitions=3, warm_up=False) == [[1, 2, 3]]
 
 
 # --- the figures
@@ -89,25 +89,27 @@ def test_timing_leaves_nothing_behind(runtime: Runtime, narrow_deltas: list[Path
     math, words = (runtime.load_delta(path) for path in narrow_deltas)
     before = runtime.logits([1, 5, 6], math)
     for n_prompt, n_gen in ((100, 0), (0, 5), (40, 3)):  # The first prompt has several pieces.
-        assert session.time_streams([math, words], n_prompt, n_gen, 2, 0) > 0
-        assert session.time_streams([None], n_prompt, n_gen, 1, 0) > 0
-    assert session.time_streams([math], 256, 0, 1, 0) > 0  # This takes all of a sequence's memory.
-    assert session.time_streams([math], 0, 256, 1, 0) > 0  # The first step, which is not measured, takes none of it.
+        assert session.time_streams([[(math, 1.0)], [(words, 0.5), (math, -1.0)]], n_prompt, n_gen, 2, 0) > 0
+        assert session.time_streams([[]], n_prompt, n_gen, 1, 0) > 0
+    assert session.time_streams([[(math, 1.0)]], 256, 0, 1, 0) > 0  # This takes all of a sequence's memory.
+    assert (
+        session.time_streams([[(math, 1.0)]], 0, 256, 1, 0) > 0
+    )  # The first step, which is not measured, takes none of it.
     assert np.array_equal(runtime.logits([1, 5, 6], math), before)
     math.close()  # This works, because the delta is bound to nothing.
     words.close()
     with pytest.raises(InputError, match=r"delta 'words\.dq\.gguf' is closed"):
-        session.time_streams([None, words], 4, 0, 1, 0)  # It would have run on this delta.
+        session.time_streams([[], [(words, 1.0)]], 4, 0, 1, 0)  # It would have run on this delta.
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda s, _: s.time_streams([], 4, 0, 1, 0), "got 0 streams, expected 1 to 2"),
-        (lambda s, _: s.time_streams([None] * 3, 4, 0, 1, 0), "got 3 streams, expected 1 to 2"),
-        (lambda s, _: s.time_streams([None], 4, 0, 0, 0), "got 0 threads, expected at least 1"),
-        (lambda s, _: s.time_streams([None], 257, 0, 1, 0), "no room in the context's memory"),
-        (lambda s, d: s.time_streams([None, d], 4, 0, 1, 0), "was loaded for another runtime"),
+        (lambda s, _: s.time_streams([[]] * 3, 4, 0, 1, 0), "got 3 streams, expected 1 to 2"),
+        (lambda s, _: s.time_streams([[]], 4, 0, 0, 0), "got 0 threads, expected at least 1"),
+        (lambda s, _: s.time_streams([[]], 257, 0, 1, 0), "no room in the context's memory"),
+        (lambda s, d: s.time_streams([[], [(d, 1.0)]], 4, 0, 1, 0), "was loaded for another runtime"),
     ],
 )
 def test_timing_refuses(
@@ -118,7 +120,7 @@ def test_timing_refuses(
         with pytest.raises(InputError, match=message) as caught:
             call(runtime._session, stranger)
     assert "\n" not in str(caught.value)
-    assert runtime._session.time_streams([None], 4, 0, 1, 0) > 0  # The session is still in order.
+    assert runtime._session.time_streams([[]], 4, 0, 1, 0) > 0  # The session is still in order.
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timer on this system")
@@ -135,7 +137,7 @@ def test_a_signal_ends_timing(narrow_base: Path, narrow_deltas: list[Path]) -> N
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         try:
             with pytest.raises(Interrupted):
-                rt._session.time_streams([loaded], 0, 1 << 17, 1, 0)
+                rt._session.time_streams([[(loaded, 1.0)]], 0, 1 << 17, 1, 0)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, old)

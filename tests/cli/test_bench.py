@@ -110,6 +110,21 @@ def test_figures_follow_from_the_samples(
             assert d["ratio_to_limit"] == pytest.approx(ratio / d["limit"])
 
 
+def test_a_blend_costs_the_bytes_of_its_parts(
+    narrow_base: Path, narrow_deltas: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [text for path in narrow_deltas for text in ("--delta", str(path))]
+    tests = ["-p", "0", "-n", "2", "-npl", "1,3", "-r", "1", "-t", "1"]
+    command = ["-m", str(narrow_base), *files, "--blend", "mix=math*0.5+words*-1", *tests]
+    assert bench.main([*command, "-o", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [d["deltas"] for d in rows] == [[], ["math"], ["words"], ["mix"], [], ["math", "words", "mix"]]
+    alone = [rows[1]["delta_bytes"], rows[2]["delta_bytes"]]
+    assert rows[3]["delta_bytes"] == sum(alone)
+    assert rows[3]["delta_filenames"] == [str(path) for path in narrow_deltas]
+    assert rows[5]["delta_bytes"] == sum(alone)  # A step reads a delta once for all streams that it is a part of.
+
+
 def test_the_table_has_every_row(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main([*options, "-ub", "256,512", "--no-warmup", "-r", "1"]) == 0
     table, footer = capsys.readouterr().out.split("\n\n")
@@ -192,6 +207,7 @@ def test_progress_goes_to_stderr(narrow_base: Path, capsys: pytest.CaptureFixtur
         ("-ctk q9", "type_k: got 'q9', expected one of f32"),
         ("-fa maybe", "flash_attn: got 'maybe', expected auto, on or off"),
         ("--delta =a.gguf", "--delta '=a.gguf': expected [NAME=]FILE"),
+        ("--blend mix=math*1", "--blend 'mix=math*1': there is no delta 'math'"),
         ("--delta missing.dq.gguf", "missing.dq.gguf: no such file"),
         ("-m missing.gguf", "missing.gguf: no such file"),
     ],

@@ -105,7 +105,7 @@ def time_steps(plan: Plan, n_streams: Iterable[int]) -> Iterator[Step]:
     """
     n_gen = max(test.n_gen for test in plan.tests)
     for n in n_streams:
-        one = replace(plan, deltas=copies(plan.deltas, n), tests=(Workload(0, n_gen, n),))
+        one = replace(plan, deltas=copies(plan.deltas, n), blends=(), tests=(Workload(0, n_gen, n),))
         base, *others = run_plan(one)
         yield Step(n, _ms(base), _ms(others[0]), base.base_bytes, others[0].delta_bytes)
 

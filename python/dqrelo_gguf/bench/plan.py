@@ -9,8 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.runtime.deltas import MAX_PARTS
 
 _MOST = 2**31 - 1
+_PART = re.compile(
+    r"(.+)\*(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+))"
+)  # It matches DELTA*SCALE; no exponent, whose sign would part.
 _NAMED = re.compile(r"([^/\\=]*)=(.*)")  # It matches NAME=FILE; an = after a separator belongs to the path.
 
 
@@ -57,6 +61,19 @@ class DeltaFile:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What a stream can run on: a delta alone, or a blend.
+
+    Args:
+        name: that its rows have.
+        parts: numbers of deltas, each with its scale.
+    """
+
+    name: str
+    parts: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that a run does."""
 
@@ -67,6 +84,12 @@ class Plan:
     n_repetitions: int = 5
     warm_up: bool = True
     allow_other_base: bool = False
+    blends: tuple[Subject, ...] = ()
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """Each delta by itself, then the blends."""
+        return tuple(Subject(file.name, ((i, 1.0),)) for i, file in enumerate(self.deltas)) + self.blends
 
     def contexts(self) -> Iterator[tuple[Settings, int, list[int | None]]]:
         """The contexts to be made, each with its number of sequences and the numbers of threads to measure with."""
@@ -78,16 +101,16 @@ class Plan:
             yield settings, n, threads[settings]
 
 
-def rows_of(test: Workload, n_deltas: int) -> list[tuple[int | None, ...]]:
-    """The rows of a test: for each of its streams the number of its delta, None for the base.
+def rows_of(test: Workload, n_subjects: int) -> list[tuple[int | None, ...]]:
+    """The rows of a test: for each of its streams the number of its subject, None for the base.
 
-    The base alone comes first. A test of one stream then has a row for each delta. One of several streams has a single
-    row more, in which the deltas take turns.
+    The base alone comes first. A test of one stream then has a row for each subject. One of several streams has a single
+    row more, in which the subjects take turns.
     """
     base: tuple[int | None, ...] = (None,) * test.n_streams
     if test.n_streams == 1:
-        return [base, *((i,) for i in range(n_deltas))]
-    return [base, tuple(i % n_deltas for i in range(test.n_streams))] if n_deltas else [base]
+        return [base, *((i,) for i in range(n_subjects))]
+    return [base, tuple(i % n_subjects for i in range(test.n_streams))] if n_subjects else [base]
 
 
 def make_tests(
@@ -126,6 +149,41 @@ def delta_files(texts: Sequence[str]) -> tuple[DeltaFile, ...]:
             )
         files[name] = DeltaFile(name, path)
     return tuple(files.values())
+
+
+def blends(texts: Sequence[str], deltas: Sequence[DeltaFile]) -> tuple[Subject, ...]:
+    """Reads `NAME=DELTA*SCALE+DELTA*SCALE`, as the server's `--blend` has it.
+
+    Args:
+        texts: one for each blend.
+        deltas: those that it can name.
+
+    Raises:
+        InputError: another form, a delta that is not given or is there twice, too many parts, or a name that is taken.
+    """
+    numbers_of = {file.name: i for i, file in enumerate(deltas)}
+    found: dict[str, Subject] = {}
+    for text in texts:
+        name, equals, spec = text.partition("=")
+        parts = [_PART.fullmatch(part) for part in spec.split("+")]
+        if not name or not equals or not all(parts):
+            raise InputError(f"--blend '{text}': expected NAME=DELTA*SCALE+DELTA*SCALE, such as mix=math*0.6+words*0.4")
+        if name in numbers_of or name in found:
+            raise InputError(f"--blend '{text}': the name '{name}' is taken. Give it another one")
+        scales: dict[int, float] = {}
+        for part in filter(None, parts):
+            i = numbers_of.get(part[1])
+            if i is None:
+                raise InputError(f"--blend '{text}': there is no delta '{part[1]}', expected one of --delta")
+            if i in scales:
+                raise InputError(
+                    f"--blend '{text}': '{part[1]}' is there twice. Give it once, with the sum of the scales"
+                )
+            scales[i] = float(part[2])
+        if len(scales) > MAX_PARTS:
+            raise InputError(f"--blend '{text}': {len(scales)} deltas, expected at most {MAX_PARTS}")
+        found[name] = Subject(name, tuple(scales.items()))
+    return tuple(found.values())
 
 
 def number(option: str, text: str, least: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ class Timer(Protocol):
     """The part of a session that measures."""
 
     def time_streams(
-        self, deltas: Sequence[Delta | None], n_prompt: int, n_gen: int, n_threads: int, seed: int
+        self, blends: Sequence[Sequence[tuple[Delta, float]]], n_prompt: int, n_gen: int, n_threads: int, seed: int
     ) -> int: ...
 
 
@@ -35,8 +36,8 @@ class Row:
         test: the test.
         settings: with the number of threads that was used.
         model_type, model_size, model_n_params: of the base, as llama.cpp gives them.
-        deltas: those of the streams, each once, by name; none: the base alone.
-        files, content_hashes: of the deltas.
+        deltas: what the streams run on, each delta or blend once, by name; none: the base alone.
+        files, content_hashes: of all deltas in them.
         base_bytes: of the base that a generated step reads.
         delta_bytes: of the deltas that it reads.
         test_time: when the test began, UTC, RFC 3339.
@@ -137,8 +138,17 @@ class _Counted:
     traffic: Traffic
 
     def delta_bytes(self, streams: Sequence[int | None]) -> int:
-        used = [i for i in streams if i is not None]
-        return sum(self.traffic.of_delta(self.readers[i], used.count(i)) for i in set(used))
+        """Of a step in which each stream runs on the subject of that number."""
+        used = Counter(i for stream in streams for i in self.parts(stream))
+        return sum(self.traffic.of_delta(self.readers[i], n_streams) for i, n_streams in used.items())
+
+    def parts(self, stream: int | None) -> dict[int, float]:
+        """The deltas of a subject, by number, with their scales; none of the base."""
+        return {} if stream is None else dict(self.plan.subjects[stream].parts)
+
+    def blend(self, stream: int | None) -> list[tuple[Delta, float]]:
+        """The same as the session takes it."""
+        return [(self.deltas[i], scale) for i, scale in self.parts(stream).items()]
 
 
 @contextmanager
@@ -161,28 +171,29 @@ def _run_test(
     session: core.Session, test: Workload, settings: Settings, counted: _Counted, note: Callable[[str], None]
 ) -> Iterator[Row]:
     plan = counted.plan
-    rows = rows_of(test, len(counted.deltas))
+    rows = rows_of(test, len(plan.subjects))
     begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    row_deltas = [[None if i is None else counted.deltas[i] for i in streams] for streams in rows]
+    row_blends = [[counted.blend(i) for i in streams] for streams in rows]
     assert settings.n_threads is not None
     samples = measure(
         session,
         test,
-        row_deltas,
+        row_blends,
         n_threads=settings.n_threads,
         n_repetitions=plan.n_repetitions,
         warm_up=plan.warm_up,
         note=note,
     )
     for streams, row_ns in zip(rows, samples, strict=True):
-        used = list(dict.fromkeys(i for i in streams if i is not None))
+        subjects = dict.fromkeys(plan.subjects[i] for i in streams if i is not None)
+        used = list(dict.fromkeys(i for subject in subjects for i, _ in subject.parts))
         yield Row(
             test=test,
             settings=settings,
             model_type=session.description,
             model_size=session.n_bytes,
             model_n_params=session.n_params,
-            deltas=tuple(plan.deltas[i].name for i in used),
+            deltas=tuple(subject.name for subject in subjects),
             files=tuple(plan.deltas[i].path for i in used),
             content_hashes=tuple(counted.deltas[i].content_hash for i in used),
             base_bytes=counted.traffic.of_base(test.n_streams),
@@ -196,7 +207,7 @@ def _run_test(
 def measure(
     timer: Timer,
     test: Workload,
-    rows: Sequence[Sequence[Delta | None]],
+    rows: Sequence[Sequence[Sequence[tuple[Delta, float]]]],
     *,
     n_threads: int,
     n_repetitions: int,
@@ -212,13 +223,13 @@ def measure(
     """
     if warm_up:
         note(f"{test.name}: warm-up")
-        for deltas in rows:
-            timer.time_streams(deltas, test.n_prompt, min(test.n_gen, 1), n_threads, 0)
+        for blends in rows:
+            timer.time_streams(blends, test.n_prompt, min(test.n_gen, 1), n_threads, 0)
     samples: list[list[int]] = [[] for _ in rows]
     for k in range(n_repetitions):
         note(f"{test.name}: repetition {k + 1} of {n_repetitions}, {len(rows)} rows")
-        for deltas, row_ns in zip(rows, samples, strict=True):
-            row_ns.append(timer.time_streams(deltas, test.n_prompt, test.n_gen, n_threads, k))
+        for blends, row_ns in zip(rows, samples, strict=True):
+            row_ns.append(timer.time_streams(blends, test.n_prompt, test.n_gen, n_threads, k))
     return samples
 
 

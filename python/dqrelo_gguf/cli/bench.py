@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Measure prompts (pp) and generation (tg) as llama-bench does: the base alone and each delta on it "
+        description="Measure prompts (pp) and generation (tg) as llama-bench does: the base alone, each delta and blend on it "
         "in turns, and all deltas together in one batch.",
         epilog=f"example: {PROG} -m base.gguf --delta math.dq.gguf --delta words.dq.gguf -p 512 -n 128. "
         "Numbers may be lists (-t 1,2), and options given more than once.",
@@ -53,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         help="a delta of it; give one for each (default: none)",
+    )
+    parser.add_argument(
+        "--blend",
+        metavar="NAME=SPEC",
+        action="append",
+        default=[],
+        help="deltas that are added up in one stream: DELTA*SCALE+DELTA*SCALE (default: none)",
     )
     tests = parser.add_argument_group("tests")
     _add_list(tests, "-p", "--n-prompt", "N", "tokens of a prompt; 0: no such test")
@@ -133,7 +140,7 @@ def _check_gpu(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from dqrelo_gguf.bench.plan import Plan, delta_files, make_tests, numbers, pairs
+    from dqrelo_gguf.bench.plan import Plan, blends, delta_files, make_tests, numbers, pairs
 
     deltas = delta_files(args.delta)
     n_streams = numbers("-npl/--parallel", args.parallel or [str(max(len(deltas), 1))], 1)
@@ -151,6 +158,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         n_repetitions=_one("-r/--repetitions", args.repetitions),
         warm_up=not args.no_warmup,
         allow_other_base=args.allow_other_base,
+        blends=blends(args.blend, deltas),
     )
 
 
