@@ -20,25 +20,31 @@ FIRST_TOKEN = 300
 
 @dataclass(frozen=True)
 class Request:
-    """One stream: a server, and the model that it is asked for (None: the server's only one)."""
+    """One stream: a server, the model that it is asked for (None: the server's only one), and the number of its adapter of `--lora`."""
 
     url: str
     model: str | None
     prompt: list[int]
     n_predict: int
+    lora: int | None = None
 
     def body(self) -> dict[str, Any]:
         """The request's JSON. Greedy, and no token ends it early."""
         named = {} if self.model is None else {"model": self.model}
-        return named | {
-            "prompt": self.prompt,
-            "n_predict": self.n_predict,
-            "ignore_eos": True,
-            "cache_prompt": False,
-            "temperature": 0,
-            "top_k": 1,
-            "stream": True,
-        }
+        adapters = {} if self.lora is None else {"lora": [{"id": self.lora, "scale": 1.0}]}
+        return (
+            named
+            | adapters
+            | {
+                "prompt": self.prompt,
+                "n_predict": self.n_predict,
+                "ignore_eos": True,
+                "cache_prompt": False,
+                "temperature": 0,
+                "top_k": 1,
+                "stream": True,
+            }
+        )
 
 
 @dataclass(frozen=True)
