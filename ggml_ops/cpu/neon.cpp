@@ -463,6 +463,7 @@ static void fold_signs_neon(float * w, const uint8_t * sign, float scale, const 
 
 const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.name         =*/"neon",
+    /*.interleaves   =*/false,
     /*.quantize_row =*/quantize_row_neon,
     /*.sign_dots    =*/sign_dots_neon,
     /*.dots         =*/dots_of_isa<neon>,

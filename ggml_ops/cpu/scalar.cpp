@@ -182,6 +182,7 @@ static void list_products_scalar(const float * const * values, const uint8_t * c
 
 const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.name         =*/"scalar",
+    /*.interleaves   =*/false,
     /*.quantize_row =*/quantize_row_scalar,
     /*.sign_dots    =*/sign_dots_scalar,
     /*.dots         =*/dots_scalar,

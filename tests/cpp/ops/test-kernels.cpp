@@ -51,22 +51,24 @@ static quantised quantise(const dqrelo_kernels * kernels, const std::vector<std:
     return out;
 }
 
-static bool same(const quantised & a, const quantised & b) {
-    bool equal = a.q == b.q && a.act.size() == b.act.size();
-    for (size_t t = 0; equal && t < a.act.size(); t++) {
-        equal = dqrelo_f32_bits(a.act[t].d) == dqrelo_f32_bits(b.act[t].d) && a.act[t].sum == b.act[t].sum;
-    }
-    return equal;
-}
-
-// Returns q of a row as integers.
-static std::vector<int32_t> integers(const int8_t * q, int64_t n) {
+// Returns row t of q as integers, with the zeros up to a multiple of 64.
+static std::vector<int32_t> integers(const dqrelo_kernels * kernels, const quantised & a, int t, int64_t n) {
+    const int8_t *       q = a.q.data() + t * dqrelo_q_bytes(n);
     std::vector<int32_t> out;
-    for (int64_t j = 0; j < n; j++) {
-        const int8_t * block = q + j / 64 * 128;
-        out.push_back(256 * block[j % 64] + block[64 + j % 64]);
+    for (int64_t j = 0; j < (n + 63) / 64 * 64; j++) {
+        const int64_t place = dqrelo_q_place(kernels->interleaves, j, n);
+        out.push_back(256 * q[place] + q[place + 64]);
     }
     return out;
+}
+
+static bool same(const dqrelo_kernels * kernels, const quantised & a, const quantised & scalar, int64_t n) {
+    bool equal = a.act.size() == scalar.act.size();
+    for (size_t t = 0; equal && t < a.act.size(); t++) {
+        equal = dqrelo_f32_bits(a.act[t].d) == dqrelo_f32_bits(scalar.act[t].d) && a.act[t].sum == scalar.act[t].sum &&
+                integers(kernels, a, (int) t, n) == integers(&dqrelo_kernels_scalar, scalar, (int) t, n);
+    }
+    return equal;
 }
 
 static void test_quantize_is_nearest(const dqrelo_kernels * kernels) {
@@ -75,7 +77,7 @@ static void test_quantize_is_nearest(const dqrelo_kernels * kernels) {
         std::mt19937               rng(7);
         const std::vector<float>   x    = random_row(n, rng, true);
         const quantised            a    = quantise(kernels, { x }, nullptr);
-        const std::vector<int32_t> q    = integers(a.q.data(), n);
+        const std::vector<int32_t> q    = integers(kernels, a, 0, n);
         bool                       near = true;
         int64_t                    sum  = 0;
         for (int64_t j = 0; j < n; j++) {
@@ -87,8 +89,8 @@ static void test_quantize_is_nearest(const dqrelo_kernels * kernels) {
         CHECK(near);
         CHECK(sum == a.act[0].sum);
         bool zero_tail = true;
-        for (int64_t j = n; j < (n + 63) / 64 * 64; j++) {
-            zero_tail = zero_tail && a.q[(size_t) (j / 64 * 128 + j % 64)] == 0 && a.q[(size_t) (j / 64 * 128 + 64 + j % 64)] == 0;
+        for (size_t j = (size_t) n; j < q.size(); j++) {
+            zero_tail = zero_tail && q[j] == 0;
         }
         CHECK(zero_tail);
     }
@@ -113,8 +115,8 @@ static void test_quantize_equals_scalar(const dqrelo_kernels * kernels) {
         std::mt19937                          rng(11);
         const std::vector<float>              c = random_row(n, rng);
         const std::vector<std::vector<float>> x = { random_row(n, rng), random_row(n, rng, true), std::vector<float>((size_t) n, 0.0f) };
-        CHECK(same(quantise(kernels, x, nullptr), quantise(&dqrelo_kernels_scalar, x, nullptr)));
-        CHECK(same(quantise(kernels, x, c.data()), quantise(&dqrelo_kernels_scalar, x, c.data())));
+        CHECK(same(kernels, quantise(kernels, x, nullptr), quantise(&dqrelo_kernels_scalar, x, nullptr), n));
+        CHECK(same(kernels, quantise(kernels, x, c.data()), quantise(&dqrelo_kernels_scalar, x, c.data()), n));
     }
 }
 
@@ -125,7 +127,7 @@ static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int 
     for (int t = 0; t < n_t; t++) {
         x.push_back(random_row(n, rng, t % 2 == 1));
     }
-    const quantised a = quantise(&dqrelo_kernels_scalar, x, nullptr);
+    const quantised a = quantise(kernels, x, nullptr);
     // There is one byte before, so that no row of signs is aligned, and none after, so that a sanitizer sees a read past the end.
     bytes sign(1 + (size_t) (n / 8 * n_i));
     for (uint8_t & b : sign) {
@@ -139,7 +141,7 @@ static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int 
     bool exact  = true;
     bool inside = true;
     for (int t = 0; t < n_t; t++) {
-        const std::vector<int32_t> q = integers(a.q.data() + t * dqrelo_q_bytes(n), n);
+        const std::vector<int32_t> q = integers(kernels, a, t, n);
         for (int i = 0; i < n_i; i++) {
             int64_t sum = 0;
             for (int64_t j = 0; j < n; j++) {
