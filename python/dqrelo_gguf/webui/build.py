@@ -18,8 +18,9 @@ SOURCE = Path(__file__).resolve().parent / "source"
 ENTRY = "app.js"
 STYLES = ("palette.css", "page.css", "compare.css", "deltas.css")
 
-_IMPORT = re.compile(r'^import \{[^}]*\} from "\./([\w-]+\.js)";\n', re.MULTILINE)
-_EXPORT = re.compile(r"^export ", re.MULTILINE)
+_IMPORT = re.compile(r'^import \{[\w, ]*\} from "\./([\w-]+\.js)";\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export ((?:async )?(?:function|class|const|let)\b)", re.MULTILINE)
+_MODULE_WORD = re.compile(r"^(?:import|export)\b.*", re.MULTILINE)
 _DEFINED = re.compile(r"^(?:async )?(?:function\*?|class|const|let) +(\w+)", re.MULTILINE)
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
@@ -31,7 +32,8 @@ def page(source: Path = SOURCE) -> str:
         source: the folder with index.html, styles and scripts.
 
     Raises:
-        ValueError: two modules define the same name, or a text would end its element.
+        ValueError: two modules define the same name or import each other, a text would end its element, or an import or export has another form
+            than `import { a, b } from "./c.js";` and `export` before a function, a class, `const` or `let`.
     """
     slots = {"style": _inline("\n".join(_read(source / name) for name in STYLES)), "script": _inline(bundle(source))}
     slots["policy"] = policy(slots["script"], slots["style"])
@@ -41,8 +43,8 @@ def page(source: Path = SOURCE) -> str:
 def bundle(source: Path) -> str:
     """All modules that app.js needs as one, each behind those that it imports."""
     order: list[str] = []
-    _visit(source, ENTRY, order)
-    texts = {name: _EXPORT.sub("", _IMPORT.sub("", _read(source / name))) for name in order}
+    _visit(source, (ENTRY,), order)
+    texts = {name: _plain(name, _read(source / name)) for name in order}
     owners: dict[str, str] = {}
     for name, text in texts.items():
         for defined in _DEFINED.findall(text):
@@ -60,12 +62,22 @@ def policy(script: str, style: str) -> str:
     )
 
 
-def _visit(source: Path, name: str, order: list[str]) -> None:
-    for imported in _IMPORT.findall(_read(source / name)):
+def _visit(source: Path, way: tuple[str, ...], order: list[str]) -> None:
+    """Puts the last module of `way`, each of which imports the next, into the order, behind what it imports."""
+    for imported in _IMPORT.findall(_read(source / way[-1])):
+        if imported in way:
+            raise ValueError(f"{', '.join(way)} and {imported} import each other")
         if imported not in order:
-            _visit(source, imported, order)
-    if name not in order:
-        order.append(name)
+            _visit(source, (*way, imported), order)
+    order.append(way[-1])
+
+
+def _plain(name: str, text: str) -> str:
+    """A module without its imports and exports: all names are of one module in the end."""
+    plain = _EXPORT.sub(r"\1", _IMPORT.sub("", text))
+    if left := _MODULE_WORD.search(plain):
+        raise ValueError(f"{name}: an import or export that is not understood: {left[0]}")
+    return plain
 
 
 def _inline(text: str) -> str:

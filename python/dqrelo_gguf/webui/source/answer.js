@@ -13,7 +13,7 @@ export function pieces(answer) {
     const fence = FENCE.exec(rest);
     const text = fence ? rest.slice(0, fence.index) : rest;
     if (text.trim() !== "") {
-      found.push({ text: isCode ? text.replace(/^\n|\n$/g, "") : text.replace(/^\n+|\n+$/g, ""), isCode });
+      found.push({ text: isCode ? text.replace(/^\n|\n$/g, "") : text.trim(), isCode });
     }
     if (!fence) {
       return found;
