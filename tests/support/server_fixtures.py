@@ -124,11 +124,9 @@ def free_port() -> int:
 def serve(
     base: Path | None, folder: Path, *args: str | Path, port: int | None = None, launcher: Sequence[str | Path] = ()
 ) -> Iterator[Server]:
-    """Runs llama-server until the block ends; without a base it is a router.
+    """Runs llama-server until the block ends, on any free port or the one given; without a base it is a router.
 
-    Args:
-        port: any free one, if none is given.
-        launcher: a command that starts llama-server with the arguments behind it, in place of llama-server.
+    `launcher` is a command that starts it with the arguments behind it, in place of the program itself.
     """
     port = port or free_port()
     log = folder / f"server-{port}.log"

@@ -25,7 +25,13 @@ FAINT = """() => {
   };
   const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (e) => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c[3] > 0) return c; } return [255, 255, 255]; };
+  const behind = (e) => {
+    for (; e; e = e.parentElement) {
+      const colour = rgb(getComputedStyle(e).backgroundColor);
+      if (colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
   const found = [];
   for (const e of document.querySelectorAll('body *')) {
     const hasText = [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
@@ -41,7 +47,9 @@ FAINT = """() => {
 def test_everything_has_a_name_and_enough_contrast(chromium: Browser, server: Server, scheme: str) -> None:
     with opened(chromium, server.url, color_scheme=scheme) as page:
         ready(page)
-        page.route("**/v1/chat/completions", lambda route: route.fulfill(status=503, json={"error": {"message": "busy"}}))
+        page.route(
+            "**/v1/chat/completions", lambda route: route.fulfill(status=503, json={"error": {"message": "busy"}})
+        )
         ask(page)
         finished(page)
         for tab in ("#tab-compare", "#tab-deltas", "#key-button"):
@@ -94,7 +102,9 @@ def test_a_telephone_scrolls_its_columns_and_not_the_page(chromium: Browser, ser
 def test_it_does_not_run_in_a_frame(chromium: Browser, server: Server) -> None:
     """Somebody could lay it under something else and have its buttons pressed."""
     with opened(chromium, f"{server.url}/health") as page:
-        page.evaluate("url => { const f = document.createElement('iframe'); f.src = url; document.body.append(f); }", server.url)
+        page.evaluate(
+            "url => { const f = document.createElement('iframe'); f.src = url; document.body.append(f); }", server.url
+        )
         framed = page.frame_locator("iframe").locator("body")
         framed.get_by_text("This page does not work in a frame.").wait_for()
         assert framed.locator("button").count() == 0

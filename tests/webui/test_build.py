@@ -53,18 +53,23 @@ def test_the_policy_names_this_script_and_this_style() -> None:
 def test_no_source_makes_markup_of_text() -> None:
     for path in SOURCE.glob("*.js"):
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|srcdoc", text), path.name
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function|srcdoc", text
+        ), path.name
 
 
 def test_its_colours_are_those_of_the_page_of_dqrelo_eval() -> None:
     """The two look like one product."""
     assets = Path(evaluate_page.__file__).parent / "assets"
-    theirs = [dict(re.findall(r"--([\w-]+): (#\w+)", block)) for block in assets.joinpath("page.css").read_text().split("@media")[:2]]
+    theirs = [
+        dict(re.findall(r"--([\w-]+): (#\w+)", block))
+        for block in assets.joinpath("page.css").read_text().split("@media")[:2]
+    ]
     ours = re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", (SOURCE / "palette.css").read_text())
     shared = {name: (light, dark) for name, light, dark in ours if name in theirs[0]}
     assert set(shared) == {"paper", "ink", "faint", "line", "panel", "accent"}
     assert shared == {name: (theirs[0][name], theirs[1][name]) for name in shared}
-    models = re.findall(r'(?:light|dark): \[(.*?)\]', (assets / "theme.js").read_text())
+    models = re.findall(r"(?:light|dark): \[(.*?)\]", (assets / "theme.js").read_text())
     columns = [(light, dark) for name, light, dark in ours if re.fullmatch(r"c\d", name)]
     assert [list(side) for side in zip(*columns, strict=True)] == [re.findall(r"#\w+", side) for side in models[:2]]
 

@@ -40,7 +40,7 @@ def test_it_begins_with_the_base_and_the_fine_tunes(page: Page) -> None:
     assert page.inner_text("#connection") == "Connected"
 
 
-def test_four_columns_stream_at_once(page: Page, server: Server) -> None:
+def test_four_columns_stream_at_once(page: Page) -> None:
     page.fill("#temperature", "0")
     ask(page, max_tokens=LONG)
     wait_for_text(page, 0, 1, 2, 3)
@@ -142,7 +142,9 @@ def test_a_seventh_stream_waits_for_a_connection_and_more_than_slots_are_told(pa
     assert "answers 4 requests at a time" in page.inner_text("#queue")
     ask(page, max_tokens=LONG)
     waiting = page.get_by_text("waits for one of the browser's connections")
-    page.wait_for_function("() => [...document.querySelectorAll('.answer')].filter(e => e.innerText.length > 20).length === 4")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.answer')].filter(e => e.innerText.length > 20).length === 4"
+    )
     assert waiting.count() == 2
     assert page.get_by_text("waits for a slot or a load").count() == 1
     listed = page.evaluate("fetch('v1/models').then(found => found.status)")
@@ -225,7 +227,7 @@ def test_what_a_model_and_a_name_say_stays_text(page: Page) -> None:
 
 def test_the_policy_refuses_markup_and_other_hosts(chromium: Browser, server: Server) -> None:
     """It is the second lock, should the page ever make markup of a text itself."""
-    with opened(chromium, server.url, expected="Content Security Policy") as page:
+    with opened(chromium, server.url, expected="Content Security Policy|TrustedHTML") as page:
         ready(page)
         write = "() => { try { document.body.innerHTML = '<p>'; return ''; } catch (error) { return error.name; } }"
         assert page.evaluate(write) == "TypeError"

@@ -72,7 +72,10 @@ def test_a_link_brings_back_what_it_was_made_of(modules: Page) -> None:
         ({"columns": []}, "its columns are too few or too many"),
         ({"columns": setup()["columns"] * 33}, "its columns are too few or too many"),
         ({"columns": [{"model": 1, "scale": 1, "parts": []}]}, "a name is not a text"),
-        ({"columns": [{"model": "x" * 201, "scale": 1, "parts": []}]}, "a name is not a text of at most 200 characters"),
+        (
+            {"columns": [{"model": "x" * 201, "scale": 1, "parts": []}]},
+            "a name is not a text of at most 200 characters",
+        ),
         ({"columns": [{"model": "", "scale": None, "parts": []}]}, "a scale is not a number"),
         ({"columns": [{"model": "", "scale": 1001, "parts": []}]}, "a scale is not a number"),
         ({"columns": [{"model": "", "scale": 1, "parts": [None]}]}, "a part is not one"),
@@ -106,15 +109,14 @@ def test_fences_are_code(modules: Page, answer: str, pieces: list[str]) -> None:
     assert run(modules, "answer.js", code, answer) == pieces
 
 
+METRICS = r"""# TYPE llamacpp:delta_prompt_tokens_total counter
+llamacpp:delta_prompt_tokens_total{delta="a\"b\\c"} 12
+llamacpp:delta_tokens_predicted_total{delta="a\"b\\c"} 3
+llamacpp:delta_loads_total{delta="x"} 1
+llamacpp:tokens_predicted_total 9
+"""
+
+
 def test_tokens_are_read_from_metrics(modules: Page) -> None:
-    text = "\n".join(
-        [
-            "# TYPE llamacpp:delta_prompt_tokens_total counter",
-            'llamacpp:delta_prompt_tokens_total{delta="a\\"b\\\\c"} 12',
-            'llamacpp:delta_tokens_predicted_total{delta="a\\"b\\\\c"} 3',
-            'llamacpp:delta_loads_total{delta="x"} 1',
-            "llamacpp:tokens_predicted_total 9",
-        ]
-    )
-    found = run(modules, "metrics.js", "[...m.tokensByDelta(a)]", text)
-    assert found == [['a"b\\c', {"prompt": 12, "answered": 3}]]
+    found = run(modules, "metrics.js", "[...m.tokensByDelta(a)]", METRICS)
+    assert found == [[r'a"b\c', {"prompt": 12, "answered": 3}]]

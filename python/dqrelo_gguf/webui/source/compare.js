@@ -62,13 +62,14 @@ function arrange() {
   isArranged = true;
   clearColumns();
   const usable = server.deltas.filter((delta) => delta.state !== "failed");
-  const choices = [baseChoice(), ...usable.map((delta) => modelChoice(delta.name))];
+  const base = server.base === "" ? [] : [baseChoice()]; // A key may be one for some fine-tunes only.
+  const choices = [...base, ...usable.map((delta) => modelChoice(delta.name))];
   choices.slice(0, FIRST_COLUMNS).forEach(add);
 }
 
 function showState() {
   const nRunning = columns.filter((column) => column.running).length;
-  write(find("send"), columns.length === 1 ? "Ask" : `Ask all ${columns.length}`);
+  write(find("send"), columns.length < 2 ? "Ask" : `Ask all ${columns.length}`);
   find("send").disabled = columns.length === 0;
   find("stop-all").disabled = nRunning === 0;
   const { nSlots } = server;
@@ -112,7 +113,8 @@ function share() {
     history.replaceState(null, "", location.pathname);
     return;
   }
-  copy(location.href, "The link to this set-up was copied. It has the models, the scales, the settings and the prompt; no key and no answers.");
+  const content = "It has the models, the scales, the settings and the prompt; no key and no answers.";
+  copy(location.href, `The link to this set-up was copied. ${content}`, `The link to this set-up is in the address bar. ${content}`);
 }
 
 // Takes the set-up of the address, if it has one. Nothing is asked by itself.

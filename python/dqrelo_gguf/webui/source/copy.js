@@ -11,7 +11,7 @@ function copyBySelection(text) {
   return isDone;
 }
 
-export async function copy(text, done) {
+export async function copy(text, done, failed = "The browser does not let this page copy.") {
   const focused = document.activeElement;
   let isDone = true;
   try {
@@ -20,5 +20,5 @@ export async function copy(text, done) {
     isDone = copyBySelection(text);
     focused?.focus();
   }
-  notice(isDone ? done : "The browser does not let this page copy.", !isDone);
+  notice(isDone ? done : failed, !isDone);
 }
