@@ -67,6 +67,8 @@ def test_a_delta_is_loaded_pinned_reloaded_and_unloaded(page: Page) -> None:
     press(page, "Load", "first")
     wait_for(page, "first", "state", "loaded")
     assert page.inner_text("#notice") == "first: load done."
+    kept = f"keeps {QUALITY['retention']:.1%} on {QUALITY['n_problems']} problems".replace("%", " %")
+    assert kept in row(page, "first").locator("td.quality").inner_text()
     assert f"KL {QUALITY['kl']:.3g}".rstrip("0") in row(page, "first").locator("td.quality").inner_text()
     assert "CPU" in row(page, "first").locator("td.memory").inner_text()
     tiles = page.inner_text("#tiles")

@@ -120,3 +120,10 @@ llamacpp:tokens_predicted_total 9
 def test_tokens_are_read_from_metrics(modules: Page) -> None:
     found = run(modules, "metrics.js", "[...m.tokensByDelta(a)]", METRICS)
     assert found == [[r'a"b\c', {"prompt": 12, "answered": 3}]]
+
+
+def test_turns_without_an_answer_are_left_out_of_the_messages(modules: Page) -> None:
+    """Templates want users and assistants by turns."""
+    turns = [{"prompt": "a", "answer": "b"}, {"prompt": "failed", "answer": ""}, {"prompt": "c", "answer": ""}]
+    found = run(modules, "chat.js", "m.messages(a, a[2], 's').map(({ role, content }) => `${role} ${content}`)", turns)
+    assert found == ["system s", "user a", "assistant b", "user c"]

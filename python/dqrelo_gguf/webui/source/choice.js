@@ -17,10 +17,16 @@ export function requestFields(choice) {
   return choice.scale === 1 ? { model: choice.model } : { model: choice.model, delta_scale: choice.scale };
 }
 
-// How a column is called, as the server writes blends.
+// The server keeps scales as 32-bit floats, so 0.6 comes back with more digits.
+const rounded = (scale) => Number(scale.toFixed(4));
+
+// Parts as a blend is written.
+export const specOf = (parts) => parts.map(({ name, scale }) => `${name}*${rounded(scale)}`).join("+");
+
+// How a column is called.
 export function title(choice, base) {
   if (choice.parts.length > 0) {
-    return choice.parts.map(({ name, scale }) => `${name}*${scale}`).join("+");
+    return specOf(choice.parts);
   }
   if (choice.model === "") {
     return base || "base";
@@ -34,7 +40,6 @@ export function asBlend(choice, blends, firstName) {
     return choice;
   }
   const named = blends.find((blend) => blend.name === choice.model);
-  const rounded = (scale) => Number((scale * choice.scale).toFixed(4));
-  const parts = named ? named.deltas.map(({ name, scale }) => ({ name, scale: rounded(scale) })) : [{ name: choice.model || firstName, scale: choice.scale }];
-  return { model: "", scale: 1, parts };
+  const parts = named ? named.deltas : [{ name: choice.model || firstName, scale: 1 }];
+  return { model: "", scale: 1, parts: parts.map(({ name, scale }) => ({ name, scale: rounded(scale * choice.scale) })) };
 }

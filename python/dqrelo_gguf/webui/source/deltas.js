@@ -1,6 +1,7 @@
 // What the server has in memory, and what its administrator does with it.
 
 import { json } from "./api.js";
+import { specOf } from "./choice.js";
 import { confirm } from "./dialogs.js";
 import { button, el, find, notice, write } from "./dom.js";
 import { bytes, count } from "./format.js";
@@ -77,13 +78,12 @@ function showTiles() {
 
 function showBlends() {
   const items = server.blends.map(({ name, deltas }) => {
-    const spec = deltas.map((part) => `${part.name}*${part.scale}`).join("+");
     const forget = async () => {
       if (await confirm(`Forget ${name}?`, "The blend loses its name. Its deltas stay.", "Forget")) {
         await change("deltas/unload", { name }, `${name}: forgotten.`);
       }
     };
-    return el("li", {}, el("span", { className: "name", textContent: name }), el("span", { className: "hint", textContent: spec }), button("Forget", forget, { "aria-label": `Forget ${name}` }));
+    return el("li", {}, el("span", { className: "name", textContent: name }), el("span", { className: "hint", textContent: specOf(deltas) }), button("Forget", forget, { "aria-label": `Forget ${name}` }));
   });
   find("blends").replaceChildren(...items);
 }

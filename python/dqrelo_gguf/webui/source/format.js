@@ -23,7 +23,7 @@ export function duration(ms) {
   return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s`;
 }
 
-export const rate = (perSecond) => `${perSecond >= 100 ? count(Math.round(perSecond)) : perSecond.toFixed(1)} tokens/s`;
+export const rate = (perSecond) => `${perSecond >= 100 ? count(Math.round(perSecond)) : perSecond.toFixed(1)}/s`;
 
 // Seconds ago in words; `then` is Unix time in seconds.
 export function ago(then, nowMs = Date.now()) {

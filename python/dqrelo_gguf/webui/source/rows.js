@@ -1,7 +1,7 @@
 // The table of deltas: a row each, changed in place, so that nobody loses the button under the hand.
 
 import { button, el, write } from "./dom.js";
-import { ago, bytes, count, decimal, percent } from "./format.js";
+import { ago, bytes, count, decimal, percent, plural } from "./format.js";
 import { server } from "./server.js";
 
 const CELLS = ["state", "memory", "ratio", "quality", "running", "served", "tokens", "used"];
@@ -12,7 +12,7 @@ function quality(record) {
     return "not measured";
   }
   const kl = record.kl === undefined ? [] : [`KL ${decimal(record.kl)}${record.kl_base === undefined ? "" : ` (base ${decimal(record.kl_base)})`}`];
-  const kept = record.retention === undefined ? [] : [`keeps ${percent(record.retention)}`];
+  const kept = record.retention === undefined ? [] : [`keeps ${percent(record.retention)} on ${plural(record.n_problems, "problem")}`];
   return [...kl, ...kept].join(", ") || "not measured";
 }
 

@@ -19,8 +19,7 @@ export function outcome(turn) {
   return [
     ...(turn.state === "stopped" ? ["stopped"] : []),
     ...(turn.firstMs === null ? [] : [`first token ${duration(turn.firstMs)}`]),
-    ...(n > 1 ? [rate(turn.timings.predicted_per_second)] : []),
-    ...(n > 0 ? [plural(n, "token")] : []),
+    ...(n > 0 ? [plural(n, "token") + (n > 1 ? `, ${rate(turn.timings.predicted_per_second)}` : "")] : []),
     ...(turn.finish === "length" ? ["cut at max tokens"] : []),
   ].join(" · ");
 }
