@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.server_fixtures import Server, free_port, serve
-from tests.support.webui import FOUR_SLOTS, WITH_PAGE, answers, ask, column, finished, opened, ready, wait_for_text
+from tests.support.webui import (
+    FOUR_SLOTS,
+    WITH_PAGE,
+    answers,
+    ask,
+    choose,
+    column,
+    finished,
+    opened,
+    ready,
+    wait_for_text,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -166,6 +177,35 @@ def test_a_router_says_what_it_does_not_have(chromium: Browser, tmp_path: Path) 
         ready(page)
         page.click("#tab-deltas")
         assert page.inner_text("#deltas-note").startswith("The server lists no deltas: ")
+
+
+def test_where_only_models_are_open_one_can_still_ask_them(chromium: Browser, server: Server) -> None:
+    """As behind a proxy that closes /deltas, /props and /metrics."""
+    with opened(chromium, "about:blank") as page:
+        for closed in ("deltas", "props", "metrics"):
+            page.route(f"**/{closed}", lambda route: route.fulfill(status=403, body="closed"))
+        page.goto(server.url)
+        ready(page)
+        choose(page, 1, "mix")
+        choose(page, 1, "Own blend")
+        ask(page, max_tokens=FEW)
+        finished(page)
+        names = page.locator(".column").evaluate_all("all => all.map(c => c.getAttribute('aria-label'))")
+        assert names == ["base", "math*0.5+words*0.5", "math", "words"]
+        assert lines(page) == [""] * 4
+        page.click("#tab-deltas")
+        assert page.inner_text("#deltas-note").startswith("The server lists no deltas: HTTP 403")
+
+
+def test_a_server_that_reads_its_model_is_waited_for(chromium: Browser, server: Server) -> None:
+    loading = {"error": {"code": 503, "message": "Loading model"}}
+    with opened(chromium, "about:blank") as page:
+        page.route("**/deltas", lambda route: route.fulfill(status=503, json=loading))
+        page.goto(server.url)
+        page.wait_for_selector("#connection[data-phase=loading]:text-is('Loading model')")
+        page.unroute("**/deltas")
+        ready(page)
+        assert page.locator(".column").count() == 4
 
 
 def test_it_works_below_a_prefix(chromium: Browser, server: Server) -> None:

@@ -52,7 +52,7 @@ export class Column {
   }
 
   choose(value) {
-    const first = server.deltas[0]?.name ?? "";
+    const first = server.models[0]?.name ?? "";
     this.choice = value === OWN ? asBlend(this.choice, server.blends, first) : modelChoice(modelOf(value));
     this.showChoice();
     this.host.changed();
@@ -62,7 +62,7 @@ export class Column {
   showChoice() {
     modelMenu(this.menu, this.choice);
     this.scales.replaceChildren(
-      ...sliders(this.choice, server.deltas, {
+      ...sliders(this.choice, server.models, {
         moved: () => this.showName(),
         settled: () => this.host.follows() && this.last() && this.again(),
         removed: (i) => this.changeParts((parts) => parts.splice(i, 1)),
@@ -84,7 +84,7 @@ export class Column {
   }
 
   showState() {
-    const row = this.choice.parts.length === 0 ? server.deltas.find((delta) => delta.name === this.choice.model) : undefined;
+    const row = this.choice.parts.length === 0 ? server.models.find((delta) => delta.name === this.choice.model) : undefined;
     write(this.badge, row && row.state !== "loaded" ? row.state : "");
     this.badge.dataset.state = row?.state ?? "";
   }

@@ -42,7 +42,7 @@ function add(choice) {
 // The next model that has no column yet.
 function nextChoice() {
   const used = new Set(columns.filter((column) => column.choice.parts.length === 0).map((column) => column.choice.model));
-  const next = ["", ...server.deltas.map((delta) => delta.name)].find((name) => !used.has(name));
+  const next = ["", ...server.models.map((delta) => delta.name)].find((name) => !used.has(name));
   return next === undefined ? baseChoice() : modelChoice(next);
 }
 
@@ -61,7 +61,7 @@ function arrange() {
   }
   isArranged = true;
   clearColumns();
-  const usable = server.deltas.filter((delta) => delta.state !== "failed");
+  const usable = server.models.filter((delta) => delta.state !== "failed");
   const base = server.base === "" ? [] : [baseChoice()]; // A key may be one for some fine-tunes only.
   const choices = [...base, ...usable.map((delta) => modelChoice(delta.name))];
   choices.slice(0, FIRST_COLUMNS).forEach(add);

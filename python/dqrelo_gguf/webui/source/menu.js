@@ -16,7 +16,7 @@ function group(label, options) {
 export function modelMenu(menu, choice) {
   const chosen = choice.parts.length > 0 ? OWN : MODEL + choice.model;
   const names = (list) => list.map(({ name }) => name);
-  const [deltas, blends] = [names(server.deltas), names(server.blends)];
+  const [deltas, blends] = [names(server.models), names(server.blends)];
   const isUnknown = choice.parts.length === 0 && choice.model !== "" && ![...deltas, ...blends].includes(choice.model);
   const entries = JSON.stringify([server.base, deltas, blends, isUnknown ? choice.model : "", chosen]);
   if (menu.dataset.entries === entries) {

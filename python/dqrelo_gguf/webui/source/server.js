@@ -10,12 +10,13 @@ export const server = Object.assign(new EventTarget(), {
   phase: "connecting",
   error: "",
   base: "",
-  deltas: [],
+  models: [], // the fine-tunes that one may ask, with their states
+  deltas: [], // all that is known of them, where the server shows it
   blends: [],
   memory: { resident: 0, max: null },
   nWaiting: 0,
   nSlots: null,
-  note: "", // why there are no deltas
+  note: "", // why `deltas` is empty
   tokens: null, // by delta, where /metrics is open
   tokensNote: "",
   wantsTokens: false,
@@ -27,10 +28,17 @@ let isLooking = false;
 // True where a call is closed or unknown, and not just late.
 const isAbsent = (error) => [403, 404, 501].includes(error.status);
 
-async function readOnce() {
+async function readModels() {
   const listed = await json("v1/models");
   const models = Array.isArray(listed.data) ? listed.data : [];
   server.base = models.find((model) => !("delta" in model) && !("blend" in model))?.id ?? "";
+  if (server.note !== "") {
+    server.models = models.filter((model) => "delta" in model).map((model) => ({ name: model.id, state: model.delta.state }));
+    server.blends = models.filter((model) => "blend" in model).map((model) => ({ name: model.id, deltas: model.blend }));
+  }
+}
+
+async function readOnce() {
   const props = await json("props").catch(() => ({}));
   server.nSlots = Number.isInteger(props.total_slots) ? props.total_slots : null;
   server.tokens = null;
@@ -41,6 +49,7 @@ async function readDeltas() {
   try {
     const listed = await json("deltas");
     server.deltas = listed.data ?? [];
+    server.models = server.deltas;
     server.blends = listed.blends ?? [];
     server.memory = { resident: listed.bytes_resident ?? 0, max: listed.bytes_max ?? null };
     server.nWaiting = listed.requests_waiting ?? 0;
@@ -50,7 +59,6 @@ async function readDeltas() {
       throw error;
     }
     server.deltas = [];
-    server.blends = [];
     server.note = `The server lists no deltas: ${error.message}`;
   }
 }
@@ -77,6 +85,9 @@ async function read() {
   const before = server.phase;
   try {
     await readDeltas();
+    if (before !== "ready" || server.note !== "") {
+      await readModels();
+    }
     if (before !== "ready") {
       await readOnce();
     }
