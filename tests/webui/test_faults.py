@@ -126,7 +126,8 @@ def test_a_wrong_key_is_asked_for_again_and_the_right_one_stays_in_the_tab(
             page.wait_for_selector("#key-error:has-text('without blanks')")
             page.keyboard.press("Escape")
             dialog.wait_for(state="hidden")
-            page.wait_for_timeout(2500)  # The page looks again meanwhile, and does not ask again.
+            for _ in range(2):  # The page looks again, and does not ask again.
+                page.wait_for_event("response", lambda response: response.url.endswith("/deltas"))
             assert dialog.is_hidden()
             page.click("#key-button")
             give_key(page, KEY)
