@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,12 +121,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(base: Path | None, folder: Path, *args: str | Path) -> Iterator[Server]:
-    """Runs llama-server until the block ends; without a base it is a router."""
-    port = free_port()
+def serve(
+    base: Path | None, folder: Path, *args: str | Path, port: int | None = None, launcher: Sequence[str | Path] = ()
+) -> Iterator[Server]:
+    """Runs llama-server until the block ends, on any free port or the one given; without a base it is a router.
+
+    `launcher` is a command that starts it with the arguments behind it, in place of the program itself.
+    """
+    port = port or free_port()
     log = folder / f"server-{port}.log"
     model = ("-m", base) if base else ()
-    command = [need_program("llama-server"), *model, "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
+    server_program = need_program("llama-server")
+    command = [*(launcher or [server_program]), *model, "--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
     with log.open("wb") as out:
         process = subprocess.Popen([*command, *args], stdout=out, stderr=subprocess.STDOUT)
     try:

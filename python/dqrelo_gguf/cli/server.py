@@ -1,16 +1,23 @@
-"""dqrelo-server: starts the llama-server of this package; every argument is llama-server's."""
+"""dqrelo-server: starts the llama-server of this package with its page; every argument is llama-server's."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.runtime.programs import program
+from dqrelo_gguf.webui import SITE
 
 PROG = "dqrelo-server"
+
+_PATH = "--path"
+_PATH_VARIABLE = "LLAMA_ARG_STATIC_PATH"  # The same option as an environment variable, which --path overrides.
+_HELP = """dqrelo-server: llama-server with deltas, and a page of its own at / (fine-tunes side by side, the server's deltas).
+--path DIR serves the files of DIR instead, --no-ui nothing. All options are llama-server's:
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: list[str]) -> int:
     path = str(program("llama-server"))
+    environment = with_page(args, os.environ)
+    if {"-h", "--help", "--usage"}.intersection(args):
+        print(_HELP, flush=True)  # What is buffered would not survive exec.
     if os.name != "nt":  # On Windows, exec would start a second process and end this one at once.
-        os.execv(path, [path, *args])  # noqa: S606 - the same process goes on as llama-server
-    return subprocess.run([path, *args], check=False).returncode
+        os.execve(path, [path, *args], environment)  # noqa: S606 - the same process goes on as llama-server
+    return subprocess.run([path, *args], check=False, env=environment).returncode
+
+
+def with_page(args: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """llama-server's environment, which names the page of this package where nobody named other files.
+
+    Args:
+        args: llama-server's arguments.
+        environment: that of this process.
+    """
+    return dict(environment) if _PATH in args else {_PATH_VARIABLE: str(SITE), **environment}
