@@ -24,7 +24,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake patches python cpp g
 CXX_TEST_SOURCES := $(shell find tests/cpp tests/cuda -type f 2>/dev/null)
 CXX_FILES = $(shell find cpp ggml_ops tests/cpp tests/cuda bench \( -name "*.h" -o -name "*.c" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" \) -type f 2>/dev/null)
 
-.PHONY: demo test soak lint format clean
+.PHONY: demo test soak lint docs format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -47,7 +47,12 @@ lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=python $(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/python cmake/command_reference.py check
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+# The documentation as a site, in build/site.
+docs: $(VENV)/installed-for-tests
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(VENV)/installed-for-tests
 	$(BIN)/ruff check --fix .

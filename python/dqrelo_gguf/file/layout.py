@@ -108,7 +108,8 @@ class WeightSpec:
         plane_ranks: r_0 to at most r_7 of the sign factors, without zeros; empty for none.
         scale_per_row: a scale per row instead of one per matrix.
         cscale: a scale per column, too.
-        u_type, v_type: stored types of the factors.
+        u_type: stored type of U.
+        v_type: stored type of V.
         dense_type: the whole delta in this type instead of signs and factors.
         sparse: single entries instead of all that.
     """

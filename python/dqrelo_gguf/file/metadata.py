@@ -44,7 +44,8 @@ class DeltaMeta:
         named_templates: other chat templates of the fine-tune, by name.
         token_ids: token ids of the fine-tune by key (format.TOKEN_ID_KEYS).
         end_token_ids: all tokens that end an answer; empty where those of the keys and of the vocabulary do.
-        add_bos, add_eos: None for the base's.
+        add_bos: whether texts begin with BOS; None for the base's.
+        add_eos: whether they end with EOS; None for the base's.
         changed_tokens: tokens with another text or type than in the base.
         general: other `general.*` keys, for instance the licence, general.base_model.* and general.sampling.*.
     """
