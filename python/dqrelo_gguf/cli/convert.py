@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         help="the base's config.json, or a directory that has it, for an adapter whose tensors' names BASE does not decide "
         "(default: by BASE)",
     )
+    source.add_argument(
+        "--base-mmproj",
+        metavar="GGUF",
+        help="the base's mmproj: a fine-tune whose vision or audio tower is another one is refused, because a server has one "
+        "for all deltas (default: not compared)",
+    )
     source.add_argument("--include", metavar="REGEX", help="convert only weights whose name matches (default: all)")
     source.add_argument(
         "--exclude", metavar="REGEX", help="leave these weights as they are in the base (default: none)"
@@ -174,6 +180,7 @@ def _convert(args: argparse.Namespace) -> None:
         args.outfile,
         reference=args.reference,
         base_config=args.base_config,
+        base_mmproj=args.base_mmproj,
         name=args.name,
         force=args.force,
         dry_run=args.dry_run,

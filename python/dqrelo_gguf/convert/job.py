@@ -48,6 +48,7 @@ from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.adapter import AdaptedModel, Adapter, Factors
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.checkpoint import open_checkpoint
+from dqrelo_gguf.model.mmproj import check_tower
 from dqrelo_gguf.model.pairing import Pair, pair_adapted, pair_weights
 from dqrelo_gguf.model.parts import block_of
 from dqrelo_gguf.model.selfcheck import Checked, check_factors, check_weight
@@ -70,6 +71,7 @@ class Job:
         outfile: the delta file; by a method that prunes, a merged model in F16.
         reference: an unquantised GGUF of the base that the delta is against, instead of `base`.
         base_config: config.json of the base, or a directory that has it, for an adapter of PEFT's; None for what the GGUF says.
+        base_mmproj: the base's mmproj GGUF: a fine-tune whose vision or audio tower differs is refused; None for no comparison.
         name: of the fine-tune; its own if None.
         force: replace an existing file.
         dry_run: check and plan, write nothing.
@@ -86,6 +88,7 @@ class Job:
     outfile: str | os.PathLike[str]
     reference: str | os.PathLike[str] | None = None
     base_config: str | os.PathLike[str] | None = None
+    base_mmproj: str | os.PathLike[str] | None = None
     name: str | None = None
     force: bool = False
     dry_run: bool = False
@@ -102,7 +105,9 @@ class Job:
         texts = [] if self.calibrate in (None, SELF) else [self.calibrate]
         paths = [file for path in models if path is not None for file in files_of(path)]
         return [*paths, *deltas] + [
-            Path(path) for path in (*texts, self.base_config, self.calibration, self.imatrix) if path is not None
+            Path(path)
+            for path in (*texts, self.base_config, self.base_mmproj, self.calibration, self.imatrix)
+            if path is not None
         ]
 
     def output_files(self) -> list[Path]:
@@ -151,6 +156,7 @@ def convert(
         else:
             pairing = pair_adapted(base, tuned, options.selection)
             pairing.notes += unused_options(options, adapter)
+        pairing.notes += check_tower(source, job.base_mmproj, blocks)
         work = Work(base, reference or base, tuned, pairing.pairs, blocks, phases, outfile.resolve().parent)
         meta = delta_meta(base, tuned, options, name=job.name, reference=reference, note=pairing.notes.append)
         if adapter is not None:
