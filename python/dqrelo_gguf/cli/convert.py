@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "tuned",
         metavar="FINE_TUNE",
-        help="the full fine-tune: a Hugging Face directory or a GGUF; or a LoRA adapter: PEFT's directory or a GGUF",
+        help="the full fine-tune: a Hugging Face directory or a GGUF; or an adapter: PEFT's directory "
+        "(LoRA, DoRA, LoHa, LoKr, VeRA) or a GGUF LoRA",
     )
     source.add_argument(
         "--reference",

@@ -146,15 +146,18 @@ def convert(
     given = _given_inputs(job)
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
-    source = _open_tuned(job, base, options)
-    adapter = source.adapter if isinstance(source, AdaptedModel) else None
+    source = _open_tuned(job, base, reference, options)
+    adapter = source.adapter if isinstance(source, AdaptedModel) and not source.adapter.computed else None
     factors = adapter.factors if adapter is not None else {}
     tuned = fit_vocabulary(base, source)
     with open_blocks(job.n_threads) as blocks, ExitStack() as resources:
-        if adapter is None:
-            pairing = pair_weights(base, tuned, options.selection, blocks)
-        else:
-            pairing = pair_adapted(base, tuned, options.selection)
+        is_adapted = isinstance(source, AdaptedModel)
+        pairing = (
+            pair_adapted(base, tuned, options.selection)
+            if is_adapted
+            else pair_weights(base, tuned, options.selection, blocks)
+        )
+        if adapter is not None:
             pairing.notes += unused_options(options, adapter)
         pairing.notes += check_tower(source, job.base_mmproj, blocks)
         work = Work(base, reference or base, tuned, pairing.pairs, blocks, phases, outfile.resolve().parent)
@@ -235,7 +238,7 @@ def _delta_file(outfile: Path, work: Work, options: Options) -> Iterator[Path]:
         yield Path(folder) / f"pruned{fmt.SUFFIX}"
 
 
-def _open_tuned(job: Job, base: GgufModel, options: Options) -> Model:
+def _open_tuned(job: Job, base: GgufModel, reference: GgufModel | None, options: Options) -> Model:
     """The fine-tune: a model of its own, or the base with an adapter or with deltas."""
     if isinstance(job.tuned, Blend):
         return MergedModel(base, job.tuned)
@@ -243,8 +246,10 @@ def _open_tuned(job: Job, base: GgufModel, options: Options) -> Model:
         if job.base_config is not None:
             raise InputError("--base-config: is for a LoRA adapter, and the fine-tune is a model")
         return open_checkpoint(job.tuned, base)
-    check_options(options)
-    return open_adapter(Path(job.tuned), base, None if job.base_config is None else Path(job.base_config))
+    config = None if job.base_config is None else Path(job.base_config)
+    model = open_adapter(Path(job.tuned), base, config, reference)
+    check_options(options, model.adapter)
+    return model
 
 
 def _open_reference(path: str | os.PathLike[str], base: GgufModel) -> GgufModel:
