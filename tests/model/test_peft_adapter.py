@@ -254,7 +254,10 @@ def test_configurations_that_are_refused(config: dict[str, Any], error: str, tmp
         ({f"{DOWN}.lora_A.weight": torch.ones(4), f"{DOWN}.lora_B.weight": torch.ones(64, 4)}, "do not fit"),
         ({"model.what.ever": torch.ones(4)}, "is no part of a LoRA"),
         ({"score.weight": torch.ones(2, 64)}, "cannot convert 'score.weight'"),
-        ({"model.vision_tower.x.weight": torch.ones(2, 64)}, "gives nothing for 'model.vision_tower.x.weight'"),
+        (
+            {"model.vision_tower.x.weight": torch.ones(2, 64)},
+            "'model.vision_tower.x.weight' of a vision or audio tower",
+        ),
         ({f"{Q}.bias": torch.ones(64)}, "attn_q.bias', which base .* lacks"),
         ({"model.norm.weight": torch.ones(64, dtype=torch.int8)}, "holds no real numbers"),
         ({"model.norm.weight": torch.ones(0)}, "holds no real numbers"),

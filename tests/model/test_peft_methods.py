@@ -36,7 +36,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("LoraConfig", {"r": 4, "lora_alpha": 6, "use_dora": True, "init_lora_weights": False}),
     "dora-rs": (
         "LoraConfig",
-        {"r": 4, "lora_alpha": 6, "use_dora": True, "use_rslora": True, "init_lora_weights": False},
+        {
+            "r": 4,
+            "lora_alpha": 6,
+            "use_dora": True,
+            "use_rslora": True,
+            "init_lora_weights": False,
+            "modules_to_save": ["lm_head"],
+        },
     ),
     "loha": ("LoHaConfig", {**_SMALL, "alpha": 6, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"k_proj": 2}}),
     "lokr": ("LoKrConfig", {**_SMALL, "alpha": 6}),
@@ -67,6 +74,8 @@ def make(name: str, folder: Path, kind: str = "llama", **more: Any) -> Made:
         for tensor_name, parameter in wrapped.named_parameters():
             if "magnitude" in tensor_name:
                 parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+            elif "modules_to_save" in tensor_name:
+                parameter.mul_(1.1)
             elif "vera_lambda" in tensor_name:
                 parameter.normal_(std=0.7)
             elif any(part in tensor_name for part in ("lora_", "hada_", "lokr_")):

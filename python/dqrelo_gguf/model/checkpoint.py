@@ -128,12 +128,8 @@ class HfCheckpoint:
     @cached_property
     def tower(self) -> list[str]:
         """The tensors, by the names of the directory, that llama.cpp keeps in an mmproj: a vision or audio tower and its projector."""
-        of_any, of_this = conversion_module().TextModel.filter_tensors, self._model.filter_tensors
-
-        def is_left_out(name: str) -> bool:
-            return all(keeps((name, None)) is None for keeps in (of_any, of_this))
-
-        return [name for name in self._directory.tensor_names if is_left_out(name)]
+        keeps = self._model.filter_tensors  # Its class may know better.
+        return [name for name in self._directory.tensor_names if is_of_tower(name) and keeps((name, None)) is None]
 
     def load_tower(self) -> tuple[dict[str, GGUFValue], Iterator[tuple[str, npt.NDArray[np.float32]]]]:
         """The mmproj that the conversion would write: its metadata, and each tensor by its name in llama.cpp, one at a time."""
@@ -233,6 +229,11 @@ class HfCheckpoint:
             if isinstance(e, KeyError):
                 reason = f"its configuration, as this version of transformers reads it, has no {reason}"
             raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
+
+
+def is_of_tower(name: str) -> bool:
+    """Whether a tensor of a Hugging Face model belongs to what llama.cpp keeps in an mmproj: no language model has one of that name."""
+    return conversion_module().TextModel.filter_tensors((name, None)) is None
 
 
 def conversion_class(path: Path, base: GgufModel) -> Any:

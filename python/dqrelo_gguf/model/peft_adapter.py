@@ -27,7 +27,7 @@ from dqrelo_gguf.file.open_file import file_problem, require_file
 from dqrelo_gguf.model.adapter import F32, Adapter, Computed, Factors
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.base_config import OPTION, base_config, read_json
-from dqrelo_gguf.model.checkpoint import conversion_class
+from dqrelo_gguf.model.checkpoint import conversion_class, is_of_tower
 from dqrelo_gguf.model.peft_config import CONFIG, MERGE, PeftConfig, read_peft_config
 from dqrelo_gguf.model.peft_methods import (
     MAGNITUDE,
@@ -350,6 +350,8 @@ def _tied(source: str) -> str:
 def _kept(source: str) -> str:
     if "lm_head" in source:
         return _tied(source)
+    if is_of_tower(source):
+        return f"changes '{printable(source)[:120]}' of a vision or audio tower, which no delta carries. {MERGE}"
     what = "all projections of all experts of a layer, or of none," if "experts" in source else "it"
     return (
         f"llama.cpp's conversion gives nothing for '{printable(source)[:120]}': an adapter must change {what} to be "
