@@ -29,10 +29,40 @@ void server_delta_ref::done(uint64_t n_prompt, uint64_t n_generated) const {
     }
 }
 
+// A prompt that mtmd made, which is each of a server with --mmproj, has the base's tokens at its ends: gives it those of the delta.
+static void give_ends(const server_delta_vocab & vocab, server_task & task) {
+    const server_tokens & made  = task.tokens;
+    const size_t          begin = llama_vocab_get_add_bos(vocab.base) ? 1 : 0;
+    const size_t          end   = made.size() - (llama_vocab_get_add_eos(vocab.base) ? 1 : 0);
+    server_tokens         own(llama_tokens(), true);
+    if (vocab.add_bos && vocab.bos != LLAMA_TOKEN_NULL) {
+        own.push_back(vocab.bos);
+    }
+    for (auto & span : task.params.message_spans.spans) {
+        span.pos = std::max(span.pos, begin) - begin + own.size();
+    }
+    for (size_t i = begin; i < end;) {
+        if (made[i] != LLAMA_TOKEN_NULL) {
+            own.push_back(made[i++]);
+            continue;
+        }
+        const auto * chunk = made.find_chunk(i).get();
+        own.push_back(chunk);
+        i += mtmd_input_chunk_get_n_tokens(chunk);
+    }
+    if (vocab.add_eos && vocab.eos != LLAMA_TOKEN_NULL) {
+        own.push_back(vocab.eos);
+    }
+    task.tokens = std::move(own);
+}
+
 void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab, server_task & task) {
     task.params.delta          = ref;
-    task.tokens.delta_key      = ref.key();
     const server_delta * delta = ref.delta();
+    if (delta != nullptr && task.tokens.has_mtmd && !delta->vocab.has_ends_of_base()) {
+        give_ends(delta->vocab, task);
+    }
+    task.tokens.delta_key = ref.key();
     if (delta == nullptr) {
         return;
     }

@@ -31,6 +31,11 @@ server_delta_vocab::server_delta_vocab(const llama_vocab * base, const dqrelo_de
     add_bos(flag_of(delta, "tokenizer.ggml.add_bos_token", llama_vocab_get_add_bos(base))),
     add_eos(flag_of(delta, "tokenizer.ggml.add_eos_token", llama_vocab_get_add_eos(base))) {}
 
+bool server_delta_vocab::has_ends_of_base() const {
+    return bos == llama_vocab_bos(base) && eos == llama_vocab_eos(base) && add_bos == llama_vocab_get_add_bos(base) &&
+           add_eos == llama_vocab_get_add_eos(base);
+}
+
 llama_token llama_vocab_bos(const server_delta_vocab & vocab) {
     return vocab.bos;
 }
@@ -48,10 +53,8 @@ bool llama_vocab_get_add_eos(const server_delta_vocab & vocab) {
 }
 
 std::vector<llama_token> common_tokenize(const server_delta_vocab & vocab, const std::string & text, bool add_special, bool parse_special) {
-    const llama_vocab * base    = vocab.base;
-    const bool          as_base = vocab.bos == llama_vocab_bos(base) && vocab.eos == llama_vocab_eos(base) &&
-                                  vocab.add_bos == llama_vocab_get_add_bos(base) && vocab.add_eos == llama_vocab_get_add_eos(base);
-    auto                tokens  = common_tokenize(base, text, add_special && as_base, parse_special);
+    const bool as_base = vocab.has_ends_of_base();
+    auto       tokens  = common_tokenize(vocab.base, text, add_special && as_base, parse_special);
     if (add_special && !as_base) {
         if (vocab.add_bos && vocab.bos != LLAMA_TOKEN_NULL) {
             tokens.insert(tokens.begin(), vocab.bos);

@@ -24,6 +24,9 @@ struct server_delta_vocab {
     // A delta's: what its file names, and the base's where it is silent.
     server_delta_vocab(const llama_vocab * base, const dqrelo_delta * delta);
 
+    // Whether the base puts the same tokens around a prompt.
+    bool has_ends_of_base() const;
+
     operator const llama_vocab *() const { return base; } // NOLINT(google-explicit-constructor): words are the base's
 };
 

@@ -195,11 +195,13 @@ def test_a_configuration_of_another_base(change: dict[str, Any], error: str, tmp
 @pytest.mark.parametrize(
     ("config", "error"),
     [
-        ({"peft_type": "LOHA"}, "peft_type is LOHA, expected LORA. Merge it"),
+        ({"peft_type": "OFT"}, "peft_type is OFT, expected one of LORA, LOHA, LOKR, VERA. Merge it"),
+        ({"peft_type": "LOHA"}, "alpha is None, expected a finite number"),
+        ({"peft_type": "LOHA", "alpha": 8}, "has lora_A, which is no part of a LoHa. Another adapter's"),
         ({"peft_type": "IA3"}, "peft_type is IA3"),
         ({"peft_type": "VERA\nx"}, "peft_type is VERA x"),
         ({"peft_type": None}, "peft_type is missing"),
-        ({"use_dora": True}, "use_dora: DoRA is not converted. Merge it"),
+        ({"use_dora": True}, "has no lora_magnitude_vector. Incomplete download"),
         ({"alora_invocation_tokens": [1, 2]}, "an aLoRA"),
         ({"invocation_string": "x"}, "an aLoRA"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
@@ -241,9 +243,10 @@ def test_configurations_that_are_refused(config: dict[str, Any], error: str, tmp
 @pytest.mark.parametrize(
     ("extra", "error"),
     [
-        ({f"{Q}.lora_magnitude_vector": torch.ones(64)}, "DoRA is not converted"),
+        ({f"{Q}.lora_magnitude_vector": torch.ones(64)}, "has lora_magnitude_vector, which is no part of a LoRA"),
         ({f"{Q}.lora_B.bias": torch.ones(64)}, "lora_bias"),
-        ({f"{Q}.hada_w1_a": torch.ones(64, 4)}, "no LoRA is not converted"),
+        ({f"{Q}.hada_w1_a": torch.ones(64, 4)}, "has hada_w1_a, which is no part of a LoRA"),
+        ({f"{Q}.hada_t1": torch.ones(4, 4, 1, 1)}, "no LoRA is not converted"),
         ({f"{EMBED}.token_adapter.trainable_tokens_delta": torch.ones(2, 64)}, "trainable_token_indices"),
         ({f"{DOWN}.lora_A.weight": torch.ones(4, 96)}, "down_proj' has no lora_B"),
         ({f"{DOWN}.lora_B.weight": torch.ones(64, 4)}, "down_proj' has no lora_A"),
@@ -251,7 +254,10 @@ def test_configurations_that_are_refused(config: dict[str, Any], error: str, tmp
         ({f"{DOWN}.lora_A.weight": torch.ones(4), f"{DOWN}.lora_B.weight": torch.ones(64, 4)}, "do not fit"),
         ({"model.what.ever": torch.ones(4)}, "is no part of a LoRA"),
         ({"score.weight": torch.ones(2, 64)}, "cannot convert 'score.weight'"),
-        ({"model.vision_tower.x.weight": torch.ones(2, 64)}, "gives nothing for 'model.vision_tower.x.weight'"),
+        (
+            {"model.vision_tower.x.weight": torch.ones(2, 64)},
+            "'model.vision_tower.x.weight' of a vision or audio tower",
+        ),
         ({f"{Q}.bias": torch.ones(64)}, "attn_q.bias', which base .* lacks"),
         ({"model.norm.weight": torch.ones(64, dtype=torch.int8)}, "holds no real numbers"),
         ({"model.norm.weight": torch.ones(0)}, "holds no real numbers"),

@@ -378,14 +378,19 @@ def share_weights(source: Path, target: Path) -> None:
     save_file({name: shared.get(name, weight) for name, weight in load_file(file).items()}, file, {"format": "pt"})
 
 
-def write_tuned(source: Path, target: Path, seed: int, amount: float = 0.2) -> Path:
-    """A fine-tune: every tensor changed by `amount` of its size, a part of that along four directions."""
+def write_tuned(
+    source: Path, target: Path, seed: int, amount: float = 0.2, is_kept: Callable[[str], bool] = lambda _: False
+) -> Path:
+    """A fine-tune: every tensor that is not kept is changed by `amount` of its size, a part of that along four directions."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(source, target)
     file = target / "model.safetensors"
     changed = {}
     for name, weight in load_file(file).items():
+        if is_kept(name):
+            changed[name] = weight
+            continue
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
         change = torch.randn(weight.shape, generator=generator)
         if weight.dim() > 1:

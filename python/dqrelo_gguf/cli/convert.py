@@ -41,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument(
         "tuned",
         metavar="FINE_TUNE",
-        help="the full fine-tune: a Hugging Face directory or a GGUF; or a LoRA adapter: PEFT's directory or a GGUF",
+        help="the full fine-tune: a Hugging Face directory or a GGUF; or an adapter: PEFT's directory "
+        "(LoRA, DoRA, LoHa, LoKr, VeRA) or a GGUF LoRA",
     )
     source.add_argument(
         "--reference",
@@ -54,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the base's config.json, or a directory that has it, for an adapter whose tensors' names BASE does not decide "
         "(default: by BASE)",
+    )
+    source.add_argument(
+        "--base-mmproj",
+        metavar="GGUF",
+        help="the base's mmproj: a fine-tune whose vision or audio tower is another one is refused, because a server has one "
+        "for all deltas (default: not compared)",
     )
     source.add_argument("--include", metavar="REGEX", help="convert only weights whose name matches (default: all)")
     source.add_argument(
@@ -174,6 +181,7 @@ def _convert(args: argparse.Namespace) -> None:
         args.outfile,
         reference=args.reference,
         base_config=args.base_config,
+        base_mmproj=args.base_mmproj,
         name=args.name,
         force=args.force,
         dry_run=args.dry_run,

@@ -25,27 +25,30 @@ def is_adapter(path: Path) -> bool:
     return is_peft_directory(path) or is_adapter_gguf(path)
 
 
-def open_adapter(path: Path, base: GgufModel, config: Path | None) -> AdaptedModel:
+def open_adapter(path: Path, base: GgufModel, config: Path | None, reference: GgufModel | None = None) -> AdaptedModel:
     """The base with an adapter.
 
     Args:
         path: PEFT's directory, or a GGUF.
         base: what it is for.
         config: a config.json of the base for a directory, or None.
+        reference: the base in the numbers that the delta is against; None for the base itself.
 
     Raises:
         InputError, BaseMismatchError: it cannot be read, or is of another base.
     """
     adapter = read_peft_adapter(path, base, config) if path.is_dir() else read_lora_gguf(path, base)
-    return AdaptedModel(base, adapter)
+    return AdaptedModel(reference or base, adapter)
 
 
-def check_options(options: Options) -> None:
-    """Refuses what an adapter has no use for.
+def check_options(options: Options, adapter: Adapter) -> None:
+    """Refuses what an adapter has no use for whose factors are stored as they are.
 
     Raises:
         InputError: an option that chooses parts of weights, or a method without a delta file.
     """
+    if adapter.computed:
+        return
     if options.selection.layers is not None or options.selection.modules is not None:
         raise InputError("--layers, --modules: an adapter is not compressed. Choose its weights with --include")
     if options.row.keeps is not None:

@@ -48,6 +48,7 @@ from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.adapter import AdaptedModel, Adapter, Factors
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.checkpoint import open_checkpoint
+from dqrelo_gguf.model.mmproj import check_tower
 from dqrelo_gguf.model.pairing import Pair, pair_adapted, pair_weights
 from dqrelo_gguf.model.parts import block_of
 from dqrelo_gguf.model.selfcheck import Checked, check_factors, check_weight
@@ -70,6 +71,7 @@ class Job:
         outfile: the delta file; by a method that prunes, a merged model in F16.
         reference: an unquantised GGUF of the base that the delta is against, instead of `base`.
         base_config: config.json of the base, or a directory that has it, for an adapter of PEFT's; None for what the GGUF says.
+        base_mmproj: the base's mmproj GGUF: a fine-tune whose vision or audio tower differs is refused; None for no comparison.
         name: of the fine-tune; its own if None.
         force: replace an existing file.
         dry_run: check and plan, write nothing.
@@ -86,6 +88,7 @@ class Job:
     outfile: str | os.PathLike[str]
     reference: str | os.PathLike[str] | None = None
     base_config: str | os.PathLike[str] | None = None
+    base_mmproj: str | os.PathLike[str] | None = None
     name: str | None = None
     force: bool = False
     dry_run: bool = False
@@ -102,7 +105,9 @@ class Job:
         texts = [] if self.calibrate in (None, SELF) else [self.calibrate]
         paths = [file for path in models if path is not None for file in files_of(path)]
         return [*paths, *deltas] + [
-            Path(path) for path in (*texts, self.base_config, self.calibration, self.imatrix) if path is not None
+            Path(path)
+            for path in (*texts, self.base_config, self.base_mmproj, self.calibration, self.imatrix)
+            if path is not None
         ]
 
     def output_files(self) -> list[Path]:
@@ -141,16 +146,20 @@ def convert(
     given = _given_inputs(job)
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
-    source = _open_tuned(job, base, options)
-    adapter = source.adapter if isinstance(source, AdaptedModel) else None
+    source = _open_tuned(job, base, reference, options)
+    adapter = source.adapter if isinstance(source, AdaptedModel) and not source.adapter.computed else None
     factors = adapter.factors if adapter is not None else {}
     tuned = fit_vocabulary(base, source)
     with open_blocks(job.n_threads) as blocks, ExitStack() as resources:
-        if adapter is None:
-            pairing = pair_weights(base, tuned, options.selection, blocks)
-        else:
-            pairing = pair_adapted(base, tuned, options.selection)
+        is_adapted = isinstance(source, AdaptedModel)
+        pairing = (
+            pair_adapted(base, tuned, options.selection)
+            if is_adapted
+            else pair_weights(base, tuned, options.selection, blocks)
+        )
+        if adapter is not None:
             pairing.notes += unused_options(options, adapter)
+        pairing.notes += check_tower(source, job.base_mmproj, blocks)
         work = Work(base, reference or base, tuned, pairing.pairs, blocks, phases, outfile.resolve().parent)
         meta = delta_meta(base, tuned, options, name=job.name, reference=reference, note=pairing.notes.append)
         if adapter is not None:
@@ -229,7 +238,7 @@ def _delta_file(outfile: Path, work: Work, options: Options) -> Iterator[Path]:
         yield Path(folder) / f"pruned{fmt.SUFFIX}"
 
 
-def _open_tuned(job: Job, base: GgufModel, options: Options) -> Model:
+def _open_tuned(job: Job, base: GgufModel, reference: GgufModel | None, options: Options) -> Model:
     """The fine-tune: a model of its own, or the base with an adapter or with deltas."""
     if isinstance(job.tuned, Blend):
         return MergedModel(base, job.tuned)
@@ -237,8 +246,10 @@ def _open_tuned(job: Job, base: GgufModel, options: Options) -> Model:
         if job.base_config is not None:
             raise InputError("--base-config: is for a LoRA adapter, and the fine-tune is a model")
         return open_checkpoint(job.tuned, base)
-    check_options(options)
-    return open_adapter(Path(job.tuned), base, None if job.base_config is None else Path(job.base_config))
+    config = None if job.base_config is None else Path(job.base_config)
+    model = open_adapter(Path(job.tuned), base, config, reference)
+    check_options(options, model.adapter)
+    return model
 
 
 def _open_reference(path: str | os.PathLike[str], base: GgufModel) -> GgufModel:

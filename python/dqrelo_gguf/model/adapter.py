@@ -58,6 +58,42 @@ class Factors:
         return Factors(identity, self.product()) if n_out <= n_in else Factors(self.product(), identity)
 
 
+@dataclass(frozen=True)
+class Computed:
+    """How an adapter that is no plain LoRA makes a weight of the base's.
+
+    Args:
+        products: what is added is the element-wise product of these, the scale included.
+        magnitude: the lengths that rows have then ([n_expert,] n_out), of DoRA; None where they stay as they are.
+    """
+
+    products: tuple[Factors, ...]
+    magnitude: F32 | None = None
+
+    @property
+    def ne(self) -> tuple[int, ...]:
+        """The weight's shape in ggml's order."""
+        return self.products[0].ne
+
+    def apply_to(self, weight: F32) -> F32:
+        """Changes a weight, ([n_expert,] n_out, n_in), in place; returns it. A row of zeros that is to have a length becomes NaN."""
+        change = self.products[0].product()
+        for factors in self.products[1:]:
+            change *= factors.product()
+        weight += change.reshape(weight.shape)
+        if self.magnitude is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scale = self.magnitude.reshape(weight.shape[:-1]) / np.linalg.norm(weight, axis=-1)
+                weight *= scale[..., None]
+        return weight
+
+    def is_finite(self) -> bool:
+        parts = [part for f in self.products for part in (f.u, f.v)] + (
+            [] if self.magnitude is None else [self.magnitude]
+        )
+        return all(bool(np.isfinite(part).all()) for part in parts)
+
+
 @dataclass
 class Adapter:
     """What an adapter's files hold, by the names that the base has.
@@ -69,6 +105,7 @@ class Adapter:
         whole: the weights that it replaces (modules_to_save, biases), in numpy shapes.
         fields: metadata that describes it.
         notes: what of its files is left out.
+        computed: of the weights that are computed from the base's; an adapter has factors or these.
     """
 
     label: str
@@ -77,6 +114,7 @@ class Adapter:
     whole: dict[str, F32] = field(default_factory=dict)
     fields: dict[str, GGUFValue] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    computed: dict[str, Computed] = field(default_factory=dict)
 
     @property
     def ranks(self) -> list[int]:
@@ -89,7 +127,7 @@ class AdaptedModel:
     """The weights of a base that an adapter changes, as they are with the adapter.
 
     Args:
-        base: what the adapter is for.
+        base: what the adapter is for, in the numbers that it is added to.
         adapter: its factors and weights.
 
     Raises:
@@ -100,10 +138,12 @@ class AdaptedModel:
         self.label, self.architecture = adapter.label, base.architecture
         self.adapter = adapter
         self._base = base
-        if not adapter.factors and not adapter.whole:
+        if not adapter.factors and not adapter.whole and not adapter.computed:
             raise InputError(f"{adapter.label}: has no weights, expected a LoRA adapter")
-        for name, factors in adapter.factors.items():
-            if not (np.isfinite(factors.u).all() and np.isfinite(factors.v).all()):
+        made = {name: Computed((factors,)) for name, factors in adapter.factors.items()}
+        self._made = {**made, **adapter.computed}
+        for name, computed in self._made.items():
+            if not computed.is_finite():
                 raise InputError(f"{adapter.label}: {printable(name)}: the adapter holds NaN or infinity")
 
     @property
@@ -122,7 +162,7 @@ class AdaptedModel:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of the weights that the adapter changes."""
         whole = {name: tuple(reversed(w.shape)) for name, w in self.adapter.whole.items()}
-        return {name: f.ne for name, f in self.adapter.factors.items()} | whole
+        return {name: computed.ne for name, computed in self._made.items()} | whole
 
     def field(self, key: str) -> GGUFValue | None:
         return self.adapter.fields.get(key)
@@ -135,6 +175,4 @@ class AdaptedModel:
         whole = self.adapter.whole.get(name)
         if whole is not None:
             return whole.copy()
-        values = self._base.load(name, blocks)
-        values += self.adapter.factors[name].product().reshape(values.shape)
-        return values
+        return self._made[name].apply_to(self._base.load(name, blocks))

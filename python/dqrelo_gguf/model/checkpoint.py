@@ -14,8 +14,8 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from dqrelo_gguf.file.lfs import refuse_lfs_pointer
 from dqrelo_gguf.file.values import INTEGER_TYPES
 from dqrelo_gguf.model.base import EndTokens, GgufModel, Model, fold_scale_tensors
 from dqrelo_gguf.model.directory import ModelDirectory
-from dqrelo_gguf.model.lazy_tensors import evaluate
+from dqrelo_gguf.model.lazy_tensors import as_floats, evaluate
 from dqrelo_gguf.model.real_weights import RealWeights
 from dqrelo_gguf.model.vocabulary import OUTPUT
 
@@ -125,6 +125,27 @@ class HfCheckpoint:
             values *= self._load(scale).reshape(-1, *[1] * (values.ndim - 1))
         return values
 
+    @cached_property
+    def tower(self) -> list[str]:
+        """The tensors, by the names of the directory, that llama.cpp keeps in an mmproj: a vision or audio tower and its projector."""
+        keeps = self._model.filter_tensors  # Its class may know better.
+        return [name for name in self._directory.tensor_names if is_of_tower(name) and keeps((name, None)) is None]
+
+    def load_tower(self) -> tuple[dict[str, GGUFValue], Iterator[tuple[str, npt.NDArray[np.float32]]]]:
+        """The mmproj that the conversion would write: its metadata, and each tensor by its name in llama.cpp, one at a time."""
+        model = self._call("open the tower of", lambda: _mmproj_model(self._view, self.label))
+        with torch.inference_mode():
+            self._call("convert the tower of", model.prepare_tensors)
+            self._call("read the hyperparameters of the tower of", lambda: model.prepare_metadata(vocab_only=False))
+
+        def values() -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+            for name, info in (each for tensors in model.gguf_writer.tensors for each in tensors.items()):
+                with torch.inference_mode():
+                    found = self._call(f"convert '{name}'", partial(evaluate, info.tensor))
+                yield name, as_floats(found, info.dtype)
+
+        return dict(model.gguf_writer.kv_data[0]), values()
+
     def write_gguf(self, outfile: Path) -> None:
         """Writes the model as llama.cpp's conversion does: matrices in F16, its own metadata and vocabulary."""
         assert self._infos is not None  # This finds out with which options.
@@ -137,9 +158,7 @@ class HfCheckpoint:
         info = self._infos[name]
         with self._lock, torch.inference_mode():
             values = self._call(f"convert '{name}'", lambda: evaluate(info.tensor))
-        if info.dtype not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
-            values = gguf.quants.dequantize(values, info.dtype)
-        return np.require(values, np.float32, ["C", "W"])
+        return as_floats(values, info.dtype)
 
     @cached_property
     def _infos(self) -> dict[str, Any]:
@@ -212,6 +231,11 @@ class HfCheckpoint:
             raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
 
 
+def is_of_tower(name: str) -> bool:
+    """Whether a tensor of a Hugging Face model belongs to what llama.cpp keeps in an mmproj: no language model has one of that name."""
+    return conversion_module().TextModel.filter_tensors((name, None)) is None
+
+
 def conversion_class(path: Path, base: GgufModel) -> Any:
     """The conversion's class for the config.json of a directory, without the layers that the base was converted without."""
     conversion = conversion_module()
@@ -244,3 +268,17 @@ def _conversion_model(path: Path, base: GgufModel, label: str, *, fuse_qkv: bool
             fuse_gate_up_exps=any(".ffn_gate_up_exps." in n for n in names),
             sentence_transformers_dense_modules=any(n.startswith("dense_") for n in names),
         )
+
+
+def _mmproj_model(path: Path, label: str) -> Any:
+    """The conversion's object for the tower of a directory, F32 and never written."""
+    conversion = conversion_module()
+    architecture = conversion.get_model_architecture(
+        conversion.ModelBase.load_hparams(path, False), conversion.ModelType.MMPROJ
+    )
+    model_class = conversion.get_model_class(architecture, mmproj=True)
+    model_class = type(
+        model_class.__name__, (RealWeights, model_class), {"model_arch": model_class.model_arch, "label": label}
+    )
+    with torch.inference_mode():
+        return model_class(path, gguf.LlamaFileType.ALL_F32, path / "unused.gguf")

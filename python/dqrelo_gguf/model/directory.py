@@ -34,6 +34,7 @@ class ModelDirectory:
         config: its config.json; empty where it has none.
         generation_config: its generation_config.json; empty where it has none.
         files: with its weights.
+        tensor_names: of all tensors in them.
         end_tokens: what generation_config.json states, or else config.json; None where neither does.
         notes: what of it is left out.
     """
@@ -42,6 +43,7 @@ class ModelDirectory:
     config: dict[str, Any]
     generation_config: dict[str, Any]
     files: WeightFiles
+    tensor_names: list[str]
     end_tokens: EndTokens | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -56,7 +58,7 @@ class ModelDirectory:
         notes: list[str] = []
         config = _read_config(path / CONFIG)
         generation_config = read_object(path / GENERATION_CONFIG, notes.append)
-        check_weight_headers(path, files, config)
+        tensor_names = check_weight_headers(path, files, config)
         named = config.get("transformers_weights")
         if named is not None and named not in (*files.names, files.index_name):
             raise InputError(
@@ -66,7 +68,7 @@ class ModelDirectory:
         if files.ignored:
             notes.append(f"{path.name}: {', '.join(files.ignored)} not read, as in transformers")
         end_tokens = _end_tokens((generation_config, config, config.get("text_config")), notes)
-        return cls(path, config, generation_config, files, end_tokens, notes)
+        return cls(path, config, generation_config, files, tensor_names, end_tokens, notes)
 
     def make_view(self, folder: Path) -> Path:
         """Makes another directory in an empty folder, as the conversion is to see this one; returns it."""

@@ -110,13 +110,13 @@ def check_hyperparameters(base: GgufModel, tuned: Model) -> list[str]:
     ours, theirs = _Computed(base), _Computed(tuned)
     notes = []
     for key in dict.fromkeys([*ours.keys(), *theirs.keys()]):
-        if _is_irrelevant(key, ours, theirs) or _same(ours.value(key), theirs.value(key)):
+        if _is_irrelevant(key, ours, theirs) or same_value(ours.value(key), theirs.value(key)):
             continue
         name = ours.full(key)
         if key in _HARMLESS:
             if key in ours.stated and key in theirs.stated:
                 notes.append(
-                    f"{name}: the fine-tune has {_show(theirs.stated[key])}, the base's {_show(ours.stated[key])} stays in force"
+                    f"{name}: the fine-tune has {show(theirs.stated[key])}, the base's {show(ours.stated[key])} stays in force"
                 )
             continue
         raise BaseMismatchError(
@@ -165,9 +165,9 @@ class _Computed:
 
     def text(self, key: str) -> str:
         if key in self.stated:
-            return _show(self.stated[key])
+            return show(self.stated[key])
         value = self.value(key)
-        return "absent" if value is _ABSENT else f"absent, which means {_show(value)}"
+        return "absent" if value is _ABSENT else f"absent, which means {show(value)}"
 
     def get(self, key: str, default: Any) -> Any:
         return self.stated.get(key, default)
@@ -234,7 +234,7 @@ def _items(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_value(a: Any, b: Any) -> bool:
     """Equal, numbers up to the rounding of float32, one value as good as a list of it."""
     if a is _ABSENT or b is _ABSENT:
         return a is b
@@ -250,6 +250,6 @@ def _same(a: Any, b: Any) -> bool:
     )
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     text = printable(str(value))
     return text if len(text) <= 40 else text[:37] + "..."

@@ -39,6 +39,13 @@ def evaluate(tensor: Any) -> npt.NDArray[Any]:
     return values
 
 
+def as_floats(values: npt.NDArray[Any], dtype: Any) -> npt.NDArray[np.float32]:
+    """What the conversion would write of a tensor's values, as float32; a new array."""
+    if dtype not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
+        values = gguf.quants.dequantize(values, dtype)
+    return np.require(values, np.float32, ["C", "W"])
+
+
 def _count_uses(tensor: Any, uses: Counter[int]) -> None:
     """How often each node of a lazy tensor's graph is an argument."""
 

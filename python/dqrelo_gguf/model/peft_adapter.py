@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,25 +24,39 @@ from dqrelo_gguf.file.container import GGUFValue, ValueType
 from dqrelo_gguf.file.format import KEY_CHAT_TEMPLATE
 from dqrelo_gguf.file.lfs import refuse_lfs_pointer
 from dqrelo_gguf.file.open_file import file_problem, require_file
-from dqrelo_gguf.model.adapter import F32, Adapter, Factors
+from dqrelo_gguf.model.adapter import F32, Adapter, Computed, Factors
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.base_config import OPTION, base_config, read_json
-from dqrelo_gguf.model.checkpoint import conversion_class
+from dqrelo_gguf.model.checkpoint import conversion_class, is_of_tower
 from dqrelo_gguf.model.peft_config import CONFIG, MERGE, PeftConfig, read_peft_config
+from dqrelo_gguf.model.peft_methods import (
+    MAGNITUDE,
+    RANKED,
+    Method,
+    Pair,
+    Parts,
+    kron_sides,
+    magnitude_pair,
+    pairs_fit,
+    shapes_fit,
+)
 from dqrelo_gguf.model.vocabulary import EMBEDDING, OUTPUT
 from dqrelo_gguf.model.weight_headers import load_tensors
 
 WEIGHTS: Final = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
 _MAX_TEMPLATE_BYTES = 1 << 20
-# What of a tensor's name says which part of which module it is. A name of the adapter may stand between.
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<part>[AB])(\.default)?(\.weight)?")
+# What of a tensor's name says which part of which module it is, or of all modules. A name of the adapter may stand behind.
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_(embedding_)?[AB]|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](_[ab])?|vera_lambda_[bd])"
+    r"(\.default)?(\.weight)?"
+)
+_SHARED = re.compile(r"base_model\.(?P<part>vera_[AB])(\.default)?")
 _OF_BASE = re.compile(r".+\.base_layer\.weight")
 _WHOLE = re.compile(r"(?P<module>.+?)(\.modules_to_save(\.default)?|\.base_layer)?\.(?P<part>weight|bias)")
 # Names of tensors that show another method, each with what it is called.
 _OTHER_TENSORS = (
-    (r".*\.lora_magnitude_vector\b.*", "DoRA"),
-    (r".*\.(hada_w|lokr_|oft_|ia3_l|vera_lambda|boft_).*", "no LoRA"),
+    (r".*\.(hada_t|lokr_t|oft_|ia3_l|boft_).*", "no LoRA"),
     (r".*\.lora_[AB](\.default)?\.bias", "lora_bias, factors with biases"),
     (r".*\.token_adapter\..*|.*\.trainable_tokens_.*", "trainable_token_indices, rows of the embedding"),
 )
@@ -70,12 +84,15 @@ def read_peft_adapter(path: Path, base: GgufModel, config: Path | None) -> Adapt
         BaseMismatchError: it has weights that the base lacks.
     """
     about = read_peft_config(path)
-    modules = _Modules.read(_weights_file(path), about)
+    modules = _Modules.read(_weights_file(path), about, max(max(ne) for ne in base.shapes.values()))
     label = path.resolve().name
     with tempfile.TemporaryDirectory(prefix="dqrelo-") as folder, torch.inference_mode():
         model = _conversion(Path(folder) / "base", base_config(base, config, label), base, path)
-        factors, whole = _convert(path, model, modules, base)
-    adapter = Adapter(label, label, factors, whole, notes=modules.notes)
+        made = _convert(path, model, modules, base, about.method)
+    factors, computed = made.stored_and_computed(about.method)
+    adapter = Adapter(label, label, factors, made.whole, notes=modules.notes, computed=computed)
+    if computed:
+        adapter.notes.append(_computed_note(about.method, computed, base))
     template = _chat_template(path, adapter.notes)
     if template is not None:
         adapter.fields[KEY_CHAT_TEMPLATE] = GGUFValue(template, ValueType.STRING)
@@ -87,40 +104,45 @@ class _Modules:
     """The tensors of the file by the weight's name in the Hugging Face model.
 
     Args:
-        pairs: (A, B) of each weight, as its rows lie in the checkpoint: (rank, row length) and (rows, rank). B is scaled.
+        pairs: of each weight the pairs (A, B), as its rows lie in the checkpoint: (rank, row length) and (rows, rank). The first B is scaled.
+        magnitudes: of DoRA, likewise one pair.
         whole: weights and biases that replace the base's.
         notes: what is left out.
     """
 
-    pairs: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    pairs: dict[str, list[Pair]] = field(default_factory=dict)
+    magnitudes: dict[str, Pair] = field(default_factory=dict)
     whole: dict[str, torch.Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path, about: PeftConfig) -> _Modules:
-        """Sorts the tensors of a file.
+    def read(cls, path: Path, about: PeftConfig, n_largest: int) -> _Modules:
+        """Sorts the tensors of a file, of weights whose sides have at most n_largest elements.
 
         Raises:
-            InputError: one of them is no part of a LoRA.
+            InputError: one of them is no part of such an adapter.
         """
-        found, parts = cls(), dict[tuple[str, bool], dict[str, torch.Tensor]]()
+        found, parts, shared = cls(), dict[str, dict[str, torch.Tensor]](), dict[str, torch.Tensor]()
         for name, tensor in load_tensors(path).items():
             where = f"{path}: tensor '{printable(name)[:120]}'"
             if not tensor.is_floating_point() or tensor.numel() == 0:
                 raise InputError(f"{where} holds no real numbers ({tensor.dtype}, shape {list(tensor.shape)})")
-            found._sort(name.removeprefix(_PREFIX), tensor.to(torch.float32), where, parts)
-        for (module, is_embedding), pair in parts.items():
-            found._pair(path, module, pair, is_embedding, about)
+            if match := _SHARED.fullmatch(name):
+                shared[match["part"]] = tensor.to(torch.float32)
+            else:
+                found._sort(name.removeprefix(_PREFIX), tensor.to(torch.float32), where, parts)
+        for module, own in parts.items():
+            all_parts, where = {**own, **shared}, f"{path}: '{printable(module)[:120]}'"
+            _check_parts(where, module, all_parts, about, n_largest)
+            found._pair(where, module, all_parts, about)
         return found
 
-    def _sort(
-        self, name: str, tensor: torch.Tensor, where: str, parts: dict[tuple[str, bool], dict[str, torch.Tensor]]
-    ) -> None:
+    def _sort(self, name: str, tensor: torch.Tensor, where: str, parts: dict[str, dict[str, torch.Tensor]]) -> None:
         for pattern, what in _OTHER_TENSORS:
             if re.fullmatch(pattern, name):
                 raise InputError(f"{where}: {what} is not converted. {MERGE}")
         if match := _FACTOR.fullmatch(name):
-            parts.setdefault((match["module"], bool(match["embedding"])), {})[match["part"]] = tensor
+            parts.setdefault(match["module"], {})[match["part"]] = tensor
         elif _OF_BASE.fullmatch(name):
             self.notes.append(f"{printable(name)}: is the base's own weight, and is left out")
         elif match := _WHOLE.fullmatch(name):
@@ -128,22 +150,83 @@ class _Modules:
         else:
             raise InputError(f"{where} is no part of a LoRA, expected lora_A, lora_B or a weight of modules_to_save")
 
-    def _pair(
-        self, path: Path, module: str, pair: Mapping[str, torch.Tensor], is_embedding: bool, about: PeftConfig
-    ) -> None:
-        where = f"{path}: '{printable(module)[:120]}'"
-        if len(pair) < 2:
-            raise InputError(f"{where} has no lora_{'B' if 'A' in pair else 'A'}. Incomplete download?")
-        a, b = pair["A"], pair["B"]
-        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
-            raise InputError(f"{where} has factors of shapes {list(a.shape)} and {list(b.shape)}, which do not fit")
-        if a.shape[0] != about.rank(module):
-            raise InputError(
-                f"{where} has rank {a.shape[0]}, {CONFIG} says {about.rank(module)}. Another adapter's configuration?"
-            )
-        # The rows of an embedding's weight, and those of a transposed one, are the columns of B A.
-        a, b = (b.T, a.T) if is_embedding or about.is_transposed else (a, b)
-        self.pairs[f"{module}.weight"] = (a, b * about.scale(module))
+    def _pair(self, where: str, module: str, parts: Parts, about: PeftConfig) -> None:
+        try:
+            pairs = about.method.pairs(parts)
+        except RuntimeError:  # Torch says so of shapes.
+            pairs = []
+        if not pairs_fit(pairs):
+            raise InputError(f"{where} has factors of shapes {_shapes(parts)}, which do not fit")
+        (a, b), *others = pairs
+        length = parts.get(MAGNITUDE)
+        if length is not None:
+            if length.numel() != b.shape[0]:
+                raise InputError(f"{where} has {length.numel()} magnitudes for {b.shape[0]} rows, which do not fit")
+            self.magnitudes[f"{module}.weight"] = _transposed(magnitude_pair(length, a.shape[1]), about)
+        scaled = [(a, b * about.scale(module)), *others]
+        self.pairs[f"{module}.weight"] = [_transposed(pair, about) for pair in scaled]
+
+
+def _check_parts(where: str, module: str, parts: Parts, about: PeftConfig, n_largest: int) -> None:
+    """Refuses a module that has not the tensors of the method, in shapes that a weight can have."""
+    problem = about.method.problem(parts)
+    if problem is not None:
+        raise InputError(f"{where} {problem}")
+    if not shapes_fit(parts):
+        raise InputError(f"{where} has factors of shapes {_shapes(parts)}, which do not fit")
+    ranks = {tensor.shape[0] for name, tensor in parts.items() if name in RANKED} - {about.rank(module)}
+    if ranks:
+        raise InputError(
+            f"{where} has rank {min(ranks)}, {CONFIG} says {about.rank(module)}. Another adapter's configuration?"
+        )
+    sides = kron_sides(parts)
+    if max(sides) > n_largest:
+        raise InputError(
+            f"{where} is for a weight of {sides[0]} rows and {sides[1]} columns, the base's have at most {n_largest}"
+        )
+
+
+def _shapes(parts: Parts) -> str:
+    return " and ".join(str(list(t.shape)) for t in parts.values())
+
+
+def _transposed(pair: Pair, about: PeftConfig) -> Pair:
+    """The rows of a transposed weight are the columns of B A."""
+    a, b = pair
+    return (b.T, a.T) if about.is_transposed else (a, b)
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """What the conversion made of the tensors, by the base's names.
+
+    Args:
+        products: a round of factors for each pair that the weights have.
+        magnitudes: DoRA's lengths of rows, ([n_expert,] n_out).
+        whole: as in _Modules.
+    """
+
+    products: list[dict[str, Factors]]
+    magnitudes: dict[str, F32]
+    whole: dict[str, F32]
+
+    def stored_and_computed(self, method: Method) -> tuple[dict[str, Factors], dict[str, Computed]]:
+        """The factors that are stored as they are, or how weights are computed."""
+        if method.is_stored:
+            return (self.products[0] if self.products else {}), {}
+        names = self.products[0] if self.products else {}
+        return {}, {
+            name: Computed(tuple(made[name] for made in self.products), self.magnitudes.get(name)) for name in names
+        }
+
+
+def _computed_note(method: Method, computed: Mapping[str, Computed], base: GgufModel) -> str:
+    """Says that the delta does not hold the adapter's own numbers."""
+    rounded = sorted({base.type_of(name) for name in computed} - {"F32", "F16", "BF16"})
+    note = f"{method.title}: {len(computed)} weights were computed from the base's and are compressed as those of a full fine-tune"
+    if rounded and any(c.magnitude is not None for c in computed.values()):
+        note += f"; its magnitudes are set on the base's weights as rounded to {', '.join(rounded)}, unless --reference gives others"
+    return note
 
 
 def _weights_file(path: Path) -> Path:
@@ -178,40 +261,58 @@ def _conversion(folder: Path, config: Mapping[str, Any], base: GgufModel, path: 
     return model
 
 
-def _convert(path: Path, model: Any, modules: _Modules, base: GgufModel) -> tuple[dict[str, Factors], dict[str, F32]]:
+def _convert(path: Path, model: Any, modules: _Modules, base: GgufModel, method: Method) -> _Converted:
     """Every tensor through the conversion, by the base's names.
 
     Raises:
         InputError: the conversion cannot take one, or keeps it.
         BaseMismatchError: it gives a weight that the base lacks.
     """
+    products = []
+    for i in range(max((len(pairs) for pairs in modules.pairs.values()), default=0)):
+        sources = {name: pairs[i] for name, pairs in modules.pairs.items()}
+        products.append(_factors_of(path, model, sources, base, is_cut=method.is_cut))
+    magnitudes = _factors_of(path, model, modules.magnitudes, base)
+    made = _through(path, model, modules.whole, base, lambda value: int(value.numel()))
+    whole = {name: np.ascontiguousarray(value.numpy(), np.float32) for name, value in made.items()}
+    return _Converted(products, {name: (m.u @ m.v[..., :1])[..., 0] for name, m in magnitudes.items()}, whole)
+
+
+def _factors_of(
+    path: Path, model: Any, sources: Mapping[str, Pair], base: GgufModel, *, is_cut: bool = False
+) -> dict[str, Factors]:
+    """Pairs through the conversion; where `is_cut`, each as wide as its weight."""
     pair_class = lora_module().LoraTorchTensor
-    factors: dict[str, Factors] = {}
-    whole: dict[str, F32] = {}
+    made = _through(
+        path,
+        model,
+        {name: pair_class(a, b) for name, (a, b) in sources.items()},
+        base,
+        lambda pair: int(pair.get_lora_A_B()[1].numel()),
+    )
+    return {name: _factors(pair, base.shapes[name][0] if is_cut else None) for name, pair in made.items()}
+
+
+def _through(
+    path: Path, model: Any, sources: Mapping[str, Any], base: GgufModel, n_elements: Callable[[Any], int]
+) -> dict[str, Any]:
+    """Tensors of one kind through the conversion, by the base's names; `n_elements` counts what must not get lost."""
+    found: dict[str, Any] = {}
     held = []  # Names of tensors that gave nothing by themselves: experts wait for each other.
-    n_in = n_out = 0  # Elements of factors B and of whole weights.
-    sources: Iterable[tuple[str, Any]] = [
-        *((name, pair_class(a, b)) for name, (a, b) in modules.pairs.items()),
-        *modules.whole.items(),
-    ]
-    for source, tensor in sources:
+    n_in = n_out = 0
+    for source, tensor in sources.items():
         made = _call(path, f"convert '{printable(source)[:120]}'", partial(_modified, model, source, tensor))
-        is_pair = isinstance(tensor, pair_class)
-        n_in += tensor.get_lora_A_B()[1].numel() if is_pair else tensor.numel()
+        n_in += n_elements(tensor)
         if not made:
             held.append(source)
         for name, value in made:
             if name not in base.shapes:
                 raise BaseMismatchError(f"{path}: {_lacks(name, source, base)}")
-            if is_pair:
-                factors[name] = _factors(value)
-                n_out += factors[name].u.size
-            else:
-                whole[name] = np.ascontiguousarray(value.numpy(), np.float32)
-                n_out += whole[name].size
+            found[name] = value
+            n_out += n_elements(value)
     if held and n_out < n_in:
         raise InputError(f"{path}: {_kept(min(held))}")
-    return factors, whole
+    return found
 
 
 def _modified(model: Any, name: str, tensor: Any) -> list[tuple[str, Any]]:
@@ -224,9 +325,9 @@ def _modified(model: Any, name: str, tensor: Any) -> list[tuple[str, Any]]:
     return list(model.modify_tensors(tensor, name, block))
 
 
-def _factors(pair: Any) -> Factors:
+def _factors(pair: Any, n_in: int | None) -> Factors:
     a, b = (t.to(torch.float32).numpy() for t in pair.get_lora_A_B())
-    a = np.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:]))
+    a = np.broadcast_to(a, (*b.shape[:-2], *a.shape[-2:]))[..., :n_in]
     return Factors(np.ascontiguousarray(b), np.ascontiguousarray(a))
 
 
@@ -249,6 +350,8 @@ def _tied(source: str) -> str:
 def _kept(source: str) -> str:
     if "lm_head" in source:
         return _tied(source)
+    if is_of_tower(source):
+        return f"changes '{printable(source)[:120]}' of a vision or audio tower, which no delta carries. {MERGE}"
     what = "all projections of all experts of a layer, or of none," if "experts" in source else "it"
     return (
         f"llama.cpp's conversion gives nothing for '{printable(source)[:120]}': an adapter must change {what} to be "

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from dqrelo_gguf.errors import InputError, printable
 from dqrelo_gguf.model.base_config import read_json
+from dqrelo_gguf.model.peft_methods import METHODS, Method
 
 CONFIG: Final = "adapter_config.json"
 MERGE: Final = "Merge it into the base with PEFT (merge_and_unload), save the model and convert that"
@@ -22,10 +23,11 @@ _MAX_PATTERNS = 4096
 _MAX_REPEATS, _MAX_CHOICES = 2, 8
 _SYNTAX = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|(?P<group>\))?(?P<repeat>[*+{])|(?P<choice>[|?])", re.DOTALL)
 
+# By peft_type, the key of alpha; None where nothing is scaled.
+_TYPES: Final = MappingProxyType({"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha", "VERA": None})
 # Keys that make a LoRA something else than a product of two factors, each with what it is called.
 _OTHER: Final = MappingProxyType(
     {
-        "use_dora": "DoRA",
         "use_qalora": "QA-LoRA",
         "use_bdlora": "BD-LoRA",
         "alora_invocation_tokens": "an aLoRA, which some tokens switch on",
@@ -49,6 +51,7 @@ class PeftConfig:
 
     Args:
         path: of the file.
+        method: a row of peft_methods.METHODS.
         r: the rank of modules without a rank of their own.
         alpha: likewise.
         ranks, alphas: by pattern of modules' names.
@@ -57,6 +60,7 @@ class PeftConfig:
     """
 
     path: Path
+    method: Method
     r: int
     alpha: float
     ranks: Mapping[str, int]
@@ -83,10 +87,10 @@ def read_peft_config(folder: Path) -> PeftConfig:
     if not path.exists():
         raise InputError(f"{folder}: has no {CONFIG} beside the adapter's weights. Incomplete download?")
     values = read_json(path)
-    kind = values.get("peft_type")
-    if kind != "LORA":
-        what = printable(str(kind))[:40] if kind is not None else "missing"
-        raise InputError(f"{path}: peft_type is {what}, expected LORA. {MERGE}")
+    found = values.get("peft_type")
+    kind = "missing" if found is None else str(found)
+    if kind not in _TYPES:
+        raise InputError(f"{path}: peft_type is {printable(kind)[:40]}, expected one of {', '.join(_TYPES)}. {MERGE}")
     for key, what in _OTHER.items():
         if values.get(key):
             raise InputError(f"{path}: {key}: {what} is not converted. {MERGE}")
@@ -96,14 +100,15 @@ def read_peft_config(folder: Path) -> PeftConfig:
             f"{path}: init_lora_weights is {printable(start)[:40]}, which changes the base's weights too, and those are "
             "not in the adapter. Save it with path_initial_model_for_weight_conversion, or merge it into its base with PEFT"
         )
-    r, alpha = values.get("r"), values.get("lora_alpha")
+    r, alpha_key, is_lora = _rank(path, "r", values.get("r")), _TYPES[kind], kind == "LORA"
     return PeftConfig(
         path=path,
-        r=_rank(path, "r", r),
-        alpha=_number(path, "lora_alpha", alpha),
+        method=METHODS["DORA" if is_lora and values.get("use_dora") else kind],
+        r=r,
+        alpha=float(r) if alpha_key is None else _number(path, alpha_key, values.get(alpha_key)),
         ranks={p: _rank(path, f"rank_pattern of {p}", v) for p, v in _patterns(path, "rank_pattern", values)},
         alphas={p: _number(path, f"alpha_pattern of {p}", v) for p, v in _patterns(path, "alpha_pattern", values)},
-        is_rank_stabilised=bool(values.get("use_rslora")),
+        is_rank_stabilised=is_lora and bool(values.get("use_rslora")),
         is_transposed=bool(values.get("fan_in_fan_out")),
     )
 

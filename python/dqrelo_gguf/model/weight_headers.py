@@ -55,13 +55,16 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def check_weight_headers(path: Path, files: WeightFiles, config: Mapping[str, Any]) -> None:
+def check_weight_headers(path: Path, files: WeightFiles, config: Mapping[str, Any]) -> list[str]:
     """Checks that every file is whole, that names and shapes are a plain model's, and that the index is of these files.
 
     Args:
         path: the directory.
         files: which of its files count.
         config: its config.json.
+
+    Returns:
+        The names of all tensors, sorted.
 
     Raises:
         InputError: one line with the file or the tensor, the cause and the way out.
@@ -81,6 +84,7 @@ def check_weight_headers(path: Path, files: WeightFiles, config: Mapping[str, An
         _check_index(path, files, file_name, names_here)
     if config.get("quantization_config") is None and not (path / "hf_quant_config.json").is_file():
         _check_quantised(path, names)
+    return sorted(names)
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
