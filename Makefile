@@ -47,7 +47,7 @@ lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=python $(BIN)/lint-imports --no-logo --no-cache
-	$(BIN)/python cmake/command_reference.py check
+	PYTHONPATH=python $(BIN)/python cmake/command_reference.py check
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 # The documentation as a site, in build/site.
