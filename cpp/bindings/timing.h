@@ -18,7 +18,7 @@ struct timing_params {
     uint32_t seed;
 };
 
-// Returns the nanoseconds that the prompts, one after another, and then the steps take. Stream i runs on blends[i] (no part: the base). Only
-// decoding is on the clock: not the choice of tokens, not `check`, nor an untimed first step where there are no prompts, so that the steps
-// measured find their graph built. The context's memory is empty and nothing is bound before and after.
+// Returns the nanoseconds that the prompts, one after another, and then the steps take. Stream i runs on blends[i] (no part: the base).
+// Only decoding is on the clock: not the choice of tokens, not `check`, nor an untimed first step where there are no prompts, so that the
+// steps measured find their graph built. The context's memory is empty and nothing is bound before and after.
 uint64_t time_streams(llama_context * ctx, const std::vector<blend> & blends, const timing_params & params, const check_fn & check);
