@@ -18,12 +18,17 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_LIBRARY_PATH
 NAMES = ("llama", "llama-common", "mtmd", "ggml", "ggml-base", "ggml-cpu")
 
 
-@pytest.fixture(scope="module")
-def other_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of libraries with the names of ours, which hold nothing that a program needs."""
+def need_compiler() -> str:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler is installed")
+    return compiler
+
+
+@pytest.fixture(scope="module")
+def other_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of libraries with the names of ours, which hold nothing that a program needs."""
+    compiler = need_compiler()
     folder = tmp_path_factory.mktemp("other")
     source = folder / "empty.c"
     source.write_text("int dqrelo_test_empty;\n")
@@ -37,9 +42,7 @@ def other_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of libraries with the names of ggml's backends, which say so when they are loaded."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler is installed")
+    compiler = need_compiler()
     folder = tmp_path_factory.mktemp("hostile")
     source = folder / "hostile.c"
     source.write_text(
