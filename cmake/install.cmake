@@ -1,6 +1,6 @@
 # What the wheel holds beside the Python files: one install component, self-contained and relocatable.
 #
-#   _core.*.so   bin/llama-*   lib/lib*.so   _vendor/{gguf,conversion,convert_{hf,lora}_to_gguf.py}   licences
+#   _core.*.so   bin/llama-*   lib/lib*.so   _vendor/{gguf,conversion,convert_{hf,lora}_to_gguf.py}   demo/tiny   licences
 if (APPLE)
     set(origin "@loader_path")
 else()
@@ -10,7 +10,7 @@ endif()
 # A wheel holds no symbolic links, so each library gets one name.
 function(dqrelo_install_library target)
     get_target_property(type ${target} TYPE)
-    if (NOT type STREQUAL "SHARED_LIBRARY")
+    if (NOT type MATCHES "^(SHARED|MODULE)_LIBRARY$") # A module is a backend that is loaded at run time.
         return()
     endif()
     set_property(TARGET ${target} PROPERTY VERSION)
@@ -18,8 +18,9 @@ function(dqrelo_install_library target)
     set_property(TARGET ${target} PROPERTY PUBLIC_HEADER)
     set_property(TARGET ${target} PROPERTY PRIVATE_HEADER)
     set_target_properties(${target} PROPERTIES INSTALL_RPATH "${origin}")
+    # On Windows libraries lie beside the programs; a module is none of its RUNTIME files.
     install(TARGETS ${target}
-        LIBRARY DESTINATION lib COMPONENT dqrelo
+        LIBRARY DESTINATION $<IF:$<PLATFORM_ID:Windows>,bin,lib> COMPONENT dqrelo
         RUNTIME DESTINATION bin COMPONENT dqrelo)
 endfunction()
 
@@ -41,6 +42,9 @@ if (TARGET _core)
     set_target_properties(_core PROPERTIES INSTALL_RPATH "${origin}/lib")
     install(TARGETS _core LIBRARY DESTINATION . COMPONENT dqrelo)
 endif()
+
+# The pair that dqrelo-demo converts and serves.
+install(DIRECTORY examples/tiny DESTINATION demo COMPONENT dqrelo)
 
 # Upstream's converter and its gguf package, from the same tree, with their licence.
 install(DIRECTORY ${DQRELO_LLAMA_CPP_DIR}/conversion ${DQRELO_LLAMA_CPP_DIR}/gguf-py/gguf

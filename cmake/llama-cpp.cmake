@@ -60,6 +60,7 @@ set(LLAMA_BUILD_COMMIT ${upstream_commit}-dqrelo)
 get_filename_component(above_tree ${DQRELO_LLAMA_CPP_DIR} DIRECTORY)
 set(ENV{GIT_CEILING_DIRECTORIES} ${above_tree})
 
+unset(GGML_AVAILABLE_BACKENDS CACHE) # It would keep those of the options before.
 add_subdirectory(${DQRELO_LLAMA_CPP_DIR} ${CMAKE_BINARY_DIR}/llama.cpp EXCLUDE_FROM_ALL)
 
 set(DQRELO_PROGRAMS llama-server llama-cli llama-completion llama-quantize llama-imatrix llama-perplexity)

@@ -1,4 +1,5 @@
 // bindings.cpp: the native module dqrelo_gguf._core. Glue only: arguments are checked and batches are run in session.cpp.
+#include "log.h"
 #include "machine.h"
 #include "session.h"
 
@@ -127,7 +128,7 @@ py::dict machine() {
     const machine_info info = read_machine_info();
     return py::dict(py::arg("build_commit") = info.build_commit, py::arg("build_number") = info.build_number,
                     py::arg("cpu_info") = info.cpus, py::arg("gpu_info") = info.gpus, py::arg("backends") = info.backends,
-                    py::arg("isa") = info.isa);
+                    py::arg("isa") = info.isa, py::arg("cpu_features") = info.features);
 }
 
 // The C++ class input_error becomes the package's exception of that name.
@@ -259,6 +260,7 @@ void bind_session(py::module_ & m) {
 
 PYBIND11_MODULE(_core, m) {
     m.doc() = "Native part of dqrelo_gguf.runtime.";
+    log_install(false);
     ggml_backend_load_all(); // This loads what GGML_BACKEND_PATH names, too.
     register_errors();
     bind_params(m);

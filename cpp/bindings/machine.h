@@ -10,6 +10,7 @@ struct machine_info {
     std::string gpus;
     std::string backends; // Lists the names, joined with ","; it has "CPU" only where there is no other.
     std::string isa;      // Names the instruction set of the operator's CPU kernels.
+    std::string features; // Lists what the CPU backend was compiled for, as ggml names it, joined with " ".
 };
 
 machine_info read_machine_info();

@@ -1,14 +1,27 @@
 #include "timing.h"
 
+#include "ggml-backend.h"
 #include "ggml-cpu.h"
 
 #include <algorithm>
 #include <chrono>
 #include <random>
+#include <string>
 
 namespace {
 
 using steady_clock = std::chrono::steady_clock;
+
+// A function of the CPU backend, which is asked for by name because no library links it.
+template <typename F>
+F * cpu_function(const char * name) {
+    ggml_backend_dev_t dev  = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    void *             func = dev == nullptr ? nullptr : ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(dev), name);
+    if (func == nullptr) {
+        throw input_error("time_streams: the CPU backend has no " + std::string(name));
+    }
+    return (F *) func;
+}
 
 // The context's threads, as long as this lives: the same for prompts and steps, kept from graph to graph.
 class attached_threads {
@@ -16,7 +29,7 @@ public:
     attached_threads(llama_context * ctx, int32_t n_threads) :
         ctx(ctx), n_before(llama_n_threads(ctx)), n_before_batch(llama_n_threads_batch(ctx)) {
         ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
-        pool                          = ggml_threadpool_new(&params);
+        pool                          = cpu_function<decltype(ggml_threadpool_new)>("ggml_threadpool_new")(&params);
         if (pool == nullptr) {
             throw input_error("time_streams: " + std::to_string(n_threads) + " threads could not be started");
         }
@@ -27,7 +40,7 @@ public:
     ~attached_threads() {
         llama_detach_threadpool(ctx);
         llama_set_n_threads(ctx, n_before, n_before_batch);
-        ggml_threadpool_free(pool);
+        cpu_function<decltype(ggml_threadpool_free)>("ggml_threadpool_free")(pool);
     }
 
     attached_threads(const attached_threads &)             = delete;

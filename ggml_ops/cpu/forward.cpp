@@ -342,7 +342,3 @@ void dqrelo_cpu_forward(const struct ggml_compute_params * params, struct ggml_t
         case DQRELO_FORM_ADD: forward_elementwise(params, dst, w); break;
     }
 }
-
-const char * dqrelo_cpu_isa(void) {
-    return dqrelo_cpu_kernels()->name;
-}

@@ -133,5 +133,6 @@ class Machine(TypedDict):
     gpu_info: str
     backends: str
     isa: str
+    cpu_features: str
 
 def machine() -> Machine: ...

@@ -45,6 +45,10 @@ class NonFiniteError(DqreloError):
     """A tensor holds NaN or infinity, or a value too large for the type it is stored in."""
 
 
+class CommandError(DqreloError):
+    """A program that was started for a part of the work failed."""
+
+
 class DiskFullError(DqreloError):
     """The output does not fit on its disk."""
 

@@ -18,12 +18,17 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_LIBRARY_PATH
 NAMES = ("llama", "llama-common", "mtmd", "ggml", "ggml-base", "ggml-cpu")
 
 
-@pytest.fixture(scope="module")
-def other_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of libraries with the names of ours, which hold nothing that a program needs."""
+def need_compiler() -> str:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler is installed")
+    return compiler
+
+
+@pytest.fixture(scope="module")
+def other_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of libraries with the names of ours, which hold nothing that a program needs."""
+    compiler = need_compiler()
     folder = tmp_path_factory.mktemp("other")
     source = folder / "empty.c"
     source.write_text("int dqrelo_test_empty;\n")
@@ -34,9 +39,51 @@ def other_libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of libraries with the names of ggml's backends, which say so when they are loaded."""
+    compiler = need_compiler()
+    folder = tmp_path_factory.mktemp("hostile")
+    source = folder / "hostile.c"
+    source.write_text(
+        '#include <stdio.h>\n__attribute__((constructor)) void load(void) { fputs("hostile library\\n", stderr); }\n'
+    )
+    for name in ("ggml-cpu-best", "ggml-cpu", "ggml-cuda", "ggml-rpc-x"):
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / f"lib{name}.so", source], check=True)
+    return folder
+
+
 def run(program: Path, **env: str) -> subprocess.CompletedProcess[str]:
     command = [program, "--version"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | env)
+
+
+@pytest.mark.parametrize("name", ["llama-server", "llama-completion", "llama-perplexity"])
+def test_no_backend_is_loaded_from_the_working_directory(name: str, hostile_folder: Path) -> None:
+    command = [need_program(name).resolve(), "--list-devices"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=hostile_folder)
+    assert done.returncode == 0, done.stderr
+    assert "hostile library" not in done.stderr
+
+
+def test_the_native_module_loads_no_backend_from_the_working_directory(hostile_folder: Path) -> None:
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        "from dqrelo_gguf.runtime.native import core; print(core.machine()['cpu_info'])",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=hostile_folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip(), "a CPU backend is there"
+    assert done.stderr == "", "an import says nothing"
+
+
+def test_a_backend_that_the_environment_names_is_loaded(hostile_folder: Path) -> None:
+    command = [need_program("llama-server"), "--list-devices"]
+    env = os.environ | {"GGML_BACKEND_PATH": str(hostile_folder / "libggml-cuda.so")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+    assert "hostile library" in done.stderr, "the libraries of this test say that they are loaded"
 
 
 @pytest.mark.parametrize("name", ["llama-server", "llama-completion"])

@@ -44,3 +44,7 @@ def with_page(args: Sequence[str], environment: Mapping[str, str]) -> dict[str, 
         environment: that of this process.
     """
     return dict(environment) if _PATH in args else {_PATH_VARIABLE: str(SITE), **environment}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

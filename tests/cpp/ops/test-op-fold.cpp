@@ -4,7 +4,7 @@
 #include "support/check.h"
 #include "support/fold-case.h"
 
-#include "dqrelo-cpu.h"
+#include "cpu/isa.h"
 #include "ggml-cpu.h"
 
 #include <string>
@@ -243,7 +243,7 @@ static void test_equals_two_nodes() {
 }
 
 int main() {
-    printf("instruction set: %s\n", dqrelo_cpu_isa());
+    printf("instruction set: %s\n", dqrelo_isa_name(dqrelo_isa_chosen()));
     test_types();
     test_each_alone();
     test_row_alone();

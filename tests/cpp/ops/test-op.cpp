@@ -4,7 +4,7 @@
 #include "support/check.h"
 #include "support/op-cases.h"
 
-#include "dqrelo-cpu.h"
+#include "cpu/isa.h"
 #include "ggml-cpu.h"
 
 static void run(op_case & c, int n_threads) {
@@ -146,7 +146,7 @@ static void test_set() {
 }
 
 int main() {
-    printf("instruction set: %s\n", dqrelo_cpu_isa());
+    printf("instruction set: %s\n", dqrelo_isa_name(dqrelo_isa_chosen()));
     test_all_cases();
     test_matmul_row_alone();
     test_matmul_id_row_alone();

@@ -1,0 +1,1 @@
+"""dqrelo-demo: a base, its fine-tunes as deltas, one server that answers for all of them."""
