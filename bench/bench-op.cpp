@@ -14,7 +14,7 @@
 #include "support/bench.h"
 #include "support/op-problem.h"
 
-#include "dqrelo-cpu.h"
+#include "cpu/isa.h"
 
 #include <getopt.h>
 
@@ -147,9 +147,10 @@ void measure(const op_problem & p, int64_t n_rows, int n_threads, double seconds
 int main(int argc, char ** argv) {
     const options o = parse(argc, argv);
     print_machine(argc, argv);
-    printf("kernels: %s; base: %s; factors: %s; planes: %d; scales a %s%s; codes: %d; entries: %g by %s\n\n", dqrelo_cpu_isa(),
-           ggml_type_name(o.base), ggml_type_name(o.kind.factors), o.kind.n_planes, o.kind.row_scales ? "row" : "matrix",
-           o.kind.column_scales ? ", and a column" : "", o.kind.n_codes(), o.kind.entries, o.kind.has_mask ? "mask" : "lists");
+    printf("kernels: %s; base: %s; factors: %s; planes: %d; scales a %s%s; codes: %d; entries: %g by %s\n\n",
+           dqrelo_isa_name(dqrelo_isa_chosen()), ggml_type_name(o.base), ggml_type_name(o.kind.factors), o.kind.n_planes,
+           o.kind.row_scales ? "row" : "matrix", o.kind.column_scales ? ", and a column" : "", o.kind.n_codes(), o.kind.entries,
+           o.kind.has_mask ? "mask" : "lists");
     printf("| n_in x n_out, rank or codes | threads | rows | base us | fused us | composed us | fused / base | composed / fused | fused "
            "GB/s | read "
            "GB/s | of read | error fused | error "

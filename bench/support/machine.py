@@ -29,12 +29,12 @@ def cpu() -> str:
 def isa(program: Path) -> str:
     """The instruction set that the operator of `program` takes on this machine, asked of the library beside it."""
     folders = (program.parent, program.parent.parent / "lib")
-    libraries = [folder / "libggml-cpu.so" for folder in folders if (folder / "libggml-cpu.so").is_file()]
+    libraries = [folder / "libggml-base.so" for folder in folders if (folder / "libggml-base.so").is_file()]
     if not libraries:
         return "unknown"
-    name = ctypes.CDLL(str(libraries[0].resolve())).dqrelo_cpu_isa
-    name.restype = ctypes.c_char_p
-    text: bytes = name()
+    library = ctypes.CDLL(str(libraries[0].resolve()))
+    library.dqrelo_isa_name.restype = ctypes.c_char_p
+    text: bytes = library.dqrelo_isa_name(library.dqrelo_isa_chosen())
     return text.decode()
 
 

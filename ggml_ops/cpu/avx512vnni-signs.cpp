@@ -115,6 +115,8 @@ static inline void dot_i32x16(__m512i & acc, __m512i u, __m512i s) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
 }
 
+namespace { // Methods of classes would be weak symbols outside of it.
+
 // The quantised rows of one block of 64 columns.
 template <int T>
 struct q_block {
@@ -169,6 +171,8 @@ struct sign_sums {
 private:
     inline __m512i p_of(int r, int t) const { return _mm512_add_epi32(_mm512_slli_epi32(hi[r][t], 8), lo[r][t]); }
 };
+
+} // namespace
 
 // b of 64 columns that lie in order.
 static inline __m512i b_of(__mmask64 signs) {

@@ -1,26 +1,32 @@
-# What isa.cpp and dispatch.cpp are told: which kernels there are.
-if (CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-    if (CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-        set(DQRELO_CPU_KERNELS DQRELO_CPU_X86)
-    elseif (CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
-        set(DQRELO_CPU_KERNELS DQRELO_CPU_AARCH64)
+# dqrelo_cpu_kernel_set(<variable>): sets what isa.cpp and dispatch.cpp are told: which kernels there are. Empty: the scalar ones.
+function(dqrelo_cpu_kernel_set out)
+    set(found "")
+    if (CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+        if (CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+            set(found DQRELO_CPU_X86)
+        elseif (CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+            set(found DQRELO_CPU_AARCH64)
+        endif()
     endif()
-endif()
+    set(${out} "${found}" PARENT_SCOPE)
+endfunction()
 
 # dqrelo_cpu_isa(<target>): adds the choice of the instruction set, which the kernels need at link time.
 function(dqrelo_cpu_isa target)
     set(file ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/isa.cpp)
+    dqrelo_cpu_kernel_set(kernel_set)
     target_sources(${target} PRIVATE ${file})
-    set_source_files_properties(${file} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_DEFINITIONS "${DQRELO_CPU_KERNELS}")
+    set_source_files_properties(${file} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_DEFINITIONS "${kernel_set}")
 endfunction()
 
 # dqrelo_cpu_kernels(<target>): adds the CPU kernels, which need no more of ggml at link time, each file with its instruction set's flags.
 # The file flags belong to the directory that makes the target, so it is called from there for a target of a test.
 function(dqrelo_cpu_kernels target)
     set(dir ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
+    dqrelo_cpu_kernel_set(kernel_set)
     target_sources(${target} PRIVATE ${dir}/entry.cpp ${dir}/sparse.cpp ${dir}/fold.cpp ${dir}/dispatch.cpp ${dir}/scalar.cpp)
 
-    set_source_files_properties(${dir}/dispatch.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_DEFINITIONS "${DQRELO_CPU_KERNELS}")
+    set_source_files_properties(${dir}/dispatch.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_DEFINITIONS "${kernel_set}")
     if (NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
         return()
     endif()
@@ -29,13 +35,13 @@ function(dqrelo_cpu_kernels target)
     set_source_files_properties(${dir}/scalar.cpp TARGET_DIRECTORY ${target}
         PROPERTIES COMPILE_OPTIONS "-fno-tree-vectorize;-ffp-contract=off;-fno-math-errno")
 
-    if (DQRELO_CPU_KERNELS STREQUAL DQRELO_CPU_X86)
+    if (kernel_set STREQUAL DQRELO_CPU_X86)
         target_sources(${target} PRIVATE ${dir}/avx512vnni.cpp ${dir}/avx512vnni-signs.cpp ${dir}/avx2.cpp ${dir}/avx2-signs.cpp)
         # GCC's own intrinsics headers warn of uninitialised values (GCC bug 105593).
         set_source_files_properties(${dir}/avx512vnni.cpp ${dir}/avx512vnni-signs.cpp TARGET_DIRECTORY ${target}
             PROPERTIES COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mfma;-mf16c;-Wno-uninitialized;-Wno-maybe-uninitialized")
         set_source_files_properties(${dir}/avx2.cpp ${dir}/avx2-signs.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
-    elseif (DQRELO_CPU_KERNELS STREQUAL DQRELO_CPU_AARCH64)
+    elseif (kernel_set STREQUAL DQRELO_CPU_AARCH64)
         target_sources(${target} PRIVATE ${dir}/neon.cpp)
         set_source_files_properties(${dir}/neon.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "-march=armv8.2-a+dotprod")
     endif()
