@@ -12,10 +12,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from dqrelo_gguf.cli.dqrelo import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "commands.md"
 # The modules of dqrelo_gguf.cli whose commands have options of their own; dqrelo-server's are llama-server's.
-MODULES = ("convert", "inspect", "merge", "eval", "lm_eval", "bench", "demo")
+MODULES = tuple(module for module, _ in COMMANDS.values() if module != "server")
 _INTRODUCTION = """# Commands
 
 All options of the commands, as `--help` lists them. `dqrelo-server` takes those of `llama-server`, and the ones for deltas that
@@ -55,21 +57,17 @@ def _syntax(action: argparse.Action) -> str:
 def _value(action: argparse.Action) -> str:
     if action.nargs == 0:
         return ""
-    name = action.metavar or (
-        f"{{{','.join(map(str, action.choices))}}}"
-        if action.choices
-        else action.dest.upper()
-        if action.option_strings
-        else action.dest
-    )
-    text = " ".join(name) if isinstance(name, tuple) else str(name)
+    name = action.metavar or (action.dest.upper() if action.option_strings else action.dest)
+    if action.choices and not action.metavar:
+        name = f"{{{','.join(map(str, action.choices))}}}"
+    text = " ".join(name) if isinstance(name, tuple) else name
     several = {"+": f"{text} ...", "*": f"[{text} ...]", "?": f"[{text}]"}
     text = several.get(str(action.nargs), text)
     return text.replace("|", "\\|")
 
 
 def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    text = (action.help or "") % {**vars(action), "prog": parser.prog} if action.help else ""
+    text = (action.help or "") % {**vars(action), "prog": parser.prog}
     return _expanded(parser, text).replace("|", "\\|").replace("<", "&lt;")
 
 

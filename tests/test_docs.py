@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from dqrelo_gguf.demo.steps import command
 from dqrelo_gguf.file.reader import DeltaReader
 from tests.support.models import convert_hf
 from tests.support.server_fixtures import free_port
@@ -88,11 +89,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def argv_of(command: str) -> list[str]:
+def argv_of(line: str) -> list[str]:
     """A command of this package by its module, so that it is this tree's."""
-    name, *rest = shlex.split(command)
-    module = name.removeprefix("dqrelo-").replace("-", "_")
-    return [sys.executable, "-c", f"import sys; from dqrelo_gguf.cli.{module} import main; sys.exit(main())", *rest]
+    name, *rest = shlex.split(line)
+    return [*command(name.removeprefix("dqrelo-").replace("-", "_")), *rest]
 
 
 def test_the_commands_of_the_first_page_run(folder: Path) -> None:
@@ -100,19 +100,19 @@ def test_the_commands_of_the_first_page_run(folder: Path) -> None:
     asked = []
     with ExitStack() as servers:
         for line in commands():
-            command = line.replace("8080", port)
-            if command.startswith("dqrelo-server"):
+            own = line.replace("8080", port)
+            if own.startswith("dqrelo-server"):
                 log = servers.enter_context((folder / "server.log").open("wb"))
-                server = subprocess.Popen([*argv_of(command), "-t", "1"], cwd=folder, stdout=log, stderr=log)
+                server = subprocess.Popen([*argv_of(own), "-t", "1"], cwd=folder, stdout=log, stderr=log)
                 servers.callback(server.wait, 30)
                 servers.callback(server.terminate)
                 wait_until_ready(f"http://127.0.0.1:{port}", server)
-            elif command.startswith("curl"):
-                _, address, _, body = shlex.split(command)
+            elif own.startswith("curl"):
+                _, address, _, body = shlex.split(own)
                 answer = requests.post(address, json=json.loads(body) | {"max_tokens": 4}, timeout=60)
                 asked.append(answer.json()["choices"][0]["message"]["content"])
             else:
-                done = subprocess.run(argv_of(command), cwd=folder, capture_output=True, text=True, check=False)
+                done = subprocess.run(argv_of(own), cwd=folder, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, f"{line}: {done.stderr}"
     assert len(asked) == 2
     assert all(asked)
