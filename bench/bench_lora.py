@@ -1,6 +1,6 @@
 """What does a LoRA adapter cost a token: as a delta of this project, and by llama.cpp's own `--lora`?
 
-Three servers in turns, all with as many slots and prompts: the base alone; the base with N adapters as deltas; the base with the same adapters
+Three servers with as many slots, asked in turns: the base alone; the base with N adapters as deltas; the base with the same adapters
 by `--lora`, chosen by each request. Each is asked by one stream, and by N streams at once, an adapter each. llama.cpp answers requests of different
 adapters one after another; so its N streams are also measured with one adapter for all. Deltas and `--lora` run in the same llama-server.
 
@@ -88,20 +88,25 @@ def setups_of(args: argparse.Namespace, base: Path, loras: Sequence[Path], delta
 
 
 def measure(args: argparse.Namespace, setups: Mapping[str, Setup], settings: Sequence[Setting]) -> dict[str, list[Run]]:
-    """The runs of every setting, one for each repetition."""
+    """The runs of every setting, one for each repetition. All servers are up, and settings take turns."""
     runs: dict[str, list[Run]] = {setting.name: [] for setting in settings}
-    for k in range(args.repeat):
-        for key, setup in setups.items():
-            print(f"repetition {k + 1}: {key} ...", file=sys.stderr, flush=True)
-            with running([setup]) as (server,):
-                prompts = [random_prompt(i, N_PROMPT, server.n_vocab()) for i in range(args.adapters)]
-                for setting in (s for s in settings if s.server == key):
-                    asked = [
-                        Request(server.url, model, prompt, args.n_predict, lora)
-                        for model, lora, prompt in zip(setting.models, setting.loras, prompts, strict=False)
-                    ]
-                    run_streams([replace(one, n_predict=N_WARM_UP) for one in asked])
-                    runs[setting.name].append(run_of(run_streams(asked)))
+    with running(list(setups.values())) as started:
+        servers = dict(zip(setups, started, strict=True))
+        n_vocab = started[0].n_vocab()
+        prompts = [random_prompt(i, N_PROMPT, n_vocab) for i in range(args.adapters)]
+        asked = {
+            s.name: [
+                Request(servers[s.server].url, model, prompt, args.n_predict, lora)
+                for model, lora, prompt in zip(s.models, s.loras, prompts, strict=False)
+            ]
+            for s in settings
+        }
+        for requests in asked.values():
+            run_streams([replace(one, n_predict=N_WARM_UP) for one in requests])
+        for k in range(args.repeat):
+            for setting in settings if k % 2 == 0 else settings[::-1]:
+                print(f"repetition {k + 1}: {setting.name} ...", file=sys.stderr, flush=True)
+                runs[setting.name].append(run_of(run_streams(asked[setting.name])))
     return runs
 
 

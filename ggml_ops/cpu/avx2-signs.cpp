@@ -57,8 +57,11 @@ struct workspace {
     unit_nibbles nibbles;
     digit_sums   sums[MAX_T][MAX_BLOCKS][3];
     int32_t      magnitude[MAX_T]; // sums of |q_j|
-    uintptr_t    next;             // what to ask memory for, in steps of `step` bytes
+    uintptr_t    next;             // what to ask memory for, in steps of `step` bytes: signs,
     uintptr_t    step;
+    uintptr_t    ahead; // and what is read after them, in steps of `ahead_step`
+    uintptr_t    ahead_end;
+    uintptr_t    ahead_step;
 };
 
 //
@@ -227,12 +230,15 @@ static __attribute__((noinline)) void look_up(workspace & w, digit_sums & sums, 
         odd[g]  = sums.odd[g];
     }
     uintptr_t       next       = w.next;
+    uintptr_t       ahead      = w.ahead;
     const uintptr_t step       = w.step;
+    const uintptr_t ahead_step = w.ahead_step;
     const __m256i(*at)[GROUPS] = w.nibbles.at;
     for (int c = 0; c < n_chunks; c++) {
         const __m256i * table = tables[c].digit[k];
-        for (const __m256i * end = table + STEPS; table < end; table += N_ADD, at += N_ADD, next += step) {
+        for (const __m256i * end = table + STEPS; table < end; table += N_ADD, at += N_ADD, next += step, ahead += ahead_step) {
             prefetch_lines<64>(next);
+            prefetch_lines<64>(ahead);
             UNROLLED
             for (int g = 0; g < GROUPS; g++) {
                 __m256i v = _mm256_shuffle_epi8(table[0], at[0][g]);
@@ -245,7 +251,8 @@ static __attribute__((noinline)) void look_up(workspace & w, digit_sums & sums, 
             }
         }
     }
-    w.next = next;
+    w.next  = next;
+    w.ahead = ahead;
     UNROLLED
     for (int g = 0; g < GROUPS; g++) {
         sums.both[g] = both[g];
@@ -289,6 +296,7 @@ static void add_block(workspace & w, int block, const uint8_t * sign, int n_i, i
     for (int c = 0; c < n_chunks; c += UNIT_CHUNKS) {
         const int     n_unit = n_chunks - c < UNIT_CHUNKS ? n_chunks - c : UNIT_CHUNKS;
         const int64_t at     = offset + c * (CHUNK_COLUMNS / 8);
+        w.ahead_step         = w.ahead < w.ahead_end ? w.step : 0;
         make_nibbles(w.nibbles, sign + at, n_i, row_bytes, row_bytes - at, n_unit);
         for (int t = 0; t < n_t; t++) {
             const chunk_tables * tables = w.tables + t * n_chunks + c;
@@ -341,10 +349,13 @@ static void sign_dots_tile(workspace & w, const uint8_t * sign, int n_i, const i
 }
 
 void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * /* act */, int n_t,
-                    int64_t n, int32_t * out, int64_t ld) {
+                    int64_t n, int32_t * out, int64_t ld, struct dqrelo_ahead * ahead) {
     constexpr int ROWS    = MAX_BLOCKS * BLOCK_ROWS;
     const int     n_tiles = (n_t + MAX_T - 1) / MAX_T; // of rows of q, as equal as can be
     workspace     w;
+    const bool    has_ahead = ahead->next < ahead->end;
+    w.ahead                 = has_ahead ? ahead->next : (uintptr_t) sign; // Where there is nothing, one line is asked for again and again.
+    w.ahead_end             = has_ahead ? ahead->end : w.ahead;
     for (int k = 0; k < n_tiles; k++) {
         const int t0 = n_t * k / n_tiles, t1 = n_t * (k + 1) / n_tiles;
         for (int i = 0; i < n_i; i += ROWS) {
@@ -352,4 +363,5 @@ void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_s
                            out + t0 * ld + i, ld);
         }
     }
+    ahead->next = has_ahead ? w.ahead : ahead->next;
 }

@@ -24,4 +24,4 @@ static inline __m256i lanes_i32x8(int64_t n) {
 
 // dqrelo_kernels::sign_dots for AVX2; it is in avx2-signs.cpp.
 void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
-                    int32_t * out, int64_t ld);
+                    int32_t * out, int64_t ld, struct dqrelo_ahead * ahead);

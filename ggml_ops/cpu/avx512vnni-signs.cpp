@@ -182,8 +182,9 @@ static inline __m512i b_of(__mmask64 signs) {
 // One or two rows of q: memory is the limit, so each row of signs is read in one go, and what comes behind the tile is prefetched.
 template <int R, int T>
 static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
-                          int32_t * out, int64_t ld) {
-    const __m512i one = _mm512_set1_epi8(1);
+                          int32_t * out, int64_t ld, struct dqrelo_ahead * after) {
+    const __m512i       one   = _mm512_set1_epi8(1);
+    struct dqrelo_ahead ahead = *after; // A copy may stay in registers.
     for (int i = 0; i < n_i; i += R) {
         const uint8_t * row[R]; // Behind the end the last row is taken again.
         for (int r = 0; r < R; r++) {
@@ -201,6 +202,7 @@ static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64
                 if (k < R) {
                     prefetch_lines<64, DQRELO_CACHE_1>(next);
                     next += 64;
+                    prefetch_ahead(ahead);
                 }
                 const q_block<T> block(q + (8 * g + k) * (2 * DQRELO_Q_BLOCK), q_stride);
                 UNROLLED
@@ -225,6 +227,7 @@ static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64
         }
         sums.store(n_i - i, act, false, out + i, ld);
     }
+    *after = ahead;
 }
 
 //
@@ -325,12 +328,12 @@ static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int6
 }
 
 void sign_dots_avx512vnni(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
-                          int64_t n, int32_t * out, int64_t ld) {
+                          int64_t n, int32_t * out, int64_t ld, struct dqrelo_ahead * ahead) {
     for (int t = 0, n_step; t < n_t; t += n_step) {
         n_step = rows_at_once(t, n_t);
         switch (n_step) {
-            case 1: sign_dots_few<8, 1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
-            case 2: sign_dots_few<4, 2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+            case 1: sign_dots_few<8, 1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, ahead); break;
+            case 2: sign_dots_few<4, 2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, ahead); break;
             case 3:
                 n_step = (n_t - t) / MANY_T * MANY_T;
                 sign_dots_many(sign, n_i, q + t * q_stride, q_stride, act + t, n_step, n, out + t * ld, ld);

@@ -37,9 +37,10 @@ static void codes_tile(const struct dqrelo_kernels * kernels, const struct dqrel
     const int64_t               q_stride = dqrelo_q_bytes(e->n_in);
     int64_t                     code     = k0;
     for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
-        const int n = (int) min_i64(n_k, e->plane_ranks[p] - k0);
+        const int           n       = (int) min_i64(n_k, e->plane_ranks[p] - k0);
+        struct dqrelo_ahead nothing = {};
         kernels->sign_dots(e->vsign + code * (e->n_in / 8), n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, scratch->isum[0],
-                           DQRELO_TILE_I);
+                           DQRELO_TILE_I, &nothing);
         for (int t = 0; t < n_t; t++) {
             const int32_t * isum = scratch->isum[0] + t * DQRELO_TILE_I;
             const float     d    = g->act[t0 + t].d;
@@ -74,6 +75,14 @@ void dqrelo_matmul_quantize(const struct dqrelo_kernels * kernels, const struct 
     kernels->quantize_row(z, nullptr, e->n_codes, g->zq + t * g->zq_stride, g->zact + t);
 }
 
+// Returns what multiplies the rows of a tile, beside signs: dense rows, or those of U.
+static struct dqrelo_ahead factor_bytes(const struct dqrelo_entry * e, int64_t i0, int n_i) {
+    const void *  a      = e->dense ? e->dense : e->u;
+    const int32_t type   = e->dense ? e->type_dense : e->type_u;
+    const int64_t n_cols = e->dense ? e->n_in : e->rank;
+    return a ? dqrelo_ahead{ (uintptr_t) row_of(a, type, i0, n_cols), (uintptr_t) row_of(a, type, i0 + n_i, n_cols) } : dqrelo_ahead{};
+}
+
 // Computes uv of a tile: U t, or dense x, or sparse x.
 static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
                        struct dqrelo_scratch * scratch) {
@@ -99,14 +108,15 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
     const int                   n_planes = e->dense ? 0 : e->n_planes;
     const bool                  has_uv   = e->dense || e->entries || e->rank > 0;
 
-    const int64_t q_stride = dqrelo_q_bytes(e->n_in);
+    const int64_t       q_stride = dqrelo_q_bytes(e->n_in);
+    struct dqrelo_ahead ahead    = has_uv ? factor_bytes(e, i0, n_i) : dqrelo_ahead{};
     for (int p = 0; p < n_planes; p++) {
         kernels->sign_dots(e->sign[p] + i0 * (e->n_in / 8), n_i, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in,
-                           scratch->isum[p], DQRELO_TILE_I);
+                           scratch->isum[p], DQRELO_TILE_I, &ahead);
     }
     if (e->n_codes > 0) {
         kernels->sign_dots(e->usign + i0 * (e->n_codes / 8), n_i, g->zq + t0 * g->zq_stride, g->zq_stride, g->zact + t0, n_t, e->n_codes,
-                           scratch->zsum, DQRELO_TILE_I);
+                           scratch->zsum, DQRELO_TILE_I, &ahead);
     }
     if (has_uv) {
         factor_out(kernels, g, t0, n_t, i0, n_i, scratch);

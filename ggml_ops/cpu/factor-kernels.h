@@ -87,6 +87,9 @@ static inline void dots_tile(const uint8_t * const * a, int n_i, const float * c
         dots_step<ISA, LOAD, R, T>(acc, a, b, j, ISA::STEP);
     }
     if (j < n) {
+        if (T <= ISA::PREFETCH_T) {
+            prefetch_lines<R * LOAD::BYTES>(next);
+        }
         dots_step<ISA, LOAD, R, T>(acc, a, b, j, n - j);
     }
     UNROLLED

@@ -95,8 +95,12 @@ static int64_t count_lines(int64_t n) {
     return (n + LINE - 1) / LINE;
 }
 
-static int64_t rank_lines(const dqrelo_group & g) {
-    return g.e.dense ? 0 : count_lines(g.e.rank);
+// A piece of V is as many of its rows as the kernels multiply at once. Half a cache line of t, because V often has but a few lines: with
+// 102 ranks and whole ones, one thread of two would have 64 of them.
+static constexpr int64_t RANKS = 8;
+
+static int64_t count_rank_pieces(const dqrelo_group & g) {
+    return g.e.dense ? 0 : (g.e.rank + RANKS - 1) / RANKS;
 }
 
 // Quantises each row of x once, though several experts read it; only a column scale makes rows of their own for each expert.
@@ -156,16 +160,16 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
     int64_t total = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
         const dqrelo_group g = group_of(dst, w, i);
-        total += rank_lines(g) * cost_of(g);
+        total += count_rank_pieces(g) * cost_of(g);
     }
     // The first threads may have quantised one row more, so this begins with the last.
     share mine(total, params->nth - 1 - params->ith, params->nth);
     for (int64_t i = 0; i < w.n_groups; i++) {
         const dqrelo_group g = group_of(dst, w, i);
-        int64_t            l0, l1;
-        mine.take(rank_lines(g), cost_of(g), &l0, &l1);
-        if (l0 < l1) {
-            dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, l0 * LINE, std::min<int64_t>(l1 * LINE, g.e.rank));
+        int64_t            p0, p1;
+        mine.take(count_rank_pieces(g), cost_of(g), &p0, &p1);
+        if (p0 < p1) {
+            dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, p0 * RANKS, std::min<int64_t>(p1 * RANKS, g.e.rank));
         }
     }
 }

@@ -59,6 +59,12 @@ struct dqrelo_parts {
     float           s;             // request scale
 };
 
+// The addresses of what the caller will read next. Signs are multiplied more slowly than memory could bring them, so meanwhile a kernel
+// asks for cache lines from `next` on, in small steps, and moves `next` on, until it is `end` or a little behind it.
+struct dqrelo_ahead {
+    uintptr_t next, end;
+};
+
 #define DQRELO_EXPAND_BEHIND 16
 
 struct dqrelo_kernels {
@@ -72,7 +78,7 @@ struct dqrelo_kernels {
 
     // Sets out[t*ld + i] to sum_j s_ij q_tj, exactly. sign are n_i rows of n/8 bytes, q n_t rows, q_stride bytes apart.
     void (*sign_dots)(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
-                      int32_t * out, int64_t ld);
+                      int32_t * out, int64_t ld, struct dqrelo_ahead * ahead);
 
     // Sets out[t*ld + i] to sum_j a_ij b_tj in F32. a are n_i rows of `type`, a_stride bytes apart, b pointers to n_t rows.
     void (*dots)(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out,

@@ -179,7 +179,7 @@ static inline void sign_group(sign_sums<R, T> & sums, const uint8_t * const * ro
 // Adds 2 P to out[t*ld + r] for R rows of signs, row_bytes apart, or the first n_i of them. Of each row n_bytes bytes are multiplied.
 template <int R, int T>
 static void sign_dots_tile(const uint8_t * const * row, int64_t row_bytes, int n_i, int64_t n_bytes, const int8_t * q, int64_t q_stride,
-                           int32_t * out, int64_t ld) {
+                           int32_t * out, int64_t ld, struct dqrelo_ahead & ahead) {
     sign_sums<R, T> sums;
     UNROLLED
     for (int r = 0; r < R; r++) {
@@ -193,11 +193,15 @@ static void sign_dots_tile(const uint8_t * const * row, int64_t row_bytes, int n
     for (int r = 0; r < R; r++) {
         at[r] = row[r];
     }
-    // Each group prefetches the same columns of one of the next R rows, since a cache line holds 4 groups of one row.
+    // Each group prefetches the same columns of one of the next R rows, since a cache line holds 4 groups of one row, and a line of what is
+    // read afterwards for each 4 groups of one row.
     const uintptr_t next = (uintptr_t) row[0] + (uintptr_t) (R * row_bytes);
     int64_t         g    = 0;
     for (; 16 * g + 16 <= n_bytes; g++) {
         __builtin_prefetch((const void *) (next + (uintptr_t) (g % R * row_bytes + 16 * g)));
+        if (g % (4 / (R < 4 ? R : 4)) == 0) {
+            prefetch_ahead(ahead);
+        }
         sign_group<R, T>(sums, at, 16, q + g * (2 * GROUP), q_stride);
         UNROLLED
         for (int r = 0; r < R; r++) {
@@ -224,7 +228,7 @@ static void sign_dots_tile(const uint8_t * const * row, int64_t row_bytes, int n
 
 template <int T>
 static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
-                           int32_t * out, int64_t ld) {
+                           int32_t * out, int64_t ld, struct dqrelo_ahead & ahead) {
     constexpr int      R        = T <= 2 ? 4 : 2; // There are at most 16 sums in the 32 registers.
     constexpr int64_t  n_groups = PIECE_GROUPS / T;
     alignas(64) int8_t piece[T * n_groups * 2 * GROUP];
@@ -247,21 +251,21 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
             for (int r = 0; r < R; r++) {
                 row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8) + 16 * g0;
             }
-            sign_dots_tile<R, T>(row, n / 8, n_i - i, n_bytes, piece, n_groups * (2 * GROUP), out + i, ld);
+            sign_dots_tile<R, T>(row, n / 8, n_i - i, n_bytes, piece, n_groups * (2 * GROUP), out + i, ld, ahead);
         }
     }
 }
 
 static void sign_dots_neon(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
-                           int64_t n, int32_t * out, int64_t ld) {
+                           int64_t n, int32_t * out, int64_t ld, struct dqrelo_ahead * ahead) {
     for (int t = 0; t < n_t;) {
         const int left   = n_t - t;
         const int n_step = left == 5 ? 3 : left < 4 ? left : 4; // Five rows are taken as 3 + 2.
         switch (n_step) {
-            case 1: sign_dots_rows<1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
-            case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
-            case 3: sign_dots_rows<3>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
-            case 4: sign_dots_rows<4>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld); break;
+            case 1: sign_dots_rows<1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, *ahead); break;
+            case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, *ahead); break;
+            case 3: sign_dots_rows<3>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, *ahead); break;
+            case 4: sign_dots_rows<4>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, *ahead); break;
         }
         t += n_step;
     }

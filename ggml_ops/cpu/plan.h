@@ -50,7 +50,7 @@ inline bool is_matmul(const ggml_tensor * dst) {
     return ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL || ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID;
 }
 
-// Ranks are padded to whole cache lines, because different threads compute different ones.
+// Rows of t are padded to whole cache lines, because different threads compute different ones.
 inline int64_t padded_rank(int64_t rank) {
     return (rank + 15) / 16 * 16;
 }

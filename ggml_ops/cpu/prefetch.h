@@ -6,6 +6,8 @@
 // product of 8 rows takes 1.2 to 1.7 times as long (docs/operator.md).
 #pragma once
 
+#include "kernels.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -36,4 +38,12 @@ static inline void prefetch_lines(uintptr_t next) {
 #else
     (void) next;
 #endif
+}
+
+// Asks for the next cache line of what will be read afterwards, if any is left.
+static inline void prefetch_ahead(struct dqrelo_ahead & ahead) {
+    if (ahead.next < ahead.end) {
+        prefetch_lines<64, DQRELO_CACHE_2>(ahead.next);
+        ahead.next += 64;
+    }
 }

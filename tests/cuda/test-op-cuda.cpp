@@ -121,7 +121,8 @@ static void check_exact(int64_t n_in, float factor, const char * what, kernel wh
         scalar.quantize_row(c.x_of(t), r.e.cscale, n_in, q.data(), &act);
         std::vector<float> want((size_t) o.n_out, 0.0f);
         for (int p = 0; p < r.e.n_planes; p++) {
-            scalar.sign_dots(r.e.sign[p], (int) o.n_out, q.data(), 0, &act, 1, n_in, sums.data(), o.n_out);
+            dqrelo_ahead nothing = {};
+            scalar.sign_dots(r.e.sign[p], (int) o.n_out, q.data(), 0, &act, 1, n_in, sums.data(), o.n_out, &nothing);
             for (size_t i = 0; i < want.size(); i++) {
                 want[i] += act.d * r.e.scale[p][0] * (float) sums[i];
             }

@@ -137,7 +137,10 @@ static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int 
 
     const int            ld = n_i + 3;
     std::vector<int32_t> got((size_t) (ld * n_t), 1234567);
-    kernels->sign_dots(sign.data() + 1, n_i, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, got.data(), ld);
+    const bytes          after(3000);
+    const uintptr_t      begin = (uintptr_t) after.data(), end = begin + after.size();
+    dqrelo_ahead         ahead = { begin, end };
+    kernels->sign_dots(sign.data() + 1, n_i, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, got.data(), ld, &ahead);
     bool exact  = true;
     bool inside = true;
     for (int t = 0; t < n_t; t++) {
@@ -155,6 +158,7 @@ static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int 
     }
     CHECK(exact);
     CHECK(inside);
+    CHECK(ahead.end == end && ahead.next >= begin && ahead.next < end + 4096 + 64); // One unit of AVX2 is 4096 bytes.
 }
 
 // Long rows of equal values and signs: the largest sums in every lane. 65536 is the longest row with the full range of q.
@@ -162,8 +166,9 @@ static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, f
     check::begin(format("sign_dots/%s/n=%lld, all %g", kernels->name, (long long) n, (double) value).c_str());
     const quantised a = quantise(kernels, { std::vector<float>((size_t) n, value) }, nullptr);
     const bytes     sign((size_t) (n / 8), 0xff);
-    int32_t         got = 0;
-    kernels->sign_dots(sign.data(), 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), 1, n, &got, 1);
+    int32_t         got     = 0;
+    dqrelo_ahead    nothing = {};
+    kernels->sign_dots(sign.data(), 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), 1, n, &got, 1, &nothing);
     CHECK(got == (value < 0.0f ? -dqrelo_q_max(n) : dqrelo_q_max(n)) * n);
     CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
 }
@@ -181,8 +186,9 @@ static void test_sign_dots_largest_digits(const dqrelo_kernels * kernels) {
         const quantised      a = quantise(kernels, { x, x, x, x, x, x, x, x }, nullptr);
         const bytes          signs((size_t) (n / 8), sign > 0.0f ? 0xff : 0);
         std::vector<int32_t> got(8);
+        dqrelo_ahead         nothing = {};
         for (const int n_t : { 1, 8 }) {
-            kernels->sign_dots(signs.data(), 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, got.data(), 1);
+            kernels->sign_dots(signs.data(), 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, got.data(), 1, &nothing);
             bool exact = true;
             for (int t = 0; t < n_t; t++) {
                 exact = exact && got[(size_t) t] == n / 2 * 65215;
