@@ -59,9 +59,8 @@ struct workspace {
     int32_t      magnitude[MAX_T]; // sums of |q_j|
     uintptr_t    next;             // what to ask memory for, in steps of `step` bytes: signs,
     uintptr_t    step;
-    uintptr_t    ahead; // and what is read after them, in steps of `ahead_step`
+    uintptr_t    ahead; // and what is read after them, a line at a time up to `ahead_end`
     uintptr_t    ahead_end;
-    uintptr_t    ahead_step;
 };
 
 //
@@ -221,7 +220,7 @@ static inline void add_i16x16(__m256i & sum, __m256i v) {
 
 // Adds what the nibbles of n_chunks chunks select of a digit's tables. Sums of N_ADD bytes of the tables fit in a byte. Each iteration asks
 // for the next bytes of signs, so that requests are spread evenly; they go to the second cache, because the first one is full of tables.
-template <int N_ADD>
+template <int N_ADD, bool ASKS_AHEAD>
 static __attribute__((noinline)) void look_up(workspace & w, digit_sums & sums, const chunk_tables * tables, int k, int n_chunks) {
     __m256i both[GROUPS], odd[GROUPS];
     UNROLLED
@@ -232,13 +231,15 @@ static __attribute__((noinline)) void look_up(workspace & w, digit_sums & sums, 
     uintptr_t       next       = w.next;
     uintptr_t       ahead      = w.ahead;
     const uintptr_t step       = w.step;
-    const uintptr_t ahead_step = w.ahead_step;
     const __m256i(*at)[GROUPS] = w.nibbles.at;
     for (int c = 0; c < n_chunks; c++) {
         const __m256i * table = tables[c].digit[k];
-        for (const __m256i * end = table + STEPS; table < end; table += N_ADD, at += N_ADD, next += step, ahead += ahead_step) {
+        for (const __m256i * end = table + STEPS; table < end; table += N_ADD, at += N_ADD, next += step) {
             prefetch_lines<64>(next);
-            prefetch_lines<64>(ahead);
+            if (ASKS_AHEAD) {
+                prefetch_lines<64>(ahead);
+                ahead += 64;
+            }
             UNROLLED
             for (int g = 0; g < GROUPS; g++) {
                 __m256i v = _mm256_shuffle_epi8(table[0], at[0][g]);
@@ -258,6 +259,13 @@ static __attribute__((noinline)) void look_up(workspace & w, digit_sums & sums, 
         sums.both[g] = both[g];
         sums.odd[g]  = odd[g];
     }
+}
+
+template <bool ASKS_AHEAD>
+static inline void look_up_digits(workspace & w, digit_sums (&sums)[3], const chunk_tables * tables, int n_chunks) {
+    look_up<2, ASKS_AHEAD>(w, sums[0], tables, 0, n_chunks);
+    look_up<4, ASKS_AHEAD>(w, sums[1], tables, 1, n_chunks);
+    look_up<4, ASKS_AHEAD>(w, sums[2], tables, 2, n_chunks);
 }
 
 // Returns the sums of 8 rows in 32 bits. Both halves of v are sums of the same rows.
@@ -291,33 +299,46 @@ static void store_sums(const digit_sums (&sums)[3], int32_t magnitude, int n_i, 
     }
 }
 
-// Adds the products of a block of rows with n_t rows of q in a segment of n_chunks chunks, which begins at byte `offset` of the rows.
-static void add_block(workspace & w, int block, const uint8_t * sign, int n_i, int64_t row_bytes, int64_t offset, int n_t, int n_chunks) {
+// Adds the products of a block of rows with n_t rows of q in a segment of n_chunks chunks, which begins at byte `offset` of the rows. With
+// one row of q, memory has no time to spare: each unit of 64 lines asks in its 64 iterations for the same unit of what comes next, which
+// begins at `next`.
+static void add_block(workspace & w, int block, const uint8_t * sign, const uint8_t * next, int n_i, int64_t row_bytes, int64_t offset,
+                      int n_t, int n_chunks) {
     for (int c = 0; c < n_chunks; c += UNIT_CHUNKS) {
         const int     n_unit = n_chunks - c < UNIT_CHUNKS ? n_chunks - c : UNIT_CHUNKS;
         const int64_t at     = offset + c * (CHUNK_COLUMNS / 8);
-        w.ahead_step         = w.ahead < w.ahead_end ? w.step : 0;
         make_nibbles(w.nibbles, sign + at, n_i, row_bytes, row_bytes - at, n_unit);
+        if (n_t == 1) {
+            w.next = (uintptr_t) next + (uintptr_t) (c * (CHUNK_COLUMNS / 8));
+        }
         for (int t = 0; t < n_t; t++) {
             const chunk_tables * tables = w.tables + t * n_chunks + c;
-            look_up<2>(w, w.sums[t][block][0], tables, 0, n_unit);
-            look_up<4>(w, w.sums[t][block][1], tables, 1, n_unit);
-            look_up<4>(w, w.sums[t][block][2], tables, 2, n_unit);
+            if (n_t == 1 && w.ahead < w.ahead_end) {
+                look_up_digits<true>(w, w.sums[t][block], tables, n_unit);
+            } else {
+                look_up_digits<false>(w, w.sums[t][block], tables, n_unit);
+            }
         }
     }
 }
 
-// Begins with the requests to memory. Signs are asked for in the order of memory, as far ahead as it takes to read all that lies between:
-// a block of rows where a segment has all columns, else the tile; for several rows of q there is more time.
+// Begins with the requests to memory. For several rows of q, signs are asked for in the order of memory, as far ahead as it takes to read
+// all that lies between: a block of rows where a segment has all columns, else the tile.
 static void begin_requests(workspace & w, const uint8_t * sign, int n_i, int n_t, int64_t n, int64_t segment) {
     constexpr int64_t MOST  = 320 * 1024; // More would not stay in the second cache.
-    int64_t           ahead = (n <= segment ? BLOCK_ROWS : n_i) * (n / 8);
-    if (n_t > 1 && ahead > MOST) {
-        ahead = MOST;
-    }
+    const int64_t     ahead = (n <= segment ? BLOCK_ROWS : n_i) * (n / 8);
     // These are integers, because they may lie behind the end of the data, where no pointer may point.
-    w.next = (uintptr_t) sign + (uintptr_t) ahead;
-    w.step = (uintptr_t) (64 / n_t); // A unit has 64 lines, and 64 iterations for each row of q.
+    w.next = (uintptr_t) sign + (uintptr_t) (ahead < MOST ? ahead : MOST);
+    w.step = (uintptr_t) (n_t == 1 ? n / 8 : 64 / n_t); // A unit has 64 lines, and 64 iterations for each row of q.
+}
+
+// Returns what comes after the block of rows from row i on, in the segment from column j on: the next block, the first one in the next
+// segment, or the next tile.
+static const uint8_t * block_after(const uint8_t * sign, int i, int n_i, int64_t j, int64_t segment, int64_t n) {
+    if (i + BLOCK_ROWS < n_i) {
+        return sign + (i + BLOCK_ROWS) * (n / 8) + j / 8;
+    }
+    return j + segment < n ? sign + (j + segment) / 8 : sign + n_i * (n / 8);
 }
 
 // Multiplies a tile of signs with n_t <= MAX_T rows of q.
@@ -337,7 +358,8 @@ static void sign_dots_tile(workspace & w, const uint8_t * sign, int n_i, const i
                 make_row_tables(w.tables + t * n_chunks, q + t * q_stride + 2 * j, n_columns, &w.magnitude[t]);
             }
             for (int i = 0; i < n_i; i += BLOCK_ROWS) {
-                add_block(w, i / BLOCK_ROWS, sign + i * (n / 8), n_i - i, n / 8, j / 8, n_t, n_chunks);
+                const uint8_t * next = block_after(sign, i, n_i, j, segment, n);
+                add_block(w, i / BLOCK_ROWS, sign + i * (n / 8), next, n_i - i, n / 8, j / 8, n_t, n_chunks);
             }
         }
         for (int t = 0; t < n_t; t++) {
@@ -353,9 +375,8 @@ void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_s
     constexpr int ROWS    = MAX_BLOCKS * BLOCK_ROWS;
     const int     n_tiles = (n_t + MAX_T - 1) / MAX_T; // of rows of q, as equal as can be
     workspace     w;
-    const bool    has_ahead = ahead->next < ahead->end;
-    w.ahead                 = has_ahead ? ahead->next : (uintptr_t) sign; // Where there is nothing, one line is asked for again and again.
-    w.ahead_end             = has_ahead ? ahead->end : w.ahead;
+    w.ahead     = ahead->next;
+    w.ahead_end = ahead->end;
     for (int k = 0; k < n_tiles; k++) {
         const int t0 = n_t * k / n_tiles, t1 = n_t * (k + 1) / n_tiles;
         for (int i = 0; i < n_i; i += ROWS) {
@@ -363,5 +384,5 @@ void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_s
                            out + t0 * ld + i, ld);
         }
     }
-    ahead->next = has_ahead ? w.ahead : ahead->next;
+    ahead->next = w.ahead;
 }
