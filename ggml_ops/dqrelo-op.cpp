@@ -77,11 +77,29 @@ struct ggml_tensor * ggml_dqrelo(struct ggml_context * ctx, enum dqrelo_form for
     return dst;
 }
 
+// The fraction of a token's number counts steps of its sequence's length, so it is exact beside every delta index below 2^16.
+static constexpr int64_t LENGTH_STEPS = 256;
+
+float ggml_dqrelo_length(int64_t n_tokens) {
+    return (float) std::min(n_tokens / DQRELO_FOLD_ROWS, LENGTH_STEPS - 1) / (float) LENGTH_STEPS;
+}
+
+bool ggml_dqrelo_is_long(float token, int64_t n) {
+    return (int64_t) ((token - floorf(token)) * (float) LENGTH_STEPS) * DQRELO_FOLD_ROWS >= n;
+}
+
+int64_t ggml_dqrelo_fold_tokens(const struct ggml_tensor * w, int64_t n_used) {
+    const int64_t n_rows = w->ne[2] > 1 ? DQRELO_FOLD_EXPERT_ROWS * w->ne[2] : 1;
+    return std::max<int64_t>(DQRELO_FOLD_ROWS, (n_rows + n_used - 1) / n_used);
+}
+
 void ggml_dqrelo_fold(struct ggml_tensor * dst, struct ggml_tensor * w) {
-    const ggml_tensor * x = dst->src[1];
-    GGML_ASSERT(dst->op == GGML_OP_DQRELO && ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL);
-    GGML_ASSERT(ggml_is_matrix(dst) && ggml_is_matrix(x) && ggml_is_matrix(w));
-    GGML_ASSERT(w->ne[0] == x->ne[0] && w->ne[1] == dst->ne[0] && w->nb[0] == ggml_type_size(w->type));
+    const ggml_tensor *    x    = dst->src[1];
+    const enum dqrelo_form form = ggml_dqrelo_form(dst);
+    GGML_ASSERT(dst->op == GGML_OP_DQRELO && (form == DQRELO_FORM_MATMUL || form == DQRELO_FORM_MATMUL_ID));
+    GGML_ASSERT(form == DQRELO_FORM_MATMUL_ID || (ggml_is_matrix(dst) && ggml_is_matrix(x) && ggml_is_matrix(w)));
+    GGML_ASSERT(w->ne[0] == x->ne[0] && w->ne[1] == dst->ne[0] && w->ne[3] == 1 && w->nb[0] == ggml_type_size(w->type));
+    GGML_ASSERT(ggml_nrows(dst) <= DQRELO_FOLD_MAX_ROWS);
     dst->src[0]           = nullptr;
     dst->src[BASE_WEIGHT] = w;
 }

@@ -30,6 +30,7 @@
 
 #include "ggml.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -114,17 +115,27 @@ GGML_API struct ggml_tensor * ggml_dqrelo(struct ggml_context * ctx, enum dqrelo
 GGML_API void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, struct ggml_tensor * y, struct ggml_tensor * x,
                               struct ggml_tensor * ids, struct ggml_tensor * table, struct ggml_tensor * tokens, const int32_t stride[3]);
 
-// A token's delta index plus DQRELO_MANY says that its sequence has DQRELO_FOLD_ROWS tokens or more in the batch, so that it depends on no
-// other sequence how a token's result is rounded. An implementation need not care: the index is the whole part of the number.
-#define DQRELO_FOLD_ROWS 32
-#define DQRELO_MANY 0.5f
+// A token's delta index plus ggml_dqrelo_length(n) says that its sequence has n tokens in the batch: how a token's result is rounded may
+// depend on its own sequence, but on no other one. An implementation need not care: the index is the whole part of the number.
+#define DQRELO_FOLD_ROWS 32 // tokens in a step of the length
+GGML_API float ggml_dqrelo_length(int64_t n_tokens);
 
-// Lets a MATMUL op compute the base's product itself: dst = W x + the delta, and y is no longer a source. With that the signs can be added
-// to W once for many rows of one delta, those with DQRELO_MANY, instead of being multiplied with each row. The CPU has it; other backends
-// take ops with y.
-//   w       W, 2-D, [n_in, n_out], in the host's memory, in ggml's own layout of a type that ggml can dequantise
-// dst and x are matrices.
+// Lets a MATMUL or MATMUL_ID op compute the base's product itself: dst = W x + the delta, and y is no longer a source. With that the signs
+// can be added to W once for many rows of one delta, those of sequences with ggml_dqrelo_fold_tokens or more, instead of being multiplied
+// with each row. The CPU has it; other backends take ops with y.
+//   w       W, [n_in, n_out], or [n_in, n_out, n_mat] of MATMUL_ID; in the host's memory, in ggml's own layout of a type that ggml can
+//           dequantise, and for MATMUL_ID multiplies one row with one (F32, F16, BF16, Q8_0)
+// dst has at most DQRELO_FOLD_MAX_ROWS rows; those of MATMUL are matrices, as is x.
+#define DQRELO_FOLD_MAX_ROWS (1 << 24)
 GGML_API void ggml_dqrelo_fold(struct ggml_tensor * dst, struct ggml_tensor * w);
+
+// Returns how many tokens in the batch a sequence needs for its rows to be folded: DQRELO_FOLD_ROWS, or for experts as many more as leave
+// DQRELO_FOLD_EXPERT_ROWS of its rows for each matrix of w, were they shared out evenly. A token has n_used rows.
+#define DQRELO_FOLD_EXPERT_ROWS 12
+GGML_API int64_t ggml_dqrelo_fold_tokens(const struct ggml_tensor * w, int64_t n_used);
+
+// Returns whether a sequence whose tokens have this number (delta index and length) has at least n tokens in the batch.
+GGML_API bool ggml_dqrelo_is_long(float token, int64_t n);
 
 // Returns W of an op that computes the base's product, or NULL.
 GGML_API struct ggml_tensor * ggml_dqrelo_base_weight(const struct ggml_tensor * node);

@@ -301,8 +301,8 @@ run::run(const op_problem & p, method m, const std::vector<float> & x_values, in
     memcpy(x->data, x_values.data(), ggml_nbytes(x));
     memset(y->data, 0, ggml_nbytes(y));
     for (int64_t t = 0; t < n_rows; t++) {
-        ((float *) tokens->data)[2 * t]     = n_rows >= DQRELO_FOLD_ROWS ? DQRELO_MANY : 0.0f; // delta index 0
-        ((float *) tokens->data)[2 * t + 1] = 1.0f;                                            // request scale
+        ((float *) tokens->data)[2 * t]     = ggml_dqrelo_length(n_rows); // delta index 0
+        ((float *) tokens->data)[2 * t + 1] = 1.0f;                       // request scale
     }
     for (int k = 0; k < p.n_weights(n_rows); k++) {
         ggml_tensor * out = product(p, m, k);

@@ -22,6 +22,21 @@ bool has_fold(ggml_type type) {
     return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0;
 }
 
+// Returns whether the node multiplies tokens with the weight, or with experts of it, and does nothing else, and has enough tokens for rows
+// to be folded.
+bool is_plain_product(const weight_read & read) {
+    const ggml_tensor * node = read.node;
+    const ggml_tensor * w    = read.weight;
+    if (node->src[0] != w || node->src[1] != read.x) {
+        return false;
+    }
+    if (node->op == GGML_OP_MUL_MAT_ID) {
+        return node->src[2] == read.ids && node->ne[2] >= ggml_dqrelo_fold_tokens(w, node->ne[1]);
+    }
+    return node->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(node, 1) == 0 && node->ne[1] >= ggml_dqrelo_fold_tokens(w, 1) &&
+           ggml_is_matrix(node) && ggml_is_matrix(w) && ggml_is_matrix(read.x);
+}
+
 } // namespace
 
 graph_rewriter::graph_rewriter(const dqrelo_context & dctx, traced_graph & graph) :
@@ -121,12 +136,9 @@ bool graph_rewriter::can_fold(const weight_read & read) const {
     }();
     const ggml_tensor * node = read.node;
     const ggml_tensor * w    = read.weight;
-    const bool          is_plain_product =
-        node->op == GGML_OP_MUL_MAT && node->src[0] == w && node->src[1] == read.x && ggml_get_op_params_i32(node, 1) == 0;
-    return !is_off && is_plain_product && node->ne[1] >= DQRELO_FOLD_ROWS && ggml_is_matrix(node) && ggml_is_matrix(w) &&
-           ggml_is_matrix(read.x) && merged.count(read.x) == 0 && has_fold(w->type) && w->buffer &&
-           ggml_backend_buffer_is_host(w->buffer) && ggml_backend_sched_get_n_backends(graph.params.sched) == 1 &&
-           !graph.params.cparams.cb_eval;
+    return !is_off && is_plain_product(read) && ggml_nrows(node) <= DQRELO_FOLD_MAX_ROWS && merged.count(read.x) == 0 &&
+           has_fold(w->type) && w->buffer && ggml_backend_buffer_is_host(w->buffer) &&
+           ggml_backend_sched_get_n_backends(graph.params.sched) == 1 && !graph.params.cparams.cb_eval;
 }
 
 // The node's op moves to a new node.

@@ -33,8 +33,7 @@ public:
                 bool         agree = true;
                 const auto & b     = dctx.binding_of(ubatch->seq_id[i], ubatch->n_seq_id[i], agree);
                 const bool   has   = k < b.size() && b[k].delta_index >= 0;
-                const bool   many  = has && n_of[ubatch->seq_id[i][0]] >= DQRELO_FOLD_ROWS;
-                data[2 * i + 0]    = (has ? (float) b[k].delta_index : -1.0f) + (many ? DQRELO_MANY : 0.0f);
+                data[2 * i + 0]    = has ? (float) b[k].delta_index + ggml_dqrelo_length(n_of[ubatch->seq_id[i][0]]) : -1.0f;
                 data[2 * i + 1]    = has ? b[k].request_scale : 1.0f;
             }
             ggml_dqrelo_sort_tokens(data.data(), ubatch->n_tokens);

@@ -3,11 +3,13 @@
 #include "dqrelo-cpu.h"
 #include "dqrelo-op.h"
 
+#include "base-experts.h"
 #include "base-product.h"
 #include "entry.h"
 #include "fold.h"
 #include "kernels.h"
 #include "plan.h"
+#include "share.h"
 #include "stack.h"
 
 #include "ggml-cpu-impl.h"
@@ -60,25 +62,8 @@ static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i)
     return g;
 }
 
-// A thread's share of the work. The work of all groups lies in a line, of which each thread takes an equal part; a group is made of pieces
-// of equal cost. Groups may have one row or hundreds, one piece or hundreds: all threads are busy either way.
-struct share {
-    int64_t begin, end;
-    int64_t at = 0;
-
-    share(int64_t total, int ith, int nth) : begin(total * ith / nth), end(total * (ith + 1) / nth) {}
-
-    // Sets which of the next group's pieces are this thread's: *p0 to *p1 - 1, maybe none.
-    void take(int64_t n_pieces, int64_t cost, int64_t * p0, int64_t * p1) {
-        *p0 = std::clamp<int64_t>((begin - at + cost - 1) / cost, 0, n_pieces);
-        *p1 = std::clamp<int64_t>((end - at + cost - 1) / cost, 0, n_pieces);
-        at += n_pieces * cost;
-    }
-};
-
-// A piece is LINE rows of the matrix, which make a cache line of the result. To read them costs about as much as to multiply them with one
-// row of x. To make a sparse one costs as much as to multiply it with SPARSE_COST rows.
-static constexpr int64_t LINE        = 16;
+// To read a piece of a matrix (share.h) costs about as much as to multiply it with one row of x. To make a sparse one costs as much as to
+// multiply it with SPARSE_COST rows.
 static constexpr int64_t SPARSE_COST = 8;
 
 static int64_t cost_of(const dqrelo_group & g) {
@@ -89,10 +74,6 @@ static int64_t cost_of(const dqrelo_group & g) {
 // as much as some rows.
 static int64_t cost_of_result(const dqrelo_group & g, bool is_folded) {
     return is_folded ? 4 * (8 + g.n_rows) : cost_of(g);
-}
-
-static int64_t count_lines(int64_t n) {
-    return (n + LINE - 1) / LINE;
 }
 
 // A piece of V is as many of its rows as the kernels multiply at once. Half a cache line of t, because V often has but a few lines: with
@@ -243,13 +224,12 @@ static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor
 // with one that is folded afterwards: for a single row ggml has other instructions, with another order of sums, and then a row's result
 // would depend on whether its neighbours are folded.
 static void multiply_base(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
-    const int64_t n_rows    = ggml_nrows(dst);
-    const auto    is_folded = [&](int64_t r) { return w.place[r] < w.n_changed && w.groups[w.rows[w.place[r]].group].is_folded; };
+    const int64_t n_rows = ggml_nrows(dst);
     for (int64_t begin = 0, end; begin < n_rows; begin = end) {
-        for (end = begin + 1; end < n_rows && is_folded(end) == is_folded(begin);) {
+        for (end = begin + 1; end < n_rows && is_folded(w, end) == is_folded(w, begin);) {
             end++;
         }
-        if (!is_folded(begin)) {
+        if (!is_folded(w, begin)) {
             const bool    is_alone = end - begin == 1 && n_rows > 1;
             const int64_t first    = is_alone && end == n_rows ? begin - 1 : begin;
             dqrelo_base_product(params, dst, first, is_alone ? 2 : end - begin, w.base, w.n_base);
@@ -258,11 +238,11 @@ static void multiply_base(const ggml_compute_params * params, const ggml_tensor 
     }
 }
 
-static dqrelo_base base_of(const ggml_tensor * weight) {
+static dqrelo_base base_of(const ggml_tensor * weight, int64_t matrix) {
     const ggml_type_traits * traits = ggml_get_type_traits(weight->type);
     GGML_ASSERT(DQRELO_FOLD_COLUMNS % traits->blck_size == 0);
     dqrelo_base base;
-    base.data         = (const uint8_t *) weight->data;
+    base.data         = (const uint8_t *) weight->data + matrix * weight->nb[2];
     base.row_bytes    = (int64_t) weight->nb[1];
     base.type         = weight->type;
     base.block_values = traits->blck_size;
@@ -275,7 +255,7 @@ static dqrelo_base base_of(const ggml_tensor * weight) {
 static void apply_group(const ggml_tensor * dst, const work & w, int64_t i, int64_t i0, int64_t i1) {
     const dqrelo_group rest = group_of(dst, w, i);
     if (w.groups[i].is_folded) {
-        const dqrelo_base base  = base_of(ggml_dqrelo_base_weight(dst));
+        const dqrelo_base base  = base_of(ggml_dqrelo_base_weight(dst), w.groups[i].matrix);
         dqrelo_group      whole = rest;
         whole.e                 = dqrelo_entry_matrix(entry_of(dst, w.groups[i].delta), w.groups[i].matrix);
         dqrelo_fold_apply(dqrelo_cpu_kernels(), &base, &whole, rest.rows[0].s, i0, i1, w.tile);
@@ -288,7 +268,7 @@ static void apply_group(const ggml_tensor * dst, const work & w, int64_t i, int6
 
 static void forward_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
     if (ggml_dqrelo_base_weight(dst)) {
-        multiply_base(params, dst, w);
+        ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID ? multiply_base_experts(params, dst, w) : multiply_base(params, dst, w);
     }
     prepare_matmul(params, dst, w);
     const int64_t n_out   = dst->ne[0];

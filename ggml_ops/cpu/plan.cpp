@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include "base-experts.h"
 #include "base-product.h"
 #include "dqrelo-cpu.h"
 #include "fold.h"
@@ -34,8 +35,9 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
     int64_t       smaller = 0;
     work          w       = {};
     if (ggml_dqrelo_base_weight(dst)) {
-        w.n_base = dqrelo_base_product_bytes(dst, nth);
-        w.base   = memory.take<uint8_t>((int64_t) w.n_base);
+        const bool is_stack = ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID;
+        w.n_base            = is_stack ? base_experts_bytes(dst) : dqrelo_base_product_bytes(dst, nth);
+        w.base              = memory.take<uint8_t>((int64_t) w.n_base);
     }
     if (is_matmul(dst)) {
         const int64_t n_in = dst->src[1]->ne[0];
@@ -124,9 +126,25 @@ struct fold_scales {
     }
 };
 
-// The sort key of a row is made of delta, matrix and the row itself, so that equal ones stay in order. Of a folded row, whose weight is no
-// stack, it has the number of the request scale, from 1 on, instead of the matrix.
+// The sort key of a row is made of delta, matrix and the row itself, so that equal ones stay in order. In an op that computes the base's
+// product, the number of a folded row's request scale, from 1 on, stands before the row.
+//
+//   bit   48       32             24          0
+//         delta    matrix         [scale]     row
 static constexpr uint64_t KEY_BASE = UINT64_C(0xffff) << 48;
+
+static int row_bits(const ggml_tensor * dst) {
+    return ggml_dqrelo_base_weight(dst) ? 24 : 32;
+}
+
+static int64_t row_of(const ggml_tensor * dst, uint64_t key) {
+    return (int64_t) (key & ((UINT64_C(1) << row_bits(dst)) - 1));
+}
+
+static bool folds(const ggml_tensor * dst, const float * token, const dqrelo_entry * e) {
+    const ggml_tensor * weight = ggml_dqrelo_base_weight(dst);
+    return weight && dqrelo_entry_folds(e) && ggml_dqrelo_is_long(token[0], ggml_dqrelo_fold_tokens(weight, dst->ne[1]));
+}
 
 static uint64_t key_of(const ggml_tensor * dst, int64_t row, fold_scales & scales) {
     const position at    = position_of(dst, row);
@@ -136,13 +154,11 @@ static uint64_t key_of(const ggml_tensor * dst, int64_t row, fold_scales & scale
     if (delta < 0 || token[1] == 0.0f || dqrelo_entry_is_empty(entry_of(dst, delta))) {
         return KEY_BASE | (uint64_t) row;
     }
-    if (ggml_dqrelo_base_weight(dst)) {
-        const bool folds = token[0] != (float) delta && dqrelo_entry_folds(entry_of(dst, delta));
-        return (uint64_t) delta << 48 | (uint64_t) (folds ? scales.number_of(token[1]) + 1 : 0) << 32 | (uint64_t) row;
-    }
-    const int64_t matrix = matrix_of(dst, entry_of(dst, delta), at);
-    GGML_ASSERT(matrix >= 0 && matrix < std::min<int64_t>(entry_of(dst, delta)->n_mat, 0x10000));
-    return (uint64_t) delta << 48 | (uint64_t) matrix << 32 | (uint64_t) row;
+    const dqrelo_entry * e      = entry_of(dst, delta);
+    const int64_t        matrix = matrix_of(dst, e, at);
+    const int            scale  = folds(dst, token, e) ? scales.number_of(token[1]) + 1 : 0;
+    GGML_ASSERT(matrix >= 0 && matrix < std::min<int64_t>(e->n_mat, 0x10000));
+    return (uint64_t) delta << 48 | (uint64_t) matrix << 32 | (uint64_t) scale << 24 | (uint64_t) row;
 }
 
 static char * row_data(const ggml_tensor * t, const position & at) {
@@ -150,20 +166,17 @@ static char * row_data(const ggml_tensor * t, const position & at) {
 }
 
 static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group) {
-    const position    at   = position_of(dst, (int64_t) (key & UINT32_MAX));
+    const position    at   = position_of(dst, row_of(dst, key));
     const dqrelo_form form = ggml_dqrelo_form(dst);
     dqrelo_row        row  = {};
     row.dst                = (float *) row_data(dst, at);
     row.y                  = dst->src[0] ? (const float *) row_data(dst->src[0], at) : row.dst;
     row.s                  = token_of(dst, at)[1];
     row.group              = group;
-    if (key >= KEY_BASE) {
-        return row;
-    }
     if (is_matmul(dst) || form == DQRELO_FORM_MUL) {
         row.x = (const float *) row_data(dst->src[1], at);
     }
-    if (!is_matmul(dst)) {
+    if (key < KEY_BASE && !is_matmul(dst)) {
         row.id = row_id(dst, entry_of(dst, (int64_t) (key >> 48)), at);
     }
     return row;
@@ -177,22 +190,35 @@ void sort_rows(const ggml_tensor * dst, work & w) {
         w.keys[r] = key_of(dst, r, scales);
     }
     std::sort(w.keys, w.keys + n_rows);
+    const int bits = row_bits(dst);
 
     w.n_groups  = 0;
     w.n_changed = 0;
     for (int64_t r = 0; r < n_rows; r++) {
         const uint64_t key = w.keys[r];
         if (key < KEY_BASE) {
-            if (r == 0 || key >> 32 != w.keys[r - 1] >> 32) {
-                const int32_t matrix   = (int32_t) (key >> 32 & 0xffff);
-                const bool    folds    = ggml_dqrelo_base_weight(dst) != nullptr;
-                w.groups[w.n_groups++] = { (int32_t) (key >> 48), folds ? 0 : matrix, r, r, folds && matrix > 0 };
+            if (r == 0 || key >> bits != w.keys[r - 1] >> bits) {
+                const bool is_folded   = (key & UINT32_MAX) >> bits != 0; // It has the number of a scale.
+                w.groups[w.n_groups++] = { (int32_t) (key >> 48), (int32_t) (key >> 32 & 0xffff), r, r, is_folded };
             }
             w.groups[w.n_groups - 1].end = ++w.n_changed;
         }
         w.rows[r]                 = make_row(dst, key, (int32_t) w.n_groups - 1);
-        w.place[key & UINT32_MAX] = (int32_t) r;
+        w.place[row_of(dst, key)] = (int32_t) r;
     }
+}
+
+int64_t sort_base_rows(const ggml_tensor * dst, work & w) {
+    const int64_t n_mat = ggml_dqrelo_base_weight(dst)->ne[2];
+    int64_t       n     = 0;
+    for (int64_t r = 0; r < ggml_nrows(dst); r++) {
+        if (!is_folded(w, r)) {
+            const int64_t matrix = std::clamp<int64_t>(id_of(dst->src[4], position_of(dst, r)), 0, n_mat - 1);
+            w.keys[n++]          = (uint64_t) matrix << 32 | (uint64_t) r;
+        }
+    }
+    std::sort(w.keys, w.keys + n);
+    return n;
 }
 
 } // namespace dqrelo_cpu

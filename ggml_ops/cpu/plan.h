@@ -18,7 +18,7 @@ struct group_rows {
 };
 
 struct work {
-    // All threads share these. The first one is for ggml's product of the base; the others only the matmul forms have.
+    // All threads share these. The first one is for the base's product; the others only the matmul forms have.
     uint8_t *    base;
     size_t       n_base;
     int8_t *     q;   // [n_rows], rows of dqrelo_q_bytes(n_in), by sorted row
@@ -46,6 +46,11 @@ inline const dqrelo_entry * entry_of(const ggml_tensor * dst, int64_t delta) {
     return (const dqrelo_entry *) dst->src[2]->data + delta;
 }
 
+// Returns whether row r of y is in a group that is folded.
+inline bool is_folded(const work & w, int64_t r) {
+    return w.place[r] < w.n_changed && w.groups[w.rows[w.place[r]].group].is_folded;
+}
+
 inline bool is_matmul(const ggml_tensor * dst) {
     return ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL || ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID;
 }
@@ -60,5 +65,9 @@ work lay_out(const ggml_tensor * dst, int ith, int nth, void * memory, size_t n_
 
 // Fills in the plan of w, which is rows, place and groups. Every thread makes its own copy, which costs less than a barrier.
 void sort_rows(const ggml_tensor * dst, work & w);
+
+// Sorts the rows of a MATMUL_ID op that are not folded by matrix, after sort_rows: sets keys [n] to matrix * 2^32 + row of y, and returns
+// n.
+int64_t sort_base_rows(const ggml_tensor * dst, work & w);
 
 } // namespace dqrelo_cpu

@@ -22,7 +22,7 @@ from tests.support.tiny_llama import Shape, Type, base_weights, tuned_weights, w
 N_DELTAS = 8
 N_MIXES = 24
 MAX_NMSE = 1e-6
-SHAPE = Shape()
+EXPERTS = Shape(n_embd=128, n_ff=64, n_expert=4)
 TEXTS = ("the dog sees a cat and makes two?", "2+3=5", "three dogs and five cats.", "a")
 
 
@@ -32,15 +32,20 @@ class Loaded:
     deltas: list[Delta]
 
 
-@pytest.fixture(scope="module", params=["F32", "Q8_0"])
+@pytest.fixture(
+    scope="module",
+    params=[(Shape(), "F32"), (Shape(), "Q8_0"), (EXPERTS, "F32"), (EXPERTS, "Q8_0")],
+    ids=["F32", "Q8_0", "experts-F32", "experts-Q8_0"],
+)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     """A base and eight deltas of it, with low-rank parts of several ranks."""
     folder: Path = tmp_path_factory.mktemp("mix")
-    weights = base_weights(SHAPE)
-    base = write_model(folder / "base.gguf", SHAPE, weights, Type[request.param])
+    shape, out_type = request.param
+    weights = base_weights(shape)
+    base = write_model(folder / "base.gguf", shape, weights, Type[out_type])
     paths = []
     for i in range(N_DELTAS):
-        tuned = write_model(folder / f"{i}.gguf", SHAPE, tuned_weights(weights, i), Type.F32, f"tuned-{i}")
+        tuned = write_model(folder / f"{i}.gguf", shape, tuned_weights(weights, i), Type.F32, f"tuned-{i}")
         paths.append(folder / f"{i}.dq.gguf")
         assert convert.main([str(base), str(tuned), "-o", str(paths[-1]), "--rank", str(4 + 2 * i)]) == 0
     with Runtime(base, n_threads=1, n_seq_max=N_DELTAS) as runtime:

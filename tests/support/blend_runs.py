@@ -35,6 +35,7 @@ CASES: dict[str, tuple[list[Parts], int]] = {
     "many tokens": ([ALL], 24),
     "one token each": ([AB, BASE, AWAY, ALL, ONE, BASE], 1),
     "prompts": ([AB, BASE, AWAY, ALL, ONE, BA], 12),
+    "prompts that are folded": ([AB, BASE, SPARSE, ONE], 40),
     "no blends": ([ONE, BASE, ((0, 1.0),)], 5),
     "a sparse part": ([SPARSE, BASE, SPARSE_AWAY, ((3, 0.5),)], 6),
     "scale 0": ([HALF_OFF, AB], 5),

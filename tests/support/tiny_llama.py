@@ -27,7 +27,7 @@ WORDS = ("the", "dog", "cat", "sees", "a", "two", "and", "three", "makes", "five
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model looks like; `n_embd` is the length of most rows."""
+    """What a model looks like; `n_embd` is the length of most rows, and with experts `n_ff` the width of each."""
 
     n_embd: int = 256
     n_layer: int = 2
@@ -35,6 +35,8 @@ class Shape:
     n_head_kv: int = 2
     n_ff: int = 512
     is_tied: bool = False
+    n_expert: int = 0
+    n_expert_used: int = 2
 
 
 NARROW = Shape(n_embd=64, n_head=2, n_head_kv=1, n_ff=96)
@@ -75,17 +77,21 @@ def weight_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     if not shape.is_tied:
         shapes["output.weight"] = (n_vocab, shape.n_embd)
     for il in range(shape.n_layer):
-        block = {
+        block: dict[str, tuple[int, ...]] = {
             "attn_norm": (shape.n_embd,),
             "attn_q": (shape.n_embd, shape.n_embd),
             "attn_k": (n_kv, shape.n_embd),
             "attn_v": (n_kv, shape.n_embd),
             "attn_output": (shape.n_embd, shape.n_embd),
             "ffn_norm": (shape.n_embd,),
-            "ffn_gate": (shape.n_ff, shape.n_embd),
-            "ffn_up": (shape.n_ff, shape.n_embd),
-            "ffn_down": (shape.n_embd, shape.n_ff),
         }
+        up, down = (shape.n_ff, shape.n_embd), (shape.n_embd, shape.n_ff)
+        if shape.n_expert:
+            stack = (shape.n_expert,)
+            block |= {"ffn_gate_inp": (shape.n_expert, shape.n_embd)}
+            block |= {"ffn_gate_exps": stack + up, "ffn_up_exps": stack + up, "ffn_down_exps": stack + down}
+        else:
+            block |= {"ffn_gate": up, "ffn_up": up, "ffn_down": down}
         shapes |= {f"blk.{il}.{name}.weight": dims for name, dims in block.items()}
     return shapes
 
@@ -131,6 +137,9 @@ def write_model(
     writer.add_embedding_length(shape.n_embd)
     writer.add_block_count(shape.n_layer)
     writer.add_feed_forward_length(shape.n_ff)
+    if shape.n_expert:
+        writer.add_expert_count(shape.n_expert)
+        writer.add_expert_used_count(shape.n_expert_used)
     writer.add_head_count(shape.n_head)
     writer.add_head_count_kv(shape.n_head_kv)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -145,7 +154,7 @@ def write_model(
     writer.add_eos_token_id(eos)
     writer.add_add_bos_token(add_bos)
     for tensor, weight in weights.items():
-        kind = out_type if weight.ndim == 2 else Type.F32
+        kind = out_type if weight.ndim > 1 else Type.F32
         writer.add_tensor(tensor, gguf.quants.quantize(weight, kind), raw_dtype=kind)
     finish(writer)
     return path

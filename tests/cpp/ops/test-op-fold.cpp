@@ -7,10 +7,12 @@
 #include "cpu/isa.h"
 #include "ggml-cpu.h"
 
+#include <memory>
 #include <string>
+#include <utility>
 
 static void run(fold_case & f, int n_threads) {
-    ggml_context * ctx   = ggml_init({ (size_t) 128 << 20, nullptr, false });
+    ggml_context * ctx   = ggml_init({ (size_t) 256 << 20, nullptr, false });
     ggml_tensor *  dst   = f.build(ctx);
     ggml_cgraph *  graph = ggml_new_graph(ctx);
     ggml_build_forward_expand(graph, dst);
@@ -31,7 +33,7 @@ static void check_case(const std::string & name, fold_case & f) {
 }
 
 static std::vector<token_delta> all_of(int delta, int64_t n, float scale = 1.0f, bool many = true) {
-    return std::vector<token_delta>((size_t) n, { delta, scale, many && delta >= 0 });
+    return std::vector<token_delta>((size_t) n, { delta, scale, many && delta >= 0 ? DQRELO_FOLD_ROWS : 0 });
 }
 
 // Rows that are folded and others of the same delta, several scales, and rows of the base, neighbours and not.
@@ -178,7 +180,7 @@ static void test_many_scales() {
     fold_case                f(GGML_TYPE_F16, 64, 37);
     std::vector<token_delta> tokens;
     for (int i = 0; i < 600; i++) {
-        tokens.push_back({ i % 2, 1.0f + (float) (i / 2) / 512.0f, true });
+        tokens.push_back({ i % 2, 1.0f + (float) (i / 2) / 512.0f, DQRELO_FOLD_ROWS });
     }
     f.c.entries = { &k.planes, &k.codes };
     f.set_tokens(tokens);
@@ -186,8 +188,8 @@ static void test_many_scales() {
     run(f, 2);
     bool right = true;
     for (int64_t r = 0; r < f.c.n_rows(); r++) {
-        f.c.tokens[(size_t) r].many = r < 510; // which says how far off a row may be
-        right                       = right && f.matches_row(r);
+        f.c.tokens[(size_t) r].length = r < 510 ? DQRELO_FOLD_ROWS : 0; // which says how far off a row may be
+        right                         = right && f.matches_row(r);
     }
     CHECK(right);
 }
@@ -219,17 +221,12 @@ static void test_rows_beside_folded_ones() {
 }
 
 // What a graph without the fold gives: ggml's product, then the op.
-static void test_equals_two_nodes() {
-    check::begin("fold/rows that are not folded equal those of two nodes");
-    const kinds k(576, 130);
-    fold_case   f(GGML_TYPE_F16, 576, 130);
-    f.c.entries = { &k.planes, &k.scaled, &k.codes };
-    f.set_tokens(mixed_tokens(30));
-    run(f, 2);
-    ggml_context * ctx = ggml_init({ (size_t) 32 << 20, nullptr, false });
-    ggml_tensor *  x   = make_f32(ctx, { 576, 30, 1, 1 }, f.c.x, false);
-    ggml_tensor *  y   = ggml_mul_mat(ctx, f.weight(ctx), x);
-    ggml_cgraph *  g   = ggml_new_graph(ctx);
+static std::vector<float> two_nodes(const fold_case & f) {
+    ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
+    ggml_tensor *  x   = make_f32(ctx, { f.c.n_in, f.c.x_rows(), f.c.ne[2], 1 }, f.c.x, false);
+    ggml_tensor *  y =
+        f.c.form == DQRELO_FORM_MATMUL_ID ? ggml_mul_mat_id(ctx, f.weight(ctx), x, f.c.make_ids(ctx)) : ggml_mul_mat(ctx, f.weight(ctx), x);
+    ggml_cgraph * g = ggml_new_graph(ctx);
     ggml_build_forward_expand(g, y);
     ggml_graph_compute_with_ctx(ctx, g, 2);
     op_case two = f.c;
@@ -238,8 +235,178 @@ static void test_equals_two_nodes() {
     ggml_cgraph * h    = ggml_new_graph(ctx);
     ggml_build_forward_expand(h, node);
     ggml_graph_compute_with_ctx(ctx, h, 2);
-    CHECK(memcmp(node->data, f.c.out.data(), ggml_nbytes(node)) == 0);
+    const std::vector<float> out((const float *) node->data, (const float *) node->data + ggml_nelements(node));
     ggml_free(ctx);
+    return out;
+}
+
+static void test_equals_two_nodes() {
+    check::begin("fold/rows that are not folded equal those of two nodes");
+    const kinds k(576, 130);
+    fold_case   f(GGML_TYPE_F16, 576, 130);
+    f.c.entries = { &k.planes, &k.scaled, &k.codes };
+    f.set_tokens(mixed_tokens(30));
+    run(f, 2);
+    CHECK(f.c.out == two_nodes(f));
+}
+
+//
+// experts
+//
+
+// The kinds as stacks of n_mat matrices.
+struct stack_kinds {
+    std::vector<std::unique_ptr<random_stack>> stacks;
+
+    stack_kinds(int64_t n_in, int64_t n_out, int64_t n_mat) {
+        uint32_t seed = 81;
+        for (const entry_options & o :
+             { kinds::options(n_in, n_out, 1, 9), kinds::scaled_options(n_in, n_out), kinds::options(n_in, n_out, 0, 7),
+               kinds::code_options(n_in, n_out), kinds::dense_options(n_in, n_out) }) {
+            stacks.push_back(std::make_unique<random_stack>(o, n_mat, seed++));
+        }
+        stacks.push_back(nullptr);
+        stacks.push_back(std::make_unique<random_stack>(kinds::sparse_options(n_in, n_out, sparsity::LISTS, GGML_TYPE_I8), n_mat, seed++));
+        stacks.push_back(std::make_unique<random_stack>(kinds::sparse_options(n_in, n_out, sparsity::MASK, GGML_TYPE_BF16), n_mat, seed++));
+    }
+
+    std::vector<const random_stack *> all() const {
+        std::vector<const random_stack *> out;
+        for (const auto & stack : stacks) {
+            out.push_back(stack.get());
+        }
+        return out;
+    }
+};
+
+constexpr ggml_type EXPERT_TYPES[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 };
+
+static void test_expert_types() {
+    for (ggml_type type : EXPERT_TYPES) {
+        for (int64_t n_in : { 64, 1000 }) {
+            if (n_in % 32 != 0 && type == GGML_TYPE_Q8_0) {
+                continue;
+            }
+            const stack_kinds k(n_in, 70, 7);
+            for (bool one_x : { true, false }) {
+                fold_case f = fold_case::of_experts(type, n_in, 70, 7, 3);
+                f.c.stacks  = k.all();
+                f.c.one_x   = one_x;
+                f.c.gaps    = n_in == 64;
+                f.set_tokens(mixed());
+                check_case(std::string("fold/experts/") + ggml_type_name(type) + "/n_in=" + std::to_string(n_in) +
+                               (one_x ? "/x of the token" : "/x of the expert"),
+                           f);
+            }
+        }
+    }
+}
+
+static void test_each_expert_kind_alone() {
+    const stack_kinds k(200, 37, 5);
+    for (size_t i = 0; i < k.stacks.size(); i++) {
+        for (int64_t n : { 1, 31, 32, 97 }) {
+            fold_case f = fold_case::of_experts(GGML_TYPE_F16, 200, 37, 5, 2);
+            f.c.stacks  = { k.stacks[i].get() };
+            f.c.one_x   = true;
+            for (bool many : { true, false }) {
+                f.set_tokens(all_of(0, n, 1.25f, many));
+                check_case("fold/experts/kind=" + std::to_string(i) + "/tokens=" + std::to_string(n) + (many ? "" : "/few"), f);
+            }
+        }
+    }
+}
+
+// Rows that are not folded have each bit of two nodes, beside folded ones or not.
+static void test_experts_beside_folded_ones() {
+    const stack_kinds k(256, 70, 5);
+    for (ggml_type type : EXPERT_TYPES) {
+        check::begin((std::string("fold/experts/rows that are not folded equal those of two nodes/") + ggml_type_name(type)).c_str());
+        fold_case f = fold_case::of_experts(type, 256, 70, 5, 2);
+        f.c.stacks  = k.all();
+        f.c.one_x   = type != GGML_TYPE_F16;
+        f.set_tokens(mixed());
+        run(f, 2);
+        const std::vector<float> two      = two_nodes(f);
+        int64_t                  n_folded = 0;
+        for (int64_t r = 0; r < f.c.n_rows(); r++) {
+            const bool is_equal = memcmp(f.c.out.data() + r * 70, two.data() + r * 70, 70 * sizeof(float)) == 0;
+            CHECK(f.is_folded(r) || is_equal);
+            n_folded += f.is_folded(r) ? 1 : 0;
+        }
+        CHECK(n_folded > 50 && n_folded < f.c.n_rows() - 50);
+        f.set_tokens(mixed_tokens(40));
+        f.c.stacks = { k.stacks[0].get(), k.stacks[1].get(), nullptr };
+        run(f, 2);
+        CHECK(f.c.out == two_nodes(f));
+    }
+}
+
+// How long a sequence must be depends on how many experts there are for its rows.
+static void test_expert_length() {
+    const stack_kinds k(64, 33, 20);
+    for (int64_t length : { 32, 64, 96, 128, 8160, 100000 }) {
+        check::begin(("fold/experts/a sequence of " + std::to_string(length)).c_str());
+        fold_case                f      = fold_case::of_experts(GGML_TYPE_Q8_0, 64, 33, 20, 2);
+        std::vector<token_delta> tokens = all_of(0, 50);
+        for (token_delta & token : tokens) {
+            token.length = length;
+        }
+        f.c.stacks = { k.stacks[0].get() };
+        f.set_tokens(tokens);
+        run(f, 2);
+        CHECK(f.matches());
+        CHECK((f.c.out == two_nodes(f)) == (length < DQRELO_FOLD_EXPERT_ROWS * 20 / 2));
+    }
+}
+
+// A folded row is, bit for bit, the same whoever else is in the batch, and however few rows its expert has.
+static void test_expert_row_alone() {
+    check::begin("fold/experts/a row in two batches");
+    const stack_kinds k(576, 130, 5);
+    fold_case         f = fold_case::of_experts(GGML_TYPE_Q8_0, 576, 130, 5, 2);
+    f.c.stacks          = k.all();
+    f.set_tokens(mixed());
+    run(f, 2);
+    for (const auto & [first, n] : { std::pair<int64_t, int64_t>(23, 40), { 25, 1 }, { 40, 2 } }) { // tokens of delta 1 in mixed()
+        fold_case own = fold_case::of_experts(GGML_TYPE_Q8_0, 576, 130, 5, 2);
+        own.c.stacks  = f.c.stacks;
+        own.set_tokens(all_of(1, n, 0.75f));
+        own.c.x.assign(f.c.x.begin() + first * 2 * 576, f.c.x.begin() + (first + n) * 2 * 576);
+        own.c.ids.assign(f.c.ids.begin() + first * 2, f.c.ids.begin() + (first + n) * 2);
+        run(own, 3);
+        CHECK(memcmp(own.c.out.data(), f.c.out.data() + first * 2 * 130, (size_t) n * 2 * 130 * sizeof(float)) == 0);
+    }
+}
+
+// Ids of a router that met NaN may be anything.
+static void test_experts_out_of_range() {
+    const stack_kinds k(64, 33, 5);
+    fold_case         f = fold_case::of_experts(GGML_TYPE_F16, 64, 33, 5, 3);
+    f.c.stacks          = k.all();
+    f.set_tokens(mixed());
+    for (size_t r = 0; r < f.c.ids.size(); r += 7) {
+        f.c.ids[r] = r % 2 == 0 ? -5 : INT32_MAX;
+    }
+    check_case("fold/experts/ids out of range", f);
+}
+
+static void test_experts_not_finite() {
+    check::begin("fold/experts/a row that is not finite");
+    const stack_kinds k(576, 40, 4);
+    fold_case         f = fold_case::of_experts(GGML_TYPE_F16, 576, 40, 4, 2);
+    f.c.stacks          = { k.stacks[1].get() };
+    f.set_tokens(all_of(0, 40));
+    run(f, 2);
+    const std::vector<float> sound         = f.c.out;
+    f.c.x[(size_t) 576 * (2 * 33 + 1) + 7] = NAN;
+    run(f, 2);
+    for (int64_t r = 0; r < f.c.n_rows(); r++) {
+        for (int64_t i = 0; i < 40; i++) {
+            const float got = f.c.out[(size_t) (r * 40 + i)];
+            CHECK(r == 2 * 33 + 1 ? !std::isfinite(got) : got == sound[(size_t) (r * 40 + i)]);
+        }
+    }
 }
 
 int main() {
@@ -251,5 +418,12 @@ int main() {
     test_many_scales();
     test_rows_beside_folded_ones();
     test_equals_two_nodes();
+    test_expert_types();
+    test_each_expert_kind_alone();
+    test_experts_beside_folded_ones();
+    test_expert_length();
+    test_expert_row_alone();
+    test_experts_out_of_range();
+    test_experts_not_finite();
     return check::finish();
 }

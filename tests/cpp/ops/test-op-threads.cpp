@@ -10,6 +10,7 @@
 #include "dqrelo-cpu.h"
 
 #include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
 
 #include <condition_variable>
 #include <memory>
@@ -58,6 +59,24 @@ void dqrelo_base_product(const ggml_compute_params * params, const ggml_tensor *
             *(float *) ((char *) node->data + r * node->nb[1] + i * sizeof(float)) = (float) sum;
         }
     }
+}
+
+// The same for experts: how ggml multiplies a row of F32 with another one.
+const ggml_type_traits_cpu * ggml_get_type_traits_cpu(ggml_type type) {
+    static const ggml_type_traits_cpu traits = [] {
+        ggml_type_traits_cpu t = {};
+        t.vec_dot_type         = GGML_TYPE_F32;
+        t.vec_dot              = [](int n, float * out, size_t, const void * a, size_t, const void * b, size_t, int) {
+            double sum = 0.0;
+            for (int j = 0; j < n; j++) {
+                sum += (double) ((const float *) a)[j] * ((const float *) b)[j];
+            }
+            *out = (float) sum;
+        };
+        return t;
+    }();
+    GGML_ASSERT(type == GGML_TYPE_F32);
+    return &traits;
 }
 
 // Computes the nodes one after the other with one work memory, and a barrier after each, as ggml does.
@@ -139,6 +158,23 @@ static void test_matmul_shares(int64_t n_rows) {
     }
 }
 
+static void check_fold(const char * name, fold_case & f) {
+    std::vector<token_delta> tokens;
+    for (int i = 0; i < 110; i++) {
+        const int delta = i < 20 || i > 80 ? 0 : i < 25 || i == 40 ? -1 : i < 60 ? 1 : 2;
+        tokens.push_back({ delta, 1.0f, delta >= 0 && i < 100 ? DQRELO_FOLD_ROWS : 0 });
+    }
+    f.set_tokens(tokens);
+    check::begin(name);
+    const std::vector<float> one = run(f, 1);
+    f.c.out.assign(one.begin(), one.begin() + (ptrdiff_t) f.c.y.size());
+    CHECK(f.matches());
+    for (int n_threads : { 2, 3, 4 }) {
+        const std::vector<float> many = run(f, n_threads);
+        CHECK(memcmp(one.data(), many.data(), one.size() * sizeof(float)) == 0);
+    }
+}
+
 // Groups that are folded beside rows that are not, in neighbouring runs of both.
 static void test_fold() {
     entry_options o;
@@ -154,20 +190,13 @@ static void test_fold() {
     const random_entry a(o, 1), b(o1, 2), sparse(o2, 3);
     fold_case          f(GGML_TYPE_F32, o.n_in, o.n_out);
     f.c.entries = { &a, &b, &sparse };
-    std::vector<token_delta> tokens;
-    for (int i = 0; i < 110; i++) {
-        const int delta = i < 20 || i > 80 ? 0 : i < 25 || i == 40 ? -1 : i < 60 ? 1 : 2;
-        tokens.push_back({ delta, 1.0f, delta >= 0 && i < 100 });
-    }
-    f.set_tokens(tokens);
-    check::begin("fold/mixed");
-    const std::vector<float> one = run(f, 1);
-    f.c.out.assign(one.begin(), one.begin() + (ptrdiff_t) f.c.y.size());
-    CHECK(f.matches());
-    for (int n_threads : { 2, 3, 4 }) {
-        const std::vector<float> many = run(f, n_threads);
-        CHECK(memcmp(one.data(), many.data(), one.size() * sizeof(float)) == 0);
-    }
+    check_fold("fold/mixed", f);
+
+    o.n_out = o1.n_out = o2.n_out = 40;
+    const random_stack stack_a(o, 4, 4), stack_b(o1, 4, 5), stack_sparse(o2, 4, 6);
+    fold_case          experts = fold_case::of_experts(GGML_TYPE_F32, o.n_in, o.n_out, 4, 2);
+    experts.c.stacks           = { &stack_a, &stack_b, &stack_sparse };
+    check_fold("fold/experts", experts);
 }
 
 int main() {

@@ -6,24 +6,45 @@
 struct fold_case {
     op_case       c; // Its y is not read.
     random_matrix w; // in a type of random_matrix
-    ggml_type     type = GGML_TYPE_F32;
+    ggml_type     type  = GGML_TYPE_F32;
+    int64_t       n_mat = 1;
 
-    fold_case(ggml_type type, int64_t n_in, int64_t n_out) : type(type) {
+    fold_case(ggml_type type, int64_t n_in, int64_t n_out, int64_t n_mat = 1) : type(type), n_mat(n_mat) {
         std::mt19937 rng(61);
-        w      = make_matrix(type, n_in * n_out, rng);
+        w      = make_matrix(type, n_in * n_out * n_mat, rng);
         c.n_in = n_in;
         c.ne   = { n_out, 0, 1, 1 };
     }
 
-    // Gives the rows their deltas, and random activations.
+    // Makes it one of experts, of which each token uses n_used: MATMUL_ID.
+    static fold_case of_experts(ggml_type type, int64_t n_in, int64_t n_out, int64_t n_mat, int64_t n_used) {
+        fold_case f(type, n_in, n_out, n_mat);
+        f.c.form   = DQRELO_FORM_MATMUL_ID;
+        f.c.ne[1]  = n_used;
+        f.c.stride = { 0, 1, 0 };
+        return f;
+    }
+
+    // Gives the tokens their deltas, random activations and, of experts, different ones; the first experts have most tokens.
     void set_tokens(const std::vector<token_delta> & tokens, uint32_t seed = 63) {
-        c.tokens = tokens;
-        c.ne[1]  = (int64_t) tokens.size();
+        c.tokens                                      = tokens;
+        c.ne[c.form == DQRELO_FORM_MATMUL_ID ? 2 : 1] = (int64_t) tokens.size();
         c.fill(seed);
+        c.ids.clear();
+        std::mt19937 rng(seed);
+        for (int64_t r = 0; c.form == DQRELO_FORM_MATMUL_ID && r < c.n_rows(); r++) {
+            const auto    of_token = c.ids.end() - r % c.ne[1];
+            const int64_t n        = rng() % 4 == 0 ? n_mat : (n_mat + c.ne[1]) / 2;
+            int32_t       id       = (int32_t) (rng() % (uint32_t) n);
+            while (std::find(of_token, c.ids.end(), id) != c.ids.end()) {
+                id = (int32_t) ((id + 1) % n_mat);
+            }
+            c.ids.push_back(id);
+        }
     }
 
     ggml_tensor * weight(ggml_context * ctx) const {
-        ggml_tensor * t = ggml_new_tensor_2d(ctx, type, c.n_in, c.ne[0]);
+        ggml_tensor * t = ggml_new_tensor_3d(ctx, type, c.n_in, c.ne[0], n_mat);
         memcpy(t->data, w.data.data(), w.data.size());
         return t;
     }
@@ -35,8 +56,10 @@ struct fold_case {
     }
 
     bool is_folded(int64_t r) const {
-        const token_delta & own = c.tokens[(size_t) r];
-        if (!own.many || own.delta < 0 || own.scale == 0.0f) {
+        const token_delta & own    = c.token(r);
+        const int64_t       n_used = c.form == DQRELO_FORM_MATMUL_ID ? c.ne[1] : 1;
+        const int64_t       n_even = (DQRELO_FOLD_EXPERT_ROWS * n_mat + n_used - 1) / n_used; // tokens that give each expert enough
+        if (own.length < DQRELO_FOLD_ROWS || (n_mat > 1 && own.length < n_even) || own.delta < 0 || own.scale == 0.0f) {
             return false;
         }
         const dqrelo_entry e = c.delta((size_t) own.delta);
@@ -47,7 +70,8 @@ struct fold_case {
     // blocks of 8 bits, as the type of W asks for.
     bool matches_row(int64_t r) const {
         const random_entry * entry = c.entry_of(r);
-        const float          s     = c.tokens[(size_t) r].scale;
+        const float          s     = c.token(r).scale;
+        const double *       w_r   = w.value.data() + (n_mat > 1 ? c.id_of(r, n_mat) : 0) * c.ne[0] * c.n_in;
         const float *        x     = c.x_of(r);
         const bool           delta = entry != nullptr && s != 0.0f;
         expected_delta       want;
@@ -62,7 +86,7 @@ struct fold_case {
         for (int64_t i = 0; i < c.ne[0]; i++) {
             bounded y;
             for (int64_t j = 0; j < c.n_in; j++) {
-                y.add(w.value[(size_t) (i * c.n_in + j)] * x[j]);
+                y.add(w_r[i * c.n_in + j] * x[j]);
             }
             const double value     = y.value + (delta ? s * want.value[(size_t) i] : 0.0);
             const double magnitude = y.magnitude + (delta ? std::fabs(s) * magnitude_of(*entry, i, x) : 0.0);

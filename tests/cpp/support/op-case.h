@@ -12,9 +12,9 @@ using shape = std::array<int64_t, 4>;
 
 // What owns a position of the token axis.
 struct token_delta {
-    int   delta;
-    float scale;
-    bool  many = false; // The token's sequence has many tokens.
+    int     delta;
+    float   scale;
+    int64_t length = 0; // How many tokens its sequence has in the batch, in whole steps of DQRELO_FOLD_ROWS.
 };
 
 // Owners that take turns: delta 0, base, delta 1 with a scale, an empty entry, delta 0 with scale 0, delta 1 negated.
@@ -120,7 +120,7 @@ struct op_case {
         }
         ggml_tensor * tokens_tensor = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, 2, (int64_t) tokens.size(), sorted ? 2 : 1);
         for (size_t i = 0; i < tokens.size(); i++) {
-            ((float *) tokens_tensor->data)[2 * i]     = (float) tokens[i].delta + (tokens[i].many ? DQRELO_MANY : 0.0f);
+            ((float *) tokens_tensor->data)[2 * i]     = (float) tokens[i].delta + ggml_dqrelo_length(tokens[i].length);
             ((float *) tokens_tensor->data)[2 * i + 1] = tokens[i].scale;
         }
         if (sorted) {
