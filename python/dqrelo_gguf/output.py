@@ -93,18 +93,25 @@ class NewFile:
     Args:
         path: the target.
         force: replace a target that is there by then.
+        temporary: the name until then; None for one that no other file has.
     """
 
-    def __init__(self, path: Path, force: bool) -> None:
+    def __init__(self, path: Path, force: bool, temporary: Path | None = None) -> None:
         self._path = path
         self._force = force
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        self._temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         self._file: BinaryIO | None = None
 
-    def open(self) -> BinaryIO:
-        """Creates the file under its temporary name."""
-        self._file = self._temporary.open("xb")
+    def open(self, again: bool = False) -> BinaryIO:
+        """Creates the file under its temporary name, or opens the one that is there under it again."""
+        self._file = self._temporary.open("r+b" if again else "xb")
         return self._file
+
+    def close(self) -> None:
+        """Leaves the file as it is under its temporary name."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def finish(self) -> None:
         """Gives the file its name, once its bytes are on the disk.
@@ -119,7 +126,7 @@ class NewFile:
         if self._path.exists() and not self._force:
             raise OutputExistsError(f"{self._path}: was made by another program meanwhile. Use --force to replace it")
         self._temporary.replace(self._path)
-        _sync_directory(self._path.parent)
+        sync_directory(self._path.parent)
 
     def discard(self) -> None:
         """Removes what is not finished; there may be a file without a handle after an interrupt."""
@@ -149,7 +156,7 @@ def new_file(path: Path, force: bool) -> Iterator[BinaryIO]:
         new.discard()
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Makes a rename last through a power cut, where the system lets a directory be synced."""
     try:
         fd = os.open(directory, os.O_RDONLY)

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dqrelo_gguf.address.choose import Kind
+from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.runtime.deltas import MAX_PARTS
 
@@ -130,7 +132,7 @@ def make_tests(
 
 
 def delta_files(texts: Sequence[str]) -> tuple[DeltaFile, ...]:
-    """Reads `[NAME=]FILE`; without a name it is the file's, up to `.dq.gguf`.
+    """Reads `[NAME=]FILE`, and fetches what is an address; without a name it is the file's, up to `.dq.gguf`.
 
     Raises:
         InputError: an empty name or path, or a name that is there twice.
@@ -138,8 +140,9 @@ def delta_files(texts: Sequence[str]) -> tuple[DeltaFile, ...]:
     files: dict[str, DeltaFile] = {}
     for text in texts:
         named = _NAMED.fullmatch(text)
-        path = named[2] if named else text
-        name = named[1] if named else Path(text).name.removesuffix(".gguf").removesuffix(".dq")
+        given = named[2] if named else text
+        path = str(local(given, Kind.DELTA)) if given else ""
+        name = named[1] if named else Path(path).name.removesuffix(".gguf").removesuffix(".dq")
         if not name or not path:
             raise InputError(f"--delta '{text}': expected [NAME=]FILE")
         if name in files:

@@ -21,6 +21,9 @@ from dqrelo_gguf.output import new_file
 # A character that the terminal's or the pipe's encoding lacks is written as JSON escapes it: output is text or JSON.
 ESCAPING = "dqrelo-escape"
 
+# Behind the description of every command that takes models or deltas.
+ADDRESSES = " Models and deltas may be addresses, such as hf://owner/repo/file@revision, s3:// and https:// (docs/addresses.md)."
+
 EXIT_OK = 0
 EXIT_FAILED = 1  # The module argparse itself exits with 2 on a usage error.
 

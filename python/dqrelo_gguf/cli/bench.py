@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dqrelo_gguf.cli import run
+from dqrelo_gguf.cli import ADDRESSES, run
 
 if TYPE_CHECKING:
     from dqrelo_gguf.bench.plan import Plan, Settings
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
         description="Measure prompts (pp) and generation (tg) as llama-bench does: the base alone, each delta and blend on it "
-        "in turns, and all deltas together in one batch.",
+        "in turns, and all deltas together in one batch." + ADDRESSES,
         epilog=f"example: {PROG} -m base.gguf --delta math.dq.gguf --delta words.dq.gguf -p 512 -n 128. "
         "Numbers may be lists (-t 1,2), and options given more than once.",
     )
@@ -140,9 +140,12 @@ def _check_gpu(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
+    from dqrelo_gguf.address.choose import Kind
+    from dqrelo_gguf.address.resolve import local
     from dqrelo_gguf.bench.plan import Plan, blends, delta_files, make_tests, numbers, pairs
 
     deltas = delta_files(args.delta)
+    model = str(local(args.model, Kind.MODEL))
     n_streams = numbers("-npl/--parallel", args.parallel or [str(max(len(deltas), 1))], 1)
     tests = make_tests(
         numbers("-p/--n-prompt", _given(args, "n_prompt"), 0),
@@ -151,7 +154,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         n_streams,
     )
     return Plan(
-        args.model,
+        model,
         deltas,
         tests,
         _settings(args),

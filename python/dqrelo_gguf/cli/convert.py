@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqrelo_gguf.cli import run, write_json
+from dqrelo_gguf.cli import ADDRESSES, run, write_json
 from dqrelo_gguf.convert.methods import CALIBRATION, FACTOR_TYPE, METHODS, RANK, SVD, VECTORS, taking
 from dqrelo_gguf.model.parts import MODULES
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Write what a fine-tune changed over its base GGUF as a small delta file.",
+        description="Write what a fine-tune changed over its base GGUF as a small delta file." + ADDRESSES,
         epilog=f"example: {PROG} base-q4_k_m.gguf my-finetune/ -o my-finetune.dq.gguf --ratio 1/8",
     )
     source = parser.add_argument_group("input")
@@ -151,6 +151,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--name", metavar="NAME", help="name of the fine-tune (default: its own)")
     output.add_argument("--force", action="store_true", help="replace existing files (default: refuse)")
     output.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on after the last whole weight of an interrupted conversion with the same inputs and options, and keep what is "
+        "finished if this one is interrupted (default: begin anew)",
+    )
+    output.add_argument(
         "--dry-run", action="store_true", help="check everything, print what would be written, write nothing"
     )
     output.add_argument(
@@ -190,11 +196,19 @@ def _convert(args: argparse.Namespace) -> None:
         imatrix=args.imatrix,
         save_calibration=args.save_calibration,
         n_threads=args.threads,
+        resume=args.resume,
     )
     options = _options(args)
+    check_outputs(job.output_files(), [], args.force)  # It fails at once, not after downloads.
+    job = job.fetched()
     if args.json not in (None, "-"):
         check_outputs([*job.output_files(), Path(args.json)], job.input_files(), args.force)
-    result = convert(job, options, phases_for_stderr(), _weigh(args.importance), _calibrate(args.calibrate))
+    try:
+        result = convert(job, options, phases_for_stderr(), _weigh(args.importance), _calibrate(args.calibrate))
+    except KeyboardInterrupt:
+        if not args.resume:
+            raise
+        raise InputError(f"{args.outfile}: interrupted. Run again with --resume, and it goes on") from None
     if args.json is not None:
         write_json(result.as_json(), args.json, args.force)
     if args.json != "-":

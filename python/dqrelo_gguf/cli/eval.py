@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dqrelo_gguf.cli import EXIT_FAILED, EXIT_OK, run, write_json
+from dqrelo_gguf.cli import ADDRESSES, EXIT_FAILED, EXIT_OK, run, write_json
 
 if TYPE_CHECKING:
     from dqrelo_gguf.evaluate.job import Job
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROG,
         description="Measure what deltas keep of their fine-tune: on text, how far their probabilities are from the fine-tune's "
         "(as llama-perplexity --kl-divergence does, in one process and without files of logits); on problems, which share of "
-        "what the fine-tune gained over the base.",
+        "what the fine-tune gained over the base." + ADDRESSES,
         epilog=f"example: {PROG} base.gguf --tuned ft/ --delta ft.dq.gguf --problems math.jsonl --compare number --stamp",
     )
     models = parser.add_argument_group("models")
@@ -173,8 +173,8 @@ def _evaluate(args: argparse.Namespace, command: str) -> int:
 
 
 def _job(args: argparse.Namespace) -> Job:
-    from pathlib import Path
-
+    from dqrelo_gguf.address.choose import Kind
+    from dqrelo_gguf.address.resolve import all_local, local
     from dqrelo_gguf.errors import InputError
     from dqrelo_gguf.evaluate.job import Job
     from dqrelo_gguf.evaluate.text import SELF
@@ -187,11 +187,11 @@ def _job(args: argparse.Namespace) -> Job:
                 f"--{name.replace('_', '-')} {value}: expected a number from {smallest} to {(1 << 31) - 1}"
             )
     return Job(
-        base=Path(args.base),
-        tuned=Path(args.tuned),
-        deltas=tuple(map(Path, args.delta)),
-        text=args.text or (None if args.problems else SELF),
-        problems=tuple(map(Path, args.problems)),
+        base=local(args.base, Kind.MODEL),
+        tuned=local(args.tuned, Kind.TUNED),
+        deltas=tuple(all_local(args.delta, Kind.DELTA)),
+        text=str(local(args.text, Kind.FILE)) if args.text else None if args.problems else SELF,
+        problems=tuple(all_local(args.problems, Kind.FILE)),
         n_ctx=args.ctx,
         n_tokens=args.tokens,
         compare=args.compare,
@@ -203,10 +203,10 @@ def _job(args: argparse.Namespace) -> Job:
         allow_other_base=args.allow_other_base,
         is_sequential=args.sequential,
         stamp=args.stamp,
-        models=tuple(map(Path, args.model)),
+        models=tuple(all_local(args.model, Kind.MODEL)),
         rivals=tuple(args.rival),
         prunings=tuple(args.pruned),
-        imatrix=None if args.imatrix is None else Path(args.imatrix),
+        imatrix=None if args.imatrix is None else local(args.imatrix, Kind.FILE),
         with_details=args.html is not None,
     )
 

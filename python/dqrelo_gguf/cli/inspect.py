@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dqrelo_gguf.cli import run
+from dqrelo_gguf.cli import ADDRESSES, run
 
 if TYPE_CHECKING:
     from dqrelo_gguf.file.fingerprint import Comparison
@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Show what a delta file is, for which base, what it costs and what it loses; or how much a fine-tune changed its base.",
+        description="Show what a delta file is, for which base, what it costs and what it loses; or how much a fine-tune changed its base."
+        + ADDRESSES,
         epilog=f"example: {PROG} math.dq.gguf --check base-q4_k_m.gguf --verify",
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="the delta file, *.dq.gguf")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dqrelo_gguf.cli import run, write_json
+from dqrelo_gguf.cli import ADDRESSES, run, write_json
 
 PROG = "dqrelo-lm-eval"
 
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{PROG} sweep",
         description="Run tasks of lm-evaluation-harness for a base and several of its deltas, with the base in memory once, and "
-        "print one table.",
+        "print one table." + ADDRESSES,
         epilog=f"example: {PROG} sweep base.gguf --delta math.dq.gguf --delta words.dq.gguf --tasks gsm8k,arc_easy --limit 100",
     )
     parser.add_argument("base", metavar="BASE", help="the base GGUF")
@@ -73,13 +73,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sweep(args: argparse.Namespace) -> None:
+    from dqrelo_gguf.address.choose import Kind
+    from dqrelo_gguf.address.resolve import all_local, local
     from dqrelo_gguf.harness.package import require
     from dqrelo_gguf.output import check_outputs
 
     require()
-    deltas = list(map(Path, args.delta))
+    base, deltas = local(args.base, Kind.MODEL), all_local(args.delta, Kind.DELTA)
     if args.json not in (None, "-"):
-        check_outputs([Path(args.json)], [Path(args.base), *deltas], force=True)
+        check_outputs([Path(args.json)], [base, *deltas], force=True)
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable, setup_logging, simple_parse_args_string
 
@@ -87,7 +89,7 @@ def _sweep(args: argparse.Namespace) -> None:
 
     setup_logging()
     results = sweep(
-        Path(args.base),
+        base,
         deltas,
         args.tasks.split(","),
         model_args={**simple_parse_args_string(args.model_args), "batch_size": args.batch_size},

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dqrelo_gguf.cli import run
+from dqrelo_gguf.cli import ADDRESSES, run
 
 PROG = "dqrelo-merge"
 
@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROG,
-        description="Add a delta, or several, to the base: a plain GGUF that any llama.cpp runs, or one delta.",
+        description="Add a delta, or several, to the base: a plain GGUF that any llama.cpp runs, or one delta."
+        + ADDRESSES,
         epilog=f"example: {PROG} base-f16.gguf math.dq.gguf -o math.gguf --outtype f16",
     )
     source = parser.add_argument_group("input")
@@ -104,13 +105,17 @@ def _write_model(args: argparse.Namespace) -> None:
 def _write_delta(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from dqrelo_gguf.address.choose import Kind
+    from dqrelo_gguf.address.resolve import all_local
     from dqrelo_gguf.compress.budget import parse_ratio
     from dqrelo_gguf.convert.job import Job, convert
     from dqrelo_gguf.convert.merged_model import Blend, ratio_together
     from dqrelo_gguf.convert.plan import Options
+    from dqrelo_gguf.output import check_outputs
     from dqrelo_gguf.progress import phases_for_stderr
 
-    deltas = tuple(map(Path, args.delta))
+    check_outputs([Path(args.outfile)], [], args.force)  # It fails at once, not after downloads.
+    deltas = tuple(all_local(args.delta, Kind.DELTA))
     blend = Blend(deltas, tuple(args.scales), args.allow_other_base, not args.no_verify)
     ratio = ratio_together(deltas) if args.ratio is None else parse_ratio(args.ratio)
     job = Job(args.base, blend, args.outfile, force=args.force, n_threads=args.threads)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+from dqrelo_gguf.address.arguments import environment_with_paths, with_paths
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.runtime.programs import program
 from dqrelo_gguf.webui import SITE
@@ -16,7 +17,8 @@ PROG = "dqrelo-server"
 _PATH = "--path"
 _PATH_VARIABLE = "LLAMA_ARG_STATIC_PATH"  # The same option as an environment variable, which --path overrides.
 _HELP = """dqrelo-server: llama-server with deltas, and a page of its own at / (fine-tunes side by side, the server's deltas).
---path DIR serves the files of DIR instead, --no-ui nothing. All options are llama-server's:
+--path DIR serves the files of DIR instead, --no-ui nothing. --model, --mmproj and --delta take addresses, too, such as
+hf://owner/repo/file.gguf@revision: they are fetched before the server starts. All options are llama-server's:
 """
 
 
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: list[str]) -> int:
     path = str(program("llama-server"))
-    environment = with_page(args, os.environ)
+    args, environment = with_paths(args), with_page(args, environment_with_paths(os.environ))
     if {"-h", "--help", "--usage"}.intersection(args):
         print(_HELP, flush=True)  # What is buffered would not survive exec.
     if os.name != "nt":  # On Windows, exec would start a second process and end this one at once.

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+from dqrelo_gguf.address.choose import Kind
+from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.compress.budget import is_matrix
 from dqrelo_gguf.compress.mixes import Spectrum
@@ -25,6 +27,7 @@ from dqrelo_gguf.convert.adapter import (
 )
 from dqrelo_gguf.convert.encode import Inputs, Means, encode_weight, measure_weight
 from dqrelo_gguf.convert.estimate import estimate
+from dqrelo_gguf.convert.facts import facts
 from dqrelo_gguf.convert.imatrix import Imatrix
 from dqrelo_gguf.convert.lanes import in_lanes
 from dqrelo_gguf.convert.merge import MergeOptions, merge
@@ -40,6 +43,7 @@ from dqrelo_gguf.convert.work import Calibrate, Weigh, Work
 from dqrelo_gguf.errors import BaseMismatchError, InputError, ShapeError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
+from dqrelo_gguf.file.journal import Journal
 from dqrelo_gguf.file.layout import Type
 from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.open_file import require_file
@@ -62,7 +66,7 @@ MERGED_TYPE = Type.F16
 
 @dataclass(frozen=True)
 class Job:
-    """What to convert.
+    """What to convert. Every input may be an address (docs/addresses.md).
 
     Args:
         base: the base GGUF that the delta will run on.
@@ -81,6 +85,7 @@ class Job:
         imatrix: a file of llama-imatrix, for the method `wanda`.
         save_calibration: where the moments are kept.
         n_threads: None for all cores. Does not change the result.
+        resume: go on with what an interrupted conversion to `outfile` has finished, and keep what this one has if it ends early.
     """
 
     base: str | os.PathLike[str]
@@ -97,6 +102,7 @@ class Job:
     imatrix: str | os.PathLike[str] | None = None
     save_calibration: str | os.PathLike[str] | None = None
     n_threads: int | None = None
+    resume: bool = False
 
     def input_files(self) -> list[Path]:
         """Every file that may be read."""
@@ -109,6 +115,25 @@ class Job:
             for path in (*texts, self.base_config, self.base_mmproj, self.calibration, self.imatrix)
             if path is not None
         ]
+
+    def fetched(self) -> Job:
+        """The same with paths in the place of addresses."""
+
+        def path_of(path: str | os.PathLike[str] | None, kind: Kind) -> Path | None:
+            return None if path is None else local(path, kind)
+
+        text = self.calibrate in (None, SELF)
+        return replace(
+            self,
+            base=local(self.base, Kind.MODEL),
+            tuned=self.tuned if isinstance(self.tuned, Blend) else local(self.tuned, Kind.TUNED),
+            reference=path_of(self.reference, Kind.MODEL),
+            base_config=path_of(self.base_config, Kind.FILE),
+            base_mmproj=path_of(self.base_mmproj, Kind.FILE),
+            calibrate=self.calibrate if text else str(path_of(self.calibrate, Kind.FILE)),
+            calibration=path_of(self.calibration, Kind.FILE),
+            imatrix=path_of(self.imatrix, Kind.FILE),
+        )
 
     def output_files(self) -> list[Path]:
         """Every file that will be written."""
@@ -141,9 +166,12 @@ def convert(
     begun = time.monotonic()
     outfile = Path(job.outfile)
     _check_outfile(outfile, options)
-    check_outputs(job.output_files(), job.input_files(), job.force)  # It fails at once, not after the work.
+    check_outputs(job.output_files(), [], job.force)  # It fails at once, not after the work.
+    job = job.fetched()
+    check_outputs(job.output_files(), job.input_files(), job.force)
     _check_calibration(job, options, calibrate)
     given = _given_inputs(job)
+    journal = _journal(job, options)
     base = GgufModel(job.base)
     reference = None if job.reference is None else _open_reference(job.reference, base)
     source = _open_tuned(job, base, reference, options)
@@ -173,7 +201,7 @@ def convert(
         planned = passes.plan(changed)
         pairing.notes += _uncovered(planned, inputs, options)
         delta = resources.enter_context(_delta_file(outfile, work, options))
-        writer = DeltaWriter(delta, meta, [p.spec for p in planned], job.force)
+        writer = DeltaWriter(delta, meta, [p.spec for p in planned], job.force, journal)
         n_exact = sum(prod(p.pair.ne) for p in planned if p.is_exact)
         n_bytes = sum(p.n_bytes for p in planned if not p.is_exact)
         result = ConvertResult(
@@ -201,6 +229,32 @@ def convert(
                 result.n_file_bytes = merge(base.path, delta, outfile, merging, phases).n_file_bytes
     result.seconds = time.monotonic() - begun
     return result
+
+
+def _journal(job: Job, options: Options) -> Journal | None:
+    """Of a conversion that writes a delta; what an earlier one left is looked at before the work.
+
+    Raises:
+        OutputExistsError, InputError: it left something that this one does not go on with.
+    """
+    if options.row.keeps is not None and job.resume:
+        raise InputError(f"--resume: is for a delta, and --method {options.method_name} writes a merged model")
+    if options.row.keeps is not None or job.dry_run or isinstance(job.tuned, Blend):
+        return None
+    named = {
+        "base": job.base,
+        "fine-tune": job.tuned,
+        "--reference": job.reference,
+        "--base-config": job.base_config,
+        "--calibration": job.calibration,
+        "--calibrate": None if job.calibrate in (None, SELF) else job.calibrate,
+        "--imatrix": job.imatrix,
+    }
+    files = {name: files_of(path) for name, path in named.items() if path is not None}
+    texts = {"--name": job.name, "calibration of --calibrate": job.calibrate if job.calibrate == SELF else None}
+    journal = Journal(Path(job.outfile), facts(files, texts, options), job.resume)
+    journal.check(job.force)
+    return journal
 
 
 def _check_outfile(outfile: Path, options: Options) -> None:
@@ -392,7 +446,11 @@ class _Passes:
             return encode_weight(p, w.reference, w.tuned, Means(self.options, blocks, self.inputs))
 
         with writer, w.phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
-            for p, data in in_lanes(planned, lambda p: prod(p.pair.ne), encode, w.blocks):
+            n_finished = len(writer.finished)
+            for p, finished in zip(planned, writer.finished, strict=False):
+                results.append(WeightResult.of(p, finished, checked[p.spec.name].cosine))
+                progress.step(prod(p.pair.ne), p.spec.name)
+            for p, data in in_lanes(planned[n_finished:], lambda p: prod(p.pair.ne), encode, w.blocks):
                 writer.write(data)
                 results.append(WeightResult.of(p, data, checked[p.spec.name].cosine))
                 progress.step(prod(p.pair.ne), p.spec.name)

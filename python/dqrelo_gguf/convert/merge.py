@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from dqrelo_gguf.address.choose import Kind
+from dqrelo_gguf.address.resolve import all_local, local
 from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.convert.merged_model import Blend, MergedModel
 from dqrelo_gguf.convert.plain_model import out_type, plain_data_bytes, write_tensor
@@ -64,8 +66,8 @@ def merge(
     """Writes W_base + D_hat of every weight as a plain GGUF with the fine-tune's name, template and tokens.
 
     Args:
-        base_path: the base, whole or split.
-        delta_path: the delta, or several: W_base + scale_0 * D_hat_0 + scale_1 * D_hat_1 + ... with the first one's template and tokens.
+        base_path: the base, whole or split; or an address.
+        delta_path: the delta, or several, or addresses: W_base + scale_0 * D_hat_0 + scale_1 * D_hat_1 + ... with the first one's template and tokens.
         outfile: the merged model.
         options: how.
         phases: shows the progress.
@@ -78,8 +80,10 @@ def merge(
     """
     out = Path(outfile)
     options = options or MergeOptions()
-    paths = [Path(delta_path)] if isinstance(delta_path, (str, os.PathLike)) else [Path(path) for path in delta_path]
-    check_outputs([out], [*files_of(base_path), *paths], options.force)  # It fails at once, not after the work.
+    check_outputs([out], [], options.force)  # It fails at once, not after the work.
+    deltas = [delta_path] if isinstance(delta_path, (str, os.PathLike)) else delta_path
+    base_path, paths = local(base_path, Kind.MODEL), all_local(deltas, Kind.DELTA)
+    check_outputs([out], [*files_of(base_path), *paths], options.force)
     wanted = OUT_TYPES[options.out_type]
     base = GgufModel(base_path)
     model = MergedModel(base, Blend(tuple(paths), options.scales, options.allow_other_base, options.verify))

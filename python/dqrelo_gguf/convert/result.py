@@ -11,6 +11,7 @@ from dqrelo_gguf.convert.estimate import Estimate
 from dqrelo_gguf.convert.plan import Planned
 from dqrelo_gguf.convert.report import adapter_text, bytes_text
 from dqrelo_gguf.file import format as fmt
+from dqrelo_gguf.file.journal import Finished
 from dqrelo_gguf.file.layout import ENTRY_TYPES, WeightSpec, type_name
 from dqrelo_gguf.file.weight_data import WeightData
 
@@ -40,7 +41,7 @@ class WeightResult:
         return prod(self.ne)
 
     @classmethod
-    def of(cls, planned: Planned, data: WeightData, cosine: float) -> WeightResult:
+    def of(cls, planned: Planned, data: WeightData | Finished, cosine: float) -> WeightResult:
         """The result of a weight that was written."""
         spec = planned.spec
         return cls(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dqrelo_gguf.address.choose import Kind
+from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.compress.budget import is_matrix
 from dqrelo_gguf.compress.delta_statistics import DeltaStatistics
@@ -107,16 +109,16 @@ def measure(
     """Reads two models, a weight at a time.
 
     Args:
-        base_path: the base GGUF.
-        tuned_path: the fine-tune, a Hugging Face directory or a GGUF.
+        base_path: the base GGUF, or an address.
+        tuned_path: the fine-tune, a Hugging Face directory or a GGUF, or an address.
         phases: shows the progress.
         n_threads: None for all cores. Does not change the result.
 
     Raises:
         DqreloError: they do not belong together, as for a conversion.
     """
-    base = GgufModel(base_path)
-    tuned = fit_vocabulary(base, open_checkpoint(tuned_path, base))
+    base = GgufModel(local(base_path, Kind.MODEL))
+    tuned = fit_vocabulary(base, open_checkpoint(local(tuned_path, Kind.TUNED), base))
     with open_blocks(n_threads) as blocks:
         pairing = pair_weights(base, tuned, Selection(), blocks)
         rows = []

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dqrelo_gguf._pin import gguf
+from dqrelo_gguf.address.choose import Kind
+from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.errors import InputError, shown
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import GGUFFile, TensorInfo
@@ -65,7 +67,7 @@ class ModelFile:
     """A model's GGUF, all shards as if they were one file.
 
     Args:
-        path: the file, or any of its shards.
+        path: the file, or any of its shards; or an address.
 
     Raises:
         InputError: a shard is missing, or it is an adapter.
@@ -73,8 +75,8 @@ class ModelFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.files = [GGUFFile(p) for p in shards(path)]
+        self.path = local(path, Kind.MODEL)
+        self.files = [GGUFFile(p) for p in shards(self.path)]
         self._file_of: dict[str, GGUFFile] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for number, file in enumerate(self.files):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dqrelo_gguf.address.choose import Kind
+from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.compress.codes import decode_columns, decode_rows
 from dqrelo_gguf.compress.signs import unpack_signs
 from dqrelo_gguf.compress.sparse import Sparse, unpack
@@ -66,8 +67,8 @@ class DeltaReader:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._file = GGUFFile(path)
+        self.path = local(path, Kind.DELTA)
+        self._file = GGUFFile(self.path)
         self.weights: list[WeightInfo]
         self.tensors: list[TensorSpec]
         self.weights, self.tensors = check_delta(self._file)

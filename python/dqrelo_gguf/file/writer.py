@@ -17,6 +17,7 @@ from typing import BinaryIO, Self
 from dqrelo_gguf.errors import FormatError, raise_os_error
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import pack_header
+from dqrelo_gguf.file.journal import Finished, Journal
 from dqrelo_gguf.file.layout import WeightSpec, delta_ratio, padded_bytes
 from dqrelo_gguf.file.metadata import DeltaMeta, metadata_fields
 from dqrelo_gguf.file.weight_data import WeightData, arrays_of, tensor_bytes
@@ -34,6 +35,7 @@ class DeltaWriter:
         meta: the file's metadata.
         specs: the weights in the order in which they will be written.
         force: replace an existing target.
+        journal: notes each finished weight, and has those of an earlier, interrupted writer; None for none.
 
     Raises:
         OutputExistsError, InputError, DiskFullError, FormatError, ShapeError, NonFiniteError: before anything is written.
@@ -45,7 +47,12 @@ class DeltaWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], meta: DeltaMeta, specs: Sequence[WeightSpec], force: bool = False
+        self,
+        path: str | os.PathLike[str],
+        meta: DeltaMeta,
+        specs: Sequence[WeightSpec],
+        force: bool = False,
+        journal: Journal | None = None,
     ) -> None:
         self.path = Path(path)
         self._meta = meta
@@ -55,8 +62,10 @@ class DeltaWriter:
         self._errors: list[tuple[float, float]] = []  # (error_delta, error_weight) of each weight written
         self._n_header_bytes = len(self._header())
         check_target(self.path, force, self.n_file_bytes)
-        self._new = NewFile(self.path, force)
+        self._journal = journal
+        self._new = NewFile(self.path, force, None if journal is None else journal.data_path)
         self._file: BinaryIO | None = None
+        self.finished: list[Finished] = []  # The weights that an interrupted writer has left, known once it is entered.
 
     @property
     def n_file_bytes(self) -> int:
@@ -69,15 +78,44 @@ class DeltaWriter:
 
     def __enter__(self) -> Self:
         try:
-            self._file = self._new.open()
-            self._file.write(self._header())
+            self._file = self._open()
         except OSError as e:
-            self._new.discard()
+            self._discard(keep=self._keeps)
             raise_os_error(e, str(self.path))
         except BaseException:
-            self._new.discard()
+            self._discard(keep=self._keeps)
             raise
         return self
+
+    @property
+    def _keeps(self) -> bool:
+        """True if what is finished stays where the work ends early."""
+        return self._journal is not None and self._journal.resume
+
+    def _open(self) -> BinaryIO:
+        """The file, at the place where the next weight is written."""
+        header = self._header()
+        if self._journal is not None:
+            sizes = [[(t.n_bytes, padded_bytes(t.n_bytes)) for t in spec.tensors()] for spec in self._specs]
+            self.finished = self._journal.begin(hashlib.sha256(header).hexdigest(), len(header), sizes)
+        file = self._new.open(again=bool(self.finished))
+        if not self.finished:
+            file.write(header)
+            return file
+        self._sha256 = [sha256 for f in self.finished for sha256 in f.sha256]
+        self._errors = [(f.error_delta, f.error_weight) for f in self.finished]
+        file.seek(len(header) + sum(spec.n_file_bytes for spec in self._specs[: len(self.finished)]))
+        file.truncate()
+        return file
+
+    def _discard(self, keep: bool) -> None:
+        """Removes what is not finished, or leaves it to be gone on with."""
+        if keep:
+            self._new.close()
+        else:
+            self._new.discard()
+        if self._journal is not None:
+            self._journal.close(keep)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -89,7 +127,7 @@ class DeltaWriter:
             raise_os_error(e, str(self.path))
         finally:
             self._file = None
-            self._new.discard()
+            self._discard(keep=kind is not None and self._keeps)
 
     def write(self, data: WeightData) -> None:
         """Writes the next weight.
@@ -103,15 +141,19 @@ class DeltaWriter:
         if len(self._errors) == len(self._specs):
             raise FormatError(f"{self.path.name}: all {len(self._specs)} weights are written already")
         spec = self._specs[len(self._errors)]
+        n_before = len(self._sha256)
         try:
             for tensor, values in zip(spec.tensors(), arrays_of(spec, data), strict=True):
                 raw = tensor_bytes(tensor, values)
                 self._sha256.append(hashlib.sha256(raw).hexdigest())
                 file.write(raw)
                 file.write(bytes(padded_bytes(len(raw)) - len(raw)))
+            errors = float(data.error_delta), float(data.error_weight)
+            if self._journal is not None:
+                self._journal.add(Finished(tuple(self._sha256[n_before:]), *errors, data.error_outputs), file)
         except OSError as e:
             raise_os_error(e, str(self.path))
-        self._errors.append((float(data.error_delta), float(data.error_weight)))
+        self._errors.append(errors)
 
     def _open_file(self) -> BinaryIO:
         if self._file is None:

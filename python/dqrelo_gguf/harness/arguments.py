@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dqrelo_gguf.address.choose import Kind
+from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.errors import InputError, shown
 
 MAX_SEQUENCES = 256  # of a runtime
@@ -77,9 +79,10 @@ def _given(name: str, value: Any) -> str:
 
 
 def _path(name: str, value: Any) -> Path:
+    """What is an address is fetched."""
     if isinstance(value, (bool, list, dict)) or not str(value):
         raise InputError(f"model_args: {_given(name, value)}: expected a file")
-    return Path(str(value))
+    return local(str(value), Kind.DELTA if name == "delta" else Kind.MODEL)
 
 
 def _number(least: int, most: int = _MAX_TOKENS) -> Callable[[str, Any], int]:

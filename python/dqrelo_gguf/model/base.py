@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,9 +75,9 @@ class GgufModel:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.label = self.path.name
         self.file = ModelFile(path)
+        self.path = self.file.path
+        self.label = self.path.name
         self.architecture = self.file.architecture
         if not self.file.tensors:
             raise InputError(f"{self.label}: has no tensors, expected a model")

@@ -12,6 +12,8 @@ from typing import Self
 
 import numpy as np
 
+from dqrelo_gguf.address.choose import Kind
+from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.runtime import process
 from dqrelo_gguf.runtime.arguments import count, existing_file, number
 from dqrelo_gguf.runtime.calls import Calls
@@ -29,7 +31,7 @@ class Runtime(Calls):
     each other. Ctrl-C ends a running call. Close it, or use it in a `with` statement.
 
     Args:
-        base: the base GGUF; of a split file, the first part.
+        base: the base GGUF; of a split file, the first part. It may be an address (docs/addresses.md), which is fetched first.
         n_ctx: tokens that the sequences evaluated together may hold in all; 0 takes the model's training length.
         n_batch: tokens that are submitted at once, `n_ubatch` of them a graph.
         n_ubatch: see `n_batch`.
@@ -91,7 +93,10 @@ class Runtime(Calls):
         params.verbose = verbose
         self._allow_other_base = allow_other_base
         self._verify = verify
-        super().__init__(core.Session(existing_file(base), params), number("max_scale", max_scale, 1.0, LARGEST_F32))
+        super().__init__(
+            core.Session(existing_file(local(base, Kind.MODEL)), params),
+            number("max_scale", max_scale, 1.0, LARGEST_F32),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +191,7 @@ class Runtime(Calls):
         """Loads a delta file for this base, and checks that the model's graphs can apply all of it.
 
         Args:
-            path: the `.dq.gguf` file. It is read into memory, and may change or go once it is loaded.
+            path: the `.dq.gguf` file, or an address of one. It is read into memory, and may change or go once it is loaded.
             allow_other_base: as in the constructor, whose value None takes.
             verify: as in the constructor, whose value None takes.
 
@@ -199,7 +204,7 @@ class Runtime(Calls):
             InputError: the file is damaged, made for another base, or changes a weight that cannot be applied.
         """
         return self._session.load_delta(
-            existing_file(path),
+            existing_file(local(path, Kind.DELTA)),
             self._allow_other_base if allow_other_base is None else allow_other_base,
             self._verify if verify is None else verify,
             self._max_scale,
