@@ -44,6 +44,7 @@ COMMANDS = (
     "dqrelo-eval",
     "dqrelo-inspect",
     "dqrelo-merge",
+    "dqrelo-push",
     "dqrelo-server",
 )
 # Lines of upstream that all patches may change. A fifth of it bounds what a chat template may take.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class HubServer(WebServer):
         super().__init__()
         self.repositories: dict[str, Repository] = {}
         self._lfs = lfs
+        self.uploads: dict[str, bytes] = {}
 
     def is_lfs(self, name: str) -> bool:
         """True for a file that is stored by its SHA-256."""
@@ -67,14 +69,62 @@ class HubServer(WebServer):
     def answer(self, handler: Handler) -> None:
         path = unquote(urlsplit(handler.path).path)
         parts = path.strip("/").split("/")
-        if parts[0] == "cdn":
+        if handler.command in ("POST", "PUT"):
+            self._write(handler, parts)
+        elif parts[0] == "cdn":
             self._cdn(handler, parts[1])
+        elif parts == ["api", "whoami-v2"]:
+            has_token = handler.headers.get("Authorization") == f"Bearer {TOKEN}"
+            handler.plain(200 if has_token else 401, b'{"name": "o"}')
         elif parts[:2] == ["api", "models"] and parts[4:5] == ["revision"]:
             self._info(handler, "/".join(parts[2:4]), "/".join(parts[5:]))
         elif parts[2:3] == ["resolve"]:
             self._resolve(handler, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         else:
             handler.plain(404, b"{}")
+
+    def _write(self, handler: Handler, parts: list[str]) -> None:
+        """An upload: a repository is made, files are announced, large ones sent by LFS, and then all are committed."""
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", "0")))
+        if parts[0] == "upload":  # It is signed, and needs no token.
+            self.uploads[hashlib.sha256(body).hexdigest()] = body
+            handler.plain(200, b"")
+        elif handler.headers.get("Authorization") != f"Bearer {TOKEN}":
+            handler.plain(403, b"{}")
+        elif parts[:3] == ["api", "repos", "create"]:
+            made = json.loads(body)
+            repo = f"{made['organization']}/{made['name']}"
+            status = 409 if repo in self.repositories else 200
+            if status == 200:
+                self.put(repo, {".gitattributes": b""})
+                self.repositories[repo].is_private = made.get("visibility") == "private" or bool(made.get("private"))
+            handler.plain(status, json.dumps({"url": f"{self.url}/{repo}"}).encode())
+        elif parts == ["api", "validate-yaml"]:
+            handler.plain(200, b'{"errors": [], "warnings": []}')
+        elif parts[4:5] == ["preupload"]:
+            files = [
+                {"path": f["path"], "uploadMode": "lfs" if self.is_lfs(f["path"]) else "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
+            handler.plain(200, json.dumps({"files": files}).encode())
+        elif parts[-2:] == ["objects", "batch"]:
+            upload = {"href": f"{self.url}/upload?{SIGNATURE}"}
+            objects = [{**o, "actions": {"upload": upload}} for o in json.loads(body)["objects"]]
+            handler.plain(200, json.dumps({"transfer": "basic", "objects": objects}).encode())
+        else:
+            self._commit(handler, "/".join(parts[2:4]), body)
+
+    def _commit(self, handler: Handler, repo: str, body: bytes) -> None:
+        files = dict(self.repositories[repo].commits[self.repositories[repo].refs["main"]])
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.uploads[value["oid"]]
+        commit = self.put(repo, files)
+        answer = {"commitUrl": f"{self.url}/{repo}/commit/{commit}", "commitOid": commit}
+        handler.plain(200, json.dumps(answer).encode())
 
     def _open(self, handler: Handler, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         repository = self.repositories.get(repo)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -105,10 +106,38 @@ def _constants() -> Any:
     return constants
 
 
+def endpoint() -> str:
+    """Where the Hub is."""
+    return str(_constants().ENDPOINT)
+
+
+def require_user(label: str) -> None:
+    """Makes sure that the Hub can be reached and knows the user's token.
+
+    Args:
+        label: what for, in the message.
+
+    Raises:
+        InputError: it cannot, or does not.
+    """
+    url = f"{endpoint()}/api/whoami-v2"
+    if settings.is_offline() or _constants().HF_HUB_OFFLINE:
+        raise InputError(f"{label}: there is no network by {settings.OFFLINE} or HF_HUB_OFFLINE")
+    if "authorization" not in _headers():
+        raise InputError(f"{label}: needs a token: log in with `hf auth login`, or set HF_TOKEN")
+    with_tries(lambda: _read_user(url, label))
+
+
+def _read_user(url: str, label: str) -> None:
+    with open_url(url, label, _headers()) as response:
+        if response.status_code in _NO_ACCESS:
+            raise InputError(f"{label}: the Hub does not know the token that is set. Log in with `hf auth login`")
+        require_ok(response, label)
+
+
 def _headers() -> dict[str, str]:
     """With the user's token, where there is one: as huggingface_hub finds it."""
-    from huggingface_hub import utils
-
+    utils: Any = importlib.import_module("huggingface_hub.utils")
     made: dict[str, str] = utils.build_hf_headers(library_name="dqrelo-gguf")
     return made
 

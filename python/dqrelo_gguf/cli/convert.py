@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dqrelo_gguf.convert.plan import Options
     from dqrelo_gguf.convert.result import ConvertResult
     from dqrelo_gguf.convert.work import Calibrate, Weigh
+    from dqrelo_gguf.publish.push import Target
 
 PROG = "dqrelo-convert"
 
@@ -164,6 +165,11 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--json", metavar="FILE", help="also write the report with every weight to FILE, - for stdout")
     output.add_argument("--verbose", action="store_true", help="show the log of llama.cpp's conversion on stderr")
+    output.add_argument(
+        "--push",
+        metavar="OWNER/REPO",
+        help="then upload the delta to this repository of the Hugging Face Hub (dqrelo-push)",
+    )
     performance = parser.add_argument_group("performance")
     performance.add_argument(
         "-t", "--threads", metavar="N", type=int, help="threads; the result does not depend on it (default: all cores)"
@@ -199,6 +205,7 @@ def _convert(args: argparse.Namespace) -> None:
         resume=args.resume,
     )
     options = _options(args)
+    target = _push_target(args, options)
     check_outputs(job.output_files(), [], args.force)  # It fails at once, not after downloads.
     job = job.fetched()
     if args.json not in (None, "-"):
@@ -213,6 +220,24 @@ def _convert(args: argparse.Namespace) -> None:
         write_json(result.as_json(), args.json, args.force)
     if args.json != "-":
         _print_report(result, args.plan)
+    if target is not None:
+        from dqrelo_gguf.publish.push import push
+
+        print(push(result.outfile, target), file=sys.stderr)
+
+
+def _push_target(args: argparse.Namespace, options: Options) -> Target | None:
+    """Where the delta goes, checked before the work; None where it stays here."""
+    from dqrelo_gguf.errors import InputError
+    from dqrelo_gguf.publish.push import Target, require_login
+
+    if args.push is None:
+        return None
+    if args.dry_run or options.row.keeps is not None:
+        raise InputError("--push: uploads a delta, and this conversion writes none")
+    target = Target(args.push)
+    require_login(target)
+    return target
 
 
 def _weigh(importance: str) -> Weigh | None:
