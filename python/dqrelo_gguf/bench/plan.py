@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dqrelo_gguf.address.choose import Kind
+from dqrelo_gguf.address.parse import is_address
 from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.runtime.deltas import MAX_PARTS
@@ -141,7 +142,7 @@ def delta_files(texts: Sequence[str]) -> tuple[DeltaFile, ...]:
     for text in texts:
         named = _NAMED.fullmatch(text)
         given = named[2] if named else text
-        path = str(local(given, Kind.DELTA)) if given else ""
+        path = str(local(given, Kind.DELTA)) if is_address(given) else given
         name = named[1] if named else Path(path).name.removesuffix(".gguf").removesuffix(".dq")
         if not name or not path:
             raise InputError(f"--delta '{text}': expected [NAME=]FILE")
