@@ -51,7 +51,6 @@ def convert_elsewhere(given: Job, options: Options, monkeypatch: pytest.MonkeyPa
 CASES: list[tuple[str, dict[str, Any], bool]] = [
     *((name, {"ratio": RATIO} if "--ratio" in METHODS[name].takes else {}, name == "wanda") for name in METHODS),
     ("best", {"ratio": RATIO}, True),
-    ("best", {"ratio": Fraction(1, 3)}, True),
     ("best", {"ratio": Fraction(1, 12)}, False),
     ("paper", {"ratio": RATIO, "svd": "exact", "factor_type": "q8_0"}, False),
     ("paper", {"ratio": RATIO, "vectors": "paper", "factor_type": "bf16"}, False),

@@ -3,9 +3,13 @@
 
 #include "op-case.h"
 
+#include "../../../ggml_ops/cpu/stack.h"
+
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
+#include <bitset>
+#include <cstddef>
 #include <map>
 
 class device_op {
@@ -53,6 +57,9 @@ private:
         }
         std::vector<dqrelo_entry> table(c.n_deltas());
         pack(c, packs, table.data());
+        for (const dqrelo_entry & e : table) {
+            check_moved(e, packs);
+        }
         if (!table.empty()) {
             ggml_backend_tensor_set(src[2], table.data(), 0, table.size() * sizeof(dqrelo_entry));
         }
@@ -66,6 +73,27 @@ private:
         return t == root ? roots[root]
                          : ggml_view_4d(ctx.get(), roots[root], t->ne[0], t->ne[1], t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3],
                                         t->view_offs);
+    }
+
+    // Stops where an array of an entry has stayed in the host's memory, which a device that shares it would not notice. The entry begins
+    // with its pointers.
+    static void check_moved(const dqrelo_entry & e, const ggml_tensor * packs) {
+        const uintptr_t * pointers = (const uintptr_t *) &e;
+        const uintptr_t   begin    = (uintptr_t) packs->data;
+        for (size_t i = 0; i < offsetof(dqrelo_entry, n_in) / sizeof(void *); i++) {
+            GGML_ASSERT(pointers[i] == 0 || (pointers[i] >= begin && pointers[i] < begin + ggml_nbytes(packs)));
+        }
+    }
+
+    // Returns how many entries a sparse weight has: those before its last row, and the row's own.
+    static int64_t count_entries(const dqrelo_entry & e) {
+        const int64_t last  = e.n_mat * e.n_out - 1;
+        const int64_t width = e.mask ? e.n_in / 8 : dqrelo_sparse_blocks(e.n_in);
+        int64_t       n     = e.start[last];
+        for (int64_t k = 0; k < width; k++) {
+            n += e.mask ? (int64_t) std::bitset<8>(e.mask[last * width + k]).count() : e.count[last * width + k];
+        }
+        return n;
     }
 
     // Copies the arrays of all entries behind each other into `packs` and points `table` to them; without `packs` it only counts their
@@ -96,6 +124,15 @@ private:
             put(e.usign, e.n_mat * e.n_out * (e.n_codes / 8));
             put(e.uscale, e.n_mat * e.n_codes * (int64_t) sizeof(uint16_t));
             put(e.dense, e.n_mat * e.n_out * (int64_t) ggml_row_size((ggml_type) e.type_dense, e.n_in));
+            if (e.entries) {
+                const int64_t n_entries = count_entries(e);
+                put(e.entries, n_entries * (e.type_entries == GGML_TYPE_I8 ? 1 : 2));
+                put(e.column, n_entries);
+                put(e.start, e.n_mat * e.n_out * (int64_t) sizeof(int32_t));
+                put(e.mask, e.n_mat * e.n_out * (e.n_in / 8));
+                put(e.count, e.n_mat * e.n_out * dqrelo_sparse_blocks(e.n_in));
+                put(e.escale, e.n_mat * e.n_out * (int64_t) sizeof(float));
+            }
             if (table) {
                 table[k] = e;
             }
