@@ -120,9 +120,9 @@ GGML_API void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, s
 #define DQRELO_MANY 0.5f
 
 // Lets a MATMUL op compute the base's product itself: dst = W x + the delta, and y is no longer a source. With that the signs can be added
-// to W once for many rows of one delta, those with DQRELO_MANY, instead of being multiplied with each row. The CPU has it; other backends
-// take ops with y.
-//   w       W, 2-D, [n_in, n_out], in the host's memory, in ggml's own layout of a type that ggml can dequantise
+// to W once for many rows of one delta, those with DQRELO_MANY, instead of being multiplied with each row. The CPU and CUDA have it.
+//   w       W, 2-D, [n_in, n_out], in the backend's memory, in ggml's own layout; on the CPU of a type that ggml can dequantise, on CUDA
+//           F32, F16, BF16, Q8_0 or Q4_0
 // dst and x are matrices.
 GGML_API void ggml_dqrelo_fold(struct ggml_tensor * dst, struct ggml_tensor * w);
 

@@ -1,7 +1,7 @@
 // op-device.h: runs one op DQRELO with everything that it reads in the memory of a device, as a delta and its tables are.
 #pragma once
 
-#include "op-case.h"
+#include "fold-case.h"
 
 #include "../../../ggml_ops/cpu/stack.h"
 
@@ -18,13 +18,26 @@ public:
 
     // Returns whether the device has the operator for this case.
     bool supports(const op_case & c) {
-        place(c);
+        place(c, [&](ggml_context * host) { return c.build(host); });
         return ggml_backend_dev_supports_op(dev, node);
     }
 
     // Computes the case into c.out.
     void run(op_case & c) {
-        place(c);
+        place(c, [&](ggml_context * host) { return c.build(host); });
+        compute(c);
+    }
+
+    // Computes an op that has the base's product in it into f.c.out.
+    void run(fold_case & f) {
+        place(f.c, [&](ggml_context * host) { return f.build(host); });
+        compute(f.c);
+    }
+
+private:
+    static constexpr size_t ALIGNMENT = 64; // Weights lie in a delta file at multiples of it.
+
+    void compute(op_case & c) {
         ggml_cgraph * graph = ggml_new_graph(ctx.get());
         ggml_build_forward_expand(graph, node);
         ggml_backend_graph_compute(backend.get(), graph);
@@ -34,21 +47,24 @@ public:
         }
     }
 
-private:
-    static constexpr size_t ALIGNMENT = 64; // Weights lie in a delta file at multiples of it.
-
-    // Takes over the tensors that c.build makes in the host's memory, views as views.
-    void place(const op_case & c) {
+    // Takes over the tensors that `build` makes in the host's memory, views as views.
+    template <typename F>
+    void place(const op_case & c, F build) {
         host.reset(ggml_init({ (size_t) 64 << 20, nullptr, false }));
         ctx.reset(ggml_init({ 32 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
         roots.clear();
-        const ggml_tensor * built = c.build(host.get());
+        const ggml_tensor * built = build(host.get());
+        ggml_tensor *       w     = ggml_dqrelo_base_weight(built);
         ggml_tensor *       src[5];
         for (int i = 0; i < 5; i++) {
             src[i] = built->src[i] ? twin(built->src[i]) : nullptr;
         }
         ggml_tensor * packs = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I8, (int64_t) pack(c, nullptr, nullptr) + 1);
-        node                = ggml_dqrelo(ctx.get(), c.form, src[0], src[1], src[4], src[2], src[3], c.stride.data());
+        ggml_tensor * y     = w ? ggml_new_tensor(ctx.get(), GGML_TYPE_F32, GGML_MAX_DIMS, built->ne) : src[0];
+        node                = ggml_dqrelo(ctx.get(), c.form, y, src[1], src[4], src[2], src[3], c.stride.data());
+        if (w) {
+            ggml_dqrelo_fold(node, twin(w));
+        }
         buffer.reset(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_dev_buffer_type(dev)));
         for (const auto & [from, to] : roots) {
             if (ggml_nbytes(from) > 0) {
