@@ -16,6 +16,12 @@ namespace dqrelo {
 
 namespace {
 
+// Returns whether the environment has DQRELO_FOLD=value.
+bool is_set(const char * value) {
+    static const char * given = getenv("DQRELO_FOLD");
+    return given && strcmp(given, value) == 0;
+}
+
 // Returns whether the operator multiplies with weights of the type faster than ggml and the delta's own products take together. ggml
 // multiplies those of fewer bits by integer instructions that no product in F32 comes near (docs/operator.md).
 bool has_fold(ggml_type type) {
@@ -35,6 +41,12 @@ bool is_plain_product(const weight_read & read) {
     }
     return node->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(node, 1) == 0 && node->ne[1] >= ggml_dqrelo_fold_tokens(w, 1) &&
            ggml_is_matrix(node) && ggml_is_matrix(w) && ggml_is_matrix(read.x);
+}
+
+// The same of a GPU's operator, which rounds to F16 and has no experts.
+bool has_device_fold(const weight_read & read) {
+    const ggml_type type = read.weight->type;
+    return read.node->op == GGML_OP_MUL_MAT && (type == GGML_TYPE_F16 || type == GGML_TYPE_BF16);
 }
 
 } // namespace
@@ -127,18 +139,20 @@ bool graph_rewriter::carries(const weight_read & read, std::string & problem) co
     return why.empty();
 }
 
-// The operator may compute the base's product itself, for many rows, where it would be ggml's plain product on the CPU: of a weight in its
-// own layout, with no other device that takes large products off the CPU, and no one who watches the graph's nodes.
+// The operator may compute the base's product itself, for many rows, where it would be ggml's plain product, and no one watches the graph's
+// nodes. On the CPU that is a weight in its own layout, with no other device that takes large products off the CPU. On GPUs, none of which
+// has ever run it, it has to be asked for.
 bool graph_rewriter::can_fold(const weight_read & read) const {
-    static const bool is_off = [] {
-        const char * value = getenv("DQRELO_FOLD");
-        return value && strcmp(value, "0") == 0;
-    }();
     const ggml_tensor * node = read.node;
     const ggml_tensor * w    = read.weight;
-    return !is_off && is_plain_product(read) && ggml_nrows(node) <= DQRELO_FOLD_MAX_ROWS && merged.count(read.x) == 0 &&
-           has_fold(w->type) && w->buffer && ggml_backend_buffer_is_host(w->buffer) &&
-           ggml_backend_sched_get_n_backends(graph.params.sched) == 1 && !graph.params.cparams.cb_eval;
+    if (is_set("0") || !is_plain_product(read) || ggml_nrows(node) > DQRELO_FOLD_MAX_ROWS || merged.count(read.x) > 0 || !w->buffer ||
+        graph.params.cparams.cb_eval) {
+        return false;
+    }
+    if (placement_of(w).how == method::fused) {
+        return is_set("1") && has_device_fold(read);
+    }
+    return has_fold(w->type) && ggml_backend_buffer_is_host(w->buffer) && ggml_backend_sched_get_n_backends(graph.params.sched) == 1;
 }
 
 // The node's op moves to a new node.

@@ -26,6 +26,10 @@ struct dqrelo_cuda_op {
     int32_t x_ne1;     // MATMUL_ID: 1 if all experts of a token read one row
     int32_t stride[3]; // Leads from a row's position to its token.
     int64_t dst_nb[3], y_nb[3], x_nb[3], ids_nb[3];
+    // MATMUL that computes the base's product, too: W, of a type of values.cuh; NULL where y is that product. With it, y is dst.
+    const void * w;
+    int64_t      w_row_bytes;
+    int32_t      w_type; // enum ggml_type
 };
 
 struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst);

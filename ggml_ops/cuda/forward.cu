@@ -8,7 +8,7 @@ static bool is_matmul(const dqrelo_cuda_op & op) {
 }
 
 static bool has_few_rows(const dqrelo_cuda_op & op) {
-    return dqrelo_cuda_n_rows(&op) <= DQRELO_CUDA_FEW_ROWS;
+    return dqrelo_cuda_n_rows(&op) <= DQRELO_CUDA_FEW_ROWS && !op.w;
 }
 
 size_t dqrelo_cuda_work_bytes(const struct dqrelo_cuda_op * op) {

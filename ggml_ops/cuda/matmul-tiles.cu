@@ -33,6 +33,7 @@ struct tiles_work {
     float *         bx;    // rows of t_stride: B (c . x)
     quantized_row * z_quantized;
     int8_t *        zq; // rows of zq_bytes
+    void *          fold;
     int32_t         n_rows, q_bytes, t_stride, zq_bytes;
     float           q_max;
 };
@@ -49,9 +50,10 @@ static __device__ void prepare_row(const dqrelo_cuda_op & op, const tiles_work &
     if (key == BASE_ROW) {
         return;
     }
-    const matrix_ref matrix = matrix_of_key(op, key);
-    const float *    x      = x_row(op, row);
-    if (has_signs(*matrix.e) && quantized_row_of(op, *matrix.e, row) == row) {
+    const matrix_ref matrix    = matrix_of_key(op, key);
+    const float *    x         = x_row(op, row);
+    const bool       quantizes = has_signs(*matrix.e) && ((key & FOLDED) == 0 || matrix.e->n_codes > 0);
+    if (quantizes && quantized_row_of(op, *matrix.e, row) == row) {
         quantize_row(activation_row{ x, matrix.cscale() }, op.n_in, work.q_max, work.q + (int64_t) row * work.q_bytes,
                      work.quantized + row);
     }
@@ -261,12 +263,14 @@ static __global__ void __launch_bounds__(N_THREADS, 8) quantize_codes(const dqre
 // output features
 //
 
-// Computes the delta of the rows of `range`.
+// Computes the delta of the rows of `range`; with FOLD, what is left of it where it is folded.
+template <bool FOLD>
 static __device__ __forceinline__ void delta_tile(tile_memory & memory, const dqrelo_cuda_op & op, const tiles_work & work,
                                                   const tile_rows & rows, const matrix_ref & matrix, int i0, const tile_range & range,
                                                   float delta[N_TILES][4]) {
     const dqrelo_entry & e = *matrix.e;
-    for (int p = 0; p < e.n_planes + (e.n_codes > 0 ? 1 : 0); p++) { // the codes of A are a plane more
+    for (int p = FOLD && (rows.key[range.begin] & FOLDED) ? e.n_planes : 0; p < e.n_planes + (e.n_codes > 0 ? 1 : 0);
+         p++) { // the codes of A are a plane more
         const bool codes = p == e.n_planes;
         const auto q_row = [&](int r) { return codes ? rows.row[r] : quantized_row_of(op, e, rows.row[r]); };
 
@@ -301,7 +305,8 @@ static __device__ __forceinline__ void delta_tile(tile_memory & memory, const dq
     }
 }
 
-static __global__ void __launch_bounds__(N_THREADS, APPLY_BLOCKS) apply_tiles(const dqrelo_cuda_op op, const tiles_work work) {
+template <bool FOLD>
+static __global__ void __launch_bounds__(N_THREADS, FOLD ? 3 : APPLY_BLOCKS) apply_tiles(const dqrelo_cuda_op op, const tiles_work work) {
     __shared__ tile_memory memory;
     __shared__ tile_rows   rows;
     const int              i0 = (int) blockIdx.x * TILE_OUTPUTS;
@@ -311,7 +316,7 @@ static __global__ void __launch_bounds__(N_THREADS, APPLY_BLOCKS) apply_tiles(co
         const uint32_t key               = rows.key[range.begin];
         float          delta[N_TILES][4] = {};
         if (key != BASE_ROW) {
-            delta_tile(memory, op, work, rows, matrix_of_key(op, key), i0, range, delta);
+            delta_tile<FOLD>(memory, op, work, rows, matrix_of_key<FOLD>(op, key), i0, range, delta);
         } else if (op.dst == op.y) {
             continue;
         }
@@ -357,6 +362,7 @@ static tiles_work lay_out(const dqrelo_cuda_op & op, void * memory, int64_t * n_
     work.bx          = (float *) take((int64_t) work.t_stride * (int64_t) sizeof(*work.bx));
     work.z_quantized = (quantized_row *) take(sizeof(*work.z_quantized));
     work.zq          = (int8_t *) take(work.zq_bytes);
+    work.fold        = take(dqrelo_cuda_fold_row_bytes(op));
     *n_bytes         = used;
     return work;
 }
@@ -375,8 +381,15 @@ cudaError_t dqrelo_cuda_matmul_tiles(const dqrelo_cuda_op & op, void * memory, c
     const unsigned   n_sort    = op.sorted_tokens ? 0 : (n_rows + SORT_ROWS - 1) / SORT_ROWS;
     const dim3       tiles(((unsigned) op.n_out + TILE_OUTPUTS - 1) / TILE_OUTPUTS, row_tiles);
     prepare_rows<<<n_sort + n_rows, N_THREADS, 0, stream>>>(op, work, (int32_t) n_sort);
+    if (op.w) {
+        dqrelo_cuda_fold(op, work.sorted, work.fold, stream);
+    }
     factor_tiles<<<dim3(RANK_BLOCKS + CODE_BLOCKS, row_tiles), N_THREADS, 0, stream>>>(op, work); // ranks are known on the device only
     quantize_codes<<<n_rows, N_THREADS, 0, stream>>>(op, work);
-    apply_tiles<<<tiles, N_THREADS, 0, stream>>>(op, work);
+    if (op.w) {
+        apply_tiles<true><<<tiles, N_THREADS, 0, stream>>>(op, work);
+    } else {
+        apply_tiles<false><<<tiles, N_THREADS, 0, stream>>>(op, work);
+    }
     return cudaGetLastError();
 }

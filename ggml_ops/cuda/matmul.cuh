@@ -33,3 +33,8 @@ cudaError_t dqrelo_cuda_matmul_rows(const dqrelo_cuda_op & op, void * memory, in
 // For many rows, on tensor cores.
 size_t      dqrelo_cuda_matmul_tiles_bytes(const dqrelo_cuda_op & op);
 cudaError_t dqrelo_cuda_matmul_tiles(const dqrelo_cuda_op & op, void * memory, cudaStream_t stream);
+
+// The part of it that computes the base's product of an op that has W, with the signs of folded rows in it. `memory` has
+// dqrelo_cuda_fold_row_bytes a row; `sorted` lists the rows in their order and is not read where the op has sorted tokens.
+int64_t dqrelo_cuda_fold_row_bytes(const dqrelo_cuda_op & op);
+void    dqrelo_cuda_fold(const dqrelo_cuda_op & op, const int32_t * sorted, void * memory, cudaStream_t stream);

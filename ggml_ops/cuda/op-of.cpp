@@ -30,7 +30,8 @@ static void set_sorted_tokens(dqrelo_cuda_op & op, const ggml_tensor * tokens) {
 }
 
 struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst) {
-    const ggml_tensor * y   = dst->src[0];
+    const ggml_tensor * w   = ggml_dqrelo_base_weight(dst);
+    const ggml_tensor * y   = w ? dst : dst->src[0];
     const ggml_tensor * x   = dst->src[1];
     const ggml_tensor * ids = dst->src[4];
     dqrelo_cuda_op      op  = {};
@@ -48,6 +49,11 @@ struct dqrelo_cuda_op dqrelo_cuda_op_of(const struct ggml_tensor * dst) {
     for (int i = 0; i < 3; i++) {
         op.ne[i]     = (int32_t) dst->ne[i + 1];
         op.stride[i] = ggml_dqrelo_stride(dst)[i];
+    }
+    if (w) {
+        op.w           = w->data;
+        op.w_row_bytes = (int64_t) w->nb[1];
+        op.w_type      = w->type;
     }
     set_sorted_tokens(op, dst->src[3]);
     copy_strides(dst, 1, sizeof(float), op.dst_nb);

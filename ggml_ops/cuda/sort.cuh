@@ -8,7 +8,17 @@
 
 static constexpr int      SORT_ROWS = WARP;       // rows that a block finds the places of
 static constexpr int      SORT_KEYS = 2048;       // keys that a block compares with at once
-static constexpr uint32_t BASE_ROW  = 0xffff0000; // A row without a delta has this key, behind all others.
+static constexpr uint32_t BASE_ROW  = 0xffff0000; // A row to which nothing is to be added has this key, behind all others.
+static constexpr uint32_t FOLDED    = 0x80000000; // is set in the key of a row whose planes are in y already (fold.cu)
+
+// Returns whether the op folds a row's planes, or dense or sparse part, into W: a row of a long sequence, of an op that has W.
+static __device__ __forceinline__ bool is_folded(const dqrelo_cuda_op & op, const dqrelo_entry & e, int32_t row) {
+    if (!op.w || (e.n_planes == 0 && !e.dense && !e.entries)) {
+        return false;
+    }
+    const float delta = token_of(op, position_of(op, row))[0];
+    return delta != (float) (int32_t) delta; // The fraction is the length, in steps of DQRELO_FOLD_ROWS, which are enough.
+}
 
 static __device__ __forceinline__ uint32_t key_of(const dqrelo_cuda_op & op, int32_t delta, int32_t row) {
     const dqrelo_entry * e = entry_of_delta(op, delta);
@@ -17,21 +27,27 @@ static __device__ __forceinline__ uint32_t key_of(const dqrelo_cuda_op & op, int
     }
     check_matrix(op, *e);
     const int32_t matrix = matrix_of(op, *e, position_of(op, row));
-    check(delta < 0xffff && matrix < 0x10000);
-    return (uint32_t) delta << 16 | (uint32_t) matrix;
+    check(delta < 0x7fff && matrix < 0x10000);
+    const uint32_t key = (uint32_t) delta << 16 | (uint32_t) matrix;
+    if (!is_folded(op, *e, row)) {
+        return key;
+    }
+    return e->rank == 0 && e->n_codes == 0 ? BASE_ROW : key | FOLDED;
 }
 
 static __device__ __forceinline__ uint32_t key_of_row(const dqrelo_cuda_op & op, int32_t row) {
     return key_of(op, delta_of(token_of(op, position_of(op, row))), row);
 }
 
+// Without FOLD no key is marked as FOLDED, and a register is saved.
+template <bool FOLD = true>
 static __device__ __forceinline__ matrix_ref matrix_of_key(const dqrelo_cuda_op & op, uint32_t key) {
-    return { op.table + (key >> 16), (int32_t) (key & 0xffff) };
+    return { op.table + ((FOLD ? key & ~FOLDED : key) >> 16), (int32_t) (key & 0xffff) };
 }
 
 // Finds the places of SORT_ROWS rows from row0 on, which are the numbers of rows that come before them. A lane counts for one row, each
 // warp among a quarter of the keys.
-static __device__ void sort_rows(const dqrelo_cuda_op & op, int32_t n_rows, int32_t row0, int32_t * sorted) {
+static __device__ inline void sort_rows(const dqrelo_cuda_op & op, int32_t n_rows, int32_t row0, int32_t * sorted) {
     __shared__ uint32_t keys[SORT_KEYS];
     __shared__ int32_t  counts[N_WARPS][SORT_ROWS];
     const int           warp  = (int) threadIdx.x / WARP;
@@ -84,24 +100,29 @@ struct tile_range {
     int32_t begin, end;
 };
 
-// Loads the rows of a tile, with all threads of a block. `sorted` is not read where the op has sorted tokens.
+struct placed_row {
+    int32_t row, delta;
+};
+
+// Returns the row at a place of the order. `sorted` is not read where the op has sorted tokens.
+static __device__ __forceinline__ placed_row row_at(const dqrelo_cuda_op & op, const int32_t * sorted, int32_t place) {
+    if (!op.sorted_tokens) {
+        return { sorted[place], delta_of(token_of(op, position_of(op, sorted[place]))) };
+    }
+    const int32_t token = place / op.rows_per_token % op.n_tokens;
+    return { place + op.rows_per_token * ((int32_t) op.sorted_tokens[2 * token] - token), (int32_t) op.sorted_tokens[2 * token + 1] };
+}
+
+// Loads the rows of a tile, with all threads of a block.
 static __device__ __forceinline__ void load_tile_rows(const dqrelo_cuda_op & op, int32_t n_rows, const int32_t * sorted, int32_t place0,
                                                       tile_rows & rows) {
     const int     lane  = (int) threadIdx.x;
     const int32_t place = place0 + lane;
     if (lane < TILE_ROWS && place < n_rows) {
-        int32_t row, delta;
-        if (op.sorted_tokens) {
-            const int32_t token = place / op.rows_per_token % op.n_tokens;
-            row                 = place + op.rows_per_token * ((int32_t) op.sorted_tokens[2 * token] - token);
-            delta               = (int32_t) op.sorted_tokens[2 * token + 1];
-        } else {
-            row   = sorted[place];
-            delta = delta_of(token_of(op, position_of(op, row)));
-        }
-        rows.row[lane]   = row;
-        rows.key[lane]   = key_of(op, delta, row);
-        rows.scale[lane] = token_of(op, position_of(op, row))[1];
+        const placed_row at = row_at(op, sorted, place);
+        rows.row[lane]      = at.row;
+        rows.key[lane]      = key_of(op, at.delta, at.row);
+        rows.scale[lane]    = token_of(op, position_of(op, at.row))[1];
     }
     if (lane == 0) {
         rows.n = min(TILE_ROWS, n_rows - place0);

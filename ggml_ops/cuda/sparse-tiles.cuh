@@ -9,19 +9,20 @@ struct sparse_cursor {
     int at   = 0; // the next entry
     int left = 0; // of lists: entries from there on in this block
 
-    // Puts the entries in columns j0 to j0 + DEPTH - 1 into column `feature` of a tile of zeros.
-    __device__ __forceinline__ void fill(const sparse_row & row, int j0, tile_memory & memory, int feature) {
+    // Calls put(column - j0, value) with the entries in columns j0 to j0 + DEPTH - 1.
+    template <typename F>
+    __device__ __forceinline__ void fill(const sparse_row & row, int j0, F put) {
         static_assert(DEPTH == 32 && DQRELO_SPARSE_BLOCK % DEPTH == 0, "a piece is a word of a mask, and a part of one block");
         if (row.e->mask) {
             for (uint32_t word = row.mask_word(j0 / 32); word; word &= word - 1) {
-                memory.floats.a[__ffs((int) word) - 1][feature] = row.value(at++);
+                put(__ffs((int) word) - 1, row.value(at++));
             }
             return;
         }
         const int begin = j0 % DQRELO_SPARSE_BLOCK;
         left            = begin == 0 ? row.counts()[j0 / DQRELO_SPARSE_BLOCK] : left;
         for (; left > 0 && row.e->column[at] < begin + DEPTH; left--) {
-            memory.floats.a[row.e->column[at] - begin][feature] = row.value(at);
+            put(row.e->column[at] - begin, row.value(at));
             at++;
         }
     }
@@ -46,7 +47,7 @@ static __device__ __forceinline__ void add_sparse_tile(tile_memory & memory, con
         load_float_rows(memory, n, range, b_row, j0);
         __syncthreads();
         if (fills) {
-            cursor.fill(row, j0, memory, feature);
+            cursor.fill(row, j0, [&](int column, float value) { memory.floats.a[column][feature] = value; });
         }
         __syncthreads();
         multiply_floats(memory, sum);

@@ -4,6 +4,7 @@
 //   test-op-cuda          everything
 //   test-op-cuda small    what the sanitizers can do in seconds
 
+#include "emulated-node.h"
 #include "support/check.h"
 #include "support/op-cases.h"
 
@@ -11,20 +12,8 @@
 #include "matmul.cuh"
 
 #include <cmath>
-#include <cstdlib>
-#include <memory>
 
 static constexpr int N_SM = 2; // With so few, blocks take several units of work each.
-
-struct heap_block {
-    void * data;
-    explicit heap_block(size_t n_bytes) : data(malloc(n_bytes)) {
-        memset(data, 0x7B, n_bytes);
-    } // As integers and as floats these bytes are far above all that is right.
-    ~heap_block() { free(data); }
-    heap_block(const heap_block &)             = delete;
-    heap_block & operator=(const heap_block &) = delete;
-};
 
 // Who runs a node: the op's own choice, or one of the two kernels for matrices; that for many rows with the tokens' order, or sorting them
 // itself.
@@ -52,30 +41,11 @@ static void forward(const ggml_tensor * dst, kernel which) {
     }
 }
 
-// Runs a node. Its tensors move to memory of exactly their size, so that a sanitizer sees an access behind them.
-static void run_node(ggml_tensor * dst, kernel which) {
-    std::vector<std::unique_ptr<heap_block>> blocks;
-    for (int i = -1; i < 5; i++) {
-        ggml_tensor * t = i < 0 ? dst : dst->src[i];
-        if (t) {
-            blocks.push_back(std::make_unique<heap_block>(ggml_nbytes(t)));
-            if (i >= 0) {
-                memcpy(blocks.back()->data, t->data, ggml_nbytes(t));
-            }
-            t->data = blocks.back()->data;
-        }
-    }
-    forward(dst, which);
-    void * kept = malloc(ggml_nbytes(dst)); // The blocks end here.
-    memcpy(kept, dst->data, ggml_nbytes(dst));
-    dst->data = kept;
-}
-
 static void run(op_case & c, kernel which) {
     ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
     c.sorted           = which != SORTED_TILES;
     ggml_tensor * dst  = c.build(ctx);
-    run_node(dst, which);
+    run_node(dst, [&] { forward(dst, which); });
     c.out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
     free(dst->data);
     ggml_free(ctx);

@@ -174,6 +174,13 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     performance.add_argument(
         "-t", "--threads", metavar="N", type=int, help="threads; the result does not depend on it (default: all cores)"
     )
+    performance.add_argument(
+        "--device",
+        metavar="cpu|cuda[:N]",
+        default="cpu",
+        help="what compresses; a GPU needs a CUDA build of torch, may give other bytes, and has never been tried "
+        "(default: %(default)s)",
+    )
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -203,6 +210,7 @@ def _convert(args: argparse.Namespace) -> None:
         save_calibration=args.save_calibration,
         n_threads=args.threads,
         resume=args.resume,
+        device=args.device,
     )
     options = _options(args)
     target = _push_target(args, options)

@@ -118,7 +118,7 @@ class _Fit:
     def in_turn(self, factors: SignFactors, column_scales: torch.Tensor | None, max_rounds: int) -> Compressed:
         """Codes factors and planes in turn, and keeps the round of the least error."""
         D, blocks, metric = self.D, self.blocks, self.metric
-        columns = torch.ones(D.shape[1]) if column_scales is None else column_scales
+        columns = D.new_ones(D.shape[1]) if column_scales is None else column_scales
         best, least = None, math.inf
         target = D if self.n_planes == 0 else D.clone()  # what the factors shall be: D without the planes
         for _ in range(max_rounds):

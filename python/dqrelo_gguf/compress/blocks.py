@@ -11,13 +11,17 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Final, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from dqrelo_gguf.compress.allocator import bound_freed_memory
 
 T = TypeVar("T")
+
+CPU: Final = torch.device("cpu")
 
 # Rows a block of a product has: large enough for the BLAS to reach its speed, small enough to feed many threads.
 BLOCK_ROWS = 256
@@ -32,16 +36,22 @@ class Blocks:
 
     Args:
         n_threads: how many threads work; the results do not depend on it.
+        device: where the matrices lie. Every function here and in the modules that use it makes its tensors where its input lies.
     """
 
-    def __init__(self, n_threads: int) -> None:
+    def __init__(self, n_threads: int, device: torch.device = CPU) -> None:
         self.n_threads = n_threads
+        self.device = device
         self._pool = ThreadPoolExecutor(n_threads) if n_threads > 1 else None
 
     def close(self) -> None:
         """Stop the threads."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+    def place(self, array: npt.NDArray[np.float32]) -> torch.Tensor:
+        """An array on the device; on the CPU it shares the memory."""
+        return torch.from_numpy(array).to(self.device)
 
     def run(self, fn: Callable[[slice], T], slices: list[slice]) -> list[T]:
         """The results of `fn` on each slice, in order."""
@@ -51,7 +61,7 @@ class Blocks:
 
     def matmul(self, A: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
         """A X for A (n, m), which may be a transposed view, and X (m, k); all float32. Returns (n, k)."""
-        out = torch.empty((A.shape[0], X.shape[1]), dtype=A.dtype)
+        out = A.new_empty((A.shape[0], X.shape[1]))
         self.run(lambda s: torch.mm(A[s], X, out=out[s]), slices_of(A.shape[0], BLOCK_ROWS))
         return out
 
@@ -61,7 +71,7 @@ class Blocks:
         The upper half is computed, a strip of rows at a time, and copied to the lower one.
         """
         k = B.shape[1]
-        total = torch.zeros((k, k), dtype=torch.float64)
+        total = B.new_zeros((k, k), dtype=torch.float64)
         strips = slices_of(k, BLOCK_ROWS)
 
         def upper(own: slice) -> None:
@@ -98,7 +108,7 @@ def n_cores() -> int:
 
 
 @contextmanager
-def open_blocks(n_threads: int | None = None) -> Iterator[Blocks]:
+def open_blocks(n_threads: int | None = None, device: torch.device = CPU) -> Iterator[Blocks]:
     """A `Blocks` with `n_threads` threads (default: the cores that this process may use), torch itself held to one.
 
     Torch's own threads would split the sums inside a block. The process's allocator is set, so that memory that was freed
@@ -107,7 +117,7 @@ def open_blocks(n_threads: int | None = None) -> Iterator[Blocks]:
     bound_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    blocks = Blocks(n_threads or n_cores())
+    blocks = Blocks(n_threads or n_cores(), device)
     try:
         yield blocks
     finally:

@@ -113,12 +113,12 @@ def _upper_half(scales: torch.Tensor) -> _Levels:
 
 def _gaussian_scales(X: torch.Tensor, n_planes: int) -> torch.Tensor:
     rms = X.square().mean(dim=1, keepdim=True).sqrt()
-    return rms * (_GAUSSIAN_STEP[n_planes - 1] / 2 * 2.0 ** torch.arange(n_planes))
+    return rms * (_GAUSSIAN_STEP[n_planes - 1] / 2 * 2.0 ** torch.arange(n_planes, device=X.device))
 
 
-def _sign_table(n_planes: int) -> torch.Tensor:
+def _sign_table(n_planes: int, device: torch.device) -> torch.Tensor:
     """(2^b, b): the signs of every code."""
-    bits = torch.arange(2**n_planes)[:, None] >> torch.arange(n_planes)
+    bits = torch.arange(2**n_planes, device=device)[:, None] >> torch.arange(n_planes, device=device)
     return (2 * (bits & 1) - 1).float()
 
 
@@ -128,7 +128,7 @@ def levels_of(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     Returns:
         The values in ascending order (k, 2^b), the middles between them (k, 2^b - 1), and the values' codes (k, 2^b).
     """
-    levels, codes = (scales @ _sign_table(scales.shape[1]).T).sort(dim=1)
+    levels, codes = (scales @ _sign_table(scales.shape[1], scales.device).T).sort(dim=1)
     return levels, ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous(), codes
 
 
@@ -137,7 +137,7 @@ def places(middles: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
 
     What torch.searchsorted finds, several times faster: the middles are halved b times.
     """
-    found = torch.zeros(X.shape, dtype=torch.int64)
+    found = X.new_zeros(X.shape, dtype=torch.int64)
     half = (middles.shape[1] + 1) // 2
     while half > 0:
         found += (torch.gather(middles, 1, found + (half - 1)) < X) * half
@@ -172,16 +172,16 @@ def _sums(magnitudes: torch.Tensor, middles: torch.Tensor) -> tuple[torch.Tensor
     k, n = magnitudes.shape
     n_levels = middles.shape[1] + 1
     if n_levels - 1 > _MOST_COMPARED:
-        flat = (places(middles, magnitudes) + torch.arange(k)[:, None] * n_levels).view(-1)
+        flat = (places(middles, magnitudes) + torch.arange(k, device=magnitudes.device)[:, None] * n_levels).view(-1)
         count = torch.bincount(flat, minlength=k * n_levels)
         total = torch.bincount(flat, weights=magnitudes.view(-1), minlength=k * n_levels)
         return count.view(k, n_levels).float(), total.view(k, n_levels).float()
-    counts, totals = [torch.full((k,), float(n))], [magnitudes.sum(dim=1)]
+    counts, totals = [magnitudes.new_full((k,), float(n))], [magnitudes.sum(dim=1)]
     for is_above in _above(magnitudes, middles):
         weights = is_above.float()
         counts.append(weights.sum(dim=1))
         totals.append(torch.linalg.vecdot(magnitudes, weights))
-    none = torch.zeros(k)
+    none = magnitudes.new_zeros(k)
     count, total = (-torch.stack([*sums, none]).diff(dim=0).T for sums in (counts, totals))
     return count, total
 
@@ -190,11 +190,12 @@ def _least_squares(magnitudes: torch.Tensor, levels: _Levels, n_planes: int) -> 
     """The scales (k, b) that fit each row best with the signs that its elements have now."""
     # A row enters the equations by how many elements have a code, and by their sum.
     count, total = _sums(magnitudes, levels.middles)
-    signs = _sign_table(n_planes)[levels.codes]  # (k, 2^(b-1), b)
+    signs = _sign_table(n_planes, magnitudes.device)[levels.codes]  # (k, 2^(b-1), b)
     left = torch.einsum("kl,klp,klq->kpq", count, signs, signs)
     right = torch.einsum("kl,klp->kp", total, signs)
     # Two planes with equal signs share their scale: the ridge makes the equations solvable.
-    scales: torch.Tensor = torch.linalg.solve(left + 1e-6 * magnitudes.shape[1] * torch.eye(n_planes), right)
+    ridge = 1e-6 * magnitudes.shape[1] * torch.eye(n_planes, device=magnitudes.device)
+    scales: torch.Tensor = torch.linalg.solve(left + ridge, right)
     return scales
 
 

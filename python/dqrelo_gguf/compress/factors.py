@@ -32,7 +32,7 @@ def row_bytes(type_name: str, n: int) -> int:
 
 def store_factor(factor: torch.Tensor, type_name: str) -> npt.NDArray[np.generic]:
     """A float32 matrix (rows, cols) in its storage type: (rows, cols) for F16 and F32, (rows, row bytes) otherwise."""
-    values = factor.contiguous().numpy()
+    values = factor.contiguous().cpu().numpy()
     with np.errstate(over="ignore"):  # The caller finds an overflow, and names it.
         stored: npt.NDArray[np.generic] = gguf.quants.quantize(values, type_of(type_name))
     return stored

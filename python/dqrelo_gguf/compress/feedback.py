@@ -46,12 +46,14 @@ def shape_rows(
 def _scales(X: torch.Tensor, codes: torch.Tensor, n_planes: int, metric: Metric) -> torch.Tensor:
     """The scales (k, b) of least squares under the metric for codes (k, n), exact in BF16."""
     k, n = X.shape
-    signs = (((codes[:, None, :] >> torch.arange(n_planes)[None, :, None]) & 1) * 2.0 - 1).float()  # (k, b, n)
+    planes = torch.arange(n_planes, device=X.device)[None, :, None]
+    signs = (((codes[:, None, :] >> planes) & 1) * 2.0 - 1).float()  # (k, b, n)
     weighed = (signs.view(k * n_planes, n) @ metric.H).view(k, n_planes, n)
     left = torch.einsum("kpn,kqn->kpq", weighed, signs)
     right = torch.einsum("kpn,kn->kp", weighed, X)
     # Two planes with equal signs share their scale: the ridge makes the equations solvable.
-    scales: torch.Tensor = torch.linalg.solve(left + 1e-6 * n * torch.eye(n_planes), right)
+    ridge = 1e-6 * n * torch.eye(n_planes, device=X.device)
+    scales: torch.Tensor = torch.linalg.solve(left + ridge, right)
     return scales.bfloat16().float()
 
 
@@ -62,14 +64,14 @@ def _shape(
     k, n = X.shape
     n_levels = max(1 << own.shape[1] for own in scales)
     # Rows of fewer planes have fewer values: the rest of their places lies behind every number.
-    levels = torch.zeros((k, n_levels))
-    middles = torch.full((k, n_levels - 1), torch.inf)
-    code_of = torch.zeros((k, n_levels), dtype=torch.uint8)
+    levels = X.new_zeros((k, n_levels))
+    middles = X.new_full((k, n_levels - 1), torch.inf)
+    code_of = X.new_zeros((k, n_levels), dtype=torch.uint8)
     for s, own in zip(rows, scales, strict=True):
         m = 1 << own.shape[1]
         levels[s, :m], middles[s, : m - 1], order = levels_of(own)
         code_of[s, :m] = order.to(torch.uint8)
-    values, codes = torch.empty((k, n)), torch.empty((k, n), dtype=torch.uint8)
+    values, codes = X.new_empty((k, n)), X.new_empty((k, n), dtype=torch.uint8)
 
     def step(s: slice) -> None:
         place, values[s] = _feed_back(X[s], levels[s], middles[s], metric)
@@ -85,12 +87,12 @@ def _feed_back(
     """The place of each number's value among its row's levels, and the values; both (k, n)."""
     k, n = X.shape
     wanted = X.T[metric.sequence].contiguous()  # (n, k), a column a row
-    place = torch.empty((n, k), dtype=torch.int64)
-    found = torch.empty((n, k))
+    place = X.new_empty((n, k), dtype=torch.int64)
+    found = X.new_empty((n, k))
     for begin in range(0, n, BLOCK_COLUMNS):
         end = min(begin + BLOCK_COLUMNS, n)
         own, share = wanted[begin:end], metric.feedback[begin:end, begin:end]
-        errors = torch.empty((end - begin, k))
+        errors = X.new_empty((end - begin, k))
         for j in range(end - begin):
             at = torch.searchsorted(middles, own[j, :, None])
             value = torch.gather(levels, 1, at)[:, 0]

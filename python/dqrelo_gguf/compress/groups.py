@@ -85,4 +85,4 @@ def compress(D: torch.Tensor, ranks: tuple[int, ...], blocks: Blocks) -> tuple[S
         The factors, and ||D - D_hat||_F.
     """
     factors = start(leading(D, ranks[0], blocks), ranks, blocks)
-    return factors, distance(D, factors, torch.ones(D.shape[1]), blocks)[0]
+    return factors, distance(D, factors, D.new_ones(D.shape[1]), blocks)[0]

@@ -87,8 +87,9 @@ def _subspace_iteration(A: torch.Tensor, rank: int, blocks: Blocks, seed: int) -
     """
     n, m = A.shape
     k = subspace_width(rank, m)
-    generator = torch.Generator().manual_seed(seed)
-    X = torch.linalg.qr(torch.randn((m, k), generator=generator))[0]
+    # The CPU draws, so that the subspace is the same one on every device.
+    drawn = torch.randn((m, k), generator=torch.Generator().manual_seed(seed)).to(A.device)
+    X = torch.linalg.qr(drawn)[0]
     energy = float(blocks.sum_rows(lambda s: (A[s].float() ** 2).sum(dtype=torch.float64), n, m))
     error_before, shift = energy, 0.0
     for _ in range(MAX_PASSES):

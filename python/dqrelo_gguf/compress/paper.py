@@ -41,9 +41,10 @@ def subtract_signs(D: torch.Tensor, alpha: np.float32, blocks: Blocks) -> npt.ND
 
     def step(s: slice) -> None:
         rows = D[s]
-        bits[s] = pack_signs(rows.numpy())
+        is_positive = rows > 0
+        bits[s] = pack_signs(is_positive.cpu().numpy())
         # This is x - alpha for x > 0, x + alpha otherwise.
-        rows.add_(torch.where(rows > 0, -float(alpha), float(alpha)))
+        rows.add_(torch.where(is_positive, -float(alpha), float(alpha)))
 
     blocks.run(step, row_slices(n_out, n_in))
     return bits

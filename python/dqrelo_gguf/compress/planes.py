@@ -43,15 +43,14 @@ def subtract_planes(R: torch.Tensor, n_planes: int, columns: torch.Tensor, block
         columns: the column scales, (n_in,) float32.
         blocks: the threads to work with.
     """
-    n_out, n_in = R.shape
-    out = _empty(n_planes, n_out, n_in, columns)
+    out = _empty(R, n_planes, columns)
 
     def step(s: slice) -> None:
         coded = code_rows(R[s] / columns, n_planes)
         _put(out, s, coded)
         R[s] -= coded.values * columns
 
-    blocks.run(step, row_slices(n_out, n_in))
+    blocks.run(step, row_slices(*R.shape))
     return out
 
 
@@ -64,9 +63,8 @@ def subtract_shaped_planes(R: torch.Tensor, n_planes: int, metric: Metric, block
         metric: of R's errors.
         blocks: the threads to work with.
     """
-    n_out, n_in = R.shape
-    out = _empty(n_planes, n_out, n_in, None)
-    for s in slices_of(n_out, blocks.n_threads * BLOCK_ROWS):
+    out = _empty(R, n_planes, None)
+    for s in slices_of(R.shape[0], blocks.n_threads * BLOCK_ROWS):
         values = torch.empty_like(R[s])
         rows = slice(0, len(values))
         _put(out, s, shape_rows(R[s], [(rows, n_planes)], metric, values, blocks)[0])
@@ -74,14 +72,15 @@ def subtract_shaped_planes(R: torch.Tensor, n_planes: int, metric: Metric, block
     return out
 
 
-def _empty(n_planes: int, n_out: int, n_in: int, columns: torch.Tensor | None) -> Planes:
+def _empty(R: torch.Tensor, n_planes: int, columns: torch.Tensor | None) -> Planes:
+    n_out, n_in = R.shape
     bits = [np.empty((n_out, n_in // 8), np.uint8) for _ in range(n_planes)]
-    return Planes(bits, torch.empty((n_planes, n_out)), columns)
+    return Planes(bits, R.new_empty((n_planes, n_out)), columns)
 
 
 def _put(out: Planes, rows: slice, coded: Coded) -> None:
     for p, bits in enumerate(out.bits):
-        bits[rows] = pack_signs(((coded.codes >> p) & 1).numpy())
+        bits[rows] = pack_signs(((coded.codes >> p) & 1).cpu().numpy())
     out.row_scales[:, rows] = coded.scales.T
 
 

@@ -39,7 +39,7 @@ def keep_largest(D: torch.Tensor, n_kept: int) -> torch.Tensor:
         D: (n_out, n_in).
         n_kept: at most D has.
     """
-    return _kept(D, largest(D.abs().numpy(), n_kept))
+    return _kept(D, largest(D.abs().cpu().numpy(), n_kept))
 
 
 def keep_active(D: torch.Tensor, norms: torch.Tensor, n_kept: int, blocks: Blocks) -> torch.Tensor:
@@ -57,7 +57,7 @@ def keep_active(D: torch.Tensor, norms: torch.Tensor, n_kept: int, blocks: Block
     columns = np.zeros(D.shape[0], np.intp)  # and its column
 
     def step(s: slice) -> None:
-        scores = (D[s].abs() * norms).numpy()
+        scores = (D[s].abs() * norms).cpu().numpy()
         by_score = np.argsort(-scores, axis=1, kind="stable")
         np.put_along_axis(mask[s], by_score[:, :a_row], True, axis=1)
         if n_more > 0:
@@ -82,7 +82,7 @@ def largest(scores: npt.NDArray[np.float32], n_kept: int) -> npt.NDArray[np.bool
 
 
 def _kept(D: torch.Tensor, mask: npt.NDArray[np.bool_]) -> torch.Tensor:
-    return torch.where(torch.from_numpy(mask), D.half().float(), 0.0)
+    return torch.where(torch.from_numpy(mask).to(D.device), D.half().float(), 0.0)
 
 
 def pruned_bytes(n_kept: int, n_out: int, n_in: int, is_seeded: bool = False) -> int:

@@ -115,7 +115,7 @@ def _shape_b(R: torch.Tensor, factors: SignFactors, metric: Metric, blocks: Bloc
 def _solver(gram: torch.Tensor) -> torch.Tensor:
     """The inverse of a Gram matrix."""
     # Vectors that are all zero, or equal, make the system singular without the ridge.
-    ridge = (1e-6 * gram.diagonal().mean() + 1e-30) * torch.eye(gram.shape[0])
+    ridge = (1e-6 * gram.diagonal().mean() + 1e-30) * torch.eye(gram.shape[0], device=gram.device)
     inverse: torch.Tensor = torch.linalg.inv(gram + ridge)
     return inverse
 
@@ -171,15 +171,15 @@ def distance(
 
 def scales_of(side: Vectors, plane_ranks: Sequence[int]) -> npt.NDArray[np.float32]:
     """The scales (C,) in the order of the codes: plane after plane."""
-    return torch.cat(
-        [torch.cat([p.scales[:, q] for p in _with_plane(side, q)]) for q in range(len(plane_ranks))]
-    ).numpy()
+    planes = [torch.cat([p.scales[:, q] for p in _with_plane(side, q)]) for q in range(len(plane_ranks))]
+    scales: npt.NDArray[np.float32] = torch.cat(planes).cpu().numpy()
+    return scales
 
 
 def bits_of(side: Vectors, plane_ranks: Sequence[int]) -> npt.NDArray[np.uint8]:
     """The signs (C, n) in the order of the codes, 1 for +1 and 0 for -1."""
     planes = [torch.cat([(p.codes >> q) & 1 for p in _with_plane(side, q)]) for q in range(len(plane_ranks))]
-    bits: npt.NDArray[np.uint8] = torch.cat(planes).numpy()
+    bits: npt.NDArray[np.uint8] = torch.cat(planes).cpu().numpy()
     return bits
 
 

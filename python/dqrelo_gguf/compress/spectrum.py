@@ -44,7 +44,7 @@ def singular_values(D: torch.Tensor, blocks: Blocks) -> torch.Tensor:
     """
     B = D if D.shape[1] <= D.shape[0] else D.T
     n = B.shape[1]
-    total = torch.zeros((n, n), dtype=torch.float64)
+    total = D.new_zeros((n, n), dtype=torch.float64)
     for rows in slices_of(B.shape[0], 4 * BLOCK_ROWS):
         X = B[rows].double()
 

@@ -85,7 +85,7 @@ def _subtract_low_rank(
     U, V = truncated_svd(R, rank, blocks, seed=options.seed, method=options.svd)
     u, v = store_factor(U, options.u_type), store_factor(V, options.v_type)
     # What is left is against what the runtime will multiply with.
-    U, V = stored_values(u, options.u_type), stored_values(v, options.v_type)
+    U, V = stored_values(u, options.u_type).to(R.device), stored_values(v, options.v_type).to(R.device)
     if not (bool(torch.isfinite(U).all()) and bool(torch.isfinite(V).all())):
         raise NonFiniteError(f"a factor does not fit {options.u_type}/{options.v_type}. Use --factor-type bf16")
     blocks.run(lambda s: R[s].addmm_(U[s], V, alpha=-1), row_slices(*R.shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,7 +118,7 @@ def measure_weight(
     n_in, n_out, *_ = pair.ne
     matrices = D.reshape(-1, n_out, n_in)
     forms, n_changed = sparse_forms(matrices, blocks)
-    total = sum(energies(torch.from_numpy(matrix), blocks) for matrix in matrices)
+    total = sum(energies(matrix, blocks) for matrix in _placed(matrices, blocks))
     assert isinstance(total, torch.Tensor)
     weight = VOCABULARY_WEIGHT if pair.name in (EMBEDDING, OUTPUT) else 1.0
     calibrated = moments is not None and moments.covers(pair.name)
@@ -126,7 +126,7 @@ def measure_weight(
         n_in,
         n_out,
         len(matrices),
-        total.numpy(),
+        total.cpu().numpy(),
         weight * float(total.sum()) ** -0.5,
         with_column_scales=not calibrated,
         forms=forms,
@@ -139,8 +139,13 @@ def delta_of(pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks) -> 
     return _subtract(tuned.load(pair.tuned_name, blocks), reference, pair.name, blocks)
 
 
+def _placed(matrices: F32, blocks: Blocks) -> Iterator[torch.Tensor]:
+    """The matrices of a weight (n_mat, n_out, n_in) one by one, each where it is worked on; on the CPU they share the memory."""
+    return map(blocks.place, matrices)
+
+
 def _rows(values: F32) -> torch.Tensor:
-    """All rows of a weight as one matrix; shares the memory."""
+    """All rows of a weight as one matrix on the CPU; shares the memory."""
     return torch.from_numpy(values.reshape(-1, values.shape[-1]))
 
 
@@ -173,10 +178,10 @@ def _stages(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     n_in, n_out, *experts = spec.ne
     low_rank = LowRankOptions(spec.u_type.name, spec.v_type.name, options.svd or "randomised", seed_of(spec.name))
     matrices = []
-    for e, matrix in enumerate(D.reshape(-1, n_out, n_in)):
+    for e, matrix in enumerate(_placed(D.reshape(-1, n_out, n_in), means.blocks)):
         own = replace(low_rank, seed=low_rank.seed + e)
         try:
-            matrices.append(compress_stages(torch.from_numpy(matrix), options.row.stages, spec.rank, own, means.blocks))
+            matrices.append(compress_stages(matrix, options.row.stages, spec.rank, own, means.blocks))
         except NonFiniteError as problem:
             raise NonFiniteError(f"{spec.name}: {problem}") from problem
     error = sum(m.error**2 for m in matrices) ** 0.5
@@ -187,8 +192,8 @@ def _groups(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     spec = planned.spec
     n_in, n_out, *experts = spec.ne
     found = [
-        compress_groups(torch.from_numpy(matrix), spec.plane_ranks, means.blocks)
-        for matrix in D.reshape(-1, n_out, n_in)
+        compress_groups(matrix, spec.plane_ranks, means.blocks)
+        for matrix in _placed(D.reshape(-1, n_out, n_in), means.blocks)
     ]
     data = WeightData(sign_factors=_sign_factors([factors for factors, _ in found], bool(experts)))
     return data, sum(error**2 for _, error in found) ** 0.5
@@ -201,13 +206,14 @@ def _pruned(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     matrices = torch.from_numpy(D.reshape(-1, n_out, n_in))
     norms = None if means.inputs is None else means.inputs.input_norms(spec.name, n_in, len(matrices))
     kept = torch.empty_like(matrices)
-    for e, matrix in enumerate(matrices):
+    for e, matrix in enumerate(_placed(matrices.numpy(), means.blocks)):
         if keeps == "random":
             kept[e] = keep_random(matrix, n_kept, seed_of(spec.name) + e)
         elif keeps == "largest":
             kept[e] = keep_largest(matrix, n_kept)
         else:
-            kept[e] = keep_active(matrix, torch.ones(n_in) if norms is None else norms[e], n_kept, means.blocks)
+            own = matrix.new_ones(n_in) if norms is None else norms[e].to(matrix.device)
+            kept[e] = keep_active(matrix, own, n_kept, means.blocks)
     matrices -= kept
     return WeightData(dense=kept.numpy().reshape(D.shape)), norm(_rows(D), means.blocks)
 
@@ -218,11 +224,11 @@ def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     n_in, n_out, *experts = spec.ne
     mix = Mix(spec.n_planes, spec.plane_ranks)
     rows = D.reshape(-1, n_out, n_in)
-    metrics = _metrics(moments, spec.name, rows)
+    metrics = _metrics(moments, spec.name, rows, blocks)
     of_matrices: Sequence[Metric | None] = metrics or [None] * len(rows)
     matrices = [
-        best.compress(torch.from_numpy(matrix), mix, blocks, metric=metric, max_rounds=means.max_rounds)
-        for matrix, metric in zip(rows, of_matrices, strict=True)
+        best.compress(matrix, mix, blocks, metric=metric, max_rounds=means.max_rounds)
+        for matrix, metric in zip(_placed(rows, blocks), of_matrices, strict=True)
     ]
 
     data = WeightData()
@@ -231,11 +237,11 @@ def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
         data.planes = [
             (
                 _joined([p.bits[i] for p in planes], bool(experts)),
-                _joined([p.row_scales[i].numpy() for p in planes], bool(experts)),
+                _joined([p.row_scales[i].cpu().numpy() for p in planes], bool(experts)),
             )
             for i in range(mix.n_planes)
         ]
-        columns = [p.column_scales.numpy() for p in planes if p.column_scales is not None]
+        columns = [p.column_scales.cpu().numpy() for p in planes if p.column_scales is not None]
         data.cscale = _joined(columns, bool(experts)) if columns else None
     factors = [m.factors for m in matrices if m.factors is not None]
     if factors:
@@ -256,7 +262,7 @@ def _entries(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]
     rows, E = (matrices.reshape(-1, n_out, n_in) for matrices in (D, unpack(packed, n_in)))
     np.subtract(rows, E, out=E)
     moments = means.inputs if isinstance(means.inputs, Moments) else None
-    metrics = _metrics(moments, spec.name, rows)
+    metrics = _metrics(moments, spec.name, rows, blocks)
     left = 0.0 if metrics is None else _weighted_squares(E, metrics, blocks)
     return WeightData(sparse=packed, error_outputs=_error_outputs(left, rows, metrics, blocks)), norm(_rows(E), blocks)
 
@@ -271,12 +277,12 @@ def _error_outputs(left: float, matrices: F32, metrics: Sequence[Metric] | None,
 
 def _weighted_squares(matrices: F32, metrics: Sequence[Metric], blocks: Blocks) -> float:
     """The squared norm of matrices, each under its metric."""
-    return sum(m.norm(torch.from_numpy(matrix), blocks) ** 2 for m, matrix in zip(metrics, matrices, strict=True))
+    return sum(m.norm(matrix, blocks) ** 2 for m, matrix in zip(metrics, _placed(matrices, blocks), strict=True))
 
 
-def _metrics(moments: Moments | None, name: str, matrices: F32) -> list[Metric] | None:
+def _metrics(moments: Moments | None, name: str, matrices: F32, blocks: Blocks) -> list[Metric] | None:
     n_mat, _, n_in = matrices.shape
-    return None if moments is None else moments.metrics(name, n_in, n_mat)
+    return None if moments is None else moments.metrics(name, n_in, n_mat, blocks.device)
 
 
 def _weight_data(matrices: list[CompressedMatrix], low_rank: LowRankOptions, stacked: bool) -> WeightData:

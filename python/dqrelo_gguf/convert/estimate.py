@@ -75,8 +75,8 @@ def _n_coded(planned: Planned) -> float:
 
 def _flops_per_second(blocks: Blocks) -> float:
     """The speed of a product with the shape that dominates; takes a few hundredths of a second."""
-    A, X = torch.ones(2048, 2048), torch.ones(2048, 96)
-    blocks.matmul(A, X)
+    A, X = torch.ones(2048, 2048, device=blocks.device), torch.ones(2048, 96, device=blocks.device)
+    float(blocks.matmul(A, X)[0, 0])
     begun = time.perf_counter()
-    blocks.matmul(A, X)
+    float(blocks.matmul(A, X)[0, 0])  # Reading a number waits for a GPU.
     return 2.0 * A.numel() * X.shape[1] / (time.perf_counter() - begun)

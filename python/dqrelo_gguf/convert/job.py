@@ -25,6 +25,7 @@ from dqrelo_gguf.convert.adapter import (
     recorded,
     unused_options,
 )
+from dqrelo_gguf.convert.device import as_metadata, device_of, within_memory
 from dqrelo_gguf.convert.encode import Inputs, Means, encode_weight, measure_weight
 from dqrelo_gguf.convert.estimate import estimate
 from dqrelo_gguf.convert.facts import facts
@@ -86,6 +87,7 @@ class Job:
         save_calibration: where the moments are kept.
         n_threads: None for all cores. Does not change the result.
         resume: go on with what an interrupted conversion to `outfile` has finished, and keep what this one has if it ends early.
+        device: what compresses: `cpu`, `cuda` or `cuda:N`. Another one than the CPU may give other bytes.
     """
 
     base: str | os.PathLike[str]
@@ -103,6 +105,7 @@ class Job:
     save_calibration: str | os.PathLike[str] | None = None
     n_threads: int | None = None
     resume: bool = False
+    device: str = "cpu"
 
     def input_files(self) -> list[Path]:
         """Every file that may be read."""
@@ -170,6 +173,7 @@ def convert(
     job = job.fetched()
     check_outputs(job.output_files(), job.input_files(), job.force)
     _check_calibration(job, options, calibrate)
+    device = device_of(job.device)
     given = _given_inputs(job)
     journal = _journal(job, options)
     base = GgufModel(job.base)
@@ -178,7 +182,7 @@ def convert(
     adapter = source.adapter if isinstance(source, AdaptedModel) and not source.adapter.computed else None
     factors = adapter.factors if adapter is not None else {}
     tuned = fit_vocabulary(base, source)
-    with open_blocks(job.n_threads) as blocks, ExitStack() as resources:
+    with open_blocks(job.n_threads, device) as blocks, ExitStack() as resources:
         is_adapted = isinstance(source, AdaptedModel)
         pairing = (
             pair_adapted(base, tuned, options.selection)
@@ -192,6 +196,7 @@ def convert(
         meta = delta_meta(base, tuned, options, name=job.name, reference=reference, note=pairing.notes.append)
         if adapter is not None:
             meta = replace(meta, method=ADAPTER, options=recorded(options, adapter))
+        meta = replace(meta, options={**meta.options, **as_metadata(device)})
         checked = _check(work, options, factors)
         changed = [p for p in pairing.pairs if not checked[p.name].identical]
         inputs = given or resources.enter_context(_measured_moments(job, work, changed, calibrate))
@@ -430,7 +435,8 @@ class _Passes:
         moments = self.inputs if isinstance(self.inputs, Moments) else None
 
         def measure(pair: Pair, blocks: Blocks) -> Spectrum:
-            return measure_weight(pair, w.reference, w.tuned, blocks, moments)
+            with within_memory(pair.name, blocks.device):
+                return measure_weight(pair, w.reference, w.tuned, blocks, moments)
 
         with w.phases("measuring", sum(prod(p.ne) for p in pairs)) as progress:
             for pair, spectrum in in_lanes(pairs, lambda pair: prod(pair.ne), measure, w.blocks):
@@ -443,7 +449,8 @@ class _Passes:
         results, w = [], self.work
 
         def encode(p: Planned, blocks: Blocks) -> WeightData:
-            return encode_weight(p, w.reference, w.tuned, Means(self.options, blocks, self.inputs))
+            with within_memory(p.spec.name, blocks.device):
+                return encode_weight(p, w.reference, w.tuned, Means(self.options, blocks, self.inputs))
 
         with writer, w.phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
             n_finished = len(writer.finished)

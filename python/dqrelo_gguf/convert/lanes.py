@@ -7,7 +7,8 @@ large one takes all threads, and nothing else runs beside it:
     thread 2   | k | v | gate  ...  | up .. | the embedding ......
 
 Small are weights of which as many as there are threads are together no larger than the largest one, so memory stays what that
-one needs. What is computed does not depend on the number of threads (compress/blocks.py), and results come in order.
+one needs. Another device than the CPU has one lane, because its memory holds no more than one large weight for sure. What is computed
+does not depend on the number of threads (compress/blocks.py), and results come in order.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from dqrelo_gguf.compress.blocks import Blocks
+from dqrelo_gguf.compress.blocks import CPU, Blocks
 
 # Weights that have begun or wait for a lane, for each lane: a slow one must not leave the others without work while its result is
 # waited for. Those that are done are small.
@@ -40,6 +41,10 @@ def in_lanes(
     """
     n_lanes = blocks.n_threads
     largest = max(map(n_elements, weights), default=0)
+    if blocks.device != CPU:
+        for weight in weights:
+            yield weight, work(weight, blocks)
+        return
     alone = Blocks(1)
     begun: deque[tuple[W, Future[R]]] = deque()
     with ThreadPoolExecutor(n_lanes) as pool:

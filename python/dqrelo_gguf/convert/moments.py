@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
+from dqrelo_gguf.compress.blocks import CPU
 from dqrelo_gguf.compress.metric import DAMPING, Metric
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.open_file import require_file
@@ -60,13 +61,14 @@ class Moments:
         """Whether the file has something of a weight."""
         return name in self._group
 
-    def metrics(self, name: str, n_in: int, n_mat: int) -> list[Metric] | None:
+    def metrics(self, name: str, n_in: int, n_mat: int, device: torch.device = CPU) -> list[Metric] | None:
         """The metric of each matrix of a weight, or None where the file has nothing of it.
 
         Args:
             name: of the weight.
             n_in: its row length.
             n_mat: its matrices; all share one metric where the file has one.
+            device: where the metrics are made, the same one in every call.
 
         Raises:
             InputError: the file's tensor has another shape, or numbers that are no moments.
@@ -76,7 +78,7 @@ class Moments:
             return None
         if self._last is None or self._last[0] != group:
             self._last = None  # The old one need not lie beside the new one.
-            self._last = group, self._read(group, DAMPING if name != EMBEDDING else EMBEDDING_DAMPING)
+            self._last = group, self._read(group, DAMPING if name != EMBEDDING else EMBEDDING_DAMPING, device)
         found = self._last[1]
         self._check_fit(name, (n_in, n_mat), group, (found[0].H.shape[0], len(found)))
         return found * (n_mat // len(found))
@@ -112,10 +114,10 @@ class Moments:
             raise InputError(f"--calibration {self.path}: tensor '{group}' is not finite and symmetric")
         return H.reshape(-1, *H.shape[-2:])
 
-    def _read(self, group: str, damping: float) -> list[Metric]:
+    def _read(self, group: str, damping: float, device: torch.device) -> list[Metric]:
         try:
-            return [Metric(matrix, damping) for matrix in self._tensor(group)]
-        except RuntimeError as e:
+            return [Metric(matrix.to(device), damping) for matrix in self._tensor(group)]
+        except torch.linalg.LinAlgError as e:  # type: ignore[attr-defined]
             raise InputError(f"--calibration {self.path}: tensor '{group}' is not positive semidefinite") from e
 
 

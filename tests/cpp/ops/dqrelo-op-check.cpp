@@ -7,6 +7,7 @@
 // device to check.
 
 #include "support/check.h"
+#include "support/fold-cases.h"
 #include "support/op-cases.h"
 #include "support/op-device.h"
 
@@ -30,6 +31,31 @@ static void check_case(const std::string & name, op_case & c) {
     }
 }
 
+static bool is_gpu(ggml_backend_dev_t dev) {
+    const auto type = ggml_backend_dev_type(dev);
+    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+}
+
+// Prompts of the op that computes the base's product, too, which a GPU rounds to F16 (ggml_ops/cuda/fold.cu). They are a part of the check
+// whether they are used or not.
+static void check_folds(bool rounds) {
+    for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16 }) {
+        for (int64_t n_in : { 64, 200, 1000 }) {
+            const kinds k(n_in, 150);
+            fold_case   f(type, n_in, 150);
+            f.c.entries = k.all();
+            f.rounding  = rounds ? 3.0 / 2048 : 0.0;
+            f.set_tokens(mixed());
+            n_cases++;
+            device->run(f);
+            if (!f.matches()) {
+                printf("  in case fold/%s/n_in=%d\n", ggml_type_name(type), (int) n_in);
+                check::n_failed++;
+            }
+        }
+    }
+}
+
 static void check_device(ggml_backend_dev_t dev) {
     device_op op(dev);
     device           = &op;
@@ -37,6 +63,9 @@ static void check_device(ggml_backend_dev_t dev) {
     n_missing        = 0;
     const int before = check::n_failed;
     test_all_cases();
+    if (n_missing == 0) {
+        check_folds(is_gpu(dev));
+    }
     const int n_wrong = check::n_failed - before;
     printf("%s (%s): ", ggml_backend_dev_name(dev), ggml_backend_dev_description(dev));
     if (n_missing == n_cases) {
@@ -45,11 +74,6 @@ static void check_device(ggml_backend_dev_t dev) {
         printf("%d of %d cases agree%s\n", n_cases - n_missing - n_wrong, n_cases,
                n_missing > 0 ? ", for the others it has no operator" : "");
     }
-}
-
-static bool is_gpu(ggml_backend_dev_t dev) {
-    const auto type = ggml_backend_dev_type(dev);
-    return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
 }
 
 int main(int argc, char ** argv) {

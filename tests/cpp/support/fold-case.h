@@ -6,8 +6,9 @@
 struct fold_case {
     op_case       c; // Its y is not read.
     random_matrix w; // in a type of random_matrix
-    ggml_type     type  = GGML_TYPE_F32;
-    int64_t       n_mat = 1;
+    ggml_type     type     = GGML_TYPE_F32;
+    int64_t       n_mat    = 1;
+    double        rounding = 0.0; // of what is multiplied, relative, by an implementation that rounds the factors of all rows alike
 
     fold_case(ggml_type type, int64_t n_in, int64_t n_out, int64_t n_mat = 1) : type(type), n_mat(n_mat) {
         std::mt19937 rng(61);
@@ -66,8 +67,8 @@ struct fold_case {
         return e.n_planes > 0 || e.dense != nullptr || e.entries != nullptr;
     }
 
-    // Returns whether row r of c.out is W x + s * delta. A row that is not folded has the rounding of ggml's product: of x to F16 or to
-    // blocks of 8 bits, as the type of W asks for.
+    // Returns whether row r of c.out is W x + s * delta. Without a rounding of its own, a row that is not folded has that of ggml's
+    // product: of x to F16 or to blocks of 8 bits, as the type of W asks for.
     bool matches_row(int64_t r) const {
         const random_entry * entry = c.entry_of(r);
         const float          s     = c.token(r).scale;
@@ -82,7 +83,7 @@ struct fold_case {
             }
             want = expect_matmul(*entry, x, v_max / 32639.0);
         }
-        const double rounding = is_folded(r) || type == GGML_TYPE_F32 ? 0.0 : 1.0 / 128;
+        const double of_factors = rounding > 0.0 ? rounding : is_folded(r) || type == GGML_TYPE_F32 ? 0.0 : 1.0 / 128;
         for (int64_t i = 0; i < c.ne[0]; i++) {
             bounded y;
             for (int64_t j = 0; j < c.n_in; j++) {
@@ -90,8 +91,8 @@ struct fold_case {
             }
             const double value     = y.value + (delta ? s * want.value[(size_t) i] : 0.0);
             const double magnitude = y.magnitude + (delta ? std::fabs(s) * magnitude_of(*entry, i, x) : 0.0);
-            const double tolerance = (delta ? std::fabs(s) * want.tolerance[(size_t) i] : 0.0) + rounding * y.magnitude +
-                                     (double) (c.n_in / 8 + 16) * U_F32 * magnitude;
+            const double tolerance = (delta ? std::fabs(s) * want.tolerance[(size_t) i] : 0.0) +
+                                     of_factors * (is_folded(r) ? magnitude : y.magnitude) + (double) (c.n_in / 8 + 16) * U_F32 * magnitude;
             const double got       = c.out[(size_t) (r * c.ne[0] + i)];
             if (!(std::fabs(got - value) <= tolerance)) {
                 printf("  row %lld, output %lld: got %.9g, expected %.9g within %.3g\n", (long long) r, (long long) i, got, value,
