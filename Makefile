@@ -56,6 +56,7 @@ lint: $(VENV)/installed-for-tests
 	$(BIN)/mypy
 	PYTHONPATH=python $(BIN)/lint-imports --no-logo --no-cache
 	PYTHONPATH=python $(BIN)/python cmake/command_reference.py check
+	$(BIN)/python cmake/http_reference.py check
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 # The documentation as a site, in build/site.
