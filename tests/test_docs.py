@@ -43,9 +43,10 @@ class _Loads(HTMLParser):
 
 
 def test_every_page_is_in_the_site_and_loads_nothing_from_other_hosts(site: Path) -> None:
-    pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
-    assert pages <= {path.stem for path in site.glob("*.html")}
-    for path in site.glob("*.html"):
+    pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
+    assert len(pages) > 20
+    assert pages <= {path.relative_to(site).with_suffix("") for path in site.rglob("*.html")}
+    for path in site.rglob("*.html"):
         loads = _Loads()
         loads.feed(path.read_text(encoding="utf-8"))
         assert loads.addresses
