@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+import written_page
+
+DOCS = written_page.ROOT / "docs"
 PAGE = DOCS / "http-api.md"
 Node = dict[str, Any]
 _METHODS = ("get", "post", "delete")
@@ -160,17 +161,7 @@ def _json(value: object) -> str:
 
 def main() -> int:
     """Runs the command; returns its exit code."""
-    wanted = page()
-    if sys.argv[1:] == ["write"]:
-        PAGE.write_text(wanted, encoding="utf-8")
-        return 0
-    if sys.argv[1:] == ["check"]:
-        if PAGE.read_text(encoding="utf-8") == wanted:
-            return 0
-        print("docs/http-api.md: is not what docs/openapi.yaml says. Run: python cmake/http_reference.py write")
-        return 1
-    print(__doc__, file=sys.stderr)
-    return 2
+    return written_page.run(PAGE, page(), "docs/openapi.yaml says", "http_reference.py")
 
 
 if __name__ == "__main__":
