@@ -30,13 +30,12 @@ def include_of(python: str) -> Path:
     Raises:
         ValueError: there is none, or it is of a Python that is too old.
     """
-    folder = Path(python)
-    if not folder.is_dir():
-        program = shutil.which(python)
-        if program is None:
-            raise ValueError(f"{python}: is no interpreter and no folder")
+    folder, program = Path(python), shutil.which(python)
+    if not (folder / "Python.h").is_file() and program is not None:
         code = "import sysconfig; print(sysconfig.get_path('include'))"
         folder = Path(subprocess.run([program, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    elif not folder.is_dir():
+        raise ValueError(f"{python}: is no interpreter and no folder")
     if not (folder / "Python.h").is_file():
         raise ValueError(f"{python}: no Python.h in {folder} (Debian: apt-get install libpython3-dev)")
     minor_of(folder)

@@ -34,6 +34,20 @@ def test_an_interpreter_stands_for_its_headers() -> None:
     assert portable_wheel.minor_of(include) == sys.version_info.minor
 
 
+def test_an_interpreter_may_have_the_name_of_a_folder(
+    includes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `python` has in this repository."""
+    (tmp_path / "python").mkdir()
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "python"
+    program.write_text(f"#!/bin/sh\necho {includes[0]}\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    assert portable_wheel.include_of("python") == includes[0]
+
+
 def test_tags_name_every_python(includes: list[Path]) -> None:
     assert portable_wheel.tags_of(includes, "aarch64") == [
         *("--python-tag", "cp313.cp314", "--abi-tag", "cp313.cp314", "--platform-tag", "linux_aarch64", "--remove"),
