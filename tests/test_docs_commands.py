@@ -25,7 +25,7 @@ from tests.support.programs import need_program
 from tests.support.server_fixtures import TINY, Artefacts, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-MINUTES = {"evaluate.md", "bench.md"}  # Pages whose commands take that long.
+MINUTES = {"README.md", "evaluate.md", "bench.md"}  # Pages whose commands take that long: they measure on whole texts.
 
 PROBLEM = {"prompt": "### Question:\nSay each letter twice: l x\n### Answer:\n", "answer": "7"}
 CHAT = {"messages": [{"role": "user", "content": "Say: l x"}, {"role": "assistant", "content": "l l x x"}]}

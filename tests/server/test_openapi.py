@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections import defaultdict
@@ -242,6 +243,27 @@ def test_answers_are_as_they_are_described(op: Operation, answers: Calls) -> Non
         assert op.faults(answer) == [], (
             f"{answer.request.method} {answer.request.url} {answer.request.body!r}: {answer.text[:500]}"
         )
+
+
+@pytest.mark.parametrize(
+    ("status", "value", "fault"),
+    [
+        (200, {"name": "a", "state": "unloaded"}, ""),
+        (200, {"name": "a", "state": "unloaded", "more": 1}, "'more' was unexpected"),
+        (200, {"name": "a"}, "'state' is a required property"),
+        (200, {"name": "a/b", "state": "unloaded"}, "does not match"),
+        (418, {"name": "a", "state": "unloaded"}, "status 418 is not one of"),
+        (404, {"error": {"code": 404, "message": "a"}}, "'type' is a required property"),
+    ],
+)
+def test_what_is_not_described_is_a_fault(status: int, value: dict[str, Any], fault: str) -> None:
+    answer = requests.Response()
+    answer.status_code = status
+    answer.headers["Content-Type"] = "application/json; charset=utf-8"
+    answer._content = json.dumps(value).encode()
+    found = by_id("unloadDelta").faults(answer)
+    assert (found == []) == (fault == "")
+    assert fault in " ".join(found)
 
 
 def test_every_status_that_is_described_is_answered(answers: Calls) -> None:
