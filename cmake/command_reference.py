@@ -10,12 +10,11 @@ import argparse
 import importlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+import written_page
 from dqrelo_gguf.cli.dqrelo import COMMANDS
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "commands.md"
+PAGE = written_page.ROOT / "docs" / "commands.md"
 # The modules of dqrelo_gguf.cli whose commands have options of their own; dqrelo-server's are llama-server's.
 MODULES = tuple(module for module, _ in COMMANDS.values() if module != "server")
 _INTRODUCTION = """# Commands
@@ -77,19 +76,7 @@ def _expanded(parser: argparse.ArgumentParser, text: str) -> str:
 
 def main() -> int:
     """Runs the command; returns its exit code."""
-    wanted = page()
-    if sys.argv[1:] == ["write"]:
-        PAGE.write_text(wanted, encoding="utf-8")
-        return 0
-    if sys.argv[1:] == ["check"]:
-        if PAGE.read_text(encoding="utf-8") == wanted:
-            return 0
-        print(
-            f"{PAGE.relative_to(ROOT)}: is not what the commands' parsers say. Run: python cmake/command_reference.py write"
-        )
-        return 1
-    print(__doc__, file=sys.stderr)
-    return 2
+    return written_page.run(PAGE, page(), "the commands' parsers say", "command_reference.py")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ set(ENV{GIT_CEILING_DIRECTORIES} ${above_tree})
 
 unset(GGML_AVAILABLE_BACKENDS CACHE) # It would keep those of the options before.
 add_subdirectory(${DQRELO_LLAMA_CPP_DIR} ${CMAKE_BINARY_DIR}/llama.cpp EXCLUDE_FROM_ALL)
+dqrelo_drop_variants(GGML_AVAILABLE_BACKENDS)
 
 set(DQRELO_PROGRAMS llama-server llama-cli llama-completion llama-quantize llama-imatrix llama-perplexity)
 add_custom_target(dqrelo-programs ALL DEPENDS ${DQRELO_PROGRAMS})
