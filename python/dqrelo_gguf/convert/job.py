@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import torch
+
 from dqrelo_gguf.address.choose import Kind
 from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
@@ -46,6 +48,7 @@ from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.fingerprint import Match, base_identity, compare
 from dqrelo_gguf.file.journal import Journal
 from dqrelo_gguf.file.layout import Type
+from dqrelo_gguf.file.metadata import DeltaMeta
 from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.open_file import require_file
 from dqrelo_gguf.file.weight_data import WeightData
@@ -194,9 +197,7 @@ def convert(
         pairing.notes += check_tower(source, job.base_mmproj, blocks)
         work = Work(base, reference or base, tuned, pairing.pairs, blocks, phases, outfile.resolve().parent)
         meta = delta_meta(base, tuned, options, name=job.name, reference=reference, note=pairing.notes.append)
-        if adapter is not None:
-            meta = replace(meta, method=ADAPTER, options=recorded(options, adapter))
-        meta = replace(meta, options={**meta.options, **as_metadata(device)})
+        meta = _with_means(meta, options, adapter, device)
         checked = _check(work, options, factors)
         changed = [p for p in pairing.pairs if not checked[p.name].identical]
         inputs = given or resources.enter_context(_measured_moments(job, work, changed, calibrate))
@@ -236,6 +237,13 @@ def convert(
     return result
 
 
+def _with_means(meta: DeltaMeta, options: Options, adapter: Adapter | None, device: torch.device) -> DeltaMeta:
+    """The metadata with what else decides the bytes: an adapter's own factors, and what computes."""
+    if adapter is not None:
+        meta = replace(meta, method=ADAPTER, options=recorded(options, adapter))
+    return replace(meta, options={**meta.options, **as_metadata(device)})
+
+
 def _journal(job: Job, options: Options) -> Journal | None:
     """Of a conversion that writes a delta; what an earlier one left is looked at before the work.
 
@@ -256,7 +264,11 @@ def _journal(job: Job, options: Options) -> Journal | None:
         "--imatrix": job.imatrix,
     }
     files = {name: files_of(path) for name, path in named.items() if path is not None}
-    texts = {"--name": job.name, "calibration of --calibrate": job.calibrate if job.calibrate == SELF else None}
+    texts = {
+        "--name": job.name,
+        "--device": job.device,
+        "calibration of --calibrate": job.calibrate if job.calibrate == SELF else None,
+    }
     journal = Journal(Path(job.outfile), facts(files, texts, options), job.resume)
     journal.check(job.force)
     return journal
