@@ -70,6 +70,13 @@ static void set_unknown(common_params & params, const std::string & value) {
     params.dqrelo.unknown_is_base = value == "base";
 }
 
+static void set_names(common_params & params, const std::string & value) {
+    if (value != "plain" && value != "prefixed") {
+        throw std::invalid_argument("--delta-names '" + value + "': expected plain or prefixed");
+    }
+    params.dqrelo.names_are_prefixed = value == "prefixed";
+}
+
 static void add_pins(common_params & params, const std::string & value) {
     for (const auto & name : split_list(value)) {
         if (name.empty()) {
@@ -215,6 +222,12 @@ void dqrelo_add_args(const std::function<void(common_arg)> & add) {
                    "what a request for an unknown model name gets when deltas are loaded: a 404, or the base (default: error)", set_unknown)
             .set_examples({ LLAMA_EXAMPLE_SERVER })
             .set_env("LLAMA_ARG_DELTA_UNKNOWN"));
+    add(common_arg({ "--delta-names" }, "{plain,prefixed}",
+                   "what deltas are called: with prefixed, BASE_DELTA and BASE:DELTA are names of a delta, too, and /v1/models lists the "
+                   "first, as KubeAI does (default: plain)",
+                   set_names)
+            .set_examples({ LLAMA_EXAMPLE_SERVER })
+            .set_env("LLAMA_ARG_DELTA_NAMES"));
     add(common_arg({ "--shutdown-timeout" }, "SECONDS",
                    "how long running requests may finish after SIGTERM or SIGINT; then they end with an error (default: 5)", set_shutdown)
             .set_examples({ LLAMA_EXAMPLE_SERVER })

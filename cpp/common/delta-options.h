@@ -35,4 +35,6 @@ struct dqrelo_options {
     bool verify           = false; // --delta-verify: every digest is checked at every load, not once for a file.
     bool allow_other_base = false; // --delta-allow-other-base: another quantisation of the delta's base is accepted.
     bool one_for_all      = false; // Programs without names set it: the only delta serves every sequence.
+
+    bool names_are_prefixed = false; // --delta-names prefixed: a delta is called "base_delta" and "base:delta", too.
 };

@@ -46,6 +46,7 @@ json server_delta_set::row_json(const server_delta_caller & caller, const server
         { "name", entry.name },
         { "file", shown(caller, entry.path, entry.path) },
         { "content_hash", entry.hash.empty() ? json() : json(entry.hash) },
+        { "generation", row.counts.n_loads }, // Outlives an unload, as all counts do.
         { "parent", base_names[0] },
         { "ratio", entry.hash.empty() ? json() : json(entry.ratio) },
         { "quality", entry.quality },
@@ -149,21 +150,22 @@ json server_delta_set::admin_load(const server_http_req & req, const server_delt
     if (blends.find(load.name)) {
         throw std::invalid_argument("a blend has the name '" + load.name + "'. Give the delta another one, or unload the blend");
     }
-    std::string path = load.file.empty() ? registry->path_of(load.name) : "";
-    if (path.empty() && load.file.empty() && load.is_reload) {
+    std::string path       = load.file.empty() ? registry->path_of(load.name) : "";
+    const bool  must_exist = (load.file.empty() && load.is_reload) || !load.if_hash.empty();
+    if (must_exist && !registry->has(load.name)) {
         throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + load.name + "' does not exist; this server has " + names(req.caller));
     }
     bool is_new = false;
     if (path.empty()) {
         const auto stamp = folder->find(load.file.empty() ? load.name + ".dq.gguf" : load.file, req.should_stop);
         path             = stamp.path;
-        is_new           = registry->add(load.name, path, stamp.n_bytes, load.is_pinned);
+        is_new           = load.if_hash.empty() && registry->add(load.name, path, stamp.n_bytes, load.is_pinned);
     }
     if (!is_new && !load.is_reload && registry->is_loaded(load.name) && registry->path_of(load.name) != path) {
         throw std::invalid_argument("delta '" + load.name +
                                     "' is loaded from another file. Put a new file in its place with /deltas/reload");
     }
-    registry->load(load.name, path, load.is_reload, req.should_stop);
+    registry->load(load.name, path, load.is_reload, req.should_stop, load.if_hash);
     if (load.is_pinned) {
         registry->pin(load.name);
     }
@@ -175,10 +177,13 @@ json server_delta_set::admin_load(const server_http_req & req, const server_delt
     throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + load.name + "' was unloaded");
 }
 
-void server_delta_set::admin_unload(const server_http_req & req, const std::string & name) {
+void server_delta_set::admin_unload(const server_http_req & req, const std::string & name, const std::string & if_hash) {
     check_admin(req.caller);
+    if (!if_hash.empty() && blends.find(name)) {
+        throw std::invalid_argument("\"if_content_hash\": '" + name + "' is a blend, which has none");
+    }
     if (!blends.remove(name)) {
-        registry->unload(name, req.should_stop);
+        registry->unload(name, req.should_stop, if_hash);
     }
 }
 

@@ -33,7 +33,7 @@ public:
 class server_delta_registry::visit {
 public:
     visit(server_delta_registry & registry, const std::string & name, const server_should_stop & should_stop, bool is_admin) :
-        waiter(std::make_shared<server_delta_waiter>(name, should_stop)), registry(registry), is_admin(is_admin) {}
+        waiter(std::make_shared<server_delta_waiter>(name, should_stop, is_admin)), registry(registry) {}
 
     ~visit() {
         if (is_in) {
@@ -51,7 +51,7 @@ public:
         if (is_in) {
             return;
         }
-        registry.waiting.enter(waiter, is_admin);
+        registry.waiting.enter(waiter);
         is_in = true;
         if (registry.waiting.n() == 1) {
             registry.watch_called.notify_all();
@@ -76,6 +76,5 @@ public:
 
 private:
     server_delta_registry & registry;
-    const bool              is_admin;
     bool                    is_in = false;
 };

@@ -6,6 +6,7 @@
 #include "server-common.h"
 
 #include <algorithm>
+#include <cctype>
 #include <filesystem>
 
 namespace fs = std::filesystem;
@@ -103,9 +104,32 @@ server_delta_sighting server_delta_folder::look(const std::vector<server_delta_s
     return std::move(result.value->sighting);
 }
 
+// Returns whether text names a place on a network: "hf://...", "https://...".
+static bool is_address(const std::string & file) {
+    const size_t n_scheme = file.find("://");
+    return n_scheme != std::string::npos && n_scheme > 0 &&
+           std::all_of(file.begin(), file.begin() + (std::ptrdiff_t) n_scheme,
+                       [](unsigned char ch) { return std::isalnum(ch) || ch == '+' || ch == '-' || ch == '.'; });
+}
+
+// Returns the one delta in a directory, which is what a download of a repository leaves; the directory itself where it has none. Throws
+// server_delta_error where there are several.
+static fs::path only_delta_in(const fs::path & path, const std::string & file, server_delta_life & life) {
+    const auto names = read_names(path.string(), life);
+    if (names.size() > 1) {
+        throw server_delta_error(ERROR_TYPE_INVALID_REQUEST, "directory '" + file + "': has " + std::to_string(names.size()) + " files *" +
+                                                                 SUFFIX + ", expected one. Name the file");
+    }
+    return names.empty() ? path : path / *names.begin();
+}
+
 // What find() does, on a thread that may hang.
-static server_delta_stamp find_in(const std::string & dir, const std::string & file) {
-    const fs::path path = fs::path(dir) / fs::path(file);
+static server_delta_stamp find_in(const std::string & dir, const std::string & file, server_delta_life & life) {
+    std::error_code err;
+    fs::path        path = fs::path(dir) / fs::path(file);
+    if (fs::is_directory(path, err) && is_inside(dir, path)) {
+        path = only_delta_in(path, file, life);
+    }
     if (!is_file(path) || !is_inside(dir, path.parent_path())) {
         throw server_delta_error(ERROR_TYPE_NOT_FOUND, "file '" + file + "': not found in --deltas-dir");
     }
@@ -113,19 +137,28 @@ static server_delta_stamp find_in(const std::string & dir, const std::string & f
 }
 
 server_delta_stamp server_delta_folder::find(const std::string & file, const server_should_stop & should_stop) const {
+    if (is_address(file)) {
+        throw server_delta_error(ERROR_TYPE_INVALID_REQUEST,
+                                 "file " + safe_json_to_str(file) +
+                                     ": addresses are not fetched here. Put the file into --deltas-dir first (hf "
+                                     "download, aws s3 cp, curl -O), and give its path there");
+    }
     if (dir.empty()) {
         throw server_delta_error(ERROR_TYPE_INVALID_REQUEST, "files are loaded from --deltas-dir only, and this server has none");
     }
-    const fs::path relative(file);
-    const bool     has_dots = std::any_of(relative.begin(), relative.end(), [](const fs::path & part) { return part.string()[0] == '.'; });
-    const bool     has_control = std::any_of(file.begin(), file.end(), [](unsigned char ch) { return ch < ' '; });
-    if (file.empty() || relative.is_absolute() || relative.has_root_path() || has_dots || has_control ||
+    std::error_code err;
+    const fs::path  named(file);
+    const fs::path  relative =
+        named.is_absolute() ? named.lexically_relative(fs::absolute(dir, err)) : named; // Elsewhere: with '..', or empty.
+    const bool has_dots    = std::any_of(relative.begin(), relative.end(), [](const fs::path & part) { return part.string()[0] == '.'; });
+    const bool has_control = std::any_of(file.begin(), file.end(), [](unsigned char ch) { return ch < ' '; });
+    if (relative.empty() || relative.is_absolute() || relative.has_root_path() || has_dots || has_control ||
         file.find('\\') != std::string::npos) {
         throw server_delta_error(ERROR_TYPE_INVALID_REQUEST,
                                  "file " + safe_json_to_str(file) +
-                                     ": expected a path inside --deltas-dir, relative to it, without '..' and hidden files");
+                                     ": expected a path inside --deltas-dir, relative to it or whole, without '..' and hidden files");
     }
-    const auto io     = [dir = dir, file](server_delta_life &) { return find_in(dir, file); };
+    const auto io     = [dir = dir, file = relative.string()](server_delta_life & life) { return find_in(dir, file, life); };
     const auto result = server_delta_do_io<server_delta_stamp>(file, io, [&] { return !should_stop || !should_stop(); });
     if (!result.value) {
         throw server_delta_error(ERROR_TYPE_UNAVAILABLE, result.err);

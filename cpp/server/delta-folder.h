@@ -30,8 +30,9 @@ public:
     // std::invalid_argument if the directory cannot be read.
     server_delta_sighting look(const std::vector<server_delta_stamp> & watched);
 
-    // The file that a request names. Throws server_delta_error: 400 unless it is a relative path without "..", hidden parts and links to
-    // directories elsewhere; 404 if there is no such file; 503 if the file system does not answer.
+    // The file that a request names, or the only delta in the directory that it names. Throws server_delta_error: 400 unless it is a path
+    // in the directory (relative to it, or absolute) without "..", hidden parts and links to directories elsewhere; 404 if there is no such
+    // file; 503 if the file system does not answer.
     server_delta_stamp find(const std::string & file, const server_should_stop & should_stop) const;
 
 private:

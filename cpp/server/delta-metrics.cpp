@@ -2,6 +2,8 @@
 #include "delta-set.h"
 
 #include <algorithm>
+#include <chrono>
+#include <set>
 
 // Returns a value between the quotes of a Prometheus label.
 static std::string label_value(const std::string & text) {
@@ -40,9 +42,50 @@ private:
     double       total = 0.0;
 };
 
-std::string server_delta_set::metrics() const {
+// Returns names as vLLM lists them. A comma cannot be escaped there, so a name with one is left out.
+static std::string label_list(const std::set<std::string> & names) {
+    std::string list;
+    for (const auto & name : names) {
+        if (name.find(',') == std::string::npos) {
+            list += (list.empty() ? "" : ",") + name;
+        }
+    }
+    return label_value(list);
+}
+
+// The figures by which gateways choose a server, under the names that vLLM has for them.
+std::string server_delta_set::vllm_metrics(const server_task_result_metrics &              figures,
+                                           const std::vector<server_delta_registry::row> & rows) const {
+    const auto            waiting = registry->waiting_requests();
+    std::set<std::string> running;
+    for (const auto & row : rows) {
+        if (row.n_running > 0) {
+            running.insert(row.entry.name);
+        }
+    }
+    const size_t n_max = registry->limits.n_active_max;
+    const double now_s = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+    const double usage = figures.n_processing_slots == 0 ? 0.0 : cache_usage.load();
+    std::string  text  = "# HELP vllm:lora_requests_info Deltas with running and with waiting requests; the value is the time.\n"
+                         "# TYPE vllm:lora_requests_info gauge\n";
+    text += string_format("vllm:lora_requests_info{max_lora=\"%zu\",running_lora_adapters=\"%s\",waiting_lora_adapters=\"%s\"} %.3f\n",
+                          n_max == 0 ? n_slots : std::min(n_max, n_slots), label_list(running).c_str(),
+                          label_list({ waiting.begin(), waiting.end() }).c_str(), now_s);
+    const auto add = [&](const char * name, const char * help, double value) {
+        text += string_format("# HELP vllm:%s %s.\n# TYPE vllm:%s gauge\nvllm:%s{model_name=\"%s\"} %.15g\n", name, help, name, name,
+                              label_value(base_names[0]).c_str(), value);
+    };
+    add("num_requests_running", "Requests that run in a slot", figures.n_processing_slots);
+    add("num_requests_waiting", "Requests that wait for a slot, for a load or for a turn",
+        (double) figures.n_tasks_deferred + (double) waiting.size());
+    add("kv_cache_usage_perc", "How full the KV cache is with running requests, 0 to 1", usage);
+    add("gpu_cache_usage_perc", "The same, by its older name", usage);
+    return text;
+}
+
+std::string server_delta_set::metrics(server_task_result_metrics & figures) const {
     if (!registry) {
-        return "";
+        return figures.to_metrics();
     }
     struct counter {
         const char * name;
@@ -58,7 +101,7 @@ std::string server_delta_set::metrics() const {
         { "load_seconds_total", "Seconds spent on loading", [](const server_delta_counts & c) { return c.load_s; } },
         { "evictions_total", "Times put out to make room", [](const server_delta_counts & c) { return (double) c.n_evictions; } },
     };
-    std::string text;
+    std::string text   = figures.to_metrics();
     const auto  counts = registry->all_counts();
     for (const auto & counter : counters) {
         metric lines(counter.name, "counter", counter.help);
@@ -67,13 +110,15 @@ std::string server_delta_set::metrics() const {
         }
         text += lines.lines("counter", counter.help);
     }
-    metric resident("resident_bytes", "gauge", "Bytes in memory, the devices' included");
-    metric running("requests_running", "gauge", "Requests that hold the delta");
-    for (const auto & row : registry->rows()) {
+    metric     resident("resident_bytes", "gauge", "Bytes in memory, the devices' included");
+    metric     running("requests_running", "gauge", "Requests that hold the delta");
+    const auto rows = registry->rows();
+    for (const auto & row : rows) {
         resident.add(row.entry.name, (double) row.n_resident);
         running.add(row.entry.name, row.n_running);
     }
-    return text + resident.lines("gauge", "Bytes in memory, the devices' included") + running.lines("gauge", "Requests that hold a delta");
+    return text + resident.lines("gauge", "Bytes in memory, the devices' included") + running.lines("gauge", "Requests that hold a delta") +
+           vllm_metrics(figures, rows);
 }
 
 void server_delta_set::log_table() const {

@@ -1,7 +1,9 @@
 // What a request does with the delta that it asked for: the hold, the task's parameters, the sequence of its slot.
 #include "delta-ref.h"
 
+#include "build-info.h"
 #include "delta-set.h"
+#include "hash/hash.h"
 
 #include <algorithm>
 
@@ -18,6 +20,23 @@ std::string server_delta_ref::key() const {
     }
     std::sort(owners.begin(), owners.end());
     return string_join(owners, "+");
+}
+
+std::string server_delta_mark::build_info() const {
+    return llama_build_info() + text;
+}
+
+// A whole delta is known by its own content hash; scales and blends by a hash of their key.
+static server_delta_mark mark_of(const server_delta_ref & ref) {
+    static const size_t      N_DIGITS = 16;
+    static const std::string WHOLE    = "@1";
+
+    const std::string key = ref.key();
+    if (key.empty()) {
+        return {};
+    }
+    const bool is_whole = key.find('+') == std::string::npos && string_ends_with(key, WHOLE);
+    return { "-dq-" + (is_whole ? key : hash_sha256_hex(key.data(), key.size())).substr(0, N_DIGITS) };
 }
 
 void server_delta_ref::done(uint64_t n_prompt, uint64_t n_generated) const {
@@ -58,6 +77,7 @@ static void give_ends(const server_delta_vocab & vocab, server_task & task) {
 
 void server_delta_apply(const server_delta_ref & ref, const llama_vocab * vocab, server_task & task) {
     task.params.delta          = ref;
+    task.params.delta.mark     = mark_of(ref);
     const server_delta * delta = ref.delta();
     if (delta != nullptr && task.tokens.has_mtmd && !delta->vocab.has_ends_of_base()) {
         give_ends(delta->vocab, task);

@@ -32,12 +32,20 @@ struct server_delta_use {
     std::vector<std::shared_ptr<const server_delta_hold>> holds;
 };
 
+// What an answer's "system_fingerprint" says of the weights that made it.
+struct server_delta_mark {
+    std::string text; // Follows upstream's build: "-dq-" and 16 hex digits; empty for the base.
+
+    std::string build_info() const;
+};
+
 struct server_delta_ref {
     // NULL: the base. Mutable: a slot drops it when its task ends, though it keeps the task.
     mutable std::shared_ptr<const server_delta_use> use;
     std::vector<float>                              scales;   // Of each hold: multiplies the whole delta.
     size_t                                          lead = 0; // The one by whose rules text is made and ends.
     std::string                                     name;     // What answers call it.
+    server_delta_mark                               mark;     // Set by server_delta_apply; stays when the task has let the delta go.
 
     // Returns the lead part; NULL for the base.
     server_delta * delta() const;
@@ -50,8 +58,11 @@ struct server_delta_ref {
     void done(uint64_t n_prompt, uint64_t n_generated) const;
 };
 
-// A request that a delta cannot serve. `type` is one of upstream's error_type: it decides the HTTP status. `retry_after_s` is when the same
-// request may be served, 0: nobody knows.
+// A type of error beside upstream's: a change that was asked for under a condition which does not hold, a 412.
+inline constexpr int SERVER_DELTA_ERROR_CONDITION = 412;
+
+// A request that a delta cannot serve. `type`, one of upstream's error_type or the one above, decides the HTTP status. `retry_after_s` is
+// when the same request may be served, 0: nobody knows.
 struct server_delta_error : std::runtime_error {
     server_delta_error(int type, const std::string & message, int retry_after_s = 0) :
         std::runtime_error(message), type(type), retry_after_s(retry_after_s) {}

@@ -152,6 +152,17 @@ size_t server_delta_registry::n_waiting() const {
     return waiting.n();
 }
 
+std::vector<std::string> server_delta_registry::waiting_requests() const {
+    const lock_t             lock(mutex);
+    std::vector<std::string> names;
+    for (const auto & waiter : waiting.all()) {
+        if (!waiter->is_admin) {
+            names.push_back(waiter->name);
+        }
+    }
+    return names;
+}
+
 void server_delta_registry::count(const server_delta & delta, uint64_t n_prompt, uint64_t n_generated) {
     const lock_t lock(mutex);
     names.counts(delta.name).n_prompt += n_prompt;
@@ -227,8 +238,19 @@ void server_delta_registry::finish(server_delta_entry & entry, int error_type, c
     waiting.wake(entry.name);
 }
 
-void server_delta_registry::load(const std::string & name, const std::string & path, bool is_reload,
-                                 const server_should_stop & should_stop) {
+// Throws unless the name's content hash is `if_hash`, or that is empty. A name has one job at a time, so what is so when a job is made is
+// so until the job's file takes its place.
+static void check_hash(const server_delta_entry & entry, const std::string & if_hash) {
+    if (!if_hash.empty() && entry.hash != if_hash) {
+        throw server_delta_error(SERVER_DELTA_ERROR_CONDITION,
+                                 "delta '" + entry.name + "' has " +
+                                     (entry.hash.empty() ? "no content hash before its first load" : "the content hash " + entry.hash) +
+                                     ", not \"if_content_hash\" " + if_hash + ": nothing was changed");
+    }
+}
+
+void server_delta_registry::load(const std::string & name, const std::string & path, bool is_reload, const server_should_stop & should_stop,
+                                 const std::string & if_hash) {
     visit  visit(*this, name, should_stop, /*is_admin =*/true);
     change mine(*this);
     visit.enter();
@@ -241,6 +263,7 @@ void server_delta_registry::load(const std::string & name, const std::string & p
             visit.pause(mine); // Another load of this name comes first.
             continue;
         }
+        check_hash(*entry, if_hash);
         if (entry->current && !is_reload && !entry->is_leaving) {
             return;
         }
@@ -256,7 +279,7 @@ void server_delta_registry::load(const std::string & name, const std::string & p
     }
 }
 
-void server_delta_registry::unload(const std::string & name, const server_should_stop & should_stop) {
+void server_delta_registry::unload(const std::string & name, const server_should_stop & should_stop, const std::string & if_hash) {
     visit  visit(*this, name, should_stop, /*is_admin =*/true);
     change mine(*this);
     visit.enter();
@@ -264,6 +287,7 @@ void server_delta_registry::unload(const std::string & name, const server_should
     if (entry == nullptr) {
         throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + name + "' does not exist");
     }
+    check_hash(*entry, if_hash);
     SRV_INF("delta '%s': unloading, %d requests running\n", name.c_str(), n_running(*entry));
     entry->is_draining = true;
     if (entry->job) {

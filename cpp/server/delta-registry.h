@@ -53,11 +53,14 @@ public:
     std::shared_ptr<const server_delta_use> acquire_all(const std::vector<std::string> & parts, const server_should_stop & should_stop);
 
     // Loads a delta, or another file in place of the loaded one (then requests get the old one until the new one can serve, and keep it if
-    // it cannot). Returns when it can serve; throws server_delta_error where it cannot.
-    void load(const std::string & name, const std::string & path, bool is_reload, const server_should_stop & should_stop);
+    // it cannot). Returns when it can serve; throws server_delta_error where it cannot. With `if_hash`, nothing changes (412) unless that
+    // is the name's content hash when its turn to change has come: of several calls with the same one, the first changes it.
+    void load(const std::string & name, const std::string & path, bool is_reload, const server_should_stop & should_stop,
+              const std::string & if_hash = "");
 
-    // Takes the name away and waits until the last request that has it is done. Throws server_delta_error if there is no such name.
-    void unload(const std::string & name, const server_should_stop & should_stop);
+    // Takes the name away and waits until the last request that has it is done. Throws server_delta_error if there is no such name, and as
+    // above for `if_hash`.
+    void unload(const std::string & name, const server_should_stop & should_stop, const std::string & if_hash = "");
 
     // Copies of all entries in the order in which they became known, with the number of requests that hold each (of all its files).
     struct row {
@@ -78,7 +81,10 @@ public:
     bool   is_loaded(const std::string & name) const;
     void   pin(const std::string & name);
     size_t n_resident() const;
-    size_t n_waiting() const; // Counts requests.
+    size_t n_waiting() const; // Counts requests, and calls that load and unload.
+
+    // Returns the name that each waiting request waits for; a blend's is its first part, or the part that is brought in.
+    std::vector<std::string> waiting_requests() const;
 
     // Returns an empty path for a name that is not known.
     std::string path_of(const std::string & name) const;

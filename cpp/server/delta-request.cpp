@@ -86,7 +86,8 @@ dqrelo_blend server_delta_set::wanted(const server_http_req & req, const json & 
         check_parts(req.caller, blend);
         return blend;
     }
-    const std::string name     = registry && list.is_null() ? model_of(body) : ""; // Without deltas any name is the base.
+    const std::string model    = registry && list.is_null() ? model_of(body) : ""; // Without deltas any name is the base.
+    const std::string name     = options.names_are_prefixed && !model.empty() ? short_name(req.caller, model) : model;
     const bool        is_delta = !name.empty() && !is_base_name(name);
     if (is_delta && is_allowed(req.caller, name) && has_delta(name)) {
         blend.name  = name;

@@ -39,6 +39,19 @@ static std::string needed_text(const json & body, const char * key) {
     return text;
 }
 
+// Returns the condition of a change, a content hash; empty where there is none.
+static std::string if_hash_of(const json & body) {
+    static const char * const KEY = "if_content_hash";
+
+    std::string hash = text_of(body, KEY);
+    std::transform(hash.begin(), hash.end(), hash.begin(), [](unsigned char ch) { return std::tolower(ch); });
+    const bool is_there = body.contains(KEY) && !body.at(KEY).is_null();
+    if (is_there && (hash.size() != 64 || hash.find_first_not_of("0123456789abcdef") != std::string::npos)) {
+        throw std::invalid_argument(string_format("\"%s\" must be a content hash, 64 hex digits", KEY));
+    }
+    return hash;
+}
+
 static bool flag_of(const json & body, const char * key) {
     if (!body.contains(key) || body.at(key).is_null()) {
         return false;
@@ -47,6 +60,10 @@ static bool flag_of(const json & body, const char * key) {
         throw std::invalid_argument(string_format("\"%s\" must be true or false", key));
     }
     return body.at(key).get<bool>();
+}
+
+static server_delta_load load_of(const json & body, bool is_reload) {
+    return { needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), is_reload, if_hash_of(body) };
 }
 
 static server_http_res_ptr answer(const json & data) {
@@ -62,10 +79,26 @@ static server_http_res_ptr answer_text(const std::string & text) {
     return res;
 }
 
+// An answer that tells a controller that what it asks for is so already. KubeAI reads vLLM's "error", the production stack the same fields
+// at the top, where older versions of vLLM have them; both look for this type and these words.
+static server_http_res_ptr vllm_refusal(const std::string & message) {
+    json error    = { { "message", message }, { "type", "InvalidUserInput" }, { "param", nullptr }, { "code", 400 } };
+    json all      = error;
+    all["object"] = "error";
+    all["error"]  = std::move(error);
+    auto res      = answer(all);
+    res->status   = 400;
+    return res;
+}
+
 server_http_res_ptr server_delta_answer(const server_delta_error & e) {
-    const json error = format_error_response(e.what(), (error_type) e.type);
-    auto       res   = answer({ { "error", error } });
-    res->status      = json_value(error, "code", 500);
+    const bool is_condition = e.type == SERVER_DELTA_ERROR_CONDITION;
+    json       error        = format_error_response(e.what(), is_condition ? ERROR_TYPE_INVALID_REQUEST : (error_type) e.type);
+    if (is_condition) {
+        error["code"] = SERVER_DELTA_ERROR_CONDITION;
+    }
+    auto res    = answer({ { "error", error } });
+    res->status = json_value(error, "code", 500);
     if (e.retry_after_s > 0) {
         res->headers["Retry-After"] = std::to_string(e.retry_after_s);
     }
@@ -114,17 +147,18 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
 
     post("/deltas/load", [&deltas](const server_http_req & req) {
         const json body = body_of(req);
-        return answer(deltas.admin_load(req, { needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), false }));
+        return answer(deltas.admin_load(req, load_of(body, false)));
     });
 
     post("/deltas/reload", [&deltas](const server_http_req & req) {
         const json body = body_of(req);
-        return answer(deltas.admin_load(req, { needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), true }));
+        return answer(deltas.admin_load(req, load_of(body, true)));
     });
 
     post("/deltas/unload", [&deltas](const server_http_req & req) {
-        const std::string name = needed_text(body_of(req), "name");
-        deltas.admin_unload(req, name);
+        const json        body = body_of(req);
+        const std::string name = needed_text(body, "name");
+        deltas.admin_unload(req, name, if_hash_of(body));
         return answer({ { "name", name }, { "state", "unloaded" } });
     });
 
@@ -147,16 +181,23 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
         const std::string path       = needed_text(body, "lora_path");
         const bool        is_inplace = flag_of(body, "load_inplace");
         if (!is_inplace && deltas.is_loaded(req, name)) {
-            throw std::invalid_argument("The lora adapter '" + name +
-                                        "' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.");
+            return vllm_refusal("The lora adapter '" + name +
+                                "' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.");
         }
-        deltas.admin_load(req, { name, path, false, is_inplace });
+        deltas.admin_load(req, { name, path, false, is_inplace, "" });
         return answer_text("Success: LoRA adapter '" + name + "' added successfully.");
     });
 
     post("/v1/unload_lora_adapter", [&deltas](const server_http_req & req) {
         const std::string name = needed_text(body_of(req), "lora_name");
-        deltas.admin_unload(req, name);
+        try {
+            deltas.admin_unload(req, name);
+        } catch (const server_delta_error & e) {
+            if (e.type != ERROR_TYPE_NOT_FOUND) {
+                throw;
+            }
+            return vllm_refusal("The lora adapter '" + name + "' cannot be found.");
+        }
         return answer_text("Success: LoRA adapter '" + name + "' removed successfully.");
     });
 }

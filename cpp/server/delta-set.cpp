@@ -31,6 +31,7 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     }
     settings    = std::make_unique<const server_delta_settings>(params);
     host.params = settings.get();
+    n_slots     = llama_n_seq_max(ctx);
     base_names  = { model_name };
     base_names.insert(base_names.end(), params.model_alias.begin(), params.model_alias.end());
     base_names.push_back(dqrelo::utf8_text(dqrelo::utf8_path(params.model.path).filename()));
@@ -230,7 +231,20 @@ void server_delta_set::stop() const {
     }
 }
 
+// Every position of a running sequence has a cell; what only waits to be used again can be overwritten, and counts as free.
+void server_delta_set::note_cache(llama_context * ctx, const std::function<bool(int)> & is_busy) {
+    const llama_memory_t memory  = llama_get_memory(ctx); // NULL is an encoder.
+    double               n_cells = 0.0;
+    for (uint32_t seq_id = 0; memory != nullptr && seq_id < n_slots; seq_id++) {
+        n_cells += is_busy((int) seq_id) ? llama_memory_seq_pos_max(memory, (llama_seq_id) seq_id) + 1 : 0;
+    }
+    cache_usage = std::min(1.0, n_cells / llama_n_ctx(ctx));
+}
+
 void server_delta_set::update(llama_context * ctx, const std::function<bool(int)> & is_busy) {
+    if (registry) {
+        note_cache(ctx, is_busy);
+    }
     if (!registry || !registry->has_work()) {
         return;
     }
@@ -265,6 +279,19 @@ void server_delta_set::update(llama_context * ctx, const std::function<bool(int)
 
 bool server_delta_set::is_base_name(const std::string & name) const {
     return contains(base_names, name);
+}
+
+// Returns the name without the base's before it (--delta-names prefixed): "base:math" and "base_math" are "math". A name that the caller
+// may use as it is stays; of several bases that fit, the longest counts. It tells no one which other names there are.
+std::string server_delta_set::short_name(const server_delta_caller & caller, const std::string & name) {
+    const bool is_known = is_base_name(name) || (is_allowed(caller, name) && (has_delta(name) || blends.find(name)));
+    size_t     n_before = 0;
+    for (const auto & base : base_names) {
+        const bool is_before = name.size() > base.size() + 1 && name.compare(0, base.size(), base) == 0 &&
+                               (name[base.size()] == ':' || name[base.size()] == '_');
+        n_before             = is_before ? std::max(n_before, base.size() + 1) : n_before;
+    }
+    return is_known ? name : name.substr(n_before);
 }
 
 bool server_delta_set::is_allowed(const server_delta_caller & caller, const std::string & name) const {
@@ -306,13 +333,20 @@ json server_delta_set::list_models(const server_delta_caller & caller, json mode
     }
     look_for_files();
     // Adds a model like the base, and says by `key` what it is.
-    const auto add = [&](const std::string & name, json root, const char * key, json value) {
+    const bool is_prefixed = host.params->dqrelo.names_are_prefixed;
+    const auto add         = [&](const std::string & own_name, json root, const char * key, json value) {
+        const std::string name = is_prefixed ? base_names[0] + "_" + own_name : own_name;
+
         json model       = base;
         model["id"]      = name;
         model["aliases"] = json::array();
-        model["root"]    = std::move(root);
-        model["parent"]  = base_names[0];
-        model[key]       = std::move(value);
+        if (is_prefixed) {
+            model["aliases"].push_back(own_name);
+            model["aliases"].push_back(base_names[0] + ":" + own_name);
+        }
+        model["root"]   = std::move(root);
+        model["parent"] = base_names[0];
+        model[key]      = std::move(value);
         models["data"].push_back(std::move(model));
 
         json short_model                       = short_base;
@@ -345,8 +379,10 @@ json server_delta_set::models(const server_http_req & req, const json & models) 
     }
     const std::string name = req.path.substr(before + BEFORE.size());
     for (json & model : listed["data"]) {
-        const bool is_base = !model.contains("delta") && !model.contains("blend");
-        if (is_base ? is_base_name(name) : model.at("id") == name) {
+        const bool   is_base  = !model.contains("delta") && !model.contains("blend");
+        const json & aliases  = model.at("aliases");
+        const bool   is_alias = std::any_of(aliases.begin(), aliases.end(), [&](const json & alias) { return alias == name; });
+        if (is_base ? is_base_name(name) : is_alias || model.at("id") == name) {
             return model;
         }
     }

@@ -12,6 +12,7 @@
 #include "server-common.h"
 #include "server-task.h"
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -26,6 +27,7 @@ struct server_delta_load {
     std::string file;
     bool        is_pinned = false;
     bool        is_reload = false; // Takes the place of what is loaded.
+    std::string if_hash;           // Changes only a name that has this content hash; empty: any.
 };
 
 class server_delta_set {
@@ -81,8 +83,8 @@ public:
     // These are the endpoints (delta-admin.cpp, delta-metrics.cpp). Where they throw, it is server_delta_error or std::invalid_argument. A
     // change has happened when they return.
     json list(const server_http_req & req);
-    // Lines to add to /metrics; empty for a server without deltas.
-    std::string metrics() const;
+    // Returns the text of /metrics: upstream's `figures`, and those of the deltas.
+    std::string metrics(server_task_result_metrics & figures) const;
     // Returns the answer of /props for the model of the query, made from the base's. Waits as find does.
     json props(const server_http_req & req, json base);
     // Brings the delta of the query in, and wakes the server for it, if it is one.
@@ -91,7 +93,7 @@ public:
     // Names a blend, whose parts must be known; `lead` is the part whose template it has, empty for the first one.
     json admin_blend(const server_http_req & req, const std::string & name, std::vector<dqrelo_blend_part> parts, const std::string & lead);
     json admin_load(const server_http_req & req, const server_delta_load & load);
-    void admin_unload(const server_http_req & req, const std::string & name);
+    void admin_unload(const server_http_req & req, const std::string & name, const std::string & if_hash = "");
 
 private:
     json list_models(const server_delta_caller & caller, json models);
@@ -102,6 +104,9 @@ private:
     json        blends_json(const server_delta_caller & caller) const;
     void        check_admin(const server_delta_caller & caller) const;
     bool        is_base_name(const std::string & name) const;
+    std::string short_name(const server_delta_caller & caller, const std::string & name);
+    std::string vllm_metrics(const server_task_result_metrics & figures, const std::vector<server_delta_registry::row> & rows) const;
+    void        note_cache(llama_context * ctx, const std::function<bool(int id_slot)> & is_busy);
     std::string names(const server_delta_caller & caller) const; // Lists them as an error line does.
     void        log_table() const;
     bool        add_all();
@@ -128,6 +133,8 @@ private:
     server_delta_blends                          blends;
     server_delta_host                            host;
     std::vector<std::string>                     base_names; // The id comes first, then aliases and the file's name.
+    size_t                                       n_slots = 0;
+    std::atomic<double>                          cache_usage{ 0.0 }; // How full the KV cache was at the last step; see note_cache.
     std::unique_ptr<server_delta_loader>         loader;
     std::unique_ptr<server_delta_watch>          watch;
 };

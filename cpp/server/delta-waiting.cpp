@@ -16,8 +16,8 @@ void server_delta_waiter::end() {
     is_over = true;
 }
 
-void server_delta_waiting::enter(const std::shared_ptr<server_delta_waiter> & waiter, bool is_admin) {
-    if (waiters.size() >= n_max + (is_admin ? N_ADMIN_MAX : 0)) {
+void server_delta_waiting::enter(const std::shared_ptr<server_delta_waiter> & waiter) {
+    if (waiters.size() >= n_max + (waiter->is_admin ? N_ADMIN_MAX : 0)) {
         throw server_delta_error(ERROR_TYPE_UNAVAILABLE,
                                  "delta '" + waiter->name + "': " + std::to_string(waiters.size()) +
                                      " requests wait for deltas already, as many as may (--delta-max-waiting). Try again later",

@@ -16,9 +16,11 @@ using server_should_stop = std::function<bool()>;
 // One thread that may wait. All but ask() and end() is guarded by the registry's lock.
 class server_delta_waiter {
 public:
-    server_delta_waiter(const std::string & name, const server_should_stop & should_stop) : name(name), should_stop(should_stop) {}
+    server_delta_waiter(const std::string & name, const server_should_stop & should_stop, bool is_admin) :
+        name(name), is_admin(is_admin), should_stop(should_stop) {}
 
-    const std::string       name; // Names the delta.
+    const std::string       name;     // Names the delta.
+    const bool              is_admin; // It loads or unloads, and is no request for the delta.
     std::condition_variable called;
     bool                    is_called = false; // The thread is to look again.
     bool                    is_gone   = false; // The thread's client has gone.
@@ -44,7 +46,7 @@ public:
     explicit server_delta_waiting(size_t n_max) : n_max(n_max) {}
 
     // Throws server_delta_error, a 503 that says when to come back, where too many wait already.
-    void enter(const std::shared_ptr<server_delta_waiter> & waiter, bool is_admin);
+    void enter(const std::shared_ptr<server_delta_waiter> & waiter);
     void leave(const std::shared_ptr<server_delta_waiter> & waiter) { waiters.remove(waiter); }
 
     // One looks again, all that wait for a name, or all.

@@ -25,7 +25,7 @@ def label_values(metrics: str) -> set[str]:
     """The values of `delta` in the Prometheus text format: backslash, quote and newline are escaped."""
     found = set()
     for line in metrics.splitlines():
-        if line.startswith("#") or "{" not in line:
+        if line.startswith("#") or "{delta=" not in line:
             continue
         match = re.fullmatch(r'[a-zA-Z_:][\w:]*\{delta="((?:[^"\\]|\\["\\n])*)"\} [0-9.e+-]+', line)
         assert match, line

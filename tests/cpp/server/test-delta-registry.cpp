@@ -39,6 +39,7 @@ struct fixture {
         auto delta     = std::make_shared<server_delta>();
         delta->name    = name;
         delta->path    = path;
+        delta->hash    = "content of " + path;
         delta->stamp   = server_delta_stamp::of(path);
         delta->n_bytes = delta->stamp.n_bytes;
         return delta;
@@ -581,8 +582,73 @@ static void test_a_blend_that_does_not_fit() {
     refused({ 0, 2 }, "--delta-max-active");
 }
 
+// Returns whether the call went well; false where the name was not what the caller thought.
+static bool changes(const std::function<void()> & call) {
+    try {
+        call();
+        return true;
+    } catch (const server_delta_error & e) {
+        assert(e.type == SERVER_DELTA_ERROR_CONDITION);
+        assert(std::string(e.what()).find('\n') == std::string::npos);
+        return false;
+    }
+}
+
+// Of several controllers that saw the same content and ask for another file, or for the name to go, one changes it.
+static void test_one_of_several_controllers_wins() {
+    static const int N_CONTROLLERS = 8;
+
+    fixture f({});
+    f.add("a");
+    const std::string first = f.registry->path_of("a");
+    main_loop         loop(f);
+    f.registry->load("a", first, false, nullptr);
+    for (int round = 0; round < 20; round++) {
+        const std::string        seen = f.registry->rows()[0].entry.hash;
+        std::atomic<int>         n_won{ 0 };
+        std::vector<std::thread> controllers;
+        for (int i = 0; i < N_CONTROLLERS; i++) {
+            const std::string path = f.file("a" + std::to_string(round) + "-" + std::to_string(i));
+            controllers.emplace_back([&, path] { n_won += changes([&] { f.registry->load("a", path, true, nullptr, seen); }); });
+        }
+        for (auto & controller : controllers) {
+            controller.join();
+        }
+        assert(n_won == 1);
+        const auto row = f.registry->rows()[0];
+        assert(row.entry.hash != seen && row.counts.n_loads == (uint64_t) round + 2);
+    }
+    const std::string now = f.registry->rows()[0].entry.hash;
+    assert(!changes([&] { f.registry->load("a", first, false, nullptr, "content of another"); }));
+    assert(!changes([&] { f.registry->unload("a", nullptr, "content of another"); }));
+    assert(f.registry->rows()[0].entry.hash == now);
+    assert(changes([&] { f.registry->unload("a", nullptr, now); }));
+    assert(!f.registry->has("a"));
+
+    f.add("b"); // What was never loaded has no content hash, so no condition holds.
+    assert(!changes([&] { f.registry->load("b", f.registry->path_of("b"), false, nullptr, now); }));
+}
+
+// The number of loads under a name is its generation: it goes on where the name had left off.
+static void test_generations_outlive_a_name() {
+    fixture   f({});
+    main_loop loop(f);
+    uint64_t  before = 0;
+    for (int i = 0; i < 3; i++) {
+        f.add("a");
+        f.registry->load("a", f.registry->path_of("a"), false, nullptr);
+        f.registry->load("a", f.registry->path_of("a"), true, nullptr);
+        const uint64_t now = f.registry->rows()[0].counts.n_loads;
+        assert(now == before + 2);
+        before = now;
+        f.registry->unload("a", nullptr);
+    }
+}
+
 int main() {
     test_lost_files();
+    test_one_of_several_controllers_wins();
+    test_generations_outlive_a_name();
     test_broken_files();
     test_main_loop_is_called_again();
     test_no_delta_goes_before_it_served();
