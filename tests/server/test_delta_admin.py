@@ -36,7 +36,7 @@ def test_vllm_endpoints(delta_server: Server, delta_texts: dict[str, str]) -> No
     answer = delta_server.post(unload, {"lora_name": "sql"})
     assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'sql' removed successfully.")
     assert error(complete(delta_server, "sql"), 404)
-    assert error(delta_server.post(unload, {"lora_name": "sql"}), 404)
+    assert "cannot be found" in error(delta_server.post(unload, {"lora_name": "sql"}), 400)
     assert error(delta_server.post(load, {"lora_name": "sql", "lora_path": "gone.dq.gguf"}), 404)
     assert error(delta_server.post(load, {"lora_name": "sql"}), 400)
 

@@ -165,6 +165,9 @@ def call_open(caller: Caller, server: Server) -> None:
             caller.call(server, op, {"model": 3, "name": 3, "lora_name": 3} | BODIES.get(op.id, {}))
     for name, body in VARIANTS:
         caller.call(server, by_id(name), body if name == "nameBlend" else BODIES.get(name, {}) | body)
+    for name in ("loadDelta", "reloadDelta", "unloadDelta"):
+        caller.call(server, by_id(name), {"name": "words", "if_content_hash": "0" * 64})
+    caller.call(server, by_id("loadLoraAdapter"), {"lora_name": "words", "lora_path": "words.dq.gguf"})
     caller.call(server, by_id("listModels"), {})
     caller.call(server, by_id("listDeltas"), {})
 
@@ -358,7 +361,8 @@ def test_a_request_beyond_a_bound_is_refused_and_one_within_is_not(open_server: 
         if field in LLAMA_CPPS:
             continue
         for value in odd_values(of_field):
-            body = body_for(op, "nobody" if field in ("name", "lora_name") else "words") | {field: value}
+            is_gone = field in ("name", "lora_name") or name == "unloadDelta"  # The others need words after this.
+            body = body_for(op, "nobody" if is_gone else "words") | {field: value}
             if name == "nameBlend" and field == "deltas":
                 del body["spec"]
             is_good = schema.is_valid(body)
