@@ -151,9 +151,8 @@ class Runner:
         for name in ("convert", "inspect", "merge", "eval", "bench"):
             self._script(programs / f"dqrelo-{name}", command(name))
         self._script(programs / "python", [sys.executable])
-        python = os.pathsep.join((str(ROOT / "python"), os.environ.get("PYTHONPATH", "")))
         path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-        self.environment = os.environ | {"PATH": path, "PYTHONPATH": python, "OMP_NUM_THREADS": "1"}
+        self.environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
 
     @staticmethod
     def _script(path: Path, words: list[str]) -> None:

@@ -157,8 +157,12 @@ def test_without_text_and_problems_the_fine_tune_writes(evaluate: Evaluate) -> N
     assert report["text"]["n_tokens"] >= 150
 
 
-def test_a_directory_is_converted_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_is_converted_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dqrelo_gguf.cli import convert
+
+    monkeypatch.setattr(job.tempfile, "tempdir", str(tmp_path))
 
     examples = Path(__file__).parents[2] / "examples" / "tiny"
     base, delta, out = tmp_path / "base.gguf", tmp_path / "words.dq.gguf", tmp_path / "report.json"
@@ -177,7 +181,7 @@ def test_a_directory_is_converted_first(tmp_path: Path, capsys: pytest.CaptureFi
     report = json.loads(out.read_text())
     assert report["text"]["models"][1]["kl"]["value"] < report["text"]["models"][0]["kl"]["value"]
     assert "converting" in capsys.readouterr().err
-    assert not list(Path(job.tempfile.gettempdir()).glob(".dqrelo-eval-*"))
+    assert not list(tmp_path.glob(".dqrelo-eval-*"))
     assert {Path(f["path"]).name for f in report["files"]["tuned"]} >= {"model.safetensors", "config.json"}
 
 

@@ -25,7 +25,7 @@ from tests.support.logits import OTHER, TEXT, open_model
 base, delta, out, n = sys.argv[1:]
 with open_model(base, n_gpu_layers=99, flash_attn="off", n_ctx=256) as rt:
     first = rt.load_delta(delta)
-    tokens = rt.tokenize(TEXT)[: int(n)]
+    tokens = rt.tokenize(2 * TEXT)[: int(n)]
     short = rt.tokenize(OTHER)[:5]
     found = rt.logits([tokens, short, short], [first, first, None])
     np.savez(out, *found)
@@ -55,7 +55,7 @@ def test_a_long_prompt_is_folded_where_it_is_asked_for(module: Path, tmp_path: P
     family = write_family(tmp_path, SHAPES["256"], base_type, 1, ())
     plain, off, folded = (logits(module, family, tmp_path / "l.npz", 36, fold) for fold in (None, "0", "1"))
     with open_model(family.base) as rt:
-        long, short = rt.tokenize(TEXT)[:36], rt.tokenize(OTHER)[:5]
+        long, short = rt.tokenize(2 * TEXT)[:36], rt.tokenize(OTHER)[:5]
         of_base = rt.logits(short)
     assert len(long) == 36
     for i, expected in enumerate((family.merged_logits(0, long), family.merged_logits(0, short), of_base)):
