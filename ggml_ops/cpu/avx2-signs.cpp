@@ -261,6 +261,7 @@ static __attribute__((noinline)) void look_up(workspace & w, digit_sums & sums, 
     }
 }
 
+// Adds to the sums of 64 rows of signs what the tables of each of the three digits give for n_chunks chunks of columns.
 template <bool ASKS_AHEAD>
 static inline void look_up_digits(workspace & w, digit_sums (&sums)[3], const chunk_tables * tables, int n_chunks) {
     look_up<2, ASKS_AHEAD>(w, sums[0], tables, 0, n_chunks);

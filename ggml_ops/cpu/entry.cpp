@@ -75,12 +75,26 @@ void dqrelo_matmul_quantize(const struct dqrelo_kernels * kernels, const struct 
     kernels->quantize_row(z, nullptr, e->n_codes, g->zq + t * g->zq_stride, g->zact + t);
 }
 
-// Returns what multiplies the rows of a tile, beside signs: dense rows, or those of U.
+// A matrix of which each output is one row: dense rows, or those of U.
+struct factor_rows {
+    const void *   data; // NULL: the entry has neither.
+    enum ggml_type type;
+    int64_t        n_cols;
+
+    const uint8_t * row(int64_t i) const { return row_of(data, type, i, n_cols); }
+};
+
+static struct factor_rows factor_rows_of(const struct dqrelo_entry * e) {
+    if (e->dense) {
+        return { e->dense, (enum ggml_type) e->type_dense, e->n_in };
+    }
+    return { e->u, (enum ggml_type) e->type_u, e->rank };
+}
+
+// Returns where the rows lie that a tile is multiplied with beside signs.
 static struct dqrelo_ahead factor_bytes(const struct dqrelo_entry * e, int64_t i0, int n_i) {
-    const void *  a      = e->dense ? e->dense : e->u;
-    const int32_t type   = e->dense ? e->type_dense : e->type_u;
-    const int64_t n_cols = e->dense ? e->n_in : e->rank;
-    return a ? dqrelo_ahead{ (uintptr_t) row_of(a, type, i0, n_cols), (uintptr_t) row_of(a, type, i0 + n_i, n_cols) } : dqrelo_ahead{};
+    const struct factor_rows a = factor_rows_of(e);
+    return a.data ? dqrelo_ahead{ (uintptr_t) a.row(i0), (uintptr_t) a.row(i0 + n_i) } : dqrelo_ahead{};
 }
 
 // Computes uv of a tile: U t, or dense x, or sparse x.
@@ -95,11 +109,8 @@ static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrel
         dqrelo_sparse_dots(kernels, e, i0, n_i, b, n_t, scratch->uv, DQRELO_TILE_I, scratch->sparse);
         return;
     }
-    const void *  a      = e->dense ? e->dense : e->u;
-    const int32_t type   = e->dense ? e->type_dense : e->type_u;
-    const int64_t n_cols = e->dense ? e->n_in : e->rank;
-    kernels->dots((enum ggml_type) type, row_of(a, type, i0, n_cols), dqrelo_type_bytes((enum ggml_type) type, n_cols), n_i, b, n_t, n_cols,
-                  scratch->uv, DQRELO_TILE_I);
+    const struct factor_rows a = factor_rows_of(e);
+    kernels->dots(a.type, a.row(i0), dqrelo_type_bytes(a.type, a.n_cols), n_i, b, n_t, a.n_cols, scratch->uv, DQRELO_TILE_I);
 }
 
 static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
