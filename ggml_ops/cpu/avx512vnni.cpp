@@ -46,14 +46,17 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
 
     struct f32 {
         static constexpr int BYTES = 128;
+        using element              = float;
+        static inline __m512 values_f32x16(const float * src, __mmask16 m) { return _mm512_maskz_loadu_ps(m, src); }
         static inline f32x32 at(const void * row, int64_t j, int64_t n) {
             const float * src = (const float *) row + j;
-            return { _mm512_maskz_loadu_ps(columns_m16(0, n), src), _mm512_maskz_loadu_ps(columns_m16(16, n), src + 16) };
+            return { values_f32x16(src, columns_m16(0, n)), values_f32x16(src + 16, columns_m16(16, n)) };
         }
     };
 
     struct f16 {
         static constexpr int BYTES = 64;
+        using element              = uint16_t;
         static inline __m512 values_f32x16(const uint16_t * src, __mmask16 m) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, src)); }
         static inline f32x32 at(const void * row, int64_t j, int64_t n) {
             return { values_f32x16((const uint16_t *) row + j, columns_m16(0, n)),
@@ -63,6 +66,7 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
 
     struct bf16 {
         static constexpr int BYTES = 64;
+        using element              = uint16_t;
         static inline __m512 values_f32x16(const uint16_t * src, __mmask16 m) {
             const __m512i v = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, src));
             return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
@@ -163,6 +167,57 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
 } // namespace
 
 //
+// short rows
+//
+
+// dots for rows of at most 16 columns, as U has in many adapters: half of a step. Sums have the bits that a step would give.
+template <class LOAD>
+static void dots_short(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld,
+                       struct dqrelo_ahead * after) {
+    constexpr int       R     = 8;
+    const __mmask16     m     = columns_m16(0, n);
+    struct dqrelo_ahead ahead = *after; // A copy may stay in registers.
+    for (int i = 0; i < n_i; i += R) {
+        const uint8_t * first = (const uint8_t *) a + i * a_stride;
+        const int       last  = n_i - 1 - i; // Behind the end the last row is taken again.
+        __m512          rows[R];
+        UNROLLED
+        for (int r = 0; r < R; r++) {
+            rows[r] = LOAD::values_f32x16((const typename LOAD::element *) (first + (r < last ? r : last) * a_stride), m);
+        }
+        for (int64_t k = 0; k < R * a_stride; k += 64) {
+            prefetch_ahead(ahead);
+        }
+        for (int t = 0; t < n_t; t++) {
+            const __m512 x = _mm512_maskz_loadu_ps(m, b[t]);
+            UNROLLED
+            for (int r = 0; r < R; r += 4) {
+                __m512 four[4];
+                UNROLLED
+                for (int k = 0; k < 4; k++) {
+                    four[k] = _mm512_fmadd_ps(rows[r + k], x, _mm512_setzero_ps());
+                }
+                avx512vnni::store_totals(out + t * ld + i + r, four, n_i - i - r);
+            }
+        }
+    }
+    *after = ahead;
+}
+
+static void dots_avx512vnni(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
+                            float * out, int64_t ld, struct dqrelo_ahead * ahead) {
+    if (n <= avx512vnni::STEP / 2 && type == GGML_TYPE_F16) {
+        dots_short<avx512vnni::f16>(a, a_stride, n_i, b, n_t, n, out, ld, ahead);
+    } else if (n <= avx512vnni::STEP / 2 && type == GGML_TYPE_BF16) {
+        dots_short<avx512vnni::bf16>(a, a_stride, n_i, b, n_t, n, out, ld, ahead);
+    } else if (n <= avx512vnni::STEP / 2 && type == GGML_TYPE_F32) {
+        dots_short<avx512vnni::f32>(a, a_stride, n_i, b, n_t, n, out, ld, ahead);
+    } else {
+        dots_of_isa<avx512vnni>(type, a, a_stride, n_i, b, n_t, n, out, ld, ahead);
+    }
+}
+
+//
 // sum of the parts
 //
 
@@ -208,7 +263,7 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.interleaves   =*/true,
     /*.quantize_row =*/quantize_row_avx512vnni,
     /*.sign_dots    =*/sign_dots_avx512vnni,
-    /*.dots         =*/dots_of_isa<avx512vnni>,
+    /*.dots         =*/dots_avx512vnni,
     /*.add_delta    =*/add_delta_avx512vnni,
     /*.to_float     =*/to_float_of_isa<avx512vnni>,
     /*.fold_signs   =*/fold_signs_avx512vnni,

@@ -1,6 +1,7 @@
 #include "entry.h"
 
 #include "factor-types.h"
+#include "prefetch.h"
 #include "stack.h"
 
 // Row i of a matrix of n_cols columns.
@@ -12,7 +13,8 @@ static const uint8_t * row_of(const void * data, int32_t type, int64_t i, int64_
 // MATMUL
 //
 
-void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t r0, int64_t r1) {
+void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t r0, int64_t r1,
+                          struct dqrelo_ahead then) {
     const struct dqrelo_entry * e = &g->e;
     for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
         const int     n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
@@ -22,7 +24,7 @@ void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dq
         }
         const enum ggml_type type = (enum ggml_type) e->type_v;
         kernels->dots(type, row_of(e->v, e->type_v, r0, e->n_in), dqrelo_type_bytes(type, e->n_in), (int) (r1 - r0), x, n_t, e->n_in,
-                      g->t + t0 * g->t_stride + r0, g->t_stride);
+                      g->t + t0 * g->t_stride + r0, g->t_stride, &then);
     }
 }
 
@@ -91,15 +93,39 @@ static struct factor_rows factor_rows_of(const struct dqrelo_entry * e) {
     return { e->u, (enum ggml_type) e->type_u, e->rank };
 }
 
-// Returns where the rows lie that a tile is multiplied with beside signs.
-static struct dqrelo_ahead factor_bytes(const struct dqrelo_entry * e, int64_t i0, int n_i) {
+// Returns where the rows lie that features i0 to i1 - 1 are multiplied with beside signs.
+static struct dqrelo_ahead factor_bytes(const struct dqrelo_entry * e, int64_t i0, int64_t i1) {
     const struct factor_rows a = factor_rows_of(e);
-    return a.data ? dqrelo_ahead{ (uintptr_t) a.row(i0), (uintptr_t) a.row(i0 + n_i) } : dqrelo_ahead{};
+    return a.data ? dqrelo_ahead{ (uintptr_t) a.row(i0), (uintptr_t) a.row(i1) } : dqrelo_ahead{};
+}
+
+// The bytes at the beginning of a matrix that the products with it do not ask for ahead of their use.
+static constexpr uintptr_t BEGIN_BYTES = prefetch_bytes(DQRELO_CACHE_2);
+
+static struct dqrelo_ahead begin_of(struct dqrelo_ahead bytes) {
+    return { bytes.next, bytes.end - bytes.next < BEGIN_BYTES ? bytes.end : bytes.next + BEGIN_BYTES };
+}
+
+static struct dqrelo_ahead rest_of(struct dqrelo_ahead bytes) {
+    return { begin_of(bytes).end, bytes.end };
+}
+
+struct dqrelo_ahead dqrelo_factor_begin(const struct dqrelo_entry * e, int64_t r0, int64_t r1) {
+    return begin_of({ (uintptr_t) row_of(e->v, e->type_v, r0, e->n_in), (uintptr_t) row_of(e->v, e->type_v, r1, e->n_in) });
+}
+
+struct dqrelo_ahead dqrelo_apply_begin(const struct dqrelo_entry * e, int64_t i0, int64_t i1) {
+    if (dqrelo_entry_has_signs(e)) {
+        const uint8_t * sign  = e->n_planes > 0 ? e->sign[0] : e->usign;
+        const int64_t   bytes = (e->n_planes > 0 ? e->n_in : e->n_codes) / 8;
+        return begin_of({ (uintptr_t) (sign + i0 * bytes), (uintptr_t) (sign + i1 * bytes) });
+    }
+    return begin_of(factor_bytes(e, i0, i1));
 }
 
 // Computes uv of a tile: U t, or dense x, or sparse x.
 static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
-                       struct dqrelo_scratch * scratch) {
+                       struct dqrelo_ahead * ahead, struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e = &g->e;
     const float *               b[DQRELO_TILE_T];
     for (int t = 0; t < n_t; t++) {
@@ -110,17 +136,18 @@ static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrel
         return;
     }
     const struct factor_rows a = factor_rows_of(e);
-    kernels->dots(a.type, a.row(i0), dqrelo_type_bytes(a.type, a.n_cols), n_i, b, n_t, a.n_cols, scratch->uv, DQRELO_TILE_I);
+    kernels->dots(a.type, a.row(i0), dqrelo_type_bytes(a.type, a.n_cols), n_i, b, n_t, a.n_cols, scratch->uv, DQRELO_TILE_I, ahead);
 }
 
+// `then` is what is read after the tile.
 static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
-                       struct dqrelo_scratch * scratch) {
+                       struct dqrelo_ahead * then, struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e        = &g->e;
     const int                   n_planes = e->dense ? 0 : e->n_planes;
     const bool                  has_uv   = e->dense || e->entries || e->rank > 0;
 
     const int64_t       q_stride = dqrelo_q_bytes(e->n_in);
-    struct dqrelo_ahead ahead    = has_uv ? factor_bytes(e, i0, n_i) : dqrelo_ahead{};
+    struct dqrelo_ahead ahead    = has_uv ? factor_bytes(e, i0, i0 + n_i) : dqrelo_ahead{};
     for (int p = 0; p < n_planes; p++) {
         kernels->sign_dots(e->sign[p] + i0 * (e->n_in / 8), n_i, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in,
                            scratch->isum[p], DQRELO_TILE_I, &ahead);
@@ -130,7 +157,7 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
                            scratch->zsum, DQRELO_TILE_I, &ahead);
     }
     if (has_uv) {
-        factor_out(kernels, g, t0, n_t, i0, n_i, scratch);
+        factor_out(kernels, g, t0, n_t, i0, n_i, then, scratch);
     }
 
     struct dqrelo_parts parts;
@@ -154,11 +181,17 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
 }
 
 void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1,
-                         struct dqrelo_scratch * scratch) {
+                         struct dqrelo_ahead then, struct dqrelo_scratch * scratch) {
+    // Beside signs the rows of U are asked for while signs are multiplied.
+    struct dqrelo_ahead ahead = dqrelo_entry_has_signs(&g->e) ? dqrelo_ahead{} : rest_of(factor_bytes(&g->e, i0, i1));
     for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
         const int n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
         for (int64_t i = i0; i < i1; i += DQRELO_TILE_I) {
-            apply_tile(kernels, g, t0, n_t, i, (int) min_i64(DQRELO_TILE_I, i1 - i), scratch);
+            if (ahead.next >= ahead.end) {
+                ahead = then;
+                then  = {};
+            }
+            apply_tile(kernels, g, t0, n_t, i, (int) min_i64(DQRELO_TILE_I, i1 - i), &ahead, scratch);
         }
     }
 }

@@ -59,8 +59,9 @@ static inline bool dqrelo_entry_has_signs(const struct dqrelo_entry * e) {
 // MATMUL has up to four steps. Each needs all of what the one before made of a row: the activation rows are quantised, and beside that
 // dqrelo_matmul_factor; for sign factors dqrelo_matmul_codes and dqrelo_matmul_quantize; dqrelo_matmul_apply.
 
-// Computes values r0 <= r < r1 of t = V x for all rows of the group.
-void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1);
+// Computes values r0 <= r < r1 of t = V x for all rows of the group. `then` is what the thread reads afterwards.
+void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1,
+                          struct dqrelo_ahead then);
 
 // Computes values k0 <= k < k1 of B (c . x) for all rows of the group from their quantised activations.
 void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t k0, int64_t k1,
@@ -69,9 +70,14 @@ void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqr
 // Quantises what the codes of A are multiplied with for row t of the group. z has room for n_codes values.
 void dqrelo_matmul_quantize(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t t, float * z);
 
-// Computes output features i0 <= i < i1 of all rows of the group.
+// Computes output features i0 <= i < i1 of all rows of the group. `then` is what the thread reads afterwards.
 void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1,
-                         struct dqrelo_scratch * scratch);
+                         struct dqrelo_ahead then, struct dqrelo_scratch * scratch);
+
+// Return the first bytes that dqrelo_matmul_factor and dqrelo_matmul_apply read of these rows of V and features, as far as kernels do not
+// ask for them themselves.
+struct dqrelo_ahead dqrelo_factor_begin(const struct dqrelo_entry * e, int64_t r0, int64_t r1);
+struct dqrelo_ahead dqrelo_apply_begin(const struct dqrelo_entry * e, int64_t i0, int64_t i1);
 
 // ROWS: computes columns j0 <= j < j1 of one row; j0 is a multiple of DQRELO_TILE_J.
 #define DQRELO_TILE_J 128

@@ -72,23 +72,34 @@ static inline void dots_step(typename ISA::sums (&acc)[R][T], const uint8_t * co
     }
 }
 
-// Multiplies R rows of a with T rows of b, and stores the results of the first n_i rows of a.
+// Asks for BYTES of a from `next` on, or where those are behind the end of a, for what comes afterwards.
+template <int BYTES>
+static inline void prefetch_step(uintptr_t & next, uintptr_t end, struct dqrelo_ahead & ahead) {
+    if (next < end) {
+        prefetch_lines<BYTES>(next);
+        next += BYTES;
+    } else {
+        prefetch_ahead<BYTES>(ahead);
+    }
+}
+
+// Multiplies R rows of a with T rows of b, and stores the results of the first n_i rows of a, the last of which ends at `end`.
 template <class ISA, class LOAD, int R, int T>
-static inline void dots_tile(const uint8_t * const * a, int n_i, const float * const * b, int64_t n, float * out, int64_t ld) {
+static inline void dots_tile(const uint8_t * const * a, uintptr_t end, int n_i, const float * const * b, int64_t n, float * out, int64_t ld,
+                             struct dqrelo_ahead & ahead) {
     typename ISA::sums acc[R][T];
     set_zero<ISA>(acc);
     uintptr_t next = prefetch_from(a[0], (size_t) (R * (a[1] - a[0])));
     int64_t   j    = 0;
     for (; j + ISA::STEP <= n; j += ISA::STEP) {
         if (T <= ISA::PREFETCH_T) {
-            prefetch_lines<R * LOAD::BYTES>(next);
-            next += R * LOAD::BYTES;
+            prefetch_step<R * LOAD::BYTES>(next, end, ahead);
         }
         dots_step<ISA, LOAD, R, T>(acc, a, b, j, ISA::STEP);
     }
     if (j < n) {
         if (T <= ISA::PREFETCH_T) {
-            prefetch_lines<R * LOAD::BYTES>(next);
+            prefetch_step<R * LOAD::BYTES>(next, end, ahead);
         }
         dots_step<ISA, LOAD, R, T>(acc, a, b, j, n - j);
     }
@@ -105,27 +116,30 @@ static inline void dots_tile(const uint8_t * const * a, int n_i, const float * c
 // Multiplies all rows of a with T rows of b. It is never inlined: in one large function the compiler keeps fewer values in registers.
 template <class ISA, class LOAD, int T>
 static __attribute__((noinline)) void dots_rows(const void * a, int64_t a_stride, int n_i, const float * const * b, int64_t n, float * out,
-                                                int64_t ld) {
-    constexpr int R = ISA::rows_of_a(T);
+                                                int64_t ld, struct dqrelo_ahead * after) {
+    constexpr int       R     = ISA::rows_of_a(T);
+    struct dqrelo_ahead ahead = *after; // A copy may stay in registers.
     for (int i = 0; i < n_i; i += R) {
         const uint8_t * row[R]; // Behind the end the last row is taken again.
         for (int r = 0; r < R; r++) {
             row[r] = (const uint8_t *) a + (i + r < n_i ? i + r : n_i - 1) * a_stride;
         }
-        dots_tile<ISA, LOAD, R, T>(row, n_i - i, b, n, out + i, ld);
+        dots_tile<ISA, LOAD, R, T>(row, (uintptr_t) a + (uintptr_t) (n_i * a_stride), n_i - i, b, n, out + i, ld, ahead);
     }
+    *after = ahead;
 }
 
 // Does the same with n_t <= T rows of b.
 template <class ISA, class LOAD, int T>
-static void dots_up_to(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld) {
+static void dots_up_to(const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out, int64_t ld,
+                       struct dqrelo_ahead * ahead) {
     if constexpr (T > 1) {
         if (n_t < T) {
-            dots_up_to<ISA, LOAD, T - 1>(a, a_stride, n_i, b, n_t, n, out, ld);
+            dots_up_to<ISA, LOAD, T - 1>(a, a_stride, n_i, b, n_t, n, out, ld, ahead);
             return;
         }
     }
-    dots_rows<ISA, LOAD, T>(a, a_stride, n_i, b, n, out, ld);
+    dots_rows<ISA, LOAD, T>(a, a_stride, n_i, b, n, out, ld, ahead);
 }
 
 template <class ISA, class LOAD>
@@ -154,11 +168,11 @@ static inline void with_load(enum ggml_type type, F f) {
 
 template <class ISA>
 static void dots_of_isa(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
-                        float * out, int64_t ld) {
+                        float * out, int64_t ld, struct dqrelo_ahead * ahead) {
     with_load<ISA>(type, [&](auto load) {
         for (int t = 0, n_step; t < n_t; t += n_step) {
             n_step = ISA::rows_at_once(t, n_t);
-            dots_up_to<ISA, decltype(load), ISA::MAX_T>(a, a_stride, n_i, b + t, n_step, n, out + t * ld, ld);
+            dots_up_to<ISA, decltype(load), ISA::MAX_T>(a, a_stride, n_i, b + t, n_step, n, out + t * ld, ld, ahead);
         }
     });
 }

@@ -136,6 +136,58 @@ static needs needs_of(const ggml_tensor * dst, const work & w) {
     return n;
 }
 
+// What a thread computes of one group: rows of V, or output features. Empty: nothing is left.
+struct piece {
+    int64_t group = 0, begin = 0, end = 0;
+
+    bool is_empty() const { return begin >= end; }
+};
+
+// Returns the thread's next piece. take(i) takes its share of group i.
+template <typename F>
+static piece next_piece(const work & w, int64_t & i, F && take) {
+    while (i < w.n_groups) {
+        const piece p = take(i++);
+        if (!p.is_empty()) {
+            return p;
+        }
+    }
+    return {};
+}
+
+// Calls f(piece, next piece) for all of the thread's pieces.
+template <typename F, typename G>
+static void for_each_piece(const work & w, F && take, G && f) {
+    int64_t i = 0;
+    for (piece p = next_piece(w, i, take), next; !p.is_empty(); p = next) {
+        next = next_piece(w, i, take);
+        f(p, next);
+    }
+}
+
+static share share_of_result(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < w.n_groups; i++) {
+        total += count_lines(dst->ne[0]) * cost_of_result(group_of(dst, w, i), w.groups[i].is_folded);
+    }
+    return share(total, params->ith, params->nth);
+}
+
+static piece take_result(const ggml_tensor * dst, const work & w, share & mine, int64_t i) {
+    int64_t l0, l1;
+    mine.take(count_lines(dst->ne[0]), cost_of_result(group_of(dst, w, i), w.groups[i].is_folded), &l0, &l1);
+    return { i, l0 * LINE, std::min(l1 * LINE, dst->ne[0]) };
+}
+
+// Returns what is read first for a piece of the result.
+static dqrelo_ahead begin_of_result(const ggml_tensor * dst, const work & w, const piece & p) {
+    if (p.is_empty() || w.groups[p.group].is_folded) {
+        return {};
+    }
+    const dqrelo_entry e = entry_of_group(dst, w.groups[p.group]);
+    return dqrelo_apply_begin(&e, p.begin, p.end);
+}
+
 // Computes this thread's share of V x.
 static void multiply_factors(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     int64_t total = 0;
@@ -144,15 +196,26 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
         total += count_rank_pieces(g) * cost_of(g);
     }
     // The first threads may have quantised one row more, so this begins with the last.
-    share mine(total, params->nth - 1 - params->ith, params->nth);
-    for (int64_t i = 0; i < w.n_groups; i++) {
+    share      mine(total, params->nth - 1 - params->ith, params->nth);
+    const auto take = [&](int64_t i) {
         const dqrelo_group g = group_of(dst, w, i);
         int64_t            p0, p1;
         mine.take(count_rank_pieces(g), cost_of(g), &p0, &p1);
-        if (p0 < p1) {
-            dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, p0 * RANKS, std::min<int64_t>(p1 * RANKS, g.e.rank));
+        return piece{ i, p0 * RANKS, std::min<int64_t>(p1 * RANKS, g.e.rank) };
+    };
+    for_each_piece(w, take, [&](const piece & p, const piece & next) {
+        dqrelo_ahead then;
+        if (next.is_empty()) {
+            share   result = share_of_result(params, dst, w);
+            int64_t i      = 0;
+            then           = begin_of_result(dst, w, next_piece(w, i, [&](int64_t k) { return take_result(dst, w, result, k); }));
+        } else {
+            const dqrelo_entry e = entry_of_group(dst, w.groups[next.group]);
+            then                 = dqrelo_factor_begin(&e, next.begin, next.end);
         }
-    }
+        const dqrelo_group g = group_of(dst, w, p.group);
+        dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, p.begin, p.end, then);
+    });
 }
 
 // Calls f with the pieces of B that have one plane, two, ..., at their beginnings: from piece l0 to before piece l1, each at a cost.
@@ -251,19 +314,19 @@ static dqrelo_base base_of(const ggml_tensor * weight, int64_t matrix) {
     return base;
 }
 
-// Computes output features i0 to i1 - 1 of group i.
-static void apply_group(const ggml_tensor * dst, const work & w, int64_t i, int64_t i0, int64_t i1) {
-    const dqrelo_group rest = group_of(dst, w, i);
-    if (w.groups[i].is_folded) {
-        const dqrelo_base base  = base_of(ggml_dqrelo_base_weight(dst), w.groups[i].matrix);
+// Computes a piece of the result. `then` is what the thread reads afterwards.
+static void apply_piece(const ggml_tensor * dst, const work & w, const piece & p, dqrelo_ahead then) {
+    const dqrelo_group rest = group_of(dst, w, p.group);
+    if (w.groups[p.group].is_folded) {
+        const dqrelo_base base  = base_of(ggml_dqrelo_base_weight(dst), w.groups[p.group].matrix);
         dqrelo_group      whole = rest;
-        whole.e                 = dqrelo_entry_matrix(entry_of(dst, w.groups[i].delta), w.groups[i].matrix);
-        dqrelo_fold_apply(dqrelo_cpu_kernels(), &base, &whole, rest.rows[0].s, i0, i1, w.tile);
+        whole.e                 = dqrelo_entry_matrix(entry_of(dst, w.groups[p.group].delta), w.groups[p.group].matrix);
+        dqrelo_fold_apply(dqrelo_cpu_kernels(), &base, &whole, rest.rows[0].s, p.begin, p.end, w.tile);
         if (dqrelo_entry_is_empty(&rest.e)) {
             return;
         }
     }
-    dqrelo_matmul_apply(dqrelo_cpu_kernels(), &rest, i0, i1, w.scratch);
+    dqrelo_matmul_apply(dqrelo_cpu_kernels(), &rest, p.begin, p.end, then, w.scratch);
 }
 
 static void forward_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
@@ -271,20 +334,12 @@ static void forward_matmul(const ggml_compute_params * params, const ggml_tensor
         ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID ? multiply_base_experts(params, dst, w) : multiply_base(params, dst, w);
     }
     prepare_matmul(params, dst, w);
+    share mine = share_of_result(params, dst, w);
+    for_each_piece(
+        w, [&](int64_t i) { return take_result(dst, w, mine, i); },
+        [&](const piece & p, const piece & next) { apply_piece(dst, w, p, begin_of_result(dst, w, next)); });
     const int64_t n_out   = dst->ne[0];
     const int64_t n_lines = count_lines(n_out);
-    int64_t       total   = 0;
-    for (int64_t i = 0; i < w.n_groups; i++) {
-        total += n_lines * cost_of_result(group_of(dst, w, i), w.groups[i].is_folded);
-    }
-    share mine(total, params->ith, params->nth);
-    for (int64_t i = 0; i < w.n_groups; i++) {
-        int64_t l0, l1;
-        mine.take(n_lines, cost_of_result(group_of(dst, w, i), w.groups[i].is_folded), &l0, &l1);
-        if (l0 < l1) {
-            apply_group(dst, w, i, l0 * LINE, std::min(l1 * LINE, n_out));
-        }
-    }
     copy_rows(dst, w, std::min(n_out, n_lines * params->ith / params->nth * LINE),
               std::min(n_out, n_lines * (params->ith + 1) / params->nth * LINE));
 }

@@ -59,8 +59,9 @@ struct dqrelo_parts {
     float           s;             // request scale
 };
 
-// The addresses of what the caller will read next. Signs are multiplied more slowly than memory could bring them, so meanwhile a kernel
-// asks for cache lines from `next` on, in small steps, and moves `next` on, until it is `end` or a little behind it.
+// The addresses of what the caller will read next. While a kernel multiplies, it asks for cache lines from `next` on, in small steps, and
+// moves `next` on, until it is `end` or a little behind it: signs are multiplied more slowly than memory could bring them, and where a
+// kernel comes to the end of its matrix, there is nothing else left to ask for.
 struct dqrelo_ahead {
     uintptr_t next, end;
 };
@@ -82,7 +83,7 @@ struct dqrelo_kernels {
 
     // Sets out[t*ld + i] to sum_j a_ij b_tj in F32. a are n_i rows of `type`, a_stride bytes apart, b pointers to n_t rows.
     void (*dots)(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out,
-                 int64_t ld);
+                 int64_t ld, struct dqrelo_ahead * ahead);
 
     // Sets dst[i] to y[i] + s * (sum_p d scale_p[i] isum_p[i] + uv[i] + dz zsum[i]); dst may be y.
     void (*add_delta)(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts);

@@ -40,10 +40,11 @@ static inline void prefetch_lines(uintptr_t next) {
 #endif
 }
 
-// Asks for the next cache line of what will be read afterwards, if any is left.
+// Asks for the next BYTES of what will be read afterwards, if any are left.
+template <int BYTES = 64>
 static inline void prefetch_ahead(struct dqrelo_ahead & ahead) {
     if (ahead.next < ahead.end) {
-        prefetch_lines<64, DQRELO_CACHE_2>(ahead.next);
-        ahead.next += 64;
+        prefetch_lines<BYTES, DQRELO_CACHE_2>(ahead.next);
+        ahead.next += BYTES;
     }
 }

@@ -100,7 +100,7 @@ static void to_float_scalar(enum ggml_type type, const void * src, int64_t n, fl
 }
 
 static void dots_scalar(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
-                        float * out, int64_t ld) {
+                        float * out, int64_t ld, struct dqrelo_ahead * /* ahead */) {
     float row[256]; // Holds a piece of a row of a as F32. Its length is a multiple of every block.
     for (int i = 0; i < n_i; i++) {
         for (int t = 0; t < n_t; t++) {

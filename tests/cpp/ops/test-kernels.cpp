@@ -257,7 +257,12 @@ static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n,
     }
     const int          ld = n_i + 2;
     std::vector<float> got((size_t) (ld * n_t), 99.0f), alone((size_t) n_i);
-    kernels->dots(type, a.data.data(), dqrelo_type_bytes(type, n), n_i, b.data(), n_t, n, got.data(), ld);
+    const bytes        after(3000);
+    const uintptr_t    begin = (uintptr_t) after.data(), end = begin + after.size();
+    dqrelo_ahead       ahead = { begin, end }, nothing = {};
+    kernels->dots(type, a.data.data(), dqrelo_type_bytes(type, n), n_i, b.data(), n_t, n, got.data(), ld, &ahead);
+    // It may ask for less where n_t is large, and for no more than a step behind the end.
+    CHECK(ahead.end == end && ahead.next >= begin && ahead.next < end + 8 * 128);
     bool close  = true;
     bool inside = true;
     for (int t = 0; t < n_t; t++) {
@@ -274,10 +279,11 @@ static void test_dots(const dqrelo_kernels * kernels, ggml_type type, int64_t n,
     CHECK(inside);
     // A row's result is the same, bit for bit, alone and among others, and whatever piece of a it is computed with.
     const int t = n_t - 1;
-    kernels->dots(type, a.data.data(), dqrelo_type_bytes(type, n), n_i, &b[(size_t) t], 1, n, alone.data(), n_i);
+    kernels->dots(type, a.data.data(), dqrelo_type_bytes(type, n), n_i, &b[(size_t) t], 1, n, alone.data(), n_i, &nothing);
+    CHECK(nothing.next == 0);
     CHECK(memcmp(alone.data(), &got[(size_t) (t * ld)], (size_t) n_i * sizeof(float)) == 0);
     kernels->dots(type, a.data.data() + 5 * dqrelo_type_bytes(type, n), dqrelo_type_bytes(type, n), n_i - 5, b.data(), n_t, n, got.data(),
-                  ld);
+                  ld, &nothing);
     CHECK(memcmp(alone.data() + 5, &got[(size_t) (t * ld)], (size_t) (n_i - 5) * sizeof(float)) == 0);
 }
 
