@@ -178,12 +178,12 @@ static void dots_short(const void * a, int64_t a_stride, int n_i, const float * 
     const __mmask16     m     = columns_m16(0, n);
     struct dqrelo_ahead ahead = *after; // A copy may stay in registers.
     for (int i = 0; i < n_i; i += R) {
-        const uint8_t * first = (const uint8_t *) a + i * a_stride;
-        const int       last  = n_i - 1 - i; // Behind the end the last row is taken again.
+        const uint8_t * row = (const uint8_t *) a + i * a_stride;
         __m512          rows[R];
         UNROLLED
         for (int r = 0; r < R; r++) {
-            rows[r] = LOAD::values_f32x16((const typename LOAD::element *) (first + (r < last ? r : last) * a_stride), m);
+            rows[r] = LOAD::values_f32x16((const typename LOAD::element *) row, m);
+            row += i + r + 1 < n_i ? a_stride : 0; // Behind the end the last row is taken again.
         }
         for (int64_t k = 0; k < R * a_stride; k += 64) {
             prefetch_ahead(ahead);
