@@ -89,7 +89,7 @@ def prefix_of(text: str) -> Place:
                 return Place(place.scheme, place.owner, place.parts[:-1])
     except InputError as e:
         raise InputError(f"--load-from: {e}. A prefix: {form}") from e
-    raise InputError(f"--load-from {shown(text.partition('?')[0].rpartition('@')[2])}: {form}, without a query or a revision")
+    raise InputError(f"--load-from {shown(text.partition('?')[0])}: {form}, without a query or a revision")
 
 
 def place_of(address: Address) -> Place:
@@ -193,9 +193,12 @@ def _hub_rule(address: HubAddress, allowed: AllowList, endpoint: str) -> Rule:
 def _is_outside(host: str, hub: str) -> bool:
     """True for a host of the open internet; for one of this machine, where the Hub is on this machine as well."""
     addresses = _addresses(host)
+    if not addresses:
+        return False
     if all(address.is_global and not address.is_multicast for address in addresses):
-        return bool(addresses)
-    return all(address.is_loopback for address in [*addresses, *_addresses(hub)])
+        return True
+    of_hub = _addresses(hub)
+    return bool(of_hub) and all(address.is_loopback for address in [*addresses, *of_hub])
 
 
 def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:

@@ -54,12 +54,12 @@ class Resolver:
         with asking, contextlib.suppress(OSError):
             asking.set_inheritable(False)
             asking.settimeout(self._timeout_seconds)
+            text = _line(asking)
             if not self._places.acquire(blocking=False):
                 why = f"{MAX_RUNNING} addresses are fetched and {MAX_WAITING} wait, as many as may. Try again later"
                 asking.sendall(wire.refused(wire.UNAVAILABLE, why))
                 return
             try:
-                text = _line(asking)
                 answer = self._fetch(asking, text) if text else None
                 if answer is not None:
                     asking.sendall(answer)
