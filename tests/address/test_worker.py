@@ -15,7 +15,7 @@ from dqrelo_gguf.address.worker import answer_to
 from tests.support.hub_server import TOKEN, HubServer
 from tests.support.web_server import Rule, Served, WebServer, cut, redirect, status
 
-SECRET = "X-Signature=very-secret"
+SIGNATURE = "X-Signature=very-secret"
 DATA = b"delta" * 500
 
 
@@ -40,12 +40,12 @@ def ask(text: str, *prefixes: str) -> tuple[int, list[str]]:
 
 def test_a_file_of_a_web_server(web: WebServer) -> None:
     web.files["/a/math.dq.gguf"] = Served.of(DATA)
-    number, (path, pinned) = ask(f"{web.url}/a/math.dq.gguf?{SECRET}", f"{web.url}/a/")
+    number, (path, pinned) = ask(f"{web.url}/a/math.dq.gguf?{SIGNATURE}", f"{web.url}/a/")
     assert number == wire.OK
     assert Path(path).is_absolute()
     assert Path(path).read_bytes() == DATA
     assert pinned.startswith(f"{web.url}/a/math.dq.gguf (version")
-    assert all(SECRET in request.path for request in web.requests)
+    assert all(SIGNATURE in request.path for request in web.requests)
 
 
 def test_a_file_of_the_hub_with_its_commit(hub: HubServer) -> None:
@@ -94,7 +94,7 @@ def test_what_cannot_be_had(
     web.files["/a/cut"] = Served.of(DATA)
     for path, action in (
         ("/a/private", status(403)),
-        ("/a/elsewhere", redirect(f"{web.url.replace('127.0.0.1', 'localhost')}/a/x?{SECRET}")),
+        ("/a/elsewhere", redirect(f"{web.url.replace('127.0.0.1', 'localhost')}/a/x?{SIGNATURE}")),
         ("/a/below", redirect("../b/x")),
         ("/a/large", lambda h: h.plain(206, b"x", ETag='"1"', Content_Range=f"bytes 0-0/{5 << 30}")),
         ("/a/cut", cut(web.files["/a/cut"], 10)),
@@ -115,7 +115,7 @@ def test_a_redirect_to_what_is_allowed_is_followed(web: WebServer) -> None:
 
 def test_what_nobody_foresaw_is_told_by_its_kind_alone(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError(f"the URL has {SECRET}")
+        raise RuntimeError(f"the URL has {SIGNATURE}")
 
     monkeypatch.setattr(worker, "fetched", fail)
     number, (why,) = ask(f"{web.url}/a/x", f"{web.url}/a/")
@@ -128,7 +128,7 @@ COMMAND = (sys.executable, "-P", "-m", "dqrelo_gguf.address.worker", "1")
 
 def test_as_a_process(web: WebServer) -> None:
     web.files["/a/math.dq.gguf"] = Served.of(DATA)
-    address = f"{web.url}/a/math.dq.gguf?{SECRET}"
+    address = f"{web.url}/a/math.dq.gguf?{SIGNATURE}"
     with subprocess.Popen(
         [*COMMAND, f"{web.url}/"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

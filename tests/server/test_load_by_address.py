@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -30,7 +32,7 @@ from tests.support.web_server import Handler, Rule, Served, WebServer, redirect,
 
 LAUNCHER = (sys.executable, "-c", "import sys; from dqrelo_gguf.cli.server import main; sys.exit(main())")
 LOAD, RELOAD, VLLM = "/deltas/load", "/deltas/reload", "/v1/load_lora_adapter"
-SECRET = "X-Signature=very-secret"
+SIGNATURE = "X-Signature=very-secret"
 OPTIONS = ("-c", "256", "-np", "2", "--alias", "base")
 
 
@@ -44,8 +46,6 @@ def web(narrow_deltas: list[Path]) -> Iterator[WebServer]:
 
 
 def _sha256(data: bytes) -> str:
-    import base64
-
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
@@ -95,18 +95,20 @@ def server(narrow_base: Path, tmp_path: Path, web: WebServer) -> Iterator[Server
 
 def descendants(process: int) -> list[int]:
     """All processes that a process started, and those that they started."""
+    return [found for child in children(process) for found in (child, *descendants(child))]
+
+
+def children(process: int) -> list[int]:
+    """The processes that any thread of a process started."""
     found = []
-    try:
-        children = [int(c) for c in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except OSError:
-        return []
-    for child in children:
-        found += [child, *descendants(child)]
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # The thread has ended.
+            found += map(int, path.read_text().split())
     return found
 
 
 def wait_until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 30
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -140,19 +142,21 @@ class Stalled:
 
 
 def test_a_delta_of_a_web_server(server: Server, web: WebServer, narrow_deltas: list[Path]) -> None:
-    found = server.ask(LOAD, name="sql", uri=f"{web.url}/deltas/math.dq.gguf?{SECRET}")
+    found = server.ask(LOAD, name="sql", uri=f"{web.url}/deltas/math.dq.gguf?{SIGNATURE}")
     assert found["state"] == "loaded"
     assert Path(found["file"]).read_bytes() == narrow_deltas[0].read_bytes()
     assert complete(server, "sql").status_code == 200
-    assert all(SECRET in request.path for request in web.requests)
+    assert all(SIGNATURE in request.path for request in web.requests)
     # Again: nothing is fetched, and nothing changes. Then another file, in place of the loaded one.
     n = web.count("/deltas/")
-    assert server.ask(LOAD, name="sql", uri=f"{web.url}/deltas/math.dq.gguf?{SECRET}")["generation"] == 1
+    assert server.ask(LOAD, name="sql", uri=f"{web.url}/deltas/math.dq.gguf?{SIGNATURE}")["generation"] == 1
     assert web.count("/deltas/") == n + 1  # It was only asked for its version.
     assert "another file" in error(server.post(LOAD, {"name": "sql", "uri": f"{web.url}/deltas/words.dq.gguf"}), 400)
     other = server.ask(RELOAD, name="sql", uri=f"{web.url}/deltas/words.dq.gguf", if_content_hash=found["content_hash"])
     assert other["content_hash"] != found["content_hash"]
-    assert error(server.post(RELOAD, {"name": "sql", "uri": f"{web.url}/deltas/math.dq.gguf", "if_content_hash": "0" * 64}), 412)
+    assert error(
+        server.post(RELOAD, {"name": "sql", "uri": f"{web.url}/deltas/math.dq.gguf", "if_content_hash": "0" * 64}), 412
+    )
 
 
 def test_a_delta_of_the_hub_as_vllms_clients_ask(server: Server, hub: HubServer) -> None:
@@ -183,8 +187,10 @@ def test_a_folder_of_deltas_beside(
 # --- what is refused
 
 
-def test_it_is_off_where_nobody_asked_for_it(narrow_base: Path, narrow_deltas: list[Path], tmp_path: Path, web: WebServer) -> None:
-    address = f"{web.url}/deltas/math.dq.gguf?{SECRET}"
+def test_it_is_off_where_nobody_asked_for_it(
+    narrow_base: Path, narrow_deltas: list[Path], tmp_path: Path, web: WebServer
+) -> None:
+    address = f"{web.url}/deltas/math.dq.gguf?{SIGNATURE}"
     with server_with(narrow_base, tmp_path, "--deltas-dir", narrow_deltas[0].parent, "--delta-admin") as server:
         assert descendants(server.process.pid) == []
         for path, body in (
@@ -212,7 +218,9 @@ def test_who_may_not_load_does_not_load_by_address(narrow_base: Path, tmp_path: 
         assert seen["file"] == "math.dq.gguf"
     with server_with(narrow_base, tmp_path, "--load-from", f"{web.url}/deltas/") as server:
         assert "--delta-admin" in error(server.post(LOAD, body), 403)
-    with server_with(narrow_base, tmp_path, "--load-from", f"{web.url}/", "--api-key", MASTER, "--no-delta-admin") as server:
+    with server_with(
+        narrow_base, tmp_path, "--load-from", f"{web.url}/", "--api-key", MASTER, "--no-delta-admin"
+    ) as server:
         assert ask(server, "POST", LOAD, MASTER, json=body).status_code == 403
 
 
@@ -250,13 +258,13 @@ def test_what_is_not_below_a_prefix(server: Server, web: WebServer) -> None:
 
 def test_what_the_source_does_not_give(server: Server, web: WebServer, narrow_deltas: list[Path]) -> None:
     def load(path: str, status: int) -> str:
-        return error(server.post(LOAD, {"name": "sql", "uri": f"{web.url}/deltas/{path}?{SECRET}"}), status)
+        return error(server.post(LOAD, {"name": "sql", "uri": f"{web.url}/deltas/{path}?{SIGNATURE}"}), status)
 
     data = narrow_deltas[0].read_bytes()
     web.files["/deltas/wrong.dq.gguf"] = Served.of(data, headers={"x-amz-checksum-sha256": _sha256(b"other")})
     web.files["/deltas/broken.dq.gguf"] = Served.of(data[:5000])
     web.rules += [
-        Rule("/deltas/away", redirect(f"{web.url}/other/math.dq.gguf?{SECRET}")),
+        Rule("/deltas/away", redirect(f"{web.url}/other/math.dq.gguf?{SIGNATURE}")),
         Rule("/deltas/large", lambda h: h.plain(206, b"x", ETag='"1"', Content_Range=f"bytes 0-0/{5 << 30}")),
         Rule("/deltas/private", lambda h: h.plain(403, b"")),
     ]
@@ -300,7 +308,7 @@ def test_a_slow_source_is_given_up(narrow_base: Path, tmp_path: Path, web: WebSe
     with server_with(
         narrow_base, tmp_path, "--load-from", f"{web.url}/deltas/", "--delta-admin", "--load-timeout", "3"
     ) as server:
-        uri = f"{web.url}/deltas/math.dq.gguf?{SECRET}"
+        uri = f"{web.url}/deltas/math.dq.gguf?{SIGNATURE}"
         assert "within 3 s (--load-timeout)" in error(server.post(LOAD, {"name": "sql", "uri": uri}), 504)
         assert stalled.came.is_set()
         assert server.get("/health") == {"status": "ok"}
@@ -327,7 +335,7 @@ def test_a_client_that_leaves_ends_its_download(server: Server, web: WebServer) 
 def test_a_download_that_is_killed(server: Server, web: WebServer) -> None:
     stalled = Stalled(web, "/deltas/math.dq.gguf")
     before = set(descendants(server.process.pid))
-    uri = f"{web.url}/deltas/math.dq.gguf?{SECRET}"
+    uri = f"{web.url}/deltas/math.dq.gguf?{SIGNATURE}"
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.post, LOAD, {"name": "sql", "uri": uri})
         assert stalled.came.wait(60)
@@ -340,9 +348,9 @@ def test_a_download_that_is_killed(server: Server, web: WebServer) -> None:
 
 def test_a_resolver_that_is_killed(server: Server, web: WebServer) -> None:
     stalled = Stalled(web, "/deltas/math.dq.gguf")
-    uri = f"{web.url}/deltas/math.dq.gguf?{SECRET}"
-    (keeper,) = [int(c) for c in Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()]
-    resolver = descendants(keeper)[0]
+    uri = f"{web.url}/deltas/math.dq.gguf?{SIGNATURE}"
+    (keeper,) = children(server.process.pid)
+    (resolver,) = children(keeper)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(server.post, LOAD, {"name": "sql", "uri": uri})
         assert stalled.came.wait(60)
@@ -381,7 +389,7 @@ def test_two_loads_of_one_name_at_the_same_time(server: Server, web: WebServer) 
 
 def test_the_end_of_the_server_ends_downloads(narrow_base: Path, tmp_path: Path, web: WebServer) -> None:
     stalled = Stalled(web, "/deltas/math.dq.gguf")
-    body: dict[str, Any] = {"name": "sql", "uri": f"{web.url}/deltas/math.dq.gguf?{SECRET}"}
+    body: dict[str, Any] = {"name": "sql", "uri": f"{web.url}/deltas/math.dq.gguf?{SIGNATURE}"}
     with ThreadPoolExecutor(1) as pool:
         with server_with(narrow_base, tmp_path, "--load-from", f"{web.url}/deltas/", "--delta-admin") as server:
             answer = pool.submit(server.post, LOAD, body)
@@ -393,7 +401,7 @@ def test_the_end_of_the_server_ends_downloads(narrow_base: Path, tmp_path: Path,
     stalled.may_go.set()
 
 
-def test_a_server_that_is_killed_leaves_no_process(narrow_base: Path, tmp_path: Path, web: WebServer) -> None:
+def test_a_server_that_is_killed_leaves_no_process(narrow_base: Path, web: WebServer) -> None:
     command = [*LAUNCHER, "-m", narrow_base, "--port", "0", "--load-from", f"{web.url}/deltas/", *OPTIONS]
     need_program("llama-server")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

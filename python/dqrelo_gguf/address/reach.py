@@ -108,7 +108,9 @@ def place_of(address: Address) -> Place:
     parts = tuple(unquote_to_bytes(part) for part in address.path.split("/"))
     # A part such as "..;x" is a way up for servers that cut off what follows the semicolon.
     if any(_TWICE.search(part) or part.partition(b";")[0] in (b"", b".", b"..") for part in parts):
-        raise NotAllowedError(f"{address.label}: its path can be read in two ways, which no prefix of --load-from allows")
+        raise NotAllowedError(
+            f"{address.label}: its path can be read in two ways, which no prefix of --load-from allows"
+        )
     return Place(address.scheme, _host(address), parts)
 
 
@@ -171,7 +173,9 @@ def rule_for(address: Address, allowed: AllowList, endpoint: Callable[[], str]) 
 
     def rule(url: str, label: str) -> None:
         if not allowed.allows_url(url):
-            raise NotAllowedError(f"{label}: is redirected to {_site(url)}, to what is not below a prefix of --load-from")
+            raise NotAllowedError(
+                f"{label}: is redirected to {_site(url)}, to what is not below a prefix of --load-from"
+            )
 
     return rule
 
@@ -185,7 +189,9 @@ def _hub_rule(address: HubAddress, allowed: AllowList, endpoint: str) -> Rule:
             if f"/{address.repo}/" not in unquote(target.path):
                 raise NotAllowedError(f"{label}: has moved to another repository. Load it by its present name")
         elif not allowed.allows_url(url) and not _is_outside(target.hostname or "", hub.hostname or ""):
-            raise NotAllowedError(f"{label}: is redirected to {_site(url)}, which is not known here, or not outside of this network")
+            raise NotAllowedError(
+                f"{label}: is redirected to {_site(url)}, which is not known here, or not outside of this network"
+            )
 
     return rule
 

@@ -138,8 +138,8 @@ def _output(descriptor: int, asking: socket.socket, deadline: float) -> bytes | 
     said = b""
     while len(said) <= wire.MAX_ANSWER_BYTES:
         seconds = deadline - time.monotonic()
-        ready, _, _ = select.select([descriptor, asking], [], [], max(0.0, seconds))
-        if asking in ready or not ready:
+        ready, _, _ = select.select([descriptor, asking.fileno()], [], [], max(0.0, seconds))
+        if asking.fileno() in ready or not ready:
             return None
         piece = os.read(descriptor, wire.MAX_ANSWER_BYTES)
         said += piece

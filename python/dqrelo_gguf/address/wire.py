@@ -1,10 +1,11 @@
 """What the server and its resolver say to each other about one address: a line asks, a few lines answer.
 
-    ask       ADDRESS \\n
-    answer    200 \\n PATH \\n ADDRESS, WITH ITS VERSION \\n
-    answer    STATUS \\n WHY \\n
+    ask       ADDRESS
+    answer    200, PATH, ADDRESS WITH ITS VERSION
+    answer    STATUS, WHY
 
-The statuses are those of the HTTP answer that the server's client gets. cpp/server/delta-answer.cpp reads the answers.
+Each of these is a line with its end. The statuses are those of the HTTP answer that the server's client gets; cpp/server/delta-address.cpp
+reads the answers.
 """
 
 from __future__ import annotations
