@@ -15,6 +15,16 @@ bool server_delta_is_address(const std::string & text) {
                        [](unsigned char ch) { return std::isalnum(ch) || ch == '+' || ch == '-' || ch == '.'; });
 }
 
+void server_delta_check_address(const std::string & address) {
+    static const size_t N_BYTES_MAX  = 4096;
+    const bool          has_controls = std::any_of(address.begin(), address.end(), [](unsigned char ch) { return ch < ' ' || ch == 0x7f; });
+    if (!server_delta_is_address(address) || has_controls || address.size() > N_BYTES_MAX) {
+        throw server_delta_error(ERROR_TYPE_INVALID_REQUEST,
+                                 "\"uri\": expected an address such as hf://owner/repo/file, without control characters and of at most " +
+                                     std::to_string(N_BYTES_MAX) + " bytes");
+    }
+}
+
 std::string server_delta_shown_address(const std::string & address) {
     static const size_t N_SCHEME_MAX = 20;
     return address.substr(0, std::min(address.find("://"), N_SCHEME_MAX)) + "://...";

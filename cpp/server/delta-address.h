@@ -7,6 +7,9 @@
 // Returns whether text names a place on a network: "hf://...", "https://...".
 bool server_delta_is_address(const std::string & text);
 
+// Throws server_delta_error unless the text can be an address: one line of some length. What it names decides who fetches it.
+void server_delta_check_address(const std::string & address);
+
 // Returns what messages may show of an address, whose rest can hold a signature or a password: "https://...".
 std::string server_delta_shown_address(const std::string & address);
 

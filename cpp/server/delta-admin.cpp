@@ -157,6 +157,7 @@ server_delta_stamp server_delta_set::file_of(const server_delta_load & load, con
     if (load.address.empty()) {
         return folder->find(load.file.empty() ? load.name + ".dq.gguf" : load.file, should_stop);
     }
+    server_delta_check_address(load.address);
     if (!resolver) {
         throw server_delta_error(ERROR_TYPE_PERMISSION,
                                  server_delta_shown_address(load.address) +

@@ -20,7 +20,6 @@ using clock_type = std::chrono::steady_clock;
 
 static const int    ASK_PERIOD_MS = 100;  // between two looks whether anybody still waits
 static const double GRACE_S       = 15.0; // The resolver ends what is late itself, and says so.
-static const size_t N_ADDRESS_MAX = 4096; // bytes
 static const int    RETRY_AFTER_S = 2;
 
 #ifdef MSG_NOSIGNAL
@@ -129,12 +128,7 @@ static bool receive(const socket_end & from, std::string & answer) {
 }
 
 server_delta_fetched server_delta_resolver::resolve(const std::string & address, const server_should_stop & should_stop) const {
-    const bool is_printable = std::none_of(address.begin(), address.end(), [](unsigned char ch) { return ch < ' ' || ch == 0x7f; });
-    if (!server_delta_is_address(address) || !is_printable || address.size() > N_ADDRESS_MAX) {
-        throw server_delta_error(ERROR_TYPE_INVALID_REQUEST,
-                                 "expected an address such as hf://owner/repo/file, without control characters and of at most " +
-                                     std::to_string(N_ADDRESS_MAX) + " bytes");
-    }
+    server_delta_check_address(address); // A second line would be another question.
     const auto deadline =
         clock_type::now() + std::chrono::duration_cast<clock_type::duration>(std::chrono::duration<double>(timeout_s + GRACE_S));
     socket_end mine; // When it closes, the resolver drops what it was doing for it.

@@ -57,7 +57,7 @@ def test_a_file_of_the_hub_with_its_commit(hub: HubServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "number", "words"),
+    "case",
     [
         ("no address", wire.BAD_ADDRESS, "file://"),
         ("file:///etc/passwd", wire.BAD_ADDRESS, "file://"),
@@ -83,8 +83,9 @@ def test_a_file_of_the_hub_with_its_commit(hub: HubServer) -> None:
     ],
 )
 def test_what_cannot_be_had(
-    web: WebServer, hub: HubServer, monkeypatch: pytest.MonkeyPatch, text: str, number: int, words: str
+    web: WebServer, hub: HubServer, monkeypatch: pytest.MonkeyPatch, case: tuple[str, int, str]
 ) -> None:
+    text, number, words = case
     monkeypatch.setenv(settings.MAX_DOWNLOAD, "1")
     hub.put("org/math", {"math.dq.gguf": DATA})
     hub.put("org/empty", {"README.md": b"card"})
