@@ -357,7 +357,7 @@ ODD_TEXTS = (
     "a*1+a*",
     "a\x7f",
     "hf://owner/repo",
-    "hf://owner\n",
+    "hf://owner\nrepo",
     "://",
 )
 
