@@ -115,8 +115,10 @@ def test_faults_of_blocks_are_found(tmp_path: Path, text: str, expected: str | N
 
 
 def server_options() -> set[str]:
-    """Those of llama-server, from its --help."""
-    done = subprocess.run([need_program("llama-server"), "--help"], capture_output=True, text=True, check=True)
+    """Those of dqrelo-server, from its --help, which has all of llama-server's."""
+    need_program("llama-server")
+    command = [sys.executable, "-m", "dqrelo_gguf.cli.server", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", done.stdout))
 
 

@@ -12,7 +12,7 @@ void server_delta_set::check_admin(const server_delta_caller & caller) const {
         throw server_delta_error(ERROR_TYPE_PERMISSION, "this API key may use deltas, but not load or unload them");
     }
     if (!registry) {
-        throw std::invalid_argument("this server has no deltas: start it with --delta or --deltas-dir");
+        throw std::invalid_argument("this server has no deltas: start it with --delta, --deltas-dir or --load-from");
     }
     const auto & admin = host.params->dqrelo.admin;
     if (!admin.value_or(host.params->has_api_keys)) {
@@ -139,33 +139,61 @@ json server_delta_set::admin_blend(const server_http_req & req, const std::strin
     return { { "name", name }, { "deltas", server_delta_parts_json(blend.parts) }, { "template", blend.parts[blend.lead].name } };
 }
 
-json server_delta_set::admin_load(const server_http_req & req, const server_delta_load & load) {
-    check_admin(req.caller);
-    if (const auto fault = server_delta_name_fault(load.name); !fault.empty()) {
+// Throws std::invalid_argument unless a delta may have this name.
+void server_delta_set::check_free(const std::string & name) const {
+    if (const auto fault = server_delta_name_fault(name); !fault.empty()) {
         throw std::invalid_argument("\"name\": " + fault);
     }
-    if (is_base_name(load.name)) {
-        throw std::invalid_argument("the base model has the name '" + load.name + "'. Give the delta another one");
+    if (is_base_name(name)) {
+        throw std::invalid_argument("the base model has the name '" + name + "'. Give the delta another one");
     }
-    if (blends.find(load.name)) {
-        throw std::invalid_argument("a blend has the name '" + load.name + "'. Give the delta another one, or unload the blend");
+    if (blends.find(name)) {
+        throw std::invalid_argument("a blend has the name '" + name + "'. Give the delta another one, or unload the blend");
     }
-    std::string path       = load.file.empty() ? registry->path_of(load.name) : "";
-    const bool  must_exist = (load.file.empty() && load.is_reload) || !load.if_hash.empty();
+}
+
+// Returns the file that a load names; one at an address is fetched, which may take minutes.
+server_delta_stamp server_delta_set::file_of(const server_delta_load & load, const server_should_stop & should_stop) const {
+    if (load.address.empty()) {
+        return folder->find(load.file.empty() ? load.name + ".dq.gguf" : load.file, should_stop);
+    }
+    server_delta_check_address(load.address);
+    if (!resolver) {
+        throw server_delta_error(ERROR_TYPE_PERMISSION,
+                                 server_delta_shown_address(load.address) +
+                                     ": addresses are not loaded here, which dqrelo-server --load-from allows. Put the "
+                                     "file into --deltas-dir first (hf download, aws s3 cp, curl -O), and give its path there");
+    }
+    const auto fetched = resolver->resolve(load.address, should_stop);
+    SRV_INF("delta '%s': loading %s, fetched as %s\n", load.name.c_str(), fetched.address.c_str(), fetched.path.c_str());
+    return server_delta_look_at(fetched.path, should_stop);
+}
+
+json server_delta_set::admin_load(const server_http_req & req, const server_delta_load & load) {
+    check_admin(req.caller);
+    check_free(load.name);
+    const bool  names_file = !load.file.empty() || !load.address.empty();
+    std::string path       = names_file ? "" : registry->path_of(load.name);
+    const bool  must_exist = (!names_file && load.is_reload) || !load.if_hash.empty();
     if (must_exist && !registry->has(load.name)) {
         throw server_delta_error(ERROR_TYPE_NOT_FOUND, "delta '" + load.name + "' does not exist; this server has " + names(req.caller));
     }
     bool is_new = false;
     if (path.empty()) {
-        const auto stamp = folder->find(load.file.empty() ? load.name + ".dq.gguf" : load.file, req.should_stop);
-        path             = stamp.path;
-        is_new           = load.if_hash.empty() && registry->add(load.name, path, stamp.n_bytes, load.is_pinned);
+        const auto stamp = file_of(load, req.should_stop);
+        check_free(load.name); // A blend may have come while the file was fetched.
+        path   = stamp.path;
+        is_new = load.if_hash.empty() && registry->add(load.name, path, stamp.n_bytes, load.is_pinned);
     }
-    if (!is_new && !load.is_reload && registry->is_loaded(load.name) && registry->path_of(load.name) != path) {
-        throw std::invalid_argument("delta '" + load.name +
-                                    "' is loaded from another file. Put a new file in its place with /deltas/reload");
-    }
+    const auto check_file = [&] {
+        if (!is_new && !load.is_reload && registry->is_loaded(load.name) && registry->path_of(load.name) != path) {
+            throw std::invalid_argument("delta '" + load.name +
+                                        "' is loaded from another file. Put a new file in its place with /deltas/reload");
+        }
+    };
+    check_file();
     registry->load(load.name, path, load.is_reload, req.should_stop, load.if_hash);
+    check_file(); // Another call for the same name may have been faster.
     if (load.is_pinned) {
         registry->pin(load.name);
     }

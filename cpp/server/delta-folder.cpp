@@ -1,12 +1,12 @@
 #include "delta-folder.h"
 
+#include "delta-address.h"
 #include "delta-io.h"
 #include "delta-name-rules.h"
 #include "delta-ref.h"
 #include "server-common.h"
 
 #include <algorithm>
-#include <cctype>
 #include <filesystem>
 
 namespace fs = std::filesystem;
@@ -104,14 +104,6 @@ server_delta_sighting server_delta_folder::look(const std::vector<server_delta_s
     return std::move(result.value->sighting);
 }
 
-// Returns whether text names a place on a network: "hf://...", "https://...".
-static bool is_address(const std::string & file) {
-    const size_t n_scheme = file.find("://");
-    return n_scheme != std::string::npos && n_scheme > 0 &&
-           std::all_of(file.begin(), file.begin() + (std::ptrdiff_t) n_scheme,
-                       [](unsigned char ch) { return std::isalnum(ch) || ch == '+' || ch == '-' || ch == '.'; });
-}
-
 // Returns the one delta in a directory, which is what a download of a repository leaves; the directory itself where it has none. Throws
 // server_delta_error where there are several.
 static fs::path only_delta_in(const fs::path & path, const std::string & file, server_delta_life & life) {
@@ -136,12 +128,20 @@ static server_delta_stamp find_in(const std::string & dir, const std::string & f
     return server_delta_stamp::of(path.string());
 }
 
+static server_delta_stamp look_with(std::function<server_delta_stamp(server_delta_life &)> io, const std::string & file,
+                                    const server_should_stop & should_stop) {
+    const auto result = server_delta_do_io<server_delta_stamp>(file, std::move(io), [&] { return !should_stop || !should_stop(); });
+    if (!result.value) {
+        throw server_delta_error(ERROR_TYPE_UNAVAILABLE, result.err);
+    }
+    return *result.value;
+}
+
 server_delta_stamp server_delta_folder::find(const std::string & file, const server_should_stop & should_stop) const {
-    if (is_address(file)) {
+    if (server_delta_is_address(file)) {
         throw server_delta_error(ERROR_TYPE_INVALID_REQUEST,
-                                 "file " + safe_json_to_str(file) +
-                                     ": addresses are not fetched here. Put the file into --deltas-dir first (hf "
-                                     "download, aws s3 cp, curl -O), and give its path there");
+                                 "file " + server_delta_shown_address(file) +
+                                     ": is an address, which belongs into \"uri\". Expected a path inside --deltas-dir");
     }
     if (dir.empty()) {
         throw server_delta_error(ERROR_TYPE_INVALID_REQUEST, "files are loaded from --deltas-dir only, and this server has none");
@@ -158,10 +158,10 @@ server_delta_stamp server_delta_folder::find(const std::string & file, const ser
                                  "file " + safe_json_to_str(file) +
                                      ": expected a path inside --deltas-dir, relative to it or whole, without '..' and hidden files");
     }
-    const auto io     = [dir = dir, file = relative.string()](server_delta_life & life) { return find_in(dir, file, life); };
-    const auto result = server_delta_do_io<server_delta_stamp>(file, io, [&] { return !should_stop || !should_stop(); });
-    if (!result.value) {
-        throw server_delta_error(ERROR_TYPE_UNAVAILABLE, result.err);
-    }
-    return *result.value;
+    return look_with([dir = dir, file = relative.string()](server_delta_life & life) { return find_in(dir, file, life); }, file,
+                     should_stop);
+}
+
+server_delta_stamp server_delta_look_at(const std::string & path, const server_should_stop & should_stop) {
+    return look_with([path](server_delta_life &) { return server_delta_stamp::of(path); }, path, should_stop);
 }

@@ -20,6 +20,9 @@ struct server_delta_sighting {
     std::vector<server_delta_stamp>                         changed;
 };
 
+// Looks at one file. Throws server_delta_error, a 503, where its file system does not answer.
+server_delta_stamp server_delta_look_at(const std::string & path, const server_should_stop & should_stop);
+
 class server_delta_folder {
 public:
     explicit server_delta_folder(std::string dir) : dir(std::move(dir)) {}

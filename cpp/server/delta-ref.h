@@ -58,10 +58,14 @@ struct server_delta_ref {
     void done(uint64_t n_prompt, uint64_t n_generated) const;
 };
 
-// A type of error beside upstream's: a change that was asked for under a condition which does not hold, a 412.
+// Types of errors beside upstream's, which are the HTTP statuses: a change that was asked for under a condition which does not hold, and
+// a file elsewhere that is too large, cannot be had, or does not come in time.
 inline constexpr int SERVER_DELTA_ERROR_CONDITION = 412;
+inline constexpr int SERVER_DELTA_ERROR_TOO_LARGE = 413;
+inline constexpr int SERVER_DELTA_ERROR_SOURCE    = 502;
+inline constexpr int SERVER_DELTA_ERROR_LATE      = 504;
 
-// A request that a delta cannot serve. `type`, one of upstream's error_type or the one above, decides the HTTP status. `retry_after_s` is
+// A request that a delta cannot serve. `type`, one of upstream's error_type or those above, decides the HTTP status. `retry_after_s` is
 // when the same request may be served, 0: nobody knows.
 struct server_delta_error : std::runtime_error {
     server_delta_error(int type, const std::string & message, int retry_after_s = 0) :

@@ -1,5 +1,6 @@
 #include "delta-routes.h"
 
+#include "delta-address.h"
 #include "delta-set.h"
 
 #include <algorithm>
@@ -63,7 +64,12 @@ static bool flag_of(const json & body, const char * key) {
 }
 
 static server_delta_load load_of(const json & body, bool is_reload) {
-    return { needed_text(body, "name"), text_of(body, "file"), flag_of(body, "pin"), is_reload, if_hash_of(body) };
+    server_delta_load load = { needed_text(body, "name"), text_of(body, "file"), text_of(body, "uri"), flag_of(body, "pin"), is_reload,
+                               if_hash_of(body) };
+    if (!load.file.empty() && !load.address.empty()) {
+        throw std::invalid_argument("a load has \"file\" or \"uri\", not both");
+    }
+    return load;
 }
 
 static server_http_res_ptr answer(const json & data) {
@@ -91,11 +97,19 @@ static server_http_res_ptr vllm_refusal(const std::string & message) {
     return res;
 }
 
+// Returns upstream's type of an error that has a status of its own.
+static error_type type_of(int status) {
+    if (status == SERVER_DELTA_ERROR_LATE) {
+        return ERROR_TYPE_UNAVAILABLE;
+    }
+    return status >= 500 ? ERROR_TYPE_SERVER : ERROR_TYPE_INVALID_REQUEST;
+}
+
 server_http_res_ptr server_delta_answer(const server_delta_error & e) {
-    const bool is_condition = e.type == SERVER_DELTA_ERROR_CONDITION;
-    json       error        = format_error_response(e.what(), is_condition ? ERROR_TYPE_INVALID_REQUEST : (error_type) e.type);
-    if (is_condition) {
-        error["code"] = SERVER_DELTA_ERROR_CONDITION;
+    const bool has_status = e.type >= 400;
+    json       error      = format_error_response(e.what(), has_status ? type_of(e.type) : (error_type) e.type);
+    if (has_status) {
+        error["code"] = e.type;
     }
     auto res    = answer({ { "error", error } });
     res->status = json_value(error, "code", 500);
@@ -184,7 +198,8 @@ void server_delta_add_routes(const server_http_context & http, server_delta_set 
             return vllm_refusal("The lora adapter '" + name +
                                 "' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.");
         }
-        deltas.admin_load(req, { name, path, false, is_inplace, "" });
+        const bool is_address = server_delta_is_address(path);
+        deltas.admin_load(req, { name, is_address ? "" : path, is_address ? path : "", false, is_inplace, "" });
         return answer_text("Success: LoRA adapter '" + name + "' added successfully.");
     });
 

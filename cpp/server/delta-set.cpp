@@ -17,7 +17,10 @@ static bool contains(const std::vector<std::string> & list, const std::string & 
 //
 
 bool server_delta_set::load(const common_params & params, llama_context * ctx, const std::string & model_name) {
-    const bool has_deltas = !params.dqrelo.deltas.empty() || !params.dqrelo.deltas_dir.empty();
+    if (!settings && !open_resolver()) {
+        return false;
+    }
+    const bool has_deltas = !params.dqrelo.deltas.empty() || !params.dqrelo.deltas_dir.empty() || resolver;
     host.model            = llama_get_model(ctx);
     const bool is_open    = !has_deltas || open_base(params);
     if (settings) { // The server is back from a sleep.
@@ -36,7 +39,8 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     base_names.insert(base_names.end(), params.model_alias.begin(), params.model_alias.end());
     base_names.push_back(dqrelo::utf8_text(dqrelo::utf8_path(params.model.path).filename()));
     if (!has_deltas && !params.dqrelo.blends.empty()) {
-        SRV_ERR("--blend '%s': this server has no deltas. Give them with --delta or --deltas-dir\n", params.dqrelo.blends[0].name.c_str());
+        SRV_ERR("--blend '%s': this server has no deltas. Give them with --delta, --deltas-dir or --load-from\n",
+                params.dqrelo.blends[0].name.c_str());
         return false;
     }
     if (!has_deltas) {
@@ -70,6 +74,17 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     }
     log_table();
     return true;
+}
+
+// Takes over the process that fetches addresses, where dqrelo-server started one.
+bool server_delta_set::open_resolver() {
+    try {
+        resolver = server_delta_resolver::inherited();
+        return true;
+    } catch (const std::invalid_argument & e) {
+        SRV_ERR("%s\n", e.what());
+        return false;
+    }
 }
 
 // The model's file is identified once, when the model is loaded: what lies under its path later is another one's.
@@ -228,6 +243,9 @@ void server_delta_set::unload(llama_context * ctx) {
 void server_delta_set::stop() const {
     if (registry) {
         registry->stop();
+    }
+    if (resolver) {
+        resolver->stop();
     }
 }
 

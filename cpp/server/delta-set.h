@@ -8,6 +8,7 @@
 #include "delta-folder.h"
 #include "delta-ref.h"
 #include "delta-registry.h"
+#include "delta-resolver.h"
 #include "delta-watch.h"
 #include "server-common.h"
 #include "server-task.h"
@@ -23,8 +24,9 @@ struct server_queue;
 // What a request asks to be loaded.
 struct server_delta_load {
     std::string name;
-    // The file is in --deltas-dir. Empty means the one that the name has, or would have there.
+    // The file is in --deltas-dir, or at an address; one of them. Both empty means the one that the name has, or would have there.
     std::string file;
+    std::string address;
     bool        is_pinned = false;
     bool        is_reload = false; // Takes the place of what is loaded.
     std::string if_hash;           // Changes only a name that has this content hash; empty: any.
@@ -103,18 +105,22 @@ private:
     json        row_json(const server_delta_caller & caller, const server_delta_registry::row & row) const;
     json        blends_json(const server_delta_caller & caller) const;
     void        check_admin(const server_delta_caller & caller) const;
-    bool        is_base_name(const std::string & name) const;
-    std::string short_name(const server_delta_caller & caller, const std::string & name);
-    std::string vllm_metrics(const server_task_result_metrics & figures, const std::vector<server_delta_registry::row> & rows) const;
-    void        note_cache(llama_context * ctx, const std::function<bool(int id_slot)> & is_busy);
-    std::string names(const server_delta_caller & caller) const; // Lists them as an error line does.
-    void        log_table() const;
-    bool        add_all();
-    void        take_in_files();
-    void        look_for_files();
-    bool        open_base(const common_params & params);
-    bool        load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources);
-    bool        load_one(llama_context * ctx, const dqrelo_delta_source & source);
+    void        check_free(const std::string & name) const;
+
+    server_delta_stamp file_of(const server_delta_load & load, const server_should_stop & should_stop) const;
+    bool               is_base_name(const std::string & name) const;
+    std::string        short_name(const server_delta_caller & caller, const std::string & name);
+    std::string        vllm_metrics(const server_task_result_metrics & figures, const std::vector<server_delta_registry::row> & rows) const;
+    void               note_cache(llama_context * ctx, const std::function<bool(int id_slot)> & is_busy);
+    std::string        names(const server_delta_caller & caller) const; // Lists them as an error line does.
+    void               log_table() const;
+    bool               add_all();
+    void               take_in_files();
+    void               look_for_files();
+    bool               open_base(const common_params & params);
+    bool               open_resolver();
+    bool               load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources);
+    bool               load_one(llama_context * ctx, const dqrelo_delta_source & source);
 
     // What a request asked for; without parts it is the base. Each part is known and allowed.
     dqrelo_blend                            wanted(const server_http_req & req, const json & body);
@@ -130,6 +136,7 @@ private:
     std::shared_ptr<server_delta_registry>       registry; // NULL is a server without deltas.
     std::unique_ptr<const server_delta_settings> settings;
     std::unique_ptr<server_delta_folder>         folder;
+    std::unique_ptr<server_delta_resolver>       resolver; // NULL: nothing is loaded by address.
     server_delta_blends                          blends;
     server_delta_host                            host;
     std::vector<std::string>                     base_names; // The id comes first, then aliases and the file's name.

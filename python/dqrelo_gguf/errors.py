@@ -37,6 +37,27 @@ class InputError(DqreloError):
     """A file or an option that was given cannot be used."""
 
 
+class NotAllowedError(InputError):
+    """An address, or what it is redirected to, is none that may be asked (address/reach.py)."""
+
+
+class NotThereError(InputError):
+    """An address leads to nothing: the server, the store or the Hub has no such file."""
+
+
+class TooLargeError(InputError):
+    """A file elsewhere is larger than the limit.
+
+    Args:
+        text: how large.
+        hint: what the user of a command can do; who asks a server cannot.
+    """
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(f"{text}{hint}")
+        self.text = text
+
+
 class OutputExistsError(DqreloError):
     """The output exists and overwriting was not asked for."""
 

@@ -137,11 +137,17 @@ def test_dynamic_lora_sidecar_reconciles(delta_server: Server) -> None:
 @pytest.mark.parametrize(
     "address", ["hf://org/math", "s3://bucket/math", "https://example.org/math.dq.gguf", "gs://b/m"]
 )
-@pytest.mark.parametrize("call", [(LOAD, "lora_name", "lora_path"), ("/deltas/load", "name", "file")])
-def test_addresses_are_refused_with_what_to_do(delta_server: Server, address: str, call: tuple[str, str, str]) -> None:
-    path, name, file = call
-    message = error(delta_server.post(path, {name: "sql", file: address}), 400)
-    assert re.fullmatch(f".*{re.escape(address)}.*--deltas-dir.*", message)
+def test_addresses_are_refused_with_what_to_do(delta_server: Server, address: str) -> None:
+    """Without --load-from; tests/server/test_load_by_address.py has it."""
+    scheme = address.partition("/")[0]
+    for path, body in (
+        (LOAD, {"lora_name": "sql", "lora_path": address}),
+        ("/deltas/load", {"name": "sql", "uri": address}),
+    ):
+        message = error(delta_server.post(path, body), 403)
+        assert re.fullmatch(f"{scheme}//[.]{{3}}: .*--load-from.*--deltas-dir.*", message)
+    message = error(delta_server.post("/deltas/load", {"name": "sql", "file": address}), 400)
+    assert re.fullmatch(f'file {scheme}//[.]{{3}}: .*"uri".*--deltas-dir.*', message)
     assert "sql" not in states(delta_server)
 
 

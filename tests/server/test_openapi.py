@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ from typing import Any
 import pytest
 import requests
 
+from dqrelo_gguf.address import settings
 from tests.support.delta_server import CONTEXT, PROMPT, make_folder, stream
 from tests.support.fill_in import with_fill_in_tokens
 from tests.support.keys import MASTER, ask, serve_keys
 from tests.support.openapi import Operation, Schema, document, operations, resolved, validator
 from tests.support.routes import OPEN, PUBLIC, routes
 from tests.support.server_fixtures import Artefacts, Server, serve
+from tests.support.web_server import Rule, Served, WebServer, serving
 from tests.upstream.bert import write_bert
 
 spec_validator = pytest.importorskip("openapi_spec_validator", reason="openapi-spec-validator is not installed")
@@ -181,6 +184,36 @@ def call_with_keys(caller: Caller, server: Server) -> None:
         caller.call(server, op, body, key=MASTER)
 
 
+def call_by_address(caller: Caller, artefacts: Artefacts, folder: Path) -> None:
+    """What only loads by address answer: the file is there, too large, not to be had, or does not come."""
+    launcher = (sys.executable, "-c", "import sys; from dqrelo_gguf.cli.server import main; sys.exit(main())")
+    with serving(WebServer()) as web, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(settings.CACHE, str(folder / "cache"))
+        web.files["/sql.dq.gguf"] = Served.of(artefacts.words.read_bytes())
+        web.rules += [
+            Rule("/large", lambda handler: handler.plain(206, b"x", ETag='"1"', Content_Range=f"bytes 0-0/{5 << 30}")),
+            Rule("/private", lambda handler: handler.plain(403, b"")),
+            Rule("/silent", lambda handler: handler.rfile.read()),
+        ]
+        options = ("--load-from", web.url, "--load-max-size", "1", "--load-timeout", "20", "--delta-admin", *CONTEXT)
+        with serve(artefacts.base, folder, *options, launcher=launcher) as server, ThreadPoolExecutor(3) as pool:
+            late = [
+                pool.submit(caller.call, server, by_id(name), address_body(name, f"{web.url}/silent"))
+                for name in ("loadDelta", "reloadDelta", "loadLoraAdapter")
+            ]
+            for name in ("loadDelta", "reloadDelta", "loadLoraAdapter"):
+                for path in ("sql.dq.gguf", "gone", "large", "private"):
+                    caller.call(server, by_id(name), address_body(name, f"{web.url}/{path}"))
+                caller.call(server, by_id(name), address_body(name, "https://elsewhere.example/x"))
+            assert [answer.result(60).status_code for answer in late] == [504] * 3
+
+
+def address_body(name: str, address: str) -> dict[str, Any]:
+    if name == "loadLoraAdapter":
+        return {"lora_name": "sql", "lora_path": address, "load_inplace": True}
+    return {"name": "sql", "uri": address}
+
+
 def call_while_it_ends(caller: Caller, artefacts: Artefacts, folder: Path) -> None:
     """An answer that goes on keeps the server from ending while it takes nothing new."""
     options = ("--delta", artefacts.words, "--context-shift", "--shutdown-timeout", "3", *CONTEXT)
@@ -222,6 +255,7 @@ def answers(artefacts: Artefacts, base: Path, folder: Path, open_server: Server)
         for op in operations():
             if 501 in op.statuses and op.spec["responses"]["501"]["$ref"].endswith("/Router"):
                 caller.call(router, op, body_for(op, "words"))
+    call_by_address(caller, artefacts, folder.parent)
     call_while_it_ends(caller, artefacts, folder.parent)
     for name, option in (("createEmbedding", "--embeddings"), ("rerank", "--rerank")):
         call_bert(caller, by_id(name), option, folder)
@@ -322,6 +356,9 @@ ODD_TEXTS = (
     "a*1++b*1",
     "a*1+a*",
     "a\x7f",
+    "hf://owner/repo",
+    "hf://owner\nrepo",
+    "://",
 )
 
 

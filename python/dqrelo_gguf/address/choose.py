@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
-from dqrelo_gguf.errors import InputError, shown
+from dqrelo_gguf.errors import InputError, NotThereError, shown
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<n>\d{5})\.gguf")
 _DELTA = ".dq.gguf"
@@ -46,7 +46,7 @@ def choose(names: Iterable[str], path: str, kind: Kind, label: str) -> tuple[lis
         return with_shards(path, names, label), False
     inside = [name for name in names if not path or name.startswith(f"{path}/")]
     if not inside:
-        raise InputError(f"{label}: the repository has no file {shown(path)}. It has {_listed(names)}")
+        raise NotThereError(f"{label}: the repository has no file {shown(path)}. It has {_listed(names)}")
     if kind == Kind.TUNED:
         directory = _model_directory(inside, path)
         if directory:
@@ -56,7 +56,7 @@ def choose(names: Iterable[str], path: str, kind: Kind, label: str) -> tuple[lis
     if len(first_parts) == 1:
         return with_shards(first_parts[0], names, label), False
     if not first_parts:
-        raise InputError(f"{label}: has no {kind.value}. It has {_listed(inside)}")
+        raise NotThereError(f"{label}: has no {kind.value}. It has {_listed(inside)}")
     raise InputError(f"{label}: has {len(first_parts)} files that may be meant, name one: {_listed(first_parts)}")
 
 
@@ -69,7 +69,7 @@ def with_shards(name: str, names: Sequence[str], label: str) -> list[str]:
     parts = shard_names(name, label)
     missing = [part for part in parts if part not in names]
     if missing:
-        raise InputError(f"{label}: the repository has no file {shown(missing[0])}, a part of {shown(name)}")
+        raise NotThereError(f"{label}: the repository has no file {shown(missing[0])}, a part of {shown(name)}")
     return parts
 
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from dqrelo_gguf.address import settings
 from dqrelo_gguf.address.source import Digest, FileFacts, Source, SourceChangedError, UnreachableError
-from dqrelo_gguf.errors import DiskFullError, InputError, raise_os_error
+from dqrelo_gguf.errors import DiskFullError, InputError, TooLargeError, raise_os_error
 from dqrelo_gguf.output import sync_directory
 from dqrelo_gguf.progress import Phases, Progress, Silent, phases_for_stderr
 
@@ -94,9 +94,9 @@ def require_room(n_bytes: int, folder: Path, label: str) -> None:
         InputError, DiskFullError: it is.
     """
     if n_bytes > settings.max_bytes():
-        raise InputError(
-            f"{label}: has {_gib(n_bytes)}, expected at most {_gib(settings.max_bytes())}. "
-            f"Set {settings.MAX_DOWNLOAD} to more GiB if that is right"
+        raise TooLargeError(
+            f"{label}: has {_gib(n_bytes)}, expected at most {_gib(settings.max_bytes())}",
+            f". Set {settings.MAX_DOWNLOAD} to more GiB if that is right",
         )
     free = shutil.disk_usage(folder).free
     if n_bytes + SPARE_BYTES > free:
@@ -313,7 +313,7 @@ def _copy(source: Source, facts: FileFacts, file: BinaryIO, most: int, progress:
     for piece in source.read(0, None, facts.version):
         n_bytes += len(piece)
         if n_bytes > most:
-            raise InputError(f"{source.label}: sends more than {most} bytes, and said nothing of them")
+            raise TooLargeError(f"{source.label}: sends more than {most} bytes, and said nothing of them")
         file.write(piece)
         progress.step(len(piece), _name(source))
     return n_bytes

@@ -26,7 +26,7 @@ from dqrelo_gguf.address.download import download, require_room, turn, with_trie
 from dqrelo_gguf.address.parse import HubAddress, is_inside
 from dqrelo_gguf.address.source import Digest, FileFacts
 from dqrelo_gguf.address.web import HttpSource, body, open_url, require_ok
-from dqrelo_gguf.errors import InputError, raise_os_error
+from dqrelo_gguf.errors import InputError, NotThereError, raise_os_error
 
 _DEFAULT = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -167,11 +167,12 @@ def _ask(url: str, label: str) -> dict[str, Any]:
     def read() -> None:
         raw.clear()
         with open_url(url, label, _headers()) as response:
-            problem = _PROBLEMS.get(response.headers.get("X-Error-Code", ""))
-            if problem is None and response.status_code in _NO_ACCESS:
-                problem = _PROBLEMS["RepoNotFound"]
-            if problem is not None:
-                raise InputError(f"{label}: {problem}")
+            code = response.headers.get("X-Error-Code", "")
+            if code not in _PROBLEMS and response.status_code in _NO_ACCESS:
+                code = "RepoNotFound"
+            if code in _PROBLEMS:
+                kind = InputError if code == "GatedRepo" else NotThereError
+                raise kind(f"{label}: {_PROBLEMS[code]}")
             require_ok(response, label)
             for piece in body(response, label):
                 raw.extend(piece)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dqrelo_gguf.address import cache, hub
 from dqrelo_gguf.address.choose import Kind
-from dqrelo_gguf.address.parse import HubAddress, parse
+from dqrelo_gguf.address.parse import Address, HubAddress, parse
 from dqrelo_gguf.errors import printable
 
 
@@ -25,11 +25,18 @@ def local(path: str | os.PathLike[str], kind: Kind) -> Path:
         DiskFullError: the cache has no room for it.
     """
     found = parse(path)
-    if isinstance(found, Path):
-        return found
-    target, pinned = hub.fetch(found, kind) if isinstance(found, HubAddress) else cache.fetch(found)
+    return found if isinstance(found, Path) else fetched(found, kind)[0]
+
+
+def fetched(address: Address, kind: Kind) -> tuple[Path, str]:
+    """The path of what an address names, and the address with its version, which is said on stderr.
+
+    Raises:
+        InputError, DiskFullError: it cannot be had.
+    """
+    target, pinned = hub.fetch(address, kind) if isinstance(address, HubAddress) else cache.fetch(address)
     print(f"{printable(pinned)}: {printable(str(target))}", file=sys.stderr, flush=True)
-    return target
+    return target, pinned
 
 
 def all_local(paths: Sequence[str | os.PathLike[str]], kind: Kind) -> list[Path]:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from dqrelo_gguf.address.parse import UrlAddress, require_allowed
 from dqrelo_gguf.address.source import FileFacts, SourceChangedError, UnreachableError
-from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.errors import InputError, NotThereError
 
 _RETRY = {"max_retries": 2}
 
@@ -76,7 +76,7 @@ class StoreSource:
         from obstore import exceptions
 
         if isinstance(error, (exceptions.NotFoundError, FileNotFoundError)):
-            return InputError(f"{self.label}: is not there")
+            return NotThereError(f"{self.label}: is not there")
         if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):
             return InputError(f"{self.label}: may not be read with the credentials that are set")
         return UnreachableError(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from dqrelo_gguf.address.parse import require_allowed
+from dqrelo_gguf.address.reach import REACH
 from dqrelo_gguf.address.source import Digest, FileFacts, SourceChangedError, UnreachableError
-from dqrelo_gguf.errors import InputError, shown
+from dqrelo_gguf.errors import InputError, NotThereError, shown
 
 if TYPE_CHECKING:
     import requests
@@ -29,6 +30,8 @@ _REASONS = {
     410: "is not there any more (410)",
 }
 
+_NOT_THERE = frozenset({404, 410})
+
 
 @contextmanager
 def open_url(url: str, label: str, headers: Mapping[str, str]) -> Iterator[requests.Response]:
@@ -40,7 +43,7 @@ def open_url(url: str, label: str, headers: Mapping[str, str]) -> Iterator[reque
         headers: of the request.
 
     Raises:
-        InputError: it leads to another scheme, or in a circle.
+        InputError: it leads to another scheme, in a circle, or to where this process does not go (reach.py).
         UnreachableError: the server did not answer.
     """
     import requests
@@ -53,6 +56,7 @@ def open_url(url: str, label: str, headers: Mapping[str, str]) -> Iterator[reque
             for _ in range(MAX_REDIRECTS + 1):
                 parts = urlsplit(url)
                 require_allowed(parts.scheme, parts.hostname or "", label)
+                REACH.require(url, label)
                 if parts.netloc != first:
                     sent.pop("authorization", None)
                 response = session.get(
@@ -88,7 +92,8 @@ def require_ok(response: requests.Response, label: str) -> None:
         pause = int(after) if after.isascii() and after.isdigit() and len(after) < 4 else 0
         raise UnreachableError(f"{label}: the server answers {status}{why}", pause)
     if status >= 300:
-        raise InputError(f"{label}: {_REASONS.get(status, f'cannot be read: the server answers {status}')}")
+        kind = NotThereError if status in _NOT_THERE else InputError
+        raise kind(f"{label}: {_REASONS.get(status, f'cannot be read: the server answers {status}')}")
 
 
 def body(response: requests.Response, label: str) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from dqrelo_gguf.address.arguments import environment_with_paths, with_paths
+from dqrelo_gguf.address.loading import CHANNEL, HELP, start_resolver, take_loading
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.runtime.programs import program
 from dqrelo_gguf.webui import SITE
@@ -18,7 +19,10 @@ _PATH = "--path"
 _PATH_VARIABLE = "LLAMA_ARG_STATIC_PATH"  # The same option as an environment variable, which --path overrides.
 _HELP = """dqrelo-server: llama-server with deltas, and a page of its own at / (fine-tunes side by side, the server's deltas).
 --path DIR serves the files of DIR instead, --no-ui nothing. --model, --mmproj and --delta take addresses, too, such as
-hf://owner/repo/file.gguf@revision: they are fetched before the server starts. All options are llama-server's:
+hf://owner/repo/file.gguf@revision: they are fetched before the server starts. These options are dqrelo-server's own:
+
+{loading}
+All others are llama-server's:
 """
 
 
@@ -30,9 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve(args: list[str]) -> int:
     path = str(program("llama-server"))
+    args, loading = take_loading(args, os.environ)
     args, environment = with_paths(args), with_page(args, environment_with_paths(os.environ))
+    environment.pop(CHANNEL, None)
     if {"-h", "--help", "--usage"}.intersection(args):
-        print(_HELP, flush=True)  # What is buffered would not survive exec.
+        print(_HELP.format(loading=HELP), flush=True)  # What is buffered would not survive exec.
+    elif loading is not None:
+        environment[CHANNEL] = start_resolver(loading)
     if os.name != "nt":  # On Windows, exec would start a second process and end this one at once.
         os.execve(path, [path, *args], environment)  # noqa: S606 - the same process goes on as llama-server
     return subprocess.run([path, *args], check=False, env=environment).returncode
