@@ -133,7 +133,7 @@ def test_a_pause_that_the_server_asks_for_is_kept_within_bounds(
     served: WebServer, monkeypatch: pytest.MonkeyPatch, value: str, seconds: float
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("dqrelo_gguf.address.download.time.sleep", pauses.append)
+    monkeypatch.setattr("dqrelo_gguf.address.reading.time.sleep", pauses.append)
     served.rules.append(Rule(PATH, status(429, Retry_After=value), times=1))
     assert fetch(served) == DATA
     assert pauses == [seconds]
@@ -411,10 +411,10 @@ def test_split_models_come_whole(web: WebServer) -> None:
 
 CHILD = f"""
 import sys
-from dqrelo_gguf.address import download
+from dqrelo_gguf.address import reading
 from dqrelo_gguf.address.choose import Kind
 from dqrelo_gguf.address.resolve import local
-download.RANGE_BYTES = {RANGE_BYTES}
+reading.RANGE_BYTES = {RANGE_BYTES}
 sys.stdout.buffer.write(local(sys.argv[1], Kind.MODEL).read_bytes())
 """
 

@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from dqrelo_gguf.errors import InputError
+
 
 class SourceChangedError(Exception):
-    """The file is another one than when the download began. The download begins anew, once."""
+    """The file is another one than when its reading began. A download begins anew, once."""
+
+
+class NotThereError(InputError):
+    """There is no such file."""
 
 
 class UnreachableError(Exception):

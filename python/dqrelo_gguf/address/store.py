@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from dqrelo_gguf.address.parse import UrlAddress, require_allowed
-from dqrelo_gguf.address.source import FileFacts, SourceChangedError, UnreachableError
+from dqrelo_gguf.address.parse import UrlAddress, is_inside, require_allowed
+from dqrelo_gguf.address.reading import with_tries
+from dqrelo_gguf.address.source import FileFacts, NotThereError, SourceChangedError, UnreachableError
 from dqrelo_gguf.errors import InputError
 
 _RETRY = {"max_retries": 2}
@@ -71,12 +72,33 @@ class StoreSource:
         except (obstore.exceptions.BaseError, OSError) as e:
             raise self._problem(e) from None
 
+    def names_inside(self) -> list[str]:
+        """The names of the objects that lie in this address as in a folder; not of those in folders of it.
+
+        Raises:
+            InputError: it may not be listed, or the store did not answer.
+        """
+        import obstore
+
+        found: list[Any] = []
+
+        def read() -> None:
+            found.clear()
+            try:
+                found.extend(obstore.list_with_delimiter(self._store, prefix=f"{self._key}/")["objects"])
+            except (obstore.exceptions.BaseError, OSError) as e:
+                raise self._problem(e) from None
+
+        with_tries(read)
+        names = [str(meta["path"]).removeprefix(f"{self._key}/") for meta in found]
+        return [name for name in names if "/" not in name and is_inside(name)]
+
     def _problem(self, error: Exception) -> InputError | UnreachableError:
         """In words of our own: those of the library hold URLs and answers."""
         from obstore import exceptions
 
         if isinstance(error, (exceptions.NotFoundError, FileNotFoundError)):
-            return InputError(f"{self.label}: is not there")
+            return NotThereError(f"{self.label}: is not there")
         if isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)):
             return InputError(f"{self.label}: may not be read with the credentials that are set")
         return UnreachableError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from dqrelo_gguf.address.parse import require_allowed
-from dqrelo_gguf.address.source import Digest, FileFacts, SourceChangedError, UnreachableError
+from dqrelo_gguf.address.source import Digest, FileFacts, NotThereError, SourceChangedError, UnreachableError
 from dqrelo_gguf.errors import InputError, shown
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def require_ok(response: requests.Response, label: str) -> None:
         pause = int(after) if after.isascii() and after.isdigit() and len(after) < 4 else 0
         raise UnreachableError(f"{label}: the server answers {status}{why}", pause)
     if status >= 300:
-        raise InputError(f"{label}: {_REASONS.get(status, f'cannot be read: the server answers {status}')}")
+        problem = NotThereError if status in (404, 410) else InputError
+        raise problem(f"{label}: {_REASONS.get(status, f'cannot be read: the server answers {status}')}")
 
 
 def body(response: requests.Response, label: str) -> Iterator[bytes]:
