@@ -107,45 +107,44 @@ def project(shape: LargeShape, found: Mapping[Kind, Measured], n_threads: int) -
 
 
 class _Clock:
-    """Adds up the time of all phases, and the processor's."""
+    """Adds up the time of all phases, the processor's, and what a Reader reads in them."""
 
     def __init__(self) -> None:
-        self.seconds = self.processor_seconds = 0.0
+        self.seconds = self.processor_seconds = self.reading_seconds = 0.0
+        self.n_read = 0
+        self._is_running = False
 
-    def phases(self, title: str, n_all: int) -> Any:
+    def phases(self, title: str, n_all: int) -> Silent:
+        """A phase that is timed."""
         clock = self
 
         class Timed(Silent):
             def __enter__(self) -> Self:
                 self._begun = time.perf_counter(), _processor_seconds()
+                clock._is_running = True
                 return self
 
             def __exit__(
                 self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
             ) -> None:
+                clock._is_running = False
                 clock.seconds += time.perf_counter() - self._begun[0]
                 clock.processor_seconds += _processor_seconds() - self._begun[1]
 
         return Timed(title, n_all)
 
-
-class _Readings:
-    """Counts what a Reader reads while it is active, and how long that is waited for."""
-
-    def __init__(self) -> None:
-        self.seconds, self.n_bytes = 0.0, 0
-
     @contextmanager
-    def counted(self) -> Iterator[None]:
-        read, readings = Reader.read, self
+    def readings(self) -> Iterator[None]:
+        """Counts what is read in the phases inside."""
+        read, clock = Reader.read, self
 
         def counting(reader: Reader, span: Any) -> Any:
             begun = time.perf_counter()
-            try:
-                return read(reader, span)
-            finally:
-                readings.seconds += time.perf_counter() - begun
-                readings.n_bytes += span.n_bytes
+            found = read(reader, span)
+            if clock._is_running:
+                clock.reading_seconds += time.perf_counter() - begun
+                clock.n_read += span.n_bytes
+            return found
 
         with mock.patch.object(Reader, "read", counting):
             yield
@@ -163,17 +162,17 @@ def measure(base: Path, tuned: str, method: str, tensor: str | None, n_threads: 
     """
     out = base.with_name(f"measured-{method}.dq.gguf")
     include = None if tensor is None else f"^{tensor}$"
-    clock, readings = _Clock(), _Readings()
+    clock = _Clock()
     start = _status_bytes("VmRSS:")
-    with readings.counted():
+    with clock.readings():
         job = Job(base, tuned, out, force=True, stream=True, n_threads=n_threads)
         result = convert(job, Options(ratio=RATIO, method=method, selection=Selection.of(include, None)), clock.phases)
     out.unlink()
     return Measured(
-        seconds=clock.seconds - readings.seconds,
+        seconds=clock.seconds - clock.reading_seconds,
         processor_seconds=clock.processor_seconds,
-        reading_seconds=readings.seconds,
-        n_read=readings.n_bytes,
+        reading_seconds=clock.reading_seconds,
+        n_read=clock.n_read,
         peak_bytes=_status_bytes("VmHWM:"),
         start_bytes=start,
         n_delta_bytes=result.n_bytes,

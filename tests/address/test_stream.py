@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -50,6 +51,12 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
+
+
+@pytest.fixture
+def used(cache: Path, temporary: Path) -> Callable[[], int]:
+    """Bytes of the disk that the cache and temporary files take."""
+    return lambda: disk_bytes(cache, temporary)
 
 
 @pytest.fixture
@@ -150,17 +157,18 @@ def test_a_server_that_ends_early_and_is_busy(served: WebServer, tuned: Path, wh
 
 
 def test_the_disk_holds_the_delta_and_headers_alone(
-    served: WebServer, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path, temporary: Path
+    served: WebServer, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: Callable[[], int]
 ) -> None:
     weights = sum(p.stat().st_size for p in tuned.glob("*.safetensors"))
     small = sum(p.stat().st_size for p in tuned.iterdir() if p.suffix != ".safetensors")
-    used: list[int] = []
-    spans = at_each_read(monkeypatch, lambda _n, _span: used.append(disk_bytes(cache, temporary)))
+    found: list[int] = []
+    spans = at_each_read(monkeypatch, lambda _n, _span: found.append(used()))
     converted(served.url + FOLDER, tmp_path / "x.dq.gguf")
     headers = sum(s.n_bytes for s in spans if s.start <= 8)
-    assert max(used) <= small + headers + 2000  # the notes of the cache
-    assert max(used) - small < weights / 10
-    assert not list(temporary.glob("dqrelo-stream-*"))
+    assert max(found) <= small + headers + 2000  # the notes of the cache
+    assert max(found) - small < weights / 10
+    gc.collect()
+    assert used() <= small + 2000
     # Checked, measured and encoded: each tensor is read alone, and three times at most.
     assert max(s.n_bytes for s in spans) == 2 * 640 * 64
     assert sum(s.n_bytes for s in spans if s.start > 8) <= 3 * weights

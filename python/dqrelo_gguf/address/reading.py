@@ -14,9 +14,10 @@ N_CONNECTIONS = 8
 N_TRIES = 5
 FIRST_PAUSE_SECONDS = 0.5  # It doubles with every try.
 MAX_PAUSE_SECONDS = 60  # that a server can ask for
+KEPT = "Run again: what is here already is kept"
 
 
-def with_tries(work: Callable[[], None], after: str = "Run again: what is here already is kept") -> None:
+def with_tries(work: Callable[[], None], after: str = KEPT) -> None:
     """Does something over a connection, and again after a pause when that fails.
 
     Args:
@@ -53,6 +54,7 @@ def read_range(
     span: tuple[int, int],
     write: Callable[[bytes, int], None],
     stopped: threading.Event,
+    after: str = KEPT,
 ) -> bool:
     """Reads the bytes [start, end) of a file; after an interruption from where it was.
 
@@ -62,6 +64,7 @@ def read_range(
         span: start and end.
         write: takes each piece, and where in the file it begins.
         stopped: ends the work early.
+        after: as for `with_tries`.
 
     Returns:
         False if it was stopped.
@@ -86,5 +89,5 @@ def read_range(
         if at < end:
             raise UnreachableError(f"{source.label}: the connection ended early")
 
-    with_tries(read)
+    with_tries(read, after)
     return at == end

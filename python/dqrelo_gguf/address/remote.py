@@ -22,6 +22,7 @@ from dqrelo_gguf.errors import InputError
 
 # Announced spans are begun while so many bytes of them are neither there nor taken: connections are kept busy where spans are small.
 AHEAD_BYTES = 64 << 20
+_AFTER = "Run again; a conversion with --resume goes on"
 
 
 class RemoteFile:
@@ -64,7 +65,8 @@ class RemoteFile:
             out[at - start : at - start + len(piece)] = np.frombuffer(piece, np.uint8)
 
         try:
-            if not read_range(self._source, self.version, (start, start + len(out)), write, stopped):
+            span = start, start + len(out)
+            if not read_range(self._source, self.version, span, write, stopped, after=_AFTER):
                 raise InputError(f"{self.label}: its reading was stopped")
         except SourceChangedError:
             raise InputError(
