@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.support.web_server import Served, WebServer, serving
 
 
 def write_sharded(source: Path, target: Path, n_shards: int = 3) -> Path:
@@ -26,6 +30,14 @@ def write_sharded(source: Path, target: Path, n_shards: int = 3) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """The files of a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """A folder on a web server of this machine; its address."""
+    with serving(WebServer()) as web:
+        web.files |= {f"/{folder.name}/{name}": Served.of(data) for name, data in contents(folder).items()}
+        yield f"{web.url}/{folder.name}"
 
 
 def disk_bytes(*folders: Path) -> int:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from dqrelo_gguf.address import cache, hub, settings
 from dqrelo_gguf.address.choose import SHARDS, Kind, choose, no_shards
@@ -128,7 +129,8 @@ def _refuse_adapter(label: str, small: Mapping[str, Path]) -> None:
 
 
 def _inside(address: UrlAddress, name: str) -> UrlAddress:
-    return replace(address, path=f"{address.path}/{name}")
+    written = quote(name) if address.scheme in ("http", "https") else name
+    return replace(address, path=f"{address.path}/{written}")
 
 
 def _fetched(address: UrlAddress, name: str) -> Iterator[Path]:

@@ -54,6 +54,7 @@ def read_range(
     span: tuple[int, int],
     write: Callable[[bytes, int], None],
     stopped: threading.Event,
+    *,
     after: str = KEPT,
 ) -> bool:
     """Reads the bytes [start, end) of a file; after an interruption from where it was.

@@ -86,6 +86,7 @@ class HfCheckpoint:
     def __init__(self, path: Path, base: GgufModel, remote: RemoteDirectory | None = None) -> None:
         self.path = path
         self.label = path.resolve().name
+        self.where = str(path) if remote is None else remote.label  # for messages
         self._remote = remote
         if remote is not None:
             read_elsewhere(remote)
@@ -212,7 +213,7 @@ class HfCheckpoint:
         """A class with another head has learnt another task; a base that has such a head itself is its base."""
         if _OTHER_HEAD.fullmatch(self._class_name) and not any(name.startswith("cls.") for name in self._base.shapes):
             raise InputError(
-                f"{self.path}: is a {self._class_name}, whose head base {self._base.label} lacks. Only a fine-tune of the whole "
+                f"{self.where}: is a {self._class_name}, whose head base {self._base.label} lacks. Only a fine-tune of the whole "
                 "language model is one of this base (AutoModelForCausalLM)"
             )
 
@@ -221,7 +222,7 @@ class HfCheckpoint:
         is_tied = self._model.hparams.get("tie_word_embeddings", True)
         if OUTPUT in self._base.shapes and OUTPUT not in infos and not is_tied:
             raise InputError(
-                f"{self.path}: has no output matrix (lm_head.weight), and config.json does not tie it to the embedding: it was "
+                f"{self.where}: has no output matrix (lm_head.weight), and config.json does not tie it to the embedding: it was "
                 f"saved from {self._class_name or 'another class'}. Save it from its class with a head (AutoModelForCausalLM)"
             )
 
@@ -241,7 +242,7 @@ class HfCheckpoint:
             reason = " ".join(str(e).replace(f"{self._view.parent}/", "").split()) or type(e).__name__
             if isinstance(e, KeyError):
                 reason = f"its configuration, as this version of transformers reads it, has no {reason}"
-            raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
+            raise InputError(f"{self.where}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
 
 
 def is_of_tower(name: str) -> bool:
