@@ -57,7 +57,9 @@ def test_kinds_are_the_tensors_of_a_converted_model(bench_module, tmp_path, monk
         }
         whole = runs.measure(base, f"{address}/tuned", "paper", None, 2)
     projected = runs.project(shape, parts, n_threads=2)
-    assert projected.n_delta_bytes == pytest.approx(whole.n_delta_bytes, rel=0.05)
+    assert projected.n_delta_bytes == pytest.approx(
+        whole.n_delta_bytes, rel=0.1
+    )  # Ranks are whole numbers, and small here.
     assert projected.n_read == whole.n_read
     assert all(m.peak_bytes >= m.start_bytes > 0 and m.reading_seconds > 0 for m in parts.values())
     assert runs.Measured.of(whole.as_line()) == whole
