@@ -62,7 +62,7 @@ def measure_kinds(shape: LargeShape, args: argparse.Namespace, method: str) -> P
     found = {}
     with serving(folders) as address:
         base = make_base(args.outdir, f"{shape.name}-1", f"{address}/base")
-        for kind in kinds(shape):
+        for kind in sorted(kinds(shape), key=lambda kind: kind.n_elements):
             n_threads = args.threads if is_alone(kind, kinds(shape), args.threads) else 1
             found[kind] = m = run_one(base, f"{address}/tuned", method, kind.tensor(), n_threads)
             dims = "x".join(map(str, kind.dims))

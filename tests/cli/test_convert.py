@@ -222,7 +222,9 @@ def test_peak_memory_of_experts(source: str, tmp_path: Path, out: Path) -> None:
     base = convert_hf(plain, tmp_path / "base.gguf")
     with served(tuned) if source == "stream" else contextlib.nullcontext(tuned) as target:
         _, rise = _peak_bytes(base, target, out)
-    assert rise <= 4 * 4 * n_expert * n_ff * n_embd
+    n_elements = n_expert * n_ff * n_embd
+    ahead = 2 * n_elements if source == "stream" else 0  # Of so small a stack all is read ahead.
+    assert rise <= 4 * 4 * n_elements + ahead
 
 
 def _dominated_model(tmp_path: Path, n_vocab: int, n_in: int) -> tuple[Path, Path, Path]:
