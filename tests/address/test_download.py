@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from dqrelo_gguf.address import download as downloading
+from dqrelo_gguf.address import reading
 from dqrelo_gguf.address.choose import Kind
 from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.errors import DiskFullError, DqreloError, InputError
@@ -462,7 +463,7 @@ def test_a_killed_download_goes_on_and_is_never_taken_for_whole(served: WebServe
         served.requests.clear()
         served.rules[:] = [Rule(PATH, hold, skip=1 + n_more)]
         # All requests that it can make have come, so that none of a dead process is counted as one of the next.
-        n_asked = 1 + min(11 - n_there, n_more + downloading.N_CONNECTIONS)
+        n_asked = 1 + min(11 - n_there, n_more + reading.N_CONNECTIONS)
         n_there += n_more
         with fetch_in_child(served) as child:
             wait_until(lambda: served.count(PATH) == n_asked and ranges_there(cache) == n_there)  # noqa: B023
