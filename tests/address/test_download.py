@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from dqrelo_gguf.address import download as downloading
+from dqrelo_gguf.address import reading
 from dqrelo_gguf.address.choose import Kind
 from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.errors import DiskFullError, DqreloError, InputError
@@ -133,7 +134,7 @@ def test_a_pause_that_the_server_asks_for_is_kept_within_bounds(
     served: WebServer, monkeypatch: pytest.MonkeyPatch, value: str, seconds: float
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("dqrelo_gguf.address.download.time.sleep", pauses.append)
+    monkeypatch.setattr("dqrelo_gguf.address.reading.time.sleep", pauses.append)
     served.rules.append(Rule(PATH, status(429, Retry_After=value), times=1))
     assert fetch(served) == DATA
     assert pauses == [seconds]
@@ -411,10 +412,10 @@ def test_split_models_come_whole(web: WebServer) -> None:
 
 CHILD = f"""
 import sys
-from dqrelo_gguf.address import download
+from dqrelo_gguf.address import reading
 from dqrelo_gguf.address.choose import Kind
 from dqrelo_gguf.address.resolve import local
-download.RANGE_BYTES = {RANGE_BYTES}
+reading.RANGE_BYTES = {RANGE_BYTES}
 sys.stdout.buffer.write(local(sys.argv[1], Kind.MODEL).read_bytes())
 """
 
@@ -462,7 +463,7 @@ def test_a_killed_download_goes_on_and_is_never_taken_for_whole(served: WebServe
         served.requests.clear()
         served.rules[:] = [Rule(PATH, hold, skip=1 + n_more)]
         # All requests that it can make have come, so that none of a dead process is counted as one of the next.
-        n_asked = 1 + min(11 - n_there, n_more + downloading.N_CONNECTIONS)
+        n_asked = 1 + min(11 - n_there, n_more + reading.N_CONNECTIONS)
         n_there += n_more
         with fetch_in_child(served) as child:
             wait_until(lambda: served.count(PATH) == n_asked and ranges_there(cache) == n_there)  # noqa: B023

@@ -278,7 +278,7 @@ def test_bytes_with_another_digest_are_thrown_away(hub: HubServer, cache: Path, 
 def test_an_interrupted_download_goes_on_for_the_same_digest(
     hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dqrelo_gguf.address.download.N_CONNECTIONS", 1)
+    monkeypatch.setattr("dqrelo_gguf.address.reading.N_CONNECTIONS", 1)
     hub.put("a/b", {"x.gguf": DATA})
     hub.rules.append(Rule("/cdn/", status(403), skip=3))
     with pytest.raises(InputError, match="may not be read"):

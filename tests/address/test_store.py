@@ -18,35 +18,6 @@ from tests.support.addresses import RANGE_BYTES
 DATA = np.random.default_rng(3).bytes(5 * RANGE_BYTES + 3)
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bucket of moto's."""
-    pytest.importorskip("obstore", reason="the extra `remote` is not installed")
-    server_module = pytest.importorskip("moto.server", reason="moto is not installed")
-    import boto3
-
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
-    settings = {
-        "AWS_ENDPOINT_URL": url,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "very-secret",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="models")
-    try:
-        yield client
-    finally:
-        client.delete_object(Bucket="models", Key="folder/x.gguf")
-        client.delete_bucket(Bucket="models")
-        server.stop()
-
-
 def put(bucket: Any, data: bytes) -> None:
     bucket.put_object(Bucket="models", Key="folder/x.gguf", Body=data)
 

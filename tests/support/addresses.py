@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from dqrelo_gguf.address import download, settings
+from dqrelo_gguf.address import reading, settings
 
 RANGE_BYTES = 1000
 
@@ -21,6 +21,6 @@ def own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
-    monkeypatch.setattr(download, "RANGE_BYTES", RANGE_BYTES)
-    monkeypatch.setattr(download, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(reading, "RANGE_BYTES", RANGE_BYTES)
+    monkeypatch.setattr(reading, "FIRST_PAUSE_SECONDS", 0.001)
     return cache

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from dqrelo_gguf.address import settings
 from dqrelo_gguf.address.choose import shard_names
-from dqrelo_gguf.address.download import ask, download, require_room, turn
+from dqrelo_gguf.address.download import download, require_room, turn
 from dqrelo_gguf.address.parse import UrlAddress, is_inside
+from dqrelo_gguf.address.reading import ask
+from dqrelo_gguf.address.remote import RemoteFile
 from dqrelo_gguf.address.source import FileFacts, Source
 from dqrelo_gguf.address.store import StoreSource
 from dqrelo_gguf.address.web import HttpSource
@@ -47,6 +49,15 @@ def fetch(address: UrlAddress) -> tuple[Path, str]:
         return _fetch(address, folder, parts)
     except OSError as e:
         raise_os_error(e, str(folder))
+
+
+def remote(address: UrlAddress) -> RemoteFile:
+    """A file that stays where it is.
+
+    Raises:
+        InputError: as RemoteFile.
+    """
+    return RemoteFile(_source(address))
 
 
 def _key(text: str) -> str:

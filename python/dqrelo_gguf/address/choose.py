@@ -10,6 +10,7 @@ from dqrelo_gguf.errors import InputError, NotThereError, shown
 
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<n>\d{5})\.gguf")
 _DELTA = ".dq.gguf"
+SHARDS = ".safetensors"
 _SHOWN_NAMES = 20
 _CONFIGS = ("config.json", "adapter_config.json")
 # What a conversion reads of a directory besides its weights: configurations, tokenizers, templates, the model card.
@@ -60,6 +61,11 @@ def choose(names: Iterable[str], path: str, kind: Kind, label: str) -> tuple[lis
     raise InputError(f"{label}: has {len(first_parts)} files that may be meant, name one: {_listed(first_parts)}")
 
 
+def no_shards(label: str, names: Sequence[str]) -> str:
+    """The message about a fine-tune of another form than safetensors."""
+    return f"{label}: --stream reads safetensors by ranges, and here is {shown(names[0])}. Leave out --stream: it is then downloaded"
+
+
 def with_shards(name: str, names: Sequence[str], label: str) -> list[str]:
     """A file, or all parts of the split model that it is a part of, the given one first.
 
@@ -107,7 +113,7 @@ def _model_directory(inside: Sequence[str], path: str) -> list[str]:
     here = [name for name in inside if "/" not in name.removeprefix(prefix)]
     if not any(f"{prefix}{config}" in here for config in _CONFIGS):
         return []
-    weights = [name for name in here if name.endswith(".safetensors")]
+    weights = [name for name in here if name.endswith(SHARDS)]
     weights = weights or [name for name in here if name.endswith(".bin")]
     return [name for name in here if name in weights or name.endswith(_DESCRIPTIONS)] if weights else []
 

@@ -11,28 +11,24 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from dqrelo_gguf.address import settings
+from dqrelo_gguf.address import reading, settings
+from dqrelo_gguf.address.reading import ask, read_range, with_tries
 from dqrelo_gguf.address.source import Digest, FileFacts, Source, SourceChangedError, UnreachableError
 from dqrelo_gguf.errors import DiskFullError, InputError, TooLargeError, raise_os_error
 from dqrelo_gguf.output import sync_directory
 from dqrelo_gguf.progress import Phases, Progress, Silent, phases_for_stderr
 
-RANGE_BYTES = 16 << 20
-N_CONNECTIONS = 8
-N_TRIES = 5
-FIRST_PAUSE_SECONDS = 0.5  # It doubles with every try.
 QUIET_BYTES = 8 << 20  # Files below it have no progress of their own.
 _SEEKING = threading.Lock()
 _HASH_BYTES = 8 << 20
-MAX_PAUSE_SECONDS = 60  # that a server can ask for
 MAX_RANGES = 512  # of a file: each costs a request or two, which the Hub counts; those of large files are longer
 # Left free on the disk beside what is downloaded.
 SPARE_BYTES = 64 << 20
@@ -69,22 +65,6 @@ def turn(target: Path, lock: Path | None = None) -> Iterator[None]:
 
     with FileLock(lock or target.with_name(f"{target.name}.lock")):
         yield
-
-
-def with_tries(work: Callable[[], None]) -> None:
-    """Does something over a connection, and again after a pause when that fails.
-
-    Raises:
-        InputError: it failed every time.
-    """
-    for number in range(N_TRIES):
-        try:
-            work()
-            return
-        except UnreachableError as e:
-            if number + 1 == N_TRIES:
-                raise InputError(f"{e} ({N_TRIES} tries). Run again: what is here already is kept") from None
-            time.sleep(max(FIRST_PAUSE_SECONDS * 2**number, min(e.pause_seconds, MAX_PAUSE_SECONDS)))
 
 
 def require_room(n_bytes: int, folder: Path, label: str) -> None:
@@ -126,17 +106,6 @@ def _download(source: Source, facts: FileFacts, target: Path, phases: Phases) ->
     if facts.digest is not None:
         _check_digest(source, facts.digest, partial, n_bytes, phases)
     partial.finish()
-
-
-def ask(source: Source) -> FileFacts:
-    """What a source says of its file, after several tries.
-
-    Raises:
-        InputError: it says nothing, or nothing that can be right.
-    """
-    found: list[FileFacts] = []
-    with_tries(lambda: found.append(source.facts()))
-    return found[0]
 
 
 @dataclass(frozen=True)
@@ -207,7 +176,7 @@ class _Partial:
 
 
 def _in_ranges(source: Source, facts: FileFacts, n_bytes: int, partial: _Partial, phases: Phases) -> None:
-    plan = _Plan(facts.version, n_bytes, max(RANGE_BYTES, -(-n_bytes // MAX_RANGES)))
+    plan = _Plan(facts.version, n_bytes, max(reading.RANGE_BYTES, -(-n_bytes // MAX_RANGES)))
     there = partial.there(plan)
     missing = [start for start in plan.ranges() if start not in there]
     require_room(sum(plan.end(start) - start for start in missing), partial.file_path.parent, source.label)
@@ -228,7 +197,7 @@ def _in_ranges(source: Source, facts: FileFacts, n_bytes: int, partial: _Partial
 def _finished(fetch: Callable[[int], bool], starts: list[int], stopped: threading.Event) -> Iterator[int]:
     """The starts of the ranges, each when it is there. After an error come those that were done by then."""
     failure: BaseException | None = None
-    with ThreadPoolExecutor(N_CONNECTIONS) as pool:
+    with ThreadPoolExecutor(reading.N_CONNECTIONS) as pool:
         running: dict[Future[bool], int] = {pool.submit(fetch, start): start for start in starts}
         try:
             while running:
@@ -252,24 +221,7 @@ def _fetch_range(
     source: Source, version: str | None, file: BinaryIO, span: tuple[int, int], stopped: threading.Event
 ) -> bool:
     """Reads a range into the file, on the disk; after an interruption from where it was. False if it was stopped."""
-    at, end = span
-
-    def read() -> None:
-        nonlocal at
-        if at == end:
-            return
-        for piece in source.read(at, end, version):
-            if stopped.is_set():
-                return
-            if len(piece) > end - at:
-                raise InputError(f"{source.label}: sent more bytes than it was asked for")
-            _write_at(file, piece, at)
-            at += len(piece)
-        if at < end:
-            raise UnreachableError(f"{source.label}: the connection ended early")
-
-    with_tries(read)
-    if at < end:
+    if not read_range(source, version, span, partial(_write_at, file), stopped):
         return False
     os.fsync(file.fileno())  # The list must not know of a range that a power cut takes away.
     return True

@@ -21,9 +21,10 @@ from typing import Any
 from urllib.parse import quote
 
 from dqrelo_gguf.address import settings
-from dqrelo_gguf.address.choose import Kind, choose
-from dqrelo_gguf.address.download import download, require_room, turn, with_tries
+from dqrelo_gguf.address.choose import SHARDS, Kind, choose, no_shards
+from dqrelo_gguf.address.download import download, require_room, turn
 from dqrelo_gguf.address.parse import HubAddress, is_inside
+from dqrelo_gguf.address.reading import with_tries
 from dqrelo_gguf.address.source import Digest, FileFacts
 from dqrelo_gguf.address.web import HttpSource, body, open_url, require_ok
 from dqrelo_gguf.errors import InputError, NotThereError, raise_os_error
@@ -87,14 +88,49 @@ def fetch(address: HubAddress, kind: Kind) -> tuple[Path, str]:
     """
     constants = _constants()
     folder = Path(constants.HF_HUB_CACHE) / f"models--{address.repo.replace('/', '--')}"
-    is_offline = settings.is_offline() or constants.HF_HUB_OFFLINE
-    repository = _cached(address, folder) if is_offline else _listed(address, folder, constants.ENDPOINT)
+    repository = _cached(address, folder) if is_offline() else _listed(address, folder, constants.ENDPOINT)
     names, is_directory = choose(repository.files, address.path, kind, address.label)
     missing = [repository.files[name] for name in names if not repository.is_here(name)]
     if missing:
         _fetch_all(repository, missing, constants.ENDPOINT)
     path = _directory(repository, names) if is_directory else repository.path(names[0])
     return path, address.at(repository.commit, None if is_directory else names[0])
+
+
+def fetch_small(address: HubAddress) -> tuple[str, dict[str, Path], dict[str, tuple[HttpSource, int]]]:
+    """A model directory without its weights.
+
+    Args:
+        address: of a repository or a folder.
+
+    Returns:
+        The address at its commit; the path of each small file in the cache, by name; where each file of safetensors lies, and its bytes.
+
+    Raises:
+        InputError, DiskFullError: it cannot be had, or is no directory with safetensors.
+    """
+    constants = _constants()
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{address.repo.replace('/', '--')}"
+    repository = _listed(address, folder, constants.ENDPOINT)
+    names, is_directory = choose(repository.files, address.path, Kind.TUNED, address.label)
+    shards = [name for name in names if name.endswith(SHARDS)]
+    if not is_directory or not shards:
+        raise InputError(no_shards(address.label, names))
+    small = [repository.files[name] for name in names if name not in shards]
+    _fetch_all(repository, [file for file in small if not repository.is_here(file.name)], constants.ENDPOINT)
+    # Their versions are those that the server states, and not the digests of the list, which nothing is compared with here.
+    sources = {Path(n).name: (_source(repository, n, constants.ENDPOINT), repository.files[n].n_bytes) for n in shards}
+    return address.at(repository.commit), {Path(f.name).name: repository.path(f.name) for f in small}, sources
+
+
+def is_offline() -> bool:
+    """True if nothing may be asked for, or not of the Hub: huggingface_hub has a variable of its own for that."""
+    return settings.is_offline() or bool(_constants().HF_HUB_OFFLINE)
+
+
+def _source(repository: _Repository, name: str, endpoint: str, digest: Digest | None = None) -> HttpSource:
+    url = f"{endpoint}/{repository.address.repo}/resolve/{repository.commit}/{quote(name)}"
+    return HttpSource(url, repository.address.at(repository.commit, name), _headers(), digest)
 
 
 def _constants() -> Any:
@@ -121,7 +157,7 @@ def require_user(label: str) -> None:
         InputError: it cannot, or does not.
     """
     url = f"{endpoint()}/api/whoami-v2"
-    if settings.is_offline() or _constants().HF_HUB_OFFLINE:
+    if is_offline():
         raise InputError(f"{label}: there is no network by {settings.OFFLINE} or HF_HUB_OFFLINE")
     if "authorization" not in _headers():
         raise InputError(f"{label}: needs a token: log in with `hf auth login`, or set HF_TOKEN")
@@ -246,8 +282,7 @@ def _fetch_all(repository: _Repository, files: Sequence[HubFile], endpoint: str)
         raise_os_error(e, f"{label}: the cache {repository.folder.parent}")
     require_room(sum(file.n_bytes for file in files), blobs, label)
     for file in files:
-        url = f"{endpoint}/{repository.address.repo}/resolve/{repository.commit}/{quote(file.name)}"
-        source = HttpSource(url, repository.address.at(repository.commit, file.name), _headers(), file.digest)
+        source = _source(repository, file.name, endpoint, file.digest)
         blob = blobs / file.digest.value
         facts = FileFacts(file.n_bytes, file.digest.value, has_ranges=file.n_bytes > 0, digest=file.digest)
         download(source, facts, blob, locks / f"{file.digest.value}.lock")  # huggingface_hub takes the same lock.

@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class SourceChangedError(Exception):
-    """The file is another one than when the download began. The download begins anew, once."""
+    """The file is another one than when its reading began. A download begins anew, once."""
 
 
 class UnreachableError(Exception):

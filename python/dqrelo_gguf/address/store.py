@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from dqrelo_gguf.address.parse import UrlAddress, require_allowed
+from dqrelo_gguf.address.parse import UrlAddress, is_inside, require_allowed
+from dqrelo_gguf.address.reading import with_tries
 from dqrelo_gguf.address.source import FileFacts, SourceChangedError, UnreachableError
 from dqrelo_gguf.errors import InputError, NotThereError
 
@@ -70,6 +71,27 @@ class StoreSource:
             raise SourceChangedError from None
         except (obstore.exceptions.BaseError, OSError) as e:
             raise self._problem(e) from None
+
+    def names_inside(self) -> list[str]:
+        """The names of the objects that lie in this address as in a folder; not of those in folders of it.
+
+        Raises:
+            InputError: it may not be listed, or the store did not answer.
+        """
+        import obstore
+
+        found: list[Any] = []
+
+        def read() -> None:
+            found.clear()
+            try:
+                found.extend(obstore.list_with_delimiter(self._store, prefix=f"{self._key}/")["objects"])
+            except (obstore.exceptions.BaseError, OSError) as e:
+                raise self._problem(e) from None
+
+        with_tries(read)
+        names = [str(meta["path"]).removeprefix(f"{self._key}/") for meta in found]
+        return [name for name in names if "/" not in name and is_inside(name)]
 
     def _problem(self, error: Exception) -> InputError | UnreachableError:
         """In words of our own: those of the library hold URLs and answers."""

@@ -46,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
         "(LoRA, DoRA, LoHa, LoKr, VeRA) or a GGUF LoRA",
     )
     source.add_argument(
+        "--stream",
+        action="store_true",
+        help="do not download the weights of a FINE_TUNE that is an address: read each by ranges when it is its turn, "
+        "two or three times in all (default: download)",
+    )
+    source.add_argument(
         "--reference",
         metavar="GGUF",
         help="an F16 GGUF of the base: the delta is against it, "
@@ -211,6 +217,7 @@ def _convert(args: argparse.Namespace) -> None:
         n_threads=args.threads,
         resume=args.resume,
         device=args.device,
+        stream=args.stream,
     )
     options = _options(args)
     target = _push_target(args, options)

@@ -15,6 +15,7 @@ import torch
 
 from dqrelo_gguf.address.choose import Kind
 from dqrelo_gguf.address.resolve import local
+from dqrelo_gguf.address.stream import RemoteDirectory, streamed
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.compress.budget import is_matrix
 from dqrelo_gguf.compress.mixes import Spectrum
@@ -91,6 +92,7 @@ class Job:
         n_threads: None for all cores. Does not change the result.
         resume: go on with what an interrupted conversion to `outfile` has finished, and keep what this one has if it ends early.
         device: what compresses: `cpu`, `cuda` or `cuda:N`. Another one than the CPU may give other bytes.
+        stream: of a fine-tune elsewhere only small files are downloaded; its weights are read where they lie, one at a time.
     """
 
     base: str | os.PathLike[str]
@@ -109,6 +111,7 @@ class Job:
     n_threads: int | None = None
     resume: bool = False
     device: str = "cpu"
+    stream: bool = False
 
     def input_files(self) -> list[Path]:
         """Every file that may be read."""
@@ -132,7 +135,7 @@ class Job:
         return replace(
             self,
             base=local(self.base, Kind.MODEL),
-            tuned=self.tuned if isinstance(self.tuned, Blend) else local(self.tuned, Kind.TUNED),
+            tuned=self._fetched_tuned(),
             reference=path_of(self.reference, Kind.MODEL),
             base_config=path_of(self.base_config, Kind.FILE),
             base_mmproj=path_of(self.base_mmproj, Kind.FILE),
@@ -140,6 +143,11 @@ class Job:
             calibration=path_of(self.calibration, Kind.FILE),
             imatrix=path_of(self.imatrix, Kind.FILE),
         )
+
+    def _fetched_tuned(self) -> Path | RemoteDirectory | Blend:
+        if isinstance(self.tuned, Blend):
+            return self.tuned
+        return streamed(self.tuned) if self.stream else local(self.tuned, Kind.TUNED)
 
     def output_files(self) -> list[Path]:
         """Every file that will be written."""
@@ -263,8 +271,10 @@ def _journal(job: Job, options: Options) -> Journal | None:
         "--calibrate": None if job.calibrate in (None, SELF) else job.calibrate,
         "--imatrix": job.imatrix,
     }
-    files = {name: files_of(path) for name, path in named.items() if path is not None}
+    remote = job.tuned if isinstance(job.tuned, RemoteDirectory) else None
+    files = {name: files_of(path) for name, path in named.items() if path is not None and path is not remote}
     texts = {
+        **({} if remote is None else {"fine-tune": remote.identity}),
         "--name": job.name,
         "--device": job.device,
         "calibration of --calibrate": job.calibrate if job.calibrate == SELF else None,

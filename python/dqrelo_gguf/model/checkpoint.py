@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 
 from dqrelo_gguf._pin import conversion_module, gguf
+from dqrelo_gguf.address.stream import RemoteDirectory
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.errors import DqreloError, InputError, printable
 from dqrelo_gguf.file.container import GGUFValue
@@ -32,8 +33,9 @@ from dqrelo_gguf.file.lfs import refuse_lfs_pointer
 from dqrelo_gguf.file.values import INTEGER_TYPES
 from dqrelo_gguf.model.base import EndTokens, GgufModel, Model, fold_scale_tensors
 from dqrelo_gguf.model.directory import ModelDirectory
-from dqrelo_gguf.model.lazy_tensors import as_floats, evaluate
+from dqrelo_gguf.model.lazy_tensors import as_floats, evaluate, sources_of
 from dqrelo_gguf.model.real_weights import RealWeights
+from dqrelo_gguf.model.streamed_weights import announce, read_elsewhere
 from dqrelo_gguf.model.vocabulary import OUTPUT
 
 _OTHER_HEAD = re.compile(r".*(For\w*(Classification|QuestionAnswering|MultipleChoice|Reward\w*)|RewardModel)")
@@ -45,6 +47,9 @@ def open_checkpoint(path: str | os.PathLike[str], base: GgufModel) -> Model:
     Raises:
         InputError: nothing there that can be read.
     """
+    if isinstance(path, RemoteDirectory):
+        with path.errors():
+            return HfCheckpoint(path.path, base, path)
     p = Path(path)
     if p.is_dir():
         return HfCheckpoint(p, base)
@@ -72,15 +77,21 @@ class HfCheckpoint:
     Args:
         path: the directory.
         base: its tensor names show with which options the conversion has to run.
+        remote: where its shards lie, if the directory has their headers alone.
 
     Raises:
         InputError: a weight file is missing or truncated, or the conversion does not know the model.
     """
 
-    def __init__(self, path: Path, base: GgufModel) -> None:
+    def __init__(self, path: Path, base: GgufModel, remote: RemoteDirectory | None = None) -> None:
         self.path = path
         self.label = path.resolve().name
-        self._directory = ModelDirectory.open(path)
+        self.where = str(path) if remote is None else remote.label  # for messages
+        self._remote = remote
+        if remote is not None:
+            read_elsewhere(remote)
+        sizes = {} if remote is None else {name: file.n_bytes for name, file in remote.shards.items()}
+        self._directory = ModelDirectory.open(path, sizes)
         folder = Path(tempfile.mkdtemp(prefix="dqrelo-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)  # It also runs when the program ends.
         self._view = self._directory.make_view(folder)
@@ -157,6 +168,8 @@ class HfCheckpoint:
     def _load(self, name: str) -> npt.NDArray[np.float32]:
         info = self._infos[name]
         with self._lock, torch.inference_mode():
+            if self._remote is not None:
+                announce(self._remote, sources_of(info.tensor))
             values = self._call(f"convert '{name}'", lambda: evaluate(info.tensor))
         return as_floats(values, info.dtype)
 
@@ -200,7 +213,7 @@ class HfCheckpoint:
         """A class with another head has learnt another task; a base that has such a head itself is its base."""
         if _OTHER_HEAD.fullmatch(self._class_name) and not any(name.startswith("cls.") for name in self._base.shapes):
             raise InputError(
-                f"{self.path}: is a {self._class_name}, whose head base {self._base.label} lacks. Only a fine-tune of the whole "
+                f"{self.where}: is a {self._class_name}, whose head base {self._base.label} lacks. Only a fine-tune of the whole "
                 "language model is one of this base (AutoModelForCausalLM)"
             )
 
@@ -209,7 +222,7 @@ class HfCheckpoint:
         is_tied = self._model.hparams.get("tie_word_embeddings", True)
         if OUTPUT in self._base.shapes and OUTPUT not in infos and not is_tied:
             raise InputError(
-                f"{self.path}: has no output matrix (lm_head.weight), and config.json does not tie it to the embedding: it was "
+                f"{self.where}: has no output matrix (lm_head.weight), and config.json does not tie it to the embedding: it was "
                 f"saved from {self._class_name or 'another class'}. Save it from its class with a head (AutoModelForCausalLM)"
             )
 
@@ -221,14 +234,15 @@ class HfCheckpoint:
     def _call(self, what: str, fn: Any) -> Any:
         """Runs a part of the conversion; whatever it raises becomes one line."""
         try:
-            return fn()
+            with contextlib.nullcontext() if self._remote is None else self._remote.errors():
+                return fn()
         except (DqreloError, MemoryError):
             raise
         except Exception as e:
             reason = " ".join(str(e).replace(f"{self._view.parent}/", "").split()) or type(e).__name__
             if isinstance(e, KeyError):
                 reason = f"its configuration, as this version of transformers reads it, has no {reason}"
-            raise InputError(f"{self.path}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
+            raise InputError(f"{self.where}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
 
 
 def is_of_tower(name: str) -> bool:

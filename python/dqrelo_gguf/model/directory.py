@@ -7,9 +7,10 @@ directory of the same name, with links to the files that count and with descript
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -48,8 +49,12 @@ class ModelDirectory:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: Path) -> ModelDirectory:
+    def open(cls, path: Path, sizes: Mapping[str, int] = MappingProxyType({})) -> ModelDirectory:
         """Checks a directory by the headers of its files.
+
+        Args:
+            path: of it.
+            sizes: bytes of files of which the headers alone are here, by name.
 
         Raises:
             InputError: it is no whole model in a form that is read.
@@ -58,7 +63,7 @@ class ModelDirectory:
         notes: list[str] = []
         config = _read_config(path / CONFIG)
         generation_config = read_object(path / GENERATION_CONFIG, notes.append)
-        tensor_names = check_weight_headers(path, files, config)
+        tensor_names = check_weight_headers(path, files, config, sizes)
         named = config.get("transformers_weights")
         if named is not None and named not in (*files.names, files.index_name):
             raise InputError(

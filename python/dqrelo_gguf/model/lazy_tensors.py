@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,18 @@ def evaluate(tensor: Any) -> npt.NDArray[Any]:
     return values
 
 
+def sources_of(tensor: Any) -> list[Any]:
+    """What the graph of a lazy tensor begins with: arguments that are no lazy tensors, in the order in which `evaluate` uses them."""
+    found: list[Any] = []
+
+    def collect(t: Any) -> None:
+        found.extend(source for source in t._args if not isinstance(source, gguf.LazyBase))
+
+    if not isinstance(tensor, gguf.LazyChunkedTensor):
+        _count_uses(tensor, Counter(), collect)
+    return found
+
+
 def as_floats(values: npt.NDArray[Any], dtype: Any) -> npt.NDArray[np.float32]:
     """What the conversion would write of a tensor's values, as float32; a new array."""
     if dtype not in (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16):
@@ -46,12 +59,13 @@ def as_floats(values: npt.NDArray[Any], dtype: Any) -> npt.NDArray[np.float32]:
     return np.require(values, np.float32, ["C", "W"])
 
 
-def _count_uses(tensor: Any, uses: Counter[int]) -> None:
-    """How often each node of a lazy tensor's graph is an argument."""
+def _count_uses(tensor: Any, uses: Counter[int], visited: Callable[[Any], None] = lambda _: None) -> None:
+    """How often each node of a lazy tensor's graph is an argument; `visited` is told of each that has no value yet, once."""
 
     def visit(t: Any) -> Any:
         uses[id(t)] += 1
         if uses[id(t)] == 1 and t._data is None:
+            visited(t)
             gguf.LazyBase._recurse_apply(t._args, visit)
         return t
 

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -55,13 +56,16 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def check_weight_headers(path: Path, files: WeightFiles, config: Mapping[str, Any]) -> list[str]:
+def check_weight_headers(
+    path: Path, files: WeightFiles, config: Mapping[str, Any], sizes: Mapping[str, int] = MappingProxyType({})
+) -> list[str]:
     """Checks that every file is whole, that names and shapes are a plain model's, and that the index is of these files.
 
     Args:
         path: the directory.
         files: which of its files count.
         config: its config.json.
+        sizes: bytes of files of which the headers alone are here, by name.
 
     Returns:
         The names of all tensors, sorted.
@@ -73,7 +77,7 @@ def check_weight_headers(path: Path, files: WeightFiles, config: Mapping[str, An
     names: set[str] = set()
     for file_name in files.names:
         file = path / file_name
-        tensors = _headers(file)
+        tensors = _headers(file, sizes.get(file_name))
         for tensor in tensors:
             _check_tensor(file, tensor)
         names_here = {t.name for t in tensors}
@@ -99,8 +103,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     return dict(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def _headers(path: Path) -> list[_Tensor]:
-    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+def _headers(path: Path, n_file_bytes: int | None = None) -> list[_Tensor]:
+    return _safetensors(path, n_file_bytes) if path.suffix == ".safetensors" else _pickled(path)
 
 
 def _check_method(path: Path, config: Mapping[str, Any]) -> None:
@@ -152,9 +156,10 @@ def _check_quantised(path: Path, names: set[str]) -> None:
 # --- safetensors ---
 
 
-def _safetensors(path: Path) -> list[_Tensor]:
-    """Names and shapes from the header of a file that is whole."""
-    n_file_bytes = path.stat().st_size
+def _safetensors(path: Path, n_file_bytes: int | None = None) -> list[_Tensor]:
+    """Names and shapes from the header of a file that is whole; of one elsewhere its size is given."""
+    if n_file_bytes is None:
+        n_file_bytes = path.stat().st_size
     with path.open("rb") as f:
         n_header = int.from_bytes(f.read(8), "little")
         if n_file_bytes < 8 or n_header > n_file_bytes - 8:

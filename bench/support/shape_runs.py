@@ -1,0 +1,203 @@
+"""A conversion of a part of a model, measured; and from one of each kind of tensor the whole model."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from unittest import mock
+
+from dqrelo_gguf._pin import conversion_module, gguf
+from dqrelo_gguf.address.remote import Reader
+from dqrelo_gguf.address.stream import streamed
+from dqrelo_gguf.convert.job import Job, convert
+from dqrelo_gguf.convert.plan import Options
+from dqrelo_gguf.model.pairing import Selection
+from dqrelo_gguf.model.streamed_weights import read_elsewhere
+from dqrelo_gguf.progress import Silent
+from support.large_shapes import Kind, LargeShape
+
+RATIO = Fraction(1, 8)
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A conversion that was measured, in a process of its own.
+
+    Args:
+        seconds: of the passes over the weights, without those that the reading took.
+        processor_seconds: of them all.
+        reading_seconds: that were waited for bytes of the fine-tune.
+        n_read: bytes of the fine-tune that were read.
+        peak_bytes: of the process.
+        start_bytes: of the process before it, every library loaded.
+        n_delta_bytes: of the delta's tensors.
+        n_threads: that worked.
+    """
+
+    seconds: float
+    processor_seconds: float
+    reading_seconds: float
+    n_read: int
+    peak_bytes: int
+    start_bytes: int
+    n_delta_bytes: int
+    n_threads: int
+
+    @classmethod
+    def of(cls, line: str) -> Measured:
+        """What `as_line` has written."""
+        return cls(**json.loads(line))
+
+    def as_line(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A whole model.
+
+    Args:
+        seconds: of all passes, without reading.
+        processor_seconds: of them.
+        n_read: bytes of the fine-tune that are read.
+        peak_bytes: of the process.
+        n_delta_bytes: of the delta's tensors.
+    """
+
+    seconds: float
+    processor_seconds: float
+    n_read: int
+    peak_bytes: int
+    n_delta_bytes: int
+
+
+def is_alone(kind: Kind, every: Iterable[Kind], n_threads: int) -> bool:
+    """Whether a tensor has all threads, as in convert/lanes.py: as many of its kind as there are threads are larger than the largest."""
+    return kind.n_elements * n_threads > max(other.n_elements for other in every)
+
+
+def project(shape: LargeShape, found: Mapping[Kind, Measured], n_threads: int) -> Projected:
+    """The whole model from one tensor of each kind.
+
+    Args:
+        shape: of the model.
+        found: of each kind a tensor, with all threads where it is alone, and one where lanes of it run side by side.
+        n_threads: that the whole has.
+    """
+    seconds = sum(m.seconds * kind.count(shape) / (n_threads // m.n_threads) for kind, m in found.items())
+    side_by_side = (m.peak_bytes - m.start_bytes for m in found.values() if m.n_threads < n_threads)
+    alone = (m.peak_bytes - m.start_bytes for m in found.values() if m.n_threads == n_threads)
+    rise = max(max(alone, default=0), n_threads * max(side_by_side, default=0))
+    return Projected(
+        seconds=seconds,
+        processor_seconds=sum(m.processor_seconds * kind.count(shape) for kind, m in found.items()),
+        n_read=sum(m.n_read * kind.count(shape) for kind, m in found.items()),
+        peak_bytes=max(m.start_bytes for m in found.values()) + rise,
+        n_delta_bytes=sum(m.n_delta_bytes * kind.count(shape) for kind, m in found.items()),
+    )
+
+
+class _Clock:
+    """Adds up the time of all phases, the processor's, and what a Reader reads in them."""
+
+    def __init__(self) -> None:
+        self.seconds = self.processor_seconds = self.reading_seconds = 0.0
+        self.n_read = 0
+        self._is_running = False
+
+    def phases(self, title: str, n_all: int) -> Silent:
+        """A phase that is timed."""
+        clock = self
+
+        class Timed(Silent):
+            def __enter__(self) -> Self:
+                self._begun = time.perf_counter(), _processor_seconds()
+                clock._is_running = True
+                return self
+
+            def __exit__(
+                self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+            ) -> None:
+                clock._is_running = False
+                clock.seconds += time.perf_counter() - self._begun[0]
+                clock.processor_seconds += _processor_seconds() - self._begun[1]
+
+        return Timed(title, n_all)
+
+    @contextmanager
+    def readings(self) -> Iterator[None]:
+        """Counts what is read in the phases inside."""
+        read, clock = Reader.read, self
+
+        def counting(reader: Reader, span: Any) -> Any:
+            begun = time.perf_counter()
+            found = read(reader, span)
+            if clock._is_running:
+                clock.reading_seconds += time.perf_counter() - begun
+                clock.n_read += span.n_bytes
+            return found
+
+        with mock.patch.object(Reader, "read", counting):
+            yield
+
+
+def measure(base: Path, tuned: str, method: str, tensor: str | None, n_threads: int) -> Measured:
+    """Converts, once, in this process.
+
+    Args:
+        base: GGUF.
+        tuned: address of the fine-tune.
+        method: of compression.
+        tensor: the only one that is converted; None for all.
+        n_threads: to work with.
+    """
+    out = base.with_name(f"measured-{method}.dq.gguf")
+    include = None if tensor is None else f"^{tensor}$"
+    clock = _Clock()
+    start = _status_bytes("VmRSS:")
+    with clock.readings():
+        job = Job(base, tuned, out, force=True, stream=True, n_threads=n_threads)
+        result = convert(job, Options(ratio=RATIO, method=method, selection=Selection.of(include, None)), clock.phases)
+    out.unlink()
+    return Measured(
+        seconds=clock.seconds - clock.reading_seconds,
+        processor_seconds=clock.processor_seconds,
+        reading_seconds=clock.reading_seconds,
+        n_read=clock.n_read,
+        peak_bytes=_status_bytes("VmHWM:"),
+        start_bytes=start,
+        n_delta_bytes=result.n_bytes,
+        n_threads=n_threads,
+    )
+
+
+def write_base(address: str, target: Path) -> None:
+    """Writes a checkpoint elsewhere as a GGUF in F16: llama.cpp's own conversion, which reads it by ranges."""
+    directory = streamed(address)
+    read_elsewhere(directory)  # type: ignore[arg-type]
+    conversion = conversion_module()
+    hparams = conversion.ModelBase.load_hparams(Path(directory), False)
+    architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+    import torch
+
+    with torch.inference_mode():
+        conversion.get_model_class(architecture)(Path(directory), gguf.LlamaFileType.MOSTLY_F16, target).write()
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _status_bytes(key: str) -> int:
+    lines = _STATUS.read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
