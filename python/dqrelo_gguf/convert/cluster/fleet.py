@@ -203,8 +203,8 @@ class RayFleet:
                 self._members[node] = _Member(node, label, n_threads, int(resources.get("object_store_memory", 0)))
         for node, member in self._members.items():
             if node not in alive:
-                if member.state == "none":
-                    member.state = "refused"
+                self._stop(member)
+                member.state = "refused"
             elif member.state == "none":
                 self._begin(member)
 
