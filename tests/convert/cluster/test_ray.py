@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.convert import passes
-from dqrelo_gguf.convert.cluster import lanes
+from dqrelo_gguf.convert.cluster import connect, fleet, lanes
 from dqrelo_gguf.convert.cluster.agreement import view_of
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.moments import FORMAT
@@ -46,6 +46,13 @@ pytest.importorskip("ray")
 def cluster() -> Iterator[Any]:
     with three_nodes() as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three nodes and a driver share two processors here."""
+    monkeypatch.setattr(fleet, "START_SECONDS", 600)
+    monkeypatch.setattr(connect, "CONNECT_SECONDS", 600)
 
 
 def job_of(kind: str, out: Path, **options: Any) -> Job:
