@@ -34,13 +34,12 @@ def three_nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def kill_a_worker() -> None:
-    """Kills one of the processes that compute."""
-    for process in psutil.process_iter(["cmdline"]):
-        if "ray::ConvertWorker" in " ".join(process.info["cmdline"] or []):
-            process.kill()
-            return
-    raise AssertionError("no worker runs")
+def kill_workers(n: int) -> None:
+    """Kills so many of the processes that compute."""
+    found = [p for p in psutil.process_iter(["cmdline"]) if "ray::ConvertWorker" in " ".join(p.info["cmdline"] or [])]
+    assert len(found) >= n
+    for process in found[:n]:
+        process.kill()
 
 
 def at_step(title: str, n: int, do: Callable[[], None]) -> type[Silent]:

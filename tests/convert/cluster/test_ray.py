@@ -35,7 +35,7 @@ from dqrelo_gguf.convert.tasks import Encode
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.weight_data import Pack
 from dqrelo_gguf.model.base import GgufModel
-from tests.support.cluster import at_step, kill_a_worker, node_arguments, three_nodes
+from tests.support.cluster import at_step, kill_workers, node_arguments, three_nodes
 from tests.support.models import pico_gguf, pico_tuned
 
 pytestmark = pytest.mark.slow
@@ -131,12 +131,13 @@ def test_moments_are_read_by_the_workers(cluster: Any, tmp_path: Path) -> None:
     assert files[2].read_bytes() == files[0].read_bytes()
 
 
-def test_a_killed_worker_loses_nothing(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bytes
+@pytest.mark.parametrize("n", [1, 3])
+def test_killed_workers_lose_nothing(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bytes, n: int
 ) -> None:
     slowly(monkeypatch)
     out = tmp_path / "x.dq.gguf"
-    result = on(cluster, job_of("llama", out), at_step("converting", 5, kill_a_worker))
+    result = on(cluster, job_of("llama", out), at_step("converting", 5, lambda: kill_workers(n)))
     assert out.read_bytes() == local
     assert any("was computed again, because a worker was lost" in note for note in result.notes)
 

@@ -115,7 +115,7 @@ class RayFleet:
 
     def workers(self) -> Sequence[Worker]:
         self._look()
-        if not any(m.state in ("starting", "opening", "ready") for m in self._members.values()):
+        if all(m.state == "refused" for m in self._members.values()):
             raise InputError(f"{OPTION}: no worker is left. {self._reasons()}")
         return [m.worker for m in self._ready()]
 
