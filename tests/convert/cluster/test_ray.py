@@ -36,7 +36,7 @@ from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.weight_data import Pack
 from dqrelo_gguf.model.base import GgufModel
 from tests.support.cluster import at_step, kill_workers, node_arguments, three_nodes
-from tests.support.models import pico_gguf, pico_tuned
+from tests.support.models import pico_gguf, pico_tuned, pico_tuned_gguf
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray")
@@ -56,7 +56,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job_of(kind: str, out: Path, **options: Any) -> Job:
-    return Job(pico_gguf(kind), pico_tuned(kind), out, n_threads=1, **options)
+    return Job(pico_gguf(kind), pico_tuned_gguf(kind), out, n_threads=1, **options)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_a_node_with_another_file_is_named(cluster: Any, tmp_path: Path, monkeyp
     """All nodes are on this machine, so it is the driver that sees another file here."""
     sources = job_of("llama", tmp_path / "x.dq.gguf").sources()
     view = view_of(sources)
-    key = "fine-tune model.safetensors"
+    key = f"fine-tune {pico_tuned_gguf('llama').name}"
     monkeypatch.setattr(lanes, "view_of", lambda _: replace(view, files={**view.files, key: "0" * 16}))
     with pytest.raises(
         InputError, match=rf"^node \S+ \(\S+, \w{{6}}\): sees another {key}\. Every machine must see the"
@@ -228,9 +228,10 @@ def test_a_weight_that_cannot_be_converted_is_named_as_by_a_local_run(cluster: A
     assert said[0] == said[1]
 
 
-# Every write takes a moment, so that the interrupt falls into the middle.
+# Every write takes a moment, so that the interrupt falls into the middle. A shell lets what it starts with & ignore SIGINT.
 _SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from dqrelo_gguf.file import journal
 _add = journal.Journal.add
 def slowly(self, *given):
@@ -245,7 +246,7 @@ sys.exit(main())
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_neither_files_nor_a_cluster(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "x.dq.gguf"
-    arguments = [str(pico_gguf("llama")), str(pico_tuned("llama")), "-o", str(out), "--ray", "local"]
+    arguments = [str(pico_gguf("llama")), str(pico_tuned_gguf("llama")), "-o", str(out), "--ray", "local"]
     with subprocess.Popen([sys.executable, "-c", _SLOW, *arguments], stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None
         log = tmp_path / "x.dq.gguf.partial.log"
