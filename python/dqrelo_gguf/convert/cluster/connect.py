@@ -88,8 +88,10 @@ def _init(ray: ModuleType, address: str) -> None:
         own = {"num_cpus": n_cores(), "include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
-    except (Exception, SystemExit) as e:
+    except Exception as e:
         raise InputError(f"{OPTION} {address}: {_line(str(e))}") from e
+    except SystemExit as e:  # Ray's own way out when its processes do not answer.
+        raise InputError(f"{OPTION} {address}: Ray did not start, its log is in /tmp/ray/session_latest/logs") from e
 
 
 def _reachable(address: str) -> str:
