@@ -27,7 +27,7 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find cmake patches python cpp g
 CXX_TEST_SOURCES := $(shell find tests/cpp tests/cuda -type f 2>/dev/null)
 CXX_FILES = $(shell find cpp ggml_ops tests/cpp tests/cuda bench \( -name "*.h" -o -name "*.c" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh" \) -type f 2>/dev/null)
 
-.PHONY: demo test wheel soak lint docs format clean
+.PHONY: demo test wheel soak cluster lint docs format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -48,6 +48,10 @@ wheel: $(VENV)/tools
 # Minutes of random traffic on a server whose deltas come and go.
 soak: $(VENV)/installed-for-tests
 	DQRELO_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -m slow tests/soak
+
+# Conversions on a Ray cluster of this machine: a dozen processes, so not beside other tests.
+cluster: $(VENV)/installed-for-tests
+	$(BIN)/python -m pytest -m slow tests/convert/cluster
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/python cmake/patches.py check

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from dqrelo_gguf.cli.convert import main
-from dqrelo_gguf.convert import encode, job
+from dqrelo_gguf.convert import encode, job, tasks
 from dqrelo_gguf.convert.device import device_of
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.methods import METHODS
@@ -156,7 +156,7 @@ def test_a_weight_that_the_devices_memory_does_not_hold(
             raise failure
         return real(*args, **options)
 
-    monkeypatch.setattr(job, step, fails)
+    monkeypatch.setattr(tasks, step, fails)
     given = Job(pico_gguf("llama"), pico_tuned_gguf("llama"), tmp_path / "d.dq.gguf", n_threads=1)
     with pytest.raises(InputError) as raised:
         convert_elsewhere(given, Options(), monkeypatch)
@@ -169,6 +169,6 @@ def test_other_failures_of_a_device_are_no_lack_of_memory(tmp_path: Path, monkey
     def fails(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(job, "encode_weight", fails)
+    monkeypatch.setattr(tasks, "encode_weight", fails)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         convert(Job(pico_gguf("llama"), pico_tuned_gguf("llama"), tmp_path / "d.dq.gguf"))

@@ -14,6 +14,7 @@ import pytest
 
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.convert import job as job_module
+from dqrelo_gguf.convert import tasks
 from dqrelo_gguf.convert.encode import encode_weight
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.plan import Options
@@ -55,7 +56,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, n: int, error: BaseExceptio
         names.append(planned.spec.name)  # type: ignore[attr-defined]
         return encode_weight(planned, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job_module, "encode_weight", encode)
+    monkeypatch.setattr(tasks, "encode_weight", encode)
     return names
 
 

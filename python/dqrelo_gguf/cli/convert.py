@@ -13,8 +13,10 @@ from dqrelo_gguf.convert.methods import CALIBRATION, FACTOR_TYPE, METHODS, RANK,
 from dqrelo_gguf.model.parts import MODULES
 
 if TYPE_CHECKING:
+    from dqrelo_gguf.convert.lanes import OpenLanes
     from dqrelo_gguf.convert.plan import Options
     from dqrelo_gguf.convert.result import ConvertResult
+    from dqrelo_gguf.convert.sources import Sources
     from dqrelo_gguf.convert.work import Calibrate, Weigh
     from dqrelo_gguf.publish.push import Target
 
@@ -187,6 +189,15 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="what compresses; a GPU needs a CUDA build of torch, may give other bytes, and has never been tried "
         "(default: %(default)s)",
     )
+    performance.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="auto",
+        help="spread the weights over the machines of a Ray cluster, HOST:PORT, of which this machine is one; without ADDRESS, or "
+        "auto: the one that RAY_ADDRESS names or that runs on this machine, or else, as local, one of this machine alone. Then "
+        "--threads is what each worker has (default: no cluster)",
+    )
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -219,14 +230,21 @@ def _convert(args: argparse.Namespace) -> None:
         device=args.device,
         stream=args.stream,
     )
-    options = _options(args)
+    given, options = job.sources(), _options(args)
     target = _push_target(args, options)
     check_outputs(job.output_files(), [], args.force)  # It fails at once, not after downloads.
     job = job.fetched()
     if args.json not in (None, "-"):
         check_outputs([*job.output_files(), Path(args.json)], job.input_files(), args.force)
     try:
-        result = convert(job, options, phases_for_stderr(), _weigh(args.importance), _calibrate(args.calibrate))
+        result = convert(
+            job,
+            options,
+            phases_for_stderr(),
+            _weigh(args.importance),
+            _calibrate(args.calibrate),
+            open_lanes=_open_lanes(args, given),
+        )
     except KeyboardInterrupt:
         if not args.resume:
             raise
@@ -271,6 +289,24 @@ def _calibrate(source: str | None) -> Calibrate | None:
     from dqrelo_gguf.probe.calibrate import measure_moments
 
     return measure_moments
+
+
+def _open_lanes(args: argparse.Namespace, given: Sources) -> OpenLanes:
+    """Where weights are worked on; `given` are the inputs, with their addresses."""
+    from dqrelo_gguf.convert.lanes import local_lanes
+    from dqrelo_gguf.errors import InputError
+
+    if args.ray is None:
+        return local_lanes
+    if args.stream:
+        raise InputError(
+            "--stream, --ray: only one of them goes. Workers read a fine-tune at an address by downloading it: leave out --stream"
+        )
+    from dqrelo_gguf.convert.cluster.connect import import_ray
+    from dqrelo_gguf.convert.cluster.lanes import on_ray
+
+    import_ray()  # It fails at once.
+    return on_ray(args.ray, given, args.threads)
 
 
 def _options(args: argparse.Namespace) -> Options:

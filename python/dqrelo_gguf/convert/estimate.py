@@ -33,13 +33,20 @@ class Estimate:
     seconds: float
 
 
-def estimate(planned: list[Planned], blocks: Blocks) -> Estimate:
-    """Memory and time for the weights of a plan."""
+def estimate(planned: list[Planned], blocks: Blocks, n_threads: int) -> Estimate:
+    """Memory and time for the weights of a plan.
+
+    Args:
+        planned: the weights.
+        blocks: the threads that a measurement takes.
+        n_threads: how many threads will compute, with those of a cluster's workers; the memory is that of one of them.
+    """
     memory = max(_memory(p) for p in planned)
     work = sum(_flops(p) for p in planned)
     n_elements = sum(prod(p.pair.ne) for p in planned)
-    seconds = work / _flops_per_second(blocks) + n_elements / (_ELEMENTS_PER_SECOND * blocks.n_threads)
-    seconds += sum(_n_coded(p) for p in planned) / (_CODED_PER_SECOND * blocks.n_threads)
+    seconds = work / (_flops_per_second(blocks) * n_threads / blocks.n_threads)
+    seconds += n_elements / (_ELEMENTS_PER_SECOND * n_threads)
+    seconds += sum(_n_coded(p) for p in planned) / (_CODED_PER_SECOND * n_threads)
     return Estimate(memory, seconds)
 
 

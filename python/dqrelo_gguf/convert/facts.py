@@ -33,14 +33,21 @@ def _digest(paths: Iterable[Path]) -> str:
     for path in sorted(paths, key=lambda path: path.name):
         if path.is_file():
             made.update(f"{path.name}\0".encode("utf-8", "surrogateescape"))
-            _add_file(made, path)
+            made.update(f"{path.stat().st_mtime_ns} {sample_of(path)}\0".encode())
     return made.hexdigest()[:16]
 
 
-def _add_file(made: hashlib._Hash, path: Path) -> None:
+def sample_of(path: Path) -> str:
+    """A digest of a file's size and blocks.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    made = hashlib.sha256()
     with path.open("rb") as file:
-        status = path.stat()
-        made.update(f"{status.st_size} {status.st_mtime_ns}\0".encode())
+        n_bytes = path.stat().st_size
+        made.update(f"{n_bytes}\0".encode())
         for i in range(_N_BLOCKS):
-            file.seek(status.st_size * i // _N_BLOCKS)
+            file.seek(n_bytes * i // _N_BLOCKS)
             made.update(file.read(_BLOCK_BYTES))
+    return made.hexdigest()[:16]

@@ -9,6 +9,8 @@ large one takes all threads, and nothing else runs beside it:
 Small are weights of which as many as there are threads are together no larger than the largest one, so memory stays what that
 one needs. Another device than the CPU has one lane, because its memory holds no more than one large weight for sure. What is computed
 does not depend on the number of threads (compress/blocks.py), and results come in order.
+
+These are the lanes of this process. A cluster's (cluster/lanes.py) have the same face, and as many threads on each node.
 """
 
 from __future__ import annotations
@@ -16,9 +18,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 from dqrelo_gguf.compress.blocks import CPU, Blocks
+from dqrelo_gguf.convert.encode import Inputs
+from dqrelo_gguf.convert.plan import Options
+from dqrelo_gguf.convert.sources import Models, Sources
+from dqrelo_gguf.convert.tasks import Task
 
 # Weights that have begun or wait for a lane, for each lane: a slow one must not leave the others without work while its result is
 # waited for. Those that are done are small.
@@ -26,6 +34,67 @@ AHEAD = 4
 
 W = TypeVar("W")
 R = TypeVar("R")
+
+
+class Lanes(Protocol):
+    """Where the passes of a conversion are computed.
+
+    Attributes:
+        n_threads: of all that compute.
+        notes: what the report is to say of them.
+    """
+
+    n_threads: int
+    notes: list[str]
+
+    def each(self, task: Task[W, R], weights: Sequence[W]) -> Iterator[tuple[W, R]]:
+        """Each weight with its result, in order.
+
+        Raises:
+            DqreloError: a weight cannot be converted, or nobody is left who could.
+        """
+
+    def use(self, inputs: Inputs) -> None:
+        """Gives the tasks that follow what the weights multiply, which was measured meanwhile."""
+
+
+# Opens the lanes of a conversion: of what it reads, of what was opened from it, by its options, beside the threads of this process.
+OpenLanes = Callable[[Sources, Models, Options, Blocks], AbstractContextManager[Lanes]]
+
+
+class LocalLanes:
+    """The threads of this process.
+
+    Args:
+        models: what the tasks read.
+        blocks: all threads.
+    """
+
+    def __init__(self, models: Models, blocks: Blocks) -> None:
+        self.n_threads = blocks.n_threads
+        self.notes: list[str] = []
+        self._models, self._blocks = models, blocks
+
+    def each(self, task: Task[W, R], weights: Sequence[W]) -> Iterator[tuple[W, R]]:
+        """See `Lanes`."""
+        models = self._models
+        return in_lanes(weights, task.n_elements, lambda weight, blocks: task.run(weight, models, blocks), self._blocks)
+
+    def use(self, inputs: Inputs) -> None:
+        """See `Lanes`."""
+        self._models = replace(self._models, inputs=inputs)
+
+
+@contextmanager
+def local_lanes(sources: Sources, models: Models, options: Options, blocks: Blocks) -> Iterator[Lanes]:
+    """The lanes of this process; see `OpenLanes`."""
+    del sources, options
+    yield LocalLanes(models, blocks)
+
+
+def is_small(n_elements: int, largest: int, n_lanes: int) -> bool:
+    """True for a weight of which one in each lane is together no larger than the largest one."""
+    return n_elements * n_lanes <= largest
 
 
 def in_lanes(
@@ -50,11 +119,11 @@ def in_lanes(
     with ThreadPoolExecutor(n_lanes) as pool:
         try:
             for weight in weights:
-                is_small = n_elements(weight) * n_lanes <= largest
-                while len(begun) >= (AHEAD * n_lanes if is_small else 1):
+                shares = is_small(n_elements(weight), largest, n_lanes)
+                while len(begun) >= (AHEAD * n_lanes if shares else 1):
                     first, result = begun.popleft()
                     yield first, result.result()
-                if is_small:
+                if shares:
                     begun.append((weight, pool.submit(work, weight, alone)))
                 else:
                     yield weight, work(weight, blocks)

@@ -13,7 +13,7 @@ from dqrelo_gguf.convert.report import adapter_text, bytes_text
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.journal import Finished
 from dqrelo_gguf.file.layout import ENTRY_TYPES, WeightSpec, type_name
-from dqrelo_gguf.file.weight_data import WeightData
+from dqrelo_gguf.file.weight_data import Pack
 
 PLANE_TYPES = (fmt.DQ_SIGN, fmt.DQ_SCALE, fmt.DQ_CSCALE)
 # Percent of the bytes in planes from which a fine-tune's spectra are called flat.
@@ -41,7 +41,7 @@ class WeightResult:
         return prod(self.ne)
 
     @classmethod
-    def of(cls, planned: Planned, data: WeightData | Finished, cosine: float) -> WeightResult:
+    def of(cls, planned: Planned, data: Pack | Finished, cosine: float) -> WeightResult:
         """The result of a weight that was written."""
         spec = planned.spec
         return cls(

@@ -68,6 +68,35 @@ class WeightData:
     error_outputs: float | None = None
 
 
+@dataclass(frozen=True)
+class Pack:
+    """The delta of one weight as the file has it: what goes from one process to another, and to the disk.
+
+    Args:
+        tensors: the data bytes of each of its tensors, uint8, in file order.
+        error_delta: WeightData's, as the two below.
+        error_weight: see above.
+        error_outputs: see above.
+    """
+
+    tensors: tuple[npt.NDArray[np.uint8], ...]
+    error_delta: float
+    error_weight: float
+    error_outputs: float | None = None
+
+
+def packed(spec: WeightSpec, data: WeightData) -> Pack:
+    """The arrays of a weight in their stored types; they may share the arrays' memory.
+
+    Raises:
+        ShapeError: an array does not fit the weight's spec.
+        NonFiniteError: an array holds NaN or infinity, or overflows its stored type.
+    """
+    pairs = zip(spec.tensors(), arrays_of(spec, data), strict=True)
+    tensors = tuple(np.frombuffer(tensor_bytes(tensor, values), np.uint8) for tensor, values in pairs)
+    return Pack(tensors, float(data.error_delta), float(data.error_weight), data.error_outputs)
+
+
 def arrays_of(spec: WeightSpec, data: WeightData) -> list[npt.NDArray[Any]]:
     """The arrays of a weight in file order."""
     codes, has_codes = data.sign_factors, bool(spec.plane_ranks)

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from dqrelo_gguf.errors import FormatError, raise_os_error
+from dqrelo_gguf.errors import FormatError, ShapeError, raise_os_error
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.container import pack_header
 from dqrelo_gguf.file.journal import Finished, Journal
 from dqrelo_gguf.file.layout import WeightSpec, delta_ratio, padded_bytes
 from dqrelo_gguf.file.metadata import DeltaMeta, metadata_fields
-from dqrelo_gguf.file.weight_data import WeightData, arrays_of, tensor_bytes
+from dqrelo_gguf.file.weight_data import Pack, WeightData, packed
 from dqrelo_gguf.output import NewFile, check_target
 
 
@@ -129,7 +129,7 @@ class DeltaWriter:
             self._file = None
             self._discard(keep=kind is not None and self._keeps)
 
-    def write(self, data: WeightData) -> None:
+    def write(self, data: WeightData | Pack) -> None:
         """Writes the next weight.
 
         Raises:
@@ -141,16 +141,17 @@ class DeltaWriter:
         if len(self._errors) == len(self._specs):
             raise FormatError(f"{self.path.name}: all {len(self._specs)} weights are written already")
         spec = self._specs[len(self._errors)]
+        pack = data if isinstance(data, Pack) else packed(spec, data)
+        _check_sizes(spec, pack)
         n_before = len(self._sha256)
         try:
-            for tensor, values in zip(spec.tensors(), arrays_of(spec, data), strict=True):
-                raw = tensor_bytes(tensor, values)
-                self._sha256.append(hashlib.sha256(raw).hexdigest())
-                file.write(raw)
-                file.write(bytes(padded_bytes(len(raw)) - len(raw)))
-            errors = float(data.error_delta), float(data.error_weight)
+            for raw in pack.tensors:
+                self._sha256.append(hashlib.sha256(raw.data).hexdigest())
+                file.write(raw.data)
+                file.write(bytes(padded_bytes(raw.size) - raw.size))
+            errors = pack.error_delta, pack.error_weight
             if self._journal is not None:
-                self._journal.add(Finished(tuple(self._sha256[n_before:]), *errors, data.error_outputs), file)
+                self._journal.add(Finished(tuple(self._sha256[n_before:]), *errors, pack.error_outputs), file)
         except OSError as e:
             raise_os_error(e, str(self.path))
         self._errors.append(errors)
@@ -172,6 +173,12 @@ class DeltaWriter:
         """The header as it is after what was written so far; always of the same size."""
         fields = metadata_fields(self._meta, self._specs, self._sha256, self._errors)
         return pack_header(fields, [(t.name, t.ne, t.type) for spec in self._specs for t in spec.tensors()])
+
+
+def _check_sizes(spec: WeightSpec, pack: Pack) -> None:
+    expected, got = [tensor.n_bytes for tensor in spec.tensors()], [raw.size for raw in pack.tensors]
+    if got != expected:
+        raise ShapeError(f"{spec.name}: its tensors have {got} bytes, expected {expected}")
 
 
 def _check_specs(specs: Sequence[WeightSpec]) -> None:

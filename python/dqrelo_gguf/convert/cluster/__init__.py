@@ -1,0 +1,1 @@
+"""Conversions on a cluster: one process plans and writes, workers on other machines compute (docs/converter.md)."""
