@@ -100,8 +100,9 @@ class Front:
             except (ServerGoneError, RayActorError) as error:
                 _logger.warning(f"replica {replica or '?'} failed before it answered: {type(error).__name__}")
                 failed.add(replica)
-            except StopAsyncIteration:
-                failed.add(replica)
+            except asyncio.CancelledError:  # The client has left.
+                messages.cancel()
+                raise
         raise RefusedError(
             HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_TRIES} replicas ended before they answered. Try again later"
         )
@@ -156,7 +157,7 @@ class Front:
         return bytes(body)
 
 
-def _response(call: Call, head: Head, messages: AsyncIterator[bytes]) -> Response:
+def _response(call: Call, head: Head, messages: Any) -> Response:
     headers = dict(head.headers)
     content_type = {name.lower(): value for name, value in head.headers}.get("content-type", "")
     if not content_type.startswith(_STREAM):
@@ -164,19 +165,24 @@ def _response(call: Call, head: Head, messages: AsyncIterator[bytes]) -> Respons
     return StreamingResponse(_stream(call, head.body, messages), head.status, headers)
 
 
-async def _stream(call: Call, first: bytes, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _stream(call: Call, first: bytes, messages: Any) -> AsyncIterator[bytes]:
     """The events as they come. What breaks off ends with an error event: by then it is too late for another replica."""
-    last = first
+    last, is_over = first, False
     try:
         yield first
         async for chunk in messages:
             last = chunk
             yield chunk
+        is_over = True
     except (ServerSlowError, ServerGoneError, RayActorError) as error:
         _logger.warning(f"a stream broke off: {type(error).__name__}")
         is_slow = isinstance(error, ServerSlowError)
         message = "the answer took longer than it may" if is_slow else "the replica ended within this answer. Ask again"
+        is_over = True
         yield (b"" if last.endswith(b"\n\n") else b"\n\n") + _error_event(call, message)
+    finally:
+        if not is_over:  # The client has left: the server need not go on.
+            messages.cancel()
 
 
 def _error_event(call: Call, message: str) -> bytes:

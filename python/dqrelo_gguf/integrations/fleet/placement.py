@@ -64,6 +64,7 @@ class _Offer:
     evicted: float  # the popularity of the most popular delta that has to go
     free_bytes: float
     used_bytes: int
+    n_deltas: int  # decides as long as nobody has reported a size
 
 
 class Placement:
@@ -131,8 +132,10 @@ class Placement:
                 return Kind.EVICTS
             return Kind.SPREAD if is_too_few and offer.running < least_busy_copy else Kind.ROOM
 
-        def cost(offer: _Offer) -> tuple[float, float, int]:
-            return (0.0, 0.0, 0) if offer.has_all else (offer.evicted, -offer.free_bytes, offer.used_bytes)
+        def cost(offer: _Offer) -> tuple[float, float, int, int]:
+            if offer.has_all:
+                return 0.0, 0.0, 0, 0
+            return offer.evicted, -offer.free_bytes, offer.used_bytes, offer.n_deltas
 
         ranked = sorted((kind(o), *cost(o), o.running, _spread(names, o.key), o.key) for o in offers)
         return [(found[-1], found[0]) for found in ranked]
@@ -156,6 +159,7 @@ class Placement:
             else 0.0,
             free_bytes=budget - used_bytes,
             used_bytes=used_bytes,
+            n_deltas=len(sizes),
         )
 
     def _most_popular_evicted(self, sizes: Mapping[str, int], excess_bytes: float) -> float:
