@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ import psutil
 import pytest
 import requests
 
+from dqrelo_gguf.integrations.fleet.server_process import ask_server
 from tests.support.server_fixtures import free_port
 
 WAIT_SECONDS = 90.0
@@ -44,12 +43,7 @@ class FleetServer:
 
     def deltas(self) -> dict[str, dict[str, Any]]:
         """GET /deltas of a server without keys, by name."""
-        connection = http.client.HTTPConnection("localhost", timeout=ANSWER_SECONDS)
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(str(self.socket))
-        connection.request("GET", "/deltas")
-        rows: list[dict[str, Any]] = json.loads(connection.getresponse().read())["data"]
-        connection.close()
+        rows: list[dict[str, Any]] = ask_server(self.socket, "/deltas", {}, ANSWER_SECONDS)["data"]
         return {row["name"]: row for row in rows}
 
     def loaded(self) -> list[str]:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,28 @@ from dqrelo_gguf.errors import CommandError, printable
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 15.0
 _KEPT_LINES = 50
+
+
+def ask_server(path_of_socket: Path, path: str, headers: Mapping[str, str], seconds: float = 10.0) -> dict[str, Any]:
+    """GETs JSON from the server behind a Unix socket.
+
+    Raises:
+        OSError, http.client.HTTPException, ValueError: no answer, or no JSON of status 200.
+    """
+    connection = http.client.HTTPConnection("localhost", timeout=seconds)
+    try:
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(seconds)
+        connection.sock.connect(str(path_of_socket))
+        connection.request("GET", path, headers=dict(headers))
+        answer = connection.getresponse()
+        text = answer.read()
+        if answer.status != http.client.OK:
+            raise ValueError(f"{path}: status {answer.status}")
+        found: dict[str, Any] = json.loads(text)
+        return found
+    finally:
+        connection.close()
 
 
 class ServerProcess:
@@ -100,25 +122,8 @@ class ServerProcess:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def ask(self, path: str, seconds: float = 10.0) -> dict[str, Any]:
-        """GETs JSON, for the time before an event loop is there.
-
-        Raises:
-            OSError, http.client.HTTPException, ValueError: no answer, or no JSON of status 200.
-        """
-        connection = http.client.HTTPConnection("localhost", timeout=seconds)
-        try:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(seconds)
-            connection.sock.connect(str(self.socket))
-            connection.request("GET", path, headers=self.headers)
-            answer = connection.getresponse()
-            text = answer.read()
-            if answer.status != http.client.OK:
-                raise ValueError(f"{path}: status {answer.status}")
-            found: dict[str, Any] = json.loads(text)
-            return found
-        finally:
-            connection.close()
+        """GETs JSON, for the time before an event loop is there; raises what ask_server does."""
+        return ask_server(self.socket, path, self.headers, seconds)
 
     def _read(self) -> None:
         """Passes the log on until the process ends."""
