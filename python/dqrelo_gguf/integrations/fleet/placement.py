@@ -23,6 +23,9 @@ MAX_SIZES = 65536
 # With 1, a delta would get a second copy when it keeps one replica busy all alone. With 2 it gets one at half of that, so that the
 # others beside it are not crowded out before.
 COPIES_PER_SHARE = 2.0
+_SORTED_SECONDS = 1.0  # for which the order of popularity in a replica is taken as it was
+# Requests by which a replica has to be less busy for that. The counts are some milliseconds old, so 1 would be by chance.
+LESS_BUSY = 2
 
 
 class Kind(enum.IntEnum):
@@ -67,6 +70,18 @@ class _Offer:
     n_deltas: int  # decides as long as nobody has reported a size
 
 
+@dataclass
+class _Memory:
+    """A report, with what is worked out from it once and not for every request."""
+
+    report: Report
+    used_bytes: int
+    coldest: list[str] = field(
+        default_factory=list
+    )  # What is resident, the least popular first, as it was a moment ago.
+    sorted_at: float = -math.inf
+
+
 class Placement:
     """The state behind the choice: reports, recent choices and popularity. One thread uses it.
 
@@ -76,7 +91,7 @@ class Placement:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._reports: dict[str, Report] = {}
+        self._memories: dict[str, _Memory] = {}
         self._placed: dict[str, dict[str, float]] = {}  # replica: delta: when
         self._sizes: dict[str, int] = {}
         self._usual_bytes = 0  # of a delta whose size nobody has reported
@@ -84,8 +99,17 @@ class Placement:
 
     def update(self, reports: Mapping[str, Report]) -> None:
         """Takes the reports of all replicas that there are; others have gone."""
-        self._reports = dict(reports)
-        self._placed = {key: placed for key, placed in self._placed.items() if key in reports}
+        self._memories = {
+            key: old
+            if (old := self._memories.get(key)) and old.report == report
+            else _Memory(report, sum(report.resident_bytes.values()))
+            for key, report in reports.items()
+        }
+        self._placed = {
+            key: {name: when for name, when in placed.items() if name not in reports[key].resident_bytes}
+            for key, placed in self._placed.items()
+            if key in reports
+        }
         if len(self._sizes) > MAX_SIZES:
             self._sizes = {}
         for report in reports.values():
@@ -113,10 +137,10 @@ class Placement:
             names: the deltas of the request; none for the base.
             running: the requests that each replica holds; those that are missing hold none.
         """
-        offers = [self._offer(names, key, report, running.get(key, 0)) for key, report in self._reports.items()]
+        offers = [self._offer(names, key, memory, running.get(key, 0)) for key, memory in self._memories.items()]
         copies = [offer for offer in offers if offer.has_all]
         share = min((self.popularity.share(name) for name in names), default=0.0)
-        is_too_few = 0 < len(copies) < math.ceil(share * len(offers) * COPIES_PER_SHARE)
+        is_too_few = 0 < len(copies) < round(share * len(offers) * COPIES_PER_SHARE)
         least_busy_copy = min((offer.running for offer in copies), default=0)
         # What another copy is worth is what each of all copies would then serve, this request included.
         worth = min((self.popularity.of(name) + 1 for name in names), default=0.0) / (len(copies) + 1)
@@ -130,7 +154,7 @@ class Placement:
                 return Kind.CROWDED
             if offer.evicted > worth:
                 return Kind.EVICTS
-            return Kind.SPREAD if is_too_few and offer.running < least_busy_copy else Kind.ROOM
+            return Kind.SPREAD if is_too_few and offer.running + LESS_BUSY <= least_busy_copy else Kind.ROOM
 
         def cost(offer: _Offer) -> tuple[float, float, int, int]:
             if offer.has_all:
@@ -140,36 +164,38 @@ class Placement:
         ranked = sorted((kind(o), *cost(o), o.running, _spread(names, o.key), o.key) for o in offers)
         return [(found[-1], found[0]) for found in ranked]
 
-    def _offer(self, names: Sequence[str], key: str, report: Report, running: int) -> _Offer:
-        now = self._clock()
-        sizes = {n: self._size(n) for n, t in self._placed.get(key, {}).items() if now - t <= PLACED_SECONDS}
-        sizes.update(report.resident_bytes)
-        missing_bytes = sum(self._size(name) for name in names if name not in sizes)
-        used_bytes = sum(sizes.values())
-        budget = math.inf if report.budget_bytes is None else report.budget_bytes
-        excess_bytes = used_bytes + missing_bytes - budget
+    def _offer(self, names: Sequence[str], key: str, memory: _Memory, running: int) -> _Offer:
+        now, resident = self._clock(), memory.report.resident_bytes
+        placed = self._placed.get(key, {})
+        coming = [n for n, when in placed.items() if n not in resident and now - when <= PLACED_SECONDS]
+        missing = [name for name in names if name not in resident and name not in coming]
+        used_bytes = memory.used_bytes + sum(map(self._size, coming))
+        budget = math.inf if memory.report.budget_bytes is None else memory.report.budget_bytes
+        excess_bytes = used_bytes + sum(map(self._size, missing)) - budget
         return _Offer(
             key=key,
             running=running,
-            is_busy=running >= report.slots,
-            has_all=all(name in sizes for name in names),
-            fits=sum(self._size(name) for name in names) <= budget,
-            evicted=self._most_popular_evicted({n: b for n, b in sizes.items() if n not in names}, excess_bytes)
-            if missing_bytes and excess_bytes > 0
-            else 0.0,
+            is_busy=running >= memory.report.slots,
+            has_all=not missing,
+            fits=sum(map(self._size, names)) <= budget,
+            evicted=self._most_popular_evicted(memory, names, excess_bytes) if missing and excess_bytes > 0 else 0.0,
             free_bytes=budget - used_bytes,
             used_bytes=used_bytes,
-            n_deltas=len(sizes),
+            n_deltas=len(resident) + len(coming),
         )
 
-    def _most_popular_evicted(self, sizes: Mapping[str, int], excess_bytes: float) -> float:
+    def _most_popular_evicted(self, memory: _Memory, kept: Sequence[str], excess_bytes: float) -> float:
         """The popularity of the last delta that has to go, where the least popular ones go first."""
+        if self._clock() - memory.sorted_at > _SORTED_SECONDS:
+            memory.coldest = sorted(memory.report.resident_bytes, key=self.popularity.of)
+            memory.sorted_at = self._clock()
         popularity = 0.0
-        for name in sorted(sizes, key=self.popularity.of):
+        for name in memory.coldest:
             if excess_bytes <= 0:
                 break
-            popularity = self.popularity.of(name)
-            excess_bytes -= sizes[name]
+            if name not in kept:
+                popularity = self.popularity.of(name)
+                excess_bytes -= memory.report.resident_bytes[name]
         return popularity
 
     def _size(self, name: str) -> int:
