@@ -20,7 +20,6 @@ from dqrelo_gguf.integrations.fleet.request_router import DeltaRouter
 # A replica takes as many requests again as it has slots, so that a slot that gets free has work at once. More wait in the fronts, where
 # they can still go to any replica.
 WAVES = 2
-STATS_SECONDS = 1.0
 HEALTH_SECONDS = 5.0
 BACKOFF_SECONDS = 0.02
 MAX_BACKOFF_SECONDS = 0.2
@@ -63,7 +62,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=arguments.drain_seconds,
         request_router_config=RequestRouterConfig(
             request_router_class=f"{DeltaRouter.__module__}.{DeltaRouter.__name__}",
-            request_routing_stats_period_s=STATS_SECONDS,
+            request_routing_stats_period_s=arguments.stats_seconds,
             initial_backoff_s=BACKOFF_SECONDS,
             max_backoff_s=MAX_BACKOFF_SECONDS,
         ),

@@ -85,9 +85,11 @@ def test_its_end_is_told_unless_it_was_stopped(options: list[str]) -> None:
 
 
 def test_a_server_that_does_not_start_is_an_error_of_one_line(options: list[str], tmp_path: Path) -> None:
-    with pytest.raises(CommandError, match=r"dqrelo-server ended with \d+: .*nothing\.gguf") as error:
+    with pytest.raises(CommandError, match=r"dqrelo-server ended with 1: gguf_init.*nothing\.gguf") as error:
         started(["--model", str(tmp_path / "nothing.gguf"), *options[2:]])
     assert "\n" not in str(error.value)
+    with pytest.raises(CommandError, match="dqrelo-server ended with 1: error: invalid argument: --nonsense"):
+        started([*options, "--nonsense"])
     with pytest.raises(CommandError, match="did not answer in time"):
         started(options, start_seconds=0)
 

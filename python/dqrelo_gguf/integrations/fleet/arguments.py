@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dqrelo_gguf.errors import InputError, shown
+from dqrelo_gguf.integrations.fleet.placement import PLACED_SECONDS
 
 _MAX_REPLICAS = 10_000
 _WEEK_SECONDS = 7 * 24 * 3600
@@ -46,6 +47,7 @@ class Arguments:
         answer_seconds: how long an answer may take.
         drain_seconds: how long a replica that has to go may finish its answers.
         start_seconds: how long a replica may take to load the base.
+        stats_seconds: how often replicas tell the fronts what they have in memory.
         server_args: further options of dqrelo-server.
     """
 
@@ -68,6 +70,7 @@ class Arguments:
     answer_seconds: float = 3600.0
     drain_seconds: float = 600.0
     start_seconds: float = 600.0
+    stats_seconds: float = 1.0
     server_args: tuple[str, ...] = ()
 
     @classmethod
@@ -179,5 +182,6 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "answer_seconds": _number(1, _WEEK_SECONDS),
     "drain_seconds": _number(0, _WEEK_SECONDS),
     "start_seconds": _number(1, _WEEK_SECONDS),
+    "stats_seconds": _number(0.1, PLACED_SECONDS / 2),  # Until then a front goes by where it sent what.
     "server_args": _options,
 }

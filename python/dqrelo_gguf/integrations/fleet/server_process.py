@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -23,6 +24,7 @@ from dqrelo_gguf.errors import CommandError, printable
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 15.0
 _KEPT_LINES = 50
+_PREFIX = re.compile(r"[\d.]+ ([A-Z]) ")  # llama.cpp's, with time and severity
 
 
 def ask_server(path_of_socket: Path, path: str, headers: Mapping[str, str], seconds: float = 10.0) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class ServerProcess:
         log: takes each line that the server logs, in a thread of its own.
 
     Raises:
-        CommandError: it ended, or did not answer in time; in one line, with the last error of its log.
+        CommandError: it ended, or did not answer in time; in one line, with an error of its log.
     """
 
     def __init__(
@@ -147,13 +149,14 @@ class ServerProcess:
                 return
             except (OSError, http.client.HTTPException, ValueError):
                 time.sleep(_POLL_SECONDS)
-        raise CommandError(f"dqrelo-server did not answer in time: {self._last_line()}")
+        raise CommandError(f"dqrelo-server did not answer in time: {self._reason()}")
 
     def _ended(self) -> str:
-        return f"dqrelo-server ended with {self._process.poll()}: {self._last_line()}"
+        return f"dqrelo-server ended with {self._process.poll()}: {self._reason()}"
 
-    def _last_line(self) -> str:
-        """Of the log: the last error, where there is one near the end."""
-        lines = list(self._lines)
-        errors = [line for line in lines if "error" in line.lower()]
-        return printable((errors or lines or ["it logged nothing"])[-1])
+    def _reason(self) -> str:
+        """The first error near the end of the log, which the others follow from; else its last line."""
+        lines = [(_PREFIX.match(line), line) for line in self._lines]
+        errors = [line for found, line in lines if (found and found[1] == "E") or line.startswith("error")]
+        line = next(iter(errors), lines[-1][1] if lines else "it logged nothing")
+        return printable(_PREFIX.sub("", line))
