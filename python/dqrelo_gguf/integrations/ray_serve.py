@@ -62,6 +62,7 @@ def app(args: dict[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=arguments.drain_seconds,
         request_router_config=RequestRouterConfig(
             request_router_class=f"{DeltaRouter.__module__}.{DeltaRouter.__name__}",
+            request_router_kwargs={"slots": arguments.slots, "budget_bytes": arguments.budget_bytes},
             request_routing_stats_period_s=arguments.stats_seconds,
             initial_backoff_s=BACKOFF_SECONDS,
             max_backoff_s=MAX_BACKOFF_SECONDS,

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from dqrelo_gguf.errors import CommandError
+from dqrelo_gguf.integrations.fleet.placement import Report
 from dqrelo_gguf.integrations.fleet.reports import report_of, stats_of
 from dqrelo_gguf.integrations.fleet.server_process import ServerProcess, ask_server
 from tests.support.programs import need_program
@@ -113,6 +114,7 @@ def test_stats_hold_what_is_in_memory_and_nothing_that_always_changes() -> None:
     ]
     stats = stats_of({"data": rows, "bytes_max": 99}, slots=4)
     assert stats == {"slots": 4, "budget": 99, "resident": {"a": 20, "b": 12}}
-    report = report_of(stats)
+    new = Report(4, 99)
+    report = report_of(stats, new)
     assert (report.slots, report.budget_bytes, report.resident_bytes) == (4, 99, {"a": 20, "b": 12})
-    assert report_of({}).resident_bytes == {}
+    assert report_of({}, new) is new

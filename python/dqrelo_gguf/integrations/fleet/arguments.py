@@ -98,6 +98,11 @@ class Arguments:
         """Whether the servers ask for a key."""
         return self.api_key_file is not None or self.delta_keys is not None
 
+    @property
+    def budget_bytes(self) -> int | None:
+        """Memory for the deltas of a replica; None is no limit."""
+        return None if self.delta_memory is None else self.delta_memory << 20
+
     def server_command(self) -> list[str]:
         """The options of dqrelo-server, but for where it listens."""
         command = ["--model", self.base, "--deltas-dir", self.deltas, "--parallel", str(self.slots)]

@@ -37,6 +37,11 @@ def stats_of(deltas: Mapping[str, Any], slots: int) -> Stats:
     return Stats(slots=slots, budget=deltas["bytes_max"], resident=dict(sorted(resident.items())))
 
 
-def report_of(stats: Mapping[str, Any]) -> Report:
-    """As the placement wants it. A replica that has not told anything yet counts as one with a slot and no limit."""
-    return Report(stats.get("slots", 1), stats.get("budget"), stats.get("resident", {}))
+def report_of(stats: Mapping[str, Any], before: Report) -> Report:
+    """As the placement wants it.
+
+    Args:
+        stats: a replica's; empty until it was asked for the first time.
+        before: what it is until then.
+    """
+    return Report(stats["slots"], stats["budget"], stats["resident"]) if stats else before

@@ -8,7 +8,7 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from dqrelo_gguf.integrations.fleet.messages import Call
-from dqrelo_gguf.integrations.fleet.placement import Kind, Placement
+from dqrelo_gguf.integrations.fleet.placement import Kind, Placement, Report
 from dqrelo_gguf.integrations.fleet.reports import report_of
 
 _PLACING = frozenset({Kind.SPREAD, Kind.ROOM, Kind.EVICTS})
@@ -17,14 +17,20 @@ _PLACING = frozenset({Kind.SPREAD, Kind.ROOM, Kind.EVICTS})
 class DeltaRouter(RequestRouter):  # type: ignore[misc]  # Ray's types are not followed.
     """Ranks the replicas for each call by the deltas that it needs."""
 
-    def initialize_state(self, **_settings: Any) -> None:
-        """Ray Serve calls it once, before anything else."""
+    def initialize_state(self, *, slots: int, budget_bytes: int | None) -> None:
+        """Ray Serve calls it once, before anything else.
+
+        Args:
+            slots: of each replica.
+            budget_bytes: memory for the deltas of each; None is no limit.
+        """
         self._placement = Placement(time.monotonic)
+        self._new = Report(slots, budget_bytes)  # A replica that has not told anything yet.
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Ray Serve calls it when a replica comes, goes, or tells something new."""
         super().update_replicas(replicas)
-        self._placement.update({r.replica_id.unique_id: report_of(r.routing_stats) for r in replicas})
+        self._placement.update({r.replica_id.unique_id: report_of(r.routing_stats, self._new) for r in replicas})
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
