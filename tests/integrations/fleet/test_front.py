@@ -232,3 +232,21 @@ def test_health_is_that_of_some_replica() -> None:
     ill = Replicas([[Accepted("a"), ServerGoneError("gone")]])
     assert ask(ill, "/health", "GET", chunks=()).status == 503
     assert ill.answers[0].is_cancelled
+
+
+def test_a_fleet_that_answers_is_well_although_all_of_it_is_busy() -> None:
+    from dqrelo_gguf.integrations.fleet.front import Front
+
+    async def serve() -> list[int]:
+        front = Front(Replicas([[Accepted("a"), JSON_HEAD]]), Arguments.read({"base": "b", "deltas": "d"}))
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+
+        found = []
+        for method, path in (("POST", "/v1/completions"), ("GET", "/health")):
+            scope = {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
+            found.append((await front(starlette.Request(scope, receive))).status_code)
+        return found
+
+    assert asyncio.run(serve()) == [200, 200]  # There is no second script, so the second call asked nobody.

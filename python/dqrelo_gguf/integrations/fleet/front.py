@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from http import HTTPStatus
@@ -25,6 +27,8 @@ from dqrelo_gguf.integrations.fleet.messages import Accepted, Call, Head, Server
 MAX_TRIES = 3
 BODY_SECONDS = 60.0  # In which a client sends its body.
 HEALTH_SECONDS = 5.0
+# Within which a message of some replica shows that all is well. Asking would wait behind the others where all replicas are busy.
+HEARD_SECONDS = 15.0
 RETRY_AFTER_SECONDS = 2
 _THREAD_BYTES = 1 << 16  # A longer body is read as JSON in a thread, so that others do not wait for it.
 _STREAM = "text/event-stream"
@@ -63,6 +67,7 @@ class Front:
     def __init__(self, replicas: DeploymentHandle, arguments: Arguments) -> None:
         self._answers = replicas.options(method_name="answer", stream=True)
         self._arguments = arguments
+        self._heard_at = -math.inf
 
     async def __call__(self, request: Request) -> Response:
         """Answers one HTTP request."""
@@ -94,6 +99,7 @@ class Front:
             try:
                 replica = (await self._accepted(messages)).replica
                 head: Head = await anext(messages)
+                self._heard_at = time.monotonic()
                 return _response(call, head, messages)
             except ServerSlowError:
                 raise RefusedError(HTTPStatus.GATEWAY_TIMEOUT, "the answer took longer than it may") from None
@@ -125,6 +131,8 @@ class Front:
 
     async def _health(self) -> Response:
         """Well as long as some replica is."""
+        if time.monotonic() - self._heard_at < HEARD_SECONDS:
+            return JSONResponse({"status": "ok"})
         messages = self._answers.remote(Call("GET", "/health"))
         with suppress(TimeoutError, RayError, DqreloError, BackPressureError, DeploymentUnavailableError):
             async with asyncio.timeout(HEALTH_SECONDS):
