@@ -1,0 +1,102 @@
+"""What passes through the front: which calls, which headers, and which models a request asks for. Everything here is from outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+# Every call that has a body and a model.
+POSTS = frozenset(
+    {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/embeddings",
+        "/v1/rerank",
+        "/tokenize",
+        "/detokenize",
+    }
+)
+MODELS = "/v1/models"
+HEALTH = frozenset({"/health", "/v1/health"})
+
+# A key comes in the first two; the servers decide what it may do, and refuse a request with several.
+_REQUEST_HEADERS = frozenset({"authorization", "x-api-key", "content-type", "accept"})
+_ANSWER_HEADERS = frozenset({"content-type", "retry-after", "cache-control", "x-accel-buffering"})
+
+MAX_PARTS = 8  # of a blend
+_MAX_NAME_BYTES = 200
+_FORBIDDEN = frozenset("/\\\"'")
+
+
+def is_name(text: str) -> bool:
+    """Whether a delta may have this name, by the rules of --deltas-dir (docs/serving.md)."""
+    try:
+        n_bytes = len(text.encode())
+    except UnicodeEncodeError:  # Half of a surrogate pair, which JSON can hold.
+        return False
+    return 0 < n_bytes <= _MAX_NAME_BYTES and text[0] != "." and text.isprintable() and _FORBIDDEN.isdisjoint(text)
+
+
+def server_path(method: str, path: str) -> str | None:
+    """The path to ask a server for, or None where the call does not pass.
+
+    Args:
+        method: as it came.
+        path: as it came, decoded.
+    """
+    if method == "POST" and path in POSTS:
+        return path
+    if method == "GET" and path == MODELS:
+        return path
+    name = path.removeprefix(MODELS + "/")
+    if method == "GET" and name != path and is_name(name):
+        return f"{MODELS}/{quote(name, safe='')}"
+    return None
+
+
+def request_headers(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Those that go on to the server; a header that came twice goes on twice."""
+    return tuple((name, value) for name, value in headers if name.lower() in _REQUEST_HEADERS)
+
+
+def answer_headers(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Those that go back to the client."""
+    return tuple((name, value) for name, value in headers if name.lower() in _ANSWER_HEADERS)
+
+
+def asked_deltas(body: bytes) -> tuple[str, ...]:
+    """The names whose weights a request needs, as far as they could be names; none for the base, and where it cannot be read.
+
+    It only decides which server is asked: what the request means, and what is wrong with it, that server says.
+    """
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(request, dict):
+        return ()
+    parts = request.get("deltas")
+    if isinstance(parts, list):
+        found = [_text(part.get("name")) for part in parts[: MAX_PARTS + 1] if isinstance(part, dict)]
+    else:
+        found = _parts(_text(request.get("model")))
+    names = dict.fromkeys(name for name in found if is_name(name))
+    return tuple(names) if len(names) <= MAX_PARTS else ()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _parts(model: str) -> list[str]:
+    """The deltas of `math*0.6+words*0.4`; a text without a scale is one name, whatever is in it."""
+    if len(model) > MAX_PARTS * (_MAX_NAME_BYTES + 32):
+        return []
+    if "*" not in model:
+        return [model]
+    return [piece.rpartition("*")[0] or piece for piece in model.split("+")]
