@@ -11,3 +11,7 @@ set(CMAKE_FIND_ROOT_PATH /usr/x86_64-w64-mingw32)
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
 set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
 set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
+
+# Windows aligns a stack to 16 bytes only, and GCC stores vectors of 32 bytes there as if it were to 32 (its bug 54412, which Debian mends).
+set(CMAKE_CXX_FLAGS_INIT "-Wa,-muse-unaligned-vector-move")
+set(CMAKE_C_FLAGS_INIT "${CMAKE_CXX_FLAGS_INIT} -include ${CMAKE_CURRENT_LIST_DIR}/mingw-thread-power.h")

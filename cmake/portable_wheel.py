@@ -38,7 +38,7 @@ def include_of(python: str) -> Path:
     if not (folder / "Python.h").is_file():
         raise ValueError(f"{python}: no Python.h in {folder} (Debian: apt-get install libpython3-dev)")
     minor_of(folder)
-    return folder
+    return folder.absolute()  # CMake takes a relative path for one below its own folder.
 
 
 def minor_of(include: Path) -> int:

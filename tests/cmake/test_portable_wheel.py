@@ -34,6 +34,11 @@ def test_an_interpreter_stands_for_its_headers() -> None:
     assert portable_wheel.minor_of(include) == sys.version_info.minor
 
 
+def test_a_folder_may_be_relative(includes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert portable_wheel.include_of(includes[0].name) == includes[0]
+
+
 def test_an_interpreter_may_have_the_name_of_a_folder(
     includes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
