@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILT = ROOT / "build" / "wheel"
 _MIN_MINOR = 11
 
 
@@ -39,7 +38,7 @@ def include_of(python: str) -> Path:
     if not (folder / "Python.h").is_file():
         raise ValueError(f"{python}: no Python.h in {folder} (Debian: apt-get install libpython3-dev)")
     minor_of(folder)
-    return folder
+    return folder.absolute()  # CMake takes a relative path for one below its own folder.
 
 
 def minor_of(include: Path) -> int:
@@ -83,7 +82,8 @@ def _check_arch(arch: str, includes: Sequence[Path]) -> None:
 
 def make(includes: Sequence[Path], arch: str) -> None:
     """Builds, tags and repairs the wheel."""
-    shutil.rmtree(BUILT, ignore_errors=True)
+    folder = ROOT / "build" / f"wheel-{arch}"
+    shutil.rmtree(folder, ignore_errors=True)
     pip = [
         sys.executable,
         "-m",
@@ -95,11 +95,11 @@ def make(includes: Sequence[Path], arch: str) -> None:
         "--no-build-isolation",
     ]
     settings = [word for setting in settings_of(includes, arch) for word in ("-C", setting)]
-    subprocess.run([*pip, *settings, "--wheel-dir", BUILT, "."], cwd=ROOT, check=True)
-    (built,) = BUILT.glob("*.whl")
+    subprocess.run([*pip, *settings, "--wheel-dir", folder, "."], cwd=ROOT, check=True)
+    (built,) = folder.glob("*.whl")
     if includes:
         subprocess.run([sys.executable, "-m", "wheel", "tags", *tags_of(includes, arch), built], check=True)
-        (built,) = BUILT.glob("*.whl")
+        (built,) = folder.glob("*.whl")
     environment = dict(os.environ)
     if arch != platform.machine():
         environment["LD_LIBRARY_PATH"] = f"/usr/{arch}-linux-gnu/lib"  # Where auditwheel finds libgomp.

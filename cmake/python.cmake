@@ -32,10 +32,10 @@ function(dqrelo_module_of include)
     add_library(${target} MODULE ${ARGN})
     target_link_libraries(${target} PRIVATE pybind11::headers)
     target_include_directories(${target} SYSTEM PRIVATE ${include})
+    # Debian's pyconfig.h includes another one, from the folder above. There may be another C library's headers, too: those of the compiler's own
+    # come first, since its library is the one that is linked.
     get_filename_component(root ${include} DIRECTORY)
-    if (NOT root STREQUAL "/usr/include") # Debian's pyconfig.h includes another one, from there.
-        target_include_directories(${target} SYSTEM PRIVATE ${root})
-    endif()
+    target_compile_options(${target} PRIVATE "SHELL:-idirafter ${root}")
     set_target_properties(${target} PROPERTIES PREFIX "" SUFFIX ".cpython-3${minor}-${CMAKE_SYSTEM_PROCESSOR}-linux-gnu.so" OUTPUT_NAME _core
         CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
     set(target ${target} PARENT_SCOPE)

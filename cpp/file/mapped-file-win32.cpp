@@ -83,7 +83,7 @@ bool mapped_file::fetch_piece(size_t offset_bytes, size_t n_bytes, std::string &
 
 // Pages that were never locked leave the working set.
 void mapped_file::discard(size_t offset_bytes, size_t n_bytes) const {
-    VirtualUnlock((void *) (data_ + offset_bytes), n_bytes);
+    VirtualUnlock(const_cast<uint8_t *>(data_) + offset_bytes, n_bytes);
 }
 
 } // namespace dqrelo

@@ -8,8 +8,8 @@
 
 namespace dqrelo {
 
-// Prints into a string, as printf does.
-#if defined(__GNUC__) || defined(__clang__)
+// Prints into a string, as printf does. MinGW would check the format by the rules of Microsoft's printf, which is not the one in use.
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(__MINGW32__)
 __attribute__((format(printf, 1, 2)))
 #endif
 std::string message(const char * format, ...);

@@ -34,6 +34,11 @@ def test_an_interpreter_stands_for_its_headers() -> None:
     assert portable_wheel.minor_of(include) == sys.version_info.minor
 
 
+def test_a_folder_may_be_relative(includes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert portable_wheel.include_of(includes[0].name) == includes[0]
+
+
 def test_an_interpreter_may_have_the_name_of_a_folder(
     includes: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +99,8 @@ def test_a_module_is_built_for_each_folder_of_headers(includes: list[Path], tmp_
         f"macro({name})\nendmacro()\n"
         for name in ("add_library", "target_link_libraries", "target_include_directories")
     )
-    stubs += 'macro(set_target_properties)\nmessage("${ARGV}")\nendmacro()\n'
+    for name in ("set_target_properties", "target_compile_options"):
+        stubs += f'macro({name})\nmessage("${{ARGV}}")\nendmacro()\n'
     script.write_text(
         f"{stubs}set(CMAKE_SYSTEM_NAME Linux)\nset(CMAKE_SYSTEM_PROCESSOR aarch64)\n{body}\n"
         + "".join(f"dqrelo_module_of({include} a.cpp)\n" for include in includes)
@@ -102,3 +108,5 @@ def test_a_module_is_built_for_each_folder_of_headers(includes: list[Path], tmp_
     done = subprocess.run(["cmake", "-P", script], capture_output=True, text=True, check=True)
     for minor in (13, 14):
         assert f"_core-3.{minor};PROPERTIES;PREFIX;;SUFFIX;.cpython-3{minor}-aarch64-linux-gnu.so" in done.stderr
+        # Another C library's headers may lie in that folder.
+        assert f"_core-3.{minor};PRIVATE;SHELL:-idirafter {tmp_path}" in done.stderr

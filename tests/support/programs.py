@@ -19,6 +19,15 @@ def need_program(name: str) -> Path:
         pytest.skip(str(e))
 
 
+def need_llama_cpp() -> Path:
+    """The patched tree of llama.cpp that is built."""
+    root = Path(__file__).resolve().parents[2]
+    tree = Path(os.environ.get("DQRELO_LLAMA_CPP_DIR", root / "build" / "dev" / "llama.cpp-src"))
+    if not tree.is_dir():
+        pytest.skip("needs llama.cpp's sources: DQRELO_LLAMA_CPP_DIR")
+    return tree
+
+
 def need_test_program(name: str, option: str = "-DDQRELO_BUILD_TESTS=ON") -> Path:
     """A program that only tests run; `option` is the one of CMake that builds it."""
     directory = os.environ.get("DQRELO_TEST_BIN_DIR")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
-import pytest
+from tests.support.programs import need_llama_cpp
 
 # Endpoints that keep to the names of a key. Every other one is closed to it, and so is one that llama.cpp adds.
 OPEN = {
@@ -49,9 +48,7 @@ PUBLIC = {("GET", "/health"), ("GET", "/v1/health")}  # These are open to everyo
 def routes() -> set[tuple[str, str]]:
     """Every route that the sources add: (method, path)."""
     root = Path(__file__).resolve().parents[2]
-    upstream = Path(os.environ.get("DQRELO_LLAMA_CPP_DIR", root / "build" / "dev" / "llama.cpp-src"))
-    if not upstream.is_dir():
-        pytest.skip("needs llama.cpp's sources: DQRELO_LLAMA_CPP_DIR")
+    upstream = need_llama_cpp()
     found = set()
     for path in (upstream / "tools/server/server.cpp", *sorted((root / "cpp/server").glob("*.cpp"))):
         for method, route in re.findall(r'\b(?:ctx_http\.|http\.)?(get|post|del) ?\("(/[^"]*)"', path.read_text()):

@@ -18,6 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "cmake"))
+import debian_packages  # noqa: E402 - the line above finds it
+
 TESTS = Path(__file__).resolve().parent
 TARGETS = ("_core", "llama-quantize")
 KEEP_BUFFERS = "libkeep_buffers.so"  # It helps against a fault of Mesa 22.3, which its source describes.
@@ -30,8 +33,6 @@ LIBRARIES = Path("/usr/lib")
 # headers are used.
 NEEDED_HEADERS = (1, 4)
 HEADERS_PACKAGE = "libvulkan-dev"
-MIRROR = "http://deb.debian.org/debian"
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,35 +135,14 @@ def prepare_headers(folder: Path, suite: str) -> Path:
     for include in (system, unpacked):
         if headers_version(include) >= NEEDED_HEADERS:
             return include
-    download_package(folder, suite)
+    try:
+        debian_packages.unpack([HEADERS_PACKAGE], folder, suite)
+    except subprocess.CalledProcessError as e:
+        sys.exit(f"{HEADERS_PACKAGE} of {suite}: {e}")
     if headers_version(unpacked) < NEEDED_HEADERS:
         needed, has = (".".join(map(str, version)) for version in (NEEDED_HEADERS, headers_version(unpacked)))
         sys.exit(f"{HEADERS_PACKAGE} of {suite}: has Vulkan {has}, expected {needed} or newer; give a later --suite")
     return unpacked
-
-
-def download_package(folder: Path, suite: str) -> None:
-    """Unpacks the package in `folder`: apt checks its signature, with lists of its own, so that the system's stay as they are."""
-    shutil.rmtree(folder, ignore_errors=True)
-    apt = folder / "apt"
-    for name in ("lists/partial", "cache/archives/partial"):
-        (apt / name).mkdir(parents=True)
-    sources = apt / "sources.list"
-    sources.write_text(f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n", encoding="utf-8")
-    options = {
-        "Dir::Etc::sourcelist": sources,
-        "Dir::Etc::sourceparts": "/dev/null",
-        "Dir::State::lists": apt / "lists",
-        "Dir::State::status": "/dev/null",
-        "Dir::Cache": apt / "cache",
-        "Acquire::Languages": "none",
-        "APT::Sandbox::User": "",
-    }
-    flags = [f"-o{name}={value}" for name, value in options.items()]
-    run("apt-get", *flags, "update")
-    run("apt-get", *flags, "download", HEADERS_PACKAGE, folder=apt)
-    for package in apt.glob(f"{HEADERS_PACKAGE}_*.deb"):
-        run("dpkg", "-x", package, folder)
 
 
 def configure(build: Path, include: Path, llama_cpp: Path | None) -> None:
