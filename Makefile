@@ -49,9 +49,9 @@ wheel: $(VENV)/tools
 soak: $(VENV)/installed-for-tests
 	DQRELO_SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -m slow tests/soak
 
-# Conversions on a Ray cluster of this machine: a dozen processes, so not beside other tests.
+# Conversions and fleets on a Ray cluster of this machine: dozens of processes, so not beside other tests.
 cluster: $(VENV)/installed-for-tests
-	$(BIN)/python -m pytest -m slow tests/convert/cluster
+	$(BIN)/python -m pytest -m slow tests/convert/cluster tests/integrations
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/python cmake/patches.py check

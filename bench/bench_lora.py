@@ -4,6 +4,9 @@ Three servers with as many slots, asked in turns: the base alone; the base with 
 by `--lora`, chosen by each request. Each is asked by one stream, and by N streams at once, an adapter each. llama.cpp answers requests of different
 adapters one after another; so its N streams are also measured with one adapter for all. Deltas and `--lora` run in the same llama-server.
 
+Where a process has the base's weights in memory makes some per cent, so each server is also asked for its base without an adapter, and that is
+what its adapters are compared with. The server without adapters shows that this base is none the slower for them.
+
   bench_lora.py --dir llama1b
 
 makes random adapters of --rank for all projections of attention and MLP, where they are not in the directory yet.
@@ -47,6 +50,11 @@ class Setting:
     models: Sequence[str | None]
     loras: Sequence[int | None]
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a stream asks for one."""
+        return any(one is not None for one in (*self.models, *self.loras))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -66,11 +74,15 @@ def settings_of(names: Sequence[str]) -> list[Setting]:
     n = len(names)
     nothing = [None] * n
     return [
-        Setting("base alone, 1 stream", "base", [None], [None]),
+        Setting("base, no adapters loaded, 1 stream", "base", [None], [None]),
+        Setting("base beside deltas, 1 stream", "deltas", [None], [None]),
         Setting("delta, 1 stream", "deltas", names[:1], [None]),
+        Setting("base beside --lora, 1 stream", "lora", [None], [None]),
         Setting("--lora, 1 stream", "lora", [None], [0]),
-        Setting(f"base alone, {n} streams", "base", nothing, nothing),
+        Setting(f"base, no adapters loaded, {n} streams", "base", nothing, nothing),
+        Setting(f"base beside deltas, {n} streams", "deltas", nothing, nothing),
         Setting(f"{n} deltas, a stream each", "deltas", names, nothing),
+        Setting(f"base beside --lora, {n} streams", "lora", nothing, nothing),
         Setting(f"--lora, {n} adapters, a stream each", "lora", nothing, range(n)),
         Setting(f"--lora, one adapter, {n} streams", "lora", nothing, [0] * n),
     ]
@@ -119,14 +131,14 @@ def run_of(streams: Sequence[Stream]) -> Run:
 
 
 def table(runs: Mapping[str, Sequence[Run]], settings: Sequence[Setting]) -> str:
-    """Medians, each beside that of the base alone with as many streams."""
-    alone = {len(s.models): runs[s.name] for s in settings if s.server == "base"}
+    """Medians, each beside that of the same server's base with as many streams."""
+    alone = {(s.server, len(s.models)): runs[s.name] for s in settings if not s.has_adapter}
     lines = [
-        "| | ms a step | times the base alone | tokens/s of the whole run | of the base alone |",
+        "| | ms a step | times the same server's base | tokens/s of the whole run | of the same server's base |",
         "|---|---|---|---|---|",
     ]
     for s in settings:
-        base, own = alone[len(s.models)], runs[s.name]
+        base, own = alone[s.server, len(s.models)], runs[s.name]
         ms, ms_alone = ([r.step_ms for r in each if r.step_ms is not None] for each in (own, base))
         steps = (
             f"{median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f}) | {median(ms) / median(ms_alone):.2f}"

@@ -18,7 +18,7 @@ def test_streams_that_did_not_run_at_once_have_no_step(bench_module):
     runs["delta, 1 stream"] = [bench.Run(15.0, 150.0)]
     runs["--lora, 2 adapters, a stream each"] = [bench.Run(6.0, None), bench.Run(9.0, None)]
     lines = bench.table(runs, settings).splitlines()
-    assert "| base alone, 1 stream | 75.0 (50.0 to 100.0) | 1.00 | 30.0 | 1.00 |" in lines
+    assert "| base beside deltas, 1 stream | 75.0 (50.0 to 100.0) | 1.00 | 30.0 | 1.00 |" in lines
     assert "| delta, 1 stream | 150.0 (150.0 to 150.0) | 2.00 | 15.0 | 0.50 |" in lines
     assert "| --lora, 2 adapters, a stream each | - | - | 7.5 | 0.25 |" in lines
 

@@ -398,7 +398,7 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
         kernels->quantize_row(x[t].data(), e.cscale, e.n_in, q.data() + (int64_t) t * dqrelo_q_bytes(e.n_in), &act[t]);
     }
     for (int ith = 0; ith < nth && e.rank > 0; ith++) {
-        dqrelo_matmul_factor(kernels, &g, e.rank * ith / nth, e.rank * (ith + 1) / nth);
+        dqrelo_matmul_factor(kernels, &g, e.rank * ith / nth, e.rank * (ith + 1) / nth, dqrelo_apply_begin(&e, 0, e.n_out));
     }
     for (int ith = 0; ith < nth && e.n_codes > 0; ith++) {
         dqrelo_matmul_codes(kernels, &g, n_ranks * ith / nth, n_ranks * (ith + 1) / nth, scratch.data());
@@ -407,9 +407,34 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
         dqrelo_matmul_quantize(kernels, &g, t, z.data());
     }
     for (int ith = 0; ith < nth; ith++) {
-        dqrelo_matmul_apply(kernels, &g, e.n_out * ith / nth, e.n_out * (ith + 1) / nth, scratch.data());
+        dqrelo_matmul_apply(kernels, &g, e.n_out * ith / nth, e.n_out * (ith + 1) / nth, {}, scratch.data());
     }
     return out;
+}
+
+// What is asked for before a product lies in the matrix, and is not more than the products leave to it.
+static void test_begins() {
+    check::begin("begins");
+    const bytes  data(1 << 20);
+    dqrelo_entry e = {};
+    e.n_in         = 2048;
+    e.n_out        = 4096;
+    e.rank         = 16;
+    e.v            = data.data();
+    e.u            = data.data() + 16 * 2048 * 2;
+    e.type_v = e.type_u       = GGML_TYPE_F16;
+    const dqrelo_ahead v      = dqrelo_factor_begin(&e, 8, 16);
+    const dqrelo_ahead v_last = dqrelo_factor_begin(&e, 15, 16);
+    CHECK(v.next == (uintptr_t) e.v + 8 * 4096 && v.end == v.next + 16384);
+    CHECK(v_last.end == (uintptr_t) e.u && v_last.end - v_last.next == 4096);
+    const dqrelo_ahead u = dqrelo_apply_begin(&e, 16, 32);
+    CHECK(u.next == (uintptr_t) e.u + 16 * 32 && u.end == (uintptr_t) e.u + 32 * 32);
+    e.n_planes               = 1;
+    e.sign[0]                = data.data();
+    const dqrelo_ahead signs = dqrelo_apply_begin(&e, 64, 4096);
+    CHECK(signs.next == (uintptr_t) data.data() + 64 * 256 && signs.end == signs.next + 16384);
+    const dqrelo_entry nothing = {};
+    CHECK(dqrelo_apply_begin(&nothing, 0, 16).next == dqrelo_apply_begin(&nothing, 0, 16).end);
 }
 
 static void test_entry(const dqrelo_kernels * kernels, const entry_options & o, int n_t, const char * what) {
@@ -574,6 +599,7 @@ int main(int argc, char ** argv) {
         test_isa(dqrelo_cpu_kernels());
         return check::finish();
     }
+    test_begins();
     const dqrelo_kernels * list[8];
     for (int i = dqrelo_cpu_kernels_all(list, 8) - 1; i >= 0; i--) {
         test_isa(list[i]);
