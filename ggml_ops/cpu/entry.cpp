@@ -77,6 +77,8 @@ void dqrelo_matmul_quantize(const struct dqrelo_kernels * kernels, const struct 
     kernels->quantize_row(z, nullptr, e->n_codes, g->zq + t * g->zq_stride, g->zact + t);
 }
 
+namespace {
+
 // A matrix of which each output is one row: dense rows, or those of U.
 struct factor_rows {
     const void *   data; // NULL: the entry has neither.
@@ -85,6 +87,8 @@ struct factor_rows {
 
     const uint8_t * row(int64_t i) const { return row_of(data, type, i, n_cols); }
 };
+
+} // namespace
 
 static struct factor_rows factor_rows_of(const struct dqrelo_entry * e) {
     if (e->dense) {
