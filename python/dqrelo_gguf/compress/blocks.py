@@ -18,6 +18,9 @@ import numpy.typing as npt
 import torch
 
 from dqrelo_gguf.compress.allocator import bound_freed_memory
+from dqrelo_gguf.compress.reproducible import ask_for_reproducible_sums
+
+ask_for_reproducible_sums()
 
 T = TypeVar("T")
 
