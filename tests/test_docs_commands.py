@@ -105,6 +105,10 @@ def test_a_block_of_commands_is_run_or_says_why_not(block: Block) -> None:
         ("<!-- not run: it is text -->\n```text\na\n```\n", "above commands"),
         ("<!-- not run: needs docker -->\n```bash\ndocker run x\n```\n", None),
         ("```bash\nls\n```\n", None),
+        ("```json\n{1: 2}\n```\n", "the block is no json"),
+        ('```json\n{"a": 2}\n```\n', None),
+        ("```yaml\na: {b: 1\n```\n", "the block is no yaml"),
+        ("```yaml\na: {b: 1}\n```\n", None),
     ],
 )
 def test_faults_of_blocks_are_found(tmp_path: Path, text: str, expected: str | None) -> None:

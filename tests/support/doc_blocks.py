@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from dqrelo_gguf.cli.dqrelo import COMMANDS
 
 _MARKER = re.compile(r"<!-- not run: (.*) -->")
 RUN = ("bash", "python")
-# What else a block may be.
-OTHERS = ("text", "ini", "nginx", "caddy", "mermaid", "json")
+# What else a block may be. Some of it can be read, and has to be readable.
+READERS = {"json": json.loads, "yaml": yaml.safe_load}
+OTHERS = ("text", "ini", "nginx", "caddy", "mermaid", *READERS)
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,16 @@ def blocks(path: Path) -> list[Block]:
 
 
 def fault_of(block: Block) -> str | None:
-    """What is missing: a block has a language, and one of commands is run or says why not."""
+    """What is missing: a block has a language and is of it, and one of commands is run or says why not."""
     if block.language not in (*RUN, *OTHERS):
         return f"{block.where}: the block has the language {block.language!r}, expected one of {', '.join((*RUN, *OTHERS))}"
     if block.reason is not None and (block.language not in RUN or not block.reason.strip()):
         return f"{block.where}: 'not run' stands above commands, with a reason"
+    if block.language in READERS:
+        try:
+            READERS[block.language](block.text)
+        except (ValueError, yaml.YAMLError) as error:
+            return f"{block.where}: the block is no {block.language}: {error}"
     return None
 
 
