@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ from dqrelo_gguf.address import folders, reading, settings, stream
 from dqrelo_gguf.address.remote import Reader, Span
 from dqrelo_gguf.address.stream import RemoteDirectory, streamed
 from dqrelo_gguf.cli import convert as command
-from dqrelo_gguf.convert import job as job_module
-from dqrelo_gguf.convert.encode import encode_weight
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import DqreloError, InputError
 from dqrelo_gguf.file.reader import DeltaReader
 from tests.support.hub_server import SIGNATURE, HubServer
+from tests.support.interruptions import KilledError, interrupt_after
 from tests.support.models import pico_gguf, pico_tuned, pico_tuned_gguf
 from tests.support.sharded import contents, disk_bytes, write_sharded
 from tests.support.web_server import Rule, Served, WebServer, cut, redirect, serving, status
@@ -193,21 +192,10 @@ def test_a_fine_tune_of_which_nothing_is_wanted_costs_headers(served: WebServer)
 # --- interruptions ---
 
 
-class KilledError(BaseException):
-    """Stands for a signal."""
-
-
 def begun(monkeypatch: pytest.MonkeyPatch, source: str, out: Path) -> None:
     """A conversion that ends after some weights."""
-    count: Iterator[int] = iter(range(1000))
-
-    def encode(*args: Any) -> Any:
-        if next(count) == 9:
-            raise KilledError
-        return encode_weight(*args)
-
     with monkeypatch.context() as context:
-        context.setattr(job_module, "encode_weight", encode)
+        interrupt_after(context, 9)
         with pytest.raises(KilledError):
             resumed(source, out)
 

@@ -14,17 +14,12 @@ import pytest
 
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.convert import job as job_module
-from dqrelo_gguf.convert import tasks
-from dqrelo_gguf.convert.encode import encode_weight
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import DqreloError, InputError, OutputExistsError
 from dqrelo_gguf.file.reader import DeltaReader
+from tests.support.interruptions import KilledError, interrupt_after
 from tests.support.models import pico_gguf, pico_tuned_gguf
-
-
-class KilledError(BaseException):
-    """Stands for a signal: nothing catches it."""
 
 
 def job_of(out: Path, **options: object) -> Job:
@@ -44,20 +39,6 @@ def left(folder: Path) -> set[str]:
 
 
 PARTIAL = {"x.dq.gguf.partial", "x.dq.gguf.partial.log"}
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, n: int, error: BaseException | None = None) -> list[str]:
-    """Lets a conversion end when weight n is to be encoded; returns the names of those that are."""
-    names: list[str] = []
-
-    def encode(planned: object, *args: object) -> object:
-        if len(names) == n:
-            raise error or KilledError
-        names.append(planned.spec.name)  # type: ignore[attr-defined]
-        return encode_weight(planned, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(tasks, "encode_weight", encode)
-    return names
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, out: Path, n: int, **options: object) -> None:
