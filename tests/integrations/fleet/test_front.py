@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -18,6 +19,7 @@ starlette = pytest.importorskip("starlette.requests", reason="ray[serve] is not 
 
 JSON_HEAD = Head(200, (("Content-Type", "application/json"),), b"{}")
 STREAM_HEAD = Head(200, (("Content-Type", "text/event-stream"),), b"data: 1\n\n")
+T = TypeVar("T")
 FOREVER = 60.0  # Longer than any test waits.
 
 
@@ -77,6 +79,12 @@ class Answer:
         return found
 
 
+def run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine in a thread of its own: this one has a running loop after playwright was used in it."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, work).result()
+
+
 def ask(
     replicas: Replicas,
     path: str = "/v1/completions",
@@ -120,7 +128,7 @@ def ask(
         response = await front(starlette.Request(scope, receive))
         await response(scope, receive, send)
 
-    asyncio.run(asyncio.wait_for(serve(), FOREVER))
+    run_apart(asyncio.wait_for(serve(), FOREVER))
     return found
 
 
@@ -249,4 +257,4 @@ def test_a_fleet_that_answers_is_well_although_all_of_it_is_busy() -> None:
             found.append((await front(starlette.Request(scope, receive))).status_code)
         return found
 
-    assert asyncio.run(serve()) == [200, 200]  # There is no second script, so the second call asked nobody.
+    assert run_apart(serve()) == [200, 200]  # There is no second script, so the second call asked nobody.
