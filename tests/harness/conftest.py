@@ -20,9 +20,15 @@ if TYPE_CHECKING:
     from dqrelo_gguf.harness.model import DqreloLM
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with offline(tmp_path_factory.mktemp("datasets")):
+@pytest.fixture(scope="session")
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_network(datasets_cache: Path) -> Iterator[None]:
+    """Ends with each module: tests of other folders, which the process may run next, use the network of this machine."""
+    with offline(datasets_cache):
         yield
 
 
@@ -32,10 +38,11 @@ def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def manager(task_folder: Path) -> TaskManager:
-    from lm_eval.tasks import TaskManager
+def manager(task_folder: Path, datasets_cache: Path) -> TaskManager:
+    with offline(datasets_cache):  # What lasts longer than a module is made before `_no_network`.
+        from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(task_folder), include_defaults=False)
+        return TaskManager(include_path=str(task_folder), include_defaults=False)
 
 
 @pytest.fixture(scope="session")
@@ -60,27 +67,33 @@ def words(resident: Resident, artefacts: Artefacts) -> Iterator[DqreloLM]:
 
 
 @pytest.fixture(scope="session")
-def of_delta(words: DqreloLM, manager: TaskManager) -> dict[str, Any]:
+def of_delta(words: DqreloLM, manager: TaskManager, datasets_cache: Path) -> dict[str, Any]:
     """The results of a delta, in process."""
-    return evaluated(words, manager)
+    with offline(datasets_cache):
+        return evaluated(words, manager)
 
 
 @pytest.fixture(scope="session")
 def of_transformers(
-    artefacts: Artefacts, manager: TaskManager, model_args: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+    artefacts: Artefacts,
+    manager: TaskManager,
+    model_args: dict[str, Any],
+    datasets_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Answers:
     """What the harness's own model `hf` answers with the merged weights."""
-    import torch
-    from lm_eval.models.huggingface import HFLM
+    with offline(datasets_cache):
+        import torch
+        from lm_eval.models.huggingface import HFLM
 
-    torch.set_num_threads(1)
-    path = write_checkpoint(artefacts.merged, TINY / "ft-words", tmp_path_factory.mktemp("merged") / "hf")
-    model = HFLM(
-        pretrained=str(path),
-        dtype="float32",
-        device="cpu",
-        batch_size=4,
-        max_length=model_args["n_ctx"],
-        logits_cache=False,  # It mixes up requests whose tokens are the same and whose contexts end elsewhere.
-    )
-    return answers(evaluated(model, manager))
+        torch.set_num_threads(1)
+        path = write_checkpoint(artefacts.merged, TINY / "ft-words", tmp_path_factory.mktemp("merged") / "hf")
+        model = HFLM(
+            pretrained=str(path),
+            dtype="float32",
+            device="cpu",
+            batch_size=4,
+            max_length=model_args["n_ctx"],
+            logits_cache=False,  # It mixes up requests whose tokens are the same and whose contexts end elsewhere.
+        )
+        return answers(evaluated(model, manager))
