@@ -19,9 +19,9 @@ from pathlib import Path
 
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.errors import CommandError
-from lazy_checkpoint import serving
 from support.large_shapes import SHAPES, LargeShape, kinds
 from support.lazy_model import Checkpoint
+from support.lazy_server import serving
 from support.machine import commit, cpu, heading
 from support.shape_runs import Measured, Projected, is_alone, measure, project, write_base
 

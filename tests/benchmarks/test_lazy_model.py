@@ -1,4 +1,4 @@
-"""bench/support/lazy_model.py and large_shapes.py: bytes that do not depend on how they are asked for, and the sizes of known models."""
+"""bench/support/lazy_model.py, lazy_server.py and large_shapes.py: bytes that do not depend on how they are asked for, and the sizes of known models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import requests
 import torch
 from safetensors.torch import load
 
+from tests.support.small_shapes import small
+
 # Parameters as their makers state them; of the last, the norms of q and k are left out: 94 layers with two of 128 numbers.
 PARAMETERS = {
     "llama-1b": 1_235_814_400,
@@ -19,12 +21,6 @@ PARAMETERS = {
     "llama-70b": 70_553_706_496,
     "moe-235b": 235_093_634_560 - 94 * 2 * 128,
 }
-
-
-def small(bench_module, **sizes):
-    shapes = bench_module("support.large_shapes")
-    given = {"n_layer": 2, "n_embd": 64, "n_ff": 96, "n_head": 4, "n_head_kv": 2, "head_dim": 16, "n_vocab": 400}
-    return shapes.LargeShape("small", **{**given, **sizes})
 
 
 @pytest.fixture
@@ -87,7 +83,7 @@ def test_a_fine_tune_is_near_its_base_and_no_other(bench_module, lazy):
 def test_the_server_gives_ranges_as_web_servers_do(bench_module, lazy):
     checkpoint = lazy.Checkpoint(small(bench_module), seed=1, is_tuned=True)
     (file,) = checkpoint.shards
-    with bench_module("lazy_checkpoint").serving({"tuned": checkpoint}) as address:
+    with bench_module("support.lazy_server").serving({"tuned": checkpoint}) as address:
         found = requests.get(f"{address}/tuned/{file}", headers={"Range": "bytes=5-99"}, timeout=10)
         assert (found.status_code, found.content) == (206, b"".join(checkpoint.read(file, 5, 100)))
         assert found.headers["Content-Range"] == f"bytes 5-99/{checkpoint.n_bytes}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dqrelo_gguf.address import settings
 from dqrelo_gguf.model.base import GgufModel
-from tests.benchmarks.test_lazy_model import small
+from tests.support.small_shapes import small
 
 
 def measured(runs, seconds, n_threads, peak_bytes=0):
@@ -41,8 +42,10 @@ def test_large_tensors_are_alone_as_in_the_converter(bench_module):
 def test_kinds_are_the_tensors_of_a_converted_model(bench_module, tmp_path, monkeypatch, sizes):
     """One of each is converted, and their sum is the delta of the whole model with its share."""
     runs, shapes = bench_module("support.shape_runs"), bench_module("support.large_shapes")
-    lazy, server = bench_module("support.lazy_model"), bench_module("lazy_checkpoint")
-    monkeypatch.setenv("DQRELO_CACHE", str(tmp_path / "cache"))
+    lazy, server = bench_module("support.lazy_model"), bench_module("support.lazy_server")
+    monkeypatch.setenv(settings.CACHE, str(tmp_path / "cache"))
+    for name in (settings.OFFLINE, settings.HUB_OFFLINE):
+        monkeypatch.delenv(name, raising=False)
     shape = small(bench_module, **sizes)
     folders = {name: lazy.Checkpoint(shape, 1, is_tuned=name == "tuned") for name in ("base", "tuned")}
     base = tmp_path / "base.gguf"
