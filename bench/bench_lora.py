@@ -4,8 +4,9 @@ Three servers with as many slots, asked in turns: the base alone; the base with 
 by `--lora`, chosen by each request. Each is asked by one stream, and by N streams at once, an adapter each. llama.cpp answers requests of different
 adapters one after another; so its N streams are also measured with one adapter for all. Deltas and `--lora` run in the same llama-server.
 
-Where a process has the base's weights in memory makes some per cent, so each server is also asked for its base without an adapter, and that is
-what its adapters are compared with. The server without adapters shows that this base is none the slower for them.
+Where a process has the base's weights in memory makes some per cent, so the server with deltas is also asked for its base alone, and that is
+what deltas are compared with. The server without adapters shows that this base is none the slower for them; `--lora` is compared
+with it, because a request without adapters of a server with `--lora` takes longer than one with an adapter.
 
   bench_lora.py --dir llama1b
 
@@ -77,12 +78,10 @@ def settings_of(names: Sequence[str]) -> list[Setting]:
         Setting("base, no adapters loaded, 1 stream", "base", [None], [None]),
         Setting("base beside deltas, 1 stream", "deltas", [None], [None]),
         Setting("delta, 1 stream", "deltas", names[:1], [None]),
-        Setting("base beside --lora, 1 stream", "lora", [None], [None]),
         Setting("--lora, 1 stream", "lora", [None], [0]),
         Setting(f"base, no adapters loaded, {n} streams", "base", nothing, nothing),
         Setting(f"base beside deltas, {n} streams", "deltas", nothing, nothing),
         Setting(f"{n} deltas, a stream each", "deltas", names, nothing),
-        Setting(f"base beside --lora, {n} streams", "lora", nothing, nothing),
         Setting(f"--lora, {n} adapters, a stream each", "lora", nothing, range(n)),
         Setting(f"--lora, one adapter, {n} streams", "lora", nothing, [0] * n),
     ]
@@ -131,10 +130,11 @@ def run_of(streams: Sequence[Stream]) -> Run:
 
 
 def table(runs: Mapping[str, Sequence[Run]], settings: Sequence[Setting]) -> str:
-    """Medians, each beside that of the same server's base with as many streams."""
+    """Medians, each beside that of its base with as many streams."""
     alone = {(s.server, len(s.models)): runs[s.name] for s in settings if not s.has_adapter}
+    alone |= {("lora", n): of for (server, n), of in alone.items() if server == "base"}
     lines = [
-        "| | ms a step | times the same server's base | tokens/s of the whole run | of the same server's base |",
+        "| | ms a step | times the base | tokens/s of the whole run | of the base |",
         "|---|---|---|---|---|",
     ]
     for s in settings:

@@ -224,7 +224,8 @@ def test_peak_memory_of_experts(source: str, tmp_path: Path, out: Path) -> None:
         _, rise = _peak_bytes(base, target, out)
     n_elements = n_expert * n_ff * n_embd
     ahead = 2 * n_elements if source == "stream" else 0  # Of so small a stack all is read ahead.
-    assert rise <= 4 * 4 * n_elements + ahead
+    libraries = 16 << 20  # What they keep does not grow with a weight.
+    assert rise <= 4 * 4 * n_elements + ahead + libraries
 
 
 def _dominated_model(tmp_path: Path, n_vocab: int, n_in: int) -> tuple[Path, Path, Path]:

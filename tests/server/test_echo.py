@@ -149,7 +149,8 @@ def test_without_echo_only_generated_tokens_have_log_probabilities(pair: Pair) -
     tokens = choice["prompt_token_ids"] + choice["token_ids"]
     expected = pair.reference.logprobs("json", tokens)[-4:-1]
     own = [row[token] for row, token in zip(expected, choice["token_ids"], strict=True)]
-    assert choice["logprobs"]["token_logprobs"] == pytest.approx(own, abs=ALONE)
+    # The server computed these tokens one at a time, the reference all at once.
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx(own, abs=SHAPE)
     assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
     assert len(choice["logprobs"]["content"]) == 3  # llama.cpp's own form stays
 
