@@ -203,12 +203,13 @@ def _peak_bytes(base: Path, tuned: Path | str, out: Path) -> tuple[int, int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("source", ["directory", "stream", pytest.param("gguf", marks=pytest.mark.slow)])
 def test_peak_memory(source: str, tmp_path: Path, out: Path) -> None:
-    """At most six times the largest weight in float32, on a model where one weight dominates."""
+    """At most six times the largest weight in float32, on a model where one weight dominates, and what libraries keep."""
     n_vocab, n_in = 60_000, 256
     directory, base, tuned = _dominated_model(tmp_path, n_vocab, n_in)
     with served(directory) if source == "stream" else contextlib.nullcontext(directory) as target:
         rise, _ = _peak_bytes(base, tuned if source == "gguf" else target, out)
-    assert rise <= 6 * 4 * n_vocab * n_in
+    libraries = 48 << 20  # With the pages of their own files.
+    assert rise <= 6 * 4 * n_vocab * n_in + libraries
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
