@@ -125,6 +125,12 @@ def check_logits(
     assert nmse(np.load(out), merged) < MAX_NMSE
 
 
+def check_operator(done: subprocess.CompletedProcess[str]) -> None:
+    """That dqrelo-op-check found no difference."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cases agree" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_logits_on_older_processors_are_those_of_the_merged_model(
@@ -141,8 +147,7 @@ def test_logits_on_older_processors_are_those_of_the_merged_model(
 def test_the_operator_agrees_on_older_processors(qemu: str, processor: str) -> None:
     words = [qemu, "-cpu", processor, need_program("dqrelo-op-check"), "CPU"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=EMULATED_SECONDS, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "cases agree" in done.stdout
+    check_operator(done)
 
 
 @pytest.mark.slow
@@ -160,8 +165,7 @@ def test_logits_on_arm_are_those_of_the_merged_model(
 @pytest.mark.parametrize("processor", ARM_PROCESSORS)
 def test_the_operator_agrees_on_arm(arm: Arm, processor: str) -> None:
     done = arm.run(processor, arm.package / "bin" / "dqrelo-op-check", "CPU")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "cases agree" in done.stdout
+    check_operator(done)
 
 
 @pytest.mark.slow

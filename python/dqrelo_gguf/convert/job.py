@@ -150,7 +150,7 @@ def convert(
         phases: shows the progress.
         weigh: the probe (probe.weigh.measured_importance), which needs the runtime; None where none is asked for.
         calibrate: the calibration (probe.calibrate.measure_moments), likewise.
-        open_lanes: where weights are worked on: the threads of this process, or a cluster (cluster.ray_lanes.on_ray).
+        open_lanes: where weights are worked on: the threads of this process, or a cluster (cluster.lanes.on_ray).
 
     Raises:
         DqreloError: the input cannot be converted; nothing is left behind.
