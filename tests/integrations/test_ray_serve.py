@@ -59,6 +59,7 @@ def fleet(cluster: Fleet, arguments: dict[str, Any]) -> Fleet:
     """Three replicas, none of which has a delta or a request."""
     cluster.deploy(3, **arguments)
     wait_until(lambda: len(cluster.servers()) == 3, "three servers run")
+    wait_until(cluster.is_known_to_the_front, "requests reach every server")
     return cluster
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ class FleetServer:
     def loaded(self) -> list[str]:
         return [name for name, row in self.deltas().items() if row["state"] == "loaded"]
 
+    def is_computing(self) -> bool:
+        """For any model, the base included."""
+        slots: Any = ask_server(self.socket, "/slots", {}, ANSWER_SECONDS)
+        return any(slot["is_processing"] for slot in slots)
+
     def running(self) -> int:
         return sum(row["requests_running"] for row in self.deltas().values())
 
@@ -86,6 +91,17 @@ class Fleet:
             if len(command) > 2 and command[1] == "--host" and command[2].startswith(str(self.folder)):
                 found.append(FleetServer(Path(command[2]), process))
         return found
+
+    def is_known_to_the_front(self) -> bool:
+        """Whether requests reach every server: the front learns of a replica a moment after it runs."""
+        servers = self.servers()
+        with ExitStack() as streams:
+            readers = [
+                events(streams.enter_context(self.endless("base"))) for _ in servers
+            ]  # One that is dropped ends its stream.
+            for reader in readers:
+                next(reader)
+            return all(server.is_computing() for server in servers)
 
     def server_with(self, name: str) -> FleetServer:
         """The only one that has this delta in memory."""

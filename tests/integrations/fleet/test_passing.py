@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dqrelo_gguf.integrations.fleet.passing import answer_headers, asked_deltas, is_name, request_headers, server_path
+from dqrelo_gguf.integrations.fleet.passing import answer_headers, asked_names, is_name, request_headers, server_path
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_headers_of_answers() -> None:
     ],
 )
 def test_deltas_that_a_request_asks_for(request_: Any, expected: tuple[str, ...]) -> None:
-    assert asked_deltas(json.dumps(request_).encode()) == expected
+    assert asked_names(json.dumps(request_).encode()) == expected
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_deltas_that_a_request_asks_for(request_: Any, expected: tuple[str, ...]
     ],
 )
 def test_bodies_that_cannot_be_read_ask_for_nothing(body: bytes) -> None:
-    assert asked_deltas(body) == ()
+    assert asked_names(body) == ()
 
 
 @pytest.mark.parametrize("name", ["math", "a b", "ä" * 100, "x" * 200, "a.b", "c++", "a*b", "`"])

@@ -13,7 +13,7 @@ import pytest
 
 from dqrelo_gguf.errors import CommandError
 from dqrelo_gguf.integrations.fleet.placement import Report
-from dqrelo_gguf.integrations.fleet.reports import report_of, stats_of
+from dqrelo_gguf.integrations.fleet.reports import base_names_of, report_of, stats_of
 from dqrelo_gguf.integrations.fleet.server_process import ServerProcess, ask_server
 from tests.support.programs import need_program
 
@@ -32,7 +32,15 @@ time.sleep(60)
 @pytest.fixture
 def options(narrow_base: Path, narrow_deltas: list[Path]) -> list[str]:
     need_program("llama-server")
-    return ["--model", str(narrow_base), "--deltas-dir", str(narrow_deltas[0].parent), *SMALL]
+    return [
+        "--model",
+        str(narrow_base),
+        "--deltas-dir",
+        str(narrow_deltas[0].parent),
+        "--alias",
+        "narrow,small",
+        *SMALL,
+    ]
 
 
 def started(options: list[str], *, has_keys: bool = False, start_seconds: float = START_SECONDS) -> ServerProcess:
@@ -43,8 +51,10 @@ def test_it_answers_on_a_socket_that_only_its_user_reaches_and_leaves_nothing_be
     server = started(options)
     folder = server.socket.parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    stats = stats_of(server.ask("/deltas"), slots=1)
-    assert stats == {"slots": 1, "budget": None, "resident": {}}
+    base_names = base_names_of(server.ask("/v1/models"))
+    assert base_names == ["narrow", "small"]
+    stats = stats_of(server.ask("/deltas"), 1, base_names)
+    assert stats == {"slots": 1, "budget": None, "resident": {}, "base": base_names}
     server.stop()
     assert not server.is_running()
     assert not folder.exists()
@@ -112,8 +122,8 @@ def test_stats_hold_what_is_in_memory_and_nothing_that_always_changes() -> None:
         {"name": "d", "state": "draining", "bytes": 40, "bytes_resident": 40},
         {"name": "e", "state": "failed", "bytes": None, "bytes_resident": 0},
     ]
-    stats = stats_of({"data": rows, "bytes_max": 99}, slots=4)
-    assert stats == {"slots": 4, "budget": 99, "resident": {"a": 20, "b": 12}}
+    stats = stats_of({"data": rows, "bytes_max": 99}, 4, ["base"])
+    assert stats == {"slots": 4, "budget": 99, "resident": {"a": 20, "b": 12}, "base": ["base"]}
     new = Report(4, 99)
     report = report_of(stats, new)
     assert (report.slots, report.budget_bytes, report.resident_bytes) == (4, 99, {"a": 20, "b": 12})

@@ -86,14 +86,14 @@ class Front:
             raise RefusedError(HTTPStatus.NOT_FOUND, "File Not Found")
         body = await self._body(request) if request.method == "POST" else b""
         is_long = len(body) > _THREAD_BYTES
-        deltas = await asyncio.to_thread(passing.asked_deltas, body) if is_long else passing.asked_deltas(body)
-        return Call(request.method, server_path, passing.request_headers(request.headers.items()), body, deltas)
+        names = await asyncio.to_thread(passing.asked_names, body) if is_long else passing.asked_names(body)
+        return Call(request.method, server_path, passing.request_headers(request.headers.items()), body, names)
 
     async def _answer(self, call: Call) -> Response:
         """From the first replica that does not fail before its answer begins."""
         failed: set[str] = set()
         for _ in range(MAX_TRIES):
-            tried = Call(call.method, call.path, call.headers, call.body, call.deltas, frozenset(failed))
+            tried = Call(call.method, call.path, call.headers, call.body, call.names, frozenset(failed))
             messages = self._answers.remote(tried)
             replica = ""
             try:

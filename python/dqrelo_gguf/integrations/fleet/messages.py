@@ -14,7 +14,7 @@ class Call:
     Args:
         path: one that passing.server_path gave.
         headers: those of passing.request_headers.
-        deltas: names that are asked for; none for the base.
+        names: of the models that are asked for: deltas, or the base by one of its names.
         failed: ids of replicas that it was sent to in vain.
     """
 
@@ -22,7 +22,7 @@ class Call:
     path: str
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
-    deltas: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     failed: frozenset[str] = frozenset()
 
 

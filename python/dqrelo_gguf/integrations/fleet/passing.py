@@ -69,8 +69,8 @@ def answer_headers(headers: Iterable[tuple[str, str]]) -> tuple[tuple[str, str],
     return tuple((name, value) for name, value in headers if name.lower() in _ANSWER_HEADERS)
 
 
-def asked_deltas(body: bytes) -> tuple[str, ...]:
-    """The names whose weights a request needs, as far as they could be names; none for the base, and where it cannot be read.
+def asked_names(body: bytes) -> tuple[str, ...]:
+    """The names of the models that a request asks for, as far as they could be names; none where it cannot be read.
 
     It only decides which server is asked: what the request means, and what is wrong with it, that server says.
     """

@@ -15,7 +15,7 @@ from dqrelo_gguf.errors import CommandError
 from dqrelo_gguf.integrations.fleet.arguments import Arguments
 from dqrelo_gguf.integrations.fleet.messages import Accepted, Call, Head, ServerGoneError, ServerSlowError
 from dqrelo_gguf.integrations.fleet.passing import answer_headers
-from dqrelo_gguf.integrations.fleet.reports import Stats, stats_of
+from dqrelo_gguf.integrations.fleet.reports import Stats, base_names_of, stats_of
 from dqrelo_gguf.integrations.fleet.server_process import ServerProcess
 
 # Answers that are not streamed are kept until they are whole, so that one that breaks off can be asked for again elsewhere. The
@@ -51,10 +51,11 @@ class Replica:
             log=_log,
         )
         try:
-            self._stats = stats_of(self._server.ask("/deltas"), arguments.slots)
+            base_names = base_names_of(self._server.ask("/v1/models"))
+            self._stats = stats_of(self._server.ask("/deltas"), arguments.slots, base_names)
         except (OSError, ValueError) as error:
             self._server.stop()
-            raise CommandError(f"GET /deltas of a server that just started: {error}") from error
+            raise CommandError(f"what a server that just started says of itself: {error}") from error
         self._is_changed = False
         self._session: aiohttp.ClientSession | None = None
         self._server.when_ended(self._end)
@@ -83,7 +84,8 @@ class Replica:
                 headers = answer_headers(found.headers.items())
                 # An answer that begins shows that its deltas are loaded, and that others may have left for them.
                 is_loaded = found.status < HTTPStatus.BAD_REQUEST
-                self._is_changed |= is_loaded and any(name not in self._stats["resident"] for name in call.deltas)
+                here = {*self._stats["resident"], *self._stats["base"]}
+                self._is_changed |= is_loaded and not here.issuperset(call.names)
                 if found.content_type != _STREAM:
                     yield Head(found.status, headers, await _whole(found))
                     return
@@ -99,7 +101,7 @@ class Replica:
         """Ray Serve asks for it now and then, and hands it to the routers of all fronts."""
         if self._is_changed:
             self._is_changed = False
-            self._stats = stats_of(await self._get("/deltas"), self._arguments.slots)
+            self._stats = stats_of(await self._get("/deltas"), self._arguments.slots, self._stats["base"])
         return self._stats
 
     async def check_health(self) -> None:
