@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import requests
 import yaml
@@ -33,7 +34,6 @@ def value_of(args: list[str], option: str) -> str:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifest_is_valid(version: str) -> None:
-    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
     for part in objects().values():
         kubernetes_validate.validate(part, version, strict=True)
     broken = objects()["Deployment"]
