@@ -32,7 +32,7 @@ def with_code(folder: Path, config: str, ran: Path) -> Path:
 def test_a_program_of_the_fine_tune_is_not_run(tmp_path: Path, config: str) -> None:
     ran = tmp_path / "ran"
     checkpoint = HfCheckpoint(with_code(tmp_path, config, ran), GgufModel(pico_gguf("llama")))
-    with pytest.raises(InputError, match="cannot read the hyperparameters and the tokenizer .* not run here"):
+    with pytest.raises(InputError, match=r"cannot read the hyperparameters and the tokenizer .* not run here"):
         checkpoint.field_names()
     assert not ran.exists()
 
