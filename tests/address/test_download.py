@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -362,6 +363,24 @@ def test_a_body_of_unknown_size_ends_at_the_limit(web: WebServer, monkeypatch: p
     assert complete_files(cache) == []
 
 
+@pytest.mark.parametrize("n_digits", [25, 400, 5000])
+def test_a_length_that_no_file_has(web: WebServer, cache: Path, n_digits: int) -> None:
+    def answer(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "9" * n_digits)
+        handler.end_headers()
+        handler.write_body(DATA)
+        handler.close_connection = True
+
+    web.rules.append(Rule(PATH, answer))
+    if n_digits > 4300:  # Python reads no such number, so there is none.
+        assert fetch(web) == DATA
+        return
+    with pytest.raises(InputError, match=re.escape(PATH)):
+        fetch(web)
+    assert complete_files(cache) == []
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "x", "²", "9999999999"])
 def test_a_limit_that_is_none(served: WebServer, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("DQRELO_MAX_DOWNLOAD", value)
@@ -405,6 +424,11 @@ def test_split_models_come_whole(web: WebServer) -> None:
         local(f"{web.url}/d/{names[0]}?sig=1", Kind.MODEL)
     with pytest.raises(InputError, match="expected at most 1000"):
         local(f"{web.url}/d/m-00001-of-99999.gguf", Kind.MODEL)
+    web.rules.append(
+        Rule(names[1], chunked(b"x"), times=1)
+    )  # Each of the parts could then have as many bytes as all may.
+    with pytest.raises(InputError, match="does not say how large each is"):
+        local(f"{web.url}/d/{names[0]}", Kind.MODEL)
     del web.files[f"/d/{names[2]}"]
     with pytest.raises(InputError, match=f"{names[2]}: is not there"):
         local(f"{web.url}/d/{names[0]}", Kind.MODEL)

@@ -332,6 +332,7 @@ def lying(**changes: object) -> dict[str, object]:
         (lying(size=True), "does not say how large"),
         (lying(size=None), "does not say how large"),
         (lying(size="4"), "does not say how large"),
+        (lying(size=10**400), "does not say how large"),
         (lying(blobId="../../x"), "gives no digest"),
         (lying(blobId=None), "gives no digest"),
         (lying(lfs={"sha256": "../../x", "size": 4}), "gives no digest"),

@@ -202,10 +202,31 @@ def test_the_hub_redirects_to_the_open_internet_only() -> None:
             rule(f"https://{host}/x", "label")
 
 
-def test_a_repository_that_moved_is_another_one() -> None:
-    rule = rule_for(address("hf://owner/repo"), allowed("hf://owner/"), lambda: HUB)
+@pytest.mark.parametrize("hub", [HUB, f"{HUB}/mirror"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/models/evil/repo/revision/main",
+        "/api/models/evil/repo/revision/owner%2Frepo%2Fv1",  # Whoever asks chooses the revision, and the path of the file.
+        "/evil/repo/resolve/0123/owner/repo/x.dq.gguf",
+        "/api/resolve-cache/models/evil/repo/0123/owner/repo/x.dq.gguf",
+        "/api/models/api/models/owner/repo/x",
+        "/api/datasets/owner/repo/resolve/0123/x.dq.gguf",
+        "/owner/repo2/resolve/0123/x.dq.gguf",
+    ],
+)
+def test_a_repository_that_moved_is_another_one(hub: str, path: str) -> None:
+    rule = rule_for(address("hf://owner/repo"), allowed("hf://owner/"), lambda: hub)
+    rule(f"{hub}/owner/repo/resolve/0123/x.dq.gguf", "label")
     with pytest.raises(NotAllowedError, match="has moved to another repository"):
-        rule(f"{HUB}/api/models/evil/repo/revision/main", "label")
+        rule(f"{hub}{path}", "label")
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/1", "pr/1", "refs/pr/12/x"])
+def test_a_pull_request_is_nothing_of_the_repositorys(revision: str) -> None:
+    found = address(f"hf://owner/repo/x.dq.gguf@{revision}")
+    with pytest.raises(NotAllowedError, match=f"@{revision}: is a pull request, which anybody may open"):
+        allowed("hf://owner/").require(found)
 
 
 @pytest.mark.usefixtures("names")

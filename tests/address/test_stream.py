@@ -432,6 +432,18 @@ def test_an_index_that_names_files_elsewhere(
     assert not [r for r in served.requests if "passwd" in r.path or ".." in r.path]
 
 
+@pytest.mark.parametrize("name", ["config.json", "README.md", "weights.bin"])
+def test_an_index_that_names_what_is_no_shard(
+    served: WebServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], cache: Path, name: str
+) -> None:
+    """Such a file is fetched into the cache; what stands for a shard is no link to it that would be written through."""
+    before = b'{"in": "the cache"}' + bytes(100)
+    index = json.dumps({"weight_map": {"a.weight": name, "b.weight": SHARD}}).encode()
+    serve(served, {folders.INDEX: index, name: before})
+    assert name in refusal(served.url + FOLDER, capfd, tmp_path)
+    assert {path.read_bytes() for path in cache.rglob(name) if not path.is_symlink()} <= {before}
+
+
 @pytest.mark.parametrize(
     "index",
     [b"", b"[]", b"{", b'{"weight_map": []}', b'{"weight_map": {"a": {}}}', b"[" * 100_000],

@@ -99,6 +99,10 @@ def _cached(address: UrlAddress, folder: Path, parts: Sequence[UrlAddress]) -> P
 def _fetch(address: UrlAddress, folder: Path, parts: Sequence[UrlAddress]) -> tuple[Path, str]:
     sources = [_source(part) for part in parts]
     facts = [ask(source) for source in sources]
+    if len(parts) > 1 and any(fact.n_bytes is None for fact in facts):
+        raise InputError(
+            f"{address.label}: is a part of {len(parts)}, and the server does not say how large each is. Fetch them yourself"
+        )
     in_order = sorted(range(len(parts)), key=lambda i: parts[i].path)
     version = _version([facts[i] for i in in_order])
     paths = [folder / version / _name(part) for part in parts]

@@ -140,13 +140,17 @@ def _fetched(address: UrlAddress, name: str) -> Iterator[Path]:
         return
 
 
+def _is_shard(name: str) -> bool:
+    return name.endswith(SHARDS) and is_inside(name) and "/" not in name
+
+
 def _indexed(index: Path | None, label: str) -> list[str]:
-    """The files that an index names; what is no index, or names files elsewhere, is refused when the directory is opened."""
+    """The shards that an index names; what is no index, or names other files, is refused when the directory is opened."""
     if index is None:
         return []
     try:
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({name for name in named if isinstance(name, str) and is_inside(name) and "/" not in name})
+        names = sorted({name for name in named if isinstance(name, str) and _is_shard(name)})
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return []
     if len(names) > _MAX_SHARDS:

@@ -234,7 +234,7 @@ def _file(entry: Any, label: str) -> HubFile:
     sha256 = lfs.get("sha256", lfs.get("oid")) if isinstance(lfs, dict) else None
     if isinstance(lfs, dict):
         n_bytes = lfs.get("size", n_bytes)
-    if not isinstance(n_bytes, int) or isinstance(n_bytes, bool) or n_bytes < 0:
+    if not isinstance(n_bytes, int) or isinstance(n_bytes, bool) or not 0 <= n_bytes < 1 << 63:
         raise InputError(f"{label}: the Hub does not say how large {name} is")
     if isinstance(sha256, str) and _SHA256.fullmatch(sha256):
         return HubFile(name, n_bytes, Digest("sha256", sha256))

@@ -20,6 +20,8 @@ _PORTS = {"https": 443, "http": 80}
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 # In a part of a path: what servers decode a second time, or cut off before they look for a way up.
 _TWICE = re.compile(rb"[%/\\\x00-\x1f\x7f]")
+# Revisions of the Hub that anybody may make in a repository of somebody else.
+_PULL_REQUEST = re.compile(r"(refs/)?pr/.*")
 
 Rule = Callable[[str, str], None]
 
@@ -60,6 +62,8 @@ class AllowList:
         Raises:
             NotAllowedError: none does.
         """
+        if isinstance(address, HubAddress) and _PULL_REQUEST.fullmatch(address.revision or ""):
+            raise NotAllowedError(f"{address.label}: is a pull request, which anybody may open, so it is not loaded")
         place = place_of(address)
         if not any(prefix.allows(place) for prefix in self.prefixes):
             raise NotAllowedError(f"{address.label}: is not below a prefix of --load-from, so it is not loaded")
@@ -182,11 +186,16 @@ def rule_for(address: Address, allowed: AllowList, endpoint: Callable[[], str]) 
 
 def _hub_rule(address: HubAddress, allowed: AllowList, endpoint: str) -> Rule:
     hub = urlsplit(endpoint)
+    # The Hub's paths of a repository begin with it, or with /api/models/ or /api/resolve-cache/models/ before it. Behind that lie names
+    # that whoever asks has chosen.
+    of_repository = re.compile(
+        rf"{re.escape(hub.path.rstrip('/'))}(/api(/[a-z-]+)?/models)?/{re.escape(address.repo)}/"
+    )
 
     def rule(url: str, label: str) -> None:
         target = urlsplit(url)
         if (target.scheme, target.netloc) == (hub.scheme, hub.netloc):
-            if f"/{address.repo}/" not in unquote(target.path):
+            if of_repository.match(unquote(target.path)) is None:
                 raise NotAllowedError(f"{label}: has moved to another repository. Load it by its present name")
         elif not allowed.allows_url(url) and not _is_outside(target.hostname or "", hub.hostname or ""):
             raise NotAllowedError(

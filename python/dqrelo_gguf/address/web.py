@@ -143,7 +143,7 @@ class HttpSource:
                 total = self._range(response, 0, 1)
                 return FileFacts(total, version, has_ranges=version is not None, digest=digest)
             length = response.headers.get("Content-Length", "")
-            n_bytes = int(length) if length.isascii() and length.isdigit() else None
+            n_bytes = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else None
             return FileFacts(n_bytes, version, has_ranges=False, digest=digest)
 
     def read(self, start: int, end: int | None, version: str | None) -> Iterator[bytes]:

@@ -40,6 +40,11 @@ from dqrelo_gguf.model.vocabulary import OUTPUT
 
 _OTHER_HEAD = re.compile(r".*(For\w*(Classification|QuestionAnswering|MultipleChoice|Reward\w*)|RewardModel)")
 
+_OWN_CODE = (
+    ". Does it need its own code (auto_map)? That is not run here: if you trust it, convert it with llama.cpp's "
+    "convert_hf_to_gguf.py and give the GGUF"
+)
+
 
 def open_checkpoint(path: str | os.PathLike[str], base: GgufModel) -> Model:
     """A fine-tune: a directory as `HfCheckpoint`, a file as `GgufModel`.
@@ -242,7 +247,10 @@ class HfCheckpoint:
             reason = " ".join(str(e).replace(f"{self._view.parent}/", "").split()) or type(e).__name__
             if isinstance(e, KeyError):
                 reason = f"its configuration, as this version of transformers reads it, has no {reason}"
-            raise InputError(f"{self.where}: llama.cpp's conversion cannot {what} this model: {reason[:300]}") from e
+            hint = _OWN_CODE if self._directory.has_code else ""
+            raise InputError(
+                f"{self.where}: llama.cpp's conversion cannot {what} this model: {reason[:300]}{hint}"
+            ) from e
 
 
 def is_of_tower(name: str) -> bool:

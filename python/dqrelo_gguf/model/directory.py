@@ -2,6 +2,9 @@
 
 The conversion decides by itself which files hold weights, and it takes descriptions as they are. So it is given another
 directory of the same name, with links to the files that count and with descriptions that were checked.
+
+Some of its tokenizers are loaded with trust_remote_code: then a program that a description names is run, one of the directory or
+of any repository of the Hub. The other directory names none and has none.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from dqrelo_gguf.model.weight_headers import check_weight_headers
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 _CARD = "README.md"
+# The key by which a description names a program, and the descriptions that transformers looks for it in: some choose others by name.
+_CODE = "auto_map"
+_CONFIGS = "*config*.json"
 
 
 @dataclass
@@ -38,6 +44,7 @@ class ModelDirectory:
         tensor_names: of all tensors in them.
         end_tokens: what generation_config.json states, or else config.json; None where neither does.
         notes: what of it is left out.
+        has_code: a description names a program of the fine-tune's own.
     """
 
     path: Path
@@ -47,6 +54,7 @@ class ModelDirectory:
     tensor_names: list[str]
     end_tokens: EndTokens | None = None
     notes: list[str] = field(default_factory=list)
+    has_code: bool = False
 
     @classmethod
     def open(cls, path: Path, sizes: Mapping[str, int] = MappingProxyType({})) -> ModelDirectory:
@@ -83,7 +91,7 @@ class ModelDirectory:
         hidden = {*self.files.ignored, *own, _CARD, GENERATION_CONFIG}
         indices = {"model.safetensors.index.json", "pytorch_model.bin.index.json"} - {self.files.index_name}
         for entry in self.path.iterdir():
-            if entry.name not in hidden | indices:
+            if entry.name not in hidden | indices and entry.suffix != ".py":
                 (target / entry.name).symlink_to(entry.absolute())
         for name, text in own.items():
             (target / name).write_text(text, encoding="utf-8")
@@ -103,6 +111,12 @@ class ModelDirectory:
         if origin is not None and not isinstance(origin, str):
             self.notes.append(f"{CONFIG}: _name_or_path is {printable(repr(origin))[:40]}, and is left out")
             texts[CONFIG] = json.dumps({key: value for key, value in self.config.items() if key != "_name_or_path"})
+        for path in self.path.glob(_CONFIGS):
+            own = texts.get(path.name)
+            described = json.loads(own) if own is not None else read_object(path, lambda _: None)
+            if _CODE in described:
+                self.has_code = True
+                texts[path.name] = json.dumps({key: value for key, value in described.items() if key != _CODE})
         return texts
 
 
