@@ -19,7 +19,7 @@ from dqrelo_gguf.convert.result import ConvertResult
 from dqrelo_gguf.errors import DqreloError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.reader import DeltaReader
-from tests.support.models import edit_json, pico_gguf, pico_tuned, pico_tuned_gguf, read_gguf, rewrite_gguf
+from tests.support.models import edit_json, pico, pico_gguf, pico_tuned, pico_tuned_gguf, read_gguf, rewrite_gguf
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -352,6 +352,21 @@ def test_paths_that_are_mixed_up(tuned: Path, out: Path) -> None:
     assert "convert_hf_to_gguf.py" in message
     assert f"Give {tuned}" in refusal(tuned / SINGLE, out)
     assert "is a directory, expected a GGUF file" in refusal(pico_gguf("llama"), out, tuned)
+
+
+def test_two_files_of_one_name_are_told_apart(out: Path, tmp_path: Path) -> None:
+    """Base and fine-tune are often both `model.gguf`: a message has the paths that were given."""
+    base, tuned = (tmp_path / side / "model.gguf" for side in ("base", "tuned"))
+    for path, kind in ((base, "llama"), (tuned, "qwen2")):
+        path.parent.mkdir()
+        shutil.copy(pico_gguf(kind), path)
+    message = refusal(tuned, out, base)
+    assert message.startswith(f"{tuned}: architecture is 'qwen2'")
+    assert f"base {base} has 'llama'" in message
+    tuned.write_bytes(b"no model")
+    assert refusal(tuned, out, base).startswith(f"{tuned}: is not a GGUF file")
+    directory = shutil.copytree(pico("qwen2"), tmp_path / "b" / "model")
+    assert refusal(directory, out, base).startswith(f"{directory}: architecture is 'qwen2'")
 
 
 def test_base_that_is_an_lfs_pointer(tuned: Path, out: Path, tmp_path: Path) -> None:
