@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -367,6 +368,14 @@ def test_two_files_of_one_name_are_told_apart(out: Path, tmp_path: Path) -> None
     assert refusal(tuned, out, base).startswith(f"{tuned}: is not a GGUF file")
     directory = shutil.copytree(pico("qwen2"), tmp_path / "b" / "model")
     assert refusal(directory, out, base).startswith(f"{directory}: architecture is 'qwen2'")
+
+
+@pytest.mark.parametrize("name", [SINGLE, INDEX, "pytorch_model.bin"])
+def test_weights_that_are_no_regular_file(name: str, tuned: Path, out: Path) -> None:
+    """A FIFO whose other end nobody opens must not be waited for."""
+    (tuned / SINGLE).unlink()
+    os.mkfifo(tuned / name)
+    assert refusal(tuned, out) == f"{tuned / name}: is not a regular file"
 
 
 def test_base_that_is_an_lfs_pointer(tuned: Path, out: Path, tmp_path: Path) -> None:
