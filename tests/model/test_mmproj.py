@@ -85,7 +85,7 @@ def test_the_tower_of_the_base_is_found_in_any_type(pair: Pair, tmp_path: Path, 
     }
     mmproj = rewrite_gguf(pair.mmproj, tmp_path / "mmproj.gguf", types=types)
     (found,) = [note for note in notes(pair, tmp_path, mmproj) if "tower" in note]
-    assert f"({len(tower_of(pair))} tensors) is that of mmproj.gguf" in found
+    assert f"({len(tower_of(pair))} tensors) is that of {mmproj}" in found
     # One weight is changed by little more than the type's rounding.
     last = tower_of(pair)[-1]
     other = changed(pair, tmp_path / "other", lambda tensors: tensors[last].flatten()[0].mul_(1.04))
