@@ -193,7 +193,7 @@ def test_parameters_of_an_activation_outside_of_the_architecture(side: str, out:
         base = _with_fields(base, tmp_path / "b.gguf", {key: ours})
     if side in ("both", "tuned"):
         ft = _with_fields(ft, tmp_path / "t.gguf", {key: theirs})
-    assert refusal(ft, out, base).startswith(f"{ft.name}: {key} is ")
+    assert refusal(ft, out, base).startswith(f"{ft}: {key} is ")
 
 
 def test_nan_in_a_hyperparameter(out: Path, tmp_path: Path) -> None:
