@@ -88,7 +88,11 @@ def test_report_table_and_metadata_agree(out: Path, tmp_path: Path, capsys: pyte
         (["--method", "lora", "--ratio", "1/4000"], "--ratio 0.00025: factors of the lowest rank alone cost"),
         (["--threads", "0"], "--threads 0: must be at least 1"),
         (["--include", "("], "--include (: not a regular expression"),
+        (["--include", "q_proj"], "--include, --exclude: none of 21 weights is left to convert"),
+        (["--exclude", "."], "--include, --exclude: none of 21 weights is left to convert"),
         (["--rank", "-1"], "--rank -1: must not be negative"),
+        (["--min-cosine", "nan"], "--min-cosine nan: must lie between -1 and 1"),
+        (["--min-cosine", "1.5"], "--min-cosine 1.5: must lie between -1 and 1"),
     ],
 )
 def test_bad_options_are_one_line(

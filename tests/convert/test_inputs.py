@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from dqrelo_gguf.convert.result import ConvertResult
 from dqrelo_gguf.errors import DqreloError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.reader import DeltaReader
-from tests.support.models import edit_json, pico_gguf, pico_tuned, pico_tuned_gguf, read_gguf, rewrite_gguf
+from tests.support.models import edit_json, pico, pico_gguf, pico_tuned, pico_tuned_gguf, read_gguf, rewrite_gguf
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -192,7 +193,7 @@ def test_parameters_of_an_activation_outside_of_the_architecture(side: str, out:
         base = _with_fields(base, tmp_path / "b.gguf", {key: ours})
     if side in ("both", "tuned"):
         ft = _with_fields(ft, tmp_path / "t.gguf", {key: theirs})
-    assert refusal(ft, out, base).startswith(f"{ft.name}: {key} is ")
+    assert refusal(ft, out, base).startswith(f"{ft}: {key} is ")
 
 
 def test_nan_in_a_hyperparameter(out: Path, tmp_path: Path) -> None:
@@ -352,6 +353,29 @@ def test_paths_that_are_mixed_up(tuned: Path, out: Path) -> None:
     assert "convert_hf_to_gguf.py" in message
     assert f"Give {tuned}" in refusal(tuned / SINGLE, out)
     assert "is a directory, expected a GGUF file" in refusal(pico_gguf("llama"), out, tuned)
+
+
+def test_two_files_of_one_name_are_told_apart(out: Path, tmp_path: Path) -> None:
+    """Base and fine-tune are often both `model.gguf`: a message has the paths that were given."""
+    base, tuned = (tmp_path / side / "model.gguf" for side in ("base", "tuned"))
+    for path, kind in ((base, "llama"), (tuned, "qwen2")):
+        path.parent.mkdir()
+        shutil.copy(pico_gguf(kind), path)
+    message = refusal(tuned, out, base)
+    assert message.startswith(f"{tuned}: architecture is 'qwen2'")
+    assert f"base {base} has 'llama'" in message
+    tuned.write_bytes(b"no model")
+    assert refusal(tuned, out, base).startswith(f"{tuned}: is not a GGUF file")
+    directory = shutil.copytree(pico("qwen2"), tmp_path / "b" / "model")
+    assert refusal(directory, out, base).startswith(f"{directory}: architecture is 'qwen2'")
+
+
+@pytest.mark.parametrize("name", [SINGLE, INDEX, "pytorch_model.bin"])
+def test_weights_that_are_no_regular_file(name: str, tuned: Path, out: Path) -> None:
+    """A FIFO whose other end nobody opens must not be waited for."""
+    (tuned / SINGLE).unlink()
+    os.mkfifo(tuned / name)
+    assert refusal(tuned, out) == f"{tuned / name}: is not a regular file"
 
 
 def test_base_that_is_an_lfs_pointer(tuned: Path, out: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def refused(sound: Path, edit: Edit, message: str, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=message) as caught:
         DeltaReader(edited.save(tmp_path / "bad.dq.gguf"))
     text = str(caught.value)
-    assert text.startswith("bad.dq.gguf: ")
+    assert text.startswith(f"{tmp_path / 'bad.dq.gguf'}: ")
     assert "\n" not in text
 
 

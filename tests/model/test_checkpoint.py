@@ -147,12 +147,35 @@ def test_what_the_conversion_raises_is_one_line(tmp_path: Path) -> None:
         open_checkpoint(path, GgufModel(pico_gguf("llama")))
 
 
-def test_directory_without_tokenizer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("tokenizer.model", None, "m: has no tokenizer (tokenizer.json, tokenizer.model, vocab.json, ...). Copy"),
+        ("tokenizer.model", b"", "tokenizer.model: is empty. Truncated download?"),
+        ("tokenizer_config.json", b'{"a": ', "tokenizer_config.json: is not JSON (Expecting value"),
+        ("config.json", b"{}", "config.json: names no class (architectures), expected one such as LlamaForCausalLM"),
+    ],
+)
+def test_damaged_description_is_named(file: str, content: bytes | None, expected: str, tmp_path: Path) -> None:
     path = shutil.copytree(pico("llama"), tmp_path / "m")
-    (path / "tokenizer.model").unlink()
-    checkpoint = open_checkpoint(path, GgufModel(pico_gguf("llama")))
+    (path / file).unlink(missing_ok=True)
+    if content is not None:
+        (path / file).write_bytes(content)
+    with pytest.raises(InputError) as e:
+        open_checkpoint(path, GgufModel(pico_gguf("llama"))).field("tokenizer.ggml.tokens")
+    assert str(e.value).startswith(str(path))
+    assert expected in str(e.value)
+
+
+def test_what_lies_beside_a_model_is_not_blamed(tmp_path: Path) -> None:
+    """Of files that the conversion does not read, or does without, a failure says nothing."""
+    path = shutil.copytree(pico("llama"), tmp_path / "m")
+    for name in ("trainer_state.json", "generation_config.json"):
+        (path / name).write_text("{")
+    (path / "notes.txt").touch()
+    (path / "tokenizer.model").write_bytes(b"no tokenizer")
     with pytest.raises(InputError, match="cannot read the hyperparameters and the tokenizer of this model"):
-        checkpoint.field("tokenizer.ggml.tokens")
+        open_checkpoint(path, GgufModel(pico_gguf("llama"))).field("tokenizer.ggml.tokens")
 
 
 def test_gguf_fine_tune(blocks: Blocks) -> None:

@@ -85,17 +85,17 @@ def test_the_tower_of_the_base_is_found_in_any_type(pair: Pair, tmp_path: Path, 
     }
     mmproj = rewrite_gguf(pair.mmproj, tmp_path / "mmproj.gguf", types=types)
     (found,) = [note for note in notes(pair, tmp_path, mmproj) if "tower" in note]
-    assert f"({len(tower_of(pair))} tensors) is that of mmproj.gguf" in found
+    assert f"({len(tower_of(pair))} tensors) is that of {mmproj}" in found
     # One weight is changed by little more than the type's rounding.
     last = tower_of(pair)[-1]
     other = changed(pair, tmp_path / "other", lambda tensors: tensors[last].flatten()[0].mul_(1.04))
-    assert "has other values than base mmproj.gguf" in refusal(pair, tmp_path, mmproj, other)
+    assert f"has other values than base {mmproj}" in refusal(pair, tmp_path, mmproj, other)
 
 
 def test_a_tower_that_lacks_a_tensor_is_refused(pair: Pair, tmp_path: Path) -> None:
     biases = [name for name in tower_of(pair) if name.endswith("bias")]
     other = changed(pair, tmp_path / "other", lambda tensors: tensors.pop(biases[-1]))  # type: ignore[arg-type, return-value]
-    assert "of base mmproj.gguf" in refusal(pair, tmp_path, pair.mmproj, other)
+    assert f"of base {pair.mmproj}" in refusal(pair, tmp_path, pair.mmproj, other)
 
 
 def test_a_preprocessor_of_its_own_is_refused(pair: Pair, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def _open_part(base: GgufModel, path: Path, scale: float, blend: Blend) -> _Part
     comparison = delta.check_base(base.file)
     if comparison.match is not Match.SAME_FILE and not blend.allow_other_base:
         raise BaseMismatchError(
-            f"{delta.path.name}: was made for another file of the model '{delta.base_name}' than {base.label} "
+            f"{delta.path}: was made for another file of the model '{delta.base_name}' than {base.label} "
             f"(correlation {comparison.correlation:.4f}). Use --allow-other-base to merge with this one"
         )
     if blend.verify:

@@ -52,7 +52,10 @@ class Passes:
     def plan(self, pairs: list[Pair]) -> list[Planned]:
         """How each weight that changed is stored, in order; those that the method does not carry are left out."""
         if not pairs:
-            raise InputError("nothing to convert: no weight of the fine-tune differs from the base")
+            raise InputError(
+                f"{self.work.tuned.label}: nothing to convert: none of the {len(self.work.pairs)} weights that were compared "
+                f"differs from base {self.work.base.label}. Is it the base itself?"
+            )
         if self.adapter is not None:
             return self._with_adapter(pairs, self.adapter)
         n_blocks = 1 + max((block_of(name) or 0 for name in self.work.base.shapes), default=0)

@@ -104,6 +104,8 @@ class Options:
             raise InputError("ratio and rank: give one of them")
         if self.rank is not None and self.rank < 0:
             raise InputError(f"--rank {self.rank}: must not be negative")
+        if not -1 <= self.min_cosine <= 1:  # NaN is in no range.
+            raise InputError(f"--min-cosine {self.min_cosine}: must lie between -1 and 1")
         if self.vectors == "paper" and self.rank is not None:
             raise InputError("--vectors paper: selects by --ratio, so it cannot go with --rank")
 

@@ -47,7 +47,7 @@ def runnable(tuned: Path, base: GgufModel, folder: Path, say: Callable[[str], No
             f"{folder}: needs {n_bytes} bytes for the converted fine-tune, has {free} free. Set TMPDIR, or give a GGUF"
         )
     with TemporaryDirectory(prefix=".dqrelo-eval-", dir=folder) as name:
-        out = Path(name) / f"{checkpoint.label}-f16.gguf"
+        out = Path(name) / f"{tuned.resolve().name}-f16.gguf"
         checkpoint.write_gguf(out)
         yield out
 

@@ -158,7 +158,7 @@ class GGUFFile:
 
     def fail(self, message: str) -> NoReturn:
         """Raises a FormatError about this file."""
-        raise FormatError(f"{self.path.name}: {message}")
+        raise FormatError(f"{self.path}: {message}")
 
     # -- access --
 

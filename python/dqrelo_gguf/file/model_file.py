@@ -83,7 +83,7 @@ class ModelFile:
             self._check_shard(file, number)
             for name, info in file.tensors.items():
                 if name in self.tensors:
-                    file.fail(f"tensor '{shown(name)}' is in {self._file_of[name].path.name} too")
+                    file.fail(f"tensor '{shown(name)}' is in {self._file_of[name].path} too")
                 self.tensors[name] = info
                 self._file_of[name] = file
         n_declared = self.files[0].value("split.tensors.count", len(self.tensors))
@@ -114,7 +114,7 @@ class ModelFile:
     def elements(self, name: str, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Dequantised values of a tensor at flat indices, reading only the blocks that hold them."""
         info = self.tensors[name]
-        where = f"{self.path.name}: tensor '{shown(name)}'"
+        where = f"{self.path}: tensor '{shown(name)}'"
         block, block_bytes = gguf.GGML_QUANT_SIZES[info.type]
         blocks = np.stack([self.raw(name, int(i) * block_bytes, block_bytes) for i in indices // block])
         if info.type in PLAIN_DTYPES:

@@ -190,7 +190,7 @@ class DeltaReader:
         if stored.cscale is not None:
             d_hat *= stored.cscale[..., None, :]
         if stored.u is not None and stored.v is not None and info.u_type is not None and info.v_type is not None:
-            where = f"{self.path.name}: a factor of '{name}'"
+            where = f"{self.path}: a factor of '{name}'"
             d_hat += dequantised(stored.u, info.u_type, where) @ dequantised(stored.v, info.v_type, where)
         return d_hat
 
@@ -201,7 +201,7 @@ class DeltaReader:
             self._array(info.name + suffix)
             for suffix in (fmt.SUFFIX_VSIGN, fmt.SUFFIX_VSCALE, fmt.SUFFIX_USIGN, fmt.SUFFIX_USCALE)
         )
-        where = f"{self.path.name}: a scale of '{info.name}'"
+        where = f"{self.path}: a scale of '{info.name}'"
         v_scale, u_scale = (dequantised(scale, Type.BF16, where) for scale in (v_scale, u_scale))
         return SignFactors(v_bits, v_scale, u_bits, u_scale)
 
@@ -223,7 +223,7 @@ class DeltaReader:
         assert entries is not None
         assert info.entry_type is not None
         if info.entry_type != Type.I8:
-            entries = dequantised(entries, info.entry_type, f"{self.path.name}: the entries of '{info.name}'")
+            entries = dequantised(entries, info.entry_type, f"{self.path}: the entries of '{info.name}'")
         return Sparse(start, entries, scale, mask, count, column)
 
     def _array(self, tensor: str) -> npt.NDArray[Any]:
@@ -275,8 +275,8 @@ class DeltaReader:
         """
         model = base if isinstance(base, ModelFile) else ModelFile(base)
         both = (
-            f"{self.path.name} is a delta of '{shown(self.base_name)}' ({shown(self.architecture)}), "
-            f"{model.path.name} is '{shown(model.name)}' ({shown(model.architecture)})"
+            f"{self.path} is a delta of '{shown(self.base_name)}' ({shown(self.architecture)}), "
+            f"{model.path} is '{shown(model.name)}' ({shown(model.architecture)})"
         )
         if model.architecture != self.architecture:
             raise BaseMismatchError(f"{both}: another architecture")
@@ -310,6 +310,6 @@ class DeltaReader:
         for key, token in ids.items():
             if n_tokens and token >= n_tokens:
                 raise BaseMismatchError(
-                    f"{self.path.name}: metadata key '{key}' has token {token}, but the base has {n_tokens} tokens. "
+                    f"{self.path}: metadata key '{key}' has token {token}, but the base has {n_tokens} tokens. "
                     "Is this the base that the delta was made from?"
                 )

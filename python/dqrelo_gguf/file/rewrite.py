@@ -35,7 +35,7 @@ def stamp_quality(path: Path, record: dict[str, object], content_hash: str) -> N
     target = path.resolve()
     reader = DeltaReader(target)
     if reader.content_hash != content_hash:
-        raise FormatError(f"{path.name}: is another delta by now than was measured. Measure it again")
+        raise FormatError(f"{path}: is another delta by now than was measured. Measure it again")
     fields = [(key, value) for key, value in reader.fields().items() if not key.startswith(PREFIX)]
     fields += quality_fields(dict(record))
     tensors = [(info.name, info.ne, info.type) for info in reader.tensor_infos]

@@ -139,7 +139,7 @@ class DeltaWriter:
         """
         file = self._open_file()
         if len(self._errors) == len(self._specs):
-            raise FormatError(f"{self.path.name}: all {len(self._specs)} weights are written already")
+            raise FormatError(f"{self.path}: all {len(self._specs)} weights are written already")
         spec = self._specs[len(self._errors)]
         pack = data if isinstance(data, Pack) else packed(spec, data)
         _check_sizes(spec, pack)
@@ -164,7 +164,7 @@ class DeltaWriter:
     def _finish(self) -> None:
         file = self._open_file()
         if len(self._errors) != len(self._specs):
-            raise FormatError(f"{self.path.name}: {len(self._errors)} of {len(self._specs)} weights were written")
+            raise FormatError(f"{self.path}: {len(self._errors)} of {len(self._specs)} weights were written")
         file.seek(0)
         file.write(self._header())
         self._new.finish()

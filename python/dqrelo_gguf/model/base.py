@@ -77,7 +77,7 @@ class GgufModel:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.file = ModelFile(path)
         self.path = self.file.path
-        self.label = self.path.name
+        self.label = str(self.path)
         self.architecture = self.file.architecture
         if not self.file.tensors:
             raise InputError(f"{self.label}: has no tensors, expected a model")

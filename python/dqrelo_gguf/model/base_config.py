@@ -16,6 +16,7 @@ from dqrelo_gguf.errors import BaseMismatchError, InputError, printable
 from dqrelo_gguf.file.format import MODEL_TOKENS
 from dqrelo_gguf.file.open_file import require_file
 from dqrelo_gguf.model.base import GgufModel
+from dqrelo_gguf.model.directory import not_json
 from dqrelo_gguf.model.vocabulary import EMBEDDING, OUTPUT
 
 OPTION: Final = "--base-config"
@@ -112,7 +113,7 @@ def read_json(path: Path, option: str = "") -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as e:
-        raise InputError(f"{where}: is not JSON ({printable(str(e))[:100]}). Truncated download?") from e
+        raise InputError(not_json(where, e)) from e
     if not isinstance(value, dict):
         raise InputError(f"{where}: is no JSON object")
     return value

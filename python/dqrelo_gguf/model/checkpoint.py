@@ -90,8 +90,7 @@ class HfCheckpoint:
 
     def __init__(self, path: Path, base: GgufModel, remote: RemoteDirectory | None = None) -> None:
         self.path = path
-        self.label = path.resolve().name
-        self.where = str(path) if remote is None else remote.label  # for messages
+        self.label = str(path) if remote is None else remote.label
         self._remote = remote
         if remote is not None:
             read_elsewhere(remote)
@@ -124,7 +123,7 @@ class HfCheckpoint:
     def name(self) -> str:
         """The name that the conversion finds in the model card or makes of the directory's."""
         field = self.field("general.name")
-        return str(field.value) if field is not None else self.label
+        return str(field.value) if field is not None else self.path.resolve().name
 
     def field_names(self) -> list[str]:
         return list(self._fields)
@@ -218,7 +217,7 @@ class HfCheckpoint:
         """A class with another head has learnt another task; a base that has such a head itself is its base."""
         if _OTHER_HEAD.fullmatch(self._class_name) and not any(name.startswith("cls.") for name in self._base.shapes):
             raise InputError(
-                f"{self.where}: is a {self._class_name}, whose head base {self._base.label} lacks. Only a fine-tune of the whole "
+                f"{self.label}: is a {self._class_name}, whose head base {self._base.label} lacks. Only a fine-tune of the whole "
                 "language model is one of this base (AutoModelForCausalLM)"
             )
 
@@ -227,7 +226,7 @@ class HfCheckpoint:
         is_tied = self._model.hparams.get("tie_word_embeddings", True)
         if OUTPUT in self._base.shapes and OUTPUT not in infos and not is_tied:
             raise InputError(
-                f"{self.where}: has no output matrix (lm_head.weight), and config.json does not tie it to the embedding: it was "
+                f"{self.label}: has no output matrix (lm_head.weight), and config.json does not tie it to the embedding: it was "
                 f"saved from {self._class_name or 'another class'}. Save it from its class with a head (AutoModelForCausalLM)"
             )
 
@@ -248,9 +247,8 @@ class HfCheckpoint:
             if isinstance(e, KeyError):
                 reason = f"its configuration, as this version of transformers reads it, has no {reason}"
             hint = _OWN_CODE if self._directory.has_code else ""
-            raise InputError(
-                f"{self.where}: llama.cpp's conversion cannot {what} this model: {reason[:300]}{hint}"
-            ) from e
+            text = f"{self.label}: llama.cpp's conversion cannot {what} this model: {reason[:300]}{hint}"
+            raise InputError(self._directory.fault() or text) from e
 
 
 def is_of_tower(name: str) -> bool:

@@ -10,6 +10,7 @@ of any repository of the Hub. The other directory names none and has none.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,11 @@ _CARD = "README.md"
 # The key by which a description names a program, and the descriptions that transformers looks for it in: some choose others by name.
 _CODE = "auto_map"
 _CONFIGS = "*config*.json"
+# The files that describe a tokenizer of Hugging Face's, of any class; and of them those that have the vocabulary, or make it.
+_TOKENIZER = re.compile(r"(special_tokens|added_tokens|token|.*vocab|merges|tekken).*|.*\.(model|tiktoken)")
+_VOCABULARY = re.compile(
+    r"tokenizer\.jsonl?|.*vocab.*|merges\.txt|tekken\.json|tokenization_.*\.py|.*\.(model|tiktoken)"
+)
 
 
 @dataclass
@@ -97,6 +103,30 @@ class ModelDirectory:
             (target / name).write_text(text, encoding="utf-8")
         return target
 
+    def fault(self) -> str | None:
+        """What the conversion may have failed for: a description that is missing or damaged; None where all look whole."""
+        configs = [c for c in (self.config, self.config.get("text_config")) if isinstance(c, dict)]
+        if "ssm_cfg" not in self.config and not any(c.get("architectures") for c in configs):
+            return (
+                f"{self.path / CONFIG}: names no class (architectures), expected one such as LlamaForCausalLM. "
+                "Take the file that was saved with the weights"
+            )
+        files = sorted(p for p in self.path.iterdir() if _TOKENIZER.fullmatch(p.name) and p.is_file())
+        for file in files:
+            if file.stat().st_size == 0:
+                return f"{file}: is empty. Truncated download?"
+            try:
+                if file.suffix == ".json":
+                    json.loads(file.read_bytes().decode("utf-8"))
+            except (ValueError, RecursionError) as e:
+                return not_json(file, e)
+        if not any(_VOCABULARY.fullmatch(file.name) for file in files):
+            return (
+                f"{self.path}: has no tokenizer (tokenizer.json, tokenizer.model, vocab.json, ...). Copy the files of the one that "
+                "it was tuned with, mostly the base's, from its Hugging Face directory"
+            )
+        return None
+
     def _descriptions(self) -> dict[str, str]:
         """The descriptions that are not taken as they are, by file name."""
         texts = {}
@@ -133,15 +163,18 @@ def _end_tokens(sources: Sequence[Any], notes: list[str]) -> EndTokens | None:
     return None
 
 
+def not_json(path: object, error: Exception) -> str:
+    """That a file is not JSON, and why."""
+    return f"{path}: is not JSON ({printable(str(error))[:100]}). Truncated download?"
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path.parent}: has no {CONFIG}, expected a Hugging Face model directory")
     try:
         config = json.loads(path.read_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as e:
-        raise InputError(
-            f"{path}: is not JSON ({' '.join(printable(str(e)).split())[:100]}). Truncated download?"
-        ) from e
+        raise InputError(not_json(path, e)) from e
     if not isinstance(config, dict):
         raise InputError(f"{path}: is no JSON object, expected a model's configuration")
     return config

@@ -63,7 +63,7 @@ def read_lora_gguf(path: Path, base: GgufModel) -> Adapter:
     factors, whole = _tensors(file, float(alpha))
     keys = file.keys()
     fields = {key: field for key in keys if (field := file.field(key)) is not None}
-    return Adapter(path.name, str(file.value(fmt.KEY_NAME) or path.stem), factors, whole, fields)
+    return Adapter(str(path), str(file.value(fmt.KEY_NAME) or path.stem), factors, whole, fields)
 
 
 def _tensors(file: GGUFFile, alpha: float) -> tuple[dict[str, Factors], dict[str, F32]]:

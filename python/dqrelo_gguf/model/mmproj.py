@@ -57,12 +57,12 @@ def check_tower(tuned: Model, base_mmproj: str | os.PathLike[str] | None, blocks
         )
     if not any((tuned.path / name).is_file() for name in _PREPROCESSORS):
         raise InputError(
-            f"{tuned.where}: has no {_PREPROCESSORS[0]}, which {OPTION} compares. Copy the one that it was tuned with"
+            f"{tuned.label}: has no {_PREPROCESSORS[0]}, which {OPTION} compares. Copy the one that it was tuned with"
         )
     differing = next(_differences(base, tuned, blocks), None)
     if differing is not None:
         raise InputError(
-            f"{tuned.where}: its vision or audio tower is not the base's: {differing}. A delta carries the language model only, and a server has "
+            f"{tuned.label}: its vision or audio tower is not the base's: {differing}. A delta carries the language model only, and a server has "
             f"one --mmproj. Leave {OPTION} out to see with the base's, or serve the fine-tune on its own with an mmproj of its own"
         )
     return [f"its vision or audio tower ({len(names)} tensors) is that of {base.label}"]

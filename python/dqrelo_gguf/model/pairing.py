@@ -121,6 +121,7 @@ def pair_weights(base: GgufModel, tuned: Model, selection: Selection, blocks: Bl
             result.excluded.append(name)
             continue
         result.pairs.append(Pair(name, ne, _counterpart(name, base, tuned)))
+    _refuse_none(result)
     _check_left_over(base, tuned, selection, result, blocks)
     _check_shapes(base, tuned, result)
     _note_tokens(base, tuned, result)
@@ -146,12 +147,22 @@ def pair_adapted(base: GgufModel, tuned: Model, selection: Selection) -> Pairing
             result.pairs.append(Pair(name, ne, name))
         elif name in tuned.shapes:
             result.excluded.append(name)
+    _refuse_none(result)
     _check_shapes(base, tuned, result)
     if OUTPUT not in base.shapes and any(p.name == EMBEDDING for p in result.pairs):
         result.notes.append(
             f"{EMBEDDING}: the base ties its output matrix to it, which changes, too, as in the merged model"
         )
     return result
+
+
+def _refuse_none(result: Pairing) -> None:
+    """Expressions that leave no weight at all are misspelt, or are about the names of a Hugging Face model."""
+    if result.excluded and not result.pairs:
+        raise InputError(
+            f"--include, --exclude: none of {len(result.excluded)} weights is left to convert. Their names are the GGUF's, such as "
+            f"{result.excluded[-1]}"
+        )
 
 
 def _check_shapes(base: GgufModel, tuned: Model, result: Pairing) -> None:

@@ -85,12 +85,11 @@ def read_peft_adapter(path: Path, base: GgufModel, config: Path | None) -> Adapt
     """
     about = read_peft_config(path)
     modules = _Modules.read(_weights_file(path), about, max(max(ne) for ne in base.shapes.values()))
-    label = path.resolve().name
     with tempfile.TemporaryDirectory(prefix="dqrelo-") as folder, torch.inference_mode():
-        model = _conversion(Path(folder) / "base", base_config(base, config, label), base, path)
+        model = _conversion(Path(folder) / "base", base_config(base, config, str(path)), base, path)
         made = _convert(path, model, modules, base, about.method)
     factors, computed = made.stored_and_computed(about.method)
-    adapter = Adapter(label, label, factors, made.whole, notes=modules.notes, computed=computed)
+    adapter = Adapter(str(path), path.resolve().name, factors, made.whole, notes=modules.notes, computed=computed)
     if computed:
         adapter.notes.append(_computed_note(about.method, computed, base))
     template = _chat_template(path, adapter.notes)

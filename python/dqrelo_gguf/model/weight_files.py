@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.lfs import refuse_lfs_pointer
+from dqrelo_gguf.file.open_file import require_file
 
 # In the order in which transformers looks for them.
 _FORMATS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
@@ -161,6 +162,7 @@ def _read_index(index: Path) -> dict[str, str]:
     Raises:
         InputError: it is no index, or names files elsewhere.
     """
+    require_file(index)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {str(name): str(PurePosixPath(file)) for name, file in weight_map.items()}

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from dqrelo_gguf.errors import InputError, printable
+from dqrelo_gguf.file.open_file import require_file
 from dqrelo_gguf.model.weight_files import WeightFiles
 
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -104,6 +105,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _headers(path: Path, n_file_bytes: int | None = None) -> list[_Tensor]:
+    require_file(path)
     return _safetensors(path, n_file_bytes) if path.suffix == ".safetensors" else _pickled(path)
 
 
