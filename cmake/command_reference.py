@@ -17,6 +17,7 @@ from dqrelo_gguf.cli.dqrelo import COMMANDS
 PAGE = written_page.ROOT / "docs" / "commands.md"
 # The modules of dqrelo_gguf.cli whose commands have options of their own; dqrelo-server's are llama-server's.
 MODULES = tuple(module for module, _ in COMMANDS.values() if module != "server")
+_INNER = argparse._SubParsersAction  # noqa: SLF001 - what add_subparsers makes
 _INTRODUCTION = """# Commands
 
 All options of the commands, as `--help` lists them. `dqrelo-server` takes those of `llama-server`, and the ones for deltas that
@@ -31,11 +32,18 @@ def page() -> str:
 
 
 def _command(module: str) -> Iterator[str]:
-    parser: argparse.ArgumentParser = importlib.import_module(f"dqrelo_gguf.cli.{module}")._parser()  # noqa: SLF001
-    yield f"## {parser.prog}\n"
+    yield from _section(importlib.import_module(f"dqrelo_gguf.cli.{module}")._parser(), "##")  # noqa: SLF001
+
+
+def _section(parser: argparse.ArgumentParser, heading: str) -> Iterator[str]:
+    """A command with its options, and below it the commands that it has."""
+    inner: list[argparse.ArgumentParser] = []
+    yield f"{heading} {parser.prog}\n"
     yield f"{_expanded(parser, parser.description or '')}\n"
     for group in parser._action_groups:  # noqa: SLF001
         actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS and "--help" not in a.option_strings]  # noqa: SLF001
+        inner += [command for a in actions if isinstance(a, _INNER) for command in a.choices.values()]
+        actions = [a for a in actions if not isinstance(a, _INNER)]
         if not actions:
             continue
         yield f"| {group.title} | |\n|---|---|"
@@ -43,6 +51,8 @@ def _command(module: str) -> Iterator[str]:
         yield ""
     if parser.epilog:
         yield f"{_expanded(parser, parser.epilog)}\n"
+    for command in inner:
+        yield from _section(command, f"{heading}#")
 
 
 def _syntax(action: argparse.Action) -> str:

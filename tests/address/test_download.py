@@ -41,7 +41,7 @@ def fetch(web: WebServer, query: str = "") -> bytes:
 
 def complete_files(cache: Path) -> list[Path]:
     """What has a name that somebody could take for a downloaded file."""
-    own = (".partial", ".ranges", ".lock")
+    own = (".partial", ".ranges", ".lock", ".used")
     return [
         p for p in cache.rglob("*") if p.is_file() and not p.name.endswith(own) and p.name not in ("current", "address")
     ]

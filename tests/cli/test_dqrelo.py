@@ -75,7 +75,7 @@ def test_completion_knows_commands_and_their_options(capsys: pytest.CaptureFixtu
     for shell in dqrelo.SHELLS:
         assert dqrelo.main(["--completion", shell]) == 0
         script = capsys.readouterr().out
-        assert all(word in script for word in (*dqrelo.COMMANDS, "calibrate", "as-delta", "repetitions"))
+        assert all(word in script for word in (*dqrelo.COMMANDS, "calibrate", "as-delta", "repetitions", "max-size"))
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")

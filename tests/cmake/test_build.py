@@ -39,6 +39,7 @@ PROGRAMS = (
 COMMANDS = (
     "dqrelo",
     "dqrelo-bench",
+    "dqrelo-cache",
     "dqrelo-convert",
     "dqrelo-demo",
     "dqrelo-eval",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dqrelo_gguf.convert.report import by_kind, by_layer, bytes_text, kind, layer, total
+from dqrelo_gguf.convert.report import by_kind, by_layer, kind, layer, total
 from dqrelo_gguf.convert.result import WeightResult
 
 
@@ -36,13 +36,3 @@ def test_groups_sum_up() -> None:
     assert output.error_delta == 0
     assert [g.label for g in by_layer(weights)] == ["2", "10", "other"]
     assert total(weights).ratio == 102 / 816
-
-
-def test_bytes_for_people() -> None:
-    assert [bytes_text(n) for n in (0, 1023, 1024, 1536 * 1024, 5 * 1024**3)] == [
-        "0 B",
-        "1023 B",
-        "1.0 KiB",
-        "1.5 MiB",
-        "5.0 GiB",
-    ]

@@ -15,7 +15,8 @@ RANGE_BYTES = 1000
 def own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache below a folder, and no setting or credential of the user who runs the tests."""
     cache = folder / "cache"
-    for name in (settings.OFFLINE, settings.HUB_OFFLINE, settings.ALLOW_HTTP, settings.MAX_DOWNLOAD, "HF_TOKEN"):
+    own = (settings.OFFLINE, settings.HUB_OFFLINE, settings.ALLOW_HTTP, settings.MAX_DOWNLOAD, settings.CACHE_MAX)
+    for name in (*own, "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(settings.CACHE, str(cache / "dqrelo"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))

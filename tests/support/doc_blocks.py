@@ -90,5 +90,13 @@ def own_commands(line: str) -> Iterator[tuple[str, list[str]]]:
 def options_of(module: str) -> set[str]:
     """The names of the options of a command that has a parser; `sweep` of dqrelo-lm-eval has its own."""
     found = importlib.import_module(f"dqrelo_gguf.cli.{module}")
-    parser: argparse.ArgumentParser = found._parser()
-    return set(parser._option_string_actions)
+    return set(_options(found._parser()))
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Of a parser, and of the commands that it has."""
+    yield from parser._option_string_actions
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)

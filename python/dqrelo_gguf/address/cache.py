@@ -1,33 +1,33 @@
 """Files from web servers and object stores: where they are kept, by address and version.
 
-    CACHE/files/KEY/address           what the folder is of
+    CACHE/files/KEY/address           what the folder is of, without a query
     CACHE/files/KEY/current           the version that was seen last, for times without network
     CACHE/files/KEY/VERSION/NAME      a file, or all parts of a split model
+    CACHE/files/KEY/VERSION.used      who uses the version, and when it was last resolved (marks.py)
 
-KEY and VERSION are hashes: neither a query nor a server decides a path.
+KEY and VERSION are hashes: neither a query nor a server decides a path. What lies there is listed by kept.py and removed by prune.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dqrelo_gguf.address import settings
+from dqrelo_gguf.address import marks, settings
 from dqrelo_gguf.address.choose import shard_names
 from dqrelo_gguf.address.download import download, require_room, turn
+from dqrelo_gguf.address.kept import ADDRESS, CURRENT, KEY, files_folder
 from dqrelo_gguf.address.parse import UrlAddress, is_inside
+from dqrelo_gguf.address.prune import keep_within_limit
 from dqrelo_gguf.address.reading import ask
 from dqrelo_gguf.address.remote import RemoteFile
 from dqrelo_gguf.address.source import FileFacts, Source
 from dqrelo_gguf.address.store import StoreSource
 from dqrelo_gguf.address.web import HttpSource
 from dqrelo_gguf.errors import InputError, raise_os_error
-
-_KEY = re.compile(r"[0-9a-f]{32}")
 
 
 def fetch(address: UrlAddress) -> tuple[Path, str]:
@@ -41,9 +41,9 @@ def fetch(address: UrlAddress) -> tuple[Path, str]:
     """
     parts = _parts(address)
     first = min(parts, key=lambda part: part.path)
-    folder = settings.cache_folder() / "files" / _key(first.url)
+    folder = files_folder() / _key(first.url)
+    settings.cache_max_bytes()  # A value that is none is refused before the download.
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         if settings.is_offline():
             return _cached(address, folder, parts), f"{address.label} (from the cache)"
         return _fetch(address, folder, parts)
@@ -85,11 +85,13 @@ def _name(address: UrlAddress) -> str:
 
 def _cached(address: UrlAddress, folder: Path, parts: Sequence[UrlAddress]) -> Path:
     try:
-        version = (folder / "current").read_text().strip()
+        version = (folder / CURRENT).read_text().strip()
     except (OSError, UnicodeDecodeError):
         version = ""
     paths = [folder / version / _name(part) for part in parts]
-    if not _KEY.fullmatch(version) or not all(path.is_file() for path in paths):
+    if KEY.fullmatch(version) and paths[0].parent.is_dir():
+        marks.use(folder, version)
+    if not KEY.fullmatch(version) or not all(path.is_file() for path in paths):
         raise InputError(
             f"{address.label}: is not in the cache, and there is no network by {settings.OFFLINE} or HF_HUB_OFFLINE"
         )
@@ -106,16 +108,28 @@ def _fetch(address: UrlAddress, folder: Path, parts: Sequence[UrlAddress]) -> tu
     in_order = sorted(range(len(parts)), key=lambda i: parts[i].path)
     version = _version([facts[i] for i in in_order])
     paths = [folder / version / _name(part) for part in parts]
+    folder.mkdir(parents=True, exist_ok=True)
+    marks.use(folder, version)  # From here on nothing of this version is removed.
     missing = [i for i, path in enumerate(paths) if not path.exists()]
-    require_room(sum(facts[i].n_bytes or 0 for i in missing), folder, address.label)
+    if missing:
+        require_room(sum(facts[i].n_bytes or 0 for i in missing), folder, address.label)
+        _note(folder, {ADDRESS: address.without_query})
     for i in missing:
         download(sources[i], facts[i], paths[i])
-    with turn(folder / "current"):
-        for name, text in (("address", address.label), ("current", version)):
+    _note(folder, {ADDRESS: address.without_query, CURRENT: version})
+    if missing:
+        marks.use(folder, version)
+        keep_within_limit()
+    return paths[0], address.label if facts[0].version is None else f"{address.label} (version {facts[0].version})"
+
+
+def _note(folder: Path, notes: Mapping[str, str]) -> None:
+    """Writes small files about an address, each as a whole."""
+    with turn(folder / CURRENT):
+        for name, text in notes.items():
             made = folder / f".{name}.{secrets.token_hex(4)}"
             made.write_text(f"{text}\n", encoding="utf-8")
             made.replace(folder / name)
-    return paths[0], address.label if facts[0].version is None else f"{address.label} (version {facts[0].version})"
 
 
 def _source(address: UrlAddress) -> Source:

@@ -77,12 +77,17 @@ class UrlAddress:
     @property
     def label(self) -> str:
         """As messages show it: without the query."""
-        return shown(f"{self.scheme}://{self.host}/{self.path}")
+        return shown(self.without_query)
+
+    @property
+    def without_query(self) -> str:
+        """All that is no secret."""
+        return f"{self.scheme}://{self.host}/{self.path}"
 
     @property
     def url(self) -> str:
         """All of it."""
-        return f"{self.scheme}://{self.host}/{self.path}{'?' if self.query else ''}{self.query}"
+        return f"{self.without_query}{'?' if self.query else ''}{self.query}"
 
     @property
     def name(self) -> str:

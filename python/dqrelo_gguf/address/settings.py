@@ -12,6 +12,7 @@ OFFLINE = "DQRELO_OFFLINE"
 HUB_OFFLINE = "HF_HUB_OFFLINE"
 ALLOW_HTTP = "DQRELO_ALLOW_HTTP"
 MAX_DOWNLOAD = "DQRELO_MAX_DOWNLOAD"
+CACHE_MAX = "DQRELO_CACHE_MAX"
 
 # GiB of one address. The largest open models have more in 16 bits; a mistake or a hostile server should not fill a disk.
 _MOST_GIB = 512
@@ -40,9 +41,22 @@ def max_bytes() -> int:
     Raises:
         InputError: the variable is no number of GiB.
     """
-    text = os.environ.get(MAX_DOWNLOAD) or str(_MOST_GIB)
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 1 << 20:
-        raise InputError(f"{MAX_DOWNLOAD}={shown(text)}: expected a whole number of GiB from 1 to {1 << 20}")
+    return _gib(MAX_DOWNLOAD, os.environ.get(MAX_DOWNLOAD) or str(_MOST_GIB))
+
+
+def cache_max_bytes() -> int | None:
+    """The most bytes that the cache keeps after a download; None where it keeps everything.
+
+    Raises:
+        InputError: the variable is no number of GiB.
+    """
+    text = os.environ.get(CACHE_MAX)
+    return _gib(CACHE_MAX, text) if text else None
+
+
+def _gib(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10) or not 1 <= int(text) <= 1 << 20:
+        raise InputError(f"{name}={shown(text)}: expected a whole number of GiB from 1 to {1 << 20}")
     return int(text) << 30
 
 

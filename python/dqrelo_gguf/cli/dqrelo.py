@@ -19,6 +19,7 @@ COMMANDS = {
     "merge": ("merge", "add deltas to their base: a plain GGUF, or one delta"),
     "eval": ("eval", "measure what deltas keep of their fine-tune"),
     "push": ("push", "upload a delta to the Hugging Face Hub, with a model card"),
+    "cache": ("cache", "show and bound what was fetched from buckets and web servers"),
     "lm-eval": ("lm_eval", "run lm-evaluation-harness on a base and its deltas"),
     "bench": ("bench", "measure tokens a second of a base and its deltas"),
     "serve": ("server", "run llama-server with deltas; every argument is llama-server's"),

@@ -161,9 +161,9 @@ def _print_text(reader: DeltaReader, found: Comparison | None, args: argparse.Na
 
 def _facts(reader: DeltaReader) -> list[tuple[str, str]]:
     """(label, text) of each line above the tables."""
-    from dqrelo_gguf.convert.report import bytes_text
     from dqrelo_gguf.errors import printable
     from dqrelo_gguf.file import format as fmt
+    from dqrelo_gguf.sizes import bytes_text
 
     size, version = bytes_text(reader.n_file_bytes), reader.meta(fmt.KEY_VERSION)
     n_dense = sum(w.dense_type is not None for w in reader.weights)

@@ -84,8 +84,8 @@ def _merge(args: argparse.Namespace) -> None:
 
 def _write_model(args: argparse.Namespace) -> None:
     from dqrelo_gguf.convert.merge import MergeOptions, merge
-    from dqrelo_gguf.convert.report import bytes_text
     from dqrelo_gguf.progress import phases_for_stderr
+    from dqrelo_gguf.sizes import bytes_text
 
     options = MergeOptions(
         args.outtype or "f16",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from dqrelo_gguf.errors import printable
 from dqrelo_gguf.file.layout import ENTRY_TYPES, WeightSpec
+from dqrelo_gguf.sizes import bytes_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"\.(\d+)\.")
 # This line stands below the tables.
 LEGEND = "D error: |D - D_hat| / |D|. W error: |W_ft - W_hat| / |W_ft|."
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Measured(Protocol):
@@ -192,14 +192,6 @@ def adapter_text(ranks: Sequence[int], n_weights: int) -> str:
     """What an adapter is: `LoRA adapter, rank 16, 224 weights`. The ranks are sorted."""
     rank = str(ranks[0]) if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
     return f"LoRA adapter, rank {rank}, {n_weights} weights"
-
-
-def bytes_text(n: int) -> str:
-    """A number of bytes for people: `1.5 MiB`."""
-    value, unit = float(n), 0
-    while value >= 1024 and unit < len(_UNITS) - 1:
-        value, unit = value / 1024, unit + 1
-    return f"{n} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
 def _grouped(weights: Iterable[Measured], label_of: Callable[[Measured], str]) -> list[Group]:

@@ -9,11 +9,12 @@ from typing import Any
 
 from dqrelo_gguf.convert.estimate import Estimate
 from dqrelo_gguf.convert.plan import Planned
-from dqrelo_gguf.convert.report import adapter_text, bytes_text
+from dqrelo_gguf.convert.report import adapter_text
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.journal import Finished
 from dqrelo_gguf.file.layout import ENTRY_TYPES, WeightSpec, type_name
 from dqrelo_gguf.file.weight_data import Pack
+from dqrelo_gguf.sizes import bytes_text
 
 PLANE_TYPES = (fmt.DQ_SIGN, fmt.DQ_SCALE, fmt.DQ_CSCALE)
 # Percent of the bytes in planes from which a fine-tune's spectra are called flat.

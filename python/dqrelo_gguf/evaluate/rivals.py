@@ -13,7 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dqrelo_gguf._pin import gguf
-from dqrelo_gguf.convert.report import bytes_text
 from dqrelo_gguf.errors import DiskFullError, InputError, printable
 from dqrelo_gguf.evaluate.pruned import Pruning
 from dqrelo_gguf.evaluate.room import Room, Shape
@@ -23,6 +22,7 @@ from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.progress import Phases
 from dqrelo_gguf.runtime.programs import program
 from dqrelo_gguf.runtime.session import Runtime
+from dqrelo_gguf.sizes import bytes_text
 
 IMATRIX_TOKENS = 8192  # of text that the fine-tune writes for an importance matrix
 _IMATRIX_CTX = 128

@@ -12,13 +12,13 @@ from typing import IO, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from dqrelo_gguf.convert.report import bytes_text
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.evaluate.room import SEQUENTIAL_FILE_BYTES, Room
 from dqrelo_gguf.file.model_file import shards
 from dqrelo_gguf.memory import available_bytes
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
+from dqrelo_gguf.sizes import bytes_text
 
 F32 = npt.NDArray[np.float32]
 

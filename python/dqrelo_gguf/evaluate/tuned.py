@@ -9,12 +9,12 @@ from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dqrelo_gguf.convert.report import bytes_text
 from dqrelo_gguf.errors import BaseMismatchError, DiskFullError, InputError
 from dqrelo_gguf.file.layout import ne_text
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.model.checkpoint import HfCheckpoint
 from dqrelo_gguf.model.vocabulary import BY_TOKEN, token_problem
+from dqrelo_gguf.sizes import bytes_text
 
 _HEADER_BYTES = 16 << 20  # metadata and vocabulary of a converted model, at most
 

@@ -8,7 +8,6 @@ from typing import Self
 
 import numpy as np
 
-from dqrelo_gguf.convert.report import bytes_text
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.evaluate.room import Shape
 from dqrelo_gguf.evaluate.tuned import end_token
@@ -17,6 +16,7 @@ from dqrelo_gguf.memory import available_bytes
 from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
+from dqrelo_gguf.sizes import bytes_text
 
 MAX_LENGTH = 4096  # tokens that a model reads, where nobody says more and it was trained on more
 _CELLS_BYTES = 192 << 20  # of keys and values, if one sequence needs no more

@@ -6,9 +6,9 @@ import html
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dqrelo_gguf.convert.report import bytes_text
 from dqrelo_gguf.evaluate.page.document import compared_files, short_kind
 from dqrelo_gguf.evaluate.page.visible import visible
+from dqrelo_gguf.sizes import bytes_text
 
 Json = dict[str, Any]
 Rows = Sequence[Sequence[str]]
