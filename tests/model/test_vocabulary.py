@@ -170,7 +170,7 @@ def test_added_tokens_without_room_are_refused(checkpoint: Path, tmp_path: Path)
     base = convert_hf(resize(checkpoint, n), tmp_path / "full.gguf", "ALL_F32")
     tuned = write_tuned(checkpoint, tmp_path / "tuned", 1)
     add_tokens(resize(tuned, n + 64))
-    sizes = f"vocabulary has {n + 64} entries, {n + len(ADDED)} of them in use, base full.gguf has {n}"
+    sizes = f"vocabulary has {n + 64} entries, {n + len(ADDED)} of them in use, base {base} has {n}"
     refused(base, tuned, sizes, f"resize the base's embeddings to {n + 64}")
 
 
@@ -179,5 +179,5 @@ def test_a_smaller_vocabulary_is_refused(checkpoint: Path, tmp_path: Path) -> No
     add_tokens(checkpoint)  # The base has tokens that the fine-tune lacks.
     base = convert_hf(checkpoint, tmp_path / "more.gguf", "ALL_F32")
     n = n_tokens(tuned)
-    sizes = f"vocabulary has {n} entries, base more.gguf has {N_VOCAB}, {n + len(ADDED)} of them in use"
+    sizes = f"vocabulary has {n} entries, base {base} has {N_VOCAB}, {n + len(ADDED)} of them in use"
     refused(base, resize(tuned, n), sizes, f"resize the fine-tune's embeddings to {N_VOCAB}")

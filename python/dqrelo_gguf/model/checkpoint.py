@@ -247,8 +247,8 @@ class HfCheckpoint:
             if isinstance(e, KeyError):
                 reason = f"its configuration, as this version of transformers reads it, has no {reason}"
             hint = _OWN_CODE if self._directory.has_code else ""
-            text = f"{self.label}: llama.cpp's conversion cannot {what} this model: {reason[:300]}{hint}"
-            raise InputError(self._directory.fault() or text) from e
+            text = f"{self.label}: llama.cpp's conversion cannot {what} this model: {reason[:300]}"
+            raise InputError((self._directory.fault() or text) + hint) from e
 
 
 def is_of_tower(name: str) -> bool:

@@ -33,9 +33,7 @@ _CODE = "auto_map"
 _CONFIGS = "*config*.json"
 # The files that describe a tokenizer of Hugging Face's, of any class; and of them those that have the vocabulary, or make it.
 _TOKENIZER = re.compile(r"(special_tokens|added_tokens|token|.*vocab|merges|tekken).*|.*\.(model|tiktoken)")
-_VOCABULARY = re.compile(
-    r"tokenizer\.jsonl?|.*vocab.*|merges\.txt|tekken\.json|tokenization_.*\.py|.*\.(model|tiktoken)"
-)
+_VOCABULARY = re.compile(r"tokenizer\.jsonl?|.*vocab.*|merges\.txt|tekken\.json|.*\.(model|tiktoken)")
 
 
 @dataclass
