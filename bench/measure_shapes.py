@@ -1,11 +1,11 @@
-"""What converting a model that does not fit takes: one tensor of each kind is converted, and the whole model is their sum.
+"""What converting a model that does not fit takes: matrices of each kind are converted, and the whole model is their sum.
 
   measure_shapes.py --shape llama-70b -o work
   measure_shapes.py --shape llama-3b -o work --full
 
-The base is a GGUF in F16 with one block of the shape, and the fine-tune is read by ranges from a server that makes it (lazy_checkpoint.py). Each
-tensor is converted in a process of its own: large ones with all threads, small ones with one, as the converter would. The time that the reading is waited
-for is given apart: it is the network's, and here the generator's. `--full` converts the whole model as well and compares.
+The base is a GGUF in F16 with as many blocks as there are threads, and the fine-tune is read by ranges from a server on this machine (lazy_checkpoint.py) that
+has made it before. Kinds of matrices that the converter gives all threads, one at a time, are measured by one of them, the others by those of all blocks, each
+kind in a process of its own. `--full` converts the whole model as well and compares. The disk needs twice the 16-bit bytes of what is converted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dqrelo_gguf.cli import run
 from dqrelo_gguf.errors import CommandError
@@ -27,18 +30,19 @@ from support.shape_runs import Measured, Projected, is_alone, measure, project, 
 
 PROG = "measure_shapes.py"
 METHODS = ("paper", "best")
+_SHARES = ("seconds", "processor_seconds", "peak_bytes", "n_read", "n_delta_bytes")
 
 
-def run_one(base: Path, tuned: str, method: str, tensor: str | None, n_threads: int) -> Measured:
+def run_one(base: Path, tuned: str, method: str, pattern: str | None, n_threads: int) -> Measured:
     """`measure` in a process of its own.
 
     Raises:
         CommandError: it failed.
     """
-    command = [sys.executable, __file__, "one", str(base), tuned, method, tensor or "", str(n_threads)]
+    command = [sys.executable, __file__, "one", str(base), tuned, method, pattern or "", str(n_threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CommandError(f"{tensor or 'all tensors'}, {method}: {done.stderr.strip()[-500:]}")
+        raise CommandError(f"{pattern or 'all tensors'}, {method}: {done.stderr.strip()[-500:]}")
     return Measured.of(done.stdout.splitlines()[-1])
 
 
@@ -55,32 +59,31 @@ def make_base(folder: Path, name: str, address: str) -> Path:
     return target
 
 
-def measure_kinds(shape: LargeShape, args: argparse.Namespace, method: str) -> Projected:
-    """Measures a tensor of each kind, prints a row of each, and projects the model."""
-    one = shape.with_layers(1)
-    folders = {name: Checkpoint(one, args.seed, is_tuned=name == "tuned") for name in ("base", "tuned")}
+@contextmanager
+def made(shape: LargeShape, args: argparse.Namespace) -> Iterator[tuple[Path, str]]:
+    """A base's file and a fine-tune's address, as long as the block."""
+    with TemporaryDirectory(dir=args.outdir) as folder:
+        tuned = Checkpoint(shape, args.seed, is_tuned=True, keep=Path(folder))
+        with serving({"base": Checkpoint(shape, args.seed, is_tuned=False), "tuned": tuned}) as address:
+            base = make_base(args.outdir, f"{shape.name}-{shape.n_layer}", f"{address}/base")
+            tuned.make_all(args.threads)
+            yield base, f"{address}/tuned"
+
+
+def measure_kinds(shape: LargeShape, args: argparse.Namespace, method: str, base: Path, tuned: str) -> Projected:
+    """Measures matrices of each kind, prints a row of each, and projects the model."""
     found = {}
-    with serving(folders) as address:
-        base = make_base(args.outdir, f"{shape.name}-1", f"{address}/base")
-        for kind in sorted(kinds(shape), key=lambda kind: kind.n_elements):
-            n_threads = args.threads if is_alone(kind, kinds(shape), args.threads) else 1
-            found[kind] = m = run_one(base, f"{address}/tuned", method, kind.tensor(), n_threads)
-            dims = "x".join(map(str, kind.dims))
-            print(
-                f"{method:6} {'/'.join(kind.names):26} {dims:>16} {kind.count(shape):5} {m.n_threads:2} thr {m.seconds:9.2f} s "
-                f"{m.processor_seconds:9.2f} s proc {m.reading_seconds:8.2f} s read {(m.peak_bytes - m.start_bytes) / 1e9:6.2f} GB "
-                f"{m.n_delta_bytes / (2 * kind.n_elements):.4f}",
-                flush=True,
-            )
-    return project(shape, found, args.threads)
-
-
-def measure_full(shape: LargeShape, args: argparse.Namespace, method: str) -> Measured:
-    """Converts the whole model."""
-    folders = {name: Checkpoint(shape, args.seed, is_tuned=name == "tuned") for name in ("base", "tuned")}
-    with serving(folders) as address:
-        base = make_base(args.outdir, f"{shape.name}-{shape.n_layer}", f"{address}/base")
-        return run_one(base, f"{address}/tuned", method, None, args.threads)
+    for kind in sorted(kinds(shape), key=lambda kind: kind.n_elements):
+        pattern = kind.pattern(only_one=is_alone(kind, kinds(shape), args.threads))
+        found[kind] = m = run_one(base, tuned, method, pattern, args.threads)
+        dims = "x".join(map(str, kind.dims))
+        print(
+            f"{method:6} {'/'.join(kind.names):26} {dims:>16} {m.n_weights:2} of {kind.count(shape):4} {m.seconds:9.2f} s "
+            f"{m.processor_seconds:9.2f} s proc {m.reading_seconds:8.2f} s read {(m.peak_bytes - m.start_bytes) / 1e9:6.2f} GB "
+            f"{m.n_delta_bytes / (2 * m.n_weights * kind.n_elements):.4f}",
+            flush=True,
+        )
+    return project(shape, found)
 
 
 def report(args: argparse.Namespace) -> None:
@@ -90,20 +93,27 @@ def report(args: argparse.Namespace) -> None:
     n_bytes = Checkpoint(shape, args.seed, is_tuned=True).n_bytes
     facts = {"shape": shape.name, "bytes": f"{n_bytes:,}", "commit": commit(), "cpu": cpu(), "threads": args.threads}
     print(heading(facts), flush=True)
-    for method in args.method or METHODS:
-        whole = measure_kinds(shape, args, method)
-        print(f"{method:6} projected: {_row(whole)}", flush=True)
-        document = {**facts, "method": method, "projected": asdict(whole)}
-        if args.full:
-            full = measure_full(shape, args, method)
-            print(f"{method:6} measured:  {_row(full)}, {full.reading_seconds:.0f} s of waiting for bytes", flush=True)
-            print(
-                f"{method:6} projected / measured: time {whole.seconds / full.seconds:.3f}, "
-                f"processor {whole.processor_seconds / full.processor_seconds:.3f}, peak {whole.peak_bytes / full.peak_bytes:.3f}"
-            )
-            document["measured"] = asdict(full)
-        with (args.outdir / "shapes.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(document) + "\n")
+    documents = []
+    with made(shape.with_layers(min(args.threads, shape.n_layer)), args) as (base, tuned):
+        for method in args.method or METHODS:
+            projected = measure_kinds(shape, args, method, base, tuned)
+            print(f"{method:6} projected: {_row(projected)}", flush=True)
+            documents.append({**facts, "method": method, "projected": asdict(projected)})
+    if args.full:
+        with made(shape, args) as (base, tuned):
+            for document in documents:
+                whole = run_one(base, tuned, document["method"], None, args.threads)
+                document["measured"] = asdict(whole)
+                print(f"{document['method']:6} measured:  {_row(whole)}", flush=True)
+                shares = {
+                    key: document["projected"][key] / value for key, value in asdict(whole).items() if key in _SHARES
+                }
+                print(
+                    f"{document['method']:6} projected / measured: "
+                    + ", ".join(f"{k} {v:.3f}" for k, v in shares.items())
+                )
+    with (args.outdir / "shapes.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(document) + "\n" for document in documents)
 
 
 def _row(found: Projected | Measured) -> str:
@@ -116,8 +126,8 @@ def _row(found: Projected | Measured) -> str:
 def main() -> int:
     """Runs the command; returns its exit code."""
     if sys.argv[1:2] == ["one"]:
-        base, tuned, method, tensor, n_threads = sys.argv[2:]
-        return run(lambda: print(measure(Path(base), tuned, method, tensor or None, int(n_threads)).as_line()), PROG)
+        base, tuned, method, pattern, n_threads = sys.argv[2:]
+        return run(lambda: print(measure(Path(base), tuned, method, pattern or None, int(n_threads)).as_line()), PROG)
     if sys.argv[1:2] == ["base"]:
         return run(lambda: write_base(sys.argv[2], Path(sys.argv[3])), PROG)
     parser = argparse.ArgumentParser(

@@ -75,9 +75,11 @@ class Kind:
     def n_elements(self) -> int:
         return prod(self.dims)
 
-    def tensor(self) -> str:
-        """The tensor that stands for all."""
-        return f"{'blk.0.' if self.in_blocks else ''}{self.names[0]}.weight"
+    def pattern(self, only_one: bool) -> str:
+        """A regular expression of the tensors of this kind, or of one that stands for all."""
+        names = self.names[:1] if only_one else self.names
+        block = (r"blk\.0\." if only_one else r"blk\.\d+\.") if self.in_blocks else ""
+        return rf"^{block}({'|'.join(names)})\.weight$"
 
     def count(self, shape: LargeShape) -> int:
         """How many a model has."""
@@ -85,15 +87,13 @@ class Kind:
 
 
 def kinds(shape: LargeShape) -> list[Kind]:
-    """All kinds of a model's tensors."""
+    """All kinds of a model's matrices; norms are copied, and cost nothing beside them."""
     n_embd, n_ff = shape.n_embd, shape.n_ff
     n_q, n_kv = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
     experts = (shape.n_expert,) if shape.n_expert else ()
     suffix = "_exps" if experts else ""
     found = [
         Kind(("token_embd",) if shape.is_tied else ("token_embd", "output"), (shape.n_vocab, n_embd), in_blocks=False),
-        Kind(("output_norm",), (n_embd,), in_blocks=False),
-        Kind(("attn_norm", "ffn_norm"), (n_embd,), in_blocks=True),
         Kind(("attn_q", "attn_output") if n_q == n_embd else ("attn_q",), (n_q, n_embd), in_blocks=True),
         Kind(("attn_k", "attn_v"), (n_kv, n_embd), in_blocks=True),
         Kind((f"ffn_gate{suffix}", f"ffn_up{suffix}"), (*experts, n_ff, n_embd), in_blocks=True),

@@ -1,7 +1,7 @@
-"""A checkpoint that is nowhere: every byte of its files is made when it is asked for, the same ones each time.
+"""A checkpoint that need not be anywhere: every byte of its files is made when it is asked for, the same ones each time.
 
-A tensor is made in blocks of rows, each from a seed of its own. A fine-tune's block is the base's, and a change as fine-tunes have it: vectors
-whose energy falls by a power of their number, and noise as large as they are.
+A tensor is made in blocks of rows, each from a seed of its own; a checkpoint can keep what it has made in a folder. A fine-tune's block is the
+base's, and a change as fine-tunes have it: vectors whose energy falls by a power of their number, and noise as large as they are.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +37,24 @@ DECAY = 0.4
 _ALIGNMENT = 8
 
 
+class Kept:
+    """Blocks that were made once and lie in a folder, a file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def block(self, tensor: Tensor, i: int) -> bytes:
+        """Block i of a tensor; made now, unless it is there."""
+        path = self._folder / f"{tensor.name}-{tensor.is_tuned:d}-{i}"
+        if path.exists():
+            return path.read_bytes()
+        made = tensor.made_block(i)
+        unfinished = path.with_suffix(f".{threading.get_ident()}")
+        unfinished.write_bytes(made)
+        unfinished.replace(path)
+        return made
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor of a checkpoint.
@@ -43,16 +64,22 @@ class Tensor:
         dims: (n_out, n_in), or (n,).
         seed: of the model.
         is_tuned: of the fine-tune, and not of the base.
+        kept: where its blocks stay; None makes them each time.
     """
 
     name: str
     dims: tuple[int, ...]
     seed: int
     is_tuned: bool
+    kept: Kept | None = None
 
     @property
     def n_bytes(self) -> int:
         return ELEMENT_BYTES * prod(self.dims)
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-prod(self.dims[:-1]) // self.block_rows)
 
     @property
     def block_rows(self) -> int:
@@ -68,6 +95,10 @@ class Tensor:
 
     def block(self, i: int) -> bytes:
         """Block i in BF16."""
+        return self.made_block(i) if self.kept is None else self.kept.block(self, i)
+
+    def made_block(self, i: int) -> bytes:
+        """The same, made now."""
         n_rows = min(self.block_rows, prod(self.dims[:-1]) - i * self.block_rows)
         values = torch.from_numpy(self._values(i, n_rows, self.dims[-1])).bfloat16()
         return values.view(torch.int16).numpy().tobytes()
@@ -117,7 +148,7 @@ class Shard:
         text = json.dumps(entries).encode()
         text = text.ljust(-(-len(text) // _ALIGNMENT) * _ALIGNMENT)
         self._head = len(text).to_bytes(8, "little") + text
-        self._own, self._begins = own, [len(self._head) + begin for begin in ends[:-1]]
+        self.own, self._begins = own, [len(self._head) + begin for begin in ends[:-1]]
         self.n_bytes = len(self._head) + ends[-1]
         self.names = list(entries)
 
@@ -125,8 +156,8 @@ class Shard:
         """Bytes [start, end) of it."""
         if start < len(self._head):
             yield self._head[start:end]
-        for i in range(max(bisect_right(self._begins, start) - 1, 0), len(self._own)):
-            begin, tensor = self._begins[i], self._own[i]
+        for i in range(max(bisect_right(self._begins, start) - 1, 0), len(self.own)):
+            begin, tensor = self._begins[i], self.own[i]
             if begin >= end:
                 return
             yield from tensor.read(max(start - begin, 0), min(end - begin, tensor.n_bytes))
@@ -140,12 +171,21 @@ class Checkpoint:
         seed: of its values.
         is_tuned: the fine-tune of the base that has the same shape and seed.
         shard_bytes: of a shard at most, or one tensor.
+        keep: a folder of this checkpoint's own, in which what is made stays; None makes it each time.
     """
 
-    def __init__(self, shape: LargeShape, seed: int, is_tuned: bool, shard_bytes: int = 5_000_000_000) -> None:
+    def __init__(
+        self,
+        shape: LargeShape,
+        seed: int,
+        is_tuned: bool,
+        shard_bytes: int = 5_000_000_000,
+        keep: Path | None = None,
+    ) -> None:
+        kept = None if keep is None else Kept(keep)
         shards: list[list[Tensor]] = [[]]
         for name, dims in tensors(shape).items():
-            tensor = Tensor(name, dims, seed, is_tuned)
+            tensor = Tensor(name, dims, seed, is_tuned, kept)
             if shards[-1] and sum(t.n_bytes for t in shards[-1]) + tensor.n_bytes > shard_bytes:
                 shards.append([])
             shards[-1].append(tensor)
@@ -164,6 +204,13 @@ class Checkpoint:
     def n_bytes(self) -> int:
         """Of all its weights."""
         return sum(shard.n_bytes for shard in self.shards.values())
+
+    def make_all(self, n_threads: int) -> None:
+        """Makes all blocks, which then lie where they are kept."""
+        blocks = [(tensor, i) for shard in self.shards.values() for tensor in shard.own for i in range(tensor.n_blocks)]
+        with ThreadPoolExecutor(n_threads) as pool:
+            for _ in pool.map(lambda block: len(block[0].block(block[1])), blocks):
+                pass
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None where there is none."""

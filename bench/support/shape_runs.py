@@ -33,14 +33,14 @@ class Measured:
     """A conversion that was measured, in a process of its own.
 
     Args:
-        seconds: of the passes over the weights, without those that the reading took.
-        processor_seconds: of them all.
-        reading_seconds: that were waited for bytes of the fine-tune.
+        seconds: of the passes over the weights.
+        processor_seconds: of them.
+        reading_seconds: that their threads waited for bytes of the fine-tune, added up.
         n_read: bytes of the fine-tune that were read.
         peak_bytes: of the process.
         start_bytes: of the process before it, every library loaded.
         n_delta_bytes: of the delta's tensors.
-        n_threads: that worked.
+        n_weights: that were converted.
     """
 
     seconds: float
@@ -50,7 +50,7 @@ class Measured:
     peak_bytes: int
     start_bytes: int
     n_delta_bytes: int
-    n_threads: int
+    n_weights: int
 
     @classmethod
     def of(cls, line: str) -> Measured:
@@ -66,7 +66,7 @@ class Projected:
     """A whole model.
 
     Args:
-        seconds: of all passes, without reading.
+        seconds: of all passes.
         processor_seconds: of them.
         n_read: bytes of the fine-tune that are read.
         peak_bytes: of the process.
@@ -85,24 +85,15 @@ def is_alone(kind: Kind, every: Iterable[Kind], n_threads: int) -> bool:
     return kind.n_elements * n_threads > max(other.n_elements for other in every)
 
 
-def project(shape: LargeShape, found: Mapping[Kind, Measured], n_threads: int) -> Projected:
-    """The whole model from one tensor of each kind.
-
-    Args:
-        shape: of the model.
-        found: of each kind a tensor, with all threads where it is alone, and one where lanes of it run side by side.
-        n_threads: that the whole has.
-    """
-    seconds = sum(m.seconds * kind.count(shape) / (n_threads // m.n_threads) for kind, m in found.items())
-    side_by_side = (m.peak_bytes - m.start_bytes for m in found.values() if m.n_threads < n_threads)
-    alone = (m.peak_bytes - m.start_bytes for m in found.values() if m.n_threads == n_threads)
-    rise = max(max(alone, default=0), n_threads * max(side_by_side, default=0))
+def project(shape: LargeShape, found: Mapping[Kind, Measured]) -> Projected:
+    """The whole model from some matrices of each kind, which were converted by as many threads as the whole has."""
+    share = {kind: kind.count(shape) / m.n_weights for kind, m in found.items()}
     return Projected(
-        seconds=seconds,
-        processor_seconds=sum(m.processor_seconds * kind.count(shape) for kind, m in found.items()),
-        n_read=sum(m.n_read * kind.count(shape) for kind, m in found.items()),
-        peak_bytes=max(m.start_bytes for m in found.values()) + rise,
-        n_delta_bytes=sum(m.n_delta_bytes * kind.count(shape) for kind, m in found.items()),
+        seconds=sum(m.seconds * share[kind] for kind, m in found.items()),
+        processor_seconds=sum(m.processor_seconds * share[kind] for kind, m in found.items()),
+        n_read=round(sum(m.n_read * share[kind] for kind, m in found.items())),
+        peak_bytes=max(m.peak_bytes for m in found.values()),
+        n_delta_bytes=round(sum(m.n_delta_bytes * share[kind] for kind, m in found.items())),
     )
 
 
@@ -150,33 +141,32 @@ class _Clock:
             yield
 
 
-def measure(base: Path, tuned: str, method: str, tensor: str | None, n_threads: int) -> Measured:
+def measure(base: Path, tuned: str, method: str, pattern: str | None, n_threads: int) -> Measured:
     """Converts, once, in this process.
 
     Args:
         base: GGUF.
         tuned: address of the fine-tune.
         method: of compression.
-        tensor: the only one that is converted; None for all.
+        pattern: a regular expression of what is converted; None for all.
         n_threads: to work with.
     """
     out = base.with_name(f"measured-{method}.dq.gguf")
-    include = None if tensor is None else f"^{tensor}$"
     clock = _Clock()
     start = _status_bytes("VmRSS:")
     with clock.readings():
         job = Job(base, tuned, out, force=True, stream=True, n_threads=n_threads)
-        result = convert(job, Options(ratio=RATIO, method=method, selection=Selection.of(include, None)), clock.phases)
+        result = convert(job, Options(ratio=RATIO, method=method, selection=Selection.of(pattern, None)), clock.phases)
     out.unlink()
     return Measured(
-        seconds=clock.seconds - clock.reading_seconds,
+        seconds=clock.seconds,
         processor_seconds=clock.processor_seconds,
         reading_seconds=clock.reading_seconds,
         n_read=clock.n_read,
         peak_bytes=_status_bytes("VmHWM:"),
         start_bytes=start,
         n_delta_bytes=result.n_bytes,
-        n_threads=n_threads,
+        n_weights=len(result.planned),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from dqrelo_gguf.address import settings
@@ -9,8 +11,8 @@ from dqrelo_gguf.model.base import GgufModel
 from tests.support.small_shapes import small
 
 
-def measured(runs, seconds, n_threads, peak_bytes=0):
-    return runs.Measured(seconds, 2 * seconds, 0.5, 100, 1000 + peak_bytes, 1000, 10, n_threads)
+def measured(runs, seconds, n_weights, peak_bytes):
+    return runs.Measured(seconds, 2 * seconds, 0.5, 100, peak_bytes, 1000, 10, n_weights)
 
 
 def test_a_model_is_the_sum_of_its_kinds(bench_module):
@@ -19,13 +21,12 @@ def test_a_model_is_the_sum_of_its_kinds(bench_module):
     matrix = shapes.Kind(("attn_q", "attn_output"), (64, 64), in_blocks=True)
     embedding = shapes.Kind(("token_embd",), (400, 64), in_blocks=False)
     assert (matrix.count(shape), embedding.count(shape)) == (20, 1)
-    assert (matrix.tensor(), embedding.tensor()) == ("blk.0.attn_q.weight", "token_embd.weight")
-    found = {matrix: measured(runs, 3.0, 1, peak_bytes=40), embedding: measured(runs, 7.0, 2, peak_bytes=70)}
-    whole = runs.project(shape, found, n_threads=2)
-    assert whole.seconds == 20 * 3.0 / 2 + 7.0  # two lanes of matrices, then the embedding with both threads
-    assert whole.processor_seconds == 20 * 6.0 + 14.0
-    assert (whole.n_read, whole.n_delta_bytes) == (2100, 210)
-    assert whole.peak_bytes == 1000 + 2 * 40  # two matrices at once take more than the embedding
+    found = {matrix: measured(runs, 3.0, 4, 1040), embedding: measured(runs, 7.0, 1, 1070)}
+    whole = runs.project(shape, found)
+    assert whole.seconds == 20 * 3.0 / 4 + 7.0
+    assert whole.processor_seconds == 2 * whole.seconds
+    assert (whole.n_read, whole.n_delta_bytes) == (600, 60)
+    assert whole.peak_bytes == 1070
 
 
 def test_large_tensors_are_alone_as_in_the_converter(bench_module):
@@ -47,22 +48,24 @@ def test_kinds_are_the_tensors_of_a_converted_model(bench_module, tmp_path, monk
     for name in (settings.OFFLINE, settings.HUB_OFFLINE):
         monkeypatch.delenv(name, raising=False)
     shape = small(bench_module, **sizes)
-    folders = {name: lazy.Checkpoint(shape, 1, is_tuned=name == "tuned") for name in ("base", "tuned")}
+    tuned = lazy.Checkpoint(shape, 1, is_tuned=True, keep=tmp_path)
     base = tmp_path / "base.gguf"
-    with server.serving(folders) as address:
+    with server.serving({"base": lazy.Checkpoint(shape, 1, is_tuned=False), "tuned": tuned}) as address:
         runs.write_base(f"{address}/base", base)
-        found = GgufModel(base).shapes
-        assert sum(k.count(shape) for k in shapes.kinds(shape)) == len(found)
+        found = {name: ne for name, ne in GgufModel(base).shapes.items() if len(ne) > 1}
+        parts = {}
         for kind in shapes.kinds(shape):
-            assert found[kind.tensor()] == tuple(reversed(kind.dims))
-        parts = {
-            kind: runs.measure(base, f"{address}/tuned", "paper", kind.tensor(), 1) for kind in shapes.kinds(shape)
-        }
+            own = {name for name in found if re.search(kind.pattern(only_one=False), name)}
+            assert len(own) == kind.count(shape)
+            assert {found.pop(name) for name in own} == {tuple(reversed(kind.dims))}
+            parts[kind] = runs.measure(base, f"{address}/tuned", "paper", kind.pattern(only_one=True), 2)
+            assert parts[kind].n_weights == 1
+        assert not found
         whole = runs.measure(base, f"{address}/tuned", "paper", None, 2)
-    projected = runs.project(shape, parts, n_threads=2)
+    projected = runs.project(shape, parts)
     assert projected.n_delta_bytes == pytest.approx(
-        whole.n_delta_bytes, rel=0.1
-    )  # Ranks are whole numbers, and small here.
-    assert projected.n_read == whole.n_read
+        whole.n_delta_bytes, rel=0.15
+    )  # Ranks are whole numbers, small here, and norms are not in it.
+    assert projected.n_read == pytest.approx(whole.n_read, rel=0.05)
     assert all(m.peak_bytes >= m.start_bytes > 0 and m.reading_seconds > 0 for m in parts.values())
     assert runs.Measured.of(whole.as_line()) == whole
