@@ -67,5 +67,6 @@ def test_kinds_are_the_tensors_of_a_converted_model(bench_module, tmp_path, monk
         whole.n_delta_bytes, rel=0.15
     )  # Ranks are whole numbers, small here, and norms are not in it.
     assert projected.n_read == pytest.approx(whole.n_read, rel=0.05)
-    assert all(m.peak_bytes >= m.start_bytes > 0 and m.reading_seconds > 0 for m in parts.values())
+    # The kernel adds pages to its two counts now and then, so the peak can be some pages below the present.
+    assert all(m.peak_bytes >= 0.99 * m.start_bytes > 0 and m.reading_seconds > 0 for m in parts.values())
     assert runs.Measured.of(whole.as_line()) == whole
