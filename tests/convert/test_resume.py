@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -221,6 +223,37 @@ def test_two_conversions_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(OutputExistsError, match="is left of an interrupted conversion"):
             convert(job_of(out))
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["x.dq.gguf.partial", "x.dq.gguf.partial.log"])
+@pytest.mark.parametrize("how", [{"resume": True}, {"force": True}])
+@pytest.mark.parametrize("kind", ["pipe", "dangling link", "link", "directory"])
+def test_what_is_left_must_be_regular_files(tmp_path: Path, name: str, how: dict[str, bool], kind: str) -> None:
+    place, other = tmp_path / name, tmp_path / "other"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "directory":
+        place.mkdir()
+    else:
+        place.symlink_to(other)
+        if kind == "link":
+            other.write_bytes(b"mine")
+    with pytest.raises(InputError, match=f"{re.escape(str(place))}: is not a regular file, .*Remove it"):
+        convert(job_of(tmp_path / "x.dq.gguf", **how))
+    assert os.path.lexists(place)
+    assert not other.exists() or other.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("text", [b"{", b"[" * 100_000, b"\xff"])
+def test_a_forged_line_is_a_torn_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes, text: bytes
+) -> None:
+    out = tmp_path / "x.dq.gguf"
+    interrupted(monkeypatch, out, 5)
+    with (tmp_path / "x.dq.gguf.partial.log").open("ab") as log:
+        log.write(hashlib.sha256(text).hexdigest()[:16].encode() + b" " + text + b"\n")
+    convert(job_of(out, resume=True))
+    assert out.read_bytes() == whole
 
 
 def test_pruned_models_are_not_resumed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from dqrelo_gguf.errors import InputError, OutputExistsError, shown
+from dqrelo_gguf.file.open_file import NOT_REGULAR
 
 _N_CHECK = 16  # hexadecimal digits of a line's checksum
 _MAX_LOG_BYTES = 256 << 20
@@ -71,8 +73,12 @@ class Journal:
             OutputExistsError: something is there, and nobody said what is to become of it.
             InputError: it was made of something else; the message says what.
         """
-        if not self._log_path.exists() and not self.data_path.exists():
+        found = [path for path in (self._log_path, self.data_path) if os.path.lexists(path)]
+        if not found:
             return
+        for path in found:
+            if not stat.S_ISREG(path.lstat().st_mode):  # A pipe would be waited for, and a link leads elsewhere.
+                raise InputError(f"{path}: {NOT_REGULAR}, expected what an interrupted conversion left. Remove it")
         if not self.resume and not force:
             raise OutputExistsError(
                 f"{self.data_path}: is left of an interrupted conversion. Go on with --resume, or begin anew with --force"
@@ -170,7 +176,10 @@ class Journal:
             check, _, text = line.partition(b" ")
             if hashlib.sha256(text).hexdigest()[:_N_CHECK].encode() != check:
                 break
-            found.append(json.loads(text))
+            try:
+                found.append(json.loads(text))
+            except (ValueError, RecursionError):  # The checksum keeps off accidents alone.
+                break
         return found
 
     def close(self, keep: bool) -> None:
