@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -111,6 +112,20 @@ def test_headers_of_answers() -> None:
 )
 def test_deltas_that_a_request_asks_for(request_: Any, expected: tuple[str, ...]) -> None:
     assert asked_names(json.dumps(request_).encode()) == expected
+
+
+def test_what_else_is_in_a_body_becomes_no_objects() -> None:
+    """A front has one thread for all clients, so a long body must not take long: five million lists would take seconds and a gigabyte."""
+    body = b'{"x": [' + b"[]," * 5_000_000 + b'[]], "model": "math"}'
+    tracemalloc.start()
+    try:
+        assert asked_names(body) == ("math",)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        for name in ("model", "deltas"):
+            assert asked_names(body.replace(b'"x"', f'"{name}"'.encode()).replace(b'"model": "math"', b'"y": 1')) == ()
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body)  # Its copies above.
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,6 @@ HEALTH_SECONDS = 5.0
 # Within which a message of some replica shows that all is well. Asking would wait behind the others where all replicas are busy.
 HEARD_SECONDS = 15.0
 RETRY_AFTER_SECONDS = 2
-_THREAD_BYTES = 1 << 16  # A longer body is read as JSON in a thread, so that others do not wait for it.
 _STREAM = "text/event-stream"
 _ANTHROPIC = "/v1/messages"
 
@@ -85,9 +84,8 @@ class Front:
         if server_path is None:
             raise RefusedError(HTTPStatus.NOT_FOUND, "File Not Found")
         body = await self._body(request) if request.method == "POST" else b""
-        is_long = len(body) > _THREAD_BYTES
-        names = await asyncio.to_thread(passing.asked_names, body) if is_long else passing.asked_names(body)
-        return Call(request.method, server_path, passing.request_headers(request.headers.items()), body, names)
+        headers = passing.request_headers(request.headers.items())
+        return Call(request.method, server_path, headers, body, passing.asked_names(body))
 
     async def _answer(self, call: Call) -> Response:
         """From the first replica that does not fail before its answer begins."""
