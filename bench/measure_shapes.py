@@ -26,23 +26,23 @@ from support.large_shapes import SHAPES, LargeShape, kinds
 from support.lazy_model import Checkpoint
 from support.lazy_server import serving
 from support.machine import commit, cpu, heading
-from support.shape_runs import Measured, Projected, is_alone, measure, project, write_base
+from support.shape_runs import Measured, Part, Projected, measure, project, write_base
 
 PROG = "measure_shapes.py"
 METHODS = ("paper", "best")
 _SHARES = ("seconds", "processor_seconds", "peak_bytes", "n_read", "n_delta_bytes")
 
 
-def run_one(base: Path, tuned: str, method: str, pattern: str | None, n_threads: int) -> Measured:
+def run_one(base: Path, tuned: str, method: str, part: Part, n_threads: int) -> Measured:
     """`measure` in a process of its own.
 
     Raises:
         CommandError: it failed.
     """
-    command = [sys.executable, __file__, "one", str(base), tuned, method, pattern or "", str(n_threads)]
+    command = [sys.executable, __file__, "one", str(base), tuned, method, json.dumps(asdict(part)), str(n_threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CommandError(f"{pattern or 'all tensors'}, {method}: {done.stderr.strip()[-500:]}")
+        raise CommandError(f"{part.pattern or 'all tensors'}, {method}: {done.stderr.strip()[-500:]}")
     return Measured.of(done.stdout.splitlines()[-1])
 
 
@@ -74,8 +74,8 @@ def measure_kinds(shape: LargeShape, args: argparse.Namespace, method: str, base
     """Measures matrices of each kind, prints a row of each, and projects the model."""
     found = {}
     for kind in sorted(kinds(shape), key=lambda kind: kind.n_elements):
-        pattern = kind.pattern(only_one=is_alone(kind, kinds(shape), args.threads))
-        found[kind] = m = run_one(base, tuned, method, pattern, args.threads)
+        part = Part.of(kind, kinds(shape), args.threads)
+        found[kind] = m = run_one(base, tuned, method, part, args.threads)
         dims = "x".join(map(str, kind.dims))
         print(
             f"{method:6} {'/'.join(kind.names):26} {dims:>16} {m.n_weights:2} of {kind.count(shape):4} {m.seconds:9.2f} s "
@@ -102,7 +102,7 @@ def report(args: argparse.Namespace) -> None:
     if args.full:
         with made(shape, args) as (base, tuned):
             for document in documents:
-                whole = run_one(base, tuned, document["method"], None, args.threads)
+                whole = run_one(base, tuned, document["method"], Part(), args.threads)
                 document["measured"] = asdict(whole)
                 print(f"{document['method']:6} measured:  {_row(whole)}", flush=True)
                 shares = {
@@ -126,8 +126,9 @@ def _row(found: Projected | Measured) -> str:
 def main() -> int:
     """Runs the command; returns its exit code."""
     if sys.argv[1:2] == ["one"]:
-        base, tuned, method, pattern, n_threads = sys.argv[2:]
-        return run(lambda: print(measure(Path(base), tuned, method, pattern or None, int(n_threads)).as_line()), PROG)
+        base, tuned, method, part, n_threads = sys.argv[2:]
+        one = Path(base), tuned, method, Part(**json.loads(part)), int(n_threads)
+        return run(lambda: print(measure(*one).as_line()), PROG)
     if sys.argv[1:2] == ["base"]:
         return run(lambda: write_base(sys.argv[2], Path(sys.argv[3])), PROG)
     parser = argparse.ArgumentParser(

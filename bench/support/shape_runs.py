@@ -6,7 +6,7 @@ import json
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +17,7 @@ from unittest import mock
 from dqrelo_gguf._pin import conversion_module, gguf
 from dqrelo_gguf.address.remote import Reader
 from dqrelo_gguf.address.stream import streamed
+from dqrelo_gguf.convert import lanes
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.model.pairing import Selection
@@ -62,6 +63,25 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What is converted of a model.
+
+    Args:
+        pattern: a regular expression of names; None for all.
+        side_by_side: give each weight one thread, as beside a larger one, which is not converted here.
+    """
+
+    pattern: str | None = None
+    side_by_side: bool = False
+
+    @classmethod
+    def of(cls, kind: Kind, every: Iterable[Kind], n_threads: int) -> Part:
+        """What stands for a kind: one weight where a whole model's conversion gives it all threads, else those of all blocks."""
+        side_by_side = lanes.is_small(kind.n_elements, max(other.n_elements for other in every), n_threads)
+        return cls(kind.pattern(only_one=not side_by_side), side_by_side)
+
+
+@dataclass(frozen=True)
 class Projected:
     """A whole model.
 
@@ -78,11 +98,6 @@ class Projected:
     n_read: int
     peak_bytes: int
     n_delta_bytes: int
-
-
-def is_alone(kind: Kind, every: Iterable[Kind], n_threads: int) -> bool:
-    """Whether a tensor has all threads, as in convert/lanes.py: as many of its kind as there are threads are larger than the largest."""
-    return kind.n_elements * n_threads > max(other.n_elements for other in every)
 
 
 def project(shape: LargeShape, found: Mapping[Kind, Measured]) -> Projected:
@@ -141,22 +156,24 @@ class _Clock:
             yield
 
 
-def measure(base: Path, tuned: str, method: str, pattern: str | None, n_threads: int) -> Measured:
+def measure(base: Path, tuned: str, method: str, part: Part, n_threads: int) -> Measured:
     """Converts, once, in this process.
 
     Args:
         base: GGUF.
         tuned: address of the fine-tune.
         method: of compression.
-        pattern: a regular expression of what is converted; None for all.
+        part: of the model.
         n_threads: to work with.
     """
     out = base.with_name(f"measured-{method}.dq.gguf")
     clock = _Clock()
     start = _status_bytes("VmRSS:")
-    with clock.readings():
+    with clock.readings(), _small_weights() if part.side_by_side else nullcontext():
         job = Job(base, tuned, out, force=True, stream=True, n_threads=n_threads)
-        result = convert(job, Options(ratio=RATIO, method=method, selection=Selection.of(pattern, None)), clock.phases)
+        result = convert(
+            job, Options(ratio=RATIO, method=method, selection=Selection.of(part.pattern, None)), clock.phases
+        )
     out.unlink()
     return Measured(
         seconds=clock.seconds,
@@ -168,6 +185,10 @@ def measure(base: Path, tuned: str, method: str, pattern: str | None, n_threads:
         n_delta_bytes=result.n_bytes,
         n_weights=len(result.planned),
     )
+
+
+def _small_weights() -> Any:
+    return mock.patch.object(lanes, "is_small", return_value=True)
 
 
 def write_base(address: str, target: Path) -> None:

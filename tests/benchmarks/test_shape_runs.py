@@ -32,7 +32,7 @@ def test_a_model_is_the_sum_of_its_kinds(bench_module):
 def test_large_tensors_are_alone_as_in_the_converter(bench_module):
     runs, shapes = bench_module("support.shape_runs"), bench_module("support.large_shapes")
     every = shapes.kinds(shapes.SHAPES["moe-235b"])
-    alone = {k.names[0] for k in every if runs.is_alone(k, every, 2)}
+    alone = {k.names[0] for k in every if not runs.Part.of(k, every, 2).side_by_side}
     assert alone == {"token_embd", "ffn_gate_exps", "ffn_down_exps"}
 
 
@@ -58,10 +58,10 @@ def test_kinds_are_the_tensors_of_a_converted_model(bench_module, tmp_path, monk
             own = {name for name in found if re.search(kind.pattern(only_one=False), name)}
             assert len(own) == kind.count(shape)
             assert {found.pop(name) for name in own} == {tuple(reversed(kind.dims))}
-            parts[kind] = runs.measure(base, f"{address}/tuned", "paper", kind.pattern(only_one=True), 2)
+            parts[kind] = runs.measure(base, f"{address}/tuned", "paper", runs.Part(kind.pattern(only_one=True)), 2)
             assert parts[kind].n_weights == 1
         assert not found
-        whole = runs.measure(base, f"{address}/tuned", "paper", None, 2)
+        whole = runs.measure(base, f"{address}/tuned", "paper", runs.Part(), 2)
     projected = runs.project(shape, parts)
     assert projected.n_delta_bytes == pytest.approx(
         whole.n_delta_bytes, rel=0.15
