@@ -3,9 +3,10 @@
   measure_shapes.py --shape llama-70b -o work
   measure_shapes.py --shape llama-3b -o work --full
 
-The base is a GGUF in F16 with as many blocks as there are threads, and the fine-tune is read by ranges from a server on this machine (lazy_checkpoint.py) that
-has made it before. Kinds of matrices that the converter gives all threads, one at a time, are measured by one of them, the others by those of all blocks, each
-kind in a process of its own. `--full` converts the whole model as well and compares. The disk needs twice the 16-bit bytes of what is converted.
+The base is a GGUF in F16 with some blocks, and the fine-tune is read by ranges from a server on this machine (lazy_checkpoint.py) that has made it
+before. Kinds of matrices that the converter gives all threads, one at a time, are measured by one of them, the others by those of all blocks, each kind
+in a process of its own, at the ratio that the whole model gives it. `--full` converts the whole model as well and compares. The disk needs twice the
+16-bit bytes of what is converted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +28,8 @@ from support.large_shapes import SHAPES, LargeShape, kinds
 from support.lazy_model import Checkpoint
 from support.lazy_server import serving
 from support.machine import commit, cpu, heading
-from support.shape_runs import Measured, Part, Projected, measure, project, write_base
+from support.shape_ratios import best_ratios
+from support.shape_runs import RATIO, Measured, Part, Projected, measure, project, write_base
 
 PROG = "measure_shapes.py"
 METHODS = ("paper", "best")
@@ -44,6 +47,24 @@ def run_one(base: Path, tuned: str, method: str, part: Part, n_threads: int) -> 
     if done.returncode != 0:
         raise CommandError(f"{part.pattern or 'all tensors'}, {method}: {done.stderr.strip()[-500:]}")
     return Measured.of(done.stdout.splitlines()[-1])
+
+
+def find_ratios(shape: LargeShape, base: Path, tuned: str, n_threads: int) -> dict[str, Fraction]:
+    """`best_ratios` in a process of its own.
+
+    Raises:
+        CommandError: it failed.
+    """
+    command = [sys.executable, __file__, "ratios", str(base), tuned, json.dumps(asdict(shape)), str(n_threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CommandError(f"ratios of {shape.name}: {done.stderr.strip()[-500:]}")
+    return {name: Fraction(ratio) for name, ratio in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def print_ratios(base: Path, tuned: str, shape: LargeShape, n_threads: int) -> None:
+    """What `find_ratios` reads."""
+    print(json.dumps({name: str(r) for name, r in best_ratios(base, tuned, shape, RATIO, n_threads).items()}))
 
 
 def make_base(folder: Path, name: str, address: str) -> Path:
@@ -73,8 +94,9 @@ def made(shape: LargeShape, args: argparse.Namespace) -> Iterator[tuple[Path, st
 def measure_kinds(shape: LargeShape, args: argparse.Namespace, method: str, base: Path, tuned: str) -> Projected:
     """Measures matrices of each kind, prints a row of each, and projects the model."""
     found = {}
+    ratios = find_ratios(shape, base, tuned, args.threads) if method == "best" else {}
     for kind in sorted(kinds(shape), key=lambda kind: kind.n_elements):
-        part = Part.of(kind, kinds(shape), args.threads)
+        part = Part.of(kind, kinds(shape), args.threads, ratios.get(kind.names[0], RATIO))
         found[kind] = m = run_one(base, tuned, method, part, args.threads)
         dims = "x".join(map(str, kind.dims))
         print(
@@ -94,7 +116,7 @@ def report(args: argparse.Namespace) -> None:
     facts = {"shape": shape.name, "bytes": f"{n_bytes:,}", "commit": commit(), "cpu": cpu(), "threads": args.threads}
     print(heading(facts), flush=True)
     documents = []
-    with made(shape.with_layers(min(args.threads, shape.n_layer)), args) as (base, tuned):
+    with made(shape.with_layers(min(args.blocks, shape.n_layer)), args) as (base, tuned):
         for method in args.method or METHODS:
             projected = measure_kinds(shape, args, method, base, tuned)
             print(f"{method:6} projected: {_row(projected)}", flush=True)
@@ -129,6 +151,9 @@ def main() -> int:
         base, tuned, method, part, n_threads = sys.argv[2:]
         one = Path(base), tuned, method, Part(**json.loads(part)), int(n_threads)
         return run(lambda: print(measure(*one).as_line()), PROG)
+    if sys.argv[1:2] == ["ratios"]:
+        base, tuned, shape, n_threads = sys.argv[2:]
+        return run(lambda: print_ratios(Path(base), tuned, LargeShape(**json.loads(shape)), int(n_threads)), PROG)
     if sys.argv[1:2] == ["base"]:
         return run(lambda: write_base(sys.argv[2], Path(sys.argv[3])), PROG)
     parser = argparse.ArgumentParser(
@@ -140,6 +165,9 @@ def main() -> int:
     )
     parser.add_argument("--method", choices=METHODS, action="append", help="repeatable (default: both)")
     parser.add_argument("--layers", type=int, help="of the whole model (default: the shape's)")
+    parser.add_argument(
+        "--blocks", type=int, default=4, help="that are measured, of a kind at once (default: %(default)s)"
+    )
     parser.add_argument("--full", action="store_true", help="also convert the whole model, and compare")
     parser.add_argument("-t", "--threads", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")

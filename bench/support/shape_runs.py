@@ -67,18 +67,20 @@ class Part:
     """What is converted of a model.
 
     Args:
+        ratio: of it.
         pattern: a regular expression of names; None for all.
         side_by_side: give each weight one thread, as beside a larger one, which is not converted here.
     """
 
+    ratio: str = str(RATIO)
     pattern: str | None = None
     side_by_side: bool = False
 
     @classmethod
-    def of(cls, kind: Kind, every: Iterable[Kind], n_threads: int) -> Part:
+    def of(cls, kind: Kind, every: Iterable[Kind], n_threads: int, ratio: Fraction = RATIO) -> Part:
         """What stands for a kind: one weight where a whole model's conversion gives it all threads, else those of all blocks."""
         side_by_side = lanes.is_small(kind.n_elements, max(other.n_elements for other in every), n_threads)
-        return cls(kind.pattern(only_one=not side_by_side), side_by_side)
+        return cls(str(ratio), kind.pattern(only_one=not side_by_side), side_by_side)
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def measure(base: Path, tuned: str, method: str, part: Part, n_threads: int) -> 
     with clock.readings(), _small_weights() if part.side_by_side else nullcontext():
         job = Job(base, tuned, out, force=True, stream=True, n_threads=n_threads)
         result = convert(
-            job, Options(ratio=RATIO, method=method, selection=Selection.of(part.pattern, None)), clock.phases
+            job,
+            Options(ratio=Fraction(part.ratio), method=method, selection=Selection.of(part.pattern, None)),
+            clock.phases,
         )
     out.unlink()
     return Measured(

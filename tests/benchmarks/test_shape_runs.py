@@ -58,7 +58,9 @@ def test_kinds_are_the_tensors_of_a_converted_model(bench_module, tmp_path, monk
             own = {name for name in found if re.search(kind.pattern(only_one=False), name)}
             assert len(own) == kind.count(shape)
             assert {found.pop(name) for name in own} == {tuple(reversed(kind.dims))}
-            parts[kind] = runs.measure(base, f"{address}/tuned", "paper", runs.Part(kind.pattern(only_one=True)), 2)
+            parts[kind] = runs.measure(
+                base, f"{address}/tuned", "paper", runs.Part(pattern=kind.pattern(only_one=True)), 2
+            )
             assert parts[kind].n_weights == 1
         assert not found
         whole = runs.measure(base, f"{address}/tuned", "paper", runs.Part(), 2)
@@ -70,3 +72,24 @@ def test_kinds_are_the_tensors_of_a_converted_model(bench_module, tmp_path, monk
     # The kernel adds pages to its two counts now and then, so the peak can be some pages below the present.
     assert all(m.peak_bytes >= 0.99 * m.start_bytes > 0 and m.reading_seconds > 0 for m in parts.values())
     assert runs.Measured.of(whole.as_line()) == whole
+
+
+def test_ratios_of_the_best_method_are_those_of_the_whole(bench_module, tmp_path, monkeypatch):
+    ratios, runs, shapes = (bench_module(f"support.{name}") for name in ("shape_ratios", "shape_runs", "large_shapes"))
+    lazy, server = bench_module("support.lazy_model"), bench_module("support.lazy_server")
+    monkeypatch.setenv(settings.CACHE, str(tmp_path / "cache"))
+    for name in (settings.OFFLINE, settings.HUB_OFFLINE):
+        monkeypatch.delenv(name, raising=False)
+    whole = small(bench_module, n_layer=3)
+    folders = {name: lazy.Checkpoint(whole, 1, is_tuned=name == "tuned") for name in ("base", "tuned")}
+    base = tmp_path / "base.gguf"
+    with server.serving(folders) as address:
+        runs.write_base(f"{address}/base", base)
+        found = ratios.best_ratios(base, f"{address}/tuned", whole, runs.RATIO, 2)
+        measured = runs.measure(base, f"{address}/tuned", "best", runs.Part(), 2)
+    matrices = {kind.names[0]: kind.n_elements * kind.count(whole) for kind in shapes.kinds(whole)}
+    assert found.keys() == matrices.keys()
+    assert len(set(found.values())) > 1  # Bytes go where they do most.
+    vectors = 4 * sum(dims[0] for dims in shapes.tensors(whole).values() if len(dims) == 1)
+    n_bytes = vectors + sum(2 * found[name] * n for name, n in matrices.items())
+    assert float(n_bytes) == pytest.approx(measured.n_delta_bytes, rel=0.02)
