@@ -126,7 +126,8 @@ def test_cold_deltas_are_spread_and_stay_where_they_are(fleet: Fleet) -> None:
 def test_a_stream_passes_chunk_by_chunk_and_ends_with_its_client(fleet: Fleet) -> None:
     with fleet.endless("d0") as answer:
         assert answer.headers["Content-Type"] == "text/event-stream"
-        found = list(itertools.islice(events(answer), 20))  # It has no end, so nobody waited for that.
+        reader = events(answer)  # Held to the end: where it is dropped, the stream ends.
+        found = list(itertools.islice(reader, 20))  # It has no end, so nobody waited for that.
         assert all(chunk["choices"] for chunk in found)
         server = fleet.server_with("d0")
         assert server.running() == 1

@@ -96,9 +96,7 @@ class Fleet:
         """Whether requests reach every server: the front learns of a replica a moment after it runs."""
         servers = self.servers()
         with ExitStack() as streams:
-            readers = [
-                events(streams.enter_context(self.endless("base"))) for _ in servers
-            ]  # One that is dropped ends its stream.
+            readers = [events(streams.enter_context(self.endless("base"))) for _ in servers]
             for reader in readers:
                 next(reader)
             return all(server.is_computing() for server in servers)
@@ -127,7 +125,7 @@ class Fleet:
 
 
 def events(answer: requests.Response) -> Iterator[dict[str, Any]]:
-    """The data of a stream's events, as they come; [DONE] is {}."""
+    """The data of a stream's events, as they come; [DONE] is {}. The stream ends with this iterator: keep it as long as the stream."""
     for line in answer.iter_lines(chunk_size=None):
         if line.startswith(b"data: "):
             text = line.removeprefix(b"data: ")
