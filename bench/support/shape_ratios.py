@@ -38,29 +38,32 @@ def best_ratios(base: Path, tuned: str, shape: LargeShape, ratio: Fraction, n_th
         n_threads: to work with.
 
     Returns:
-        The ratios by the first name of the kind. The spectra of one matrix stand for all of its kind.
+        The ratios by the first name of the kind. The spectra of the blocks that there are stand for all: not of one alone, because
+        where two mixes cost nearly the same, some weights get the one and some the other, and they take different time.
     """
-    of_kind = {kind.names[0]: kind for kind in kinds(shape)}
-    pattern = "|".join(kind.pattern(only_one=True) for kind in of_kind.values())
+    pattern = "|".join(kind.pattern(only_one=not kind.in_blocks) for kind in kinds(shape))
     job = Job(base, tuned, base.with_name("spectra.dq.gguf"), force=True, stream=True, n_threads=n_threads)
     options = Options(ratio=ratio, method="best", selection=Selection.of(pattern, None))
     try:
         with mock.patch.object(passes, "plan_best", _end):
             convert(job, options)
     except _SpectraFound as found:
-        spectra = {name.removesuffix(".weight").split(".")[-1]: s for name, s in found.spectra.items()}
-    return _ratios(of_kind, spectra, shape, ratio)
+        return _ratios(shape, ratio, found.spectra)
 
 
-def _ratios(
-    of_kind: Mapping[str, Kind], spectra: Mapping[str, Spectrum], shape: LargeShape, ratio: Fraction
-) -> dict[str, Fraction]:
-    every = [spectra[name] for name, kind in of_kind.items() for _ in range(kind.count(shape))]
+def _ratios(shape: LargeShape, ratio: Fraction, spectra: Mapping[str, Spectrum]) -> dict[str, Fraction]:
+    of_kind = {kind.names[0]: _of_all(kind, shape, spectra) for kind in kinds(shape)}
     dims = tensors(shape).values()
     n_vector_bytes = 4 * sum(prod(d) for d in dims if len(d) == 1)
+    every = [s for own in of_kind.values() for s in own]
     chosen = iter(choose(every, ratio, ratio * 2 * sum(map(prod, dims)), n_vector_bytes))
-    found = {}
-    for name, kind in of_kind.items():
-        n_bytes = sum(spectra[name].n_bytes(next(chosen)) for _ in range(kind.count(shape)))
-        found[name] = Fraction(n_bytes, 2 * kind.n_elements * kind.count(shape))
-    return found
+    n_bytes = {name: sum(s.n_bytes(next(chosen)) for s in own) for name, own in of_kind.items()}
+    return {k.names[0]: Fraction(n_bytes[k.names[0]], 2 * k.n_elements * k.count(shape)) for k in kinds(shape)}
+
+
+def _of_all(kind: Kind, shape: LargeShape, spectra: Mapping[str, Spectrum]) -> list[Spectrum]:
+    """A spectrum for each matrix of a kind in the whole model."""
+    if not kind.in_blocks:
+        return [spectra[f"{kind.names[0]}.weight"]] * kind.count(shape)
+    n_blocks = 1 + max(int(name.split(".")[1]) for name in spectra if name.startswith("blk."))
+    return [spectra[f"blk.{i % n_blocks}.{name}.weight"] for name in kind.names for i in range(shape.n_layer)]
