@@ -222,9 +222,9 @@ def test_a_long_body_is_refused_with_or_without_its_length(headers: list[tuple[s
 
 
 def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dqrelo_gguf.integrations.fleet import front
+    from dqrelo_gguf.integrations.fleet import bodies
 
-    monkeypatch.setattr(front, "BODY_SECONDS", 0.1)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.1)
     assert ask(Replicas([]), chunks=[b"{", b"}"], chunk_seconds=0.08).status == 408
 
 

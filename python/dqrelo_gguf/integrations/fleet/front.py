@@ -15,45 +15,25 @@ from typing import Any
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from dqrelo_gguf.errors import DqreloError
 from dqrelo_gguf.integrations.fleet import passing
 from dqrelo_gguf.integrations.fleet.arguments import Arguments
+from dqrelo_gguf.integrations.fleet.bodies import Bodies
 from dqrelo_gguf.integrations.fleet.messages import Accepted, Call, Head, ServerGoneError, ServerSlowError
+from dqrelo_gguf.integrations.fleet.refusal import RefusedError, error_document
 
 # A request whose replica fails before anything of the answer was passed on goes to another one.
 MAX_TRIES = 3
-BODY_SECONDS = 60.0  # In which a client sends its body.
 HEALTH_SECONDS = 5.0
 # Within which a message of some replica shows that all is well. Asking would wait behind the others where all replicas are busy.
 HEARD_SECONDS = 15.0
-RETRY_AFTER_SECONDS = 2
 _STREAM = "text/event-stream"
 _ANTHROPIC = "/v1/messages"
 
-_TYPES = {  # llama-server's words for the status of an error
-    HTTPStatus.BAD_REQUEST: "invalid_request_error",
-    HTTPStatus.NOT_FOUND: "not_found_error",
-    HTTPStatus.SERVICE_UNAVAILABLE: "unavailable_error",
-}
-
 _logger = logging.getLogger("ray.serve")
-
-
-class RefusedError(DqreloError):
-    """The front answers by itself, with an error."""
-
-    def __init__(self, status: HTTPStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-    def answer(self) -> Response:
-        """The error as the servers word theirs."""
-        is_temporary = self.status is HTTPStatus.SERVICE_UNAVAILABLE
-        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if is_temporary else {}
-        return JSONResponse(_error(self.status, str(self)), status_code=int(self.status), headers=headers)
 
 
 class Front:
@@ -66,6 +46,7 @@ class Front:
     def __init__(self, replicas: DeploymentHandle, arguments: Arguments) -> None:
         self._answers = replicas.options(method_name="answer", stream=True)
         self._arguments = arguments
+        self._bodies = Bodies(arguments.max_body)
         self._heard_at = -math.inf
 
     async def __call__(self, request: Request) -> Response:
@@ -74,18 +55,20 @@ class Front:
         try:
             if request.method in ("GET", "HEAD") and path in passing.HEALTH:
                 return await self._health()
-            return await self._answer(await self._call(request, path))
+            return await self._pass(request, path)
         except RefusedError as error:
             return error.answer()
 
-    async def _call(self, request: Request, path: str) -> Call:
-        """What passes of a request."""
+    async def _pass(self, request: Request, path: str) -> Response:
+        """Has it answered by a replica, if it may pass."""
         server_path = passing.server_path(request.method, path)
         if server_path is None:
             raise RefusedError(HTTPStatus.NOT_FOUND, "File Not Found")
-        body = await self._body(request) if request.method == "POST" else b""
         headers = passing.request_headers(request.headers.items())
-        return Call(request.method, server_path, headers, body, passing.asked_names(body))
+        if request.method != "POST":
+            return await self._answer(Call(request.method, server_path, headers))
+        async with self._bodies.of(request) as body:
+            return await self._answer(Call("POST", server_path, headers, body, passing.asked_names(body)))
 
     async def _answer(self, call: Call) -> Response:
         """From the first replica that does not fail before its answer begins."""
@@ -98,7 +81,7 @@ class Front:
                 replica = (await self._accepted(messages)).replica
                 head: Head = await anext(messages)
                 self._heard_at = time.monotonic()
-                return _response(call, head, messages)
+                return _response(call.path, head, messages)
             except ServerSlowError:
                 raise RefusedError(HTTPStatus.GATEWAY_TIMEOUT, "the answer took longer than it may") from None
             except (ServerGoneError, RayActorError) as error:
@@ -140,38 +123,16 @@ class Front:
         messages.cancel()
         raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "no replica answers")
 
-    async def _body(self, request: Request) -> bytes:
-        """The whole body, in bounds."""
-        most = self._arguments.max_body << 20
-        too_long = RefusedError(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {self._arguments.max_body} MiB"
-        )
-        length = request.headers.get("content-length", "0")
-        if length.isdecimal() and len(length) < 20 and int(length) > most:
-            raise too_long
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > most:
-                        raise too_long
-        except TimeoutError:
-            raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, f"the body did not come within {BODY_SECONDS:g} s") from None
-        except ClientDisconnect:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, "the client left within its body") from None
-        return bytes(body)
 
-
-def _response(call: Call, head: Head, messages: Any) -> Response:
+def _response(path: str, head: Head, messages: Any) -> Response:
     headers = dict(head.headers)
     content_type = {name.lower(): value for name, value in head.headers}.get("content-type", "")
     if not content_type.startswith(_STREAM):
         return Response(head.body, head.status, headers)
-    return StreamingResponse(_stream(call, head.body, messages), head.status, headers)
+    return StreamingResponse(_stream(path, head.body, messages), head.status, headers)
 
 
-async def _stream(call: Call, first: bytes, messages: Any) -> AsyncIterator[bytes]:
+async def _stream(path: str, first: bytes, messages: Any) -> AsyncIterator[bytes]:
     """The events as they come. What breaks off ends with an error event: by then it is too late for another replica."""
     last, is_over = first, False
     try:
@@ -185,16 +146,12 @@ async def _stream(call: Call, first: bytes, messages: Any) -> AsyncIterator[byte
         is_slow = isinstance(error, ServerSlowError)
         message = "the answer took longer than it may" if is_slow else "the replica ended within this answer. Ask again"
         is_over = True
-        yield (b"" if last.endswith(b"\n\n") else b"\n\n") + _error_event(call, message)
+        yield (b"" if last.endswith(b"\n\n") else b"\n\n") + _error_event(path, message)
     finally:
         if not is_over:  # The client has left: the server need not go on.
             messages.cancel()
 
 
-def _error_event(call: Call, message: str) -> bytes:
-    event = b"event: error\n" if call.path == _ANTHROPIC else b""
-    return event + b"data: " + json.dumps(_error(HTTPStatus.SERVICE_UNAVAILABLE, message)).encode() + b"\n\n"
-
-
-def _error(status: HTTPStatus, message: str) -> dict[str, Any]:
-    return {"error": {"code": int(status), "message": message, "type": _TYPES.get(status, "server_error")}}
+def _error_event(path: str, message: str) -> bytes:
+    event = b"event: error\n" if path == _ANTHROPIC else b""
+    return event + b"data: " + json.dumps(error_document(HTTPStatus.SERVICE_UNAVAILABLE, message)).encode() + b"\n\n"
