@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 from unittest import mock
@@ -17,6 +18,7 @@ from unittest import mock
 from dqrelo_gguf._pin import conversion_module, gguf
 from dqrelo_gguf.address.remote import Reader
 from dqrelo_gguf.address.stream import streamed
+from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.convert import lanes
 from dqrelo_gguf.convert.job import Job, convert
 from dqrelo_gguf.convert.plan import Options
@@ -34,8 +36,9 @@ class Measured:
     """A conversion that was measured, in a process of its own.
 
     Args:
-        seconds: of the passes over the weights.
-        processor_seconds: of them.
+        seconds: of the passes over the weights. Of weights side by side it is what all lanes worked, divided by their number: at the
+            end of a few weights some lanes have none, at the end of a whole model's many that is nothing.
+        processor_seconds: of the passes.
         reading_seconds: that their threads waited for bytes of the fine-tune, added up.
         n_read: bytes of the fine-tune that were read.
         peak_bytes: of the process.
@@ -115,10 +118,10 @@ def project(shape: LargeShape, found: Mapping[Kind, Measured]) -> Projected:
 
 
 class _Clock:
-    """Adds up the time of all phases, the processor's, and what a Reader reads in them."""
+    """Adds up the time of all phases, the processor's, what lanes work, and what a Reader reads in them."""
 
     def __init__(self) -> None:
-        self.seconds = self.processor_seconds = self.reading_seconds = 0.0
+        self.seconds = self.processor_seconds = self.reading_seconds = self.working_seconds = 0.0
         self.n_read = 0
         self._is_running = False
 
@@ -157,6 +160,25 @@ class _Clock:
         with mock.patch.object(Reader, "read", counting):
             yield
 
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Gives each weight inside one thread, and counts what the threads work."""
+        clock, in_lanes, lock = self, lanes.in_lanes, Lock()
+
+        def timed(weights: Any, n_elements: Any, work: Callable[[Any, Blocks], Any], blocks: Blocks) -> Any:
+            def timed_work(weight: Any, blocks: Blocks) -> Any:
+                begun = time.perf_counter()
+                try:
+                    return work(weight, blocks)
+                finally:
+                    with lock:
+                        clock.working_seconds += time.perf_counter() - begun
+
+            return in_lanes(weights, n_elements, timed_work, blocks)
+
+        with mock.patch.object(lanes, "is_small", return_value=True), mock.patch.object(lanes, "in_lanes", timed):
+            yield
+
 
 def measure(base: Path, tuned: str, method: str, part: Part, n_threads: int) -> Measured:
     """Converts, once, in this process.
@@ -171,7 +193,7 @@ def measure(base: Path, tuned: str, method: str, part: Part, n_threads: int) -> 
     out = base.with_name(f"measured-{method}.dq.gguf")
     clock = _Clock()
     start = _status_bytes("VmRSS:")
-    with clock.readings(), _small_weights() if part.side_by_side else nullcontext():
+    with clock.readings(), clock.side_by_side() if part.side_by_side else nullcontext():
         job = Job(base, tuned, out, force=True, stream=True, n_threads=n_threads)
         result = convert(
             job,
@@ -180,7 +202,7 @@ def measure(base: Path, tuned: str, method: str, part: Part, n_threads: int) -> 
         )
     out.unlink()
     return Measured(
-        seconds=clock.seconds,
+        seconds=clock.working_seconds / n_threads if part.side_by_side else clock.seconds,
         processor_seconds=clock.processor_seconds,
         reading_seconds=clock.reading_seconds,
         n_read=clock.n_read,
@@ -189,10 +211,6 @@ def measure(base: Path, tuned: str, method: str, part: Part, n_threads: int) -> 
         n_delta_bytes=result.n_bytes,
         n_weights=len(result.planned),
     )
-
-
-def _small_weights() -> Any:
-    return mock.patch.object(lanes, "is_small", return_value=True)
 
 
 def write_base(address: str, target: Path) -> None:
