@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dqrelo_gguf.address import marks, settings
 from dqrelo_gguf.address.choose import shard_names
-from dqrelo_gguf.address.download import download, require_room, turn
+from dqrelo_gguf.address.download import download, require_room
 from dqrelo_gguf.address.kept import ADDRESS, CURRENT, KEY, files_folder
 from dqrelo_gguf.address.parse import UrlAddress, is_inside
 from dqrelo_gguf.address.prune import keep_within_limit
@@ -26,6 +26,7 @@ from dqrelo_gguf.address.reading import ask
 from dqrelo_gguf.address.remote import RemoteFile
 from dqrelo_gguf.address.source import FileFacts, Source
 from dqrelo_gguf.address.store import StoreSource
+from dqrelo_gguf.address.turn import turn
 from dqrelo_gguf.address.web import HttpSource
 from dqrelo_gguf.errors import InputError, raise_os_error
 

@@ -22,6 +22,7 @@ from typing import BinaryIO
 from dqrelo_gguf.address import reading, settings
 from dqrelo_gguf.address.reading import ask, read_range, with_tries
 from dqrelo_gguf.address.source import Digest, FileFacts, Source, SourceChangedError, UnreachableError
+from dqrelo_gguf.address.turn import turn
 from dqrelo_gguf.errors import DiskFullError, InputError, TooLargeError, raise_os_error
 from dqrelo_gguf.output import sync_directory
 from dqrelo_gguf.progress import Phases, Progress, Silent, phases_for_stderr
@@ -51,20 +52,11 @@ def download(source: Source, facts: FileFacts, target: Path, lock: Path | None =
     phases = Silent if is_small else phases_for_stderr("B")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with turn(target, lock):
+        with turn(target, lock, source.label):
             if not target.exists():
                 _download(source, facts, target, phases)
     except OSError as e:
         raise_os_error(e, str(target))
-
-
-@contextmanager
-def turn(target: Path, lock: Path | None = None) -> Iterator[None]:
-    """Lets one process at a time work on a target. The system ends the turn of one that dies."""
-    from filelock import FileLock
-
-    with FileLock(lock or target.with_name(f"{target.name}.lock")):
-        yield
 
 
 def require_room(n_bytes: int, folder: Path, label: str) -> None:

@@ -22,10 +22,11 @@ from urllib.parse import quote
 
 from dqrelo_gguf.address import settings
 from dqrelo_gguf.address.choose import SHARDS, Kind, choose, no_shards
-from dqrelo_gguf.address.download import download, require_room, turn
+from dqrelo_gguf.address.download import download, require_room
 from dqrelo_gguf.address.parse import HubAddress, is_inside
 from dqrelo_gguf.address.reading import with_tries
 from dqrelo_gguf.address.source import Digest, FileFacts
+from dqrelo_gguf.address.turn import turn
 from dqrelo_gguf.address.web import HttpSource, body, open_url, require_ok
 from dqrelo_gguf.errors import InputError, NotThereError, raise_os_error
 
