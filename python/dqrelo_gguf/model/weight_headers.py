@@ -177,7 +177,8 @@ def _safetensors(path: Path, n_file_bytes: int | None = None) -> list[_Tensor]:
         n_data = max(n_data, entry["data_offsets"][1])
     n_expected = 8 + n_header + n_data
     if n_file_bytes != n_expected:
-        raise InputError(f"{path}: has {n_file_bytes} bytes, its header says {n_expected}. Truncated download?")
+        cause = "Truncated download?" if n_file_bytes < n_expected else "It is damaged: fetch it again"
+        raise InputError(f"{path}: has {n_file_bytes} bytes, its header says {n_expected}. {cause}")
     return tensors
 
 
