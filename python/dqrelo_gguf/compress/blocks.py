@@ -62,6 +62,21 @@ class Blocks:
             return [fn(s) for s in slices]
         return list(self._pool.map(fn, slices))
 
+    def each(self, fn: Callable[[int, torch.Tensor, Blocks], T], matrices: npt.NDArray[np.float32]) -> list[T]:
+        """The results of `fn` on each matrix of a stack, in order. It is given the number of the matrix, the matrix on the device, and threads.
+
+        Much of the work on a small matrix runs on one core, so where there is a matrix for every thread each has one of its own. Fewer
+        matrices come one after the other, with all threads; so do those on another device, whose memory may hold but one.
+
+        Args:
+            fn: what to do; from several threads.
+            matrices: (n_mat, n_out, n_in) float32.
+        """
+        if self._pool is None or self.device != CPU or len(matrices) < self.n_threads:
+            return [fn(e, self.place(matrix), self) for e, matrix in enumerate(matrices)]
+        alone = Blocks(1)
+        return list(self._pool.map(lambda e: fn(e, self.place(matrices[e]), alone), range(len(matrices))))
+
     def matmul(self, A: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
         """A X for A (n, m), which may be a transposed view, and X (m, k); all float32. Returns (n, k)."""
         out = A.new_empty((A.shape[0], X.shape[1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,7 +118,7 @@ def measure_weight(
     n_in, n_out, *_ = pair.ne
     matrices = D.reshape(-1, n_out, n_in)
     forms, n_changed = sparse_forms(matrices, blocks)
-    total = sum(energies(matrix, blocks) for matrix in _placed(matrices, blocks))
+    total = sum(blocks.each(lambda _, matrix, threads: energies(matrix, threads), matrices))
     assert isinstance(total, torch.Tensor)
     weight = VOCABULARY_WEIGHT if pair.name in (EMBEDDING, OUTPUT) else 1.0
     calibrated = moments is not None and moments.covers(pair.name)
@@ -137,11 +137,6 @@ def measure_weight(
 def delta_of(pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks) -> F32:
     """D = W_ft - W_base of a weight (Eq. 1) in its numpy shape; a new array."""
     return _subtract(tuned.load(pair.tuned_name, blocks), reference, pair.name, blocks)
-
-
-def _placed(matrices: F32, blocks: Blocks) -> Iterator[torch.Tensor]:
-    """The matrices of a weight (n_mat, n_out, n_in) one by one, each where it is worked on; on the CPU they share the memory."""
-    return map(blocks.place, matrices)
 
 
 def _rows(values: F32) -> torch.Tensor:
@@ -177,13 +172,15 @@ def _stages(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     spec, options = planned.spec, means.options
     n_in, n_out, *experts = spec.ne
     low_rank = LowRankOptions(spec.u_type.name, spec.v_type.name, options.svd or "randomised", seed_of(spec.name))
-    matrices = []
-    for e, matrix in enumerate(_placed(D.reshape(-1, n_out, n_in), means.blocks)):
+
+    def compressed(e: int, matrix: torch.Tensor, blocks: Blocks) -> CompressedMatrix:
         own = replace(low_rank, seed=low_rank.seed + e)
         try:
-            matrices.append(compress_stages(matrix, options.row.stages, spec.rank, own, means.blocks))
+            return compress_stages(matrix, options.row.stages, spec.rank, own, blocks)
         except NonFiniteError as problem:
             raise NonFiniteError(f"{spec.name}: {problem}") from problem
+
+    matrices = means.blocks.each(compressed, D.reshape(-1, n_out, n_in))
     error = sum(m.error**2 for m in matrices) ** 0.5
     return _weight_data(matrices, low_rank, stacked=bool(experts)), error
 
@@ -191,10 +188,9 @@ def _stages(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
 def _groups(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     spec = planned.spec
     n_in, n_out, *experts = spec.ne
-    found = [
-        compress_groups(matrix, spec.plane_ranks, means.blocks)
-        for matrix in _placed(D.reshape(-1, n_out, n_in), means.blocks)
-    ]
+    found = means.blocks.each(
+        lambda _, matrix, blocks: compress_groups(matrix, spec.plane_ranks, blocks), D.reshape(-1, n_out, n_in)
+    )
     data = WeightData(sign_factors=_sign_factors([factors for factors, _ in found], bool(experts)))
     return data, sum(error**2 for _, error in found) ** 0.5
 
@@ -206,14 +202,17 @@ def _pruned(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     matrices = torch.from_numpy(D.reshape(-1, n_out, n_in))
     norms = None if means.inputs is None else means.inputs.input_norms(spec.name, n_in, len(matrices))
     kept = torch.empty_like(matrices)
-    for e, matrix in enumerate(_placed(matrices.numpy(), means.blocks)):
+
+    def keep(e: int, matrix: torch.Tensor, blocks: Blocks) -> None:
         if keeps == "random":
             kept[e] = keep_random(matrix, n_kept, seed_of(spec.name) + e)
         elif keeps == "largest":
             kept[e] = keep_largest(matrix, n_kept)
         else:
             own = matrix.new_ones(n_in) if norms is None else norms[e].to(matrix.device)
-            kept[e] = keep_active(matrix, own, n_kept, means.blocks)
+            kept[e] = keep_active(matrix, own, n_kept, blocks)
+
+    means.blocks.each(keep, matrices.numpy())
     matrices -= kept
     return WeightData(dense=kept.numpy().reshape(D.shape)), norm(_rows(D), means.blocks)
 
@@ -226,10 +225,11 @@ def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     rows = D.reshape(-1, n_out, n_in)
     metrics = _metrics(moments, spec.name, rows, blocks)
     of_matrices: Sequence[Metric | None] = metrics or [None] * len(rows)
-    matrices = [
-        best.compress(matrix, mix, blocks, metric=metric, max_rounds=means.max_rounds)
-        for matrix, metric in zip(_placed(rows, blocks), of_matrices, strict=True)
-    ]
+
+    def compressed(e: int, matrix: torch.Tensor, blocks: Blocks) -> best.Compressed:
+        return best.compress(matrix, mix, blocks, metric=of_matrices[e], max_rounds=means.max_rounds)
+
+    matrices = blocks.each(compressed, rows)
 
     data = WeightData()
     planes = [m.planes for m in matrices if m.planes is not None]
@@ -277,7 +277,7 @@ def _error_outputs(left: float, matrices: F32, metrics: Sequence[Metric] | None,
 
 def _weighted_squares(matrices: F32, metrics: Sequence[Metric], blocks: Blocks) -> float:
     """The squared norm of matrices, each under its metric."""
-    return sum(m.norm(matrix, blocks) ** 2 for m, matrix in zip(metrics, _placed(matrices, blocks), strict=True))
+    return sum(blocks.each(lambda e, matrix, threads: metrics[e].norm(matrix, threads) ** 2, matrices))
 
 
 def _metrics(moments: Moments | None, name: str, matrices: F32, blocks: Blocks) -> list[Metric] | None:
