@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.integrations.fleet.test_front import FOREVER, run_apart, starlette
+from tests.support.coroutines import FOREVER, run_apart
+
+pytest.importorskip("ray.serve", reason="ray[serve] is not installed: pip install 'dqrelo-gguf[serve]'")
+starlette = pytest.importorskip("starlette.requests", reason="ray[serve] is not installed")
 
 MIB = 1 << 20
 

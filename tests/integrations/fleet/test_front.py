@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from dqrelo_gguf.integrations.fleet.arguments import Arguments
 from dqrelo_gguf.integrations.fleet.messages import Accepted, Call, Head, ServerGoneError, ServerSlowError
+from tests.support.coroutines import FOREVER, run_apart
 
 pytest.importorskip("ray.serve", reason="ray[serve] is not installed: pip install 'dqrelo-gguf[serve]'")
 starlette = pytest.importorskip("starlette.requests", reason="ray[serve] is not installed")
 
 JSON_HEAD = Head(200, (("Content-Type", "application/json"),), b"{}")
 STREAM_HEAD = Head(200, (("Content-Type", "text/event-stream"),), b"data: 1\n\n")
-T = TypeVar("T")
-FOREVER = 60.0  # Longer than any test waits.
 
 
 @dataclass
@@ -77,12 +75,6 @@ class Answer:
     def error(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.body)["error"]
         return found
-
-
-def run_apart(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine in a thread of its own: this one has a running loop after playwright was used in it."""
-    with ThreadPoolExecutor(1) as threads:
-        return threads.submit(asyncio.run, work).result()
 
 
 def ask(
