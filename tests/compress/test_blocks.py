@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
-from dqrelo_gguf.compress.blocks import BLOCK_ROWS, GRAM_ROWS, Blocks, open_blocks
+from dqrelo_gguf.compress.blocks import BLOCK_ELEMENTS, BLOCK_ROWS, GRAM_ROWS, Blocks, open_blocks
 from dqrelo_gguf.errors import NonFiniteError
 
 
@@ -43,3 +45,28 @@ def test_an_error_of_a_matrix_is_raised_and_the_threads_go_on(n_threads: int) ->
         with pytest.raises(NonFiniteError, match="of matrix 1"):
             blocks.each(work, np.zeros((5, 3, 2), np.float32))
         assert blocks.each(lambda e, matrix, _: e + len(matrix), np.zeros((3, 4, 2), np.float32)) == [4, 5, 6]
+
+
+def test_parts_of_a_sum_do_not_stay_where_they_were_made() -> None:
+    """Small results that do hold the memory around them."""
+    n_rows, n_cols = 20 * BLOCK_ELEMENTS // 64 + 5, 64
+    A = torch.randn(n_rows, n_cols, generator=torch.Generator().manual_seed(2))
+    found = []
+    for n_threads in (1, 2, 5):
+        made: list[weakref.ref[torch.Tensor]] = []
+        n_there: list[int] = []
+
+        def part(
+            rows: slice, made: list[weakref.ref[torch.Tensor]] = made, n_there: list[int] = n_there
+        ) -> torch.Tensor:
+            n_there.append(sum(ref() is not None for ref in [*made]))
+            sums = A[rows].square().sum(dim=0, dtype=torch.float64)
+            made.append(weakref.ref(sums))
+            return sums
+
+        with open_blocks(n_threads) as blocks:
+            found.append(blocks.sum_rows(part, n_rows, n_cols))
+        assert len(made) == 21
+        assert max(n_there) <= n_threads
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert torch.allclose(found[0], A.double().square().sum(dim=0))

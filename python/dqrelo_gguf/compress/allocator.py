@@ -4,7 +4,8 @@ glibc has a heap for each thread and raises, up to 32 MiB, the size from which a
 one is freed. Arrays below that size lie in the heaps, where one small array that is still in use holds all the freed
 ones around it. How much stays depends on which thread frees what first: a conversion whose largest weight has 32 MiB
 took between 105 and 151 MiB of its own, with AVX2 and AVX-512 alike. With one heap, and arrays mapped by themselves from
-MAPPED_BYTES on, the same conversion takes 95 to 101 MiB (AMD EPYC Zen 4, two threads, 6 runs of each).
+MAPPED_BYTES on, the same conversion takes 95 to 101 MiB (AMD EPYC Zen 4, two threads, 6 runs of each). A thread that was
+there before keeps the heap that it has, and lends it to others.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Blocks:
         return torch.from_numpy(array).to(self.device)
 
     def run(self, fn: Callable[[slice], T], slices: list[slice]) -> list[T]:
-        """The results of `fn` on each slice, in order."""
+        """The results of `fn` on each slice, in order. Results that are tensors belong into one that is there before (see `sum_rows`)."""
         if self._pool is None or len(slices) == 1:
             return [fn(s) for s in slices]
         return list(self._pool.map(fn, slices))
@@ -104,9 +104,22 @@ class Blocks:
         return total
 
     def sum_rows(self, fn: Callable[[slice], torch.Tensor], n_rows: int, n_cols: int) -> torch.Tensor:
-        """The sum of `fn(rows)` over blocks of rows, added in order; `fn` returns a small float64 tensor."""
-        parts = self.run(fn, row_slices(n_rows, n_cols))
-        return torch.stack(parts).sum(dim=0)
+        """The sum of `fn(rows)` over blocks of rows, added in order; `fn` returns a small float64 tensor.
+
+        The parts are put into one tensor at once. If each stayed where it was made, it would lie in the space that a temporary of
+        another thread has left, so that the next temporary does not fit there: the heap then grows by a block of the matrix for each.
+        """
+        first, *others = row_slices(n_rows, n_cols)
+        part = fn(first)
+        parts = part.new_empty((1 + len(others), *part.shape))
+        parts[0] = part
+        n_block = first.stop
+
+        def step(rows: slice) -> None:
+            parts[rows.start // n_block] = fn(rows)
+
+        self.run(step, others)
+        return parts.sum(dim=0)
 
 
 def slices_of(n: int, step: int) -> list[slice]:

@@ -16,6 +16,7 @@ import torch
 from dqrelo_gguf.address.choose import Kind
 from dqrelo_gguf.address.resolve import local
 from dqrelo_gguf.address.stream import RemoteDirectory
+from dqrelo_gguf.compress.allocator import bound_freed_memory
 from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.compress.budget import is_matrix
 from dqrelo_gguf.convert.adapter import (
@@ -158,6 +159,7 @@ def convert(
     >>> convert(Job("base.gguf", "ft/", "ft.dq.gguf")).ratio      # doctest: +SKIP
     0.12499
     """
+    bound_freed_memory()  # Before any thread is there, those of a download too: a heap that one has is kept.
     options = options or Options()
     begun = time.monotonic()
     outfile = Path(job.outfile)
