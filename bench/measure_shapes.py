@@ -36,17 +36,26 @@ METHODS = ("paper", "best")
 _SHARES = ("seconds", "processor_seconds", "peak_bytes", "n_read", "n_delta_bytes")
 
 
+def run_apart(what: str, *arguments: str) -> str:
+    """The last line that a process of its own says of this script.
+
+    Raises:
+        CommandError: it failed.
+    """
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CommandError(f"{what}: {done.stderr.strip()[-500:]}")
+    return (done.stdout.splitlines() or [""])[-1]
+
+
 def run_one(base: Path, tuned: str, method: str, part: Part, n_threads: int) -> Measured:
     """`measure` in a process of its own.
 
     Raises:
         CommandError: it failed.
     """
-    command = [sys.executable, __file__, "one", str(base), tuned, method, json.dumps(asdict(part)), str(n_threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CommandError(f"{part.pattern or 'all tensors'}, {method}: {done.stderr.strip()[-500:]}")
-    return Measured.of(done.stdout.splitlines()[-1])
+    what = f"{part.pattern or 'all tensors'}, {method}"
+    return Measured.of(run_apart(what, "one", str(base), tuned, method, json.dumps(asdict(part)), str(n_threads)))
 
 
 def find_ratios(shape: LargeShape, base: Path, tuned: str, n_threads: int) -> dict[str, Fraction]:
@@ -55,11 +64,8 @@ def find_ratios(shape: LargeShape, base: Path, tuned: str, n_threads: int) -> di
     Raises:
         CommandError: it failed.
     """
-    command = [sys.executable, __file__, "ratios", str(base), tuned, json.dumps(asdict(shape)), str(n_threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CommandError(f"ratios of {shape.name}: {done.stderr.strip()[-500:]}")
-    return {name: Fraction(ratio) for name, ratio in json.loads(done.stdout.splitlines()[-1]).items()}
+    found = run_apart(f"ratios of {shape.name}", "ratios", str(base), tuned, json.dumps(asdict(shape)), str(n_threads))
+    return {name: Fraction(ratio) for name, ratio in json.loads(found).items()}
 
 
 def print_ratios(base: Path, tuned: str, shape: LargeShape, n_threads: int) -> None:
@@ -72,10 +78,7 @@ def make_base(folder: Path, name: str, address: str) -> Path:
     target = folder / f"{name}.gguf"
     if not target.exists():
         unfinished = folder / f".{name}.gguf"
-        command = [sys.executable, __file__, "base", address, str(unfinished)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise CommandError(f"{target}: {done.stderr.strip()[-500:]}")
+        run_apart(str(target), "base", address, str(unfinished))
         unfinished.replace(target)
     return target
 
