@@ -6,7 +6,6 @@
 #include "dqrelo.h"
 #include "file/error-text.h"
 #include "file/fingerprint.h"
-#include "file/verified.h"
 
 #include "llama-model.h"
 
@@ -106,15 +105,12 @@ dqrelo_file * dqrelo_file_open(const char * path, dqrelo_file_params params, cha
         dqrelo::delta_file::options options;
         options.header_only = params.header_only;
         options.use_mmap    = params.use_mmap;
+        options.digests     = params.verify ? dqrelo::delta_file::digest_check::always : dqrelo::delta_file::digest_check::once;
         if (params.abort_callback != nullptr) {
             options.is_aborted = [&params] { return params.abort_callback(params.abort_callback_data); };
         }
         auto file = dqrelo::delta_file::open(path, options, text);
-        bool good = file != nullptr;
-        if (good && !params.header_only) {
-            good = params.verify ? file->verify(options.is_aborted, text) : dqrelo::verify_once(*file, options.is_aborted, text);
-        }
-        return good ? std::make_unique<dqrelo_file>(dqrelo_file{ std::move(file) }) : nullptr;
+        return file ? std::make_unique<dqrelo_file>(dqrelo_file{ std::move(file) }) : nullptr;
     });
 }
 

@@ -9,6 +9,7 @@
 #include "file/mapped-file.h"
 #include "file/message.h"
 #include "file/sha256.h"
+#include "file/verified.h"
 
 #include <algorithm>
 #include <cinttypes>
@@ -57,9 +58,11 @@ struct delta_file::impl {
     bool        read_header(const is_aborted_fn & is_aborted, std::string & err);
     bool        read_metadata(std::string & err);
     void        read_tokens();
+    bool        read_data(const options & options, std::string & err);
     bool        check_floats(std::string & err) const;
     bool        check_padding(std::string & err) const;
     bool        check_entries(std::string & err) const;
+    bool        check_digests(const std::vector<std::string> & found, std::string & err) const;
     std::string content_lines() const;
 };
 
@@ -173,6 +176,79 @@ std::string delta_file::impl::content_lines() const {
     return text;
 }
 
+// Compares the SHA-256 of every tensor with the declared one, and that of them all with the content hash. `err` names up to three tensors.
+bool delta_file::impl::check_digests(const std::vector<std::string> & found, std::string & err) const {
+    std::string damaged;
+    size_t      n_damaged = 0;
+    for (size_t i = 0; i < found.size(); ++i) {
+        if (found[i] == layout.tensors[i].sha256) {
+            continue;
+        }
+        if (n_damaged < 3) {
+            damaged += (n_damaged > 0 ? ", '" : "'") + printable(header.tensors[i].name) + "'";
+        }
+        ++n_damaged;
+    }
+    if (n_damaged > 0) {
+        const std::string more = n_damaged > 3 ? message(" and %zu more", n_damaged - 3) : "";
+        err = message("damaged: the data of %s%s does not have its declared SHA-256. Download it again", damaged.c_str(), more.c_str());
+        return false;
+    }
+    const std::string lines = content_lines();
+    const std::string hash  = hash_sha256_hex(lines.data(), lines.size());
+    if (hash != content_hash) {
+        err = message("damaged: dqrelo.content_hash is %s, its tensors have %s", content_hash.c_str(), hash.c_str());
+        return false;
+    }
+    return true;
+}
+
+// Reads what is behind the header, and checks it. Digests are computed on threads of their own as the bytes come.
+bool delta_file::impl::read_data(const options & options, std::string & err) {
+    std::unique_ptr<sha256_hashing> hashing;
+    const auto                      begin_hashing = [&] {
+        std::vector<sha256_input> inputs;
+        for (const gguf_tensor_entry & tensor : header.tensors) {
+            inputs.push_back({ file->data() + header.data_offset_bytes + tensor.offset_bytes, tensor.n_bytes });
+        }
+        const size_t n_threads = sha256_n_threads(inputs);
+        hashing                = std::make_unique<sha256_hashing>(std::move(inputs), sha256_kernels().front(), n_threads);
+    };
+    if (options.digests == digest_check::always || (options.digests == digest_check::once && !was_verified(file->identity()))) {
+        begin_hashing();
+    }
+    // From the first byte to the last: a disk serves that far better than the floats, which lie all over the file.
+    constexpr size_t step = (size_t) 4 << 20;
+    for (size_t n = 0; n < file->n_bytes();) {
+        n = std::min(n + step, file->n_bytes());
+        if (!file->fetch(n, options.is_aborted, err)) {
+            return false;
+        }
+        if (hashing) {
+            hashing->arrived(file->data() + n);
+        }
+    }
+    if (!check_floats(err) || !check_padding(err) || !check_entries(err)) {
+        return false;
+    }
+    if (!hashing && options.digests == digest_check::once && file->identity().empty()) { // It changed while it was read.
+        begin_hashing();
+    }
+    if (!hashing) {
+        return true;
+    }
+    std::vector<std::string> found;
+    if (!hashing->finish(options.is_aborted, found)) {
+        err = "was not checked to its end: nobody waits for it any more";
+        return false;
+    }
+    if (!check_digests(found, err)) {
+        return false;
+    }
+    remember_verified(file->identity());
+    return true;
+}
+
 // Reads what the header takes, and parses it. Most headers lie in the first bytes, and none behind the second number; what was not read
 // is zeros, which may parse as well as not.
 bool delta_file::impl::read_header(const is_aborted_fn & is_aborted, std::string & err) {
@@ -198,12 +274,7 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, const opt
     std::string reason;
     p->file = mapped_file::open(path, options.use_mmap ? mapped_file::mode::map : mapped_file::mode::copy, reason);
 
-    bool good = p->file && p->read_header(options.is_aborted, reason);
-    if (good && !options.header_only) {
-        // From the first byte to the last: a disk serves that far better than the floats, which lie all over the file.
-        good = p->file->fetch(p->file->n_bytes(), options.is_aborted, reason) && p->check_floats(reason) && p->check_padding(reason) &&
-               p->check_entries(reason);
-    }
+    const bool good = p->file && p->read_header(options.is_aborted, reason) && (options.header_only || p->read_data(options, reason));
     if (!good) {
         err = path + ": " + reason;
         return nullptr;
@@ -318,47 +389,6 @@ std::vector<std::string> delta_file::meta_keys() const {
         }
     }
     return keys;
-}
-
-const std::string & delta_file::identity() const {
-    return p->file->identity();
-}
-
-bool delta_file::verify(const is_aborted_fn & is_aborted, std::string & err) const {
-    std::vector<sha256_input> inputs;
-    for (const gguf_tensor_entry & tensor : p->header.tensors) {
-        inputs.push_back({ p->file->data() + p->header.data_offset_bytes + tensor.offset_bytes, tensor.n_bytes });
-    }
-    std::vector<std::string> found;
-    if (!sha256_hex(inputs, sha256_kernels().front(), sha256_n_threads(inputs), is_aborted, found)) {
-        err = p->path + ": was not checked to its end: nobody waits for it any more";
-        return false;
-    }
-    std::string damaged;
-    size_t      n_damaged = 0;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-        if (found[i] == p->layout.tensors[i].sha256) {
-            continue;
-        }
-        if (n_damaged < 3) {
-            damaged += (n_damaged > 0 ? ", '" : "'") + printable(p->header.tensors[i].name) + "'";
-        }
-        ++n_damaged;
-    }
-    if (n_damaged > 0) {
-        const std::string more = n_damaged > 3 ? message(" and %zu more", n_damaged - 3) : "";
-        err = message("%s: damaged: the data of %s%s does not have its declared SHA-256. Download it again", p->path.c_str(),
-                      damaged.c_str(), more.c_str());
-        return false;
-    }
-    const std::string lines = p->content_lines();
-    const std::string hash  = hash_sha256_hex(lines.data(), lines.size());
-    if (hash != p->content_hash) {
-        err =
-            message("%s: damaged: dqrelo.content_hash is %s, its tensors have %s", p->path.c_str(), p->content_hash.c_str(), hash.c_str());
-        return false;
-    }
-    return true;
 }
 
 } // namespace dqrelo

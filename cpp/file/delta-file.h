@@ -36,9 +36,17 @@ struct weight_info {
 // An opened delta file. Immutable: any number of threads may read it. Pointers and references live as long as the object.
 class delta_file {
 public:
+    // Whether every digest of docs/format.md section 5 is computed and compared, beside the reading.
+    enum class digest_check {
+        none,
+        once, // unless they were right before, in this process, for the very same file, unchanged since (verified.h)
+        always,
+    };
+
     struct options {
         bool          header_only = false; // Items 1-5 are checked, and nothing behind the header is read.
         bool          use_mmap    = false; // The file is mapped instead of read into memory.
+        digest_check  digests     = digest_check::none;
         is_aborted_fn is_aborted;
     };
 
@@ -100,12 +108,6 @@ public:
 
     // Keys of all scalars in the metadata, in file order.
     std::vector<std::string> meta_keys() const;
-
-    // See mapped_file::identity.
-    const std::string & identity() const;
-
-    // Recomputes every digest of docs/format.md section 5. Returns false with one line in `err` that names up to three damaged tensors.
-    bool verify(const is_aborted_fn & is_aborted, std::string & err) const;
 
 private:
     struct impl;

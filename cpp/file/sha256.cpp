@@ -1,4 +1,4 @@
-// sha256.cpp: shares messages out to threads, and on each to the lanes of a kernel.
+// sha256.cpp: shares inputs out to threads, and on each to the lanes of a kernel.
 #include "file/sha256.h"
 
 extern "C" {
@@ -6,10 +6,11 @@ extern "C" {
 }
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <cstdint>
 #include <future>
-#include <numeric>
+#include <mutex>
 #include <system_error>
 #include <thread>
 
@@ -37,72 +38,101 @@ std::string hex_of(sha256_t & hash) {
     return hex;
 }
 
-// Inputs that threads take one after another.
-class work {
-public:
-    work(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, std::vector<std::string> & hex) :
-        inputs(inputs), kernel(kernel), order(inputs.size()), hex(hex) {
-        // Long ones first, so that all threads end at about the same time.
-        std::iota(order.begin(), order.end(), (size_t) 0);
-        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return inputs[a].n_bytes > inputs[b].n_bytes; });
+// An input on its way.
+struct message {
+    size_t          input; // its number
+    sha256_t        hash;
+    const uint8_t * data; // what is left
+    size_t          n_bytes;
+
+    // Returns the number of whole blocks that lie before the address `end`.
+    size_t n_blocks(uintptr_t end) const {
+        return end > (uintptr_t) data ? std::min(n_bytes, (size_t) (end - (uintptr_t) data)) / SHA256_BLOCK_BYTES : 0;
     }
-
-    // Hashes until nothing is left to begin, or it was ended.
-    void run(const is_aborted_fn & is_aborted);
-
-    // Makes every run() return.
-    void end() { is_ended = true; }
-    bool was_ended() const { return is_ended; }
-
-private:
-    struct message {
-        size_t          input;
-        sha256_t        hash;
-        const uint8_t * data; // what is left
-        size_t          n_bytes;
-    };
-
-    bool begin(message & next);
-    void update(message * messages, size_t n) const;
-    bool finish(message & message) const;
-
-    const std::vector<sha256_input> & inputs;
-    const sha256_kernel &             kernel;
-    std::vector<size_t>               order;
-    std::vector<std::string> &        hex;
-    std::atomic<size_t>               n_begun{ 0 };
-    std::atomic<bool>                 is_ended{ false };
+    // Returns whether what is left is no whole block, and lies before the address `end`.
+    bool is_last(uintptr_t end) const { return n_bytes < SHA256_BLOCK_BYTES && (uintptr_t) data + n_bytes <= end; }
 };
 
-bool work::begin(message & next) {
-    const size_t i = n_begun++;
-    if (i >= order.size()) {
+} // namespace
+
+struct sha256_hashing::impl {
+    const std::vector<sha256_input> inputs;
+    const sha256_kernel &           kernel;
+    std::vector<std::string>        hex;
+    std::vector<std::future<void>>  threads;
+
+    std::mutex              mutex; // Guards what follows.
+    std::condition_variable changed;
+    size_t                  n_begun  = 0;
+    uintptr_t               end      = 0; // What lies before this address has arrived.
+    bool                    is_ended = false;
+
+    impl(std::vector<sha256_input> inputs, const sha256_kernel & kernel) :
+        inputs(std::move(inputs)), kernel(kernel), hex(this->inputs.size()) {}
+
+    void run(const is_aborted_fn & is_aborted);
+    void stop();
+    void set_end(uintptr_t to);
+    bool wait_for_bytes(uintptr_t & seen, bool is_stuck);
+    bool begin(message & next);
+    bool update(message * messages, size_t n, uintptr_t until) const;
+    bool finish(message & message, uintptr_t until);
+};
+
+void sha256_hashing::impl::stop() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    is_ended = true;
+    changed.notify_all();
+}
+
+// Brings `seen` up to what has arrived; where nothing could be done with what was seen before, waits for more. Returns false at the end.
+bool sha256_hashing::impl::wait_for_bytes(uintptr_t & seen, bool is_stuck) {
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [&] { return is_ended || !is_stuck || end != seen; });
+    seen = end;
+    return !is_ended;
+}
+
+bool sha256_hashing::impl::begin(message & next) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (n_begun == inputs.size()) {
         return false;
     }
-    next = { order[i], {}, (const uint8_t *) inputs[order[i]].data, inputs[order[i]].n_bytes };
+    const sha256_input & input = inputs[n_begun];
+    next                       = { n_begun++, {}, (const uint8_t *) input.data, input.n_bytes };
     sha256_init(&next.hash);
     return true;
 }
 
-// Takes as many whole blocks as all of them have.
-void work::update(message * messages, size_t n) const {
+// Takes as many whole blocks as all of those have that have any. Returns whether there were some.
+bool sha256_hashing::impl::update(message * messages, size_t n, uintptr_t until) const {
     size_t      n_blocks = N_PIECE_BLOCKS;
+    size_t      n_lanes  = 0;
+    message *   taken[SHA256_LANES];
     sha256_lane lanes[SHA256_LANES];
-    for (size_t l = 0; l < n; ++l) {
-        n_blocks = std::min(n_blocks, messages[l].n_bytes / SHA256_BLOCK_BYTES);
-        lanes[l] = { messages[l].hash.state, messages[l].data };
+    for (size_t i = 0; i < n; ++i) {
+        const size_t n_here = messages[i].n_blocks(until);
+        if (n_here > 0) {
+            n_blocks         = std::min(n_blocks, n_here);
+            taken[n_lanes]   = &messages[i];
+            lanes[n_lanes++] = { messages[i].hash.state, messages[i].data };
+        }
     }
-    kernel.update(lanes, n, n_blocks);
-    for (size_t l = 0; l < n; ++l) {
-        messages[l].hash.count += n_blocks * SHA256_BLOCK_BYTES;
-        messages[l].data += n_blocks * SHA256_BLOCK_BYTES;
-        messages[l].n_bytes -= n_blocks * SHA256_BLOCK_BYTES;
+    if (n_lanes == 0) {
+        return false;
     }
+    kernel.update(lanes, n_lanes, n_blocks);
+    for (size_t l = 0; l < n_lanes; ++l) {
+        taken[l]->hash.count += n_blocks * SHA256_BLOCK_BYTES;
+        taken[l]->data += n_blocks * SHA256_BLOCK_BYTES;
+        taken[l]->n_bytes -= n_blocks * SHA256_BLOCK_BYTES;
+    }
+    return true;
 }
 
-// Returns whether no whole block was left, so that the digest is made.
-bool work::finish(message & message) const {
-    if (message.n_bytes >= SHA256_BLOCK_BYTES) {
+// Returns whether no whole block was left, and the rest is there, so that the digest is made.
+bool sha256_hashing::impl::finish(message & message, uintptr_t until) {
+    if (!message.is_last(until)) {
         return false;
     }
     sha256_update(&message.hash, message.data, message.n_bytes);
@@ -110,59 +140,77 @@ bool work::finish(message & message) const {
     return true;
 }
 
-void work::run(const is_aborted_fn & is_aborted) {
-    message messages[SHA256_LANES];
-    size_t  n = 0;
+// Hashes until nothing is left to begin, or it was ended.
+void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
+    message   messages[SHA256_LANES];
+    size_t    n        = 0;
+    uintptr_t until    = 0;
+    bool      is_stuck = false;
     for (;;) {
         if (is_aborted && is_aborted()) {
-            end();
-        }
-        if (is_ended) {
-            return;
+            stop();
         }
         while (n < SHA256_LANES && begin(messages[n])) {
             ++n;
         }
-        if (n == 0) {
+        if (n == 0 || !wait_for_bytes(until, is_stuck)) {
             return;
         }
-        update(messages, n);
-        n = (size_t) (std::remove_if(messages, messages + n, [&](message & message) { return finish(message); }) - messages);
+        const bool   moved    = update(messages, n, until);
+        const size_t n_before = n;
+        n = (size_t) (std::remove_if(messages, messages + n, [&](message & message) { return finish(message, until); }) - messages);
+        is_stuck = !moved && n == n_before;
     }
 }
 
-} // namespace
+sha256_hashing::sha256_hashing(std::vector<sha256_input> inputs, const sha256_kernel & kernel, size_t n_threads) :
+    p(new impl(std::move(inputs), kernel)) {
+    try {
+        while (p->threads.size() + 1 < n_threads) {
+            p->threads.push_back(std::async(std::launch::async, [p = p.get()] { p->run({}); }));
+        }
+    } catch (const std::system_error &) { // There are no more threads: those that there are do it.
+    }
+}
+
+sha256_hashing::~sha256_hashing() {
+    p->stop();
+    p->threads.clear(); // Waits for each.
+}
+
+void sha256_hashing::impl::set_end(uintptr_t to) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    end = to;
+    changed.notify_all();
+}
+
+void sha256_hashing::arrived(const void * end) {
+    p->set_end((uintptr_t) end);
+}
+
+bool sha256_hashing::finish(const is_aborted_fn & is_aborted, std::vector<std::string> & hex) {
+    p->set_end(UINTPTR_MAX);
+    p->run(is_aborted);
+    for (std::future<void> & thread : p->threads) {
+        while (thread.wait_for(ASK_PERIOD) != std::future_status::ready) {
+            if (is_aborted && is_aborted()) {
+                p->stop();
+            }
+        }
+        thread.get();
+    }
+    p->threads.clear();
+    hex = std::move(p->hex);
+    return !p->is_ended;
+}
 
 size_t sha256_n_threads(const std::vector<sha256_input> & inputs) {
     size_t n_bytes = 0;
     for (const sha256_input & input : inputs) {
         n_bytes += input.n_bytes;
     }
-    const size_t n_cores = std::max(1u, std::thread::hardware_concurrency());
+    const size_t n_cores = std::max(2u, std::thread::hardware_concurrency()); // One core, too, has time while it waits for the disk.
     return std::min({ n_cores, N_THREADS_MAX, 1 + n_bytes / N_THREAD_BYTES });
-}
-
-bool sha256_hex(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads, const is_aborted_fn & is_aborted,
-                std::vector<std::string> & hex) {
-    hex.assign(inputs.size(), "");
-    work                           work(inputs, kernel, hex);
-    std::vector<std::future<void>> others;
-    try {
-        while (others.size() + 1 < n_threads) {
-            others.push_back(std::async(std::launch::async, [&work] { work.run({}); }));
-        }
-    } catch (const std::system_error &) { // There are no more threads: those that there are do it.
-    }
-    work.run(is_aborted);
-    for (std::future<void> & other : others) {
-        while (other.wait_for(ASK_PERIOD) != std::future_status::ready) {
-            if (is_aborted && is_aborted()) {
-                work.end();
-            }
-        }
-        other.get();
-    }
-    return !work.was_ended();
 }
 
 } // namespace dqrelo

@@ -1,10 +1,11 @@
-// sha256.h: SHA-256 of data that may be long, of several pieces side by side.
+// sha256.h: SHA-256 of data that may be long, of several pieces side by side, and while it is still being read.
 #pragma once
 
 #include "file/mapped-file.h"
 #include "file/sha256-kernels.h"
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,9 +19,28 @@ struct sha256_input {
 // Returns the number of threads that pay for the inputs on this machine: 1 for a few MiB.
 size_t sha256_n_threads(const std::vector<sha256_input> & inputs);
 
-// The SHA-256 of each input as 64 lower-case hex digits, in the order of the inputs; `hex` has its length afterwards. Returns false where
-// `is_aborted` ended it, which is asked on this thread only, every few MiB and while it waits for others.
-bool sha256_hex(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads, const is_aborted_fn & is_aborted,
-                std::vector<std::string> & hex);
+// Hashes inputs, the first ones first, as far as their bytes have arrived in memory.
+class sha256_hashing {
+public:
+    // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object.
+    sha256_hashing(std::vector<sha256_input> inputs, const sha256_kernel & kernel, size_t n_threads);
+
+    // Ends them, wherever they are.
+    ~sha256_hashing();
+    sha256_hashing(const sha256_hashing &)             = delete;
+    sha256_hashing & operator=(const sha256_hashing &) = delete;
+
+    // Every byte of an input that lies at a lower address than `end` is there, and stays as it is.
+    void arrived(const void * end);
+
+    // All bytes are there: this thread helps until all is done. `hex` has the SHA-256 of each input afterwards, 64 lower-case hex digits, in
+    // the order of the inputs. Returns false where `is_aborted` ended it, which is asked on this thread only, every few MiB and while it
+    // waits for others.
+    bool finish(const is_aborted_fn & is_aborted, std::vector<std::string> & hex);
+
+private:
+    struct impl;
+    std::unique_ptr<impl> p;
+};
 
 } // namespace dqrelo

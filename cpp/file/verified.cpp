@@ -1,7 +1,5 @@
 #include "file/verified.h"
 
-#include "file/delta-file.h"
-
 #include <mutex>
 #include <unordered_set>
 
@@ -10,27 +8,23 @@ namespace dqrelo {
 // More than a server has deltas; past it the set starts anew, which costs time only.
 static constexpr size_t N_VERIFIED_MAX = 100000;
 
-bool verify_once(const delta_file & file, const is_aborted_fn & is_aborted, std::string & err) {
-    static std::mutex                      mutex;
-    static std::unordered_set<std::string> verified;
-    const std::string &                    identity = file.identity();
-    if (!identity.empty()) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (verified.count(identity) > 0) {
-            return true;
-        }
+static std::mutex                      mutex;
+static std::unordered_set<std::string> verified; // Guarded by it.
+
+bool was_verified(const std::string & identity) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return verified.count(identity) > 0;
+}
+
+void remember_verified(const std::string & identity) {
+    if (identity.empty()) {
+        return;
     }
-    if (!file.verify(is_aborted, err)) {
-        return false;
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (verified.size() == N_VERIFIED_MAX) {
+        verified.clear();
     }
-    if (!identity.empty()) {
-        const std::lock_guard<std::mutex> lock(mutex);
-        if (verified.size() == N_VERIFIED_MAX) {
-            verified.clear();
-        }
-        verified.insert(identity);
-    }
-    return true;
+    verified.insert(identity);
 }
 
 } // namespace dqrelo

@@ -187,8 +187,10 @@ int main(int argc, char ** argv) {
         fprintf(stderr, "usage: dqrelo-check-file DELTA [BASE] | --base BASE\n");
         return 2;
     }
-    const auto delta = delta_file::open(argv[1], {}, err);
-    if (!delta || !delta->verify({}, err)) {
+    delta_file::options options;
+    options.digests  = delta_file::digest_check::always;
+    const auto delta = delta_file::open(argv[1], options, err);
+    if (!delta) {
         return refuse(err);
     }
     print_delta(*delta);

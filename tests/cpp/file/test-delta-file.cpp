@@ -3,10 +3,13 @@
 #include "support/check.h"
 #include "cpu/stack.h"
 #include "file/delta-file.h"
+#include "file/verified.h"
 #include "support/gguf-builder.h"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
+#include <thread>
 
 using namespace dqrelo;
 using namespace testing;
@@ -140,21 +143,43 @@ static void test_facts() {
     CHECK(!delta->meta_str("dqrelo.weight.names") && !delta->meta_str("none"));
 }
 
-static void test_verify() {
-    check::begin("verify");
+static void test_digests() {
+    check::begin("digests");
     const delta_builder d     = delta_of_every_form();
     std::string         bytes = d.file();
     std::string         err;
-    CHECK(open_bytes(bytes, err)->verify({}, err));
+    CHECK(open_bytes(bytes, err, with_digests()) != nullptr);
 
     bytes[d.header().size() + 3] ^= 0x10;
-    const auto damaged = open_bytes(bytes, err);
-    CHECK(damaged && !damaged->verify({}, err) && err.find("'paper.dq_sign'") != std::string::npos);
+    CHECK(open_bytes(bytes, err) != nullptr);
+    CHECK(refused(bytes, "damaged: the data of 'paper.dq_sign'", with_digests()));
 
     delta_builder forged = delta_of_every_form();
     forged.set("dqrelo.content_hash", std::string(64, 'a'));
-    const auto other = open_bytes(forged.file(), err);
-    CHECK(other && !other->verify({}, err) && err.find("dqrelo.content_hash") != std::string::npos);
+    CHECK(open_bytes(forged.file(), err) != nullptr);
+    CHECK(refused(forged.file(), "dqrelo.content_hash", with_digests()));
+}
+
+// What was right once is not hashed again, unless it is asked for. No test changes a file without changing its identity, so this one says
+// of a damaged file that it was right.
+static void test_digests_once() {
+    check::begin("digests/once");
+    const delta_builder d     = delta_of_every_form();
+    std::string         bytes = d.file();
+    bytes[d.header().size() + 3] ^= 0x10;
+    delta_file::options once;
+    once.digests = delta_file::digest_check::once;
+    CHECK(refused(bytes, "damaged", once)); // And it is not remembered as right:
+    std::string err;
+    CHECK(!delta_file::open(PATH, once, err));
+
+    std::this_thread::sleep_for(std::chrono::seconds(4)); // A younger file has no identity.
+    const std::string identity = mapped_file::open(PATH, mapped_file::mode::map, err)->identity();
+    CHECK(!delta_file::open(PATH, once, err));
+    remember_verified(identity);
+    CHECK(identity.empty() || delta_file::open(PATH, once, err) != nullptr); // Windows tells none.
+    CHECK(!delta_file::open(PATH, with_digests(), err));
+    CHECK(refused(bytes, "damaged", once)); // A new file with the same bytes.
 }
 
 static void test_truncation() {
@@ -215,20 +240,27 @@ static void test_refusals() {
     CHECK(refused(d.file(), "'a?b?[31m'"));
 }
 
-// A long tensor is hashed in pieces: whoever waits sees that it goes on, and can end it.
-static void test_verify_in_pieces() {
-    check::begin("verify/pieces");
+// A long tensor is read and hashed in pieces: whoever waits sees that it goes on, and can end it.
+static void test_pieces() {
+    check::begin("digests/pieces");
     delta_builder  d;
     const uint64_t n_rows = 9 << 10; // of 4 KiB: 36 MiB
     d.add_weight("table", { 1024, n_rows }, 0, 0);
     d.add_tensor(".dq_dense", "DQ_DENSE", GGML_TYPE_F32, { 1024, n_rows }, std::string(4096 * n_rows, '\1'));
     d.declare();
-    std::string err;
-    const auto  delta   = open_bytes(d.file(), err);
-    int         n_asked = 0;
-    CHECK(delta && delta->verify([&] { return n_asked++ > 1000; }, err) && n_asked >= 3);
-    n_asked = 0;
-    CHECK(delta && !delta->verify([&] { return n_asked++ > 1; }, err) && err.find("nobody waits") != std::string::npos && n_asked == 3);
+    const std::string   bytes   = d.file();
+    delta_file::options options = with_digests();
+    std::string         err;
+    int                 n_asked = 0;
+    options.is_aborted          = [&] { return n_asked++ > 1000; };
+    CHECK(open_bytes(bytes, err, options) && n_asked >= 10);
+
+    const int n_before = n_asked;
+    for (const int n_more : { 1, 5, n_before - 1 }) {
+        n_asked            = 0;
+        options.is_aborted = [&] { return n_asked++ >= n_more; };
+        CHECK(refused(bytes, "nobody waits", options));
+    }
 }
 
 // A weight's plane ranks, changed.
@@ -279,11 +311,12 @@ static void test_new_refusals() {
 }
 
 int main() {
-    test_verify_in_pieces();
+    test_pieces();
     test_entries();
     test_new_entries();
     test_facts();
-    test_verify();
+    test_digests();
+    test_digests_once();
     test_truncation();
     test_refusals();
     test_new_refusals();

@@ -10,6 +10,11 @@
 
 using namespace dqrelo;
 
+static bool sha256_hex(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
+                       const is_aborted_fn & is_aborted, std::vector<std::string> & hex) {
+    return sha256_hashing(inputs, kernel, n_threads).finish(is_aborted, hex);
+}
+
 static std::string hex_of(const sha256_kernel & kernel, const void * data, size_t n_bytes) {
     std::vector<std::string> hex;
     CHECK(sha256_hex({ { data, n_bytes } }, kernel, 1, {}, hex));
@@ -112,6 +117,38 @@ static void test_side_by_side(const sha256_kernel & kernel) {
     }
 }
 
+// Bytes that come a few at a time, and are something else until then.
+static void test_arrival(const sha256_kernel & kernel) {
+    check::begin("  bytes that arrive while they are hashed");
+    testing::random_source r(4);
+    for (size_t n_threads : { 1, 2, 4 }) {
+        const std::string         bytes = r.bytes(200000);
+        std::string               memory(bytes.size(), '?');
+        std::vector<sha256_input> inputs;
+        std::vector<std::string>  expected;
+        for (size_t at = 0; at < bytes.size();) {
+            const size_t n = std::min<size_t>(bytes.size() - at, r.below(4) == 0 ? r.below(70) : r.below(30000));
+            inputs.push_back({ memory.data() + at, n });
+            expected.push_back(hash_sha256_hex(bytes.data() + at, n));
+            at += n + r.below(3);
+        }
+        sha256_hashing hashing(inputs, kernel, n_threads);
+        for (size_t at = 0; at < bytes.size();) {
+            const size_t n = std::min<size_t>(bytes.size() - at, r.below(2000));
+            memcpy(&memory[at], &bytes[at], n);
+            at += n;
+            hashing.arrived(memory.data() + at);
+        }
+        std::vector<std::string> hex;
+        CHECK(hashing.finish({}, hex));
+        CHECK(hex == expected);
+    }
+
+    check::begin("  bytes that never arrive");
+    const std::string    bytes(1000, 'a');
+    const sha256_hashing hashing({ { bytes.data(), bytes.size() } }, kernel, 3); // Its destructor waits for no byte.
+}
+
 static void test_abort(const sha256_kernel & kernel) {
     check::begin("  an end from outside");
     const std::vector<std::string> texts(8, std::string((size_t) 9 << 20, 'a'));
@@ -137,6 +174,7 @@ int main(int argc, char ** argv) {
         test_lengths(kernel);
         test_chunks(kernel);
         test_side_by_side(kernel);
+        test_arrival(kernel);
         test_abort(kernel);
     }
     return check::finish();
