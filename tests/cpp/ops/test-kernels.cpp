@@ -454,7 +454,7 @@ static void test_entry(const dqrelo_kernels * kernels, const entry_options & o, 
     for (int t = 0; t < n_t; t++) {
         double v_max = 0.0;
         for (int64_t j = 0; j < o.n_in; j++) {
-            v_max = std::fmax(v_max, std::fabs(r.cscale_at(j) * x[(size_t) t][(size_t) j]));
+            v_max = std::max(v_max, std::fabs(r.cscale_at(j) * x[(size_t) t][(size_t) j]));
         }
         const expected_delta want = expect_matmul(r, x[(size_t) t].data(), v_max / dqrelo_q_max(o.n_in));
         for (int64_t i = 0; i < o.n_out; i++) {

@@ -79,7 +79,7 @@ struct fold_case {
         if (delta) {
             double v_max = 0.0;
             for (int64_t j = 0; j < c.n_in; j++) {
-                v_max = std::fmax(v_max, std::fabs(entry->cscale_at(j) * x[j]));
+                v_max = std::max(v_max, std::fabs(entry->cscale_at(j) * x[j]));
             }
             want = expect_matmul(*entry, x, v_max / 32639.0);
         }

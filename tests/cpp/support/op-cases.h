@@ -5,6 +5,7 @@
 #include "check.h"
 #include "op-case.h"
 
+#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -21,7 +22,7 @@ static expected_delta expect(const op_case & c, const random_entry & entry, int6
     if (c.is_matmul()) {
         double v_max = 0.0;
         for (int64_t j = 0; j < c.n_in; j++) {
-            v_max = std::fmax(v_max, std::fabs(entry.cscale_at(j) * x[j]));
+            v_max = std::max(v_max, std::fabs(entry.cscale_at(j) * x[j]));
         }
         return expect_matmul(entry, x, v_max / 32639.0); // Every row here is shorter than 65536.
     }

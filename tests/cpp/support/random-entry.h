@@ -264,7 +264,7 @@ inline expected_delta expect_sign_factors(const random_entry & r, const float * 
     double              x_max = 0.0;
     for (int64_t j = 0; j < e.n_in; j++) {
         cx[(size_t) j] = r.cscale_at(j) * x[j];
-        x_max          = std::fmax(x_max, std::fabs(cx[(size_t) j]));
+        x_max          = std::max(x_max, std::fabs(cx[(size_t) j]));
     }
     std::vector<bounded> bx((size_t) e.plane_ranks[0]);
     std::vector<double>  z((size_t) e.n_codes);
@@ -283,7 +283,7 @@ inline expected_delta expect_sign_factors(const random_entry & r, const float * 
     for (const int32_t n : e.plane_ranks) {
         for (int64_t k = 0; k < n; k++, code++) {
             const double scale = std::fabs(r.signs.uscale.value[(size_t) code]);
-            z_max              = std::fmax(z_max, scale * std::fabs(bx[(size_t) k].value));
+            z_max              = std::max(z_max, scale * std::fabs(bx[(size_t) k].value));
             z_sum += scale * std::fabs(bx[(size_t) k].value);
             z_rounding += scale * bx[(size_t) k].magnitude;
         }
