@@ -95,8 +95,8 @@ struct server_delta_entry {
     bool        is_awaited  = false; // A part of the blend that is being brought in: not put out before that is complete.
     bool        is_leaving  = false; // Put out as soon as its requests have ended, which others wait for.
     bool        is_draining = false; // Unloaded: it gets no new requests, and the name goes with the last one.
-    int64_t     used_us     = 0;     // Tells when a request last got it, by the clock of this process.
-    int64_t     used_s      = 0;     // Tells the same in Unix time; 0 means never.
+    int64_t     needed_us   = 0;     // Tells when its load was asked for or done, or a request last got it, by the clock of this process.
+    int64_t     used_s      = 0;     // Tells when a request last got it, in Unix time; 0 means never.
 
     bool               is_found  = false; // in --deltas-dir: nobody gave the name
     bool               is_lost   = false; // was found, and its file is gone: the name goes when it leaves memory

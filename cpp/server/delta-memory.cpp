@@ -145,7 +145,7 @@ void server_delta_memory::send_away(server_delta_names & names, const server_del
         }
     }
     std::sort(victims.begin(), victims.end(), [](const auto * a, const auto * b) {
-        return std::make_pair(a->is_in_use(), a->used_us) < std::make_pair(b->is_in_use(), b->used_us);
+        return std::make_pair(a->is_in_use(), a->needed_us) < std::make_pair(b->is_in_use(), b->needed_us);
     });
     for (auto * victim : victims) {
         if (n_kept + entry.job->n_bytes <= n_bytes_max) {

@@ -211,6 +211,7 @@ void server_delta_registry::take_over(const std::shared_ptr<server_delta> & delt
     entry.quality    = delta->quality;
     entry.ratio      = delta->ratio;
     entry.n_applied  = delta->applied.n_applied;
+    entry.needed_us  = ggml_time_us();
     entry.is_leaving = false;
     entry.is_broken  = false;
     entry.reason.clear();

@@ -189,8 +189,8 @@ void server_delta_registry::call_first_in_line() {
 
 std::shared_ptr<const server_delta_hold> server_delta_registry::hold(server_delta_entry & entry) {
     entry.current->n_uses++;
-    entry.used_us = ggml_time_us();
-    entry.used_s  = std::time(nullptr);
+    entry.needed_us = ggml_time_us();
+    entry.used_s    = std::time(nullptr);
     return std::make_shared<const server_delta_hold>(shared_from_this(), entry.current);
 }
 
@@ -265,6 +265,7 @@ void server_delta_registry::load(const std::string & name, const std::string & p
         }
         check_hash(*entry, if_hash);
         if (entry->current && !is_reload && !entry->is_leaving) {
+            entry->needed_us = ggml_time_us();
             return;
         }
         entry->is_broken = false;

@@ -201,6 +201,19 @@ static void test_no_delta_goes_before_it_served() {
     }
 }
 
+// What no request asked for goes in the order in which its load was asked for, also where it was there already.
+static void test_the_latest_load_stays() {
+    const fixture   f({ 2 * N_BYTES, 0 });
+    const main_loop loop(f);
+    for (const char * name : { "c", "d", "c", "b" }) {
+        f.registry->add(name, f.file(name), N_BYTES, false);
+        f.registry->load(name, f.registry->path_of(name), false, nullptr);
+    }
+    for (const auto & [name, counts] : f.registry->all_counts()) {
+        assert(counts.n_evictions == (name == "d" ? 1 : 0));
+    }
+}
+
 // Turns go by arrival, whatever the delta.
 static void test_turns_are_by_arrival() {
     const int n = 6;
@@ -652,6 +665,7 @@ int main() {
     test_broken_files();
     test_main_loop_is_called_again();
     test_no_delta_goes_before_it_served();
+    test_the_latest_load_stays();
     test_turns_are_by_arrival();
     test_old_files_of_a_name_count();
     test_what_fits_does_not_wait_for_what_does_not();
