@@ -59,7 +59,7 @@ struct delta_file::impl {
     bool        read_metadata(std::string & err);
     void        read_tokens();
     bool        read_data(const options & options, std::string & err);
-    bool        check_floats(std::string & err) const;
+    bool        check_floats(size_t n_bytes, size_t & i, std::string & err) const;
     bool        check_padding(std::string & err) const;
     bool        check_entries(std::string & err) const;
     bool        check_digests(const std::vector<std::string> & found, std::string & err) const;
@@ -111,12 +111,17 @@ void delta_file::impl::read_tokens() {
     }
 }
 
-bool delta_file::impl::check_floats(std::string & err) const {
-    for (size_t i = 0; i < header.tensors.size(); ++i) {
+// Looks for NaN and infinity in the tensors from number i on that end in the first n_bytes of the file, and sets i to the first other one.
+bool delta_file::impl::check_floats(size_t n_bytes, size_t & i, std::string & err) const {
+    for (; i < header.tensors.size(); ++i) {
         const gguf_tensor_entry & tensor = header.tensors[i];
-        const uint8_t *           bytes  = file->data() + header.data_offset_bytes + tensor.offset_bytes;
-        const bool                is_f8  = tensor.type == GGML_TYPE_I8 && layout.tensors[i].type == "DQ_ENTRY";
-        const size_t n_bad = is_f8 ? count_not_finite_f8(bytes, tensor.n_bytes) : count_not_finite(tensor.type, bytes, tensor.n_bytes);
+        const size_t              at     = header.data_offset_bytes + (size_t) tensor.offset_bytes;
+        if (at + tensor.n_bytes > n_bytes) {
+            return true;
+        }
+        const uint8_t * bytes = file->data() + at;
+        const bool      is_f8 = tensor.type == GGML_TYPE_I8 && layout.tensors[i].type == "DQ_ENTRY";
+        const size_t    n_bad = is_f8 ? count_not_finite_f8(bytes, tensor.n_bytes) : count_not_finite(tensor.type, bytes, tensor.n_bytes);
         if (n_bad > 0) {
             err = not_finite_text(tensor.name, n_bad);
             return false;
@@ -218,7 +223,8 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
         begin_hashing();
     }
     // From the first byte to the last: a disk serves that far better than the floats, which lie all over the file.
-    constexpr size_t step = (size_t) 4 << 20;
+    constexpr size_t step     = (size_t) 4 << 20;
+    size_t           n_floats = 0;
     for (size_t n = 0; n < file->n_bytes();) {
         n = std::min(n + step, file->n_bytes());
         if (!file->fetch(n, options.is_aborted, err)) {
@@ -227,8 +233,11 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
         if (hashing) {
             hashing->arrived(file->data() + n);
         }
+        if (!check_floats(n, n_floats, err)) {
+            return false;
+        }
     }
-    if (!check_floats(err) || !check_padding(err) || !check_entries(err)) {
+    if (!check_padding(err) || !check_entries(err)) {
         return false;
     }
     if (!hashing && options.digests == digest_check::once && file->identity().empty()) { // It changed while it was read.
