@@ -158,7 +158,7 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
         }
         const bool   moved    = update(messages, n, until);
         const size_t n_before = n;
-        n = (size_t) (std::remove_if(messages, messages + n, [&](message & message) { return finish(message, until); }) - messages);
+        n        = (size_t) (std::remove_if(messages, messages + n, [&](message & message) { return finish(message, until); }) - messages);
         is_stuck = !moved && n == n_before;
     }
 }

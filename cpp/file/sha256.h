@@ -33,8 +33,8 @@ public:
     // Every byte of an input that lies at a lower address than `end` is there, and stays as it is.
     void arrived(const void * end);
 
-    // All bytes are there: this thread helps until all is done. `hex` has the SHA-256 of each input afterwards, 64 lower-case hex digits, in
-    // the order of the inputs. Returns false where `is_aborted` ended it, which is asked on this thread only, every few MiB and while it
+    // All bytes are there: this thread helps until all is done. `hex` has the SHA-256 of each input afterwards, 64 lower-case hex digits,
+    // in the order of the inputs. Returns false where `is_aborted` ended it, which is asked on this thread only, every few MiB and while it
     // waits for others.
     bool finish(const is_aborted_fn & is_aborted, std::vector<std::string> & hex);
 

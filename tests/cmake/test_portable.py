@@ -171,7 +171,6 @@ def test_the_operator_agrees_on_arm(arm: Arm, processor: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_programs_start_on_arm(arm: Arm, program: str) -> None:
-    done = arm.run(
-        "cortex-a53", arm.package / "bin" / program, "--help" if program == "llama-quantize" else "--version"
-    )
-    assert "version: 0 (" in done.stderr or "usage: " in done.stdout
+    done = arm.run("cortex-a53", arm.package / "bin" / program, "--version")
+    assert done.returncode == 0
+    assert "for Linux aarch64" in done.stderr
