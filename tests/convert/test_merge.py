@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +21,12 @@ from dqrelo_gguf.file.model_file import files_of
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.pairing import Selection
 from dqrelo_gguf.progress import Silent
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support.delta_files import Edited
 from tests.support.gguf_files import copy_metadata, finish
 from tests.support.limits import file_size_limit
 from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf, split_gguf
+from tests.support.programs import need_program
 
 Type = gguf.GGMLQuantizationType
 TEMPLATE = "{{ messages[0]['content'] }}"
@@ -56,6 +59,20 @@ def test_values_are_base_plus_delta(pair: tuple[Path, Path], tmp_path: Path) -> 
     assert {w.name for w in reader.weights} == set(plain)
     for name, values in plain.items():
         assert np.array_equal(merged[name], values + reader.reconstruct(name)), name
+
+
+@pytest.mark.parametrize("out_type", ["f32", "f16", "q8_0"])
+def test_llama_quantize_takes_a_merged_model(out_type: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """It pads to 32 bytes whatever a file's general.alignment says, so nothing could load what it made of another one."""
+    base, delta = pair
+    merge(base, delta, tmp_path / "m.gguf", MergeOptions(out_type))
+    command = [need_program("llama-quantize"), "--allow-requantize", tmp_path / "m.gguf", tmp_path / "q.gguf", "Q4_0"]
+    subprocess.run([*map(str, command), "1"], check=True, capture_output=True)
+    merged, quantised = read_gguf(tmp_path / "m.gguf"), read_gguf(tmp_path / "q.gguf")
+    for name, values in merged.items():
+        assert np.linalg.norm(quantised[name] - values) <= 0.12 * np.linalg.norm(values), name
+    with Runtime(str(tmp_path / "q.gguf"), n_threads=1) as runtime:
+        assert np.isfinite(runtime.logits([1, 2, 3])).all()
 
 
 def test_merged_is_nearer_to_the_fine_tune_than_the_base(pair: tuple[Path, Path], tmp_path: Path) -> None:

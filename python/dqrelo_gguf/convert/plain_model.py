@@ -25,6 +25,8 @@ _FILE_TYPES = {
     Type.F32: gguf.LlamaFileType.ALL_F32,
     Type.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
 }
+# A plain model has GGUF's own alignment: llama-quantize writes files that nothing can load of one that says another.
+_ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 # Keys of the base that do not hold for the merged file.
 _DROPPED = frozenset(
     {
@@ -85,7 +87,9 @@ def write_plain(path: Path, base: GgufModel, values_of: Callable[[str], npt.NDAr
 
 def plain_data_bytes(base: GgufModel, wanted: Type) -> int:
     """Bytes of the tensors of a model with the base's tensors, padding included."""
-    return sum(padded_bytes(n_data_bytes(out_type(base, name, wanted), ne)) for name, ne in base.shapes.items())
+    return sum(
+        padded_bytes(n_data_bytes(out_type(base, name, wanted), ne), _ALIGNMENT) for name, ne in base.shapes.items()
+    )
 
 
 def fields_of(base: GgufModel, wanted: Type) -> dict[str, GGUFValue]:
@@ -93,7 +97,6 @@ def fields_of(base: GgufModel, wanted: Type) -> dict[str, GGUFValue]:
     fields = {key: field_of(base.file.files[0], key) for key in base.field_names() if key not in _DROPPED}
     fields["general.file_type"] = GGUFValue(int(_FILE_TYPES[wanted]), ValueType.UINT32)
     fields["general.quantization_version"] = GGUFValue(gguf.GGML_QUANT_VERSION, ValueType.UINT32)
-    fields[fmt.KEY_ALIGNMENT] = GGUFValue(fmt.ALIGNMENT, ValueType.UINT32)
     return fields
 
 
@@ -115,7 +118,7 @@ def write_tensor(file: BinaryIO, values: npt.NDArray[np.float32], t: Type) -> No
         encoded = _encode(rows[part], t)
         file.write(encoded)
         n_bytes += len(encoded)
-    file.write(bytes(padded_bytes(n_bytes) - n_bytes))
+    file.write(bytes(padded_bytes(n_bytes, _ALIGNMENT) - n_bytes))
 
 
 def _encode(rows: npt.NDArray[np.float32], t: Type) -> bytes:

@@ -85,9 +85,10 @@ def pack_header(
     """A whole GGUF header, padded: the data section begins where it ends.
 
     Args:
-        metadata: keys and values in file order; must hold general.alignment = 64.
+        metadata: keys and values in file order. Tensors begin at multiples of its general.alignment, or of GGUF's default of 32 bytes.
         tensors: (name, ne, type) in file order; offsets follow from the sizes.
     """
+    aligned_to = next((int(v.value) for key, v in metadata if key == fmt.KEY_ALIGNMENT), gguf.GGUF_DEFAULT_ALIGNMENT)
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata:
         parts += [pack_string(key), pack_value(value)]
@@ -95,9 +96,9 @@ def pack_header(
     for name, ne, t in tensors:
         parts.append(pack_string(name))
         parts.append(struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, t, offset_bytes))
-        offset_bytes += padded_bytes(n_data_bytes(t, ne))
+        offset_bytes += padded_bytes(n_data_bytes(t, ne), aligned_to)
     header = b"".join(parts)
-    return header.ljust(padded_bytes(len(header)), b"\0")
+    return header.ljust(padded_bytes(len(header), aligned_to), b"\0")
 
 
 # --- parsing ---
