@@ -135,12 +135,12 @@ private:
                                                   : ": the weights of " + text_of(item.parts) + " are too large for this model"));
         };
         for (const active_job & cur : active) {
-            if (!dqrelo_is_finite(ctx, cur.seq_id, -1)) {
+            if (cur.item->has_logits() && !dqrelo_is_finite(ctx, cur.seq_id, -1)) {
                 fail(*cur.item);
             }
         }
         for (const output_row & row : rows) {
-            if (!dqrelo_is_finite(ctx, row.seq_id, row.i_batch)) {
+            if (row.item->has_logits() && !dqrelo_is_finite(ctx, row.seq_id, row.i_batch)) {
                 fail(*row.item);
             }
         }

@@ -21,6 +21,9 @@ public:
     // before are not evaluated again, if the model's memory can go back to there.
     virtual bool go_on(size_t & /*n_kept*/) { return false; }
 
+    // Returns false after a batch whose graph ended before the logits: nothing of it is looked through for numbers that are not finite.
+    virtual bool has_logits() const { return true; }
+
     std::vector<llama_token> tokens;
     blend                    parts;
     size_t                   number       = 0; // Its index in the caller's list.

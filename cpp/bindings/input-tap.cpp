@@ -34,10 +34,15 @@ bool input_tap::on_node(ggml_tensor * node, bool ask, void * user) {
     if (!self->wants(node)) {
         return !ask;
     }
-    if (!ask) {
-        self->show(node);
+    if (ask) {
+        return true;
     }
-    return true;
+    self->show(node);
+    return !self->has_all();
+}
+
+bool input_tap::has_all() const {
+    return seen.size() == wanted.size();
 }
 
 namespace {

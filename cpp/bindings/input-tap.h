@@ -28,9 +28,12 @@ class input_tap {
 public:
     using visit_fn = std::function<void(const tapped_rows &)>;
 
-    // Shows the inputs of these weights until stop().
+    // Shows the inputs of these weights until stop(). A graph ends where it has shown them all, so what it was to compute is not there.
     void start(std::unordered_set<std::string> names, visit_fn fn);
     void stop();
+
+    // Returns whether the last graph has shown them all, and ended there.
+    bool has_all() const;
 
     // Weights that read the same rows as another one, which stands for them.
     const std::unordered_map<std::string, std::string> & aliases() const { return alias_of; }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "batch.h"
+#include "input-tap.h"
 
 #include <cstdint>
 #include <string>
@@ -20,7 +21,13 @@ private:
 // Runs a sequence for what its graphs do on the way.
 class job_without_output : public job {
 public:
+    explicit job_without_output(const input_tap & tap) : tap(tap) {}
+
     void on_row(size_t /*pos*/, const float * /*row*/) override {}
+    bool has_logits() const override { return !tap.has_all(); }
+
+private:
+    const input_tap & tap;
 };
 
 // A continuation of a context: its tokens, and what was found out about them.

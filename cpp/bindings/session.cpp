@@ -398,7 +398,7 @@ std::unordered_map<std::string, std::string> session::visit_inputs(const std::ve
     if (tap == nullptr) {
         throw input_error("visit_inputs: the runtime does not watch. Open it with watch=True");
     }
-    std::vector<job_without_output> items(seqs.size());
+    std::vector<job_without_output> items(seqs.size(), job_without_output(*tap));
     std::vector<job *>              jobs;
     for (size_t i = 0; i < seqs.size(); ++i) {
         prepare(items[i], seqs[i], i, 0);
