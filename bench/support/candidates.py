@@ -5,6 +5,7 @@ Each is a GGUF that any runtime reads, so that all are measured in the same way.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from dqrelo_gguf.convert.result import ConvertResult
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.layout import stripped_ne
 from dqrelo_gguf.model.base import GgufModel
-from dqrelo_gguf.probe.calibrate import measure_moments
+from dqrelo_gguf.probe.in_sequence import CALIBRATE
 from dqrelo_gguf.probe.weigh import measured_importance
 from dqrelo_gguf.runtime.programs import program
 from support import rivals
@@ -110,6 +111,13 @@ class Workshop:
         path.write_text("".join(f"{p.prompt}{p.answer}\n" for p in texts), encoding="utf-8")
         return path
 
+    def _questions(self, texts: list[Problem]) -> Path:
+        """Questions alone: the fine-tune answers them itself."""
+        path = self.work / "questions.jsonl"
+        lines = [json.dumps({"messages": [{"role": "user", "content": p.question}]}) for p in texts]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
+
     def converted(self, base: Path, tuned: Path, method: str, ratio: Fraction) -> Candidate:
         """A delta of the converter's, merged.
 
@@ -124,10 +132,10 @@ class Workshop:
         moments = self.work / f"{tuned.stem}-{base.stem}-{method}.safetensors"
         given: dict[str, Any] = {"calibration": moments}
         if not moments.exists():
-            source = "self" if method == "best-self" else str(self._text(texts))
+            source = "self" if method == "best-self" else str(self._questions(texts))
             given = {"calibrate": source, "save_calibration": moments}
         job = Job(base, tuned, self._delta, force=True, n_threads=self.n_threads, **given)
-        return self._merged(base, convert(job, Options(ratio=ratio), calibrate=measure_moments))
+        return self._merged(base, convert(job, Options(ratio=ratio), calibrate=CALIBRATE))
 
     @property
     def _delta(self) -> Path:

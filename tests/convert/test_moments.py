@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 
 from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.convert.job import Job, convert
-from dqrelo_gguf.convert.moments import FORMAT, Moments
+from dqrelo_gguf.convert.moments import ANSWERS, FORMAT, QUESTION_WEIGHT, TOKENS, Moments, Text
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import DqreloError, InputError
 from dqrelo_gguf.file.reader import DeltaReader
@@ -68,6 +69,78 @@ def test_what_is_no_file_of_moments(tmp_path: Path, name: str) -> None:
 def test_bad_aliases(tmp_path: Path, aliases: str) -> None:
     with pytest.raises(InputError, match="aliases"):
         Moments(write(tmp_path / "m", {"q": gram(8)}, aliases))
+
+
+@pytest.mark.parametrize("sequence", ["[", "{}", '["missing"]', "3"])
+def test_bad_sequences(tmp_path: Path, sequence: str) -> None:
+    with pytest.raises(InputError, match="sequence"):
+        Moments(write(tmp_path / "m", {"q": gram(8)}, sequence=sequence))
+
+
+def ints(*rows: object) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def test_the_text_of_a_file(tmp_path: Path) -> None:
+    """A row a text; one without tokens is none. Rows that lead to an answer count in full."""
+    tensors = {"q": gram(8), TOKENS: ints([1, 5, 6, 7], [1, 2, -1, -1], [-1, -1, -1, -1]), ANSWERS: ints(3, 0, 0)}
+    texts = Moments(write(tmp_path / "m", tensors, sequence='["q"]')).texts
+    assert [t.tokens.tolist() for t in texts] == [[1, 5, 6, 7], [1, 2]]
+    assert texts[0].weights.tolist() == pytest.approx([QUESTION_WEIGHT, QUESTION_WEIGHT, 1, 1])
+    assert texts[1].weights.tolist() == [1, 1]
+    assert Text(np.arange(2, dtype=np.int32), 9).weights.tolist() == pytest.approx([QUESTION_WEIGHT] * 2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "answers"),
+    [
+        (ints([1, -2]), ints(0)),
+        (ints([1, 2]).float(), ints(0)),
+        (ints([1, 2]).long(), ints(0)),
+        (ints(1, 2), ints(0)),
+        (ints([1, 2]), ints(0, 0)),
+        (ints([1, 2]), ints(-1)),
+        (ints([1, 2]), ints(0).float()),
+        (torch.zeros((1, (1 << 20) + 1), dtype=torch.int32), ints(0)),
+    ],
+)
+def test_what_is_no_text(tmp_path: Path, tokens: torch.Tensor, answers: torch.Tensor) -> None:
+    path = write(tmp_path / "m", {"q": gram(8), TOKENS: tokens, ANSWERS: answers}, sequence='["q"]')
+    with pytest.raises(InputError, match="'tokens' and 'answers' are no text of 1048576 tokens at most"):
+        Moments(path)
+
+
+def test_a_file_of_an_earlier_version_has_no_text(tmp_path: Path) -> None:
+    assert Moments(write(tmp_path / "m", {"q": gram(8)})).texts == []
+
+
+def test_a_step_has_moments_and_shifts_of_its_own(tmp_path: Path) -> None:
+    moments = Moments(write(tmp_path / "m", {"q": gram(16), "o": gram(16, 1)}, {"k": "q"}))
+    whole = moments.metrics("o", 16, 1)
+    step = moments.with_step({"q": gram(16, 2)}, {"q": torch.eye(16)})
+    for name in ("q", "k"):
+        found = step.metrics(name, 16, 1)
+        assert found is not None
+        assert torch.equal(found[0].H, Metric(gram(16, 2)).H)
+        assert torch.equal(step.shift(name), torch.eye(16))  # type: ignore[arg-type]
+        assert moments.shift(name) is None
+    assert step.shift("o") is None
+    assert step.shift("unknown") is None
+    other = step.metrics("o", 16, 1)
+    assert other is not None
+    assert whole is not None
+    assert torch.equal(other[0].H, whole[0].H)
+
+
+def test_threads_get_the_metrics_that_they_asked_for(tmp_path: Path) -> None:
+    """Each of two threads asks for a group of its own, again and again: the groups differ in size, so a mix-up raises."""
+    moments = Moments(write(tmp_path / "m", {"a": gram(8), "b": gram(16)}))
+
+    def ask(name: str, n_in: int) -> bool:
+        return all((moments.metrics(name, n_in, 1) or [])[0].H.shape[0] == n_in for _ in range(200))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(ask, ["a", "b"], [8, 16]))
 
 
 def test_another_writer(tmp_path: Path) -> None:

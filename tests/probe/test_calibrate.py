@@ -11,10 +11,12 @@ from safetensors import safe_open
 
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.compress.blocks import open_blocks
+from dqrelo_gguf.convert.moments import Moments, Text
 from dqrelo_gguf.probe import calibrate, tuned_model
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf
 
+TEMPLATE = "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else ' ' }}{{ m.content }}{{ '\n' }}{{ 'A:' if m.role == 'user' }}{% endfor %}"
 TEXT = "A small animal that feeds on fish, and now and then on birds or their eggs. " * 40
 
 
@@ -84,8 +86,9 @@ def test_rows_of_experts_are_counted_apart() -> None:
     experts = np.tile(np.array([0, 2], np.int32), 500)
     with open_blocks(1) as blocks:
         sums = calibrate.Sums(blocks, {"w": (3, 4)})
-        sums.add("w", rows[:600], experts[:600])
-        sums.add("w", rows[600:], experts[600:])
+        for part in (slice(0, 600), slice(600, 1000)):
+            sums.begin(Text(np.zeros(len(rows[part]) // 2, np.int32)))  # each token goes to two experts
+            sums.add("w", rows[part], experts[part])
         H = sums.mean("w")
     pooled = rows.T @ rows / 1000
     for e, n in ((0, 500), (1, 0), (2, 500)):
@@ -115,6 +118,58 @@ def test_text_of_their_own_in_any_number_of_threads(out: Path, tmp_path: Path) -
     assert run("llama", out) == 0
     assert out.read_bytes() != first
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([out.name, kept.name])
+
+
+def with_template(tmp_path: Path, kind: str) -> tuple[Path, Path]:
+    """Base and fine-tune with a chat template each, of which the fine-tune's counts."""
+    paths = []
+    for i, source in enumerate((pico_gguf(kind), pico_tuned_gguf(kind))):
+        path = tmp_path / f"{i}.gguf"
+        rewrite_gguf(source, path, added_template="Base" if i == 0 else TEMPLATE)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def test_conversations_are_texts_of_their_own(out: Path, tmp_path: Path) -> None:
+    """By the fine-tune's template; questions are answered by the fine-tune, and questions count less than answers."""
+    base, tuned = with_template(tmp_path, "llama")
+    answered = [{"role": "user", "content": "What eats fish?"}, {"role": "assistant", "content": "A small animal."}]
+    path, kept = tmp_path / "talk.jsonl", tmp_path / "m.safetensors"
+    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in [answered, answered[:1]] * 8))
+    arguments = [base, tuned, "-o", out, "--calibrate", path, "--save-calibration", kept]
+    assert main([str(a) for a in arguments]) == 0
+    texts = Moments(kept).texts
+    assert len(texts) == 16
+    with Runtime(pico_tuned_gguf("llama"), n_threads=1) as rt:
+        question, whole = (
+            rt.tokenize(text) for text in ("Q: What eats fish?\nA:", "Q: What eats fish?\nA: A small animal.\n")
+        )
+        wanted = rt.generate_tokens([question], max_tokens=8, temperature=1.0, seed=calibrate.SEED)[0]
+    for text in texts[:8]:
+        assert text.tokens.tolist() == whole.tolist()
+    for text in texts[8:]:
+        assert text.tokens[: len(question)].tolist() == question.tolist()
+        assert len(text.tokens) > len(question)
+    assert texts[8].tokens[len(question) :][: len(wanted)].tolist() == wanted.tolist()
+    assert {t.n_question for t in texts} == {len(question)}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"messages": []}', "'messages' must be a list"),
+        ("no json", "line 1 is no JSON"),
+        ('{"messages": [{"role": "user", "content": "Hi"}]}', "the fine-tune has no chat template"),
+    ],
+)
+def test_bad_conversations(
+    out: Path, tmp_path: Path, content: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "talk.jsonl"
+    path.write_text(content)
+    assert run("llama", out, "--calibrate", path) == 1
+    assert reason in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--calibrate",
         metavar="self|FILE",
-        help=f"methods {taking(CALIBRATION)}: errors count by what the weights multiply while the fine-tune reads text: a UTF-8 text file, such as prompts "
-        "of its task with their answers, or text that base and fine-tune write themselves. Takes minutes",
+        help=f"methods {taking(CALIBRATION)}: errors count by what the weights multiply while the fine-tune reads text, and each weight makes up "
+        "for those before it: conversations (*.jsonl with 'messages'; the fine-tune answers where they end with a question), UTF-8 text, or "
+        "text that base and fine-tune write themselves. Takes minutes",
     )
     method.add_argument(
         "--save-calibration", metavar="FILE", help="keep what --calibrate measured, as safetensors, for other ratios"
@@ -242,7 +243,7 @@ def _convert(args: argparse.Namespace) -> None:
             options,
             phases_for_stderr(),
             _weigh(args.importance),
-            _calibrate(args.calibrate),
+            _calibrate(args.calibrate or args.calibration),
             open_lanes=_open_lanes(args, given),
         )
     except KeyboardInterrupt:
@@ -286,9 +287,9 @@ def _calibrate(source: str | None) -> Calibrate | None:
     """The calibration where it is asked for, likewise."""
     if source is None:
         return None
-    from dqrelo_gguf.probe.calibrate import measure_moments
+    from dqrelo_gguf.probe.in_sequence import CALIBRATE
 
-    return measure_moments
+    return CALIBRATE
 
 
 def _open_lanes(args: argparse.Namespace, given: Sources) -> OpenLanes:

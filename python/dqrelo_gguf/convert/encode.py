@@ -68,6 +68,8 @@ class Means:
 def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, means: Means) -> WeightData:
     """The delta of one weight, compressed as planned, with its errors.
 
+    Where the inputs have a shift for it (convert/moments.py), that of W_ft is added before, and the errors are those of the sum.
+
     Args:
         planned: the weight.
         reference: what the delta is against, the base or its unquantised form.
@@ -82,8 +84,11 @@ def encode_weight(planned: Planned, reference: GgufModel, tuned: Model, means: M
     blocks = means.blocks
     values = tuned.load(planned.pair.tuned_name, blocks)
     weight_norm = norm(_rows(values), blocks)
+    made_up = _made_up(values, planned, means)
     D = _subtract(values, reference, planned.pair.name, blocks)
     delta_norm = norm(_rows(D), blocks)
+    if made_up is not None:
+        D += made_up
     is_whole = planned.spec.dense_type is not None and planned.n_kept is None
     encode = _whole if is_whole else _entries if planned.spec.sparse else _ENCODERS[means.options.row.kind]
     data, error = encode(D, planned, means)
@@ -142,6 +147,15 @@ def delta_of(pair: Pair, reference: GgufModel, tuned: Model, blocks: Blocks) -> 
 def _rows(values: F32) -> torch.Tensor:
     """All rows of a weight as one matrix on the CPU; shares the memory."""
     return torch.from_numpy(values.reshape(-1, values.shape[-1]))
+
+
+def _made_up(values: F32, planned: Planned, means: Means) -> F32 | None:
+    """W_ft times its shift, in the weight's numpy shape; None where there is none, or where the delta is not coded."""
+    spec = planned.spec
+    if not isinstance(means.inputs, Moments) or spec.dense_type is not None or spec.sparse is not None:
+        return None
+    shift = means.inputs.shift(spec.name)
+    return None if shift is None else means.blocks.matmul(_rows(values), shift).numpy().reshape(values.shape)
 
 
 def _subtract(values: F32, reference: GgufModel, name: str, blocks: Blocks) -> F32:

@@ -38,7 +38,7 @@ from dqrelo_gguf.convert.plain_model import plain_data_bytes
 from dqrelo_gguf.convert.plan import Options, Planned, check_takes
 from dqrelo_gguf.convert.result import ConvertResult
 from dqrelo_gguf.convert.sources import Sources, open_models
-from dqrelo_gguf.convert.work import Calibrate, Weigh, Work
+from dqrelo_gguf.convert.work import Calibrate, Packs, Weigh, Work
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.journal import Journal
@@ -150,7 +150,7 @@ def convert(
         options: method.
         phases: shows the progress.
         weigh: the probe (probe.weigh.measured_importance), which needs the runtime; None where none is asked for.
-        calibrate: the calibration (probe.calibrate.measure_moments), likewise.
+        calibrate: the calibration (probe.in_sequence.CALIBRATE), likewise; with `calibration` too.
         open_lanes: where weights are worked on: the threads of this process, or a cluster (cluster.lanes.on_ray).
 
     Raises:
@@ -173,10 +173,9 @@ def convert(
     models = open_models(job.sources(), options)
     base, source, tuned, adapter = models.base, models.source, models.tuned, models.adapter
     with open_blocks(job.n_threads, device) as blocks, ExitStack() as resources:
-        is_adapted = isinstance(source, AdaptedModel)
         pairing = (
             pair_adapted(base, tuned, options.selection)
-            if is_adapted
+            if isinstance(source, AdaptedModel)
             else pair_weights(base, tuned, options.selection, blocks)
         )
         if adapter is not None:
@@ -221,7 +220,8 @@ def convert(
         if job.dry_run:
             result.estimate = estimate(planned, blocks, lanes.n_threads)
         else:
-            result.weights = passes.write(writer, planned, checked)
+            packs = _in_sequence(work, options, planned, inputs, calibrate)
+            result.weights = passes.write(writer, planned, checked, resources.enter_context(packs))
             if result.is_merged:
                 merging = MergeOptions(MERGED_TYPE.name.lower(), verify=False, force=job.force, n_threads=job.n_threads)
                 result.n_file_bytes = merge(base.path, delta, outfile, merging, phases).n_file_bytes
@@ -311,6 +311,18 @@ def _check_calibration(job: Job, options: Options, calibrate: Calibrate | None) 
 
 
 @contextmanager
+def _in_sequence(
+    work: Work, options: Options, planned: list[Planned], inputs: Inputs | None, calibrate: Calibrate | None
+) -> Iterator[Packs | None]:
+    """The weights as a calibration compresses them; None where there is none, or its file is without the text."""
+    if calibrate is None or not isinstance(inputs, Moments) or options.row.kind != "best" or not inputs.texts:
+        yield None
+    else:
+        with calibrate.encode(work, options, planned, inputs) as packs:
+            yield packs
+
+
+@contextmanager
 def _measured_moments(
     job: Job, work: Work, changed: list[Pair], calibrate: Calibrate | None
 ) -> Iterator[Moments | None]:
@@ -321,5 +333,5 @@ def _measured_moments(
     else:
         with tempfile.TemporaryDirectory(prefix=".dqrelo-moments-", dir=work.folder) as folder:
             path = Path(job.save_calibration or Path(folder) / "moments.safetensors")
-            calibrate(work, matrices, job.calibrate, path)
+            calibrate.measure(work, matrices, job.calibrate, path)
             yield Moments(path)

@@ -13,7 +13,7 @@ from dqrelo_gguf.convert.plan import Options, Planned, plan_best, plan_exact, we
 from dqrelo_gguf.convert.planners import PLANNERS
 from dqrelo_gguf.convert.result import WeightResult
 from dqrelo_gguf.convert.tasks import Check, Encode, Measure
-from dqrelo_gguf.convert.work import Weigh, Work
+from dqrelo_gguf.convert.work import Packs, Weigh, Work
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.writer import DeltaWriter
 from dqrelo_gguf.model.adapter import Adapter
@@ -104,15 +104,18 @@ class Passes:
                 progress.step(prod(pair.ne), pair.name)
         return spectra
 
-    def write(self, writer: DeltaWriter, planned: list[Planned], checked: dict[str, Checked]) -> list[WeightResult]:
-        """Encodes and writes one weight after the other."""
+    def write(
+        self, writer: DeltaWriter, planned: list[Planned], checked: dict[str, Checked], packs: Packs | None = None
+    ) -> list[WeightResult]:
+        """Writes one weight after the other, encoded here or, where there are packs, before."""
         results = []
         with writer, self.work.phases("converting", sum(prod(p.pair.ne) for p in planned)) as progress:
             n_finished = len(writer.finished)
             for p, finished in zip(planned, writer.finished, strict=False):
                 results.append(WeightResult.of(p, finished, checked[p.spec.name].cosine))
                 progress.step(prod(p.pair.ne), p.spec.name)
-            for p, pack in self.lanes.each(Encode(self.options), planned[n_finished:]):
+            left = planned[n_finished:]
+            for p, pack in self.lanes.each(Encode(self.options), left) if packs is None else packs(left):
                 writer.write(pack)
                 results.append(WeightResult.of(p, pack, checked[p.spec.name].cosine))
                 progress.step(prod(p.pair.ne), p.spec.name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy.typing as npt
 
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.convert.encode import delta_of
-from dqrelo_gguf.convert.plan import Planned
+from dqrelo_gguf.convert.moments import Moments
+from dqrelo_gguf.convert.plan import Options, Planned
+from dqrelo_gguf.file.weight_data import Pack
 from dqrelo_gguf.model.base import GgufModel, Model
 from dqrelo_gguf.model.pairing import Pair
 from dqrelo_gguf.progress import Phases
@@ -54,5 +57,18 @@ class Work:
 # Measures what a unit of squared error of each planned matrix does; raises InputError where it cannot.
 Weigh = Callable[[Work, list[Planned]], Mapping[str, float]]
 
-# Writes the moments of what weights multiply (moments.py), while text of this source is read, to a file.
-Calibrate = Callable[[Work, list[Pair], str, Path], None]
+# The packs of some weights, in their sequence.
+Packs = Callable[[Sequence[Planned]], Iterator[tuple[Planned, Pack]]]
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """A calibration, which needs the runtime.
+
+    Args:
+        measure: writes the moments of what weights multiply (moments.py), while text of this source is read, to a file.
+        encode: compresses all weights with them, each for what those before it hand on (probe/in_sequence.py).
+    """
+
+    measure: Callable[[Work, list[Pair], str, Path], None]
+    encode: Callable[[Work, Options, Sequence[Planned], Moments], AbstractContextManager[Packs]]

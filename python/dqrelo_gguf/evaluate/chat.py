@@ -81,7 +81,14 @@ def read_conversations(path: Path, raw: bytes) -> list[Conversation]:
     return [check_messages(item.get("messages"), where) for where, item in read_lines(path, raw)]
 
 
-def rendered(rt: Runtime, conversations: list[Conversation], end: int | None, *, for_answer: bool = False) -> list[str]:
+def rendered(
+    rt: Runtime,
+    conversations: list[Conversation],
+    end: int | None,
+    *,
+    for_answer: bool = False,
+    template: str | None = None,
+) -> list[str]:
     """The text of each conversation, by the template of the fine-tune.
 
     Args:
@@ -89,11 +96,12 @@ def rendered(rt: Runtime, conversations: list[Conversation], end: int | None, *,
         conversations: to render.
         end: its end token.
         for_answer: end where the answer begins.
+        template: in place of the one that the runtime's model has.
 
     Raises:
         InputError: it has no template, or the template fails.
     """
-    template = rt.chat_template
+    template = template or rt.chat_template
     if template is None:
         raise InputError(f"{rt.path}: has no chat template, but 'messages' need one. Give 'prompt' or plain text")
     bos, eos = (

@@ -63,6 +63,7 @@ def open_plain(path: Path, n_seq: int, n_tokens: int, n_threads: int, *, watch: 
         n_threads=n_threads,
         flash_attn="off",
         n_gpu_layers=0,
+        kv_unified=False,  # A sequence attends to its own cells alone, and reads no others.
         watch=watch,
     )
 

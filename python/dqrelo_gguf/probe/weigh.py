@@ -21,19 +21,18 @@ from dqrelo_gguf.convert.report import kind, layer
 from dqrelo_gguf.convert.work import Work
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.evaluate.divergence import divergence
-from dqrelo_gguf.file.fingerprint import BaseIdentity, base_identity
+from dqrelo_gguf.file.fingerprint import base_identity
 from dqrelo_gguf.file.layout import Type, WeightSpec
 from dqrelo_gguf.file.metadata import DeltaMeta
-from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.file.weight_data import WeightData
 from dqrelo_gguf.file.writer import DeltaWriter
+from dqrelo_gguf.probe.one_weight import write_one
 from dqrelo_gguf.probe.tuned_model import Tokens, drawn_texts, open_plain, plain_tuned
 from dqrelo_gguf.runtime.deltas import Delta
 from dqrelo_gguf.runtime.session import Runtime
 
 F32 = npt.NDArray[np.float32]
 
-_NO_BASE = BaseIdentity("0" * 64, (), np.empty(0, np.float32))
 # Text that each of base and fine-tune writes.
 N_TEXTS, N_TOKENS = 8, 48
 SEED = 1
@@ -100,20 +99,11 @@ def _write_classes(work: Work, matrices: list[Planned], tuned: Path) -> Iterator
             with DeltaWriter(path, meta, specs) as writer:
                 for p in members:
                     data = encode_weight(p, work.reference, work.tuned, means)
-                    off = _decoded(p, data, folder) - work.delta(p.pair)
+                    off = write_one(folder / "one.dq.gguf", p.spec, data) - work.delta(p.pair)
                     error += float(np.square(off, dtype=np.float64).sum())
                     writer.write(WeightData(dense=off))
                     progress.step(prod(p.pair.ne), p.spec.name)
             yield members, path, error
-
-
-def _decoded(p: Planned, data: WeightData, folder: Path) -> F32:
-    """D_hat of one weight, by the reader."""
-    path = folder / "one.dq.gguf"
-    meta = DeltaMeta("probe", "one", "probe", "dqrelo-convert", {}, "probe", _NO_BASE)
-    with DeltaWriter(path, meta, [p.spec], force=True) as writer:
-        writer.write(data)
-    return DeltaReader(path).reconstruct(p.spec.name)
 
 
 def _moved(work: Work, rt: Runtime, deltas: list[Delta], texts: list[Tokens]) -> list[float]:
