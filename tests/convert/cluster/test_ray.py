@@ -32,6 +32,7 @@ from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.convert.result import ConvertResult
 from dqrelo_gguf.convert.sources import Models
 from dqrelo_gguf.convert.tasks import Encode
+from dqrelo_gguf.convert.work import Calibrate
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.weight_data import Pack
 from dqrelo_gguf.model.base import GgufModel
@@ -116,15 +117,18 @@ def test_moments_are_read_by_the_workers(cluster: Any, tmp_path: Path) -> None:
     save, calibration = tmp_path / "saved", tmp_path / "m"
     save_file({name: (H + H.T) / 2}, calibration, metadata={"format": FORMAT, "aliases": "{}"})
 
-    def calibrate(_work: Any, _pairs: Any, _source: str, path: Path) -> None:
+    def measure(_work: Any, _pairs: Any, _source: str, path: Path) -> None:
         shutil.copyfile(calibration, path)  # Another call of save_file may write the metadata in another order.
+
+    def encode(*_: Any) -> Any:
+        raise AssertionError("the file has no text, so workers encode")
 
     convert(job_of("llama", files[0], calibration=calibration))
     on(cluster, job_of("llama", files[1], calibration=calibration))
     convert(
         job_of("llama", files[2], calibrate="self", save_calibration=save),
         Options(),
-        calibrate=calibrate,
+        calibrate=Calibrate(measure, encode),
         open_lanes=lanes.on_ray(cluster.address),
     )
     assert files[1].read_bytes() == files[0].read_bytes()
