@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.compress.blocks import open_blocks
-from dqrelo_gguf.compress.metric import DAMPING
 from dqrelo_gguf.convert.moments import ANSWERS, FORMAT, TOKENS, Moments
 from dqrelo_gguf.convert.plan import Planned
 from dqrelo_gguf.evaluate.divergence import divergence
@@ -21,7 +20,7 @@ from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.pairing import Pair
 from dqrelo_gguf.probe import in_sequence
-from dqrelo_gguf.probe.in_sequence import InputSums, steps
+from dqrelo_gguf.probe.in_sequence import SHIFT_DAMPING, InputSums, steps
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf
 
@@ -54,7 +53,7 @@ def test_the_shift_is_that_of_least_squares() -> None:
         shift, H = sums.shift().double().numpy(), sums.moments.double().numpy()
     squares = (off.T * weights) @ off
     assert np.allclose(H, squares / weights.sum(), rtol=1e-4)
-    damping = DAMPING * squares.diagonal().mean()
+    damping = SHIFT_DAMPING * squares.diagonal().mean()
     # One system of equations a row of M: those of the text, and one for each number that is drawn to W's.
     rows = np.concatenate([off * np.sqrt(weights)[:, None], np.sqrt(damping) * np.eye(6)])
     wanted = np.concatenate([(x @ W.T) * np.sqrt(weights)[:, None], np.sqrt(damping) * W.T])

@@ -28,7 +28,6 @@ import numpy.typing as npt
 import torch
 
 from dqrelo_gguf.compress.blocks import Blocks
-from dqrelo_gguf.compress.metric import DAMPING
 from dqrelo_gguf.compress.paper import norm
 from dqrelo_gguf.convert.lanes import LocalLanes
 from dqrelo_gguf.convert.moments import Moments, Text
@@ -53,6 +52,8 @@ F32 = npt.NDArray[np.float32]
 MAX_STEPS = 64
 # Of the text at most, in all steps.
 MAX_TOKENS = 16384
+# What draws a weight to the fine-tune's own, against the mean of the diagonal of x'^T x': a shift is smooth, so that less does than for codes.
+SHIFT_DAMPING = 0.05
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class InputSums:
         assert self._squares is not None
         assert self._products is not None
         damped = (self._squares + self._squares.T) / 2
-        damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) + 1e-30)
+        damped.diagonal().add_(SHIFT_DAMPING * float(damped.diagonal().mean()) + 1e-30)
         # The inverse of a symmetric matrix from the right: X A^-1 = (A^-1 X^T)^T.
         return torch.cholesky_solve(self._products.T, torch.linalg.cholesky(damped)).T.float().contiguous()
 
