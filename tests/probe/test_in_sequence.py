@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from safetensors.torch import save_file
 
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.compress.blocks import open_blocks
-from dqrelo_gguf.convert.moments import ANSWERS, FORMAT, TOKENS, Moments
+from dqrelo_gguf.convert.moments import ANSWERS, FORMAT, TOKENS, Moments, Text
 from dqrelo_gguf.convert.plan import Planned
+from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.evaluate.divergence import divergence
 from dqrelo_gguf.file.layout import WeightSpec
 from dqrelo_gguf.file.reader import DeltaReader
@@ -150,6 +152,26 @@ def test_tokens_that_the_model_has_not(text: Path, tmp_path: Path, capsys: pytes
     assert run("llama", out, "--calibration", kept) == 1
     assert "error: " in capsys.readouterr().err
     assert not out.exists()
+
+
+class Watched:
+    """A runtime that shows what it was given."""
+
+    def __init__(self, *rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def visit_inputs(self, _tokens: object, names: list[str], visit: Any) -> None:
+        for rows in self.rows:
+            visit(names[0], rows, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"), [([], "multiplies nothing"), ([np.full((2, 4), np.inf, np.float32)], "not finite")]
+)
+def test_what_a_weight_cannot_make_up_for(rows: list[np.ndarray], reason: str) -> None:
+    """A kept file may name a weight that no graph reads, and a compressed model may overflow: one line."""
+    with pytest.raises(InputError, match=f"weight 'q' .*{reason}"):
+        in_sequence._inputs(Watched(*rows), Text(np.zeros(2, np.int32)), ["q"])  # type: ignore[arg-type]
 
 
 def test_a_graph_that_ends_early_leaves_the_runtime_as_it_was() -> None:

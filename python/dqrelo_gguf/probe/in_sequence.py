@@ -36,6 +36,7 @@ from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.convert.sources import Models
 from dqrelo_gguf.convert.tasks import Encode
 from dqrelo_gguf.convert.work import Calibrate, Packs, Work
+from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.container import GGUFFile
 from dqrelo_gguf.file.weight_data import Pack
 from dqrelo_gguf.model.vocabulary import EMBEDDING
@@ -240,6 +241,12 @@ def _inputs(rt: Runtime, text: Text, groups: list[str]) -> dict[str, F32]:
     """The rows that each group's weights multiply, a token a row: (n_tokens, n_in) float32."""
     found: dict[str, list[F32]] = {group: [] for group in groups}
     rt.visit_inputs([text.tokens], groups, lambda name, rows, _: found[name].append(rows))
+    for group, rows in found.items():
+        if not rows or not all(np.isfinite(part).all() for part in rows):
+            raise InputError(
+                f"the calibration: weight '{group}' multiplies {'numbers that are not finite' if rows else 'nothing'} in this "
+                "model. Calibrate again with it"
+            )
     return {group: np.concatenate(rows) for group, rows in found.items()}
 
 
