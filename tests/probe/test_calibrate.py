@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.compress.blocks import open_blocks
-from dqrelo_gguf.convert.moments import Moments, Text
+from dqrelo_gguf.convert.moments import QUESTION_WEIGHT, Moments, Text
 from dqrelo_gguf.probe import calibrate, tuned_model
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf
@@ -95,6 +95,18 @@ def test_rows_of_experts_are_counted_apart() -> None:
         own = rows[experts == e]
         expected = (own.T @ own + 64 * pooled) / (n + 64)
         assert np.allclose(H[e], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_a_question_count_less() -> None:
+    rows = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
+    text = Text(np.zeros(10, np.int32), n_question=6)
+    with open_blocks(1) as blocks:
+        sums = calibrate.Sums(blocks, {"w": (1, 4)})
+        sums.begin(text)
+        sums.add("w", rows, None)
+        H = sums.mean("w")
+    weights = np.array([QUESTION_WEIGHT] * 5 + [1.0] * 5)
+    assert np.allclose(H, (rows.T * weights) @ rows / weights.sum(), rtol=1e-4, atol=1e-5)
 
 
 def test_groups_do_not_change_a_byte(out: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
