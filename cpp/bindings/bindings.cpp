@@ -102,9 +102,15 @@ py::list generate(session & self, const std::vector<token_array> & tokens, const
     return result;
 }
 
+// Holds a point for each text of a caller of visit_inputs.
+struct resume_points {
+    std::vector<resume_point> points;
+};
+
 // visit(weight, rows, experts) gets float32 [n_rows, n_in], and int32 [n_rows] or None.
 std::unordered_map<std::string, std::string> visit_inputs(session & self, const std::vector<token_array> & tokens,
-                                                          const std::vector<std::string> & names, const py::function & visit) {
+                                                          const std::vector<std::string> & names, const py::function & visit,
+                                                          resume_points * resume) {
     const std::vector<sequence> seqs = to_sequences(tokens, blend_list(tokens.size()));
     const auto                  show = [&](const tapped_rows & rows) {
         py::gil_scoped_acquire gil;
@@ -113,7 +119,7 @@ std::unordered_map<std::string, std::string> visit_inputs(session & self, const 
         visit(rows.weight, data, rows.experts.empty() ? py::object(py::none()) : py::object(to_array(rows.experts)));
     };
     py::gil_scoped_release free_gil;
-    return self.visit_inputs(seqs, names, show, check_signals);
+    return self.visit_inputs(seqs, names, show, resume == nullptr ? nullptr : &resume->points, check_signals);
 }
 
 uint64_t time_streams(session & self, const blend_list & blends, size_t n_prompt, size_t n_gen, int32_t n_threads, uint32_t seed) {
@@ -223,6 +229,17 @@ void bind_session(py::module_ & m) {
         }
         return py::bytes(text);
     };
+    py::class_<resume_points>(m, "ResumePoints", "Where texts go on that Runtime.visit_inputs has read before; empty at first.")
+        .def(py::init<>())
+        .def_property_readonly("n_bytes", [](const resume_points & self) {
+            size_t n_bytes = 0;
+            for (const resume_point & point : self.points) {
+                for (const resume_point::part & part : point.parts) {
+                    n_bytes += part.bytes.size();
+                }
+            }
+            return n_bytes;
+        });
     py::class_<session>(m, "Session")
         .def(py::init<const std::string &, const session_params &>(), py::arg("path"), py::arg("params"), no_gil())
         .def("close", &session::close, no_gil())
@@ -235,7 +252,8 @@ void bind_session(py::module_ & m) {
         .def("logits", &logits, py::arg("tokens"), py::arg("blends"), py::arg("firsts"))
         .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("blends"))
         .def("generate", &generate, py::arg("tokens"), py::arg("blends"), py::arg("params"))
-        .def("visit_inputs", &visit_inputs, py::arg("tokens"), py::arg("names"), py::arg("visit"))
+        .def("visit_inputs", &visit_inputs, py::arg("tokens"), py::arg("names"), py::arg("visit"),
+             py::arg("resume") = static_cast<resume_points *>(nullptr))
         .def("time_streams", &time_streams, py::arg("blends"), py::arg("n_prompt"), py::arg("n_gen"), py::arg("n_threads"), py::arg("seed"),
              no_gil())
         .def_property_readonly("closed", &session::is_closed)

@@ -4,9 +4,12 @@
 
 #include <utility>
 
-void input_tap::start(std::unordered_set<std::string> names, visit_fn fn) {
+void input_tap::start(std::unordered_set<std::string> names, visit_fn fn, std::vector<resume_point> * new_points) {
     wanted = std::move(names);
     visit  = std::move(fn);
+    points = new_points;
+    i_next = 0;
+    thrown = nullptr;
     alias_of.clear();
     reader_of.clear();
     seen.clear();
@@ -14,7 +17,18 @@ void input_tap::start(std::unordered_set<std::string> names, visit_fn fn) {
 
 void input_tap::stop() {
     wanted.clear();
-    visit = nullptr;
+    visit  = nullptr;
+    points = nullptr;
+}
+
+void input_tap::check() const {
+    if (thrown != nullptr) {
+        std::rethrow_exception(thrown);
+    }
+}
+
+void input_tap::on_graph(ggml_cgraph * graph, void * user) {
+    static_cast<input_tap *>(user)->graph = graph;
 }
 
 bool input_tap::wants(const ggml_tensor * node) const {
@@ -31,18 +45,69 @@ bool input_tap::wants(const ggml_tensor * node) const {
 
 bool input_tap::on_node(ggml_tensor * node, bool ask, void * user) {
     auto * self = static_cast<input_tap *>(user);
-    if (!self->wants(node)) {
+    if (self->visit == nullptr) {
         return !ask;
     }
-    if (ask) {
-        return true;
+    try {
+        return ask ? self->ask(node) : self->computed(node);
+    } catch (...) {
+        self->thrown = std::current_exception();
+        return ask; // The node is computed, and the graph ends there.
     }
-    self->show(node);
-    return !self->has_all();
 }
 
-bool input_tap::has_all() const {
-    return seen.size() == wanted.size();
+// Returns whether a node, not yet computed, is to be computed by itself.
+bool input_tap::ask(ggml_tensor * node) {
+    if (thrown != nullptr) {
+        return true;
+    }
+    if (points == nullptr) {
+        return wants(node);
+    }
+    if (node == ggml_graph_node(graph, 0)) {
+        seen.clear();
+        reader_of.clear();
+        resumed.begin(graph, points->at(i_next++));
+    }
+    if (resumed.before(node)) {
+        return true;
+    }
+    if (!wants(node)) {
+        return false;
+    }
+    if (is_last(node)) { // Its rows are shown, and what they give is not needed.
+        resumed.leave_out(node);
+    }
+    return true;
+}
+
+// Returns whether the graph goes on.
+bool input_tap::computed(ggml_tensor * node) {
+    if (thrown != nullptr) {
+        return false;
+    }
+    const bool is_passed = points != nullptr && resumed.after(node);
+    if (is_passed || !wants(node)) {
+        return true;
+    }
+    const bool is_first = seen.empty();
+    show(node);
+    if (points != nullptr && is_first) {
+        resume_point & point = points->at(i_next - 1);
+        auto           next  = resumed.point_at(node);
+        next.tokens          = std::move(point.tokens);
+        point                = std::move(next);
+    }
+    return !has_ended();
+}
+
+// Returns whether a graph ends with this node, which is wanted.
+bool input_tap::is_last(const ggml_tensor * node) const {
+    return seen.size() + 1 == wanted.size() && seen.count(node->src[0]->name) == 0;
+}
+
+bool input_tap::has_ended() const {
+    return thrown != nullptr || seen.size() == wanted.size();
 }
 
 namespace {

@@ -1,9 +1,12 @@
 // input-tap.h: shows what the weights of a model multiply, while its graphs run.
 #pragma once
 
+#include "resume-point.h"
+
 #include "ggml-backend.h"
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <string>
 #include <unordered_map>
@@ -29,11 +32,18 @@ public:
     using visit_fn = std::function<void(const tapped_rows &)>;
 
     // Shows the inputs of these weights until stop(). A graph ends where it has shown them all, so what it was to compute is not there.
-    void start(std::unordered_set<std::string> names, visit_fn fn);
+    // With points, one for each sequence, graph i begins at point i, which goes on to the first of the weights.
+    void start(std::unordered_set<std::string> names, visit_fn fn, std::vector<resume_point> * points);
     void stop();
 
-    // Returns whether the last graph has shown them all, and ended there.
-    bool has_all() const;
+    // Throws what the function threw, or a point that is not the graph's. The graph ended there.
+    void check() const;
+
+    // Returns whether the last graph ended before its last node: it has shown them all, or check() throws.
+    bool has_ended() const;
+
+    // Is told of each graph that is built, since a node does not know who reads it.
+    static void on_graph(ggml_cgraph * graph, void * user);
 
     // Weights that read the same rows as another one, which stands for them.
     const std::unordered_map<std::string, std::string> & aliases() const { return alias_of; }
@@ -42,7 +52,10 @@ public:
     static bool on_node(ggml_tensor * node, bool ask, void * user);
 
 private:
+    bool ask(ggml_tensor * node);
+    bool computed(ggml_tensor * node);
     bool wants(const ggml_tensor * node) const;
+    bool is_last(const ggml_tensor * node) const;
     void show(const ggml_tensor * node);
 
     std::unordered_set<std::string>                      wanted;
@@ -50,4 +63,10 @@ private:
     std::unordered_map<std::string, std::string>         alias_of;
     std::unordered_map<const ggml_tensor *, std::string> reader_of; // of the present graph: who reads a tensor first
     std::unordered_set<std::string>                      seen;      // weights of the present graph
+    std::exception_ptr                                   thrown;    // An exception must not pass through ggml.
+
+    ggml_cgraph *               graph  = nullptr; // the last that was built
+    std::vector<resume_point> * points = nullptr; // NULL where all is computed
+    size_t                      i_next = 0;       // the point of the next graph
+    resumed_graph               resumed;
 };

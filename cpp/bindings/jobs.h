@@ -24,7 +24,7 @@ public:
     explicit job_without_output(const input_tap & tap) : tap(tap) {}
 
     void on_row(size_t /*pos*/, const float * /*row*/) override {}
-    bool has_logits() const override { return !tap.has_all(); }
+    bool has_logits() const override { return !tap.has_ended(); }
 
 private:
     const input_tap & tap;

@@ -139,6 +139,9 @@ void session::make_context(const session_params & params) {
     if (ctx == nullptr) {
         throw input_error(path + ": no context could be made: " + log_first_error("see the log (verbose=True)"));
     }
+    if (params.watch) {
+        dqrelo_watch_graphs(ctx, input_tap::on_graph, tap.get());
+    }
 }
 
 void session::read_facts() {
@@ -390,9 +393,31 @@ std::vector<generated> session::generate(const std::vector<sequence> & seqs, con
     return result;
 }
 
+// Checks that each sequence is one graph, and the same one as before where it has a point; gives it one where it has none.
+void session::prepare_points(std::vector<resume_point> & points, const std::vector<sequence> & seqs) const {
+    if (points.empty()) {
+        points.resize(seqs.size());
+    }
+    if (n_seq_max != 1 || points.size() != seqs.size()) {
+        throw input_error("visit_inputs: got points of " + std::to_string(points.size()) + " texts for " + std::to_string(seqs.size()) +
+                          " and n_seq_max " + std::to_string(n_seq_max) + ", expected as many and n_seq_max=1");
+    }
+    for (size_t i = 0; i < seqs.size(); ++i) {
+        if (seqs[i].tokens.size() > n_ubatch) {
+            throw input_error("visit_inputs: sequence " + std::to_string(i) + " has " + std::to_string(seqs[i].tokens.size()) +
+                              " tokens, expected n_ubatch (" + std::to_string(n_ubatch) + ") at most with points");
+        }
+        if (points[i].at > 0 && points[i].tokens != seqs[i].tokens) {
+            throw input_error("visit_inputs: sequence " + std::to_string(i) + " is another one than that of its point");
+        }
+        points[i].tokens = seqs[i].tokens;
+    }
+}
+
 std::unordered_map<std::string, std::string> session::visit_inputs(const std::vector<sequence> &    seqs,
                                                                    const std::vector<std::string> & names,
-                                                                   const input_tap::visit_fn & visit, const check_fn & check) {
+                                                                   const input_tap::visit_fn & visit, std::vector<resume_point> * points,
+                                                                   const check_fn & check) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
     if (tap == nullptr) {
@@ -404,32 +429,21 @@ std::unordered_map<std::string, std::string> session::visit_inputs(const std::ve
         prepare(items[i], seqs[i], i, 0);
         jobs.push_back(&items[i]);
     }
-    std::exception_ptr thrown; // An exception must not pass through ggml.
-    tap->start({ names.begin(), names.end() }, [&](const tapped_rows & rows) {
-        if (thrown == nullptr) {
-            try {
-                visit(rows);
-            } catch (...) {
-                thrown = std::current_exception();
-            }
-        }
-    });
-    const auto checked = [&] {
-        if (thrown != nullptr) {
-            std::rethrow_exception(thrown);
-        }
-        check();
-    };
+    if (points != nullptr) {
+        prepare_points(*points, seqs);
+    }
+    tap->start({ names.begin(), names.end() }, visit, points);
     try {
-        run(jobs, checked);
+        run(jobs, [&] {
+            tap->check();
+            check();
+        });
+        tap->check();
     } catch (...) {
         tap->stop();
         throw;
     }
     tap->stop();
-    if (thrown != nullptr) {
-        std::rethrow_exception(thrown);
-    }
     return tap->aliases();
 }
 

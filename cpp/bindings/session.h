@@ -75,9 +75,11 @@ public:
     std::vector<generated> generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check);
 
     // Runs the sequences, and shows what the weights of these names multiply. Returns the weights that read the same rows as another one,
-    // with that one's name; only the latter's rows are shown.
+    // with that one's name; only the latter's rows are shown. With points, sequence i goes on from point i (resume-point.h), and leaves
+    // there where the first of the weights is multiplied; none are given the first time.
     std::unordered_map<std::string, std::string> visit_inputs(const std::vector<sequence> & seqs, const std::vector<std::string> & names,
-                                                              const input_tap::visit_fn & visit, const check_fn & check);
+                                                              const input_tap::visit_fn & visit, std::vector<resume_point> * points,
+                                                              const check_fn & check);
 
     // Returns the nanoseconds that streams on these deltas take (timing.h).
     uint64_t time_streams(const std::vector<blend> & blends, const timing_params & params, const check_fn & check);
@@ -100,6 +102,7 @@ private:
     void run(const std::vector<job *> & jobs, const check_fn & check);
     void check_sequence(const sequence & seq, size_t i, size_t n_new) const;
     void check_parts(const blend & parts, const std::string & where) const;
+    void prepare_points(std::vector<resume_point> & points, const std::vector<sequence> & seqs) const;
     void prepare(job & item, const sequence & seq, size_t i, size_t n_new) const;
 
     std::mutex                   mutex; // Guards the model and the context.

@@ -7,12 +7,14 @@
 #include "context/delta-tables.h"
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
 #include <vector>
 
 struct dqrelo_delta;
+struct ggml_cgraph;
 
 namespace dqrelo {
 struct graph_usage; // Defined in graph/weight-usage.h.
@@ -75,6 +77,9 @@ struct dqrelo_context {
     std::shared_ptr<const dqrelo::graph_usage> usage;
     // While this is set, the graph pass only records reads, and puts no deltas onto graphs.
     dqrelo::graph_usage * scan = nullptr;
+
+    // Is told of each graph, unless it is empty (dqrelo_watch_graphs).
+    std::function<void(ggml_cgraph *)> on_graph;
 
 private:
     int32_t acquire_index(dqrelo_delta * delta);

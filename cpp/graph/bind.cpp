@@ -174,3 +174,11 @@ const dqrelo_delta * dqrelo_bound(const llama_context * ctx, llama_seq_id seq_id
     const dqrelo_context::binding & bound = ctx->dqrelo->seqs[seq_id];
     return i >= 0 && i < (int32_t) bound.size() ? ctx->dqrelo->active[bound[i].delta_index].delta : nullptr;
 }
+
+void dqrelo_watch_graphs(llama_context * ctx, void (*fn)(ggml_cgraph * graph, void * user), void * user) {
+    auto & on_graph = state_of(*ctx).on_graph;
+    on_graph        = nullptr;
+    if (fn != nullptr) {
+        on_graph = [fn, user](ggml_cgraph * graph) { fn(graph, user); };
+    }
+}

@@ -82,12 +82,8 @@ bool rewrite(const llama_model & model, const llm_graph_params & params, std::st
     return true;
 }
 
-} // namespace
-
-bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & params) {
-    if (!params.dqrelo) {
-        return true;
-    }
+// Puts the deltas onto the graph where it has any, or records what it reads. Returns false, having logged one line, where that fails.
+bool pass(const llama_model & model, const llm_graph_params & params) {
     if (params.dqrelo->scan) {
         record_usage(model, params, *params.dqrelo->scan);
         return true;
@@ -105,6 +101,21 @@ bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & param
     if (!rewrite(model, params, problem)) {
         LLAMA_LOG_ERROR("dqrelo: %s\n", problem.c_str());
         return false;
+    }
+    return true;
+}
+
+} // namespace
+
+bool dqrelo_graph_pass(const llama_model & model, const llm_graph_params & params) {
+    if (!params.dqrelo) {
+        return true;
+    }
+    if (!pass(model, params)) {
+        return false;
+    }
+    if (params.dqrelo->on_graph) {
+        params.dqrelo->on_graph(params.res->get_gf());
     }
     return true;
 }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dqrelo_gguf.file.reader import DeltaReader
     from dqrelo_gguf.file.weight_data import WeightData
     from dqrelo_gguf.file.writer import DeltaWriter
+    from dqrelo_gguf.runtime.calls import ResumePoints
     from dqrelo_gguf.runtime.deltas import Delta
     from dqrelo_gguf.runtime.session import Runtime
     from dqrelo_gguf.version import __version__
@@ -44,6 +45,7 @@ __all__ = [
     "Match",
     "NonFiniteError",
     "OutputExistsError",
+    "ResumePoints",
     "Runtime",
     "ShapeError",
     "WeightData",
@@ -63,6 +65,7 @@ _NAMES_OF = {
     "file.reader": ["DeltaReader"],
     "file.weight_data": ["WeightData"],
     "file.writer": ["DeltaWriter"],
+    "runtime.calls": ["ResumePoints"],
     "runtime.deltas": ["Delta"],
     "runtime.session": ["Runtime"],
     "compress.signs": ["pack_signs", "unpack_signs"],

@@ -58,6 +58,11 @@ class Delta:
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
 
+class ResumePoints:
+    def __init__(self) -> None: ...
+    @property
+    def n_bytes(self) -> int: ...
+
 class Session:
     def __init__(self, path: str, params: SessionParams) -> None: ...
     @property
@@ -121,6 +126,7 @@ class Session:
         tokens: Sequence[NDArray[np.int32]],
         names: Sequence[str],
         visit: Callable[[str, NDArray[np.float32], NDArray[np.int32] | None], object],
+        resume: ResumePoints | None = None,
     ) -> dict[str, str]: ...
     def time_streams(
         self, blends: Sequence[Sequence[tuple[Delta, float]]], n_prompt: int, n_gen: int, n_threads: int, seed: int

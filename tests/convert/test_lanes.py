@@ -82,6 +82,19 @@ def test_a_slow_weight_does_not_stop_the_other_lanes() -> None:
     assert is_slow_done.is_set()
 
 
+def test_equal_weights_share_the_lanes_beside_a_larger_one_of_another_call() -> None:
+    """Alone each would take all threads."""
+    barrier = threading.Barrier(2)
+
+    def work(weight: int, blocks: Blocks) -> int:
+        barrier.wait(10)
+        return weight + blocks.n_threads
+
+    with open_blocks(2) as blocks:
+        assert [r for _, r in in_lanes([7, 7], int, work, blocks, largest=14)] == [8, 8]
+        assert [r for _, r in in_lanes([7], int, lambda w, b: w + b.n_threads, blocks, largest=13)] == [9]
+
+
 def test_nothing_is_at_work_after_a_consumer_left() -> None:
     work = AtWork()
     with open_blocks(2) as blocks:

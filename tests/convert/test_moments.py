@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.convert.job import Job, convert
-from dqrelo_gguf.convert.moments import ANSWERS, FORMAT, QUESTION_WEIGHT, TOKENS, Moments, Text
+from dqrelo_gguf.convert.moments import ANSWERS, FORMAT, QUESTION_WEIGHT, TOKENS, Moments, Text, in_parts
 from dqrelo_gguf.convert.plan import Options
 from dqrelo_gguf.errors import DqreloError, InputError
 from dqrelo_gguf.file.reader import DeltaReader
@@ -90,6 +90,13 @@ def test_the_text_of_a_file(tmp_path: Path) -> None:
     assert Text(np.arange(2, dtype=np.int32), 9).weights.tolist() == pytest.approx([QUESTION_WEIGHT] * 2)
 
 
+def test_parts_of_a_text() -> None:
+    texts = [Text(np.zeros(n, np.int32)) for n in (3, 4, 1, 9, 2)]
+    sizes = [[len(text.tokens) for text in part] for part in in_parts(texts, 5)]
+    assert sizes == [[3, 4], [1, 9], [2]]
+    assert [len(part) for part in in_parts(texts, 1)] == [1] * 5
+
+
 @pytest.mark.parametrize(
     ("tokens", "answers"),
     [
@@ -105,7 +112,9 @@ def test_the_text_of_a_file(tmp_path: Path) -> None:
 )
 def test_what_is_no_text(tmp_path: Path, tokens: torch.Tensor, answers: torch.Tensor) -> None:
     path = write(tmp_path / "m", {"q": gram(8), TOKENS: tokens, ANSWERS: answers}, sequence='["q"]')
-    with pytest.raises(InputError, match="'tokens' and 'answers' are no text of 1048576 tokens at most"):
+    with pytest.raises(
+        InputError, match="'tokens' and 'answers' are no texts of 512 tokens at most each, and 1048576 in all"
+    ):
         Moments(path)
 
 

@@ -86,9 +86,11 @@ def test_rows_of_experts_are_counted_apart() -> None:
     experts = np.tile(np.array([0, 2], np.int32), 500)
     with open_blocks(1) as blocks:
         sums = calibrate.Sums(blocks, {"w": (3, 4)})
-        for part in (slice(0, 600), slice(600, 1000)):
-            sums.begin(Text(np.zeros(len(rows[part]) // 2, np.int32)))  # each token goes to two experts
-            sums.add("w", rows[part], experts[part])
+        for parts in ([slice(0, 600)], [slice(600, 700), slice(700, 1000)]):
+            for part in parts:
+                sums.show("w", rows[part], experts[part])
+            # Each token goes to two experts.
+            sums.add([Text(np.zeros(len(rows[part]) // 2, np.int32)) for part in parts])
         H = sums.mean("w")
     pooled = rows.T @ rows / 1000
     for e, n in ((0, 500), (1, 0), (2, 500)):
@@ -99,11 +101,12 @@ def test_rows_of_experts_are_counted_apart() -> None:
 
 def test_rows_of_a_question_count_less() -> None:
     rows = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
-    text = Text(np.zeros(10, np.int32), n_question=6)
+    texts = [Text(np.zeros(7, np.int32), n_question=6), Text(np.zeros(3, np.int32))]
     with open_blocks(1) as blocks:
         sums = calibrate.Sums(blocks, {"w": (1, 4)})
-        sums.begin(text)
-        sums.add("w", rows, None)
+        sums.show("w", rows[:7], None)
+        sums.show("w", rows[7:], None)
+        sums.add(texts)
         H = sums.mean("w")
     weights = np.array([QUESTION_WEIGHT] * 5 + [1.0] * 5)
     assert np.allclose(H, (rows.T * weights) @ rows / weights.sum(), rtol=1e-4, atol=1e-5)

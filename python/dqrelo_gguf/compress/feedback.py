@@ -38,17 +38,17 @@ def shape_rows(
     rows = [s for s, _ in parts]
     scales = [code_rows(X[s].contiguous(), n_planes).scales for s, n_planes in parts]
     values[:], codes = _shape(X, rows, scales, metric, blocks)
-    scales = [_scales(X[s], codes[s], n_planes, metric) for s, n_planes in parts]
+    scales = [_scales(X[s], codes[s], n_planes, metric, blocks) for s, n_planes in parts]
     values[:], codes = _shape(X, rows, scales, metric, blocks)
     return [Coded(values[s], own, codes[s]) for s, own in zip(rows, scales, strict=True)]
 
 
-def _scales(X: torch.Tensor, codes: torch.Tensor, n_planes: int, metric: Metric) -> torch.Tensor:
+def _scales(X: torch.Tensor, codes: torch.Tensor, n_planes: int, metric: Metric, blocks: Blocks) -> torch.Tensor:
     """The scales (k, b) of least squares under the metric for codes (k, n), exact in BF16."""
     k, n = X.shape
     planes = torch.arange(n_planes, device=X.device)[None, :, None]
     signs = (((codes[:, None, :] >> planes) & 1) * 2.0 - 1).float()  # (k, b, n)
-    weighed = (signs.view(k * n_planes, n) @ metric.H).view(k, n_planes, n)
+    weighed = blocks.matmul(signs.view(k * n_planes, n), metric.H).view(k, n_planes, n)
     left = torch.einsum("kpn,kqn->kpq", weighed, signs)
     right = torch.einsum("kpn,kn->kp", weighed, X)
     # Two planes with equal signs share their scale: the ridge makes the equations solvable.
@@ -64,7 +64,7 @@ def _shape(
     k, n = X.shape
     n_levels = max(1 << own.shape[1] for own in scales)
     # Rows of fewer planes have fewer values: the rest of their places lies behind every number.
-    levels = X.new_zeros((k, n_levels))
+    levels = X.new_full((k, n_levels), torch.inf)
     middles = X.new_full((k, n_levels - 1), torch.inf)
     code_of = X.new_zeros((k, n_levels), dtype=torch.uint8)
     for s, own in zip(rows, scales, strict=True):
@@ -74,31 +74,39 @@ def _shape(
     values, codes = X.new_empty((k, n)), X.new_empty((k, n), dtype=torch.uint8)
 
     def step(s: slice) -> None:
-        place, values[s] = _feed_back(X[s], levels[s], middles[s], metric)
-        codes[s] = torch.gather(code_of[s], 1, place)
+        values[s] = _feed_back(X[s], levels[s], middles[s], metric)
+        codes[s] = torch.gather(code_of[s], 1, torch.searchsorted(levels[s], values[s]))
 
     blocks.run(step, slices_of(k, BLOCK_ROWS))
     return values, codes
 
 
-def _feed_back(
-    X: torch.Tensor, levels: torch.Tensor, middles: torch.Tensor, metric: Metric
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The place of each number's value among its row's levels, and the values; both (k, n)."""
+def _feed_back(X: torch.Tensor, levels: torch.Tensor, middles: torch.Tensor, metric: Metric) -> torch.Tensor:
+    """The value of each number among its row's levels, (k, n)."""
     k, n = X.shape
     wanted = X.T[metric.sequence].contiguous()  # (n, k), a column a row
-    place = X.new_empty((n, k), dtype=torch.int64)
     found = X.new_empty((n, k))
+    # Row j by its diagonal, so that what it is multiplied with is the error itself.
+    feedback = metric.feedback / metric.feedback.diagonal()[:, None]
     for begin in range(0, n, BLOCK_COLUMNS):
         end = min(begin + BLOCK_COLUMNS, n)
-        own, share = wanted[begin:end], metric.feedback[begin:end, begin:end]
+        own, share = wanted[begin:end], feedback[begin:end, begin:end]
         errors = X.new_empty((end - begin, k))
-        for j in range(end - begin):
-            at = torch.searchsorted(middles, own[j, :, None])
-            value = torch.gather(levels, 1, at)[:, 0]
-            place[begin + j], found[begin + j] = at[:, 0], value
-            errors[j] = (own[j] - value) / share[j, j]
-            own[j + 1 :].addr_(share[j, j + 1 :], errors[j], alpha=-1)
-        wanted[end:].addmm_(metric.feedback[begin:end, end:].T, errors, alpha=-1)
+        # Little is computed for a column, so each call counts.
+        for j, (x, value, error) in enumerate(
+            zip(own.unbind(), found[begin:end].unbind(), errors.unbind(), strict=True)
+        ):
+            _nearest(x, levels, middles, value)
+            torch.sub(x, value, out=error)
+            own[j + 1 :].addr_(share[j, j + 1 :], error, alpha=-1)
+        wanted[end:].addmm_(feedback[begin:end, end:].T, errors, alpha=-1)
     inverse = torch.argsort(metric.sequence)
-    return place[inverse].T.contiguous(), found[inverse].T.contiguous()
+    return found[inverse].T.contiguous()
+
+
+def _nearest(x: torch.Tensor, levels: torch.Tensor, middles: torch.Tensor, value: torch.Tensor) -> None:
+    """Puts the level of each row that is nearest to x, (k,), into `value`."""
+    if levels.shape[1] == 2:  # those of one plane, of both signs
+        torch.copysign(levels[:, 1], x, out=value)
+    else:
+        torch.gather(levels, 1, torch.searchsorted(middles, x[:, None]), out=value[:, None])

@@ -68,17 +68,22 @@ class LocalLanes:
     Args:
         models: what the tasks read.
         blocks: all threads.
+        largest: elements of the conversion's largest weight, where `each` is given some of the weights at a time.
     """
 
-    def __init__(self, models: Models, blocks: Blocks) -> None:
+    def __init__(self, models: Models, blocks: Blocks, largest: int = 0) -> None:
         self.n_threads = blocks.n_threads
         self.notes: list[str] = []
-        self._models, self._blocks = models, blocks
+        self._models, self._blocks, self._largest = models, blocks, largest
 
     def each(self, task: Task[W, R], weights: Sequence[W]) -> Iterator[tuple[W, R]]:
         """See `Lanes`."""
         models = self._models
-        return in_lanes(weights, task.n_elements, lambda weight, blocks: task.run(weight, models, blocks), self._blocks)
+
+        def work(weight: W, blocks: Blocks) -> R:
+            return task.run(weight, models, blocks)
+
+        return in_lanes(weights, task.n_elements, work, self._blocks, self._largest)
 
     def use(self, inputs: Inputs) -> None:
         """See `Lanes`."""
@@ -98,7 +103,11 @@ def is_small(n_elements: int, largest: int, n_lanes: int) -> bool:
 
 
 def in_lanes(
-    weights: Sequence[W], n_elements: Callable[[W], int], work: Callable[[W, Blocks], R], blocks: Blocks
+    weights: Sequence[W],
+    n_elements: Callable[[W], int],
+    work: Callable[[W, Blocks], R],
+    blocks: Blocks,
+    largest: int = 0,
 ) -> Iterator[tuple[W, R]]:
     """Each weight with its result, in order.
 
@@ -107,9 +116,10 @@ def in_lanes(
         n_elements: the size of one.
         work: what to do; it is given the threads that it may use.
         blocks: all threads.
+        largest: the size of the largest weight there is, if that is none of these.
     """
     n_lanes = blocks.n_threads
-    largest = max(map(n_elements, weights), default=0)
+    largest = max([largest, *map(n_elements, weights)])
     if blocks.device != CPU:
         for weight in weights:
             yield weight, work(weight, blocks)

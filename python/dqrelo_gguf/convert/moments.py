@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -32,7 +32,7 @@ SELF = "self"  # the source of moments that is no file: text that the models wri
 TOKENS = "tokens"  # the tensor of the text: int32 (n_texts, n_tokens), a text a row, filled up with NO_TOKEN
 NO_TOKEN = -1
 ANSWERS = "answers"  # int32 (n_texts,): how many tokens of each text come before the fine-tune's own
-MAX_TOKENS = 1 << 20  # of all texts, filled up
+MAX_TOKENS, MAX_TEXT_TOKENS = 1 << 20, 512  # of all texts, filled up, and of one
 # What a row counts that leads to a token of a question, against one that leads to a token of an answer (docs/method.md).
 QUESTION_WEIGHT = 0.3
 # A matrix that is the embedding too: its rows are also read as they are, where plain errors count.
@@ -57,6 +57,20 @@ class Text:
         weights = np.ones(len(self.tokens), np.float32)
         weights[: max(self.n_question - 1, 0)] = QUESTION_WEIGHT
         return weights
+
+
+def in_parts(texts: Sequence[Text], n_tokens: int) -> Iterator[list[Text]]:
+    """The texts, in sequence, in parts of so many tokens or a little more."""
+    part: list[Text] = []
+    n_held = 0
+    for text in texts:
+        part.append(text)
+        n_held += len(text.tokens)
+        if n_held >= n_tokens:
+            yield part
+            part, n_held = [], 0
+    if part:
+        yield part
 
 
 class Moments:
@@ -187,9 +201,11 @@ class Moments:
         is_good = (
             rows.dtype == n_questions.dtype == torch.int32 and rows.ndim == 2 and n_questions.shape == rows.shape[:1]
         )
-        if not is_good or rows.numel() > MAX_TOKENS or bool((rows < NO_TOKEN).any()) or bool((n_questions < 0).any()):
+        is_small = is_good and rows.shape[1] <= MAX_TEXT_TOKENS and rows.numel() <= MAX_TOKENS
+        if not is_small or bool((rows < NO_TOKEN).any()) or bool((n_questions < 0).any()):
             raise InputError(
-                f"--calibration {self.path}: tensors '{TOKENS}' and '{ANSWERS}' are no text of {MAX_TOKENS} tokens at most"
+                f"--calibration {self.path}: tensors '{TOKENS}' and '{ANSWERS}' are no texts of {MAX_TEXT_TOKENS} tokens at most "
+                f"each, and {MAX_TOKENS} in all"
             )
         texts = [Text(row[row != NO_TOKEN].numpy(), int(n)) for row, n in zip(rows, n_questions, strict=True)]
         return [text for text in texts if len(text.tokens) > 0]

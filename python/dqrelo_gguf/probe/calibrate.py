@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from dqrelo_gguf.compress.blocks import Blocks
-from dqrelo_gguf.convert.moments import ANSWERS, FORMAT, NO_TOKEN, SELF, TOKENS, Text
+from dqrelo_gguf.convert.moments import ANSWERS, FORMAT, NO_TOKEN, SELF, TOKENS, Text, in_parts
 from dqrelo_gguf.convert.work import Work
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.evaluate.chat import Conversation, read_bytes, read_conversations, rendered
@@ -25,6 +25,9 @@ from dqrelo_gguf.model.pairing import Pair
 from dqrelo_gguf.output import new_file
 from dqrelo_gguf.probe.tuned_model import Tokens, drawn_texts, open_plain, plain_tuned, start_of_text
 from dqrelo_gguf.runtime.session import Runtime
+
+F32 = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
 
 # Tokens that base and fine-tune write each, and of a text at most.
 N_SELF_TOKENS, N_TEXT_TOKENS = 4096, 256
@@ -35,6 +38,8 @@ SEED = 1
 MAX_FILE_TOKENS, MIN_FILE_TOKENS = 1 << 15, 256
 # Bytes of the sums that are held at once, unless those of one weight are more.
 GROUP_BYTES = 1 << 30
+# Tokens whose rows are held at once; a text more at most. They are fewer bytes than the sums of all but narrow models.
+PART_TOKENS = 1024
 # Tokens that an expert's own moments need to count as much as those of all experts.
 EXPERT_TOKENS = 64
 
@@ -64,11 +69,10 @@ def measure_moments(work: Work, pairs: Sequence[Pair], source: str, path: Path) 
                 out.write(_begin({p.name: p.ne for p in pairs}, leaders, aliases, source, texts))
                 for group in groups:
                     moments = Sums(work.blocks, {p.name: (n_mat[p.name], p.ne[0]) for p in pairs if p.name in group})
-                    for text in texts:
-                        # One text alone, so that its rows come in the sequence of its tokens.
-                        moments.begin(text)
-                        rt.visit_inputs([text.tokens], group, moments.add)
-                        progress.step(len(text.tokens), "text")
+                    for part in in_parts(texts, PART_TOKENS):
+                        rt.visit_inputs([text.tokens for text in part], group, moments.show)
+                        moments.add(part)
+                        progress.step(sum(len(text.tokens) for text in part), "text")
                     for name in group:
                         out.write(moments.mean(name).tobytes())
 
@@ -205,21 +209,25 @@ class Sums:
         self._blocks = blocks
         self._sums = {n: torch.zeros((n_mat, n_in, n_in), dtype=torch.float64) for n, (n_mat, n_in) in shapes.items()}
         self._counts = {n: np.zeros(n_mat) for n, (n_mat, _) in shapes.items()}
-        self._weights = np.ones(1, np.float32)
+        self._shown: dict[str, list[tuple[F32, Ints | None]]] = {}
 
-    def begin(self, text: Text) -> None:
-        """The rows that follow are those of a text."""
-        self._weights = text.weights
+    def show(self, name: str, rows: F32, experts: Ints | None) -> None:
+        """Keeps the rows of a text's tokens, of each as many as it goes to experts; for `Runtime.visit_inputs`."""
+        self._shown.setdefault(name, []).append((rows, experts))
 
-    def add(self, name: str, rows: npt.NDArray[np.float32], experts: npt.NDArray[np.int32] | None) -> None:
-        """Adds the rows of all tokens, of each as many as it goes to experts; for `Runtime.visit_inputs`."""
-        chosen = np.zeros(len(rows), np.int32) if experts is None else experts
-        weights = np.repeat(self._weights, len(rows) // len(self._weights))
-        weighed = rows * np.sqrt(weights)[:, None]
-        for e in np.unique(chosen):
-            own = chosen == e
-            self._sums[name][e] += self._blocks.gram(torch.from_numpy(weighed[own]))
-            self._counts[name][e] += float(weights[own].sum())
+    def add(self, texts: Sequence[Text]) -> None:
+        """Adds the rows that were shown; they are those of these texts, one after the other."""
+        token_weights = np.concatenate([text.weights for text in texts])
+        for name, shown in self._shown.items():
+            rows = np.concatenate([rows for rows, _ in shown])
+            chosen = np.concatenate([np.zeros(len(r), np.int32) if e is None else e for r, e in shown])
+            weights = np.repeat(token_weights, len(rows) // len(token_weights))
+            rows *= np.sqrt(weights)[:, None]
+            for e in np.unique(chosen):
+                own = chosen == e
+                self._sums[name][e] += self._blocks.gram(torch.from_numpy(rows[own]))
+                self._counts[name][e] += float(weights[own].sum())
+        self._shown = {}
 
     def mean(self, name: str) -> npt.NDArray[np.float32]:
         """The mean of x x^T, ([n_expert,] n_in, n_in); frees the sums. Experts with few rows lean on the mean of all."""

@@ -15,6 +15,8 @@ from dqrelo_gguf.runtime.arguments import Prompt, Tokens, count, number, prompt_
 from dqrelo_gguf.runtime.deltas import Blend, Delta, blends_of, first_of
 from dqrelo_gguf.runtime.native import core
 
+ResumePoints = core.ResumePoints
+
 
 class Calls:
     """The calls on one native session; Runtime, which opens the session, inherits them."""
@@ -240,6 +242,7 @@ class Calls:
         tokens: Sequence[Prompt],
         names: Sequence[str],
         visit: Callable[[str, NDArray[np.float32], NDArray[np.int32] | None], object],
+        resume: ResumePoints | None = None,
     ) -> dict[str, str]:
         """Runs sequences on the base, and shows what its weights multiply; the runtime was opened with `watch`.
 
@@ -248,6 +251,9 @@ class Calls:
             names: of the weights.
             visit: is called with a weight's name, float32 [n_rows, n_in], and of a stack of experts int32 [n_rows], the matrix
                 that each row was multiplied with, else None. It must not call the runtime. Its exceptions end the call.
+            resume: where these texts, each of n_ubatch tokens at most, were left by the last call with it, of any runtime whose model
+                has the same graphs (n_seq_max=1). They go on from there, so that no weight before is read, and are left where the
+                first of `names` is multiplied. Empty for the first call, and of one call at a time.
 
         Returns:
             The weights that read the same rows as another one, with that one's name; only the latter's rows are shown. Weights
@@ -256,7 +262,7 @@ class Calls:
         Raises:
             InputError: the runtime was not opened with `watch`; see also `logits`.
         """
-        return self._session.visit_inputs(self._tokens_of(tokens, [[] for _ in tokens]), list(names), visit)
+        return self._session.visit_inputs(self._tokens_of(tokens, [[] for _ in tokens]), list(names), visit, resume)
 
     @property
     def start_token(self) -> int | None:

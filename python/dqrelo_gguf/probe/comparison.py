@@ -1,0 +1,139 @@
+"""The inputs of weights in the fine-tune and in a model of it that is compressed so far: what the two are together, over a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dqrelo_gguf.compress.blocks import Blocks
+from dqrelo_gguf.convert.moments import Text, in_parts
+from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.probe.tuned_model import open_plain
+from dqrelo_gguf.runtime.calls import ResumePoints
+from dqrelo_gguf.runtime.session import Runtime
+
+F32 = npt.NDArray[np.float32]
+
+# Tokens of the text at most.
+MAX_TOKENS = 16384
+# Tokens whose rows are held at once; a text more at most.
+PART_TOKENS = 4096
+# What draws a weight to the fine-tune's own, against the mean of the diagonal of x'^T x': a shift is smooth, so that less does than for codes.
+SHIFT_DAMPING = 0.05
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the texts, and where each of the two models goes on with them."""
+
+    texts: list[Text]
+    tuned: ResumePoints = field(default_factory=ResumePoints)
+    compressed: ResumePoints = field(default_factory=ResumePoints)
+
+
+class Comparison:
+    """Two models that read the same text, a step further each time. A context manager.
+
+    Args:
+        texts: what is read, up to MAX_TOKENS tokens spread over all of it.
+        tuned: the plain GGUF of the fine-tune.
+        compressed: that of the compressed model, whose weights may change between the steps.
+        blocks: the threads to work with.
+    """
+
+    def __init__(self, texts: Sequence[Text], tuned: Path, compressed: Path, blocks: Blocks) -> None:
+        some = _first(texts, MAX_TOKENS)
+        self.compressed = compressed
+        self._n_tokens, self._blocks = max(len(text.tokens) for text in some), blocks
+        self._parts = [Part(texts) for texts in in_parts(some, PART_TOKENS)]
+        self._tuned = self._open(tuned)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._tuned.close()
+
+    def _open(self, path: Path) -> Runtime:
+        return open_plain(path, 1, self._n_tokens, self._blocks.n_threads, watch=True)
+
+    def of(self, group: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The moments of a group's inputs in the compressed model, and the shift: (n_in, n_in) float32 both.
+
+        Args:
+            group: a weight that the graph reads behind those of the calls before.
+
+        Raises:
+            InputError: the models' graphs do not read it there, or its inputs are not finite.
+        """
+        sums = InputSums(self._blocks)
+        with self._open(self.compressed) as compressed:
+            for part in self._parts:
+                wanted = inputs_of(self._tuned, part.texts, group, part.tuned)
+                got = inputs_of(compressed, part.texts, group, part.compressed)
+                sums.add(wanted, got, np.concatenate([text.weights for text in part.texts]))
+        return sums.moments, sums.shift()
+
+
+class InputSums:
+    """What rows x of the fine-tune and x' of the compressed model are together.
+
+    Args:
+        blocks: the threads to work with.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+        self._squares: torch.Tensor | None = None  # x'^T x'
+        self._products: torch.Tensor | None = None  # (x - x')^T x'
+        self._weight = 0.0
+
+    def add(self, wanted: F32, got: F32, weights: F32) -> None:
+        """Adds rows x and x', (n_rows, n_in) float32 each, that count by their weights (n_rows,)."""
+        X, off = (torch.from_numpy(rows * np.sqrt(weights)[:, None]) for rows in (got, wanted - got))
+        squares = self._blocks.gram(X)
+        products = self._blocks.matmul(off.T.contiguous(), X).double()
+        self._squares = squares if self._squares is None else self._squares.add_(squares)
+        self._products = products if self._products is None else self._products.add_(products)
+        self._weight += float(weights.sum())
+
+    @property
+    def moments(self) -> torch.Tensor:
+        """The mean of x' x'^T, (n_in, n_in) float32."""
+        assert self._squares is not None
+        H = self._squares / self._weight
+        return ((H + H.T) / 2).float()
+
+    def shift(self) -> torch.Tensor:
+        """The shift of the module's text, (n_in, n_in) float32."""
+        assert self._squares is not None
+        assert self._products is not None
+        damped = (self._squares + self._squares.T) / 2
+        damped.diagonal().add_(SHIFT_DAMPING * float(damped.diagonal().mean()) + 1e-30)
+        # The inverse of a symmetric matrix from the right: X A^-1 = (A^-1 X^T)^T.
+        return torch.cholesky_solve(self._products.T, torch.linalg.cholesky(damped)).T.float().contiguous()
+
+
+def inputs_of(rt: Runtime, texts: Sequence[Text], group: str, resume: ResumePoints) -> F32:
+    """The rows that a group's weights multiply, (n_tokens of all texts, n_in) float32, read on from where the texts were left."""
+    found: list[F32] = []
+    rt.visit_inputs([text.tokens for text in texts], [group], lambda _, rows, __: found.append(rows), resume)
+    n_tokens = sum(len(text.tokens) for text in texts)
+    if sum(len(rows) for rows in found) != n_tokens or not all(np.isfinite(rows).all() for rows in found):
+        raise InputError(
+            f"the calibration: weight '{group}' multiplies {'numbers that are not finite' if found else 'nothing'} in this "
+            "model. Calibrate again with it"
+        )
+    return np.concatenate(found)
+
+
+def _first(texts: Sequence[Text], n_tokens: int) -> list[Text]:
+    """Texts of about so many tokens at most, spread evenly over all."""
+    total = sum(len(text.tokens) for text in texts)
+    return list(texts[:: max(1, -(-total // n_tokens))])
