@@ -11,18 +11,17 @@ from safetensors import safe_open
 
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.compress.blocks import open_blocks
-from dqrelo_gguf.convert.moments import QUESTION_WEIGHT, Moments, Text
-from dqrelo_gguf.probe import calibrate, tuned_model
+from dqrelo_gguf.convert.moments import QUESTION_WEIGHT, Text
+from dqrelo_gguf.probe import calibrate, calibration_text, tuned_model
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf
 
-TEMPLATE = "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else ' ' }}{{ m.content }}{{ '\n' }}{{ 'A:' if m.role == 'user' }}{% endfor %}"
 TEXT = "A small animal that feeds on fish, and now and then on birds or their eggs. " * 40
 
 
 @pytest.fixture(autouse=True)
 def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "N_SELF_TOKENS", 256)
+    monkeypatch.setattr(calibration_text, "N_SELF_TOKENS", 256)
 
 
 def run(kind: str, out: Path, *options: str | Path) -> int:
@@ -57,7 +56,10 @@ def test_the_moments_of_the_first_layer(out: Path, text: Path, tmp_path: Path) -
     weights = read_gguf(pico_tuned_gguf("llama"))
     with Runtime(pico_tuned_gguf("llama"), n_threads=1) as rt:
         tokens = rt.tokenize(TEXT, add_special=False)
-        pieces = [tokens[i : i + calibrate.N_TEXT_TOKENS] for i in range(0, len(tokens), calibrate.N_TEXT_TOKENS)]
+        pieces = [
+            tokens[i : i + calibration_text.N_TEXT_TOKENS]
+            for i in range(0, len(tokens), calibration_text.N_TEXT_TOKENS)
+        ]
         start = rt.start_token
     tokens = np.concatenate([[start, *piece] for piece in pieces])
     assert metadata["n_tokens"] == str(len(tokens))
@@ -133,79 +135,6 @@ def test_text_of_their_own_in_any_number_of_threads(out: Path, tmp_path: Path) -
     assert run("llama", out) == 0
     assert out.read_bytes() != first
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([out.name, kept.name])
-
-
-def with_template(tmp_path: Path, kind: str) -> tuple[Path, Path]:
-    """Base and fine-tune with a chat template each, of which the fine-tune's counts."""
-    paths = []
-    for i, source in enumerate((pico_gguf(kind), pico_tuned_gguf(kind))):
-        path = tmp_path / f"{i}.gguf"
-        rewrite_gguf(source, path, added_template="Base" if i == 0 else TEMPLATE)
-        paths.append(path)
-    return paths[0], paths[1]
-
-
-def test_conversations_are_texts_of_their_own(out: Path, tmp_path: Path) -> None:
-    """By the fine-tune's template; questions are answered by the fine-tune, and questions count less than answers."""
-    base, tuned = with_template(tmp_path, "llama")
-    answered = [{"role": "user", "content": "What eats fish?"}, {"role": "assistant", "content": "A small animal."}]
-    path, kept = tmp_path / "talk.jsonl", tmp_path / "m.safetensors"
-    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in [answered, answered[:1]] * 8))
-    arguments = [base, tuned, "-o", out, "--calibrate", path, "--save-calibration", kept]
-    assert main([str(a) for a in arguments]) == 0
-    texts = Moments(kept).texts
-    assert len(texts) == 16
-    with Runtime(pico_tuned_gguf("llama"), n_threads=1) as rt:
-        question, whole = (
-            rt.tokenize(text) for text in ("Q: What eats fish?\nA:", "Q: What eats fish?\nA: A small animal.\n")
-        )
-        wanted = rt.generate_tokens([question], max_tokens=8, temperature=1.0, seed=calibrate.SEED)[0]
-    for text in texts[:8]:
-        assert text.tokens.tolist() == whole.tolist()
-    for text in texts[8:]:
-        assert text.tokens[: len(question)].tolist() == question.tolist()
-        assert len(text.tokens) > len(question)
-    assert texts[8].tokens[len(question) :][: len(wanted)].tolist() == wanted.tolist()
-    assert {t.n_question for t in texts} == {len(question)}
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ('{"messages": []}', "'messages' must be a list"),
-        ("no json", "line 1 is no JSON"),
-        ('{"messages": [{"role": "user", "content": "Hi"}]}', "the fine-tune has no chat template"),
-    ],
-)
-def test_bad_conversations(
-    out: Path, tmp_path: Path, content: str, reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "talk.jsonl"
-    path.write_text(content)
-    assert run("llama", out, "--calibrate", path) == 1
-    assert reason in capsys.readouterr().err
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"short", "expected 256 at least"),
-        (b"\xff\xfe\x00", "is no readable UTF-8 text"),
-        (None, "no such file"),
-    ],
-)
-def test_bad_texts(
-    out: Path, text: Path, content: bytes | None, reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text.unlink()
-    if content is not None:
-        text.write_bytes(content)
-    assert run("llama", out, "--calibrate", text) == 1
-    err = capsys.readouterr().err
-    assert reason in err
-    assert "Traceback" not in err
-    assert not out.exists()
 
 
 def test_without_room_it_is_one_line(
