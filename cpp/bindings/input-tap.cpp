@@ -1,5 +1,6 @@
 #include "input-tap.h"
 
+#include "dqrelo.h"
 #include "ggml.h"
 
 #include <utility>
@@ -27,8 +28,10 @@ void input_tap::check() const {
     }
 }
 
-void input_tap::on_graph(ggml_cgraph * graph, void * user) {
-    static_cast<input_tap *>(user)->graph = graph;
+void input_tap::attach(llama_context * new_ctx) {
+    ctx = new_ctx;
+    // A node does not know who reads it.
+    dqrelo_watch_graphs(ctx, [](ggml_cgraph * built, void * user) { static_cast<input_tap *>(user)->graph = built; }, this);
 }
 
 bool input_tap::wants(const ggml_tensor * node) const {
@@ -48,12 +51,16 @@ bool input_tap::on_node(ggml_tensor * node, bool ask, void * user) {
     if (self->visit == nullptr) {
         return !ask;
     }
+    bool goes_on = ask; // After an exception the node is computed, and the graph ends there.
     try {
-        return ask ? self->ask(node) : self->computed(node);
+        goes_on = ask ? self->ask(node) : self->computed(node);
     } catch (...) {
         self->thrown = std::current_exception();
-        return ask; // The node is computed, and the graph ends there.
     }
+    if (!ask && !goes_on) {
+        dqrelo_end_graph(self->ctx);
+    }
+    return goes_on;
 }
 
 // Returns whether a node, not yet computed, is to be computed by itself.
@@ -140,8 +147,14 @@ void input_tap::show(const ggml_tensor * node) {
         alias_of.emplace(name, reader->second);
         return;
     }
+    tapped_rows found{ name, {}, {}, rows->ne[0] };
+    if (ggml_is_contiguous(rows) && node->op == GGML_OP_MUL_MAT) {
+        found.data.resize((size_t) ggml_nelements(rows));
+        ggml_backend_tensor_get(rows, found.data.data(), 0, ggml_nbytes(rows));
+        visit(found);
+        return;
+    }
     const std::vector<char> bytes = bytes_of(rows);
-    tapped_rows             found{ name, {}, {}, rows->ne[0] };
     if (node->op == GGML_OP_MUL_MAT) {
         for (int64_t i3 = 0; i3 < rows->ne[3]; ++i3) {
             for (int64_t i2 = 0; i2 < rows->ne[2]; ++i2) {

@@ -1,6 +1,7 @@
 // input-tap.h: shows what the weights of a model multiply, while its graphs run.
 #pragma once
 
+#include "llama.h"
 #include "resume-point.h"
 
 #include "ggml-backend.h"
@@ -31,6 +32,9 @@ class input_tap {
 public:
     using visit_fn = std::function<void(const tapped_rows &)>;
 
+    // Watches this context, whose cb_eval is on_node.
+    void attach(llama_context * ctx);
+
     // Shows the inputs of these weights until stop(). A graph ends where it has shown them all, so what it was to compute is not there.
     // With points, one for each sequence, graph i begins at point i, which goes on to the first of the weights.
     void start(std::unordered_set<std::string> names, visit_fn fn, std::vector<resume_point> * points);
@@ -41,9 +45,6 @@ public:
 
     // Returns whether the last graph ended before its last node: it has shown them all, or check() throws.
     bool has_ended() const;
-
-    // Is told of each graph that is built, since a node does not know who reads it.
-    static void on_graph(ggml_cgraph * graph, void * user);
 
     // Weights that read the same rows as another one, which stands for them.
     const std::unordered_map<std::string, std::string> & aliases() const { return alias_of; }
@@ -65,6 +66,7 @@ private:
     std::unordered_set<std::string>                      seen;      // weights of the present graph
     std::exception_ptr                                   thrown;    // An exception must not pass through ggml.
 
+    llama_context *             ctx    = nullptr;
     ggml_cgraph *               graph  = nullptr; // the last that was built
     std::vector<resume_point> * points = nullptr; // NULL where all is computed
     size_t                      i_next = 0;       // the point of the next graph

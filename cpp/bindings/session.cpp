@@ -140,7 +140,7 @@ void session::make_context(const session_params & params) {
         throw input_error(path + ": no context could be made: " + log_first_error("see the log (verbose=True)"));
     }
     if (params.watch) {
-        dqrelo_watch_graphs(ctx, input_tap::on_graph, tap.get());
+        tap->attach(ctx);
     }
 }
 

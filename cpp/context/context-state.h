@@ -80,6 +80,8 @@ struct dqrelo_context {
 
     // Is told of each graph, unless it is empty (dqrelo_watch_graphs).
     std::function<void(ggml_cgraph *)> on_graph;
+    // Says that the ubatch under way has no logits, until it is done (dqrelo_end_graph).
+    bool is_graph_ended = false;
 
 private:
     int32_t acquire_index(dqrelo_delta * delta);

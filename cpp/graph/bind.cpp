@@ -182,3 +182,7 @@ void dqrelo_watch_graphs(llama_context * ctx, void (*fn)(ggml_cgraph * graph, vo
         on_graph = [fn, user](ggml_cgraph * graph) { fn(graph, user); };
     }
 }
+
+void dqrelo_end_graph(llama_context * ctx) {
+    state_of(*ctx).is_graph_ended = true;
+}

@@ -28,9 +28,13 @@ bool is_finite_row(const float * row, int64_t n) {
 
 } // namespace
 
-void dqrelo_note_finite(dqrelo_context * dctx, ggml_backend_sched * sched, const llm_graph_result & res, const llama_ubatch & ubatch) {
+bool dqrelo_after_ubatch(dqrelo_context * dctx, ggml_backend_sched * sched, const llm_graph_result & res, const llama_ubatch & ubatch) {
     if (!dctx) {
-        return;
+        return true;
+    }
+    if (dctx->is_graph_ended) {
+        dctx->is_graph_ended = false;
+        return false;
     }
     for (const auto & input : res.inputs) {
         const auto * check = dynamic_cast<const dqrelo::finite_check *>(input.get());
@@ -46,6 +50,7 @@ void dqrelo_note_finite(dqrelo_context * dctx, ggml_backend_sched * sched, const
             }
         }
     }
+    return true;
 }
 
 bool dqrelo_is_finite(llama_context * ctx, llama_seq_id seq_id, int32_t i_output) {

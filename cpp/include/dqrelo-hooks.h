@@ -61,8 +61,8 @@ private:
 };
 
 // Remembers the sequences of a ubatch, just computed, of which some token is not finite: dqrelo_is_finite. Waits for the computation where
-// its graph has deltas.
-void dqrelo_note_finite(dqrelo_context * dctx, ggml_backend_sched * sched, const llm_graph_result & res, const llama_ubatch & ubatch);
+// its graph has deltas. Returns false where the graph was ended before its logits: dqrelo_end_graph.
+bool dqrelo_after_ubatch(dqrelo_context * dctx, ggml_backend_sched * sched, const llm_graph_result & res, const llama_ubatch & ubatch);
 
 // Puts the deltas that computed a context's sequences at the beginning of a session file; nothing where all run the base.
 void dqrelo_write_owners(const dqrelo_context * dctx, llama_file & file);

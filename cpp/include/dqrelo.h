@@ -146,6 +146,10 @@ LLAMA_API bool dqrelo_check(struct llama_context * ctx, struct dqrelo_delta * de
 // by llama_context_params.cb_eval: a node does not know who reads it, the graph does.
 LLAMA_API void dqrelo_watch_graphs(struct llama_context * ctx, void (*fn)(struct ggml_cgraph * graph, void * user), void * user);
 
+// Says, from a cb_eval that returns false, that the graph ends there: its logits are not copied, and those that the context gives for its
+// tokens are of no use.
+LLAMA_API void dqrelo_end_graph(struct llama_context * ctx);
+
 // Returns the name of inert weight i (0 .. n_inert-1) found by dqrelo_check, or NULL.
 LLAMA_API const char * dqrelo_inert_weight(const struct dqrelo_delta * delta, int32_t i);
 

@@ -15,7 +15,7 @@ from dqrelo_gguf.convert.moments import Text
 from dqrelo_gguf.convert.plain_model import replace_tensor
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.probe import comparison
-from dqrelo_gguf.probe.comparison import SHIFT_DAMPING, Comparison, InputSums, inputs_of
+from dqrelo_gguf.probe.comparison import SHIFT_DAMPING, Comparison, InputSums, Rows, held_bytes, inputs_of
 from dqrelo_gguf.probe.tuned_model import open_plain
 from dqrelo_gguf.runtime.calls import ResumePoints
 from tests.support.models import pico_tuned_gguf, read_gguf
@@ -30,8 +30,8 @@ def test_the_shift_is_that_of_least_squares() -> None:
     W = rng.standard_normal((4, 6))
     with open_blocks(1) as blocks:
         sums = InputSums(blocks)
-        sums.add(x[:100], off[:100], weights[:100])
-        sums.add(x[100:], off[100:], weights[100:])
+        for rows in (slice(0, 100), slice(100, 300)):
+            sums.add(x[rows].copy(), off[rows].copy(), weights[rows])
         shift, H = sums.shift().double().numpy(), sums.moments.double().numpy()
     squares = (off.T * weights) @ off
     assert np.allclose(H, squares / weights.sum(), rtol=1e-4)
@@ -47,7 +47,7 @@ def test_without_an_error_there_is_no_shift() -> None:
     x = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
     with open_blocks(1) as blocks:
         sums = InputSums(blocks)
-        sums.add(x, x, np.ones(50, np.float32))
+        sums.add(x, x.copy(), np.ones(50, np.float32))
         assert not sums.shift().any()
 
 
@@ -68,7 +68,7 @@ class Watched:
 def test_what_a_weight_cannot_make_up_for(rows: list[np.ndarray], reason: str) -> None:
     """A kept file may name a weight that no graph reads, and a compressed model may overflow: one line."""
     with pytest.raises(InputError, match=f"weight 'q' .*{reason}"):
-        inputs_of(Watched(*rows), [Text(np.zeros(2, np.int32))], "q", ResumePoints())  # type: ignore[arg-type]
+        inputs_of(Watched(*rows), [Text(np.zeros(2, np.int32))], "q", ResumePoints(), Rows())  # type: ignore[arg-type]
 
 
 TEXTS = [Text(np.arange(3, 3 + n, dtype=np.int32), n_question=n // 2) for n in (20, 7, 30)]
@@ -118,6 +118,15 @@ def test_each_step_sees_the_weights_that_the_steps_before_have_changed(
             replace_tensor(compressed, group, values[group] * 1.1)
 
 
+def test_no_more_is_held_than_is_said(models: tuple[Path, Path], blocks: Blocks) -> None:
+    n_in = 96  # of ffn_down
+    with Comparison(TEXTS, *models, blocks) as compared:
+        for group in SEQUENCE:
+            compared.of(group)
+            n_bytes = sum(points.n_bytes for part in compared._parts for points in (part.tuned, part.compressed))
+            assert 0 < n_bytes <= held_bytes(TEXTS, n_in)
+
+
 def test_steps_go_forward_only(models: tuple[Path, Path], blocks: Blocks) -> None:
     """A kept file may have another sequence than the graph: one line."""
     with Comparison(TEXTS, *models, blocks) as compared:
@@ -129,5 +138,6 @@ def test_steps_go_forward_only(models: tuple[Path, Path], blocks: Blocks) -> Non
 def test_a_long_text_is_read_in_part() -> None:
     n = sum(len(text.tokens) for text in TEXTS)
     assert comparison._first(TEXTS, n) == TEXTS
-    assert comparison._first(TEXTS, n - 1) == TEXTS[::2]
+    assert comparison._first(TEXTS, n - 1) == TEXTS[:2]
     assert comparison._first(TEXTS, 1) == TEXTS[:1]
+    assert comparison._first(TEXTS * 4, 2 * n) == [TEXTS[0], TEXTS[2], TEXTS[1]] * 2

@@ -37,6 +37,14 @@ class Part:
     compressed: ResumePoints = field(default_factory=ResumePoints)
 
 
+def held_bytes(texts: Sequence[Text], n_in: int) -> int:
+    """What a comparison holds at most, in bytes, where the longest rows have n_in numbers."""
+    n_tokens = min(sum(len(text.tokens) for text in texts), MAX_TOKENS)
+    points = 2 * 2 * 4 * n_in * n_tokens  # of each model, what a product reads and the residual beside it
+    rows = 3 * 4 * n_in * min(n_tokens, PART_TOKENS)
+    return points + rows + 2 * 8 * n_in**2
+
+
 class Comparison:
     """Two models that read the same text, a step further each time. A context manager.
 
@@ -52,6 +60,7 @@ class Comparison:
         self.compressed = compressed
         self._n_tokens, self._blocks = max(len(text.tokens) for text in some), blocks
         self._parts = [Part(texts) for texts in in_parts(some, PART_TOKENS)]
+        self._wanted, self._got = Rows(), Rows()
         self._tuned = self._open(tuned)
 
     def __enter__(self) -> Self:
@@ -75,8 +84,8 @@ class Comparison:
         sums = InputSums(self._blocks)
         with self._open(self.compressed) as compressed:
             for part in self._parts:
-                wanted = inputs_of(self._tuned, part.texts, group, part.tuned)
-                got = inputs_of(compressed, part.texts, group, part.compressed)
+                wanted = inputs_of(self._tuned, part.texts, group, part.tuned, self._wanted)
+                got = inputs_of(compressed, part.texts, group, part.compressed, self._got)
                 sums.add(wanted, got, np.concatenate([text.weights for text in part.texts]))
         return sums.moments, sums.shift()
 
@@ -95,12 +104,16 @@ class InputSums:
         self._weight = 0.0
 
     def add(self, wanted: F32, got: F32, weights: F32) -> None:
-        """Adds rows x and x', (n_rows, n_in) float32 each, that count by their weights (n_rows,)."""
-        X, off = (torch.from_numpy(rows * np.sqrt(weights)[:, None]) for rows in (got, wanted - got))
+        """Adds rows x and x', (n_rows, n_in) float32 each, that count by their weights (n_rows,). The rows are overwritten."""
+        roots = np.sqrt(weights)[:, None]
+        wanted -= got
+        wanted *= roots
+        got *= roots
+        off, X = torch.from_numpy(wanted), torch.from_numpy(got)
         squares = self._blocks.gram(X)
-        products = self._blocks.matmul(off.T.contiguous(), X).double()
+        products = self._blocks.matmul(off.T, X)
         self._squares = squares if self._squares is None else self._squares.add_(squares)
-        self._products = products if self._products is None else self._products.add_(products)
+        self._products = products.double() if self._products is None else self._products.add_(products)
         self._weight += float(weights.sum())
 
     @property
@@ -120,20 +133,46 @@ class InputSums:
         return torch.cholesky_solve(self._products.T, torch.linalg.cholesky(damped)).T.float().contiguous()
 
 
-def inputs_of(rt: Runtime, texts: Sequence[Text], group: str, resume: ResumePoints) -> F32:
-    """The rows that a group's weights multiply, (n_tokens of all texts, n_in) float32, read on from where the texts were left."""
-    found: list[F32] = []
-    rt.visit_inputs([text.tokens for text in texts], [group], lambda _, rows, __: found.append(rows), resume)
-    n_tokens = sum(len(text.tokens) for text in texts)
-    if sum(len(rows) for rows in found) != n_tokens or not all(np.isfinite(rows).all() for rows in found):
+class Rows:
+    """Memory for rows that is used again and again: new memory is cleared by the system first, which takes longer than to fill it."""
+
+    def __init__(self) -> None:
+        self._numbers = np.empty(0, np.float32)
+
+    def of(self, n_rows: int, n_in: int) -> F32:
+        """(n_rows, n_in) float32, in place of those before."""
+        if len(self._numbers) < n_rows * n_in:
+            self._numbers = np.empty(n_rows * n_in, np.float32)
+        return self._numbers[: n_rows * n_in].reshape(n_rows, n_in)
+
+
+def inputs_of(rt: Runtime, texts: Sequence[Text], group: str, resume: ResumePoints, memory: Rows) -> F32:
+    """The rows that a group's weights multiply, (n_tokens of all texts, n_in) float32, read on from where the texts were left.
+
+    Raises:
+        InputError: there are none, or they are not finite.
+    """
+    n_tokens, n_found = sum(len(text.tokens) for text in texts), 0
+    found = memory.of(0, 0)
+
+    def keep(_: str, rows: F32, __: object) -> None:
+        nonlocal found, n_found
+        if n_found == 0:
+            found = memory.of(n_tokens, rows.shape[1])
+        found[n_found : n_found + len(rows)] = rows
+        n_found += len(rows)
+
+    rt.visit_inputs([text.tokens for text in texts], [group], keep, resume)
+    if n_found != n_tokens or not np.isfinite(found).all():
         raise InputError(
-            f"the calibration: weight '{group}' multiplies {'numbers that are not finite' if found else 'nothing'} in this "
+            f"the calibration: weight '{group}' multiplies {'numbers that are not finite' if n_found else 'nothing'} in this "
             "model. Calibrate again with it"
         )
-    return np.concatenate(found)
+    return found
 
 
 def _first(texts: Sequence[Text], n_tokens: int) -> list[Text]:
     """Texts of about so many tokens at most, spread evenly over all."""
     total = sum(len(text.tokens) for text in texts)
-    return list(texts[:: max(1, -(-total // n_tokens))])
+    n_texts = max(1, min(len(texts), len(texts) * n_tokens // total))
+    return [texts[i * len(texts) // n_texts] for i in range(n_texts)]

@@ -44,7 +44,7 @@ from dqrelo_gguf.file.container import GGUFFile
 from dqrelo_gguf.file.weight_data import Pack
 from dqrelo_gguf.model.vocabulary import EMBEDDING
 from dqrelo_gguf.probe.calibrate import measure_moments
-from dqrelo_gguf.probe.comparison import Comparison
+from dqrelo_gguf.probe.comparison import Comparison, held_bytes
 from dqrelo_gguf.probe.one_weight import write_one
 from dqrelo_gguf.probe.tuned_model import plain_tuned
 from dqrelo_gguf.progress import Progress
@@ -82,7 +82,8 @@ def encoded_in_sequence(work: Work, options: Options, planned: Sequence[Planned]
         DqreloError: a weight cannot be compressed, or there is no room.
     """
     n_plain = 2 * sum(prod(ne) for ne in work.base.shapes.values())
-    with plain_tuned(work, "the calibration", n_plain + sum(p.n_bytes for p in planned)) as path:
+    n_held = held_bytes(moments.texts, max((p.pair.ne[0] for p in planned), default=0))
+    with plain_tuned(work, "the calibration", n_plain + sum(p.n_bytes for p in planned) + n_held) as path:
         compressed = Path(shutil.copyfile(path, path.with_name("compressed.gguf")))
         todo = [p for p in planned if p.spec.dense_type is None and p.factors is None]
         with Comparison(moments.texts, path, compressed, work.blocks) as comparison:
