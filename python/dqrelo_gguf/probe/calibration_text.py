@@ -26,11 +26,11 @@ from dqrelo_gguf.runtime.session import Runtime
 # Tokens of a text at most.
 N_TEXT_TOKENS = 256
 # Tokens that base and fine-tune write each: from the beginning, and in the place of a user's words.
-N_SELF_TOKENS, N_QUESTIONS_TOKENS = 4096, 2048
+N_SELF_TOKENS, N_QUESTIONS_TOKENS = 4096, 1536
 # Tokens of a question at most, and of all with their answers.
-N_QUESTION_TOKENS, N_CHAT_TOKENS = 128, 8192
+N_QUESTION_TOKENS, N_CHAT_TOKENS = 128, 6144
 # Questions that a model begins at most: many may be empty.
-MAX_QUESTIONS = 128
+MAX_QUESTIONS = 96
 N_SEQ = 16
 USER, ASSISTANT = "user", "assistant"  # the roles of a conversation
 SEED = 1
