@@ -19,7 +19,10 @@ def test_a_wait_is_told_and_ends_with_the_turn_of_the_other(
     monkeypatch.setattr(turns, "SILENT_SECONDS", 0.05)
     target, told = tmp_path / "file", threading.Event()
     other = FileLock(tmp_path / "file.lock", thread_local=False)
-    other.acquire()
+    # In a thread of its own: newer versions of filelock take two locks of one thread for a deadlock.
+    holder = threading.Thread(target=other.acquire)
+    holder.start()
+    holder.join()
 
     def tell(*args: Any, **kwargs: Any) -> None:
         print(*args, **kwargs)
