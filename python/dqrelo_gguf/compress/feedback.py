@@ -86,20 +86,20 @@ def _feed_back(X: torch.Tensor, levels: torch.Tensor, middles: torch.Tensor, met
     k, n = X.shape
     wanted = X.T[metric.sequence].contiguous()  # (n, k), a column a row
     found = X.new_empty((n, k))
-    # Row j by its diagonal, so that what it is multiplied with is the error itself.
-    feedback = metric.feedback / metric.feedback.diagonal()[:, None]
     for begin in range(0, n, BLOCK_COLUMNS):
         end = min(begin + BLOCK_COLUMNS, n)
-        own, share = wanted[begin:end], feedback[begin:end, begin:end]
-        errors = X.new_empty((end - begin, k))
+        own, n_own = wanted[begin:end], end - begin
+        # Each row by its diagonal, so that what it is multiplied with is the error itself.
+        share = metric.feedback[begin:end, begin:] / metric.feedback.diagonal()[begin:end, None]
+        errors = X.new_empty((n_own, k))
         # Little is computed for a column, so each call counts.
         for j, (x, value, error) in enumerate(
             zip(own.unbind(), found[begin:end].unbind(), errors.unbind(), strict=True)
         ):
             _nearest(x, levels, middles, value)
             torch.sub(x, value, out=error)
-            own[j + 1 :].addr_(share[j, j + 1 :], error, alpha=-1)
-        wanted[end:].addmm_(feedback[begin:end, end:].T, errors, alpha=-1)
+            own[j + 1 :].addr_(share[j, j + 1 : n_own], error, alpha=-1)
+        wanted[end:].addmm_(share[:, n_own:].T, errors, alpha=-1)
     inverse = torch.argsort(metric.sequence)
     return found[inverse].T.contiguous()
 
