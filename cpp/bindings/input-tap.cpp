@@ -68,13 +68,15 @@ bool input_tap::ask(ggml_tensor * node) {
     if (thrown != nullptr) {
         return true;
     }
-    if (points == nullptr) {
-        return wants(node);
-    }
     if (node == ggml_graph_node(graph, 0)) {
         seen.clear();
         reader_of.clear();
-        resumed.begin(graph, points->at(i_next++));
+        if (points != nullptr) {
+            resumed.begin(graph, points->at(i_next++));
+        }
+    }
+    if (points == nullptr) {
+        return wants(node);
     }
     if (resumed.before(node)) {
         return true;
@@ -100,10 +102,7 @@ bool input_tap::computed(ggml_tensor * node) {
     const bool is_first = seen.empty();
     show(node);
     if (points != nullptr && is_first) {
-        resume_point & point = points->at(i_next - 1);
-        auto           next  = resumed.point_at(node);
-        next.tokens          = std::move(point.tokens);
-        point                = std::move(next);
+        resumed.move_to(node, points->at(i_next - 1));
     }
     return !has_ended();
 }
@@ -119,17 +118,42 @@ bool input_tap::has_ended() const {
 
 namespace {
 
-// Returns a tensor's bytes as they lie, gaps included, from its first element to its last.
-std::vector<char> bytes_of(const ggml_tensor * tensor) {
-    std::vector<char> bytes(ggml_nbytes(tensor));
-    ggml_backend_tensor_get(tensor, bytes.data(), 0, bytes.size());
-    return bytes;
-}
-
 // Appends a row of F32 that begins at an offset.
 void append_row(std::vector<float> & out, const std::vector<char> & bytes, size_t offset, size_t stride, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
         out.push_back(*reinterpret_cast<const float *>(bytes.data() + offset + (size_t) i * stride));
+    }
+}
+
+// Reads the rows of a product with a matrix.
+void read_rows(const ggml_tensor * rows, tapped_rows & found) {
+    if (ggml_is_contiguous(rows)) {
+        found.data.resize((size_t) ggml_nelements(rows));
+        ggml_backend_tensor_get(rows, found.data.data(), 0, ggml_nbytes(rows));
+        return;
+    }
+    const std::vector<char> bytes = bytes_of(rows);
+    for (int64_t i3 = 0; i3 < rows->ne[3]; ++i3) {
+        for (int64_t i2 = 0; i2 < rows->ne[2]; ++i2) {
+            for (int64_t i1 = 0; i1 < rows->ne[1]; ++i1) {
+                const size_t offset = (size_t) i1 * rows->nb[1] + (size_t) i2 * rows->nb[2] + (size_t) i3 * rows->nb[3];
+                append_row(found.data, bytes, offset, rows->nb[0], rows->ne[0]);
+            }
+        }
+    }
+}
+
+// Reads those of a product with a stack, a row for each expert that its token goes to. ids: [n_used, n_tokens].
+void read_expert_rows(const ggml_tensor * rows, const ggml_tensor * ids, tapped_rows & found) {
+    const std::vector<char> bytes     = bytes_of(rows);
+    const std::vector<char> ids_bytes = bytes_of(ids);
+    for (int64_t i_token = 0; i_token < ids->ne[1]; ++i_token) {
+        for (int64_t i_used = 0; i_used < ids->ne[0]; ++i_used) {
+            const size_t at = (size_t) i_used * ids->nb[0] + (size_t) i_token * ids->nb[1];
+            found.experts.push_back(*reinterpret_cast<const int32_t *>(ids_bytes.data() + at));
+            const size_t offset = (size_t) (i_used % rows->ne[1]) * rows->nb[1] + (size_t) i_token * rows->nb[2];
+            append_row(found.data, bytes, offset, rows->nb[0], rows->ne[0]);
+        }
     }
 }
 
@@ -138,43 +162,17 @@ void append_row(std::vector<float> & out, const std::vector<char> & bytes, size_
 void input_tap::show(const ggml_tensor * node) {
     const ggml_tensor * rows = node->src[1];
     const std::string   name = node->src[0]->name;
-    if (!seen.insert(name).second) { // A weight that comes again begins another graph.
-        seen = { name };
-        reader_of.clear();
-    }
+    seen.insert(name);
     const auto [reader, is_first] = reader_of.emplace(rows, name);
     if (!is_first) {
         alias_of.emplace(name, reader->second);
         return;
     }
     tapped_rows found{ name, {}, {}, rows->ne[0] };
-    if (ggml_is_contiguous(rows) && node->op == GGML_OP_MUL_MAT) {
-        found.data.resize((size_t) ggml_nelements(rows));
-        ggml_backend_tensor_get(rows, found.data.data(), 0, ggml_nbytes(rows));
-        visit(found);
-        return;
-    }
-    const std::vector<char> bytes = bytes_of(rows);
     if (node->op == GGML_OP_MUL_MAT) {
-        for (int64_t i3 = 0; i3 < rows->ne[3]; ++i3) {
-            for (int64_t i2 = 0; i2 < rows->ne[2]; ++i2) {
-                for (int64_t i1 = 0; i1 < rows->ne[1]; ++i1) {
-                    const size_t offset = (size_t) i1 * rows->nb[1] + (size_t) i2 * rows->nb[2] + (size_t) i3 * rows->nb[3];
-                    append_row(found.data, bytes, offset, rows->nb[0], rows->ne[0]);
-                }
-            }
-        }
+        read_rows(rows, found);
     } else {
-        const ggml_tensor *     ids       = node->src[2]; // [n_used, n_tokens]
-        const std::vector<char> ids_bytes = bytes_of(ids);
-        for (int64_t i_token = 0; i_token < ids->ne[1]; ++i_token) {
-            for (int64_t i_used = 0; i_used < ids->ne[0]; ++i_used) {
-                const size_t at = (size_t) i_used * ids->nb[0] + (size_t) i_token * ids->nb[1];
-                found.experts.push_back(*reinterpret_cast<const int32_t *>(ids_bytes.data() + at));
-                const size_t offset = (size_t) (i_used % rows->ne[1]) * rows->nb[1] + (size_t) i_token * rows->nb[2];
-                append_row(found.data, bytes, offset, rows->nb[0], rows->ne[0]);
-            }
-        }
+        read_expert_rows(rows, node->src[2], found);
     }
     visit(found);
 }

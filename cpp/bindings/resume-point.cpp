@@ -18,6 +18,12 @@ ggml_tensor * owner_of(ggml_tensor * tensor) {
 
 } // namespace
 
+std::vector<char> bytes_of(const ggml_tensor * tensor) {
+    std::vector<char> bytes(ggml_nbytes(tensor));
+    ggml_backend_tensor_get(tensor, bytes.data(), 0, bytes.size());
+    return bytes;
+}
+
 // Returns null where there is none.
 ggml_tensor * resumed_graph::memory_of(int32_t reader, int32_t src) const {
     ggml_tensor * node = ggml_graph_node(graph, reader);
@@ -87,23 +93,22 @@ bool resumed_graph::after(ggml_tensor * node) {
     return is_before(node);
 }
 
-resume_point resumed_graph::point_at(const ggml_tensor * node) const {
-    resume_point point;
-    point.at     = index_of.at(node);
-    point.weight = node->src[0]->name;
+void resumed_graph::move_to(const ggml_tensor * node, resume_point & point) const {
+    const int32_t                           next = index_of.at(node);
+    std::vector<resume_point::part>         parts;
     std::unordered_set<const ggml_tensor *> written;
-    for (int32_t i = 0; i < point.at; ++i) {
+    for (int32_t i = 0; i < next; ++i) {
         written.insert(owner_of(ggml_graph_node(graph, i)));
     }
-    for (int32_t i = point.at; i < ggml_graph_n_nodes(graph); ++i) {
+    for (int32_t i = next; i < ggml_graph_n_nodes(graph); ++i) {
         for (int32_t src = -1; src < GGML_MAX_SRC; ++src) {
             const ggml_tensor * memory = memory_of(i, src);
             if (written.erase(memory) > 0) {
-                std::vector<char> bytes(ggml_nbytes(memory));
-                ggml_backend_tensor_get(memory, bytes.data(), 0, bytes.size());
-                point.parts.push_back({ i, src, std::move(bytes) });
+                parts.push_back({ i, src, bytes_of(memory) });
             }
         }
     }
-    return point;
+    point.weight = node->src[0]->name;
+    point.parts  = std::move(parts); // All of it at last: without memory for a part the point stays where it was.
+    point.at     = next;
 }

@@ -30,6 +30,9 @@ struct resume_point {
     std::vector<part>    parts;
 };
 
+// Returns a tensor's bytes as they lie, gaps included, from its first element to its last.
+std::vector<char> bytes_of(const ggml_tensor * tensor);
+
 // A graph that is run from a point on. Its nodes are told of in sequence, each before and some after they are computed.
 class resumed_graph {
 public:
@@ -45,9 +48,8 @@ public:
     // Makes nodes that were left out what they were, and puts back what this one had computed. Returns whether it lies before the point.
     bool after(ggml_tensor * node);
 
-    // Makes the point at a node that multiplies by a weight and is the next to be computed, or was the last. The tokens are left to the
-    // caller.
-    resume_point point_at(const ggml_tensor * node) const;
+    // Moves the point of this graph on to a node that multiplies by a weight and is the next to be computed, or was the last.
+    void move_to(const ggml_tensor * node, resume_point & point) const;
 
 private:
     bool          is_before(const ggml_tensor * node) const;

@@ -176,11 +176,7 @@ const dqrelo_delta * dqrelo_bound(const llama_context * ctx, llama_seq_id seq_id
 }
 
 void dqrelo_watch_graphs(llama_context * ctx, void (*fn)(ggml_cgraph * graph, void * user), void * user) {
-    auto & on_graph = state_of(*ctx).on_graph;
-    on_graph        = nullptr;
-    if (fn != nullptr) {
-        on_graph = [fn, user](ggml_cgraph * graph) { fn(graph, user); };
-    }
+    state_of(*ctx).on_graph = [fn, user](ggml_cgraph * graph) { fn(graph, user); };
 }
 
 void dqrelo_end_graph(llama_context * ctx) {

@@ -142,7 +142,7 @@ LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * 
 LLAMA_API bool dqrelo_check(struct llama_context * ctx, struct dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err,
                             size_t n_err);
 
-// Calls fn with each graph of the model that is built for a context from now on, as it will run (NULL: with none). For what watches nodes
+// Calls fn with each graph of the model that is built for a context from now on, as it will run. For what watches nodes
 // by llama_context_params.cb_eval: a node does not know who reads it, the graph does.
 LLAMA_API void dqrelo_watch_graphs(struct llama_context * ctx, void (*fn)(struct ggml_cgraph * graph, void * user), void * user);
 
