@@ -14,31 +14,13 @@ from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.convert.moments import QUESTION_WEIGHT, Text
 from dqrelo_gguf.probe import calibrate, calibration_text, tuned_model
 from dqrelo_gguf.runtime.session import Runtime
+from tests.support.calibrations import TEXT, run
 from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf
-
-TEXT = "A small animal that feeds on fish, and now and then on birds or their eggs. " * 40
 
 
 @pytest.fixture(autouse=True)
 def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration_text, "N_SELF_TOKENS", 256)
-
-
-def run(kind: str, out: Path, *options: str | Path) -> int:
-    arguments = [pico_gguf(kind), pico_tuned_gguf(kind), "-o", out, "--force", *options]
-    return main([str(a) for a in arguments])
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out.dq.gguf"
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 def test_the_moments_of_the_first_layer(out: Path, text: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.convert.moments import Moments, Text
 from dqrelo_gguf.probe import calibration_text
 from dqrelo_gguf.runtime.session import Runtime
+from tests.support.calibrations import run
 from tests.support.models import pico_gguf, pico_tuned_gguf, rewrite_gguf
 
 TEMPLATE = "{% for m in messages %}{{ 'Q: ' if m.role == 'user' else ' ' }}{{ m.content }}{{ '\n' }}{{ 'A:' if m.role == 'user' }}{% endfor %}"
@@ -22,21 +23,6 @@ def little_text(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"N_SELF_TOKENS": 4096, "N_TEXT_TOKENS": 32, "N_QUESTIONS_TOKENS": 200, "N_QUESTION_TOKENS": 12}
     for name, n in {**sizes, "N_CHAT_TOKENS": 600}.items():
         monkeypatch.setattr(calibration_text, name, n)
-
-
-def run(kind: str, out: Path, *options: str | Path) -> int:
-    arguments = [pico_gguf(kind), pico_tuned_gguf(kind), "-o", out, "--force", *options]
-    return main([str(a) for a in arguments])
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out.dq.gguf"
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    return tmp_path / "text.txt"
 
 
 def with_template(tmp_path: Path, kind: str, template: str = TEMPLATE) -> tuple[Path, Path]:
@@ -102,6 +88,7 @@ def test_bad_conversations(
 def test_bad_texts(
     out: Path, text: Path, content: bytes | None, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    text.unlink()
     if content is not None:
         text.write_bytes(content)
     assert run("llama", out, "--calibrate", text) == 1

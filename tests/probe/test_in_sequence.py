@@ -11,7 +11,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.convert.moments import ANSWERS, FORMAT, TOKENS, Moments
 from dqrelo_gguf.convert.plan import Planned
 from dqrelo_gguf.evaluate.divergence import divergence
@@ -20,21 +19,8 @@ from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.pairing import Pair
 from dqrelo_gguf.probe.in_sequence import steps
 from dqrelo_gguf.runtime.session import Runtime
+from tests.support.calibrations import TEXT, run
 from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf
-
-TEXT = "A small animal that feeds on fish, and now and then on birds or their eggs. " * 40
-
-
-def run(kind: str, out: Path, *options: str | Path) -> int:
-    arguments = [pico_gguf(kind), pico_tuned_gguf(kind), "-o", out, "--force", *options]
-    return main([str(a) for a in arguments])
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT)
-    return path
 
 
 def planned(name: str, *experts: int) -> Planned:

@@ -2,9 +2,9 @@
 
 --calibrate questions.jsonl   each question, and the fine-tune's answer
 --calibrate text.txt          pieces of it
---calibrate self              the base writes, the fine-tune goes on from the middle
+--calibrate self              both write what a user says by the fine-tune's chat template, the fine-tune answers
+                              the base writes, the fine-tune goes on from the middle
                               the fine-tune writes
-                              both write what a user says by the fine-tune's chat template, the fine-tune answers
 """
 
 from __future__ import annotations
