@@ -5,7 +5,8 @@ one is freed. Arrays below that size lie in the heaps, where one small array tha
 ones around it. How much stays depends on which thread frees what first: a conversion whose largest weight has 32 MiB
 took between 105 and 151 MiB of its own, with AVX2 and AVX-512 alike. With one heap, and arrays mapped by themselves from
 MAPPED_BYTES on, the same conversion takes 95 to 101 MiB (AMD EPYC Zen 4, two threads, 6 runs of each). A thread that was
-there before keeps the heap that it has, and lends it to others.
+there before keeps the heap that it has, and lends it to others. What MKL keeps for each thread is not in the heap: on an Intel Xeon the
+same conversion takes 120 to 145 MiB with it, and 97 to 102 MiB with MKL_DISABLE_FAST_MM=1, which makes it slower (docs/converter.md).
 """
 
 from __future__ import annotations
