@@ -11,6 +11,7 @@ import pytest
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.convert.moments import Moments, Text
 from dqrelo_gguf.probe import calibration_text
+from dqrelo_gguf.progress import Silent
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.calibrations import run
 from tests.support.models import pico_gguf, pico_tuned_gguf, rewrite_gguf
@@ -147,19 +148,40 @@ def test_a_template_that_takes_no_question(tmp_path: Path, template: str) -> Non
     assert n_tokens(texts) >= 6000
 
 
-def test_questions_of_a_model_that_writes_none() -> None:
-    class Silent:
-        start_token = 1
-        n_asked = 0
+class Writer:
+    """A model that writes the same text whenever it is asked, one token a character."""
 
-        def tokenize(self, _text: str, *, add_special: bool) -> np.ndarray:
-            assert not add_special
-            return np.array([5], np.int32)
+    start_token = 1
 
-        def generate(self, prompts: list[np.ndarray], **_: object) -> list[str]:
-            self.n_asked += len(prompts)
-            return [" \n"] * len(prompts)
+    def __init__(self, text: str) -> None:
+        self.text, self.n_asked = text, 0
 
-    silent = Silent()
-    assert list(calibration_text._questions(silent, ("Q: ", "\nA:"))) == []  # type: ignore[arg-type]
-    assert silent.n_asked == calibration_text.MAX_QUESTIONS
+    def tokenize(self, text: str, *, add_special: bool) -> np.ndarray:
+        assert not add_special
+        return np.full(len(text), 5, np.int32)
+
+    def generate(self, prompts: list[np.ndarray], **_: object) -> list[str]:
+        self.n_asked += len(prompts)
+        return [self.text] * len(prompts)
+
+
+class Counts(Silent):
+    """What a phase was told."""
+
+    def __init__(self) -> None:
+        self.n_done = 0
+
+    def step(self, n: int, name: str) -> None:
+        assert name == "questions"
+        self.n_done += n
+
+
+@pytest.mark.parametrize(
+    ("text", "n_asked"), [(" \n", calibration_text.MAX_QUESTIONS), (" why? \n", 64), ("?" * 100, 16)]
+)
+def test_questions_are_asked_for_until_there_are_enough(text: str, n_asked: int) -> None:
+    writer, counts = Writer(text), Counts()
+    found = list(calibration_text._questions(writer, ("Q: ", "\nA:"), counts))  # type: ignore[arg-type]
+    assert found == [text.strip()] * n_asked * bool(text.strip())
+    assert writer.n_asked == n_asked
+    assert counts.n_done == sum(map(len, found))

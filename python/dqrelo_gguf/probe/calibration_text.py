@@ -21,6 +21,7 @@ from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.evaluate.chat import Conversation, read_bytes, read_conversations, rendered
 from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.probe.tuned_model import Tokens, drawn_texts, open_plain, start_of_text
+from dqrelo_gguf.progress import Progress
 from dqrelo_gguf.runtime.session import Runtime
 
 # Tokens of a text at most.
@@ -150,23 +151,36 @@ def _self_texts(work: Work, tuned: Path) -> list[Text]:
     template = _Template(work)
     with open_plain(tuned, 1, N_TEXT_TOKENS + 1, n_threads) as rt:
         around = template.around_a_question(rt)
-    with open_plain(Path(work.base.path), N_SEQ, N_TEXT_TOKENS + 1, n_threads) as rt:
-        questions = list(_questions(rt, around))
-        # What is more like what the fine-tune is for leaves less to be learned from other text.
-        n_tokens = N_SELF_TOKENS // 4 if questions else N_SELF_TOKENS
-        begun = list(_drawn(rt, n_tokens))
-    with open_plain(tuned, N_SEQ, 2 * N_TEXT_TOKENS + 1, n_threads) as rt:
-        questions = [q for both in zip_longest(questions, _questions(rt, around)) for q in both if q is not None]
-        asked: list[Conversation] = [[{"role": USER, "content": question}] for question in questions]
-        found = list(_up_to(_answered(rt, template.tokens_of(rt, asked, for_answer=True), template.end), N_CHAT_TOKENS))
-        found += map(Text, _continued(rt, begun))
-        found += map(Text, _drawn(rt, n_tokens))
+    n_all = 3 * N_SELF_TOKENS
+    if around is not None:
+        n_all = n_all // 4 + 2 * N_QUESTIONS_TOKENS + N_CHAT_TOKENS
+    with work.phases("writing", n_all) as progress:
+        with open_plain(Path(work.base.path), N_SEQ, N_TEXT_TOKENS + 1, n_threads) as rt:
+            questions = list(_questions(rt, around, progress))
+            # What is more like what the fine-tune is for leaves less to be learned from other text.
+            n_tokens = N_SELF_TOKENS // 4 if questions else N_SELF_TOKENS
+            begun = [text.tokens for text in _told(map(Text, _drawn(rt, n_tokens)), progress)]
+        with open_plain(tuned, N_SEQ, 2 * N_TEXT_TOKENS + 1, n_threads) as rt:
+            own = _questions(rt, around, progress)
+            questions = [q for both in zip_longest(questions, own) for q in both if q is not None]
+            asked: list[Conversation] = [[{"role": USER, "content": question}] for question in questions]
+            answered = _answered(rt, template.tokens_of(rt, asked, for_answer=True), template.end)
+            found = list(_up_to(_told(answered, progress), N_CHAT_TOKENS))
+            found += _told(map(Text, _continued(rt, begun)), progress)
+            found += _told(map(Text, _drawn(rt, n_tokens)), progress)
     if sum(len(text.tokens) for text in found) < MIN_FILE_TOKENS:
         raise InputError("--calibrate self: the models write no text of their own. Give a text file instead")
     return found
 
 
-def _questions(rt: Runtime, around: tuple[str, str] | None) -> Iterator[str]:
+def _told(texts: Iterable[Text], progress: Progress) -> Iterator[Text]:
+    """The texts; each is counted as it comes."""
+    for text in texts:
+        progress.step(len(text.tokens), "text")
+        yield text
+
+
+def _questions(rt: Runtime, around: tuple[str, str] | None, progress: Progress) -> Iterator[str]:
     """What a model writes in the place of a user's words, up to the line that follows them by the template."""
     if around is None:
         return
@@ -181,7 +195,9 @@ def _questions(rt: Runtime, around: tuple[str, str] | None) -> Iterator[str]:
             [prompt] * N_SEQ, max_tokens=N_QUESTION_TOKENS, temperature=1.0, seed=SEED + i, stop=stop or None
         )
         for text in filter(None, map(str.strip, texts)):
-            n_found += len(rt.tokenize(text, add_special=False))
+            n_tokens = len(rt.tokenize(text, add_special=False))
+            n_found += n_tokens
+            progress.step(n_tokens, "questions")
             yield text
 
 
