@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dqrelo_gguf import progress
 from dqrelo_gguf.cli.convert import main
 from dqrelo_gguf.convert.moments import Moments, Text
 from dqrelo_gguf.probe import calibration_text
-from dqrelo_gguf.progress import Silent
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.calibrations import run
 from tests.support.models import pico_gguf, pico_tuned_gguf, rewrite_gguf
@@ -111,8 +112,25 @@ def n_tokens(texts: list[Text]) -> int:
     return sum(len(text.tokens) for text in texts)
 
 
-def test_both_models_write_questions_that_the_fine_tune_answers(tmp_path: Path) -> None:
+def test_both_models_write_questions_that_the_fine_tune_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: Counter[str] = Counter()
+
+    class Told(progress.Silent):
+        def __init__(self, title: str, n_all: int, unit: str = "params") -> None:
+            del n_all, unit
+            self.title = title
+
+        def step(self, n: int, name: str) -> None:
+            told[f"{self.title} {name}"] += n
+
+    monkeypatch.setattr(progress, "Lines", Told)
     texts = own_text(tmp_path, TEMPLATE)
+    assert 400 <= told["writing questions"] < 400 + 2 * calibration_text.N_SEQ * calibration_text.N_QUESTION_TOKENS
+    # Every text, and what the base begins and the fine-tune goes on with.
+    n_begun = told["writing text"] - n_tokens(texts)
+    assert 1024 <= n_begun < 1024 + calibration_text.N_SEQ * (calibration_text.N_TEXT_TOKENS + 1)
     talks, others = ([t for t in texts if bool(t.n_question) == is_talk] for is_talk in (True, False))
     assert 600 <= n_tokens(talks) < 600 + calibration_text.N_TEXT_TOKENS + 1
     # A quarter of the text that a fine-tune without a template has: from the beginning, and begun by the base.
@@ -165,7 +183,7 @@ class Writer:
         return [self.text] * len(prompts)
 
 
-class Counts(Silent):
+class Counts(progress.Silent):
     """What a phase was told."""
 
     def __init__(self) -> None:

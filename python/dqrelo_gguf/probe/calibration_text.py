@@ -159,15 +159,15 @@ def _self_texts(work: Work, tuned: Path) -> list[Text]:
             questions = list(_questions(rt, around, progress))
             # What is more like what the fine-tune is for leaves less to be learned from other text.
             n_tokens = N_SELF_TOKENS // 4 if questions else N_SELF_TOKENS
-            begun = [text.tokens for text in _told(map(Text, _drawn(rt, n_tokens)), progress)]
+            begun = list(_told(_drawn(rt, n_tokens), progress))
         with open_plain(tuned, N_SEQ, 2 * N_TEXT_TOKENS + 1, n_threads) as rt:
             own = _questions(rt, around, progress)
             questions = [q for both in zip_longest(questions, own) for q in both if q is not None]
             asked: list[Conversation] = [[{"role": USER, "content": question}] for question in questions]
             answered = _answered(rt, template.tokens_of(rt, asked, for_answer=True), template.end)
             found = list(_up_to(_told(answered, progress), N_CHAT_TOKENS))
-            found += _told(map(Text, _continued(rt, begun)), progress)
-            found += _told(map(Text, _drawn(rt, n_tokens)), progress)
+            found += _told(_continued(rt, begun), progress)
+            found += _told(_drawn(rt, n_tokens), progress)
     if sum(len(text.tokens) for text in found) < MIN_FILE_TOKENS:
         raise InputError("--calibrate self: the models write no text of their own. Give a text file instead")
     return found
@@ -201,25 +201,26 @@ def _questions(rt: Runtime, around: tuple[str, str] | None, progress: Progress) 
             yield text
 
 
-def _continued(rt: Runtime, begun: Sequence[Tokens]) -> Iterator[Tokens]:
+def _continued(rt: Runtime, texts: Sequence[Text]) -> Iterator[Text]:
     """Texts that the model goes on with from somewhere in their second halves."""
     rng = np.random.default_rng(SEED)
-    begun = [t[: int(rng.integers(len(t) // 2, len(t) + 1))] for t in begun if len(t) >= 2]
+    tokens = [t.tokens for t in texts if len(t.tokens) >= 2]
+    begun = [t[: int(rng.integers(len(t) // 2, len(t) + 1))] for t in tokens]
     for i in range(0, len(begun), N_SEQ):
         some = begun[i : i + N_SEQ]
         longest = max(len(t) for t in some)
         drawn = rt.generate_tokens(some, max_tokens=N_TEXT_TOKENS + 1 - longest // 2, temperature=1.0, seed=SEED + i)
         for text, more in zip(some, drawn, strict=True):
-            yield np.concatenate([text, more])[: N_TEXT_TOKENS + 1]
+            yield Text(np.concatenate([text, more])[: N_TEXT_TOKENS + 1])
 
 
-def _drawn(rt: Runtime, n_tokens: int) -> Iterator[Tokens]:
+def _drawn(rt: Runtime, n_tokens: int) -> Iterator[Text]:
     """Texts of so many tokens together, if so many come at all."""
     found, seed = 0, SEED
     while found < n_tokens and seed < SEED + n_tokens:  # a model may end each text at once
         for text in drawn_texts(rt, N_SEQ, N_TEXT_TOKENS, seed):
             found += len(text)
-            yield text
+            yield Text(text)
         seed += N_SEQ
 
 
