@@ -25,6 +25,9 @@ constexpr size_t N_PIECE_BLOCKS = ((size_t) 8 << 20) / SHA256_BLOCK_BYTES;
 constexpr size_t N_THREAD_BYTES = (size_t) 16 << 20;
 constexpr size_t N_THREADS_MAX  = 4;
 
+// A message alone takes nearly as long as two together, so it waits until others have bytes, too, until this many of its own have come.
+constexpr size_t N_AHEAD_BLOCKS = ((size_t) 16 << 20) / SHA256_BLOCK_BYTES;
+
 constexpr auto ASK_PERIOD = std::chrono::milliseconds(50);
 
 std::string hex_of(sha256_t & hash) {
@@ -104,9 +107,10 @@ bool sha256_hashing::impl::begin(message & next) {
     return true;
 }
 
-// Takes as many whole blocks as all of those have that have any. Returns whether there were some.
+// Takes as many whole blocks as all of those have that have any. Returns whether there were some, and none of them should wait for others.
 bool sha256_hashing::impl::update(message * messages, size_t n, uintptr_t until) const {
     size_t      n_blocks = N_PIECE_BLOCKS;
+    size_t      n_most   = 0;
     size_t      n_lanes  = 0;
     message *   taken[SHA256_LANES];
     sha256_lane lanes[SHA256_LANES];
@@ -114,11 +118,13 @@ bool sha256_hashing::impl::update(message * messages, size_t n, uintptr_t until)
         const size_t n_here = messages[i].n_blocks(until);
         if (n_here > 0) {
             n_blocks         = std::min(n_blocks, n_here);
+            n_most           = std::max(n_most, n_here);
             taken[n_lanes]   = &messages[i];
             lanes[n_lanes++] = { messages[i].hash.state, messages[i].data };
         }
     }
-    if (n_lanes == 0) {
+    const bool has_all = until == UINTPTR_MAX;
+    if (n_lanes == 0 || (n_lanes < n && !has_all && n_most < N_AHEAD_BLOCKS)) {
         return false;
     }
     kernel.update(lanes, n_lanes, n_blocks);

@@ -6,7 +6,10 @@
 #include "support/check.h"
 #include "support/gguf-builder.h"
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 using namespace dqrelo;
 
@@ -149,6 +152,33 @@ static void test_arrival(const sha256_kernel & kernel) {
     const sha256_hashing hashing({ { bytes.data(), bytes.size() } }, kernel, 3); // Its destructor waits for no byte.
 }
 
+static std::atomic<size_t> n_blocks_alone;
+
+// Messages that lie one behind the other are hashed two at a time, although the bytes of the first come first.
+static void test_lanes_are_shared() {
+    check::begin("messages that arrive one after the other share lanes");
+    sha256_kernel kernel = sha256_kernels().back();
+    kernel.update        = [](const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
+        n_blocks_alone += n_lanes == 1 ? n_blocks : 0;
+        sha256_kernels().back().update(lanes, n_lanes, n_blocks);
+    };
+    constexpr size_t          n_input = (size_t) 1 << 18;
+    const std::string         bytes(32 * n_input, 'a');
+    std::vector<sha256_input> inputs;
+    for (size_t at = 0; at < bytes.size(); at += n_input) {
+        inputs.push_back({ bytes.data() + at, n_input });
+    }
+    sha256_hashing hashing(inputs, kernel, 2);
+    for (size_t at = 0; at < bytes.size(); at += n_input / 4) {
+        hashing.arrived(bytes.data() + at);
+        std::this_thread::sleep_for(std::chrono::milliseconds(2)); // The thread hashes in the meantime what it may.
+    }
+    std::vector<std::string> hex;
+    CHECK(hashing.finish({}, hex));
+    CHECK(hex == std::vector<std::string>(inputs.size(), hash_sha256_hex(bytes.data(), n_input)));
+    CHECK(n_blocks_alone <= 4 * n_input / SHA256_BLOCK_BYTES); // the last ones, and those that two threads share out
+}
+
 static void test_abort(const sha256_kernel & kernel) {
     check::begin("  an end from outside");
     const std::vector<std::string> texts(8, std::string((size_t) 9 << 20, 'a'));
@@ -177,5 +207,6 @@ int main(int argc, char ** argv) {
         test_arrival(kernel);
         test_abort(kernel);
     }
+    test_lanes_are_shared();
     return check::finish();
 }
