@@ -1,6 +1,7 @@
 // bindings.cpp: the native module dqrelo_gguf._core. Glue only: arguments are checked and batches are run in session.cpp.
 #include "log.h"
 #include "machine.h"
+#include "row-codes.h"
 #include "session.h"
 
 #include "ggml-backend.h"
@@ -135,6 +136,47 @@ py::dict machine() {
     return py::dict(py::arg("build_commit") = info.build_commit, py::arg("build_number") = info.build_number,
                     py::arg("cpu_info") = info.cpus, py::arg("gpu_info") = info.gpus, py::arg("backends") = info.backends,
                     py::arg("isa") = info.isa, py::arg("cpu_features") = info.features);
+}
+
+using float_array = py::array_t<float, py::array::c_style>;
+
+void check_shape(const py::array & array, py::ssize_t n_rows, py::ssize_t n) {
+    if (array.ndim() != 2 || array.shape(0) != n_rows || array.shape(1) != n) {
+        throw std::invalid_argument("got an array of another shape than [" + std::to_string(n_rows) + ", " + std::to_string(n) + "]");
+    }
+}
+
+// Returns values, scales and codes of the rows of x.
+py::tuple code_rows_of(const float_array & x, int n_planes, float gaussian_step) {
+    if (x.ndim() != 2 || n_planes < 1 || n_planes > ROW_PLANES_MAX) {
+        throw std::invalid_argument("expected a matrix, and 1 to " + std::to_string(ROW_PLANES_MAX) + " planes");
+    }
+    float_array          values({ x.shape(0), x.shape(1) });
+    float_array          scales({ x.shape(0), (py::ssize_t) n_planes });
+    py::array_t<uint8_t> codes({ x.shape(0), x.shape(1) });
+    const row_coding     coding = { x.data(),      (size_t) x.shape(0),   (size_t) x.shape(1),   n_planes,
+                                    gaussian_step, values.mutable_data(), scales.mutable_data(), codes.mutable_data() };
+    {
+        py::gil_scoped_release free_gil;
+        code_rows(coding);
+    }
+    return py::make_tuple(values, scales, codes);
+}
+
+// x is overwritten; `values` and `errors` are written.
+void feed_back_in(float_array & x, const float_array & share, const float_array & levels, const float_array & middles, float_array & values,
+                  float_array & errors) {
+    const py::ssize_t n = x.ndim() == 2 ? x.shape(0) : -1, n_rows = x.ndim() == 2 ? x.shape(1) : -1;
+    const py::ssize_t n_levels = levels.ndim() == 2 ? levels.shape(0) : -1;
+    check_shape(share, n, n);
+    check_shape(levels, n_levels, n_rows);
+    check_shape(middles, n_levels - 1, n_rows);
+    check_shape(values, n, n_rows);
+    check_shape(errors, n, n_rows);
+    const column_feedback  columns = { (size_t) n,    (size_t) n_rows, (size_t) n_levels,     x.mutable_data(),     share.data(),
+                                       levels.data(), middles.data(),  values.mutable_data(), errors.mutable_data() };
+    py::gil_scoped_release free_gil;
+    feed_back(columns);
 }
 
 // The C++ class input_error becomes the package's exception of that name.
@@ -285,4 +327,7 @@ PYBIND11_MODULE(_core, m) {
     bind_delta(m);
     bind_session(m);
     m.def("machine", &machine);
+    m.def("code_rows", &code_rows_of, py::arg("x").noconvert(), py::arg("n_planes"), py::arg("gaussian_step"));
+    m.def("feed_back", &feed_back_in, py::arg("x").noconvert(), py::arg("share").noconvert(), py::arg("levels").noconvert(),
+          py::arg("middles").noconvert(), py::arg("values").noconvert(), py::arg("errors").noconvert());
 }

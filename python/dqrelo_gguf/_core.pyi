@@ -142,3 +142,14 @@ class Machine(TypedDict):
     cpu_features: str
 
 def machine() -> Machine: ...
+def code_rows(
+    x: NDArray[np.float32], n_planes: int, gaussian_step: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]]: ...
+def feed_back(
+    x: NDArray[np.float32],
+    share: NDArray[np.float32],
+    levels: NDArray[np.float32],
+    middles: NDArray[np.float32],
+    values: NDArray[np.float32],
+    errors: NDArray[np.float32],
+) -> None: ...

@@ -13,6 +13,7 @@ from dqrelo_gguf.compress.codes import (
     MAX_PLANES,
     Coded,
     code_rows,
+    code_rows_by_tensors,
     decode_columns,
     decode_rows,
     encode_rows,
@@ -23,6 +24,7 @@ from dqrelo_gguf.compress.codes import (
 )
 from dqrelo_gguf.compress.mixes import LOSS
 from dqrelo_gguf.compress.signs import pack_signs
+from dqrelo_gguf.runtime.native import core
 
 
 def rows(k: int, n: int, seed: int = 0) -> torch.Tensor:
@@ -90,6 +92,28 @@ def test_each_number_takes_the_nearest_value_of_its_row(n_planes: int) -> None:
     assert torch.allclose((X - coded.values).abs(), least, atol=1e-6)
     # sign(0) is -1 (paper, Eq. 7): a zero takes the value below.
     assert bool((coded.values[:, :5] < 0).all())
+
+
+@pytest.mark.parametrize("n_planes", range(1, MAX_PLANES + 1))
+@pytest.mark.parametrize("n", [8, 300, 1031])  # fewer than a chunk, and some that fill no vector
+def test_native_code_is_the_same_in_tensors(n_planes: int, n: int) -> None:
+    X = rows(9, n, n_planes)
+    X[0], X[1, 1:], X[2] = 0, 0, X[2].round()
+    native, tensors = code_rows(X, n_planes), code_rows_by_tensors(X, n_planes)
+    # Sums in another sequence may round a scale to the BF16 beside it. Rows of fewer numbers than values have no one solution.
+    assert bool((loss(X, native)[3:] <= 1.02 * loss(X, tensors)[3:] + 1e-3).all())
+    if n > 2**n_planes:
+        assert torch.allclose(native.scales[3:], tensors.scales[3:], rtol=2**-7, atol=1e-4)
+        assert float((native.codes[3:] == tensors.codes[3:]).float().mean()) > 0.99
+    assert bool(torch.isfinite(native.values).all())
+
+
+def test_native_code_refuses_what_it_cannot_code() -> None:
+    for X, n_planes in ((rows(2, 8), 0), (rows(2, 8), MAX_PLANES + 1), (rows(2, 8)[0], 1)):
+        with pytest.raises(ValueError, match="expected a matrix"):
+            core.code_rows(X.numpy(), n_planes, 1.0)
+    with pytest.raises(TypeError):  # It would be copied.
+        core.code_rows(rows(8, 8).T.numpy(), 1, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from dqrelo_gguf.compress.blocks import open_blocks
-from dqrelo_gguf.compress.codes import Coded, encode_rows
-from dqrelo_gguf.compress.feedback import shape_rows
+from dqrelo_gguf.compress.codes import Coded, encode_rows, levels_of
+from dqrelo_gguf.compress.feedback import Columns, feed_back_among, feed_back_by_tensors, shape_rows
 from dqrelo_gguf.compress.metric import Metric
+from dqrelo_gguf.runtime.native import core
 from tests.support.moments import inputs, moments
 
 
@@ -99,3 +100,35 @@ def test_threads_do_not_change_a_bit() -> None:
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a.values, b.values)
         assert torch.equal(a.codes, b.codes)
+
+
+@pytest.mark.parametrize("n_planes", [(1, 1), (2, 1), (4, 3), (6, 2)])
+def test_native_code_is_the_same_in_tensors(n_planes: tuple[int, int]) -> None:
+    """Columns of a block, with rows of fewer values than others have."""
+    n, k = 37, 21
+    scales = [rows(k, b, b).abs() + 0.01 for b in n_planes]
+    levels = torch.full((1 << n_planes[0], 2 * k), torch.inf)
+    middles = torch.full(((1 << n_planes[0]) - 1, 2 * k), torch.inf)
+    for i, own in enumerate(scales):
+        values, between, _ = levels_of(own)
+        levels[: values.shape[1], i * k : (i + 1) * k] = values.T
+        middles[: between.shape[1], i * k : (i + 1) * k] = between.T
+    share, x = 0.1 * rows(n, n), rows(n, 2 * k)
+    x[0, :3] = torch.tensor([0.0, -0.0, 1e-30])
+    found = []
+    for feed_back in (feed_back_among, feed_back_by_tensors):
+        values, errors, own = torch.empty_like(x), torch.empty_like(x), x.clone()
+        feed_back(Columns(own, share, levels, middles, values, errors))
+        assert torch.equal(errors, own - values)
+        found.append(values)
+    assert float((found[0] == found[1]).float().mean()) > 0.99
+
+
+def test_native_code_refuses_parts_that_do_not_fit() -> None:
+    x, share, levels, middles = (torch.zeros(shape).numpy() for shape in ((4, 3), (4, 4), (2, 3), (1, 3)))
+    core.feed_back(x, share, levels, middles, x.copy(), x.copy())
+    for i in range(6):
+        parts = [x, share, levels, middles, x.copy(), x.copy()]
+        parts[i] = torch.zeros(5, 3).numpy()
+        with pytest.raises(ValueError, match="another shape"):
+            core.feed_back(*parts)

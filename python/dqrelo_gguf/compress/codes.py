@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dqrelo_gguf.compress.blocks import Blocks, row_slices
+from dqrelo_gguf.compress.blocks import CPU, Blocks, row_slices
 from dqrelo_gguf.compress.signs import unpack_signs
 
 F32 = npt.NDArray[np.float32]
@@ -70,6 +70,21 @@ def encode_rows(X: torch.Tensor, n_planes: int, values: torch.Tensor, blocks: Bl
 
 def code_rows(X: torch.Tensor, n_planes: int) -> Coded:
     """Codes each row of a matrix with the same number of planes.
+
+    Args:
+        X: (k, n) float32, contiguous.
+        n_planes: b, 1 to MAX_PLANES.
+    """
+    if X.device != CPU:
+        return code_rows_by_tensors(X, n_planes)
+    from dqrelo_gguf.runtime.native import core
+
+    found = core.code_rows(X.numpy(), n_planes, _GAUSSIAN_STEP[n_planes - 1])
+    return Coded(*map(torch.from_numpy, found))
+
+
+def code_rows_by_tensors(X: torch.Tensor, n_planes: int) -> Coded:
+    """The same by torch's functions, on any device; a fifth as fast on a CPU.
 
     A row's values come in pairs of both signs, whose codes are complements of each other. So the value is chosen by the magnitude alone,
     and the sign, that of x > 0, turns it and its code over.

@@ -7,11 +7,12 @@ columns that are left, as much as they can take it up under the metric.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from dqrelo_gguf.compress.blocks import Blocks, slices_of
-from dqrelo_gguf.compress.codes import Coded, code_rows, levels_of
+from dqrelo_gguf.compress.blocks import CPU, Blocks, slices_of
+from dqrelo_gguf.compress.codes import Coded, encode_rows, levels_of, places
 from dqrelo_gguf.compress.metric import Metric
 
 # Columns whose errors reach those behind them in one product.
@@ -36,7 +37,7 @@ def shape_rows(
         One for each part; their values are views of `values`.
     """
     rows = [s for s, _ in parts]
-    scales = [code_rows(X[s].contiguous(), n_planes).scales for s, n_planes in parts]
+    scales = [encode_rows(X[s], n_planes, values[s], blocks).scales for s, n_planes in parts]
     values[:], codes = _shape(X, rows, scales, metric, blocks)
     scales = [_scales(X[s], codes[s], n_planes, metric, blocks) for s, n_planes in parts]
     values[:], codes = _shape(X, rows, scales, metric, blocks)
@@ -75,7 +76,7 @@ def _shape(
 
     def step(s: slice) -> None:
         values[s] = _feed_back(X[s], levels[s], middles[s], metric)
-        codes[s] = torch.gather(code_of[s], 1, torch.searchsorted(levels[s], values[s]))
+        codes[s] = torch.gather(code_of[s], 1, places(middles[s], values[s]))
 
     blocks.run(step, slices_of(k, BLOCK_ROWS))
     return values, codes
@@ -86,22 +87,63 @@ def _feed_back(X: torch.Tensor, levels: torch.Tensor, middles: torch.Tensor, met
     k, n = X.shape
     wanted = X.T[metric.sequence].contiguous()  # (n, k), a column a row
     found = X.new_empty((n, k))
+    levels, middles = levels.T.contiguous(), middles.T.contiguous()  # (2^b, k)
     for begin in range(0, n, BLOCK_COLUMNS):
         end = min(begin + BLOCK_COLUMNS, n)
         own, n_own = wanted[begin:end], end - begin
-        # Each row by its diagonal, so that what it is multiplied with is the error itself.
-        share = metric.feedback[begin:end, begin:] / metric.feedback.diagonal()[begin:end, None]
+        share = metric.feedback[begin:end, begin:]
         errors = X.new_empty((n_own, k))
-        # Little is computed for a column, so each call counts.
-        for j, (x, value, error) in enumerate(
-            zip(own.unbind(), found[begin:end].unbind(), errors.unbind(), strict=True)
-        ):
-            _nearest(x, levels, middles, value)
-            torch.sub(x, value, out=error)
-            own[j + 1 :].addr_(share[j, j + 1 : n_own], error, alpha=-1)
+        feed_back_among(Columns(own, share[:, :n_own].contiguous(), levels, middles, found[begin:end], errors))
         wanted[end:].addmm_(share[:, n_own:].T, errors, alpha=-1)
     inverse = torch.argsort(metric.sequence)
     return found[inverse].T.contiguous()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some columns that are coded one after the other. They lie as rows here, all contiguous float32.
+
+    Args:
+        x: (m, k), what is wanted. Destroyed.
+        share: (m, m), how much of the error in one column each of the others takes.
+        levels: (2^b, k), ascending.
+        middles: (2^b - 1, k), between them.
+        values: (m, k), where the levels that are taken are put.
+        errors: (m, k), where what is wanted less them is put.
+    """
+
+    x: torch.Tensor
+    share: torch.Tensor
+    levels: torch.Tensor
+    middles: torch.Tensor
+    values: torch.Tensor
+    errors: torch.Tensor
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """All of them, in the sequence above."""
+        return self.x, self.share, self.levels, self.middles, self.values, self.errors
+
+
+def feed_back_among(columns: Columns) -> None:
+    """Takes the values of columns, and feeds their errors back among them."""
+    if columns.x.device != CPU:
+        feed_back_by_tensors(columns)
+        return
+    from dqrelo_gguf.runtime.native import core
+
+    core.feed_back(*(part.numpy() for part in columns.parts))
+
+
+def feed_back_by_tensors(columns: Columns) -> None:
+    """The same by torch's functions, on any device."""
+    levels, middles = columns.levels.T.contiguous(), columns.middles.T.contiguous()
+    # Little is computed for a column, so each call counts.
+    lines = zip(columns.x.unbind(), columns.values.unbind(), columns.errors.unbind(), strict=True)
+    for j, (own, value, error) in enumerate(lines):
+        _nearest(own, levels, middles, value)
+        torch.sub(own, value, out=error)
+        columns.x[j + 1 :].addr_(columns.share[j, j + 1 :], error, alpha=-1)
 
 
 def _nearest(x: torch.Tensor, levels: torch.Tensor, middles: torch.Tensor, value: torch.Tensor) -> None:

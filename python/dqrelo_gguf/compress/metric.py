@@ -29,7 +29,7 @@ class Metric:
         root: its Cholesky factor L, lower.
         sequence: the columns in the sequence in which error feedback takes them, those that count most first.
         feedback: (n_in, n_in) float32, upper: row j says how an error in column j of the sequence is made up for in those
-            after it; the Cholesky factor of H^-1 (GPTQ, arXiv:2210.17323).
+            after it; the Cholesky factor of H^-1 (GPTQ, arXiv:2210.17323), each row by its diagonal.
     """
 
     def __init__(self, moments: torch.Tensor, damping: float = DAMPING) -> None:
@@ -41,6 +41,7 @@ class Metric:
         self.sequence = torch.argsort(self.H.diagonal(), descending=True, stable=True)
         H = self.H[self.sequence][:, self.sequence]
         self.feedback = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+        self.feedback /= self.feedback.diagonal().clone()[:, None]
 
     def weigh(self, X: torch.Tensor, blocks: Blocks) -> torch.Tensor:
         """X L for X (k, n_in)."""

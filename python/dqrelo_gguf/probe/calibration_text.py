@@ -218,7 +218,8 @@ def _drawn(rt: Runtime, n_tokens: int) -> Iterator[Text]:
     """Texts of so many tokens together, if so many come at all."""
     found, seed = 0, SEED
     while found < n_tokens and seed < SEED + n_tokens:  # a model may end each text at once
-        for text in drawn_texts(rt, N_SEQ, N_TEXT_TOKENS, seed):
+        n_seq = min(N_SEQ, -(-(n_tokens - found) // N_TEXT_TOKENS))
+        for text in drawn_texts(rt, n_seq, N_TEXT_TOKENS, seed):
             found += len(text)
             yield Text(text)
         seed += N_SEQ
