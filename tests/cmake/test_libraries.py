@@ -71,7 +71,7 @@ def test_the_native_module_loads_no_backend_from_the_working_directory(hostile_f
         sys.executable,
         "-P",
         "-c",
-        "from dqrelo_gguf.runtime.native import core; print(core.machine()['cpu_info'])",
+        "from dqrelo_gguf.native import core; print(core.machine()['cpu_info'])",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=hostile_folder)
     assert done.returncode == 0, done.stderr
@@ -100,7 +100,7 @@ def test_a_library_without_the_operator_ends_a_program_at_its_start(other_librar
 
 
 def test_the_native_module_takes_its_own_libraries(other_libraries: Path) -> None:
-    command = [sys.executable, "-c", "from dqrelo_gguf.runtime.native import core; print(core.__name__)"]
+    command = [sys.executable, "-c", "from dqrelo_gguf.native import core; print(core.__name__)"]
     env = os.environ | {"LD_LIBRARY_PATH": str(other_libraries)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
     assert done.returncode == 0, done.stderr

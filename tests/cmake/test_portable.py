@@ -40,7 +40,7 @@ MAX_NMSE = 1e-4  # Of F16 weights multiplied by other instructions.
 SCRIPT = """
 import sys
 import numpy as np
-from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.native import core
 from dqrelo_gguf.runtime.session import Runtime
 
 base, delta, out = sys.argv[1:4]

@@ -24,7 +24,7 @@ from dqrelo_gguf.compress.codes import (
 )
 from dqrelo_gguf.compress.mixes import LOSS
 from dqrelo_gguf.compress.signs import pack_signs
-from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.native import core
 
 
 def rows(k: int, n: int, seed: int = 0) -> torch.Tensor:

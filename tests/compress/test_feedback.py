@@ -12,7 +12,7 @@ from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.compress.codes import Coded, encode_rows, levels_of
 from dqrelo_gguf.compress.feedback import Columns, feed_back_among, feed_back_by_tensors, shape_rows
 from dqrelo_gguf.compress.metric import Metric
-from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.native import core
 from tests.support.moments import inputs, moments
 
 

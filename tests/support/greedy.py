@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dqrelo_gguf.native import core
 from dqrelo_gguf.runtime.deltas import Delta
-from dqrelo_gguf.runtime.native import core
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.logits import Tokens
 

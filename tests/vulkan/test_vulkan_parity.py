@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.native import core
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support import exact_delta
 from tests.support.families import SHAPES, Maker

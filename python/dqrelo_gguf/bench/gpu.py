@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dqrelo_gguf.bench.plan import DeltaFile, Plan, Workload
 from dqrelo_gguf.bench.run import Row, run_plan
 from dqrelo_gguf.errors import DqreloError
-from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.native import core
 from dqrelo_gguf.runtime.programs import program
 
 N_TOKENS = 24  # tokens of each sequence that is compared

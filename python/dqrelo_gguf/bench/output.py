@@ -15,7 +15,7 @@ from dqrelo_gguf.errors import printable
 from dqrelo_gguf.version import __version__
 
 if TYPE_CHECKING:
-    from dqrelo_gguf.runtime.native import core
+    from dqrelo_gguf.native import core
 
 _FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}  # The numbers are llama.cpp's.
 

@@ -16,8 +16,8 @@ from dqrelo_gguf.bench.plan import Plan, Settings, Workload, rows_of
 from dqrelo_gguf.bench.traffic import Traffic
 from dqrelo_gguf.file.model_file import ModelFile
 from dqrelo_gguf.file.reader import DeltaReader
+from dqrelo_gguf.native import core
 from dqrelo_gguf.runtime.deltas import Delta
-from dqrelo_gguf.runtime.native import core
 
 
 class Timer(Protocol):

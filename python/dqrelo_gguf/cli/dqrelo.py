@@ -69,7 +69,7 @@ def _parser(with_options: bool = False) -> argparse.ArgumentParser:
 
 
 def _print_version() -> None:
-    from dqrelo_gguf.runtime.native import core
+    from dqrelo_gguf.native import core
     from dqrelo_gguf.version import __version__
 
     machine = core.machine()

@@ -77,7 +77,7 @@ def code_rows(X: torch.Tensor, n_planes: int) -> Coded:
     """
     if X.device != CPU:
         return code_rows_by_tensors(X, n_planes)
-    from dqrelo_gguf.runtime.native import core
+    from dqrelo_gguf.native import core
 
     found = core.code_rows(X.numpy(), n_planes, _GAUSSIAN_STEP[n_planes - 1])
     return Coded(*map(torch.from_numpy, found))

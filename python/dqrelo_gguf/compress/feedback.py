@@ -130,7 +130,7 @@ def feed_back_among(columns: Columns) -> None:
     if columns.x.device != CPU:
         feed_back_by_tensors(columns)
         return
-    from dqrelo_gguf.runtime.native import core
+    from dqrelo_gguf.native import core
 
     core.feed_back(*(part.numpy() for part in columns.parts))
 

@@ -12,8 +12,8 @@ from typing import Any
 from dqrelo_gguf.errors import raise_os_error
 from dqrelo_gguf.file.model_file import shards
 from dqrelo_gguf.model.weight_files import find_weight_files
+from dqrelo_gguf.native import core
 from dqrelo_gguf.progress import Phases
-from dqrelo_gguf.runtime.native import core
 from dqrelo_gguf.version import __version__
 
 _PIECE_BYTES = 1 << 22

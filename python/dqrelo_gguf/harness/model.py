@@ -19,7 +19,7 @@ from dqrelo_gguf.harness.arguments import Arguments
 from dqrelo_gguf.harness.package import MODEL
 from dqrelo_gguf.harness.resident import Resident
 from dqrelo_gguf.harness.settings import Settings
-from dqrelo_gguf.runtime.native import core
+from dqrelo_gguf.native import core
 from dqrelo_gguf.version import __version__
 
 _LOG = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.native import core
 from dqrelo_gguf.runtime import process
 from dqrelo_gguf.runtime.arguments import Prompt, Tokens, count, number, prompt_list, stop_texts, token_array
 from dqrelo_gguf.runtime.deltas import Blend, Delta, blends_of, first_of
-from dqrelo_gguf.runtime.native import core
 
 ResumePoints = core.ResumePoints
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TypeAlias, cast
 
 from dqrelo_gguf.errors import InputError
+from dqrelo_gguf.native import core
 from dqrelo_gguf.runtime.arguments import number
-from dqrelo_gguf.runtime.native import core
 
 Delta = core.Delta
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from dqrelo_gguf.address.choose import Kind
 from dqrelo_gguf.address.resolve import local
+from dqrelo_gguf.native import core
 from dqrelo_gguf.runtime import process
 from dqrelo_gguf.runtime.arguments import count, existing_file, number
 from dqrelo_gguf.runtime.calls import Calls
 from dqrelo_gguf.runtime.deltas import Delta
-from dqrelo_gguf.runtime.native import core
 
 LARGEST_F32 = float(np.finfo(np.float32).max)
 
