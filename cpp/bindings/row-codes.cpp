@@ -1,10 +1,11 @@
 // row-codes.cpp: see row-codes.h. Inner loops run over equal independent numbers, so that a compiler turns them into vectors.
 #include "row-codes.h"
 
+#include "ggml.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 
 namespace {
@@ -122,18 +123,6 @@ void solve(double (*left)[ROW_PLANES_MAX], double * right, int n) {
     }
 }
 
-// The nearest number that BF16 has, to even where two are as near.
-float to_bf16(float value) {
-    if (!std::isfinite(value)) {
-        return value;
-    }
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof(bits));
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-    memcpy(&value, &bits, sizeof(bits));
-    return value;
-}
-
 // The scales that fit a row best with the signs that its numbers have now, rounded to BF16.
 void fit_scales(const level_sums & sums, const upper_half & levels, size_t n, int n_planes, float * scales) {
     double left[ROW_PLANES_MAX][ROW_PLANES_MAX] = {};
@@ -152,7 +141,7 @@ void fit_scales(const level_sums & sums, const upper_half & levels, size_t n, in
     }
     solve(left, right, n_planes);
     for (int p = 0; p < n_planes; ++p) {
-        scales[p] = to_bf16((float) right[p]);
+        scales[p] = ggml_bf16_to_fp32(ggml_fp32_to_bf16((float) right[p]));
     }
 }
 

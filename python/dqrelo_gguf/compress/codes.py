@@ -84,7 +84,7 @@ def code_rows(X: torch.Tensor, n_planes: int) -> Coded:
 
 
 def code_rows_by_tensors(X: torch.Tensor, n_planes: int) -> Coded:
-    """The same by torch's functions, on any device; a fifth as fast on a CPU.
+    """The same by torch's functions, on any device; several times slower on a CPU.
 
     A row's values come in pairs of both signs, whose codes are complements of each other. So the value is chosen by the magnitude alone,
     and the sign, that of x > 0, turns it and its code over.
