@@ -8,7 +8,7 @@ in block order. The same input then gives the same bits with 1 or 64 threads.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, TypeVar
@@ -61,12 +61,6 @@ class Blocks:
         if self._pool is None or len(slices) == 1:
             return [fn(s) for s in slices]
         return list(self._pool.map(fn, slices))
-
-    def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """The results of a few calls, in order, which run at the same time where there are several threads."""
-        if self._pool is None:
-            return [call() for call in calls]
-        return list(self._pool.map(lambda call: call(), calls))
 
     def each(self, fn: Callable[[int, torch.Tensor, Blocks], T], matrices: npt.NDArray[np.float32]) -> list[T]:
         """The results of `fn` on each matrix of a stack, in order. It is given the number of the matrix, the matrix on the device, and threads.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -71,8 +70,7 @@ class Comparison:
         self._tuned.close()
 
     def _open(self, path: Path) -> Runtime:
-        # Both models run at the same time: much of a short text's graph is made by one thread.
-        return open_plain(path, 1, self._n_tokens, max(1, self._blocks.n_threads // 2), watch=True)
+        return open_plain(path, 1, self._n_tokens, self._blocks.n_threads, watch=True)
 
     def of(self, group: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The moments of a group's inputs in the compressed model, and the shift: (n_in, n_in) float32 both.
@@ -86,12 +84,8 @@ class Comparison:
         sums = InputSums(self._blocks)
         with self._open(self.compressed) as compressed:
             for part in self._parts:
-                wanted, got = self._blocks.together(
-                    [
-                        partial(inputs_of, self._tuned, part.texts, group, part.tuned, self._wanted),
-                        partial(inputs_of, compressed, part.texts, group, part.compressed, self._got),
-                    ]
-                )
+                wanted = inputs_of(self._tuned, part.texts, group, part.tuned, self._wanted)
+                got = inputs_of(compressed, part.texts, group, part.compressed, self._got)
                 sums.add(wanted, got, np.concatenate([text.weights for text in part.texts]))
         return sums.moments, sums.shift()
 
