@@ -15,6 +15,8 @@ import pytest
 
 from dqrelo_gguf._pin import gguf
 from tests.support import exact_delta
+from tests.support.delta_server import ENDLESS, PROMPT
+from tests.support.logprobs import assert_same_answer
 from tests.support.server_fixtures import Artefacts, Server, serve
 
 N_CTX = 128  # tokens of a slot; a shift drops half of them
@@ -25,7 +27,6 @@ OPTIONS = [
     *("--cache-ram", "0", "--alias", "base"),
 ]
 SAME_LOGPROB = 1e-4  # measured at most 1.1e-5
-PROMPT = "### Question:\nPut these letters in alphabetical order: d b e a c\n### Answer:\n"
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +59,13 @@ def servers(files: dict[str, Path], folder: Path, stack: ExitStack, *options: st
 
 
 def ask(server: Server, model: str, prompt: str | list[int], n: int, slot: int = 0) -> dict[str, Any]:
-    body = {"prompt": prompt, "n_predict": n, "temperature": 0, "n_probs": 2, "ignore_eos": True, "id_slot": slot}
+    body = {"prompt": prompt, "n_predict": n, "temperature": 0, "id_slot": slot} | ENDLESS
     return server.ask("/completion", model=model, **body)
 
 
-def assert_same(found: dict[str, Any], expected: dict[str, Any], n_least: int) -> None:
-    """The same tokens with the same probabilities, until two tokens are as probable: at least n_least of them."""
-    pairs = zip(found["completion_probabilities"], expected["completion_probabilities"], strict=True)
-    for i, (ours, theirs) in enumerate(pairs):
-        if ours["id"] != theirs["id"]:
-            first, second = (top["logprob"] for top in theirs["top_logprobs"])
-            assert i >= n_least, f"token {i} is another one"
-            assert first - second < SAME_LOGPROB
-            return
-        assert ours["logprob"] == pytest.approx(theirs["logprob"], abs=SAME_LOGPROB), f"token {i}"
+def assert_same_rows(found: dict[str, Any], expected: dict[str, Any], n_least: int) -> None:
+    rows = "completion_probabilities"
+    assert_same_answer(found[rows], expected[rows], n_least, SAME_LOGPROB)
 
 
 def test_context_shifts(files: dict[str, Path], tmp_path: Path) -> None:
@@ -91,7 +85,7 @@ def test_context_shifts(files: dict[str, Path], tmp_path: Path) -> None:
             assert answers[name]["truncated"]
             assert expected["truncated"]
             assert len(expected["completion_probabilities"]) == N_PREDICT
-            assert_same(answers[name], expected, n_least=N_PREDICT // 2)
+            assert_same_rows(answers[name], expected, n_least=N_PREDICT // 2)
 
 
 def test_reused_chunks(files: dict[str, Path], tmp_path: Path) -> None:
@@ -106,4 +100,4 @@ def test_reused_chunks(files: dict[str, Path], tmp_path: Path) -> None:
                 n_reused = found["timings"]["cache_n"]
                 assert n_reused == expected["timings"]["cache_n"]
                 assert (n_reused > 10) == (i > 0)
-                assert_same(found, expected, n_least=4)
+                assert_same_rows(found, expected, n_least=4)

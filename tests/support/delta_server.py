@@ -17,6 +17,8 @@ PROMPT = "### Question:\nPut these letters in alphabetical order: d b e a c\n###
 CONTEXT = ("-np", "4", "-c", "2048", "--alias", "base")
 # Two prompts that share nothing else both begin with the BOS token, so a cache of the one holds this many tokens of the other.
 BOS_ALONE = 1
+# An answer that goes on behind its end. The end token stays among the most probable ones, so it takes a third to see a tie.
+ENDLESS = {"ignore_eos": True, "n_probs": 3}
 
 
 def complete(server: Server, model: str, **more: Any) -> requests.Response:
@@ -57,24 +59,25 @@ def states(server: Server) -> dict[str, str]:
     return {row["name"]: row["state"] for row in server.get("/deltas")["data"]}
 
 
-def stream(server: Server, model: str, n: int, started: threading.Event, **more: Any) -> str:
-    """A streamed answer; `started` is set with its first token."""
-    body = {
-        "model": model,
-        "prompt": PROMPT,
-        "n_predict": n,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-    } | more
-    found = ""
+def whole_answer(server: Server, model: str, n: int) -> list[dict[str, Any]]:
+    """What `stream` finds when nothing else is asked."""
+    answer = complete(server, model, n_predict=n, **ENDLESS)
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["completion_probabilities"]
+    return found
+
+
+def stream(server: Server, model: str, n: int, started: threading.Event, **more: Any) -> list[dict[str, Any]]:
+    """The tokens of a streamed answer with their log probabilities; `started` is set with the first one."""
+    body = {"model": model, "prompt": PROMPT, "n_predict": n, "temperature": 0, "stream": True} | ENDLESS | more
+    found = []
     with requests.post(server.url + "/completion", json=body, stream=True, timeout=120) as answer:
         assert answer.status_code == 200, answer.text
         for line in answer.iter_lines():
             if line.startswith(b"data: {"):
                 chunk = json.loads(line.removeprefix(b"data: "))
                 assert "error" not in chunk, chunk
-                found += chunk["content"]
+                found += chunk.get("completion_probabilities", [])
                 started.set()
     return found
 

@@ -96,3 +96,23 @@ def check(choice: dict[str, Any], reference: Reference, model: str, k: int = 1, 
         found = sorted(top.values(), reverse=True)
         assert k <= len(found) <= k + 1 or len(set(top)) < k, (i, top)
         assert np.abs(np.array(found[:k]) - best).max(initial=0) < bound, i
+
+
+def assert_same_answer(
+    found: list[dict[str, Any]], expected: list[dict[str, Any]], n_least: int, within: float = SHAPE
+) -> None:
+    """The same tokens with the same log probabilities, until two tokens are as probable: at least n_least of them.
+
+    Args:
+        found: `completion_probabilities` of an answer.
+        expected: those of the same one, made in batches of another shape, or by other code.
+        n_least: tokens.
+        within: how far a log probability may be from the expected one.
+    """
+    for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        if ours["id"] != theirs["id"]:
+            known = {top["id"]: top["logprob"] for top in theirs["top_logprobs"]}
+            assert i >= n_least, f"token {i} is another one"
+            assert theirs["logprob"] - known.get(ours["id"], -np.inf) < within, f"token {i}"
+            return
+        assert ours["logprob"] == pytest.approx(theirs["logprob"], abs=within), f"token {i}"
