@@ -62,8 +62,11 @@ public:
         size_t i_next      = 0;
         size_t n_evaluated = 0;
         while (i_next < jobs.size() || !active.empty()) {
-            while (i_next < jobs.size() && admit(jobs[i_next])) {
+            while (i_next < jobs.size() && (!jobs[i_next]->is_wanted() || admit(jobs[i_next]))) {
                 i_next++;
+            }
+            if (active.empty()) { // None of the rest was wanted.
+                break;
             }
             check();
             fill();

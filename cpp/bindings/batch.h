@@ -21,6 +21,9 @@ public:
     // before are not evaluated again, if the model's memory can go back to there.
     virtual bool go_on(size_t & /*n_kept*/) { return false; }
 
+    // Returns false if the job, which has not begun, needs not run any more.
+    virtual bool is_wanted() const { return true; }
+
     // Returns false after a batch whose graph ended before the logits: nothing of it is looked through for numbers that are not finite.
     virtual bool has_logits() const { return true; }
 
@@ -43,7 +46,7 @@ void decode_batch(llama_context * ctx, const llama_batch & batch);
 // Empties the context's memory, data and all.
 void forget_all(llama_context * ctx);
 
-// Runs the jobs to their ends. As many at a time as the context has sequence ids and memory for, in the order given; the next one starts
-// as soon as another ends. The context's memory is empty and nothing is bound before and after, also when this throws. Throws input_error
-// where a sequence's numbers are not finite. Returns how many tokens were evaluated.
+// Runs the jobs that are wanted to their ends. As many at a time as the context has sequence ids and memory for, in the order given; the
+// next one starts as soon as another ends. The context's memory is empty and nothing is bound before and after, also when this throws.
+// Throws input_error where a sequence's numbers are not finite. Returns how many tokens were evaluated.
 size_t run_jobs(llama_context * ctx, bool kv_unified, const std::vector<job *> & jobs, const check_fn & check);

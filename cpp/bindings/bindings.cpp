@@ -88,13 +88,18 @@ std::vector<std::pair<double, bool>> score(session & self, const std::vector<tok
     return self.score(seqs, n_context, check_signals);
 }
 
-// Returns a list of (bytes, int32 [n_generated]).
-py::list generate(session & self, const std::vector<token_array> & tokens, const blend_list & blends, generate_params params) {
+// Returns a list of (bytes, int32 [n_generated]). ended(number, n_generated) is an ended_fn; None never has enough.
+py::list generate(session & self, const std::vector<token_array> & tokens, const blend_list & blends, const generate_params & params,
+                  const py::object & ended) {
     const std::vector<sequence> seqs = to_sequences(tokens, blends);
     std::vector<generated>      items;
+    const auto                  tell = [&](size_t number, size_t n_tokens) {
+        py::gil_scoped_acquire gil;
+        return ended.is_none() || ended(number, n_tokens).cast<bool>();
+    };
     {
         py::gil_scoped_release free_gil;
-        items = self.generate(seqs, params, check_signals);
+        items = self.generate(seqs, params, tell, check_signals);
     }
     py::list result;
     for (const generated & item : items) {
@@ -139,6 +144,7 @@ py::dict machine() {
 }
 
 using float_array = py::array_t<float, py::array::c_style>;
+using byte_array  = py::array_t<uint8_t, py::array::c_style>;
 
 void check_shape(const py::array & array, py::ssize_t n_rows, py::ssize_t n) {
     if (array.ndim() != 2 || array.shape(0) != n_rows || array.shape(1) != n) {
@@ -163,18 +169,30 @@ py::tuple code_rows_of(const float_array & x, int n_planes, float gaussian_step)
     return py::make_tuple(values, scales, codes);
 }
 
-// x is overwritten; `values` and `errors` are written.
-void feed_back_in(float_array & x, const float_array & share, const float_array & levels, const float_array & middles, float_array & values,
-                  float_array & errors) {
+// x is overwritten; `values`, `codes` and `errors` are written.
+void feed_back_in(float_array & x, const float_array & share, const float_array & levels, const float_array & middles,
+                  const byte_array & code_of, float_array & values, byte_array & codes, float_array & errors) {
     const py::ssize_t n = x.ndim() == 2 ? x.shape(0) : -1, n_rows = x.ndim() == 2 ? x.shape(1) : -1;
     const py::ssize_t n_levels = levels.ndim() == 2 ? levels.shape(0) : -1;
     check_shape(share, n, n);
     check_shape(levels, n_levels, n_rows);
     check_shape(middles, n_levels - 1, n_rows);
+    check_shape(code_of, n_levels, n_rows);
     check_shape(values, n, n_rows);
+    check_shape(codes, n, n_rows);
     check_shape(errors, n, n_rows);
-    const column_feedback  columns = { (size_t) n,    (size_t) n_rows, (size_t) n_levels,     x.mutable_data(),     share.data(),
-                                       levels.data(), middles.data(),  values.mutable_data(), errors.mutable_data() };
+    column_feedback columns{};
+    columns.n        = (size_t) n;
+    columns.n_rows   = (size_t) n_rows;
+    columns.n_levels = (size_t) n_levels;
+    columns.x        = x.mutable_data();
+    columns.share    = share.data();
+    columns.levels   = levels.data();
+    columns.middles  = middles.data();
+    columns.code_of  = code_of.data();
+    columns.values   = values.mutable_data();
+    columns.codes    = codes.mutable_data();
+    columns.errors   = errors.mutable_data();
     py::gil_scoped_release free_gil;
     feed_back(columns);
 }
@@ -271,7 +289,14 @@ void bind_session(py::module_ & m) {
         }
         return py::bytes(text);
     };
-    py::class_<resume_points>(m, "ResumePoints", "Where texts go on that Runtime.visit_inputs has read before; empty at first.")
+    const auto set_weight = [](session & self, const std::string & name, const float_array & values) {
+        const auto             n    = (size_t) values.size();
+        const float *          data = values.data();
+        py::gil_scoped_release free_gil;
+        self.set_weight(name, data, n);
+    };
+    py::class_<resume_points>(m, "ResumePoints",
+                              "Where texts go on that Runtime.visit_inputs has read before, graph by graph; empty at first.")
         .def(py::init<>())
         .def_property_readonly("n_bytes", [](const resume_points & self) {
             size_t n_bytes = 0;
@@ -293,9 +318,10 @@ void bind_session(py::module_ & m) {
         .def("prefix_token", &session::prefix_token, py::arg("delta"), no_gil())
         .def("logits", &logits, py::arg("tokens"), py::arg("blends"), py::arg("firsts"))
         .def("score", &score, py::arg("tokens"), py::arg("n_context"), py::arg("blends"))
-        .def("generate", &generate, py::arg("tokens"), py::arg("blends"), py::arg("params"))
+        .def("generate", &generate, py::arg("tokens"), py::arg("blends"), py::arg("params"), py::arg("ended") = py::none())
         .def("visit_inputs", &visit_inputs, py::arg("tokens"), py::arg("names"), py::arg("visit"),
              py::arg("resume") = static_cast<resume_points *>(nullptr))
+        .def("set_weight", set_weight, py::arg("name"), py::arg("values").noconvert())
         .def("time_streams", &time_streams, py::arg("blends"), py::arg("n_prompt"), py::arg("n_gen"), py::arg("n_threads"), py::arg("seed"),
              no_gil())
         .def_property_readonly("closed", &session::is_closed)
@@ -329,5 +355,6 @@ PYBIND11_MODULE(_core, m) {
     m.def("machine", &machine);
     m.def("code_rows", &code_rows_of, py::arg("x").noconvert(), py::arg("n_planes"), py::arg("gaussian_step"));
     m.def("feed_back", &feed_back_in, py::arg("x").noconvert(), py::arg("share").noconvert(), py::arg("levels").noconvert(),
-          py::arg("middles").noconvert(), py::arg("values").noconvert(), py::arg("errors").noconvert());
+          py::arg("middles").noconvert(), py::arg("code_of").noconvert(), py::arg("values").noconvert(), py::arg("codes").noconvert(),
+          py::arg("errors").noconvert());
 }

@@ -53,8 +53,10 @@ bool score_job::go_on(size_t & n_kept) {
     return true;
 }
 
-generate_job::generate_job(const llama_vocab * vocab, const generate_params & params) :
-    vocab(vocab), params(params), candidates((size_t) llama_vocab_n_tokens(vocab)) {
+generation::generation(const llama_vocab * vocab, ended_fn ended) :
+    vocab(vocab), ended(std::move(ended)), candidates((size_t) llama_vocab_n_tokens(vocab)) {}
+
+generate_job::generate_job(generation & all, const generate_params & params) : all(all), params(params) {
     if (params.temperature <= 0.0f) {
         return;
     }
@@ -70,12 +72,13 @@ generate_job::generate_job(const llama_vocab * vocab, const generate_params & pa
 }
 
 llama_token generate_job::sample(const float * row) {
+    std::vector<llama_token_data> & candidates = all.candidates;
     for (size_t i = 0; i < candidates.size(); ++i) {
         candidates[i] = { (llama_token) i, row[i], 0.0f };
     }
     // Some vocabularies list tokens that must never be generated.
     int32_t             n_suppressed = 0;
-    const llama_token * suppressed   = llama_vocab_get_suppress_tokens(vocab, &n_suppressed);
+    const llama_token * suppressed   = llama_vocab_get_suppress_tokens(all.vocab, &n_suppressed);
     for (int32_t i = 0; i < n_suppressed; ++i) {
         candidates[suppressed[i]].logit = -INFINITY;
     }
@@ -92,7 +95,7 @@ llama_token generate_job::sample(const float * row) {
 
 bool generate_job::is_end(llama_token token) const {
     if (parts.empty() || parts[0].delta->eog_tokens.empty()) {
-        return llama_vocab_is_eog(vocab, token);
+        return llama_vocab_is_eog(all.vocab, token);
     }
     const std::vector<llama_token> & eog = parts[0].delta->eog_tokens;
     return std::find(eog.begin(), eog.end(), token) != eog.end();
@@ -113,18 +116,25 @@ bool generate_job::cut_at_stop(size_t n_before) {
 }
 
 void generate_job::on_row(size_t /*pos*/, const float * row) {
-    const llama_token token = sample(row);
+    if (all.goes_on && !append(sample(row))) {
+        all.goes_on = all.ended(number, result.tokens.size());
+    }
+}
+
+// Returns whether the sequence goes on.
+bool generate_job::append(llama_token token) {
     if (is_end(token)) {
-        return;
+        return false;
     }
     const size_t n_before = result.text.size();
-    result.text += token_piece(vocab, token, false);
+    result.text += token_piece(all.vocab, token, false);
     result.tokens.push_back(token);
     if (cut_at_stop(n_before) || result.tokens.size() >= (size_t) params.max_tokens) {
-        return;
+        return false;
     }
     first_output = tokens.size();
     tokens.push_back(token);
+    return true;
 }
 
 std::string token_piece(const llama_vocab * vocab, llama_token token, bool special) {

@@ -78,23 +78,38 @@ struct generated {
     std::vector<llama_token> tokens;
 };
 
+// Called with the index of a sequence that has ended, and how many tokens it got. Returns false where that is enough: those that run end
+// as they are, and no other one begins.
+using ended_fn = std::function<bool(size_t number, size_t n_tokens)>;
+
+// What the jobs of one call share.
+struct generation {
+    generation(const llama_vocab * vocab, ended_fn ended);
+
+    const llama_vocab *           vocab;
+    ended_fn                      ended;
+    bool                          goes_on = true;
+    std::vector<llama_token_data> candidates; // [n_vocab], to draw from
+};
+
 // Appends tokens until an end-of-generation token of the delta (or the base, where the delta names none), a stop text, or max_tokens.
 class generate_job : public job {
 public:
-    generate_job(const llama_vocab * vocab, const generate_params & params);
+    generate_job(generation & all, const generate_params & params);
     void on_row(size_t pos, const float * row) override;
+    bool is_wanted() const override { return all.goes_on; }
 
     generated result;
 
 private:
+    bool        append(llama_token token);
     llama_token sample(const float * row);
     bool        is_end(llama_token token) const;
     bool        cut_at_stop(size_t n_before);
 
-    const llama_vocab *                             vocab;
+    generation &                                    all;
     generate_params                                 params;
-    std::unique_ptr<llama_sampler, sampler_deleter> sampler;    // NULL takes the most probable token.
-    std::vector<llama_token_data>                   candidates; // [n_vocab]
+    std::unique_ptr<llama_sampler, sampler_deleter> sampler; // NULL takes the most probable token.
 };
 
 // Returns the text of one token, as bytes. Control tokens have none unless `special`.

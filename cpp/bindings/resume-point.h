@@ -1,4 +1,4 @@
-// resume-point.h: where the graph of a sequence goes on that was run before, so that what lies before is not computed again.
+// resume-point.h: where the graph of some sequences goes on that was run before, so that what lies before is not computed again.
 //
 //     first run    node 0 ... node at-1 | the rest          The bytes that the rest reads of what lies before are kept.
 //     later run      (left out)         | the rest          They are put back, each where it was computed.
@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-// Belongs to one sequence, whose tokens are one graph.
+// Belongs to the sequences of one graph.
 struct resume_point {
     // Bytes that nodes before `at` have written and others read: those of source `src` of node `reader`, or of the memory that the reader
     // itself writes a part of (-1).
@@ -24,10 +24,10 @@ struct resume_point {
         std::vector<char> bytes;
     };
 
-    std::vector<int32_t> tokens; // of the sequence
-    int32_t              at = 0; // This is the first node that is computed.
-    std::string          weight; // Node `at` multiplies by it.
-    std::vector<part>    parts;
+    std::vector<std::vector<int32_t>> sequences; // the tokens of each
+    int32_t                           at = 0;    // This is the first node that is computed.
+    std::string                       weight;    // Node `at` multiplies by it.
+    std::vector<part>                 parts;
 };
 
 // Returns a tensor's bytes as they lie, gaps included, from its first element to its last.

@@ -179,20 +179,27 @@ void take_nearest(const float * x, size_t n, int n_planes, const upper_half & le
     }
 }
 
-// The level of each of the rows that is nearest to its number.
-void take_levels(const column_feedback & columns, const float * x, float * values) {
+// The level of each of the rows that is nearest to its number, and the level's code.
+void take_levels(const column_feedback & columns, const float * x, float * values, uint8_t * codes) {
     const size_t n = columns.n_rows, n_levels = columns.n_levels;
     if (n_levels == 2) { // those of one plane, of both signs
         for (size_t r = 0; r < n; ++r) {
             values[r] = std::copysign(columns.levels[n + r], x[r]);
+            codes[r]  = columns.code_of[(std::signbit(x[r]) ? 0 : n) + r];
         }
-    } else if (n_levels - 1 <= N_COMPARED) {
+        return;
+    }
+    if (n_levels - 1 <= N_COMPARED) {
         std::copy_n(columns.levels, n, values);
+        std::fill_n(codes, n, (uint8_t) 0);
         for (size_t l = 0; l + 1 < n_levels; ++l) {
             const float * middles = columns.middles + l * n;
             const float * next    = columns.levels + (l + 1) * n;
             for (size_t r = 0; r < n; ++r) {
                 values[r] = x[r] > middles[r] ? next[r] : values[r];
+            }
+            for (size_t r = 0; r < n; ++r) {
+                codes[r] = (uint8_t) (codes[r] + (x[r] > middles[r]));
             }
         }
     } else {
@@ -202,7 +209,11 @@ void take_levels(const column_feedback & columns, const float * x, float * value
                 place += columns.middles[(place + half - 1) * n + r] < x[r] ? half : 0;
             }
             values[r] = columns.levels[place * n + r];
+            codes[r]  = (uint8_t) place;
         }
+    }
+    for (size_t r = 0; r < n; ++r) { // So far they were the levels' numbers.
+        codes[r] = columns.code_of[codes[r] * n + r];
     }
 }
 
@@ -230,7 +241,7 @@ void feed_back(const column_feedback & columns) {
         const float * x      = columns.x + j * n_rows;
         float *       values = columns.values + j * n_rows;
         float *       errors = columns.errors + j * n_rows;
-        take_levels(columns, x, values);
+        take_levels(columns, x, values, columns.codes + j * n_rows);
         for (size_t r = 0; r < n_rows; ++r) {
             errors[r] = x[r] - values[r];
         }

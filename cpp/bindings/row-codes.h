@@ -23,15 +23,17 @@ void code_rows(const row_coding & coding);
 
 // Some columns of n_rows rows, one after the other, a column a line: error feedback inside them.
 struct column_feedback {
-    size_t        n; // columns
-    size_t        n_rows;
-    size_t        n_levels; // of a row at most
-    float *       x;        // [n, n_rows], what is wanted; each column's errors go into those after it
-    const float * share;    // [n, n], how much of column i's error column j takes, in row i
-    const float * levels;   // [n_levels, n_rows], ascending; a row of fewer has infinity at the end
-    const float * middles;  // [n_levels - 1, n_rows] between them
-    float *       values;   // [n, n_rows], the levels that were taken
-    float *       errors;   // [n, n_rows], x less them
+    size_t          n; // columns
+    size_t          n_rows;
+    size_t          n_levels; // of a row at most
+    float *         x;        // [n, n_rows], what is wanted; each column's errors go into those after it
+    const float *   share;    // [n, n], how much of column i's error column j takes, in row i
+    const float *   levels;   // [n_levels, n_rows], ascending; a row of fewer has infinity at the end
+    const float *   middles;  // [n_levels - 1, n_rows] between them
+    const uint8_t * code_of;  // [n_levels, n_rows], the code of each level
+    float *         values;   // [n, n_rows], the levels that were taken
+    uint8_t *       codes;    // [n, n_rows], theirs
+    float *         errors;   // [n, n_rows], x less the values
 };
 
 void feed_back(const column_feedback & columns);

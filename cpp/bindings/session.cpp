@@ -68,7 +68,7 @@ bool has_same_context(const sequence & a, size_t n_context_a, const sequence & b
 } // namespace
 
 session::session(const std::string & path, const session_params & params) :
-    path(path), live(std::make_shared<live_deltas>()), kv_unified(params.kv_unified) {
+    path(path), live(std::make_shared<live_deltas>()), kv_unified(params.kv_unified), is_mapped(params.use_mmap) {
     log_install(params.verbose);
     static const bool is_initialised = (llama_backend_init(), true);
     (void) is_initialised;
@@ -130,6 +130,10 @@ void session::make_context(const session_params & params) {
     cparams.type_v          = cache_type_from("type_v", params.type_v);
     cparams.kv_unified      = params.kv_unified;
     if (params.watch) {
+        // Recurrent layers want sequences of one length in a graph, and each has a state.
+        if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model)) {
+            cparams.n_seq_max = 1;
+        }
         tap                       = std::make_unique<input_tap>();
         cparams.cb_eval           = input_tap::on_node;
         cparams.cb_eval_user_data = tap.get();
@@ -369,16 +373,18 @@ std::vector<std::pair<double, bool>> session::score(const std::vector<sequence> 
     return result;
 }
 
-std::vector<generated> session::generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check) {
+std::vector<generated> session::generate(const std::vector<sequence> & seqs, const generate_params & params, const ended_fn & ended,
+                                         const check_fn & check) {
     std::lock_guard<std::mutex> lock(mutex);
     require_open();
+    generation                all(vocab, ended);
     std::vector<generate_job> items;
     std::vector<job *>        jobs;
     items.reserve(seqs.size());
     for (size_t i = 0; i < seqs.size(); ++i) {
         generate_params own = params;
         own.seed += (uint32_t) i;
-        items.emplace_back(vocab, own);
+        items.emplace_back(all, own);
         // The last token generated is never evaluated.
         prepare(items[i], seqs[i], i, (size_t) params.max_tokens - 1);
         items[i].first_output = seqs[i].tokens.size() - 1;
@@ -393,24 +399,43 @@ std::vector<generated> session::generate(const std::vector<sequence> & seqs, con
     return result;
 }
 
-// Checks that each sequence is one graph, and the same one as before where it has a point; gives it one where it has none.
-void session::prepare_points(std::vector<resume_point> & points, const std::vector<sequence> & seqs) const {
+// Returns the jobs of each graph: as many as fit, where sequences share their memory, and so one graph.
+std::vector<std::vector<job *>> session::in_graphs(const std::vector<job *> & jobs) const {
+    const size_t                    n_most = std::min({ n_ubatch, n_batch, n_ctx });
+    std::vector<std::vector<job *>> graphs;
+    size_t                          n_tokens = 0;
+    for (job * item : jobs) {
+        n_tokens += item->tokens.size();
+        if (graphs.empty() || !kv_unified || graphs.back().size() == n_seq_max || n_tokens > n_most) {
+            graphs.emplace_back();
+            n_tokens = item->tokens.size();
+        }
+        graphs.back().push_back(item);
+    }
+    return graphs;
+}
+
+// Checks that each sequence is in one graph, and the graphs are those of the points; makes points where there are none.
+void session::prepare_points(std::vector<resume_point> & points, const std::vector<std::vector<job *>> & graphs) const {
+    std::vector<resume_point> found;
+    for (const std::vector<job *> & graph : graphs) {
+        found.emplace_back();
+        for (const job * item : graph) {
+            if (item->tokens.size() > n_ubatch) {
+                throw input_error("visit_inputs: sequence " + std::to_string(item->number) + " has " + std::to_string(item->tokens.size()) +
+                                  " tokens, expected n_ubatch (" + std::to_string(n_ubatch) + ") at most with points");
+            }
+            found.back().sequences.push_back(item->tokens);
+        }
+    }
     if (points.empty()) {
-        points.resize(seqs.size());
+        points = std::move(found);
+        return;
     }
-    if (n_seq_max != 1 || points.size() != seqs.size()) {
-        throw input_error("visit_inputs: got points of " + std::to_string(points.size()) + " texts for " + std::to_string(seqs.size()) +
-                          " and n_seq_max " + std::to_string(n_seq_max) + ", expected as many and n_seq_max=1");
-    }
-    for (size_t i = 0; i < seqs.size(); ++i) {
-        if (seqs[i].tokens.size() > n_ubatch) {
-            throw input_error("visit_inputs: sequence " + std::to_string(i) + " has " + std::to_string(seqs[i].tokens.size()) +
-                              " tokens, expected n_ubatch (" + std::to_string(n_ubatch) + ") at most with points");
-        }
-        if (points[i].at > 0 && points[i].tokens != seqs[i].tokens) {
-            throw input_error("visit_inputs: sequence " + std::to_string(i) + " is another one than that of its point");
-        }
-        points[i].tokens = seqs[i].tokens;
+    const auto has_same = [](const resume_point & a, const resume_point & b) { return a.sequences == b.sequences; };
+    if (!std::equal(points.begin(), points.end(), found.begin(), found.end(), has_same)) {
+        throw input_error("visit_inputs: the sequences of a graph are others than those of its point, expected the same ones and the same "
+                          "n_seq_max and n_ubatch");
     }
 }
 
@@ -429,15 +454,18 @@ std::unordered_map<std::string, std::string> session::visit_inputs(const std::ve
         prepare(items[i], seqs[i], i, 0);
         jobs.push_back(&items[i]);
     }
+    const std::vector<std::vector<job *>> graphs = in_graphs(jobs);
     if (points != nullptr) {
-        prepare_points(*points, seqs);
+        prepare_points(*points, graphs);
     }
     tap->start({ names.begin(), names.end() }, visit, points);
     try {
-        run(jobs, [&] {
-            tap->check();
-            check();
-        });
+        for (const std::vector<job *> & graph : graphs) {
+            run(graph, [&] {
+                tap->check();
+                check();
+            });
+        }
         tap->check();
     } catch (...) {
         tap->stop();
@@ -445,6 +473,17 @@ std::unordered_map<std::string, std::string> session::visit_inputs(const std::ve
     }
     tap->stop();
     return tap->aliases();
+}
+
+void session::set_weight(const std::string & name, const float * values, size_t n) {
+    std::lock_guard<std::mutex> lock(mutex);
+    require_open();
+    if (is_mapped) {
+        throw input_error("set_weight: the model is mapped. Open it with use_mmap=False");
+    }
+    if (!dqrelo_set_weight(model, name.c_str(), values, n)) {
+        throw input_error(path + ": has no weight '" + name + "' of " + std::to_string(n) + " numbers in F32, F16 or BF16");
+    }
 }
 
 uint64_t session::time_streams(const std::vector<blend> & blends, const timing_params & params, const check_fn & check) {

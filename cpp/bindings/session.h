@@ -25,7 +25,7 @@ struct session_params {
     bool        use_mmap     = true;
     bool        repack       = true;  // The CPU may use its repacked weight layouts.
     bool        kv_unified   = true;  // Sequences share the memory; otherwise each has n_ctx / n_seq_max.
-    bool        watch        = false; // visit_inputs() can be called; every node is computed by itself then.
+    bool        watch        = false; // visit_inputs() can be called; every node is computed by itself then. See make_context().
     bool        verbose      = false;
 };
 
@@ -72,14 +72,18 @@ public:
                                                const check_fn & check);
 
     // Continues each sequence. Sequence i draws with seed + i.
-    std::vector<generated> generate(const std::vector<sequence> & seqs, const generate_params & params, const check_fn & check);
+    std::vector<generated> generate(const std::vector<sequence> & seqs, const generate_params & params, const ended_fn & ended,
+                                    const check_fn & check);
 
     // Runs the sequences, and shows what the weights of these names multiply. Returns the weights that read the same rows as another one,
-    // with that one's name; only the latter's rows are shown. With points, sequence i goes on from point i (resume-point.h), and leaves
-    // there where the first of the weights is multiplied; none are given the first time.
+    // with that one's name; only the latter's rows are shown. With points, the sequences of graph i go on from point i (resume-point.h),
+    // and leave there where the first of the weights is multiplied; none are given the first time.
     std::unordered_map<std::string, std::string> visit_inputs(const std::vector<sequence> & seqs, const std::vector<std::string> & names,
                                                               const input_tap::visit_fn & visit, std::vector<resume_point> * points,
                                                               const check_fn & check);
+
+    // Overwrites a weight of n numbers, in F32, F16 or BF16. The model must not be mapped.
+    void set_weight(const std::string & name, const float * values, size_t n);
 
     // Returns the nanoseconds that streams on these deltas take (timing.h).
     uint64_t time_streams(const std::vector<blend> & blends, const timing_params & params, const check_fn & check);
@@ -95,14 +99,15 @@ public:
     std::atomic<uint64_t> n_evaluated{ 0 };
 
 private:
-    void load_model(const session_params & params);
-    void make_context(const session_params & params);
-    void read_facts();
-    void require_open() const;
-    void run(const std::vector<job *> & jobs, const check_fn & check);
-    void check_sequence(const sequence & seq, size_t i, size_t n_new) const;
-    void check_parts(const blend & parts, const std::string & where) const;
-    void prepare_points(std::vector<resume_point> & points, const std::vector<sequence> & seqs) const;
+    void                            load_model(const session_params & params);
+    void                            make_context(const session_params & params);
+    void                            read_facts();
+    void                            require_open() const;
+    void                            run(const std::vector<job *> & jobs, const check_fn & check);
+    void                            check_sequence(const sequence & seq, size_t i, size_t n_new) const;
+    void                            check_parts(const blend & parts, const std::string & where) const;
+    std::vector<std::vector<job *>> in_graphs(const std::vector<job *> & jobs) const;
+    void prepare_points(std::vector<resume_point> & points, const std::vector<std::vector<job *>> & graphs) const;
     void prepare(job & item, const sequence & seq, size_t i, size_t n_new) const;
 
     std::mutex                   mutex; // Guards the model and the context.
@@ -117,4 +122,5 @@ private:
     const llama_vocab *          vocab = nullptr;
     std::unique_ptr<input_tap>   tap; // NULL unless the session watches.
     const bool                   kv_unified;
+    const bool                   is_mapped;
 };

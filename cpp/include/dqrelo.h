@@ -150,6 +150,10 @@ LLAMA_API void dqrelo_watch_graphs(struct llama_context * ctx, void (*fn)(struct
 // tokens are of no use.
 LLAMA_API void dqrelo_end_graph(struct llama_context * ctx);
 
+// Overwrites a weight of n numbers, as they lie in its rows, in F32, F16 or BF16. The model was loaded with LLAMA_LOAD_MODE_NONE: what is
+// mapped cannot be written. Returns false if there is no such weight.
+LLAMA_API bool dqrelo_set_weight(struct llama_model * model, const char * name, const float * values, size_t n);
+
 // Returns the name of inert weight i (0 .. n_inert-1) found by dqrelo_check, or NULL.
 LLAMA_API const char * dqrelo_inert_weight(const struct dqrelo_delta * delta, int32_t i);
 

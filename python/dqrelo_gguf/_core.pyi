@@ -120,7 +120,9 @@ class Session:
         tokens: Sequence[NDArray[np.int32]],
         blends: Sequence[Sequence[tuple[Delta, float]]],
         params: GenerateParams,
+        ended: Callable[[int, int], bool] | None = None,
     ) -> list[tuple[bytes, NDArray[np.int32]]]: ...
+    def set_weight(self, name: str, values: NDArray[np.float32]) -> None: ...
     def visit_inputs(
         self,
         tokens: Sequence[NDArray[np.int32]],
@@ -150,6 +152,8 @@ def feed_back(
     share: NDArray[np.float32],
     levels: NDArray[np.float32],
     middles: NDArray[np.float32],
+    code_of: NDArray[np.uint8],
     values: NDArray[np.float32],
+    codes: NDArray[np.uint8],
     errors: NDArray[np.float32],
 ) -> None: ...

@@ -10,7 +10,7 @@ import torch
 
 from dqrelo_gguf.compress.blocks import open_blocks
 from dqrelo_gguf.compress.codes import Coded, encode_rows, levels_of
-from dqrelo_gguf.compress.feedback import Columns, feed_back_among, feed_back_by_tensors, shape_rows
+from dqrelo_gguf.compress.feedback import Columns, Levels, feed_back_among, feed_back_by_tensors, shape_rows
 from dqrelo_gguf.compress.metric import Metric
 from dqrelo_gguf.native import core
 from tests.support.moments import inputs, moments
@@ -109,26 +109,33 @@ def test_native_code_is_the_same_in_tensors(n_planes: tuple[int, int]) -> None:
     scales = [rows(k, b, b).abs() + 0.01 for b in n_planes]
     levels = torch.full((1 << n_planes[0], 2 * k), torch.inf)
     middles = torch.full(((1 << n_planes[0]) - 1, 2 * k), torch.inf)
+    code_of = torch.zeros(levels.shape, dtype=torch.uint8)
     for i, own in enumerate(scales):
-        values, between, _ = levels_of(own)
+        values, between, codes = levels_of(own)
         levels[: values.shape[1], i * k : (i + 1) * k] = values.T
         middles[: between.shape[1], i * k : (i + 1) * k] = between.T
+        code_of[: values.shape[1], i * k : (i + 1) * k] = codes.T
     share, x = 0.1 * rows(n, n), rows(n, 2 * k)
     x[0, :3] = torch.tensor([0.0, -0.0, 1e-30])
     found = []
     for feed_back in (feed_back_among, feed_back_by_tensors):
         values, errors, own = torch.empty_like(x), torch.empty_like(x), x.clone()
-        feed_back(Columns(own, share, levels, middles, values, errors))
+        codes = torch.empty(x.shape, dtype=torch.uint8)
+        feed_back(Columns(own, share, Levels(levels, middles, code_of), values, codes, errors))
         assert torch.equal(errors, own - values)
+        for i, own_scales in enumerate(scales):
+            bits = codes[:, i * k : (i + 1) * k, None] >> torch.arange(own_scales.shape[1]) & 1
+            assert torch.allclose(((2.0 * bits - 1) * own_scales).sum(dim=2), values[:, i * k : (i + 1) * k], atol=1e-5)
         found.append(values)
     assert float((found[0] == found[1]).float().mean()) > 0.99
 
 
 def test_native_code_refuses_parts_that_do_not_fit() -> None:
     x, share, levels, middles = (torch.zeros(shape).numpy() for shape in ((4, 3), (4, 4), (2, 3), (1, 3)))
-    core.feed_back(x, share, levels, middles, x.copy(), x.copy())
-    for i in range(6):
-        parts = [x, share, levels, middles, x.copy(), x.copy()]
-        parts[i] = torch.zeros(5, 3).numpy()
+    whole = [x, share, levels, middles, levels.astype(np.uint8), x.copy(), x.astype(np.uint8), x.copy()]
+    core.feed_back(*whole)
+    for i, part in enumerate(whole):
+        parts = [*whole]
+        parts[i] = np.zeros((5, 3), part.dtype)
         with pytest.raises(ValueError, match="another shape"):
             core.feed_back(*parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -119,12 +120,17 @@ def test_text_of_their_own_in_any_number_of_threads(out: Path, tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([out.name, kept.name])
 
 
+@pytest.mark.parametrize("kind", ["disk", "memory"])
 def test_without_room_it_is_one_line(
-    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    out: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tuned_model, "SPARE_BYTES", 1 << 60)
+    if kind == "memory":
+        monkeypatch.setattr(tuned_model, "available_bytes", lambda: 1000)
+    else:
+        monkeypatch.setattr(tuned_model, "SPARE_BYTES", 1 << 60)
     assert run("llama", out, "--calibrate", "self") == 1
-    assert "error: the calibration needs" in capsys.readouterr().err
+    expected = "of memory, 1000 are free" if kind == "memory" else f"bytes in {out.parent}, which has"
+    assert re.search(f"error: the calibration needs [0-9]+ .*{expected}", capsys.readouterr().err)
     assert list(out.parent.iterdir()) == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -127,10 +128,9 @@ def test_both_models_write_questions_that_the_fine_tune_answers(
 
     monkeypatch.setattr(progress, "Lines", Told)
     texts = own_text(tmp_path, TEMPLATE)
-    assert 400 <= told["writing questions"] < 400 + 2 * calibration_text.N_SEQ * calibration_text.N_QUESTION_TOKENS
-    # Every text, and what the base begins and the fine-tune goes on with.
-    n_begun = told["writing text"] - n_tokens(texts)
-    assert 1024 <= n_begun < 1024 + calibration_text.N_SEQ * (calibration_text.N_TEXT_TOKENS + 1)
+    # What is told is every text, questions without one, and what the base begins and the fine-tune goes on with.
+    n_more = told["writing text"] - n_tokens(texts)
+    assert 400 + 1024 - 400 <= n_more < 2 * (400 + 1024)
     talks, others = ([t for t in texts if bool(t.n_question) == is_talk] for is_talk in (True, False))
     assert 600 <= n_tokens(talks) < 600 + calibration_text.N_TEXT_TOKENS + 1
     # A quarter of the text that a fine-tune without a template has: from the beginning, and begun by the base.
@@ -167,7 +167,7 @@ def test_a_template_that_takes_no_question(tmp_path: Path, template: str) -> Non
 
 
 class Writer:
-    """A model that writes the same text whenever it is asked, one token a character."""
+    """A model that writes the same text whenever it is asked, one token a character; where it has to end early, it has begun one more."""
 
     start_token = 1
 
@@ -178,9 +178,20 @@ class Writer:
         assert not add_special
         return np.full(len(text), 5, np.int32)
 
-    def generate(self, prompts: list[np.ndarray], **_: object) -> list[str]:
-        self.n_asked += len(prompts)
-        return [self.text] * len(prompts)
+    def detokenize(self, tokens: np.ndarray) -> str:
+        return self.text[: len(tokens)]
+
+    def generate_tokens(
+        self, prompts: list[np.ndarray], *, ended: Callable[[int, int], bool], **_: object
+    ) -> list[np.ndarray]:
+        found = [np.zeros(0, np.int32)] * len(prompts)
+        for i in range(len(prompts)):
+            self.n_asked += 1
+            found[i] = np.zeros(len(self.text), np.int32)
+            if not ended(i, len(self.text)):
+                found[i + 1 : i + 2] = [np.zeros(len(self.text) // 2, np.int32)]
+                break
+        return found
 
 
 class Counts(progress.Silent):
@@ -190,19 +201,26 @@ class Counts(progress.Silent):
         self.n_done = 0
 
     def step(self, n: int, name: str) -> None:
-        assert name == "questions"
+        assert name == "text"
         self.n_done += n
 
 
 @pytest.mark.parametrize(
-    ("text", "n_asked"), [(" \n", calibration_text.MAX_QUESTIONS), (" why? \n", 64), ("?" * 100, 16)]
+    ("text", "n_asked"), [(" \n", calibration_text.MAX_QUESTIONS), (" why? \n", 29), ("?" * 20, 10)]
 )
 def test_questions_are_asked_for_until_there_are_enough(text: str, n_asked: int) -> None:
+    """200 tokens; one that was not ended is none."""
     writer, counts = Writer(text), Counts()
-    found = list(calibration_text._questions(writer, ("Q: ", "\nA:"), counts))  # type: ignore[arg-type]
+    found = calibration_text._questions(writer, ("Q: ", "\nA:"), counts)  # type: ignore[arg-type]
     assert found == [text.strip()] * n_asked * bool(text.strip())
     assert writer.n_asked == n_asked
-    assert counts.n_done == sum(map(len, found))
+    assert counts.n_done == len(text) * n_asked
+
+
+def test_questions_end_before_what_follows_them() -> None:
+    writer = Writer("Why? \nA: Since.")
+    found = calibration_text._questions(writer, ("Q: ", "\nA:"), Counts())  # type: ignore[arg-type]
+    assert set(found) == {"Why?"}
 
 
 @pytest.mark.parametrize(("length", "n_asked"), [(256, [4]), (100, [4, 3, 2, 1, 1]), (0, [4] * 64)])
@@ -212,12 +230,25 @@ def test_no_more_texts_are_drawn_than_are_wanted(
     """1024 tokens in texts of 256 at most; a model that ends each at once is not asked for ever."""
     monkeypatch.setattr(calibration_text, "N_TEXT_TOKENS", 256)
     asked: list[int] = []
+    counts = Counts()
 
     def draw(_rt: object, n_seq: int, _n_tokens: int, _seed: int) -> list[np.ndarray]:
         asked.append(n_seq)
         return [np.zeros(length, np.int32)] * n_seq if length else []
 
     monkeypatch.setattr(calibration_text, "drawn_texts", draw)
-    found = list(calibration_text._drawn(None, 1024))  # type: ignore[arg-type]
+    found = calibration_text._drawn(None, 1024, counts)  # type: ignore[arg-type]
     assert asked == n_asked
-    assert sum(len(t.tokens) for t in found) == length * sum(asked)
+    assert sum(len(t.tokens) for t in found) == counts.n_done == length * sum(asked)
+
+
+def test_questions_that_were_not_asked_are_no_texts() -> None:
+    """Those that have an answer end with the end token, if the answer has ended."""
+    writer, counts, question = Writer("answer"), Counts(), np.arange(4, dtype=np.int32)
+    asked = [question] * 10
+    found = list(calibration_text._answered(writer, asked, 2, 25, counts))  # type: ignore[arg-type]
+    assert writer.n_asked == 3  # of 10 tokens each
+    assert counts.n_done == 30
+    assert [len(text.tokens) for text in found] == [4 + 6 + 1] * 3 + [4 + 3]
+    assert [text.tokens[-1] == 2 for text in found] == [True] * 3 + [False]
+    assert {text.n_question for text in found} == {4}

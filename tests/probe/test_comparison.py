@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +10,12 @@ import pytest
 
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.convert.moments import Text
-from dqrelo_gguf.convert.plain_model import replace_tensor
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.probe import comparison
 from dqrelo_gguf.probe.comparison import SHIFT_DAMPING, Comparison, InputSums, Rows, held_bytes, inputs_of
-from dqrelo_gguf.probe.tuned_model import open_plain
+from dqrelo_gguf.probe.tuned_model import open_watched
 from dqrelo_gguf.runtime.calls import ResumePoints
+from dqrelo_gguf.runtime.session import Runtime
 from tests.support.models import pico_tuned_gguf, read_gguf
 
 
@@ -75,12 +73,11 @@ TEXTS = [Text(np.arange(3, 3 + n, dtype=np.int32), n_question=n // 2) for n in (
 SEQUENCE = ["blk.0.attn_q.weight", "blk.0.attn_output.weight", "blk.0.ffn_down.weight", "blk.1.attn_q.weight"]
 
 
-def rows_of(path: Path, group: str) -> np.ndarray:
+def rows_of(rt: Runtime, group: str) -> np.ndarray:
     """By a whole run of each text."""
     found: list[np.ndarray] = []
-    with open_plain(path, 1, 30, 1, watch=True) as rt:
-        for text in TEXTS:
-            rt.visit_inputs([text.tokens], [group], lambda _, rows, __: found.append(rows))
+    for text in TEXTS:
+        rt.visit_inputs([text.tokens], [group], lambda _, rows, __: found.append(rows))
     return np.concatenate(found)
 
 
@@ -90,24 +87,19 @@ def blocks() -> Iterator[Blocks]:
         yield found
 
 
-@pytest.fixture
-def models(tmp_path: Path) -> tuple[Path, Path]:
-    """A fine-tune and a copy of it whose weights may be changed."""
-    tuned, compressed = tmp_path / "tuned.gguf", tmp_path / "compressed.gguf"
-    for path in (tuned, compressed):
-        shutil.copyfile(pico_tuned_gguf("llama"), path)
-    return tuned, compressed
-
-
 @pytest.mark.parametrize("n_part", [1, 25, 4096])
 def test_each_step_sees_the_weights_that_the_steps_before_have_changed(
-    models: tuple[Path, Path], blocks: Blocks, monkeypatch: pytest.MonkeyPatch, n_part: int
+    blocks: Blocks, monkeypatch: pytest.MonkeyPatch, n_part: int
 ) -> None:
     monkeypatch.setattr(comparison, "PART_TOKENS", n_part)
-    tuned, compressed = models
-    values = read_gguf(tuned)
+    path = pico_tuned_gguf("llama")
+    values = read_gguf(path)
     weights = np.concatenate([text.weights for text in TEXTS])
-    with Comparison(TEXTS, tuned, compressed, blocks) as compared:
+    with (
+        Comparison(TEXTS, path, blocks) as compared,
+        open_watched(path, 30, 1) as tuned,
+        open_watched(path, 30, 1, changes=True) as compressed,
+    ):
         for i, group in enumerate(SEQUENCE):
             H, shift = compared.of(group)
             sums = InputSums(blocks)
@@ -115,21 +107,22 @@ def test_each_step_sees_the_weights_that_the_steps_before_have_changed(
             assert np.allclose(H, sums.moments, rtol=1e-4, atol=1e-6)
             assert np.allclose(shift, sums.shift(), rtol=1e-3, atol=1e-4)
             assert bool(shift.any()) == (i > 0)
-            replace_tensor(compressed, group, values[group] * 1.1)
+            for model in (compared.compressed, compressed):
+                model.set_weight(group, values[group] * 1.1)
 
 
-def test_no_more_is_held_than_is_said(models: tuple[Path, Path], blocks: Blocks) -> None:
+def test_no_more_is_held_than_is_said(blocks: Blocks) -> None:
     n_in = 96  # of ffn_down
-    with Comparison(TEXTS, *models, blocks) as compared:
+    with Comparison(TEXTS, pico_tuned_gguf("llama"), blocks) as compared:
         for group in SEQUENCE:
             compared.of(group)
             n_bytes = sum(points.n_bytes for part in compared._parts for points in (part.tuned, part.compressed))
             assert 0 < n_bytes <= held_bytes(TEXTS, n_in)
 
 
-def test_steps_go_forward_only(models: tuple[Path, Path], blocks: Blocks) -> None:
+def test_steps_go_forward_only(blocks: Blocks) -> None:
     """A kept file may have another sequence than the graph: one line."""
-    with Comparison(TEXTS, *models, blocks) as compared:
+    with Comparison(TEXTS, pico_tuned_gguf("llama"), blocks) as compared:
         compared.of(SEQUENCE[2])
         with pytest.raises(InputError, match=r"weight 'blk\.0\.attn_q\.weight' multiplies nothing"):
             compared.of(SEQUENCE[0])

@@ -229,6 +229,41 @@ def test_generate_ends_before_a_stop_text(runtime: Runtime, delta: Delta) -> Non
         assert runtime.generate(TEXT, delta, max_tokens=30, temperature=1.0, seed=7, stop=["@@", stop]) == expected
 
 
+def test_generated_tokens_end_with_a_stop_text(runtime: Runtime) -> None:
+    [full] = runtime.generate_tokens([TEXT], max_tokens=30, temperature=1.0, seed=7)
+    stop = re.findall("[ -~]{2,}", runtime.detokenize(full))[-1]
+    [found] = runtime.generate_tokens([TEXT], max_tokens=30, temperature=1.0, seed=7, stop=stop)
+    assert found.tolist() == full.tolist()[: len(found)]
+    assert stop in runtime.detokenize(found)
+    assert stop not in runtime.detokenize(found[:-1])
+
+
+def test_generation_ends_when_it_is_enough(base: Path) -> None:
+    """What runs then ends as it is, and what has not begun stays empty."""
+    told: dict[int, int] = {}
+
+    def ended(i: int, n_generated: int) -> bool:
+        told[i] = n_generated
+        return len(told) < 3
+
+    with Runtime(base, n_seq_max=2, n_threads=1) as rt:
+        prompts = [rt.tokenize(TEXT)[:n] for n in (1, 2, 3, 4, 5, 6, 7)]
+        whole = rt.generate_tokens(prompts, max_tokens=9, temperature=1.0, seed=1)
+        found = rt.generate_tokens(prompts, max_tokens=9, temperature=1.0, seed=1, ended=ended)
+        assert [len(tokens) for tokens in found[4:]] == [0, 0, 0]
+        for i, tokens in enumerate(found[:4]):
+            assert tokens.tolist() == whole[i].tolist()[: len(tokens)]
+            assert i not in told or told[i] == len(tokens) == len(whole[i])
+        with pytest.raises(ValueError, match="of the caller"):
+            rt.generate_tokens(prompts, max_tokens=9, ended=_fails)
+        again = rt.generate_tokens(prompts, max_tokens=9, temperature=1.0, seed=1)
+        assert [tokens.tolist() for tokens in again] == [tokens.tolist() for tokens in whole]
+
+
+def _fails(i: int, n_generated: int) -> bool:
+    raise ValueError(f"of the caller: {i}, {n_generated}")
+
+
 def test_generate_ends_at_the_deltas_own_end_token(tmp_path: Path, base: Path, runtime: Runtime, delta: Delta) -> None:
     prompt = runtime.tokenize(TEXT)
     tokens = generate_tokens(runtime, prompt, [delta], 8)[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,13 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dqrelo_gguf.convert.plain_model import replace_tensor
+from dqrelo_gguf.convert.plain_model import write_plain
 from dqrelo_gguf.errors import InputError
 from dqrelo_gguf.file.container import GGUFFile
+from dqrelo_gguf.file.layout import Type
+from dqrelo_gguf.model.base import GgufModel
 from dqrelo_gguf.runtime.calls import ResumePoints
 from dqrelo_gguf.runtime.session import Runtime
 from tests.support.architecture_runs import Run
-from tests.support.models import pico_gguf, read_gguf
+from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf
 from tests.support.tiny_architectures import ARCHITECTURES
 from tests.support.tiny_tokenizers import known_to_the_conversion
 
@@ -33,8 +34,8 @@ def conversion() -> Iterator[None]:
         yield
 
 
-def open_watched(path: Path) -> Runtime:
-    return Runtime(path, n_ctx=128, n_seq_max=1, n_threads=1, flash_attn="off", n_gpu_layers=0, watch=True)
+def open_watched(path: Path, n_seq_max: int = 1) -> Runtime:
+    return Runtime(path, n_ctx=128, n_seq_max=n_seq_max, n_threads=1, flash_attn="off", n_gpu_layers=0, watch=True)
 
 
 def texts_of(rt: Runtime) -> list[Tokens]:
@@ -47,6 +48,11 @@ def rows_of(rt: Runtime, texts: Sequence[Tokens], names: Sequence[str], resume: 
     found: Rows = {}
     rt.visit_inputs(texts, names, lambda name, rows, _: found.setdefault(name, []).append(rows), resume)
     return found
+
+
+def joined(rows: Rows) -> dict[str, NDArray[np.float32]]:
+    """However many texts a graph has, the rows of all are in sequence."""
+    return {name: np.concatenate(found) for name, found in rows.items()}
 
 
 def assert_same(got: Rows, wanted: Rows) -> None:
@@ -78,27 +84,64 @@ def test_rows_are_those_of_a_whole_run(name: str, tmp_path: Path) -> None:
         assert points.n_bytes > 0
 
 
-def test_weights_before_are_not_read_again(tmp_path: Path) -> None:
-    """Other weights behind the point count, those before it do not."""
-    path = Path(shutil.copyfile(pico_gguf("llama"), tmp_path / "model.gguf"))
-    names = ["blk.0.ffn_down.weight", "blk.1.attn_q.weight", "output.weight"]
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in DECODERS]
+)
+def test_texts_that_share_a_graph_show_what_each_shows_alone(name: str, tmp_path: Path) -> None:
+    """To the order of sums, and with points too; where layers are recurrent, texts share none."""
+    run = Run(name, ARCHITECTURES[name], tmp_path)
+    path = run.gguf(run.checkpoint, "F32")
     points = ResumePoints()
-    with open_watched(path) as rt:
+    with open_watched(path) as alone, open_watched(path, 4) as shared:
+        texts = texts_of(alone)
+        wanted = rows_of(alone, texts, matrices(path))
+        together = rows_of(shared, texts, matrices(path))
+        assert {len(rows) for rows in together.values()} == {1 if shared.n_seq_max == 4 else len(texts)}
+        for weight in together:
+            got = joined(rows_of(shared, texts, [weight], points))
+            assert np.array_equal(got[weight], joined(together)[weight])
+            scale = np.abs(joined(wanted)[weight]).max()
+            assert np.abs(got[weight] - joined(wanted)[weight]).max() <= 1e-3 * scale, weight
+
+
+def test_weights_before_are_not_read_again() -> None:
+    """Other weights behind the point count, those before it do not."""
+    path = pico_gguf("llama")
+    names = ["blk.0.ffn_down.weight", "blk.1.attn_q.weight", "output.weight"]
+    points, values = ResumePoints(), read_gguf(path)
+    with Runtime(path, n_ctx=128, n_seq_max=1, n_threads=1, flash_attn="off", watch=True, use_mmap=False) as rt:
         texts = texts_of(rt)
         before = rows_of(rt, texts, names)
         rows_of(rt, texts, names[:1], points)
-    values = read_gguf(path)
-    replace_tensor(path, "blk.0.attn_q.weight", 2 * values["blk.0.attn_q.weight"])
-    with open_watched(path) as rt:
+        rt.set_weight("blk.0.attn_q.weight", 2 * values["blk.0.attn_q.weight"])
         rows_of(rt, texts, names[:1], points)
         assert_same(rows_of(rt, texts, names[1:2], points), before)
-    replace_tensor(path, names[1], 2 * values[names[1]])
-    with open_watched(path) as rt:
+        rt.set_weight(names[1], 2 * values[names[1]])
         last = rows_of(rt, texts, names[2:], points)
         assert not np.array_equal(last[names[2]][0], before[names[2]][0])
-    replace_tensor(path, "blk.0.attn_q.weight", values["blk.0.attn_q.weight"])
-    with open_watched(path) as rt:
+        rt.set_weight("blk.0.attn_q.weight", values["blk.0.attn_q.weight"])
         assert_same(last, rows_of(rt, texts, names[2:]))
+
+
+def test_a_weight_that_was_set_is_that_of_a_file(tmp_path: Path) -> None:
+    """In F16 and F32, and with a vector; what is none is one line."""
+    tuned = read_gguf(pico_tuned_gguf("llama"))
+    for wanted in ("F16", "F32"):
+        paths = [tmp_path / f"{name}-{wanted}.gguf" for name in ("base", "tuned")]
+        for path, source in zip(paths, (pico_gguf("llama"), pico_tuned_gguf("llama")), strict=True):
+            write_plain(path, GgufModel(source), read_gguf(source).__getitem__, Type[wanted])
+        with Runtime(paths[0], n_threads=1, use_mmap=False) as rt, Runtime(paths[1], n_threads=1) as other:
+            tokens = texts_of(rt)[0]
+            assert not np.array_equal(rt.logits(tokens), other.logits(tokens))
+            for name, value in tuned.items():
+                rt.set_weight(name, value)
+            assert np.array_equal(rt.logits(tokens), other.logits(tokens))
+            with pytest.raises(InputError, match=r"has no weight 'blk\.0\.attn_q\.weight' of 3 numbers"):
+                rt.set_weight("blk.0.attn_q.weight", np.zeros(3, np.float32))
+            with pytest.raises(InputError, match="has no weight 'nothing' of 3 numbers"):
+                rt.set_weight("nothing", np.zeros(3, np.float32))
+            with pytest.raises(InputError, match=r"the model is mapped\. Open it with use_mmap=False"):
+                other.set_weight("blk.0.attn_q.weight", tuned["blk.0.attn_q.weight"])
 
 
 def test_points_of_other_texts_models_and_contexts() -> None:
@@ -106,10 +149,9 @@ def test_points_of_other_texts_models_and_contexts() -> None:
     with open_watched(pico_gguf("llama")) as rt:
         texts = texts_of(rt)
         rows_of(rt, texts, [name], points)
-        with pytest.raises(InputError, match="points of 3 texts for 2 and n_seq_max 1, expected as many"):
-            rows_of(rt, texts[:2], [name], points)
-        with pytest.raises(InputError, match="sequence 1 is another one than that of its point"):
-            rows_of(rt, [texts[0], texts[2], texts[1]], [name], points)
+        for others in (texts[:2], [texts[0], texts[2], texts[1]]):
+            with pytest.raises(InputError, match="the sequences of a graph are others than those of its point"):
+                rows_of(rt, others, [name], points)
         assert rows_of(rt, texts, ["blk.0.attn_q.weight"], points) == {}
         # A run that showed nothing leaves the points where they were.
         assert_same(rows_of(rt, texts, [name], points), rows_of(rt, texts, [name]))
@@ -120,9 +162,8 @@ def test_points_of_other_texts_models_and_contexts() -> None:
     small = Runtime(pico_gguf("llama"), n_ctx=128, n_seq_max=1, n_ubatch=32, n_threads=1, watch=True)
     with small as rt, pytest.raises(InputError, match=r"sequence 0 has 40 tokens, expected n_ubatch \(32\) at most"):
         rows_of(rt, texts, [name], ResumePoints())
-    double = Runtime(pico_gguf("llama"), n_ctx=128, n_seq_max=2, n_threads=1, watch=True)
-    with double as rt, pytest.raises(InputError, match="expected as many and n_seq_max=1"):
-        rows_of(rt, texts, [name], ResumePoints())
+    with open_watched(pico_gguf("llama"), 2) as rt, pytest.raises(InputError, match="n_seq_max and n_ubatch"):
+        rows_of(rt, texts, [name], points)
 
 
 def test_an_exception_of_the_caller_leaves_the_points_usable() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dqrelo_gguf.compress.blocks import CPU, Blocks, slices_of
-from dqrelo_gguf.compress.codes import Coded, encode_rows, levels_of, places
+from dqrelo_gguf.compress.codes import Coded, encode_rows, levels_of
 from dqrelo_gguf.compress.metric import Metric
 
 # Columns whose errors reach those behind them in one product.
@@ -75,54 +75,76 @@ def _shape(
     values, codes = X.new_empty((k, n)), X.new_empty((k, n), dtype=torch.uint8)
 
     def step(s: slice) -> None:
-        values[s] = _feed_back(X[s], levels[s], middles[s], metric)
-        codes[s] = torch.gather(code_of[s], 1, places(middles[s], values[s]))
+        _feed_back(X[s], Levels(levels[s], middles[s], code_of[s]), metric, values[s], codes[s])
 
     blocks.run(step, slices_of(k, BLOCK_ROWS))
     return values, codes
 
 
-def _feed_back(X: torch.Tensor, levels: torch.Tensor, middles: torch.Tensor, metric: Metric) -> torch.Tensor:
-    """The value of each number among its row's levels, (k, n)."""
+@dataclass(frozen=True)
+class Levels:
+    """What the numbers of rows can be, ascending.
+
+    Args:
+        values: (k, 2^b) float32; rows of fewer planes have infinity at the end.
+        middles: (k, 2^b - 1) between them.
+        codes: (k, 2^b) uint8, of the values.
+    """
+
+    values: torch.Tensor
+    middles: torch.Tensor
+    codes: torch.Tensor
+
+    @property
+    def turned(self) -> Levels:
+        """A row's levels as a column."""
+        return Levels(self.values.T.contiguous(), self.middles.T.contiguous(), self.codes.T.contiguous())
+
+
+def _feed_back(X: torch.Tensor, levels: Levels, metric: Metric, values: torch.Tensor, codes: torch.Tensor) -> None:
+    """Puts the value of each number among its row's levels, and its code, into (k, n)."""
     k, n = X.shape
     wanted = X.T[metric.sequence].contiguous()  # (n, k), a column a row
-    found = X.new_empty((n, k))
-    levels, middles = levels.T.contiguous(), middles.T.contiguous()  # (2^b, k)
+    found, found_codes = X.new_empty((n, k)), codes.new_empty((n, k))
+    levels = levels.turned
     for begin in range(0, n, BLOCK_COLUMNS):
         end = min(begin + BLOCK_COLUMNS, n)
         own, n_own = wanted[begin:end], end - begin
         share = metric.feedback[begin:end, begin:]
         errors = X.new_empty((n_own, k))
-        feed_back_among(Columns(own, share[:, :n_own].contiguous(), levels, middles, found[begin:end], errors))
+        inside = share[:, :n_own].contiguous()
+        feed_back_among(Columns(own, inside, levels, found[begin:end], found_codes[begin:end], errors))
         wanted[end:].addmm_(share[:, n_own:].T, errors, alpha=-1)
     inverse = torch.argsort(metric.sequence)
-    return found[inverse].T.contiguous()
+    values[:] = found[inverse].T
+    codes[:] = found_codes[inverse].T
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Some columns that are coded one after the other. They lie as rows here, all contiguous float32.
+    """Some columns that are coded one after the other. They lie as rows here, all contiguous and float32 unless it says otherwise.
 
     Args:
         x: (m, k), what is wanted. Destroyed.
         share: (m, m), how much of the error in one column each of the others takes.
-        levels: (2^b, k), ascending.
-        middles: (2^b - 1, k), between them.
+        levels: of the rows, turned.
         values: (m, k), where the levels that are taken are put.
-        errors: (m, k), where what is wanted less them is put.
+        codes: (m, k) uint8, where theirs are put.
+        errors: (m, k), where what is wanted less the values is put.
     """
 
     x: torch.Tensor
     share: torch.Tensor
-    levels: torch.Tensor
-    middles: torch.Tensor
+    levels: Levels
     values: torch.Tensor
+    codes: torch.Tensor
     errors: torch.Tensor
 
     @property
     def parts(self) -> tuple[torch.Tensor, ...]:
         """All of them, in the sequence above."""
-        return self.x, self.share, self.levels, self.middles, self.values, self.errors
+        levels = self.levels
+        return self.x, self.share, levels.values, levels.middles, levels.codes, self.values, self.codes, self.errors
 
 
 def feed_back_among(columns: Columns) -> None:
@@ -137,18 +159,19 @@ def feed_back_among(columns: Columns) -> None:
 
 def feed_back_by_tensors(columns: Columns) -> None:
     """The same by torch's functions, on any device."""
-    levels, middles = columns.levels.T.contiguous(), columns.middles.T.contiguous()
+    levels = columns.levels.turned
     # Little is computed for a column, so each call counts.
-    lines = zip(columns.x.unbind(), columns.values.unbind(), columns.errors.unbind(), strict=True)
-    for j, (own, value, error) in enumerate(lines):
-        _nearest(own, levels, middles, value)
+    parts = columns.x, columns.values, columns.codes, columns.errors
+    for j, (own, value, code, error) in enumerate(zip(*(part.unbind() for part in parts), strict=True)):
+        place = _nearest(own, levels)
+        torch.gather(levels.values, 1, place, out=value[:, None])
+        torch.gather(levels.codes, 1, place, out=code[:, None])
         torch.sub(own, value, out=error)
         columns.x[j + 1 :].addr_(columns.share[j, j + 1 :], error, alpha=-1)
 
 
-def _nearest(x: torch.Tensor, levels: torch.Tensor, middles: torch.Tensor, value: torch.Tensor) -> None:
-    """Puts the level of each row that is nearest to x, (k,), into `value`."""
-    if levels.shape[1] == 2:  # those of one plane, of both signs
-        torch.copysign(levels[:, 1], x, out=value)
-    else:
-        torch.gather(levels, 1, torch.searchsorted(middles, x[:, None]), out=value[:, None])
+def _nearest(x: torch.Tensor, levels: Levels) -> torch.Tensor:
+    """Which level of each row is nearest to x, (k,); (k, 1) int64."""
+    if levels.values.shape[1] == 2:  # those of one plane, of both signs
+        return (~torch.signbit(x))[:, None].long()
+    return torch.searchsorted(levels.middles, x[:, None])

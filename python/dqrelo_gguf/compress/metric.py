@@ -8,6 +8,7 @@ minimises a plain norm serves for this one too, once its matrix is multiplied wi
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 
@@ -28,8 +29,6 @@ class Metric:
         H: (n_in, n_in) float32, normalised and damped.
         root: its Cholesky factor L, lower.
         sequence: the columns in the sequence in which error feedback takes them, those that count most first.
-        feedback: (n_in, n_in) float32, upper: row j says how an error in column j of the sequence is made up for in those
-            after it; the Cholesky factor of H^-1 (GPTQ, arXiv:2210.17323), each row by its diagonal.
     """
 
     def __init__(self, moments: torch.Tensor, damping: float = DAMPING) -> None:
@@ -39,9 +38,17 @@ class Metric:
         self.H /= float(self.H.diagonal().mean())
         self.root = torch.linalg.cholesky(self.H)
         self.sequence = torch.argsort(self.H.diagonal(), descending=True, stable=True)
+
+    @cached_property
+    def feedback(self) -> torch.Tensor:
+        """(n_in, n_in) float32, upper: row j says how an error in column j of the sequence is made up for in those after it.
+
+        The Cholesky factor of H^-1 (GPTQ, arXiv:2210.17323), each row by its diagonal.
+        """
         H = self.H[self.sequence][:, self.sequence]
-        self.feedback = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
-        self.feedback /= self.feedback.diagonal().clone()[:, None]
+        factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(H)), upper=True)
+        shares: torch.Tensor = factor / factor.diagonal()[:, None]
+        return shares
 
     def weigh(self, X: torch.Tensor, blocks: Blocks) -> torch.Tensor:
         """X L for X (k, n_in)."""

@@ -7,8 +7,9 @@ large one takes all threads, and nothing else runs beside it:
     thread 2   | k | v | gate  ...  | up .. | the embedding ......
 
 Small are weights of which as many as there are threads are together no larger than the largest one, so memory stays what that
-one needs. Another device than the CPU has one lane, because its memory holds no more than one large weight for sure. What is computed
-does not depend on the number of threads (compress/blocks.py), and results come in order.
+one needs. Where there are fewer weights than threads, each has all threads. Another device than the CPU has one lane, because its
+memory holds no more than one large weight for sure. What is computed does not depend on the number of threads (compress/blocks.py),
+and results come in order.
 
 These are the lanes of this process. A cluster's (cluster/lanes.py) have the same face, and as many threads on each node.
 """
@@ -129,7 +130,7 @@ def in_lanes(
     with ThreadPoolExecutor(n_lanes) as pool:
         try:
             for weight in weights:
-                shares = is_small(n_elements(weight), largest, n_lanes)
+                shares = len(weights) >= n_lanes and is_small(n_elements(weight), largest, n_lanes)
                 while len(begun) >= (AHEAD * n_lanes if shares else 1):
                     first, result = begun.popleft()
                     yield first, result.result()

@@ -85,14 +85,6 @@ def write_plain(path: Path, base: GgufModel, values_of: Callable[[str], npt.NDAr
             write_tensor(file, values_of(name), t)
 
 
-def replace_tensor(path: Path, name: str, values: npt.NDArray[np.float32]) -> None:
-    """Other values, in their numpy shape, in place of a tensor of a model that `write_plain` has written."""
-    tensors = GGUFFile(path)
-    with path.open("r+b") as file:
-        file.seek(tensors.data_start + tensors.tensors[name].offset)
-        write_tensor(file, values, tensors.tensors[name].type)
-
-
 def plain_data_bytes(base: GgufModel, wanted: Type) -> int:
     """Bytes of the tensors of a model with the base's tensors, padding included."""
     return sum(

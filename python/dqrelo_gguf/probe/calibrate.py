@@ -20,7 +20,7 @@ from dqrelo_gguf.convert.work import Work
 from dqrelo_gguf.model.pairing import Pair
 from dqrelo_gguf.output import new_file
 from dqrelo_gguf.probe.calibration_text import N_TEXT_TOKENS, texts_of
-from dqrelo_gguf.probe.tuned_model import Tokens, open_plain, plain_tuned
+from dqrelo_gguf.probe.tuned_model import Tokens, open_watched, plain_tuned
 from dqrelo_gguf.runtime.session import Runtime
 
 F32 = npt.NDArray[np.float32]
@@ -49,10 +49,10 @@ def measure_moments(work: Work, pairs: Sequence[Pair], source: str, path: Path) 
     n_mat = {p.name: int(np.prod(p.ne[2:], dtype=np.int64)) for p in pairs}
     sums = {p.name: n_mat[p.name] * p.ne[0] ** 2 for p in pairs}
     largest = max(GROUP_BYTES, 8 * max(sums.values()))
-    with plain_tuned(work, "the calibration", 4 * sum(sums.values()) + largest) as tuned:
+    with plain_tuned(work, "the calibration", 4 * sum(sums.values()), largest) as tuned:
         texts = texts_of(work, tuned, source)
         n_tokens = sum(len(t.tokens) for t in texts)
-        with open_plain(tuned, 1, N_TEXT_TOKENS + 1, work.blocks.n_threads, watch=True) as rt:
+        with open_watched(tuned, N_TEXT_TOKENS + 1, work.blocks.n_threads) as rt:
             leaders, aliases = _grouped(rt, texts[0].tokens, [p.name for p in pairs])
             groups = list(_in_groups({name: sums[name] for name in leaders}))
             with work.phases("calibrating", n_tokens * len(groups)) as progress, new_file(path, force=True) as out:

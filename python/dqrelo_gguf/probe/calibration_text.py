@@ -32,6 +32,7 @@ N_SELF_TOKENS, N_QUESTIONS_TOKENS = 4096, 1536
 N_QUESTION_TOKENS, N_CHAT_TOKENS = 128, 6144
 # Questions that a model begins at most: many may be empty.
 MAX_QUESTIONS = 96
+# Texts that are written together.
 N_SEQ = 16
 USER, ASSISTANT = "user", "assistant"  # the roles of a conversation
 SEED = 1
@@ -58,7 +59,7 @@ def texts_of(work: Work, tuned: Path, source: str) -> list[Text]:
 def _file_texts(work: Work, tuned: Path, path: Path) -> list[Text]:
     """Conversations, or running text in pieces; the first of a long file."""
     raw = read_bytes(path)
-    with open_plain(tuned, N_SEQ, N_TEXT_TOKENS + 1, work.blocks.n_threads) as rt:
+    with open_plain(tuned, N_SEQ, 2 * N_TEXT_TOKENS + 1, work.blocks.n_threads) as rt:
         if path.suffix == ".jsonl":
             texts = _conversations(work, rt, path, raw)
         else:
@@ -94,7 +95,11 @@ def _conversations(work: Work, rt: Runtime, path: Path, raw: bytes) -> list[Text
     begun = template.tokens_of(rt, [c[:-1] for c in answered], for_answer=True)
     whole = template.tokens_of(rt, answered, for_answer=False)
     texts = [Text(text, len(question)) for text, question in zip(whole, begun, strict=True)]
-    return [*texts, *_answered(rt, template.tokens_of(rt, questions, for_answer=True), template.end)]
+    if questions:
+        asked = template.tokens_of(rt, questions, for_answer=True)
+        with work.phases("writing", min(MAX_FILE_TOKENS, len(asked) * (N_TEXT_TOKENS + 1))) as progress:
+            texts += _answered(rt, asked, template.end, MAX_FILE_TOKENS, progress)
+    return texts
 
 
 class _Template:
@@ -133,16 +138,45 @@ class _Template:
         return (before, behind[0]) if len(behind) == 1 else None
 
 
-def _answered(rt: Runtime, questions: Sequence[Tokens], end: int | None) -> Iterator[Text]:
-    """Questions with what the model answers, drawn with fixed seeds, and the end token where it ended."""
-    for i in range(0, len(questions), N_SEQ):
-        some = questions[i : i + N_SEQ]
-        n_left = [N_TEXT_TOKENS + 1 - len(text) for text in some]
-        drawn = rt.generate_tokens(some, max_tokens=max(1, *n_left), temperature=1.0, seed=SEED + i)
-        for text, more in zip(some, drawn, strict=True):
-            ending = [end] if end is not None and len(more) < max(n_left) else []
-            whole = np.concatenate([text, more, np.array(ending, np.int32)])[: N_TEXT_TOKENS + 1]
-            yield Text(whole, len(text))
+def _answered(
+    rt: Runtime, questions: Sequence[Tokens], end: int | None, n_tokens: int, progress: Progress
+) -> Iterator[Text]:
+    """The first questions with what the model answers, about so many tokens together, and the end token where it ended."""
+    lengths = [len(question) for question in questions]
+    written = Written(lengths, n_tokens, progress)
+    n_most = N_TEXT_TOKENS + 1 - min(lengths, default=0)
+    drawn = rt.generate_tokens(questions, max_tokens=max(1, n_most), temperature=1.0, seed=SEED, ended=written.ended)
+    for i, (question, more) in enumerate(zip(questions, drawn, strict=True)):
+        if i not in written.whole and not len(more):  # It was not asked any more.
+            continue
+        ending = [end] if end is not None and i in written.whole and len(more) < n_most else []
+        whole = np.concatenate([question, more, np.array(ending, np.int32)])[: N_TEXT_TOKENS + 1]
+        yield Text(whole, len(question))
+
+
+class Written:
+    """What has been written of some texts: counts it, and says when it is enough.
+
+    Args:
+        lengths: tokens of what each of the texts begins with, which count where the text has ended.
+        n_tokens: that are wanted together.
+        progress: is told of each text.
+
+    Attributes:
+        whole: the texts that have ended; others were ended when it was enough.
+    """
+
+    def __init__(self, lengths: Sequence[int], n_tokens: int, progress: Progress) -> None:
+        self.whole: set[int] = set()
+        self._lengths, self._n_left, self._progress = lengths, n_tokens, progress
+
+    def ended(self, i: int, n_generated: int) -> bool:
+        """For `Runtime.generate_tokens`."""
+        n = min(self._lengths[i] + n_generated, N_TEXT_TOKENS + 1)  # What is more will be cut.
+        self.whole.add(i)
+        self._n_left -= n
+        self._progress.step(n, "text")
+        return self._n_left > 0
 
 
 def _self_texts(work: Work, tuned: Path) -> list[Text]:
@@ -156,73 +190,65 @@ def _self_texts(work: Work, tuned: Path) -> list[Text]:
         n_all = n_all // 4 + 2 * N_QUESTIONS_TOKENS + N_CHAT_TOKENS
     with work.phases("writing", n_all) as progress:
         with open_plain(Path(work.base.path), N_SEQ, N_TEXT_TOKENS + 1, n_threads) as rt:
-            questions = list(_questions(rt, around, progress))
+            questions = _questions(rt, around, progress)
             # What is more like what the fine-tune is for leaves less to be learned from other text.
             n_tokens = N_SELF_TOKENS // 4 if questions else N_SELF_TOKENS
-            begun = list(_told(_drawn(rt, n_tokens), progress))
+            begun = _drawn(rt, n_tokens, progress)
         with open_plain(tuned, N_SEQ, 2 * N_TEXT_TOKENS + 1, n_threads) as rt:
             own = _questions(rt, around, progress)
             questions = [q for both in zip_longest(questions, own) for q in both if q is not None]
             asked: list[Conversation] = [[{"role": USER, "content": question}] for question in questions]
-            answered = _answered(rt, template.tokens_of(rt, asked, for_answer=True), template.end)
-            found = list(_up_to(_told(answered, progress), N_CHAT_TOKENS))
-            found += _told(_continued(rt, begun), progress)
-            found += _told(_drawn(rt, n_tokens), progress)
+            prompts = template.tokens_of(rt, asked, for_answer=True)
+            found = [*_up_to(_answered(rt, prompts, template.end, N_CHAT_TOKENS, progress), N_CHAT_TOKENS)]
+            found += [*_continued(rt, begun, progress), *_drawn(rt, n_tokens, progress)]
     if sum(len(text.tokens) for text in found) < MIN_FILE_TOKENS:
         raise InputError("--calibrate self: the models write no text of their own. Give a text file instead")
     return found
 
 
-def _told(texts: Iterable[Text], progress: Progress) -> Iterator[Text]:
-    """The texts; each is counted as it comes."""
-    for text in texts:
-        progress.step(len(text.tokens), "text")
-        yield text
-
-
-def _questions(rt: Runtime, around: tuple[str, str] | None, progress: Progress) -> Iterator[str]:
+def _questions(rt: Runtime, around: tuple[str, str] | None, progress: Progress) -> list[str]:
     """What a model writes in the place of a user's words, up to the line that follows them by the template."""
     if around is None:
-        return
+        return []
     before, behind = around
-    prompt = _after_start(rt, before)
     stop = behind.strip().split("\n")[0]
-    n_found = 0
-    for i in range(0, MAX_QUESTIONS, N_SEQ):
-        if n_found >= N_QUESTIONS_TOKENS:
-            return
-        texts = rt.generate(
-            [prompt] * N_SEQ, max_tokens=N_QUESTION_TOKENS, temperature=1.0, seed=SEED + i, stop=stop or None
-        )
-        for text in filter(None, map(str.strip, texts)):
-            n_tokens = len(rt.tokenize(text, add_special=False))
-            n_found += n_tokens
-            progress.step(n_tokens, "questions")
-            yield text
+    written = Written([0] * MAX_QUESTIONS, N_QUESTIONS_TOKENS, progress)
+    drawn = rt.generate_tokens(
+        [_after_start(rt, before)] * MAX_QUESTIONS,
+        max_tokens=N_QUESTION_TOKENS,
+        temperature=1.0,
+        seed=SEED,
+        stop=stop or None,
+        ended=written.ended,
+    )
+    texts = (rt.detokenize(drawn[i]) for i in sorted(written.whole))
+    return [*filter(None, ((text.split(stop)[0] if stop else text).strip() for text in texts))]
 
 
-def _continued(rt: Runtime, texts: Sequence[Text]) -> Iterator[Text]:
+def _continued(rt: Runtime, texts: Sequence[Text], progress: Progress) -> list[Text]:
     """Texts that the model goes on with from somewhere in their second halves."""
     rng = np.random.default_rng(SEED)
     tokens = [t.tokens for t in texts if len(t.tokens) >= 2]
     begun = [t[: int(rng.integers(len(t) // 2, len(t) + 1))] for t in tokens]
-    for i in range(0, len(begun), N_SEQ):
-        some = begun[i : i + N_SEQ]
-        longest = max(len(t) for t in some)
-        drawn = rt.generate_tokens(some, max_tokens=N_TEXT_TOKENS + 1 - longest // 2, temperature=1.0, seed=SEED + i)
-        for text, more in zip(some, drawn, strict=True):
-            yield Text(np.concatenate([text, more])[: N_TEXT_TOKENS + 1])
+    lengths = [len(t) for t in begun]
+    n_most = N_TEXT_TOKENS + 1 - max(lengths, default=0) // 2
+    ended = Written(lengths, len(begun) * (N_TEXT_TOKENS + 1), progress).ended
+    drawn = rt.generate_tokens(begun, max_tokens=n_most, temperature=1.0, seed=SEED, ended=ended)
+    return [Text(np.concatenate([t, more])[: N_TEXT_TOKENS + 1]) for t, more in zip(begun, drawn, strict=True)]
 
 
-def _drawn(rt: Runtime, n_tokens: int) -> Iterator[Text]:
+def _drawn(rt: Runtime, n_tokens: int, progress: Progress) -> list[Text]:
     """Texts of so many tokens together, if so many come at all."""
+    texts: list[Text] = []
     found, seed = 0, SEED
-    while found < n_tokens and seed < SEED + n_tokens:  # a model may end each text at once
+    while found < n_tokens and seed < SEED + n_tokens:  # A model may end each text at once.
         n_seq = min(N_SEQ, -(-(n_tokens - found) // N_TEXT_TOKENS))
         for text in drawn_texts(rt, n_seq, N_TEXT_TOKENS, seed):
             found += len(text)
-            yield Text(text)
+            progress.step(len(text), "text")
+            texts.append(Text(text))
         seed += N_SEQ
+    return texts
 
 
 def _after_start(rt: Runtime, text: str) -> Tokens:

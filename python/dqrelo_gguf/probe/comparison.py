@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -14,7 +15,7 @@ import torch
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.convert.moments import Text, in_parts
 from dqrelo_gguf.errors import InputError
-from dqrelo_gguf.probe.tuned_model import open_plain
+from dqrelo_gguf.probe.tuned_model import open_watched
 from dqrelo_gguf.runtime.calls import ResumePoints
 from dqrelo_gguf.runtime.session import Runtime
 
@@ -46,31 +47,33 @@ def held_bytes(texts: Sequence[Text], n_in: int) -> int:
 
 
 class Comparison:
-    """Two models that read the same text, a step further each time. A context manager.
+    """The fine-tune and a model of it that is compressed so far, which read the same text, a step further each time. A context manager.
 
     Args:
         texts: what is read, up to MAX_TOKENS tokens spread over all of it.
-        tuned: the plain GGUF of the fine-tune.
-        compressed: that of the compressed model, whose weights may change between the steps.
+        tuned: the plain GGUF of the fine-tune. The compressed model begins as the same.
         blocks: the threads to work with.
+
+    Attributes:
+        compressed: the compressed model, whose weights are set between the steps.
     """
 
-    def __init__(self, texts: Sequence[Text], tuned: Path, compressed: Path, blocks: Blocks) -> None:
+    def __init__(self, texts: Sequence[Text], tuned: Path, blocks: Blocks) -> None:
         some = _first(texts, MAX_TOKENS)
-        self.compressed = compressed
-        self._n_tokens, self._blocks = max(len(text.tokens) for text in some), blocks
+        n_tokens = max(len(text.tokens) for text in some)
+        self._blocks = blocks
         self._parts = [Part(texts) for texts in in_parts(some, PART_TOKENS)]
         self._wanted, self._got = Rows(), Rows()
-        self._tuned = self._open(tuned)
+        with ExitStack() as stack:
+            self._tuned = stack.enter_context(open_watched(tuned, n_tokens, blocks.n_threads))
+            self.compressed = stack.enter_context(open_watched(tuned, n_tokens, blocks.n_threads, changes=True))
+            self._close = stack.pop_all().close
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._tuned.close()
-
-    def _open(self, path: Path) -> Runtime:
-        return open_plain(path, 1, self._n_tokens, self._blocks.n_threads, watch=True)
+        self._close()
 
     def of(self, group: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The moments of a group's inputs in the compressed model, and the shift: (n_in, n_in) float32 both.
@@ -82,11 +85,10 @@ class Comparison:
             InputError: the models' graphs do not read it there, or its inputs are not finite.
         """
         sums = InputSums(self._blocks)
-        with self._open(self.compressed) as compressed:
-            for part in self._parts:
-                wanted = inputs_of(self._tuned, part.texts, group, part.tuned, self._wanted)
-                got = inputs_of(compressed, part.texts, group, part.compressed, self._got)
-                sums.add(wanted, got, np.concatenate([text.weights for text in part.texts]))
+        for part in self._parts:
+            wanted = inputs_of(self._tuned, part.texts, group, part.tuned, self._wanted)
+            got = inputs_of(self.compressed, part.texts, group, part.compressed, self._got)
+            sums.add(wanted, got, np.concatenate([text.weights for text in part.texts]))
         return sums.moments, sums.shift()
 
 

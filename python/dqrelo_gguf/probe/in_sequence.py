@@ -21,7 +21,6 @@ one before has left the text, so that all of them together read it once:
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +34,6 @@ import torch
 from dqrelo_gguf.compress.paper import norm
 from dqrelo_gguf.convert.lanes import LocalLanes
 from dqrelo_gguf.convert.moments import Moments
-from dqrelo_gguf.convert.plain_model import replace_tensor
 from dqrelo_gguf.convert.plan import Options, Planned
 from dqrelo_gguf.convert.sources import Models
 from dqrelo_gguf.convert.tasks import Encode
@@ -83,12 +81,11 @@ def encoded_in_sequence(work: Work, options: Options, planned: Sequence[Planned]
     """
     n_plain = 2 * sum(prod(ne) for ne in work.base.shapes.values())
     n_held = held_bytes(moments.texts, max((p.pair.ne[0] for p in planned), default=0))
-    with plain_tuned(work, "the calibration", n_plain + sum(p.n_bytes for p in planned) + n_held) as path:
-        compressed = Path(shutil.copyfile(path, path.with_name("compressed.gguf")))
+    with plain_tuned(work, "the calibration", sum(p.n_bytes for p in planned), n_plain + n_held) as path:
         todo = [p for p in planned if p.spec.dense_type is None and p.factors is None]
-        with Comparison(moments.texts, path, compressed, work.blocks) as comparison:
+        with Comparison(moments.texts, path, work.blocks) as comparison:
             largest = max((prod(p.pair.ne) for p in planned), default=0)
-            sequence = _InSequence(work, options, moments, comparison, largest)
+            sequence = _InSequence(work, options, moments, comparison, folder=path.parent, largest=largest)
             with work.phases("compressing", sum(prod(p.pair.ne) for p in todo)) as progress:
                 for step in steps(todo, moments):
                     sequence.take(step, progress)
@@ -120,14 +117,16 @@ class _InSequence:
         work: see `encoded_in_sequence`, as the two below.
         options: see above.
         moments: see above.
-        comparison: of the fine-tune with the compressed model, which is a plain GGUF of the fine-tune at first; more files go into its
-            folder.
+        comparison: of the fine-tune with the compressed model.
+        folder: for files of weights that are compressed.
         largest: elements of the largest weight.
     """
 
-    def __init__(self, work: Work, options: Options, moments: Moments, comparison: Comparison, largest: int) -> None:
+    def __init__(
+        self, work: Work, options: Options, moments: Moments, comparison: Comparison, *, folder: Path, largest: int
+    ) -> None:
         self._work, self._options, self._moments, self._comparison = work, options, moments, comparison
-        self._largest = largest
+        self._folder, self._largest = folder, largest
         self._found: dict[str, tuple[Path, Pack]] = {}  # The packs here have no tensors; those lie in the files.
 
     def take(self, step: Step, progress: Progress) -> None:
@@ -136,15 +135,14 @@ class _InSequence:
         if step.compared is not None:
             H, shift = self._comparison.of(step.compared)
             inputs = inputs.with_step({step.compared: H}, {step.compared: shift})
-        compressed = self._comparison.compressed
         lanes = self._lanes(inputs)
         for p, pack in lanes.each(Encode(self._options), step.weights):
-            path = compressed.with_name(f"{len(self._found)}.dq.gguf")
+            path = self._folder / f"{len(self._found)}.dq.gguf"
             D_hat = write_one(path, p.spec, pack)
             found = pack if inputs.shift(p.spec.name) is None else self._with_errors(p, pack, D_hat)
             self._found[p.spec.name] = path, replace(found, tensors=())
             D_hat += self._work.base.load(p.spec.name, self._work.blocks)
-            replace_tensor(compressed, p.spec.name, D_hat)
+            self._comparison.compressed.set_weight(p.spec.name, D_hat)
             progress.step(prod(p.pair.ne), p.spec.name)
 
     def packs(self, planned: Sequence[Planned]) -> Iterator[tuple[Planned, Pack]]:

@@ -52,7 +52,7 @@ def measured_importance(work: Work, planned: list[Planned]) -> dict[str, float]:
     """
     matrices = [p for p in planned if p.spec.dense_type is None]
     n_params = sum(prod(ne) for ne in work.base.shapes.values())
-    with plain_tuned(work, "the probe", 2 * n_params) as tuned:
+    with plain_tuned(work, "the probe", 2 * n_params, 2 * n_params) as tuned:
         texts = _texts(Path(work.base.path), tuned, work.blocks.n_threads)
         classes = list(_write_classes(work, matrices, tuned))
         with _open(tuned, work.blocks.n_threads) as rt:

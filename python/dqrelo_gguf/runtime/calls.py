@@ -218,7 +218,14 @@ class Calls:
 
     @process.native_call
     def generate_tokens(
-        self, prompts: Sequence[Prompt], *, max_tokens: int, temperature: float = 0.0, seed: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop: str | Sequence[str] | None = None,
+        ended: Callable[[int, int], bool] | None = None,
     ) -> list[NDArray[np.int32]]:
         """Continues prompts on the base, and gives tokens instead of text.
 
@@ -227,13 +234,17 @@ class Calls:
             max_tokens: tokens to generate for each prompt at most.
             temperature: 0 takes the most probable token each time; above, tokens are drawn.
             seed: prompt i draws with seed + i.
+            stop: texts that end a generation; the tokens that complete one are part of it.
+            ended: is called with i and n_generated when prompt i has ended, and returns whether more are wanted. If not, those that
+                run end as they are, and no other one begins. It must not call the runtime. Its exceptions end the call.
 
         Returns:
             int32 [n_generated] for each prompt, without the end token.
         """
         base: list[list[tuple[Delta, float]]] = [[] for _ in prompts]
         params = _draw_params(max_tokens, temperature, seed)
-        generated = self._session.generate(self._tokens_of(prompts, base), base, params)
+        params.stop = stop_texts(stop)
+        generated = self._session.generate(self._tokens_of(prompts, base), base, params, ended)
         return [tokens for _, tokens in generated]
 
     @process.native_call
@@ -252,7 +263,7 @@ class Calls:
             visit: is called with a weight's name, float32 [n_rows, n_in], and of a stack of experts int32 [n_rows], the matrix
                 that each row was multiplied with, else None. It must not call the runtime. Its exceptions end the call.
             resume: where these texts, each of n_ubatch tokens at most, were left by the last call with it, of any runtime whose model
-                has the same graphs (n_seq_max=1). They go on from there, so that no weight before is read, and are left where the
+                has the same graphs. They go on from there, so that no weight before is read, and are left where the
                 first of `names` is multiplied. Empty for the first call, and of one call at a time.
 
         Returns:
@@ -263,6 +274,19 @@ class Calls:
             InputError: the runtime was not opened with `watch`; see also `logits`.
         """
         return self._session.visit_inputs(self._tokens_of(tokens, [[] for _ in tokens]), list(names), visit, resume)
+
+    @process.native_call
+    def set_weight(self, name: str, values: NDArray[np.float32]) -> None:
+        """Overwrites a weight of the base in memory; the runtime was opened with `use_mmap=False`.
+
+        Args:
+            name: of a tensor of the base, in F32, F16 or BF16.
+            values: float32, as many as the tensor has; rounded to its type.
+
+        Raises:
+            InputError: the base is mapped, or has no such tensor.
+        """
+        self._session.set_weight(name, np.ascontiguousarray(values, np.float32))
 
     @property
     def start_token(self) -> int | None:
