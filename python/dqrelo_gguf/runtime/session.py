@@ -47,7 +47,8 @@ class Runtime(Calls):
         allow_other_base: accept deltas that were made from another quantisation of this base.
         verify: check the digests of a delta at every load; otherwise once for a file, until it changes.
         max_scale: the largest absolute value of a `scale`: larger ones make a model's numbers overflow.
-        watch: let `visit_inputs` be called. Each operation of a graph is computed by itself then, which is slower.
+        watch: let `visit_inputs` be called. Each operation of a graph is computed by itself then, which is slower; a model with
+            recurrent layers has one sequence at a time (n_seq_max is 1).
         verbose: print llama.cpp's log to stderr (for the whole process).
 
     Raises:
