@@ -125,7 +125,7 @@ class _Clock:
         self.n_read = 0
         self._is_running = False
 
-    def phases(self, title: str, n_all: int) -> Silent:
+    def phases(self, title: str, n_all: int, *, unit: str = "params") -> Silent:
         """A phase that is timed."""
         clock = self
 
@@ -142,7 +142,7 @@ class _Clock:
                 clock.seconds += time.perf_counter() - self._begun[0]
                 clock.processor_seconds += _processor_seconds() - self._begun[1]
 
-        return Timed(title, n_all)
+        return Timed(title, n_all, unit=unit)
 
     @contextmanager
     def readings(self) -> Iterator[None]:

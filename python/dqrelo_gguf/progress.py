@@ -6,7 +6,6 @@ import functools
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -27,15 +26,17 @@ class Progress(Protocol):
         """`name` is done: so many parameters (or what else is counted) of all."""
 
 
-# Starts a phase: its title and the number of parameters (or what else is counted) in all.
-Phases = Callable[[str, int], Progress]
+class Phases(Protocol):
+    """Starts a phase: its title, how many parameters (or what else is counted) there are in all, and the unit if it is another one."""
+
+    def __call__(self, title: str, n_all: int, *, unit: str = ...) -> Progress: ...
 
 
 class Silent:
     """Shows nothing."""
 
-    def __init__(self, title: str, n_all: int) -> None:
-        del title, n_all
+    def __init__(self, title: str, n_all: int, *, unit: str = "params") -> None:
+        del title, n_all, unit
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +53,7 @@ class Silent:
 class Bar(Silent):
     """A bar on a terminal."""
 
-    def __init__(self, title: str, n_all: int, unit: str = "params") -> None:
+    def __init__(self, title: str, n_all: int, *, unit: str = "params") -> None:
         from tqdm import tqdm
 
         self._bar: Any = tqdm(
@@ -78,7 +79,7 @@ class Bar(Silent):
 class Lines(Silent):
     """A line at the end of a phase, and every ten seconds before."""
 
-    def __init__(self, title: str, n_all: int, unit: str = "params") -> None:
+    def __init__(self, title: str, n_all: int, *, unit: str = "params") -> None:
         self._title, self._n_all, self._done, self._unit = title, n_all, 0, unit
         self._begun = self._shown = time.monotonic()
 
@@ -105,5 +106,5 @@ def _scaled(rate: float) -> str:
 
 
 def phases_for_stderr(unit: str = "params") -> Phases:
-    """Bars if stderr is a terminal, lines otherwise; `unit` is what they count."""
+    """Bars if stderr is a terminal, lines otherwise; `unit` is what they count where a phase does not say it."""
     return functools.partial(Bar if sys.stderr.isatty() else Lines, unit=unit)

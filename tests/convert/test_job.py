@@ -398,8 +398,8 @@ def test_full_disk(out: Path) -> None:
 
 
 class _Interrupted(Silent):
-    def __init__(self, title: str, n_params: int) -> None:
-        super().__init__(title, n_params)
+    def __init__(self, title: str, n_all: int, *, unit: str = "params") -> None:
+        super().__init__(title, n_all, unit=unit)
         self._title = title
 
     def step(self, n_params: int, name: str) -> None:  # noqa: ARG002

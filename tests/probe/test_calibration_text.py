@@ -119,17 +119,18 @@ def test_both_models_write_questions_that_the_fine_tune_answers(
     told: Counter[str] = Counter()
 
     class Told(progress.Silent):
-        def __init__(self, title: str, n_all: int, unit: str = "params") -> None:
-            del n_all, unit
-            self.title = title
+        def __init__(self, title: str, n_all: int, *, unit: str = "params") -> None:
+            del n_all
+            self.title = f"{title} {unit}"
 
         def step(self, n: int, name: str) -> None:
-            told[f"{self.title} {name}"] += n
+            del name
+            told[self.title] += n
 
     monkeypatch.setattr(progress, "Lines", Told)
     texts = own_text(tmp_path, TEMPLATE)
     # What is told is every text, questions without one, and what the base begins and the fine-tune goes on with.
-    n_more = told["writing text"] - n_tokens(texts)
+    n_more = told["writing tokens"] - n_tokens(texts)
     assert 400 + 1024 - 400 <= n_more < 2 * (400 + 1024)
     talks, others = ([t for t in texts if bool(t.n_question) == is_talk] for is_talk in (True, False))
     assert 600 <= n_tokens(talks) < 600 + calibration_text.N_TEXT_TOKENS + 1

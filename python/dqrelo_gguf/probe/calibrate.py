@@ -55,7 +55,10 @@ def measure_moments(work: Work, pairs: Sequence[Pair], source: str, path: Path) 
         with open_watched(tuned, N_TEXT_TOKENS + 1, work.blocks.n_threads) as rt:
             leaders, aliases = _grouped(rt, texts[0].tokens, [p.name for p in pairs])
             groups = list(_in_groups({name: sums[name] for name in leaders}))
-            with work.phases("calibrating", n_tokens * len(groups)) as progress, new_file(path, force=True) as out:
+            with (
+                work.phases("calibrating", n_tokens * len(groups), unit="tokens") as progress,
+                new_file(path, force=True) as out,
+            ):
                 out.write(_begin({p.name: p.ne for p in pairs}, leaders, aliases, source, texts))
                 for group in groups:
                     moments = Sums(work.blocks, {p.name: (n_mat[p.name], p.ne[0]) for p in pairs if p.name in group})

@@ -97,7 +97,8 @@ def _conversations(work: Work, rt: Runtime, path: Path, raw: bytes) -> list[Text
     texts = [Text(text, len(question)) for text, question in zip(whole, begun, strict=True)]
     if questions:
         asked = template.tokens_of(rt, questions, for_answer=True)
-        with work.phases("writing", min(MAX_FILE_TOKENS, len(asked) * (N_TEXT_TOKENS + 1))) as progress:
+        n_most = min(MAX_FILE_TOKENS, len(asked) * (N_TEXT_TOKENS + 1))
+        with work.phases("writing", n_most, unit="tokens") as progress:
             texts += _answered(rt, asked, template.end, MAX_FILE_TOKENS, progress)
     return texts
 
@@ -188,7 +189,7 @@ def _self_texts(work: Work, tuned: Path) -> list[Text]:
     n_all = 3 * N_SELF_TOKENS
     if around is not None:
         n_all = n_all // 4 + 2 * N_QUESTIONS_TOKENS + N_CHAT_TOKENS
-    with work.phases("writing", n_all) as progress:
+    with work.phases("writing", n_all, unit="tokens") as progress:
         with open_plain(Path(work.base.path), N_SEQ, N_TEXT_TOKENS + 1, n_threads) as rt:
             questions = _questions(rt, around, progress)
             # What is more like what the fine-tune is for leaves less to be learned from other text.

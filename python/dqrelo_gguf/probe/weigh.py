@@ -110,7 +110,7 @@ def _moved(work: Work, rt: Runtime, deltas: list[Delta], texts: list[Tokens]) ->
     """Mean KL(fine-tune || fine-tune with a class compressed) over all tokens, for each class."""
     total = np.zeros(len(deltas))
     n_tokens = sum(len(text) for text in texts)
-    with work.phases("listening", n_tokens * len(deltas)) as progress:
+    with work.phases("listening", n_tokens * len(deltas), unit="tokens") as progress:
         for text in texts:
             expected = rt.logits(text)
             for first in range(0, len(deltas), N_TEXTS - 1):
