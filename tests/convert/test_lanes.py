@@ -48,6 +48,16 @@ def test_results_come_in_order_within_the_largest_weights_size(n_threads: int) -
     assert {w: n for w, n in work.n_threads.items() if n != (1 if w * n_threads <= 1000 else n_threads)} == {}
 
 
+def test_fewer_weights_than_threads_have_all_threads_each() -> None:
+    """As many as there are threads share them."""
+    for weights, n_each in (([3, 5, 7], 4), ([3, 5, 7, 9], 1)):
+        work = AtWork()
+        with open_blocks(4) as blocks:
+            found = list(in_lanes(weights, int, work, blocks, largest=1000))
+        assert found == [(w, f"done {w}") for w in weights]
+        assert set(work.n_threads.values()) == {n_each}
+
+
 def test_a_failure_stops_the_rest_and_is_raised_in_its_place() -> None:
     begun = []
 
