@@ -143,9 +143,9 @@ struct variants {
             case 2: words_int16(sign.data(), words, act.d, act.sum, out.data()); break;
             case 3:
                 for (int i = 0; i < N; i += 64) {
-                    dqrelo_ahead nothing = {};
-                    dqrelo_kernels_avx512vnni.sign_dots(sign.data() + i * (N / 8), 64, q.data(), dqrelo_q_bytes(N), &act, 1, N,
-                                                        isum.data() + i, N, &nothing);
+                    dqrelo_ahead           nothing = {};
+                    const dqrelo_sign_tile tile    = { sign.data() + i * (N / 8), 64, isum.data() + i };
+                    dqrelo_kernels_avx512vnni.sign_dots(&tile, 1, q.data(), dqrelo_q_bytes(N), &act, 1, N, N, &nothing);
                 }
                 for (int i = 0; i < N; i++) {
                     out[(size_t) i] = act.d * (float) isum[(size_t) i];

@@ -1,4 +1,4 @@
-// avx2.cpp: the kernels of kernels.h for AVX2, FMA and F16C, but for the signs, which are in avx2-signs.cpp.
+// avx2.cpp: the kernels of kernels.h for AVX2, FMA and F16C, but for the signs, which are in avx2-signs.cpp and avx2-sign-row.cpp.
 //
 // A step is 8 floats. Lane l of an accumulator adds columns l, l + 8, ... in order, then the 8 lanes are added in one fixed tree. The end
 // of a row is read with masked loads.

@@ -1,4 +1,4 @@
-// avx2.h: what avx2.cpp and avx2-signs.cpp share.
+// avx2.h: what the AVX2 kernels share.
 #pragma once
 
 #include "kernels.h"
@@ -23,5 +23,8 @@ static inline __m256i lanes_i32x8(int64_t n) {
 }
 
 // dqrelo_kernels::sign_dots for AVX2; it is in avx2-signs.cpp.
-void sign_dots_avx2(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
-                    int32_t * out, int64_t ld, struct dqrelo_ahead * ahead);
+void sign_dots_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
+                    int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
+
+// The same for one row of q; it is in avx2-sign-row.cpp.
+void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t n, struct dqrelo_ahead * ahead);

@@ -327,17 +327,25 @@ static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int6
     }
 }
 
-void sign_dots_avx512vnni(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
-                          int64_t n, int32_t * out, int64_t ld, struct dqrelo_ahead * ahead) {
+static void sign_dots_tile(const struct dqrelo_sign_tile & tile, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
+                           int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
     for (int t = 0, n_step; t < n_t; t += n_step) {
-        n_step = rows_at_once(t, n_t);
+        int32_t * out = tile.out + t * ld;
+        n_step        = rows_at_once(t, n_t);
         switch (n_step) {
-            case 1: sign_dots_few<8, 1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, ahead); break;
-            case 2: sign_dots_few<4, 2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, ahead); break;
+            case 1: sign_dots_few<8, 1>(tile.sign, tile.n_i, q + t * q_stride, q_stride, act + t, n, out, ld, ahead); break;
+            case 2: sign_dots_few<4, 2>(tile.sign, tile.n_i, q + t * q_stride, q_stride, act + t, n, out, ld, ahead); break;
             case 3:
                 n_step = (n_t - t) / MANY_T * MANY_T;
-                sign_dots_many(sign, n_i, q + t * q_stride, q_stride, act + t, n_step, n, out + t * ld, ld);
+                sign_dots_many(tile.sign, tile.n_i, q + t * q_stride, q_stride, act + t, n_step, n, out, ld);
                 break;
         }
+    }
+}
+
+void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
+                          const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
+    for (int k = 0; k < n_tiles; k++) {
+        sign_dots_tile(tiles[k], q, q_stride, act, n_t, n, ld, ahead);
     }
 }

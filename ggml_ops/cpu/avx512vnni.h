@@ -25,5 +25,5 @@ static inline int rows_at_once(int t, int n_t) {
 
 // dqrelo_kernels::quantize_row and sign_dots for AVX-512 VNNI; they are in avx512vnni-signs.cpp.
 void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
-void sign_dots_avx512vnni(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
-                          int64_t n, int32_t * out, int64_t ld, struct dqrelo_ahead * ahead);
+void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
+                          const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);

@@ -32,25 +32,39 @@ static float bf16_at(const void * data, int64_t i) {
     return dqrelo_bf16_to_f32(((const uint16_t *) data)[i]);
 }
 
-// Computes values k0 <= k < k0 + n_k of B (c . x) for a tile of rows, plane after plane.
+// Sets bx[k], or adds to it, for n_k <= DQRELO_TILE_I values of B (c . x) and a tile of rows, what the codes of a plane from `code` on
+// gave.
+static void add_codes(const struct dqrelo_group * g, int64_t t0, int n_t, int64_t k0, int64_t code, const struct dqrelo_sign_tile & sums,
+                      bool add) {
+    for (int t = 0; t < n_t; t++) {
+        const int32_t * isum = sums.out + t * DQRELO_TILE_I;
+        const float     d    = g->act[t0 + t].d;
+        float *         bx   = g->bx + (t0 + t) * g->bx_stride + k0;
+        for (int k = 0; k < sums.n_i; k++) {
+            const float value = bf16_at(g->e.vscale, code + k) * d * (float) isum[k];
+            bx[k]             = add ? bx[k] + value : value;
+        }
+    }
+}
+
+// Computes values k0 <= k < k0 + n_k of B (c . x) for a tile of rows, DQRELO_MAX_PLANES planes at a time.
 static void codes_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t k0, int n_k,
                        struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e        = &g->e;
     const int64_t               q_stride = dqrelo_q_bytes(e->n_in);
     int64_t                     code     = k0;
-    for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
-        const int           n       = (int) min_i64(n_k, e->plane_ranks[p] - k0);
-        struct dqrelo_ahead nothing = {};
-        kernels->sign_dots(e->vsign + code * (e->n_in / 8), n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, scratch->isum[0],
-                           DQRELO_TILE_I, &nothing);
-        for (int t = 0; t < n_t; t++) {
-            const int32_t * isum = scratch->isum[0] + t * DQRELO_TILE_I;
-            const float     d    = g->act[t0 + t].d;
-            float *         bx   = g->bx + (t0 + t) * g->bx_stride + k0;
-            for (int k = 0; k < n; k++) {
-                const float value = bf16_at(e->vscale, code + k) * d * (float) isum[k];
-                bx[k]             = p == 0 ? value : bx[k] + value;
-            }
+    for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p];) {
+        struct dqrelo_ahead     nothing = {};
+        struct dqrelo_sign_tile tiles[DQRELO_MAX_PLANES];
+        int64_t                 codes[DQRELO_MAX_PLANES];
+        int                     n = 0;
+        for (; n < DQRELO_MAX_PLANES && p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; n++, code += e->plane_ranks[p++]) {
+            codes[n] = code;
+            tiles[n] = { e->vsign + code * (e->n_in / 8), (int) min_i64(n_k, e->plane_ranks[p] - k0), scratch->isum[n] };
+        }
+        kernels->sign_dots(tiles, n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, DQRELO_TILE_I, &nothing);
+        for (int k = 0; k < n; k++) {
+            add_codes(g, t0, n_t, k0, codes[k], tiles[k], codes[k] > k0);
         }
     }
 }
@@ -152,13 +166,16 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
 
     const int64_t       q_stride = dqrelo_q_bytes(e->n_in);
     struct dqrelo_ahead ahead    = has_uv ? factor_bytes(e, i0, i0 + n_i) : dqrelo_ahead{};
-    for (int p = 0; p < n_planes; p++) {
-        kernels->sign_dots(e->sign[p] + i0 * (e->n_in / 8), n_i, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in,
-                           scratch->isum[p], DQRELO_TILE_I, &ahead);
+    if (n_planes > 0) {
+        struct dqrelo_sign_tile tiles[DQRELO_MAX_PLANES];
+        for (int p = 0; p < n_planes; p++) {
+            tiles[p] = { e->sign[p] + i0 * (e->n_in / 8), n_i, scratch->isum[p] };
+        }
+        kernels->sign_dots(tiles, n_planes, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, DQRELO_TILE_I, &ahead);
     }
     if (e->n_codes > 0) {
-        kernels->sign_dots(e->usign + i0 * (e->n_codes / 8), n_i, g->zq + t0 * g->zq_stride, g->zq_stride, g->zact + t0, n_t, e->n_codes,
-                           scratch->zsum, DQRELO_TILE_I, &ahead);
+        const struct dqrelo_sign_tile tile = { e->usign + i0 * (e->n_codes / 8), n_i, scratch->zsum };
+        kernels->sign_dots(&tile, 1, g->zq + t0 * g->zq_stride, g->zq_stride, g->zact + t0, n_t, e->n_codes, DQRELO_TILE_I, &ahead);
     }
     if (has_uv) {
         factor_out(kernels, g, t0, n_t, i0, n_i, then, scratch);

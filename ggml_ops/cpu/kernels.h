@@ -66,6 +66,13 @@ struct dqrelo_ahead {
     uintptr_t next, end;
 };
 
+// A tile of signs and what its products are written to: n_i rows of n/8 bytes; out[t*ld + i] becomes sum_j s_ij q_tj.
+struct dqrelo_sign_tile {
+    const uint8_t * sign;
+    int             n_i;
+    int32_t *       out;
+};
+
 #define DQRELO_EXPAND_BEHIND 16
 
 struct dqrelo_kernels {
@@ -77,9 +84,10 @@ struct dqrelo_kernels {
     // Computes q and act from a row x [n]; cscale is [n] or NULL. q has dqrelo_q_bytes(n) bytes.
     void (*quantize_row)(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
 
-    // Sets out[t*ld + i] to sum_j s_ij q_tj, exactly. sign are n_i rows of n/8 bytes, q n_t rows, q_stride bytes apart.
-    void (*sign_dots)(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t, int64_t n,
-                      int32_t * out, int64_t ld, struct dqrelo_ahead * ahead);
+    // Multiplies each tile with the same q, exactly. q are n_t rows, q_stride bytes apart. What follows the tiles in memory is taken to be
+    // what the next call reads, and asked for: as many rows again of the first tile, and so on.
+    void (*sign_dots)(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
+                      int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
 
     // Sets out[t*ld + i] to sum_j a_ij b_tj in F32. a are n_i rows of `type`, a_stride bytes apart, b pointers to n_t rows.
     void (*dots)(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out,

@@ -256,18 +256,22 @@ static void sign_dots_rows(const uint8_t * sign, int n_i, const int8_t * q, int6
     }
 }
 
-static void sign_dots_neon(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
-                           int64_t n, int32_t * out, int64_t ld, struct dqrelo_ahead * ahead) {
-    for (int t = 0; t < n_t;) {
-        const int left   = n_t - t;
-        const int n_step = left == 5 ? 3 : left < 4 ? left : 4; // Five rows are taken as 3 + 2.
-        switch (n_step) {
-            case 1: sign_dots_rows<1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, *ahead); break;
-            case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, *ahead); break;
-            case 3: sign_dots_rows<3>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, *ahead); break;
-            case 4: sign_dots_rows<4>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out + t * ld, ld, *ahead); break;
+static void sign_dots_neon(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
+                           const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
+    for (int k = 0; k < n_tiles; k++) {
+        for (int t = 0, n_step; t < n_t; t += n_step) {
+            const uint8_t * sign = tiles[k].sign;
+            const int       n_i  = tiles[k].n_i;
+            int32_t *       out  = tiles[k].out + t * ld;
+            const int       left = n_t - t;
+            n_step               = left == 5 ? 3 : left < 4 ? left : 4; // Five rows are taken as 3 + 2.
+            switch (n_step) {
+                case 1: sign_dots_rows<1>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out, ld, *ahead); break;
+                case 2: sign_dots_rows<2>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out, ld, *ahead); break;
+                case 3: sign_dots_rows<3>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out, ld, *ahead); break;
+                case 4: sign_dots_rows<4>(sign, n_i, q + t * q_stride, q_stride, act + t, n, out, ld, *ahead); break;
+            }
         }
-        t += n_step;
     }
 }
 

@@ -54,11 +54,13 @@ static int32_t sign_dot_scalar(const uint8_t * sign, const int8_t * q, int64_t n
     return sum;
 }
 
-static void sign_dots_scalar(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * /* act */,
-                             int n_t, int64_t n, int32_t * out, int64_t ld, struct dqrelo_ahead * /* ahead */) {
-    for (int t = 0; t < n_t; t++) {
-        for (int i = 0; i < n_i; i++) {
-            out[t * ld + i] = sign_dot_scalar(sign + i * (n / 8), q + t * q_stride, n);
+static void sign_dots_scalar(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
+                             const struct dqrelo_act * /* act */, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * /* ahead */) {
+    for (int k = 0; k < n_tiles; k++) {
+        for (int t = 0; t < n_t; t++) {
+            for (int i = 0; i < tiles[k].n_i; i++) {
+                tiles[k].out[t * ld + i] = sign_dot_scalar(tiles[k].sign + i * (n / 8), q + t * q_stride, n);
+            }
         }
     }
 }

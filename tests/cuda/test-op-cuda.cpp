@@ -91,8 +91,9 @@ static void check_exact(int64_t n_in, float factor, const char * what, kernel wh
         scalar.quantize_row(c.x_of(t), r.e.cscale, n_in, q.data(), &act);
         std::vector<float> want((size_t) o.n_out, 0.0f);
         for (int p = 0; p < r.e.n_planes; p++) {
-            dqrelo_ahead nothing = {};
-            scalar.sign_dots(r.e.sign[p], (int) o.n_out, q.data(), 0, &act, 1, n_in, sums.data(), o.n_out, &nothing);
+            dqrelo_ahead           nothing = {};
+            const dqrelo_sign_tile tile    = { r.e.sign[p], (int) o.n_out, sums.data() };
+            scalar.sign_dots(&tile, 1, q.data(), 0, &act, 1, n_in, o.n_out, &nothing);
             for (size_t i = 0; i < want.size(); i++) {
                 want[i] += act.d * r.e.scale[p][0] * (float) sums[i];
             }

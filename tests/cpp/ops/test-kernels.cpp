@@ -8,6 +8,7 @@
 #include "cpu/factor-types.h"
 #include "cpu/kernels.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <string>
 
@@ -120,55 +121,74 @@ static void test_quantize_equals_scalar(const dqrelo_kernels * kernels) {
     }
 }
 
-static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int n_t, int n_i) {
-    check::begin(format("sign_dots/%s/n=%lld/rows=%d/outputs=%d", kernels->name, (long long) n, n_t, n_i).c_str());
+// Returns n_i rows of signs, the first one all minus ones. There is one byte before, so that no row is aligned, and none after, so that a
+// sanitizer sees a read past the end.
+static bytes random_signs(int64_t n, int n_i, std::mt19937 & rng) {
+    bytes sign(1 + (size_t) (n / 8 * n_i));
+    for (uint8_t & b : sign) {
+        b = (uint8_t) rng();
+    }
+    memset(sign.data() + 1, 0, (size_t) (n / 8));
+    return sign;
+}
+
+static int64_t sum_of_signs(const bytes & sign, int64_t i, const std::vector<int32_t> & q, int64_t n) {
+    int64_t sum = 0;
+    for (int64_t j = 0; j < n; j++) {
+        sum += (sign[(size_t) (1 + i * (n / 8) + j / 8)] >> (j % 8)) & 1 ? q[(size_t) j] : -q[(size_t) j];
+    }
+    return sum;
+}
+
+// Multiplies a tile of signs for each number of outputs in n_i.
+static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int n_t, const std::vector<int> & n_i) {
+    check::begin(
+        format("sign_dots/%s/n=%lld/rows=%d/outputs=%d, %d tiles", kernels->name, (long long) n, n_t, n_i[0], (int) n_i.size()).c_str());
     std::mt19937                    rng(13);
     std::vector<std::vector<float>> x;
     for (int t = 0; t < n_t; t++) {
         x.push_back(random_row(n, rng, t % 2 == 1));
     }
     const quantised a = quantise(kernels, x, nullptr);
-    // There is one byte before, so that no row of signs is aligned, and none after, so that a sanitizer sees a read past the end.
-    bytes sign(1 + (size_t) (n / 8 * n_i));
-    for (uint8_t & b : sign) {
-        b = (uint8_t) rng();
-    }
-    memset(sign.data() + 1, 0, (size_t) (n / 8)); // This is a row of minus ones.
 
-    const int            ld = n_i + 3;
-    std::vector<int32_t> got((size_t) (ld * n_t), 1234567);
-    const bytes          after(3000);
-    const uintptr_t      begin = (uintptr_t) after.data(), end = begin + after.size();
-    dqrelo_ahead         ahead = { begin, end };
-    kernels->sign_dots(sign.data() + 1, n_i, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, got.data(), ld, &ahead);
+    const int                         ld = *std::max_element(n_i.begin(), n_i.end()) + 3;
+    std::vector<bytes>                sign;
+    std::vector<std::vector<int32_t>> got(n_i.size(), std::vector<int32_t>((size_t) (ld * n_t), 1234567));
+    std::vector<dqrelo_sign_tile>     tiles;
+    for (size_t k = 0; k < n_i.size(); k++) {
+        sign.push_back(random_signs(n, n_i[k], rng));
+        tiles.push_back({ sign[k].data() + 1, n_i[k], got[k].data() });
+    }
+    const bytes     after(3000);
+    const uintptr_t begin = (uintptr_t) after.data(), end = begin + after.size();
+    dqrelo_ahead    ahead = { begin, end };
+    kernels->sign_dots(tiles.data(), (int) tiles.size(), a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, ld, &ahead);
     bool exact  = true;
     bool inside = true;
-    for (int t = 0; t < n_t; t++) {
-        const std::vector<int32_t> q = integers(kernels, a, t, n);
-        for (int i = 0; i < n_i; i++) {
-            int64_t sum = 0;
-            for (int64_t j = 0; j < n; j++) {
-                sum += (sign[(size_t) (1 + i * (n / 8) + j / 8)] >> (j % 8)) & 1 ? q[(size_t) j] : -q[(size_t) j];
+    for (size_t k = 0; k < n_i.size(); k++) {
+        for (int t = 0; t < n_t; t++) {
+            const std::vector<int32_t> q = integers(kernels, a, t, n);
+            for (int i = 0; i < ld; i++) {
+                const int32_t value = got[k][(size_t) (t * ld + i)];
+                exact               = exact && (i >= n_i[k] || value == sum_of_signs(sign[k], i, q, n));
+                inside              = inside && (i < n_i[k] || value == 1234567);
             }
-            exact = exact && sum == got[(size_t) (t * ld + i)];
-        }
-        for (int i = n_i; i < ld; i++) {
-            inside = inside && got[(size_t) (t * ld + i)] == 1234567;
         }
     }
     CHECK(exact);
     CHECK(inside);
-    CHECK(ahead.end == end && ahead.next >= begin && ahead.next < end + 4096 + 64); // One unit of AVX2 is 4096 bytes.
+    CHECK(ahead.end == end && ahead.next >= begin && ahead.next < end + 64);
 }
 
 // Long rows of equal values and signs: the largest sums in every lane. 65536 is the longest row with the full range of q.
 static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, float value) {
     check::begin(format("sign_dots/%s/n=%lld, all %g", kernels->name, (long long) n, (double) value).c_str());
-    const quantised a = quantise(kernels, { std::vector<float>((size_t) n, value) }, nullptr);
-    const bytes     sign((size_t) (n / 8), 0xff);
-    int32_t         got     = 0;
-    dqrelo_ahead    nothing = {};
-    kernels->sign_dots(sign.data(), 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), 1, n, &got, 1, &nothing);
+    const quantised        a = quantise(kernels, { std::vector<float>((size_t) n, value) }, nullptr);
+    const bytes            sign((size_t) (n / 8), 0xff);
+    int32_t                got     = 0;
+    dqrelo_ahead           nothing = {};
+    const dqrelo_sign_tile tile    = { sign.data(), 1, &got };
+    kernels->sign_dots(&tile, 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), 1, n, 1, &nothing);
     CHECK(got == (value < 0.0f ? -dqrelo_q_max(n) : dqrelo_q_max(n)) * n);
     CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
 }
@@ -188,7 +208,8 @@ static void test_sign_dots_largest_digits(const dqrelo_kernels * kernels) {
         std::vector<int32_t> got(8);
         dqrelo_ahead         nothing = {};
         for (const int n_t : { 1, 8 }) {
-            kernels->sign_dots(signs.data(), 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, got.data(), 1, &nothing);
+            const dqrelo_sign_tile tile = { signs.data(), 1, got.data() };
+            kernels->sign_dots(&tile, 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, 1, &nothing);
             bool exact = true;
             for (int t = 0; t < n_t; t++) {
                 exact = exact && got[(size_t) t] == n / 2 * 65215;
@@ -553,12 +574,15 @@ static void test_isa(const dqrelo_kernels * kernels) {
     for (int64_t n : N_IN) {
         for (int n_t : N_T) {
             for (int n_i : { 1, 13, 64, 77 }) {
-                test_sign_dots_exact(kernels, n, n_t, n_i);
+                test_sign_dots_exact(kernels, n, n_t, { n_i });
             }
         }
     }
     for (int n_t : { 1, 2, 8 }) { // more outputs than a tile of any kernel
-        test_sign_dots_exact(kernels, 1000, n_t, 300);
+        test_sign_dots_exact(kernels, 1000, n_t, { 300 });
+        for (int64_t n : { 112, 4096, 9000 }) { // several tiles, in one segment of columns and in two
+            test_sign_dots_exact(kernels, n, n_t, { 130, 64, 1, 200 });
+        }
     }
     test_sign_dots_largest_digits(kernels);
     for (int64_t n : { 4104, 65536, 262144 }) {

@@ -1,0 +1,186 @@
+// avx2-sign-row.cpp: products of sign planes and one row of q for AVX2, by tables of partial sums (avx2-tables.h).
+//
+// Nibbles are looked up for this row only, so they stay in registers. Instructions for 256 signs, counted in GCC 12's code:
+//
+//   5          to transpose 16 rows of signs, but for the last step
+//   30         for that, look-ups (6 vpshufb with loads of their tables, 8 additions, 2 shifts), splitting, prefetches and loops
+//   984 / R    to make tables for R rows of signs, those of all planes
+//   0.7        to load and store the sums
+
+#include "avx2-tables.h"
+
+// So many chunks of columns are looked up before the next block of signs: their tables take a fifth of a second cache of 512 KiB.
+static constexpr int64_t SEGMENT_CHUNKS  = 32;
+static constexpr int64_t SEGMENT_COLUMNS = SEGMENT_CHUNKS * CHUNK_COLUMNS;
+
+// The signs that memory is asked for, in the order in which they lie: `next`, on to `end`, where `gap` bytes are left out, and so on in
+// every row, as many lines as are looked up meanwhile. Memory takes twice as long for lines that are a row apart. What the caller reads
+// after the signs is asked for beside them, from `ahead` on, in steps that spread it evenly. All go to the second cache, because the first
+// one is full of tables. These are integers, because they may lie behind the end of the data, where no pointer may point.
+struct requests {
+    uintptr_t next;
+    uintptr_t end;
+    uintptr_t gap;
+    uintptr_t row_bytes;
+    uintptr_t ahead;
+    uintptr_t ahead_step;
+};
+
+template <bool ASKS_AHEAD>
+static inline void ask(requests & r) {
+    prefetch_lines<64>(r.next);
+    r.next += 64;
+    if (r.next >= r.end) {
+        r.next += r.gap;
+        r.end += r.row_bytes;
+    }
+    if (ASKS_AHEAD) {
+        prefetch_lines<64>(r.ahead);
+        r.ahead += r.ahead_step;
+    }
+}
+
+static inline __m256i look_up_pair(const __m256i * tables, __m256i low, __m256i high) {
+    return _mm256_add_epi8(_mm256_shuffle_epi8(tables[0], low), _mm256_shuffle_epi8(tables[1], high));
+}
+
+// Adds to the sums of 16 rows what a chunk of their signs selects.
+template <bool ASKS_AHEAD>
+static inline void add_chunk(requests & r, __m256i (&both)[3], __m256i (&odd)[3], const chunk_tables & tables, const uint8_t * sign,
+                             int64_t row_bytes) {
+    __m256i v[8], rows[2][8]; // the even rows, and the odd ones
+    for (int parity = 0; parity < 2; parity++) {
+        transpose_rows(v, sign + parity * row_bytes, row_bytes);
+        UNROLLED
+        for (int k = 0; k < 8; k++) {
+            rows[parity][k] = v[k];
+        }
+    }
+    __m256i mask = _mm256_set1_epi8(15);
+    __asm__("" : "+m"(rows), "+x"(mask)); // The rows are to be in memory, and the mask in a register.
+    for (int k = 0; k < 8; k++) {
+        ask<ASKS_AHEAD>(r);
+        __m256i low[2], high[2];
+        split_nibbles(low[0], high[0], _mm256_unpacklo_epi8(rows[0][k], rows[1][k]), mask);
+        split_nibbles(low[1], high[1], _mm256_unpackhi_epi8(rows[0][k], rows[1][k]), mask);
+        const int step = 4 * k;
+        add_bytes(both[0], odd[0], look_up_pair(tables.digit[0] + step, low[0], high[0]));
+        add_bytes(both[0], odd[0], look_up_pair(tables.digit[0] + step + 2, low[1], high[1]));
+        UNROLLED
+        for (int d = 1; d < 3; d++) {
+            add_bytes(both[d], odd[d],
+                      _mm256_add_epi8(look_up_pair(tables.digit[d] + step, low[0], high[0]),
+                                      look_up_pair(tables.digit[d] + step + 2, low[1], high[1])));
+        }
+    }
+}
+
+// Adds to the sums of a block of rows what a piece of their signs selects.
+template <bool ASKS_AHEAD>
+static void add_piece(requests & all, digit_sums (&sums)[3], const sign_piece & piece, const chunk_tables * tables) {
+    alignas(32) unit_copy copy;
+    requests              r = all; // A copy may stay in registers.
+    for (int c = 0; c < chunks_of(piece.n_columns); c += UNIT_CHUNKS) {
+        const sign_unit unit = unit_of(piece, c, copy);
+        for (int g = 0; g < GROUPS; g++) {
+            __m256i both[3], odd[3];
+            UNROLLED
+            for (int d = 0; d < 3; d++) {
+                both[d] = sums[d].both[g];
+                odd[d]  = sums[d].odd[g];
+            }
+            for (int u = 0; u < unit.n_chunks; u++) {
+                add_chunk<ASKS_AHEAD>(r, both, odd, tables[c + u], unit.sign + 16 * g * unit.row_bytes + u * CHUNK_BYTES, unit.row_bytes);
+            }
+            UNROLLED
+            for (int d = 0; d < 3; d++) {
+                sums[d].both[g] = both[d];
+                sums[d].odd[g]  = odd[d];
+            }
+        }
+    }
+    all = r;
+}
+
+// Returns where what comes after the block of tile k's rows from row i on begins, in the segment from column j on: the next block, the next
+// tile, the first one in the next segment, or what lies behind the first tile.
+static uintptr_t block_after(const struct dqrelo_sign_tile * tiles, int n_tiles, int k, int i, int64_t j, int64_t n) {
+    if (i + BLOCK_ROWS < tiles[k].n_i) {
+        return (uintptr_t) tiles[k].sign + (uintptr_t) ((i + BLOCK_ROWS) * (n / 8) + j / 8);
+    }
+    if (k + 1 < n_tiles) {
+        return (uintptr_t) tiles[k + 1].sign + (uintptr_t) (j / 8);
+    }
+    return (uintptr_t) tiles[0].sign + (uintptr_t) (j + SEGMENT_COLUMNS < n ? (j + SEGMENT_COLUMNS) / 8 : tiles[0].n_i * (n / 8));
+}
+
+// Returns in how large steps `ahead` is asked for while tiles of signs are looked up: all of it, where a line a step is enough.
+static uintptr_t ahead_step(const struct dqrelo_ahead & ahead, const struct dqrelo_sign_tile * tiles, int n_tiles, int64_t n) {
+    const uintptr_t n_bytes = ahead.next < ahead.end ? ahead.end - ahead.next : 0;
+    uintptr_t       n_steps = 0;
+    for (int k = 0; k < n_tiles; k++) {
+        n_steps += (uintptr_t) ((tiles[k].n_i + BLOCK_ROWS - 1) / BLOCK_ROWS * chunks_of(n)) * (8 * GROUPS);
+    }
+    return n_bytes == 0 ? 0 : n_bytes / 64 >= n_steps ? 64 : (n_bytes + n_steps - 1) / n_steps;
+}
+
+namespace {
+
+// The tables of a segment of n_columns columns from column j0 on, and the sums of |q_j| of each SUM_COLUMNS of them.
+struct segment_tables {
+    int64_t      j0;
+    int64_t      n_columns;
+    int32_t      magnitude[SEGMENT_CHUNKS / SUM_CHUNKS];
+    chunk_tables chunks[SEGMENT_CHUNKS];
+
+    void make(const int8_t * q, int64_t n, int64_t begin) {
+        j0        = begin;
+        n_columns = n - j0 < SEGMENT_COLUMNS ? n - j0 : SEGMENT_COLUMNS;
+        memset(magnitude, 0, sizeof(magnitude));
+        for (int64_t j = 0; j < n_columns; j += SUM_COLUMNS) {
+            make_row_tables(chunks + j / CHUNK_COLUMNS, q + 2 * (j0 + j), count_sums(j), &magnitude[j / SUM_COLUMNS]);
+        }
+    }
+
+    // Returns how many columns are summed up from column j of the segment on.
+    int64_t count_sums(int64_t j) const { return n_columns - j < SUM_COLUMNS ? n_columns - j : SUM_COLUMNS; }
+};
+
+} // namespace
+
+// Sets, or adds to, the products of a tile's block of rows from row i on what the segment's columns give.
+static void multiply_block(requests & r, const segment_tables & tables, const struct dqrelo_sign_tile & tile, int i, int64_t n) {
+    for (int64_t j = 0; j < tables.n_columns; j += SUM_COLUMNS) {
+        digit_sums       sums[3];
+        const sign_piece piece = { tile.sign + i * (n / 8), tile.n_i - i, n / 8, (tables.j0 + j) / 8, tables.count_sums(j) };
+        memset(sums, 0, sizeof(sums));
+        if (r.ahead_step > 0) {
+            add_piece<true>(r, sums, piece, tables.chunks + j / CHUNK_COLUMNS);
+        } else {
+            add_piece<false>(r, sums, piece, tables.chunks + j / CHUNK_COLUMNS);
+        }
+        store_sums(sums, tables.magnitude[j / SUM_COLUMNS], piece.n_i, tables.j0 + j > 0, tile.out + i);
+    }
+}
+
+// The tables of a segment are made once for all tiles. Memory has no time to spare, so the signs are taken in the order in which they lie,
+// as far as the tables go, and each block of rows asks for exactly the next one.
+void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t n, struct dqrelo_ahead * ahead) {
+    segment_tables tables;
+    requests       r;
+    r.ahead      = ahead->next;
+    r.ahead_step = ahead_step(*ahead, tiles, n_tiles, n);
+    r.row_bytes  = (uintptr_t) (n / 8);
+    for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
+        tables.make(q, n, j0);
+        for (int k = 0; k < n_tiles; k++) {
+            for (int i = 0; i < tiles[k].n_i; i += BLOCK_ROWS) {
+                r.next = block_after(tiles, n_tiles, k, i, j0, n);
+                r.end  = r.next + (uintptr_t) (tables.n_columns / 8);
+                r.gap  = r.row_bytes - (uintptr_t) (tables.n_columns / 8);
+                multiply_block(r, tables, tiles[k], i, n);
+            }
+        }
+    }
+    ahead->next = r.ahead < ahead->end ? r.ahead : ahead->end;
+}
