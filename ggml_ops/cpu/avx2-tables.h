@@ -152,7 +152,7 @@ struct sign_unit {
     int             n_chunks;
 };
 
-using unit_copy = uint8_t[BLOCK_ROWS * UNIT_BYTES];
+using unit_copy = uint8_t[(BLOCK_ROWS + 1) * UNIT_BYTES];
 
 // Returns the unit of a piece from chunk c on. What cannot be read there, because it lies behind the caller's rows, is in `copy`.
 static inline sign_unit unit_of(const sign_piece & piece, int c, unit_copy & copy) {
@@ -162,9 +162,14 @@ static inline sign_unit unit_of(const sign_piece & piece, int c, unit_copy & cop
     if ((BLOCK_ROWS - 1) * piece.row_bytes + at + n_chunks * CHUNK_BYTES <= piece.n_i * piece.row_bytes) {
         return { piece.row + at, piece.row_bytes, n_chunks };
     }
-    const int64_t n_bytes = piece.row_bytes - at < UNIT_BYTES ? piece.row_bytes - at : UNIT_BYTES;
     memset(copy, 0, sizeof(copy));
-    for (int r = 0; r < piece.n_i && r < BLOCK_ROWS; r++) {
+    const int n_rows = piece.n_i < BLOCK_ROWS ? piece.n_i : BLOCK_ROWS;
+    if (piece.row_bytes <= UNIT_BYTES) { // The rows lie close together, and are copied as they lie.
+        memcpy(copy, piece.row, (size_t) (n_rows * piece.row_bytes));
+        return { copy + at, piece.row_bytes, n_chunks };
+    }
+    const int64_t n_bytes = piece.row_bytes - at < UNIT_BYTES ? piece.row_bytes - at : UNIT_BYTES;
+    for (int r = 0; r < n_rows; r++) {
         memcpy(copy + r * UNIT_BYTES, piece.row + r * piece.row_bytes + at, (size_t) n_bytes);
     }
     return { copy, UNIT_BYTES, n_chunks };
