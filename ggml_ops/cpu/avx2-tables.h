@@ -67,14 +67,21 @@ static inline void pair_digits(__m256i (&digit)[3], __m256i q) {
     digit[2] = _mm256_or_si256(_mm256_srli_epi16(x0, 11), _mm256_and_si256(_mm256_srli_epi16(x1, 3), high5));
 }
 
-// Returns for each of the 16 nibbles the byte of the pair at `pair` that it selects with its bits `bit` and `bit` + 1.
+// Returns for each of the 16 nibbles the byte of the pair at `pair` that it selects with its bits `bit` and `bit` + 1. The array is a
+// constant of the program: Clang would make it anew in every step.
 template <int pair, int bit>
 static inline __m256i bytes_of_nibble() {
-    alignas(16) int8_t byte[16];
-    for (int e = 0; e < 16; e++) {
-        byte[e] = (int8_t) (4 * pair + (e >> bit & 1) * 2 + (e >> bit >> 1 & 1));
-    }
-    return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *) byte));
+    struct bytes {
+        alignas(16) int8_t byte[16] = {};
+
+        constexpr bytes() {
+            for (int e = 0; e < 16; e++) {
+                byte[e] = (int8_t) (4 * pair + (e >> bit & 1) * 2 + (e >> bit >> 1 & 1));
+            }
+        }
+    };
+    static constexpr bytes BYTES;
+    return _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *) BYTES.byte));
 }
 
 // Sets the tables of byte c, and of byte 16 + c, of a chunk. q are the values of their 8 columns.
