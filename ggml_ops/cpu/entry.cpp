@@ -157,6 +157,18 @@ static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrel
     kernels->dots(a.type, a.row(i0), dqrelo_type_bytes(a.type, a.n_cols), n_i, b, n_t, a.n_cols, scratch->uv, DQRELO_TILE_I, ahead);
 }
 
+// Asks for the scales of a tile's rows, which are read after its signs. They are too few for memory to see what comes next.
+static void ask_for_scales(const struct dqrelo_entry * e, int n_planes, int64_t i0, int n_i) {
+    for (int p = 0; p < n_planes; p++) {
+        if ((e->scale_per_row >> p) & 1) {
+            const uintptr_t begin = (uintptr_t) (e->scale[p] + i0), end = (uintptr_t) (e->scale[p] + i0 + n_i);
+            for (uintptr_t next = begin; next < end; next += 64) {
+                prefetch_lines<64>(next);
+            }
+        }
+    }
+}
+
 // `then` is what is read after the tile.
 static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
                        struct dqrelo_ahead * then, struct dqrelo_scratch * scratch) {
@@ -166,6 +178,7 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
 
     const int64_t       q_stride = dqrelo_q_bytes(e->n_in);
     struct dqrelo_ahead ahead    = has_uv ? factor_bytes(e, i0, i0 + n_i) : dqrelo_ahead{};
+    ask_for_scales(e, n_planes, i0, n_i);
     if (n_planes > 0) {
         struct dqrelo_sign_tile tiles[DQRELO_MAX_PLANES];
         for (int p = 0; p < n_planes; p++) {
