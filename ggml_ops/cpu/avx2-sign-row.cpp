@@ -17,8 +17,9 @@ static constexpr int64_t SEGMENT_COLUMNS = SEGMENT_CHUNKS * CHUNK_COLUMNS;
 
 // The signs that memory is asked for, in the order in which they lie: `next`, on to `end`, where `gap` bytes are left out, and so on in
 // every row, as many lines as are looked up meanwhile. Lines that are 256 to 1024 bytes apart take memory two to four times as long as
-// neighbours (Zen 3). What the caller reads after the signs is asked for beside them, from `ahead` on, in steps that spread it evenly. All go to the second cache, because the first
-// one is full of tables. These are integers, because they may lie behind the end of the data, where no pointer may point.
+// neighbours (Zen 3). What the caller reads after the signs is asked for beside them, from `ahead` on, in steps that spread it evenly. All
+// go to the second cache, because the first one is full of tables. These are integers, because they may lie behind the end of the data,
+// where no pointer may point.
 struct requests {
     uintptr_t next;
     uintptr_t end;
