@@ -158,13 +158,11 @@ static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrel
 }
 
 // Asks for the scales of a tile's rows, which are read after its signs. They are too few for memory to see what comes next.
-static void ask_for_scales(const struct dqrelo_entry * e, int n_planes, int64_t i0, int n_i) {
-    for (int p = 0; p < n_planes; p++) {
-        if ((e->scale_per_row >> p) & 1) {
-            const uintptr_t begin = (uintptr_t) (e->scale[p] + i0), end = (uintptr_t) (e->scale[p] + i0 + n_i);
-            for (uintptr_t next = begin; next < end; next += 64) {
-                prefetch_lines<64>(next);
-            }
+static void ask_for_scales(const struct dqrelo_parts * parts, int n_i) {
+    for (int p = 0; p < parts->n_planes; p++) {
+        const uintptr_t begin = (uintptr_t) parts->scale[p];
+        for (uintptr_t next = begin; next < begin + sizeof(float) * (uintptr_t) (n_i * parts->scale_step[p]); next += 64) {
+            prefetch_lines<64>(next);
         }
     }
 }
@@ -178,7 +176,13 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
 
     const int64_t       q_stride = dqrelo_q_bytes(e->n_in);
     struct dqrelo_ahead ahead    = has_uv ? factor_bytes(e, i0, i0 + n_i) : dqrelo_ahead{};
-    ask_for_scales(e, n_planes, i0, n_i);
+    struct dqrelo_parts parts;
+    parts.n_planes = n_planes;
+    for (int p = 0; p < n_planes; p++) {
+        parts.scale_step[p] = (e->scale_per_row >> p) & 1;
+        parts.scale[p]      = e->scale[p] + i0 * parts.scale_step[p];
+    }
+    ask_for_scales(&parts, n_i);
     if (n_planes > 0) {
         struct dqrelo_sign_tile tiles[DQRELO_MAX_PLANES];
         for (int p = 0; p < n_planes; p++) {
@@ -194,12 +198,6 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
         factor_out(kernels, g, t0, n_t, i0, n_i, then, scratch);
     }
 
-    struct dqrelo_parts parts;
-    parts.n_planes = n_planes;
-    for (int p = 0; p < n_planes; p++) {
-        parts.scale_step[p] = (e->scale_per_row >> p) & 1;
-        parts.scale[p]      = e->scale[p] + i0 * parts.scale_step[p];
-    }
     for (int t = 0; t < n_t; t++) {
         const struct dqrelo_row * row = g->rows + t0 + t;
         for (int p = 0; p < n_planes; p++) {
