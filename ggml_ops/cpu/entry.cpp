@@ -157,14 +157,33 @@ static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrel
     kernels->dots(a.type, a.row(i0), dqrelo_type_bytes(a.type, a.n_cols), n_i, b, n_t, a.n_cols, scratch->uv, DQRELO_TILE_I, ahead);
 }
 
-// Asks for the scales of a tile's rows, which are read after its signs. They are too few for memory to see what comes next.
-static void ask_for_scales(const struct dqrelo_parts * parts, int n_i) {
-    for (int p = 0; p < parts->n_planes; p++) {
-        const uintptr_t begin = (uintptr_t) parts->scale[p];
-        for (uintptr_t next = begin; next < begin + sizeof(float) * (uintptr_t) (n_i * parts->scale_step[p]); next += 64) {
-            prefetch_lines<64>(next);
-        }
+static void ask_for(const float * values, int n) {
+    for (uintptr_t next = (uintptr_t) values; next < (uintptr_t) (values + n); next += 64) {
+        prefetch_lines<64>(next);
     }
+}
+
+// Asks for what is read after a tile's signs: the scales of its rows, and y, which may be in another core's cache. They are too few for
+// memory to see what comes next.
+static void ask_for_rest(const struct dqrelo_parts * parts, const struct dqrelo_row * rows, int n_t, int64_t i0, int n_i) {
+    for (int p = 0; p < parts->n_planes; p++) {
+        ask_for(parts->scale[p], n_i * parts->scale_step[p]);
+    }
+    for (int t = 0; t < n_t; t++) {
+        ask_for(rows[t].y + i0, n_i);
+    }
+}
+
+// The rows of U that are asked for while the signs of a tile are multiplied may take so much of the second cache.
+static constexpr int64_t TILE_U_BYTES = 64 * 1024;
+
+// Returns how many rows of signs a tile has. The tables of avx2-tables.h are made for each, so they are many where there is but one row of
+// x.
+static int64_t tile_rows(const struct dqrelo_entry * e, int n_t) {
+    const struct factor_rows a       = factor_rows_of(e);
+    const int64_t            u_bytes = a.data ? dqrelo_type_bytes(a.type, a.n_cols) : 1;
+    const int64_t            fit     = TILE_U_BYTES / u_bytes / DQRELO_TILE_I * DQRELO_TILE_I;
+    return n_t > 1 ? DQRELO_TILE_I : min_i64(DQRELO_ROW_TILE_I, fit > 0 ? fit : DQRELO_TILE_I);
 }
 
 // `then` is what is read after the tile.
@@ -182,7 +201,7 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
         parts.scale_step[p] = (e->scale_per_row >> p) & 1;
         parts.scale[p]      = e->scale[p] + i0 * parts.scale_step[p];
     }
-    ask_for_scales(&parts, n_i);
+    ask_for_rest(&parts, g->rows + t0, n_t, i0, n_i);
     if (n_planes > 0) {
         struct dqrelo_sign_tile tiles[DQRELO_MAX_PLANES];
         for (int p = 0; p < n_planes; p++) {
@@ -217,13 +236,14 @@ void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqr
     // Beside signs the rows of U are asked for while signs are multiplied.
     struct dqrelo_ahead ahead = dqrelo_entry_has_signs(&g->e) ? dqrelo_ahead{} : rest_of(factor_bytes(&g->e, i0, i1));
     for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
-        const int n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
-        for (int64_t i = i0; i < i1; i += DQRELO_TILE_I) {
+        const int     n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
+        const int64_t n_i = tile_rows(&g->e, n_t);
+        for (int64_t i = i0; i < i1; i += n_i) {
             if (ahead.next >= ahead.end) {
                 ahead = then;
                 then  = {};
             }
-            apply_tile(kernels, g, t0, n_t, i, (int) min_i64(DQRELO_TILE_I, i1 - i), &ahead, scratch);
+            apply_tile(kernels, g, t0, n_t, i, (int) min_i64(n_i, i1 - i), &ahead, scratch);
         }
     }
 }

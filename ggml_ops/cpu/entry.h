@@ -32,8 +32,9 @@ struct dqrelo_group {
 };
 
 // How many rows and output features are handled at once. This bounds the scratch memory and never changes a result.
-#define DQRELO_TILE_T 50  // It is two rows, and then sixteen times the three that the kernels take at once.
-#define DQRELO_TILE_I 256 // The tables of avx2-tables.h are made once for so many rows of signs.
+#define DQRELO_TILE_T 50 // It is two rows, and then sixteen times the three that the kernels take at once.
+#define DQRELO_TILE_I 256
+#define DQRELO_ROW_TILE_I 2048 // features at most where there is one row
 
 struct dqrelo_scratch {
     int32_t isum[DQRELO_MAX_PLANES][DQRELO_TILE_T * DQRELO_TILE_I];

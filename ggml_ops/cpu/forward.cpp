@@ -84,12 +84,27 @@ static int64_t count_rank_pieces(const dqrelo_group & g) {
     return g.e.dense ? 0 : (g.e.rank + RANKS - 1) / RANKS;
 }
 
+namespace {
+
+// From the first row on, one in `step`.
+struct strided_rows {
+    int64_t first, step;
+};
+
+} // namespace
+
+// Returns which rows a thread quantises.
+static strided_rows quantized_by(const ggml_compute_params * params, const work & w) {
+    return w.quantizes_all ? strided_rows{ 0, 1 } : strided_rows{ params->ith, params->nth };
+}
+
 // Quantises each row of x once, though several experts read it; only a column scale makes rows of their own for each expert.
 static void quantize(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
-    const int64_t q_bytes = dqrelo_q_bytes(dst->src[1]->ne[0]);
-    const int64_t n_share = dst->ne[1] / dst->src[1]->ne[1]; // Counts the rows of y that are made from one row of x.
-    const int64_t n_x     = ggml_nrows(dst) / n_share;
-    for (int64_t i = params->ith; i < n_x; i += params->nth) {
+    const int64_t      q_bytes = dqrelo_q_bytes(dst->src[1]->ne[0]);
+    const int64_t      n_share = dst->ne[1] / dst->src[1]->ne[1]; // Counts the rows of y that are made from one row of x.
+    const int64_t      n_x     = ggml_nrows(dst) / n_share;
+    const strided_rows mine    = quantized_by(params, w);
+    for (int64_t i = mine.first; i < n_x; i += mine.step) {
         int64_t done = -1;
         for (int64_t r = i * n_share; r < (i + 1) * n_share; r++) {
             const int64_t place = w.place[r];
@@ -253,7 +268,8 @@ static void multiply_codes(const ggml_compute_params * params, const ggml_tensor
 
 // Quantises this thread's share of what B gave.
 static void quantize_codes(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
-    for (int64_t r = params->ith; r < w.n_changed; r += params->nth) {
+    const strided_rows mine = quantized_by(params, w);
+    for (int64_t r = mine.first; r < w.n_changed; r += mine.step) {
         const dqrelo_group g = group_of(dst, w, w.rows[r].group);
         if (g.e.n_codes > 0) {
             dqrelo_matmul_quantize(dqrelo_cpu_kernels(), &g, r - w.groups[w.rows[r].group].begin, w.z);
@@ -269,13 +285,17 @@ static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor
     if (n.any) {
         quantize(params, dst, w);
         multiply_factors(params, dst, w);
-        ggml_barrier(params->threadpool);
+        if (!w.quantizes_all || n.rank > 0) {
+            ggml_barrier(params->threadpool);
+        }
     }
     if (n.n_codes > 0) {
         multiply_codes(params, dst, w);
         ggml_barrier(params->threadpool);
         quantize_codes(params, dst, w);
-        ggml_barrier(params->threadpool);
+        if (!w.quantizes_all) {
+            ggml_barrier(params->threadpool);
+        }
     }
 }
 

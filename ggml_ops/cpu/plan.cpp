@@ -26,8 +26,20 @@ struct arena {
     }
 };
 
+// So many rows take less time to quantise than to be fetched from the core that did it.
+static constexpr int64_t QUANTIZED_BY_ALL = 2;
+
 static int64_t count_deltas(const ggml_tensor * dst) {
     return dst->src[2]->ne[0] / (int64_t) sizeof(dqrelo_entry);
+}
+
+// Takes memory for quantised activations; `smaller` is the smaller side of the matrix.
+static void take_quantized(const ggml_tensor * dst, int64_t smaller, arena & memory, work & w) {
+    const int64_t n_rows = ggml_nrows(dst);
+    w.q                  = memory.take<int8_t>(n_rows * dqrelo_q_bytes(dst->src[1]->ne[0]));
+    w.act                = memory.take<dqrelo_act>(n_rows);
+    w.zq                 = memory.take<int8_t>(n_rows * dqrelo_q_bytes(DQRELO_MAX_CODES_A_SIDE * smaller));
+    w.zact               = memory.take<dqrelo_act>(n_rows);
 }
 
 static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
@@ -39,19 +51,21 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
         w.n_base            = is_stack ? base_experts_bytes(dst) : dqrelo_base_product_bytes(dst, nth);
         w.base              = memory.take<uint8_t>((int64_t) w.n_base);
     }
+    w.quantizes_all = n_rows <= QUANTIZED_BY_ALL;
     if (is_matmul(dst)) {
-        const int64_t n_in = dst->src[1]->ne[0];
-        w.q                = memory.take<int8_t>(n_rows * dqrelo_q_bytes(n_in));
-        w.act              = memory.take<dqrelo_act>(n_rows);
         // Ranks are not known when the work memory is planned (tables change between runs), so there is room for the largest ones.
-        smaller = std::min(n_in, dst->ne[0]);
+        smaller = std::min(dst->src[1]->ne[0], dst->ne[0]);
         w.t     = memory.take<float>(n_rows * padded_rank(smaller));
         w.bx    = memory.take<float>(n_rows * padded_rank(smaller));
-        w.zq    = memory.take<int8_t>(n_rows * dqrelo_q_bytes(DQRELO_MAX_CODES_A_SIDE * smaller));
-        w.zact  = memory.take<dqrelo_act>(n_rows);
+        if (!w.quantizes_all) {
+            take_quantized(dst, smaller, memory, w);
+        }
     }
     for (int i = 0; i < nth; i++) {
-        work own    = w;
+        work own = w;
+        if (is_matmul(dst) && w.quantizes_all) {
+            take_quantized(dst, smaller, memory, own);
+        }
         own.keys    = memory.take<uint64_t>(n_rows);
         own.rows    = memory.take<dqrelo_row>(n_rows);
         own.place   = memory.take<int32_t>(n_rows);

@@ -19,15 +19,17 @@ struct group_rows {
 
 struct work {
     // All threads share these. The first one is for the base's product; the others only the matmul forms have.
-    uint8_t *    base;
-    size_t       n_base;
+    uint8_t * base;
+    size_t    n_base;
+    float *   t; // [n_rows], rows of t_stride values
+    int64_t   t_stride;
+    float *   bx; // [n_rows] rows of bx_stride, for sign factors
+    int64_t   bx_stride;
+    // Threads share these, too; where rows are few, every thread has its own and quantises all of them itself.
+    bool         quantizes_all;
     int8_t *     q;   // [n_rows], rows of dqrelo_q_bytes(n_in), by sorted row
     dqrelo_act * act; // [n_rows]
-    float *      t;   // [n_rows], rows of t_stride values
-    int64_t      t_stride;
-    float *      bx; // [n_rows] rows of bx_stride, as the next two for sign factors
-    int64_t      bx_stride;
-    int8_t *     zq; // [n_rows] rows of zq_stride
+    int8_t *     zq;  // [n_rows] rows of zq_stride, for sign factors
     int64_t      zq_stride;
     dqrelo_act * zact; // [n_rows]
     // Every thread has its own of these.
