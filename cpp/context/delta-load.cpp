@@ -4,6 +4,7 @@
 #include "context/delta.h"
 
 #include "dqrelo.h"
+#include "file/copy-memory.h"
 #include "file/error-text.h"
 #include "file/fingerprint.h"
 
@@ -151,6 +152,10 @@ bool dqrelo_free(dqrelo_delta * delta) {
     }
     delete delta;
     return true;
+}
+
+void dqrelo_keep_memory(bool keep) {
+    dqrelo::keep_copy_memory(keep);
 }
 
 size_t dqrelo_file_bytes_needed(const llama_model * model, const dqrelo_file * file) {

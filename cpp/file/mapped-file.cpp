@@ -3,6 +3,7 @@
 
 #include "file/mapped-file.h"
 
+#include "file/copy-memory.h"
 #include "file/message.h"
 
 #include <algorithm>
@@ -58,31 +59,33 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode ho
         close(fd);
         return nullptr;
     }
-    void *    data      = how == mode::map ? mmap(nullptr, (size_t) st.st_size, PROT_READ, MAP_SHARED, fd, 0)
-                                           : mmap(nullptr, (size_t) st.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    const int map_errno = errno;
-    if (data == MAP_FAILED) {
+    const copy_memory memory    = how == mode::copy ? take_copy_memory((size_t) st.st_size) : copy_memory{};
+    void * const      data      = how == mode::copy ? memory.data : mmap(nullptr, (size_t) st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    const int         map_errno = errno;
+    if (data == MAP_FAILED || data == nullptr) {
         err = (how == mode::map ? "cannot be mapped: " : "cannot be read into memory: ") + system_error(map_errno);
         close(fd);
         return nullptr;
     }
     std::unique_ptr<mapped_file> file(new mapped_file());
-    file->data_     = (const uint8_t *) data;
-    file->n_bytes_  = (size_t) st.st_size;
-    file->identity_ = identity_of(st);
+    file->data_       = (const uint8_t *) data;
+    file->n_bytes_    = (size_t) st.st_size;
+    file->identity_   = identity_of(st);
+    file->n_reserved_ = memory.n_reserved;
     if (how == mode::map) {
         close(fd); // The mapping keeps the file.
     } else {
         file->fd_ = fd;
-#ifdef MADV_HUGEPAGE
-        madvise(data, file->n_bytes_, MADV_HUGEPAGE); // Huge pages fault once in 2 MiB, so a copy takes half of the time or less.
-#endif
     }
     return file;
 }
 
 mapped_file::~mapped_file() {
-    munmap((void *) data_, n_bytes_);
+    if (n_reserved_ > 0) {
+        leave_copy_memory({ (uint8_t *) data_, n_bytes_, n_reserved_ });
+    } else {
+        munmap((void *) data_, n_bytes_);
+    }
     if (fd_ >= 0) {
         close(fd_);
     }

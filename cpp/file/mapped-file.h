@@ -52,11 +52,12 @@ private:
 
     bool fetch_piece(size_t offset_bytes, size_t n_bytes, std::string & err);
 
-    const uint8_t * data_      = nullptr;
-    size_t          n_bytes_   = 0;
-    size_t          n_fetched_ = 0;
-    int             fd_        = -1;      // Stays open while a copy is not complete.
-    void *          handle_    = nullptr; // Holds what the platform needs.
+    const uint8_t * data_       = nullptr;
+    size_t          n_bytes_    = 0;
+    size_t          n_reserved_ = 0; // bytes of a copy's copy_memory; 0: it is a map
+    size_t          n_fetched_  = 0;
+    int             fd_         = -1;      // Stays open while a copy is not complete.
+    void *          handle_     = nullptr; // Holds what the platform needs.
     std::string     identity_;
 };
 

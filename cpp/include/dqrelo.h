@@ -73,6 +73,10 @@ LLAMA_API struct dqrelo_delta * dqrelo_load_opened(const struct llama_model * mo
 // Frees a delta. Returns false, and frees nothing, while it is bound to a sequence of any context.
 LLAMA_API bool dqrelo_free(struct dqrelo_delta * delta);
 
+// From here on, with true, the memory of one freed delta waits for the next file of about its size, so that it need not be cleared for it.
+// With false nothing is kept. For who frees one delta to load another.
+LLAMA_API void dqrelo_keep_memory(bool keep);
+
 // These functions say what a delta is. Strings live as long as the delta; NULL where the file has none.
 LLAMA_API const char * dqrelo_name(const struct dqrelo_delta * delta); // Returns general.name.
 LLAMA_API const char * dqrelo_path(const struct dqrelo_delta * delta);

@@ -8,10 +8,11 @@
 #include <memory>
 #include <string>
 
-// What the loader has to do next: one of these.
+// What the loader has to do next: one of these, or nothing.
 struct server_delta_work {
     std::shared_ptr<server_delta>     to_free;
-    std::shared_ptr<server_delta_job> to_size; // Asks how much memory its file will take.
+    bool                              makes_room = false; // A load waits for what is freed.
+    std::shared_ptr<server_delta_job> to_size;            // Asks how much memory its file will take.
     std::shared_ptr<server_delta_job> to_load;
     std::string                       name; // Names the job's delta.
     bool                              wants_main_loop = false;

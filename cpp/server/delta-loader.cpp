@@ -4,6 +4,8 @@
 #include "file/error-text.h"
 #include "template-chat.h"
 
+#include <utility>
+
 #ifdef __linux__
 #include <cerrno>
 #include <unistd.h>
@@ -173,7 +175,12 @@ static void lower_priority() {
 void server_delta_loader::run() {
     lower_priority();
     server_delta_work work;
-    while (registry->next_work(work)) {
+    bool              keeps_memory = false; // No longer than until the load that it is kept for.
+    while (registry->next_work(work, !keeps_memory)) {
+        const bool kept = std::exchange(keeps_memory, work.to_free && work.makes_room);
+        if (keeps_memory) {
+            dqrelo_keep_memory(true);
+        }
         if (work.to_free) {
             work.to_free->free_handle();
             SRV_INF("delta '%s': freed, %zu bytes\n", work.to_free->name.c_str(), work.to_free->n_bytes);
@@ -182,10 +189,14 @@ void server_delta_loader::run() {
             size(work);
         } else if (work.to_load) {
             load(work);
-        } else {
+        } else if (work.wants_main_loop) {
             wake_main_loop();
         }
+        if (kept && !keeps_memory) {
+            dqrelo_keep_memory(false);
+        }
     }
+    dqrelo_keep_memory(false);
 }
 
 void server_delta_loader::size(const server_delta_work & work) {

@@ -73,17 +73,24 @@ bool server_delta_registry::next_load(server_delta_work & next) {
     return false;
 }
 
-bool server_delta_registry::next_work(server_delta_work & next) {
+bool server_delta_registry::next_work(server_delta_work & next, bool may_wait) {
     change mine(*this);
     while (!is_ended) {
         next         = {};
         next.to_free = is_asleep ? nullptr : memory.next_to_free();
-        if (next.to_free || next_load(next)) {
+        if (next.to_free) {
+            next.makes_room = !jobs.waiting().empty();
+            return true;
+        }
+        if (next_load(next)) {
             return true;
         }
         // The main loop, which may be idle, checks what was loaded and unbinds what no request holds any more.
         if (!is_asleep && !is_woken && (jobs.has_unchecked() || memory.any_unheld())) {
             is_woken = next.wants_main_loop = true;
+            return true;
+        }
+        if (!may_wait) {
             return true;
         }
         mine.tell(); // Jobs may have been finished without a load.

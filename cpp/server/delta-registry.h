@@ -123,7 +123,8 @@ public:
 
     // --- the loader
 
-    bool next_work(server_delta_work & next); // Waits, and returns false when the server ends.
+    // Returns false when the server ends. Waits until there is work; where it may not, `next` is empty if there is none.
+    bool next_work(server_delta_work & next, bool may_wait = true);
     void freed();
 
     // The answer to to_size: bytes, or an error. `stamp`: of the file that was read.

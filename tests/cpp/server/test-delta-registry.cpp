@@ -182,6 +182,33 @@ static void test_main_loop_is_called_again() {
     two.join();
 }
 
+// The loader keeps the memory of a file that goes for a load which waits for it, of others not, and for no longer than that load waits.
+static void test_memory_is_kept_for_a_load() {
+    const fixture f({ N_BYTES, 0 });
+    f.put("a");
+    f.add("b");
+    std::thread       two([&] { f.registry->load("b", f.registry->path_of("b"), false, nullptr); });
+    server_delta_work work = next(f);
+    f.registry->sized(work, N_BYTES, "", {});
+    assert(next(f).wants_main_loop); // It has a unbound.
+    f.update();
+    work = next(f);
+    assert(work.to_free && work.makes_room);
+    f.registry->freed();
+    load_next(f);
+    two.join();
+    assert(f.registry->next_work(work, false)); // It does not wait.
+    assert(!work.to_free && !work.to_size && !work.to_load && !work.wants_main_loop);
+
+    std::thread one([&] { f.registry->unload("b", nullptr); });
+    assert(next(f).wants_main_loop);
+    f.update();
+    work = next(f);
+    assert(work.to_free && !work.makes_room);
+    f.registry->freed();
+    one.join();
+}
+
 // With room for one file, a delta that was loaded for a request serves it before it goes.
 static void test_no_delta_goes_before_it_served() {
     fixture f({ N_BYTES, 0 });
@@ -674,6 +701,7 @@ int main() {
     test_generations_outlive_a_name();
     test_broken_files();
     test_main_loop_is_called_again();
+    test_memory_is_kept_for_a_load();
     test_no_delta_goes_before_it_served();
     test_the_latest_load_stays();
     test_turns_are_by_arrival();
