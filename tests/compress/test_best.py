@@ -13,7 +13,15 @@ from dqrelo_gguf.compress.blocks import Blocks, open_blocks
 from dqrelo_gguf.compress.planes import column_scales, subtract_planes
 from tests.support.compressed import gaussian, low_rank, stored
 
-MIXES = [Mix(0, (16, 12, 4)), Mix(1, ()), Mix(2, (8,)), Mix(3, (8, 8)), Mix(0, (8,))]
+MIXES = [
+    Mix(0, (16, 12, 4)),
+    Mix(1, ()),
+    Mix(2, (8,)),
+    Mix(3, (8, 8)),
+    Mix(0, (8,)),
+    Mix(2, (), scale_per_row=False),
+    Mix(1, (8, 8), scale_per_row=False),
+]
 
 
 @pytest.mark.parametrize("mix", MIXES, ids=str)
@@ -62,14 +70,14 @@ def test_a_column_of_zeros_stays_finite() -> None:
     D = gaussian(16, 32)
     D[:, 3] = 0
     with open_blocks(1) as blocks:
-        for mix in (Mix(2, ()), Mix(1, (8,)), Mix(0, (8,))):
+        for mix in (Mix(2, ()), Mix(1, (8,)), Mix(0, (8,)), Mix(2, (8,), scale_per_row=False)):
             c = compress(D, mix, blocks)
             assert np.isfinite(stored(c, (16, 32))).all()
 
 
 def test_a_matrix_of_zeros_is_stored_as_zeros() -> None:
     with open_blocks(1) as blocks:
-        for mix in (Mix(2, ()), Mix(1, (8,)), Mix(0, (8, 8))):
+        for mix in (Mix(2, ()), Mix(1, (8,)), Mix(0, (8, 8)), Mix(1, (8,), scale_per_row=False)):
             c = compress(torch.zeros(16, 32), mix, blocks)
             assert c.error == 0
             assert np.array_equal(stored(c, (16, 32)), np.zeros((16, 32)))

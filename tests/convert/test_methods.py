@@ -20,7 +20,7 @@ from dqrelo_gguf.file import format as fmt
 from dqrelo_gguf.file.reader import DeltaReader
 from dqrelo_gguf.model.pairing import Pair
 from dqrelo_gguf.model.parts import module_of
-from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf
+from tests.support.models import pico_gguf, pico_tuned_gguf, read_gguf, rewrite_gguf
 from tests.support.programs import need_test_program
 
 NAMES = [name for name, method in METHODS.items() if method.keeps is None]
@@ -54,6 +54,29 @@ def test_a_delta_of_every_method(name: str, kind: str, tmp_path: Path) -> None:
     assert result.ratio == pytest.approx(reader.n_bytes / n_full)
     if "--ratio" in METHODS[name].takes:
         assert 0.9 * RATIO < result.ratio <= RATIO
+
+
+def test_noise_is_stored_as_planes_of_one_scale_each(tmp_path: Path) -> None:
+    """Nothing else buys anything: two planes are two bits a number, and their scales next to nothing."""
+    base, out, rng = pico_gguf("llama"), tmp_path / "d.dq.gguf", np.random.default_rng(0)
+    plain = read_gguf(base)
+    noise = {n: (0.01 * rng.standard_normal(w.shape)).astype(np.float32) for n, w in plain.items() if w.ndim > 1}
+    tuned = rewrite_gguf(base, tmp_path / "t.gguf", {n: plain[n] + D for n, D in noise.items()})
+    result = convert(Job(base, tuned, out), Options(ratio=Fraction(1, 7)))
+    assert result.ratio <= Fraction(1, 7)
+    reader, target = DeltaReader(out), read_gguf(tuned)
+    reader.verify()
+    done = subprocess.run([need_test_program("dqrelo-check-file"), out, base], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    alone = [w for w in reader.weights if w.n_planes > 0 and w.scale_per_row == (False,) * w.n_planes]
+    assert len(alone) >= 0.9 * len(noise)
+    for w in alone:
+        D = (target[w.name] - plain[w.name]).astype(np.float64)
+        measured = np.linalg.norm(D - reader.reconstruct(w.name)) / np.linalg.norm(D)
+        assert w.error_delta == pytest.approx(measured, abs=1e-4), w.name
+        if w.n_planes == 2:
+            assert measured < 0.36, w.name
+    assert any(w.n_planes == 2 for w in alone)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if METHODS[n].stages])

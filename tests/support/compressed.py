@@ -28,7 +28,7 @@ def stored(c: Compressed, shape: tuple[int, int]) -> np.ndarray:
     if c.planes is not None:
         if c.planes.column_scales is not None:
             columns = c.planes.column_scales.double().numpy()
-        for bits, scales in zip(c.planes.bits, c.planes.row_scales.double().numpy(), strict=True):
+        for bits, scales in zip(c.planes.bits, c.planes.scales.double().numpy(), strict=True):
             out += scales[:, None] * unpack_signs(bits, shape[1]) * columns
     if c.factors is not None:
         f = c.factors

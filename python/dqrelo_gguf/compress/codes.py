@@ -94,22 +94,35 @@ def code_rows_by_tensors(X: torch.Tensor, n_planes: int) -> Coded:
         n_planes: b, 1 to MAX_PLANES.
     """
     magnitudes = X.abs()
-    scales = _least_squares(magnitudes, _upper_half(_gaussian_scales(X, n_planes)), n_planes)
-    # The values are those of the scales as they are stored.
-    scales = scales.bfloat16().float()
-    values, codes = _nearest(magnitudes, _upper_half(scales))
+    begin = upper_half(gaussian_scales(X.square().mean(dim=1, keepdim=True).sqrt(), n_planes))
+    scales = fitted_scales(*level_sums(magnitudes, begin.middles), begin, n_planes)
+    return _code_by(X, magnitudes, scales)
+
+
+def code_by(X: torch.Tensor, scales: torch.Tensor) -> Coded:
+    """Codes a matrix whose scales are known.
+
+    Args:
+        X: (k, n) float32, contiguous.
+        scales: (k, b) float32, or (1, b) for all rows; b is 1 to 4 then.
+    """
+    return _code_by(X, X.abs(), scales)
+
+
+def _code_by(X: torch.Tensor, magnitudes: torch.Tensor, scales: torch.Tensor) -> Coded:
+    values, codes = _nearest(magnitudes, upper_half(scales))
     is_above = X > 0
     values *= 2 * is_above.view(torch.uint8).float() - 1
-    codes ^= (~is_above).view(torch.uint8) * (2**n_planes - 1)
+    codes ^= (~is_above).view(torch.uint8) * (2 ** scales.shape[1] - 1)
     return Coded(values, scales, codes)
 
 
 @dataclass(frozen=True)
-class _Levels:
+class UpperHalf:
     """What the magnitudes of rows can be, ascending.
 
     Args:
-        values: (k, 2^(b-1)) float32.
+        values: (k, 2^(b-1)).
         middles: (k, 2^(b-1) - 1) between them.
         codes: (k, 2^(b-1)) of the values.
     """
@@ -119,22 +132,22 @@ class _Levels:
     codes: torch.Tensor
 
 
-def _upper_half(scales: torch.Tensor) -> _Levels:
+def upper_half(scales: torch.Tensor) -> UpperHalf:
     """The values of rows with these scales (k, b) that are not negative."""
     values, middles, codes = levels_of(scales)
     half = values.shape[1] // 2
-    return _Levels(values[:, half:], middles[:, half:], codes[:, half:])
+    return UpperHalf(values[:, half:], middles[:, half:], codes[:, half:])
 
 
-def _gaussian_scales(X: torch.Tensor, n_planes: int) -> torch.Tensor:
-    rms = X.square().mean(dim=1, keepdim=True).sqrt()
-    return rms * (_GAUSSIAN_STEP[n_planes - 1] / 2 * 2.0 ** torch.arange(n_planes, device=X.device))
+def gaussian_scales(rms: torch.Tensor, n_planes: int) -> torch.Tensor:
+    """The scales (k, b) of the best uniform quantisers of rows with root mean squares (k, 1), if these are Gaussian."""
+    return rms * (_GAUSSIAN_STEP[n_planes - 1] / 2 * 2.0 ** torch.arange(n_planes, device=rms.device))
 
 
-def _sign_table(n_planes: int, device: torch.device) -> torch.Tensor:
-    """(2^b, b): the signs of every code."""
-    bits = torch.arange(2**n_planes, device=device)[:, None] >> torch.arange(n_planes, device=device)
-    return (2 * (bits & 1) - 1).float()
+def _sign_table(n_planes: int, like: torch.Tensor) -> torch.Tensor:
+    """(2^b, b): the signs of every code, in the type and on the device of a tensor."""
+    bits = torch.arange(2**n_planes, device=like.device)[:, None] >> torch.arange(n_planes, device=like.device)
+    return (2 * (bits & 1) - 1).to(like.dtype)
 
 
 def levels_of(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -143,7 +156,7 @@ def levels_of(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     Returns:
         The values in ascending order (k, 2^b), the middles between them (k, 2^b - 1), and the values' codes (k, 2^b).
     """
-    levels, codes = (scales @ _sign_table(scales.shape[1], scales.device).T).sort(dim=1)
+    levels, codes = (scales @ _sign_table(scales.shape[1], scales).T).sort(dim=1)
     return levels, ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous(), codes
 
 
@@ -166,7 +179,7 @@ def _above(magnitudes: torch.Tensor, middles: torch.Tensor) -> Iterator[torch.Te
         yield (magnitudes > middles[:, i : i + 1]).view(torch.uint8)
 
 
-def _nearest(magnitudes: torch.Tensor, levels: _Levels) -> tuple[torch.Tensor, torch.Tensor]:
+def _nearest(magnitudes: torch.Tensor, levels: UpperHalf) -> tuple[torch.Tensor, torch.Tensor]:
     """Each magnitude's nearest value (k, n), and its code (k, n) uint8."""
     codes = levels.codes.to(torch.uint8)
     if levels.middles.shape[1] > _MOST_COMPARED:
@@ -182,8 +195,13 @@ def _nearest(magnitudes: torch.Tensor, levels: _Levels) -> tuple[torch.Tensor, t
     return found, found_codes
 
 
-def _sums(magnitudes: torch.Tensor, middles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many magnitudes of a row are nearest to each value (k, 2^(b-1)), and what they add up to."""
+def level_sums(magnitudes: torch.Tensor, middles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many magnitudes of a row are nearest to each value (k, 2^(b-1)), and what they add up to.
+
+    Args:
+        magnitudes: (k, n).
+        middles: between the values, (k, 2^(b-1) - 1), or one row for all, of at most four planes.
+    """
     k, n = magnitudes.shape
     n_levels = middles.shape[1] + 1
     if n_levels - 1 > _MOST_COMPARED:
@@ -201,17 +219,24 @@ def _sums(magnitudes: torch.Tensor, middles: torch.Tensor) -> tuple[torch.Tensor
     return count, total
 
 
-def _least_squares(magnitudes: torch.Tensor, levels: _Levels, n_planes: int) -> torch.Tensor:
-    """The scales (k, b) that fit each row best with the signs that its elements have now."""
-    # A row enters the equations by how many elements have a code, and by their sum.
-    count, total = _sums(magnitudes, levels.middles)
-    signs = _sign_table(n_planes, magnitudes.device)[levels.codes]  # (k, 2^(b-1), b)
+def fitted_scales(count: torch.Tensor, total: torch.Tensor, levels: UpperHalf, n_planes: int) -> torch.Tensor:
+    """The scales (k, b) of least squares for the signs that the elements of rows have now, exact in BF16; float32.
+
+    A row enters the equations by how many magnitudes are nearest to each level, and by their sums (level_sums).
+
+    Args:
+        count: of magnitudes, (k, 2^(b-1)).
+        total: their sums, (k, 2^(b-1)).
+        levels: of the rows.
+        n_planes: b.
+    """
+    signs = _sign_table(n_planes, count)[levels.codes]  # (k, 2^(b-1), b)
     left = torch.einsum("kl,klp,klq->kpq", count, signs, signs)
     right = torch.einsum("kl,klp->kp", total, signs)
     # Two planes with equal signs share their scale: the ridge makes the equations solvable.
-    ridge = 1e-6 * magnitudes.shape[1] * torch.eye(n_planes, device=magnitudes.device)
+    ridge = 1e-6 * count.sum(dim=1)[:, None, None] * torch.eye(n_planes, dtype=count.dtype, device=count.device)
     scales: torch.Tensor = torch.linalg.solve(left + ridge, right)
-    return scales
+    return scales.bfloat16().float()
 
 
 def planes_of(plane_ranks: Sequence[int]) -> Iterator[slice]:

@@ -3,14 +3,15 @@
 A singular vector pair of energy s^2 that is coded with b planes on both sides keeps s^2 (1 - m_b)^2 of it, where m_b is the
 coder's loss, so the (b+1)-th plane of a pair, a code, buys s^2 (loss_b - loss_b+1), less from plane to plane and from vector
 to vector. The codes of a weight in descending order of what they buy are therefore always a valid mix. Sign planes of the
-whole matrix leave a share of everything that the factors leave. So the error of every mix follows from the spectrum, and one
-price for a byte, the same for all weights, decides all mixes (a Lagrangian). A weight of which few elements changed may also
-be stored as single entries (sparse_forms.py), of which bytes and error are known.
+whole matrix leave a share of everything that the factors leave, more of it where rows share their scales. So the error of
+every mix follows from the spectrum, and one price for a byte, the same for all weights, decides all mixes (a Lagrangian). A
+weight of which few elements changed may also be stored as single entries (sparse_forms.py), of which bytes and error are known.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -41,11 +42,13 @@ class Choice(NamedTuple):
     Args:
         n_planes, n_codes: of a mix.
         form: entries instead of that; None for a mix.
+        scale_per_row: of a mix's planes (best.Mix).
     """
 
     n_planes: int
     n_codes: int
     form: SparseForm | None = None
+    scale_per_row: bool = True
 
 
 @dataclass
@@ -56,7 +59,8 @@ class Spectrum:
         n_in, n_out, n_mat: row length, rows, matrices (experts; their mix is the same).
         energies: squared singular values, descending, added up over the matrices; (min(n_in, n_out),) float64.
         importance: what one unit of squared error of this weight counts.
-        with_column_scales: planes have them; they do without under a metric (best.py).
+        with_column_scales: planes with a scale for each row have them, too; they do without under a metric (best.py).
+        shared_losses: what planes lose of the energy, by their number from 0, where all rows share their scales; None where they shall not.
         forms: the sparse ones, by ascending bytes; none where too much changed.
         n_changed: elements that are not 0.
     """
@@ -67,6 +71,7 @@ class Spectrum:
     energies: F64
     importance: float
     with_column_scales: bool = True
+    shared_losses: Sequence[float] | None = None
     forms: Sequence[SparseForm] = ()
     n_changed: int = 0
 
@@ -84,28 +89,35 @@ class Spectrum:
         """Bytes of CODE_STEP codes: their signs on both sides, and two BF16 scales each."""
         return self.n_mat * (self.n_in + self.n_out + 4 * CODE_STEP)
 
-    def plane_bytes(self, n_planes: int) -> int:
+    def plane_bytes(self, n_planes: int, scale_per_row: bool) -> int:
         """Bytes of the planes of the matrix, with their scales."""
         if n_planes == 0:
             return 0
-        column_bytes = 4 * self.n_in if self.with_column_scales else 0
-        return self.n_mat * (n_planes * (self.n_in * self.n_out // 8 + 4 * self.n_out) + column_bytes)
+        n_scales = self.n_out if scale_per_row else 1
+        column_bytes = 4 * self.n_in if scale_per_row and self.with_column_scales else 0
+        return self.n_mat * (n_planes * (self.n_in * self.n_out // 8 + 4 * n_scales) + column_bytes)
+
+    def _plane_loss(self, choice: Choice) -> float:
+        """What the planes of a mix lose of the energy that its factors leave."""
+        losses = LOSS if choice.scale_per_row else self.shared_losses
+        assert losses is not None
+        return losses[choice.n_planes]
 
     @property
     def max_codes(self) -> int:
         return len(self._gains) // CODE_STEP * CODE_STEP
 
-    def mix(self, n_planes: int, n_codes: int) -> Mix:
+    def mix(self, choice: Choice) -> Mix:
         """The best mix of so many planes and codes."""
-        ranks = np.bincount(self._plane_of_code[:n_codes], minlength=1)
-        return Mix(n_planes, tuple(int(r) for r in ranks) if n_codes else ())
+        ranks = np.bincount(self._plane_of_code[: choice.n_codes], minlength=1)
+        return Mix(choice.n_planes, tuple(int(r) for r in ranks) if choice.n_codes else (), choice.scale_per_row)
 
     def error(self, choice: Choice) -> float:
         """||D - D_hat||^2: of a mix as it is predicted."""
         if choice.form is not None:
             return choice.form.error
         left = float(self.energies.sum() - self._bought[choice.n_codes])
-        return LOSS[choice.n_planes] * max(left, 0.0)
+        return self._plane_loss(choice) * max(left, 0.0)
 
     def relative_error(self, choice: Choice) -> float:
         """||D - D_hat|| / ||D||, likewise."""
@@ -114,20 +126,27 @@ class Spectrum:
 
     @property
     def least(self) -> Choice:
-        """The cheapest choice: a mix of the fewest codes, or a form of still fewer bytes."""
-        return min([Choice(0, CODE_STEP), *self._sparse_choices()], key=self.n_bytes)
+        """The cheapest choice: a mix of the fewest codes, or something else of still fewer bytes."""
+        return min([Choice(0, CODE_STEP), *self._others()], key=self.n_bytes)
 
     def n_bytes(self, choice: Choice) -> int:
         if choice.form is not None:
             return choice.form.n_bytes
-        return self.plane_bytes(choice.n_planes) + choice.n_codes // CODE_STEP * self.step_bytes
+        return self.plane_bytes(choice.n_planes, choice.scale_per_row) + choice.n_codes // CODE_STEP * self.step_bytes
 
     def at_price(self, price: float) -> Choice:
         """The choice where a byte costs `price`: that of least importance * error + price * bytes."""
         mixes = [Choice(p, self._codes_at(price, p)) for p in range(MAX_PLANES + 1)]
-        return min(
-            [*mixes, *self._sparse_choices()], key=lambda c: self.importance * self.error(c) + price * self.n_bytes(c)
-        )
+        return min([*mixes, *self._others()], key=lambda c: self.importance * self.error(c) + price * self.n_bytes(c))
+
+    def within(self, n_bytes: int) -> Choice | None:
+        """The choice of the least error that has at most so many bytes; None where there is none."""
+        found = [other for other in self._others() if self.n_bytes(other) <= n_bytes]
+        for p in range(MAX_PLANES + 1):
+            n_steps = (n_bytes - self.n_bytes(Choice(p, 0))) // self.step_bytes
+            if n_steps >= (1 if p == 0 else 0):
+                found.append(Choice(p, min(n_steps * CODE_STEP, self.max_codes)))
+        return min(found, key=self.error, default=None)
 
     def above(self, choice: Choice) -> Choice | None:
         """The next larger choice of the same kind: one step of codes more, or more entries; None where there is none."""
@@ -137,8 +156,14 @@ class Spectrum:
         better = (f for f in self.forms if f.n_bytes > choice.form.n_bytes and f.error < choice.form.error)
         return next((Choice(0, 0, form) for form in better), None)
 
-    def _sparse_choices(self) -> list[Choice]:
-        return [Choice(0, 0, form) for form in self.forms]
+    def _others(self) -> list[Choice]:
+        """What stands alone: sparse forms, and planes of which all rows share their scales.
+
+        Such planes would be cheaper beside codes, too. But there they only make planes win over codes, and answers lose by it
+        (docs/method.md).
+        """
+        even = [] if self.shared_losses is None else range(1, MAX_PLANES + 1)
+        return [*(Choice(0, 0, form) for form in self.forms), *(Choice(p, 0, scale_per_row=False) for p in even)]
 
     def _codes_at(self, price: float, n_planes: int) -> int:
         worth = self.importance * LOSS[n_planes] * self._gains
@@ -150,7 +175,8 @@ class Spectrum:
 def choose(spectra: list[Spectrum], ratio: Fraction, n_bytes: Fraction, n_fixed_bytes: int) -> list[Choice]:
     """What each weight is stored as, so that all together cost at most the budget.
 
-    The price is the lowest that the budget allows. What is left buys single steps, those that buy most first.
+    The price is the lowest that the budget allows, or the one just below, with what is too much taken from the one weight that
+    loses least by it. What is left buys single steps, those that buy most first.
 
     Args:
         spectra: the weights.
@@ -174,11 +200,30 @@ def choose(spectra: list[Spectrum], ratio: Fraction, n_bytes: Fraction, n_fixed_
             chosen, high = at_price, price
         else:
             low = price
-    return _spend(spectra, chosen, budget - _total(spectra, chosen))
+    found = [chosen, *_cut(spectra, [s.at_price(low) for s in spectra], budget)]
+    return min((_spend(spectra, c, budget - _total(spectra, c)) for c in found), key=lambda c: _loss(spectra, c))
 
 
 def _total(spectra: list[Spectrum], chosen: list[Choice]) -> int:
     return sum(s.n_bytes(c) for s, c in zip(spectra, chosen, strict=True))
+
+
+def _loss(spectra: list[Spectrum], chosen: list[Choice]) -> float:
+    return sum(s.importance * s.error(c) for s, c in zip(spectra, chosen, strict=True))
+
+
+def _cut(spectra: list[Spectrum], chosen: list[Choice], budget: Fraction) -> list[list[Choice]]:
+    """The choices with one of them changed so that all together keep to the budget, the one that adds the least loss; none where none does."""
+    excess = math.ceil(_total(spectra, chosen) - budget)
+    cuts = []
+    for i, (s, now) in enumerate(zip(spectra, chosen, strict=True)):
+        less = s.within(s.n_bytes(now) - excess)
+        if less is not None:
+            cuts.append((s.importance * (s.error(less) - s.error(now)), i, less))
+    if not cuts:
+        return []
+    _, i, less = min(cuts, key=lambda cut: cut[:2])
+    return [[*chosen[:i], less, *chosen[i + 1 :]]]
 
 
 def _spend(spectra: list[Spectrum], chosen: list[Choice], left: Fraction) -> list[Choice]:

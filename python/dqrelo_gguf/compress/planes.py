@@ -1,7 +1,8 @@
-"""Sign planes of a residual with a scale for each row of each plane and one for each column: R ~ sum of r_p (S_p c).
+"""Sign planes of a residual with a scale for each row of each plane and one for each column, R ~ sum of r_p (S_p c), or with
+one scale for each plane.
 
 A row is coded like a vector of as many planes (codes.py), after its columns are divided by their scales; these are then the
-ones of least squares.
+ones of least squares. Rows that share their scales (shared_scales.py) have none for columns.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import numpy.typing as npt
 import torch
 
 from dqrelo_gguf.compress.blocks import Blocks, row_slices, slices_of
-from dqrelo_gguf.compress.codes import Coded, code_rows
+from dqrelo_gguf.compress.codes import Coded, code_by, code_rows
 from dqrelo_gguf.compress.feedback import BLOCK_ROWS, shape_rows
 from dqrelo_gguf.compress.metric import Metric
+from dqrelo_gguf.compress.shared_scales import shared_scales
 from dqrelo_gguf.compress.signs import pack_signs
 
 
@@ -25,12 +27,12 @@ class Planes:
 
     Args:
         bits: of each plane, (n_out, n_in // 8).
-        row_scales: (n_planes, n_out) float32.
+        scales: (n_planes, n_out) float32, or (n_planes, 1) where all rows share them.
         column_scales: (n_in,) float32, of mean 1; None for none.
     """
 
     bits: list[npt.NDArray[np.uint8]]
-    row_scales: torch.Tensor
+    scales: torch.Tensor
     column_scales: torch.Tensor | None
 
 
@@ -49,6 +51,27 @@ def subtract_planes(R: torch.Tensor, n_planes: int, columns: torch.Tensor, block
         coded = code_rows(R[s] / columns, n_planes)
         _put(out, s, coded)
         R[s] -= coded.values * columns
+
+    blocks.run(step, row_slices(*R.shape))
+    return out
+
+
+def subtract_even_planes(R: torch.Tensor, n_planes: int, blocks: Blocks) -> Planes:
+    """Turns R into what its planes leave, in place; all rows share their scales, and there are none for columns.
+
+    Args:
+        R: (n_out, n_in) float32.
+        n_planes: 1 to 4.
+        blocks: the threads to work with.
+    """
+    scales = shared_scales(R, n_planes, blocks)
+    out = _empty(R, n_planes, None)
+    out.scales = scales.T.contiguous()
+
+    def step(s: slice) -> None:
+        coded = code_by(R[s], scales)
+        _put_bits(out, s, coded)
+        R[s] -= coded.values
 
     blocks.run(step, row_slices(*R.shape))
     return out
@@ -79,9 +102,13 @@ def _empty(R: torch.Tensor, n_planes: int, columns: torch.Tensor | None) -> Plan
 
 
 def _put(out: Planes, rows: slice, coded: Coded) -> None:
+    _put_bits(out, rows, coded)
+    out.scales[:, rows] = coded.scales.T
+
+
+def _put_bits(out: Planes, rows: slice, coded: Coded) -> None:
     for p, bits in enumerate(out.bits):
         bits[rows] = pack_signs(((coded.codes >> p) & 1).cpu().numpy())
-    out.row_scales[:, rows] = coded.scales.T
 
 
 def column_scales(R: torch.Tensor, n_planes: int, blocks: Blocks) -> torch.Tensor:

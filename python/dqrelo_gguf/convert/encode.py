@@ -17,9 +17,10 @@ from dqrelo_gguf.compress.factors import stored_values
 from dqrelo_gguf.compress.groups import compress as compress_groups
 from dqrelo_gguf.compress.lowrank import seed_of
 from dqrelo_gguf.compress.metric import Metric
-from dqrelo_gguf.compress.mixes import Spectrum
+from dqrelo_gguf.compress.mixes import MAX_PLANES, Spectrum
 from dqrelo_gguf.compress.paper import norm, select_by_magnitude
 from dqrelo_gguf.compress.pruning import keep_active, keep_largest, keep_random, largest
+from dqrelo_gguf.compress.shared_scales import energies_left
 from dqrelo_gguf.compress.sign_factors import SignFactors as CodedFactors
 from dqrelo_gguf.compress.sign_factors import column_bits, row_bits, scales_of
 from dqrelo_gguf.compress.sparse import pack, unpack
@@ -123,17 +124,22 @@ def measure_weight(
     n_in, n_out, *_ = pair.ne
     matrices = D.reshape(-1, n_out, n_in)
     forms, n_changed = sparse_forms(matrices, blocks)
-    total = sum(blocks.each(lambda _, matrix, threads: energies(matrix, threads), matrices))
-    assert isinstance(total, torch.Tensor)
-    weight = VOCABULARY_WEIGHT if pair.name in (EMBEDDING, OUTPUT) else 1.0
     calibrated = moments is not None and moments.covers(pair.name)
+
+    def measured(_: int, matrix: torch.Tensor, threads: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+        return energies(matrix, threads).cpu(), energies_left(matrix, MAX_PLANES, threads)
+
+    of_matrices = blocks.each(measured, matrices)
+    total, left = (torch.stack(parts).sum(dim=0) for parts in zip(*of_matrices, strict=True))
+    weight = VOCABULARY_WEIGHT if pair.name in (EMBEDDING, OUTPUT) else 1.0
     return Spectrum(
         n_in,
         n_out,
         len(matrices),
-        total.cpu().numpy(),
+        total.numpy(),
         weight * float(total.sum()) ** -0.5,
         with_column_scales=not calibrated,
+        shared_losses=None if calibrated or left[0] == 0 else (left / left[0]).tolist(),
         forms=forms,
         n_changed=n_changed,
     )
@@ -235,7 +241,7 @@ def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
     spec, blocks = planned.spec, means.blocks
     moments = means.inputs if isinstance(means.inputs, Moments) else None
     n_in, n_out, *experts = spec.ne
-    mix = Mix(spec.n_planes, spec.plane_ranks)
+    mix = Mix(spec.n_planes, spec.plane_ranks, spec.scale_per_row)
     rows = D.reshape(-1, n_out, n_in)
     metrics = _metrics(moments, spec.name, rows, blocks)
     of_matrices: Sequence[Metric | None] = metrics or [None] * len(rows)
@@ -251,7 +257,7 @@ def _best(D: F32, planned: Planned, means: Means) -> tuple[WeightData, float]:
         data.planes = [
             (
                 _joined([p.bits[i] for p in planes], bool(experts)),
-                _joined([p.row_scales[i].cpu().numpy() for p in planes], bool(experts)),
+                _joined([p.scales[i].cpu().numpy() for p in planes], bool(experts)),
             )
             for i in range(mix.n_planes)
         ]

@@ -206,10 +206,10 @@ def _spec_of(name: str, ne: tuple[int, ...], spectrum: Spectrum, choice: Choice)
         form = choice.form
         entry_type = next(t for t, name_of_type in ENTRY_TYPES.items() if name_of_type == form.type)
         return WeightSpec.of_entries(name, ne, SparseSpec(form.n_entries, entry_type, form.has_mask))
-    has_planes = choice.n_planes > 0
-    cscale = has_planes and spectrum.with_column_scales
-    ranks = spectrum.mix(choice.n_planes, choice.n_codes).plane_ranks
-    return WeightSpec(name, ne, choice.n_planes, scale_per_row=has_planes, cscale=cscale, plane_ranks=ranks)
+    mix = spectrum.mix(choice)
+    scale_per_row = mix.n_planes > 0 and mix.scale_per_row
+    cscale = scale_per_row and spectrum.with_column_scales
+    return WeightSpec(name, ne, mix.n_planes, scale_per_row=scale_per_row, cscale=cscale, plane_ranks=mix.plane_ranks)
 
 
 def without_forms(spectra: Mapping[str, Spectrum]) -> dict[str, Spectrum]:
