@@ -10,6 +10,7 @@ import torch
 
 from dqrelo_gguf.compress.best import Mix, compress
 from dqrelo_gguf.compress.blocks import Blocks, open_blocks
+from dqrelo_gguf.compress.mixes import LOSS
 from dqrelo_gguf.compress.planes import column_scales, subtract_planes
 from tests.support.compressed import gaussian, low_rank, stored
 
@@ -64,6 +65,16 @@ def test_column_scales_pay() -> None:
         plain = D - D.abs().mean(dim=1, keepdim=True) * D.sign()
     assert float(R.norm()) < 0.93 * float(plain.norm())
     assert float(planes.column_scales.mean()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("n_planes", [1, 2, 3])
+def test_columns_of_any_sizes_lose_what_even_ones_lose(n_planes: int) -> None:
+    """Sizes that differ by a factor of 50: the prediction counts on it that column scales make up for them."""
+    D = gaussian(512, 256) * torch.exp(gaussian(1, 256, 1).clamp(-2, 2))
+    with open_blocks(1) as blocks:
+        R = D.clone()
+        subtract_planes(R, n_planes, column_scales(R, n_planes, blocks), blocks)
+    assert float(R.square().sum() / D.square().sum()) == pytest.approx(LOSS[n_planes], rel=0.03)
 
 
 def test_a_column_of_zeros_stays_finite() -> None:

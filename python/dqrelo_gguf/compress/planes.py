@@ -1,8 +1,8 @@
 """Sign planes of a residual with a scale for each row of each plane and one for each column, R ~ sum of r_p (S_p c), or with
 one scale for each plane.
 
-A row is coded like a vector of as many planes (codes.py), after its columns are divided by their scales; these are then the
-ones of least squares. Rows that share their scales (shared_scales.py) have none for columns.
+A row is coded like a vector of as many planes (codes.py), after its columns are divided by their scales. Rows that share
+their scales (shared_scales.py) have none for columns.
 """
 
 from __future__ import annotations
@@ -112,16 +112,38 @@ def _put_bits(out: Planes, rows: slice, coded: Coded) -> None:
 
 
 def column_scales(R: torch.Tensor, n_planes: int, blocks: Blocks) -> torch.Tensor:
-    """The column scales (n_in,) of least squares for the planes that R has without any; their mean is 1."""
+    """The column scales (n_in,) of least squares for the planes that R has with those of its columns' sizes; their mean is 1.
+
+    Without a first guess, a column that is larger than others would have all its numbers at the outermost values of the planes, which are
+    larger then, too: least squares would leave it too small a scale.
+    """
+    sizes = _column_sizes(R, blocks)
 
     def sums(s: slice) -> torch.Tensor:
-        values = code_rows(R[s], n_planes).values
+        values = code_rows(R[s] / sizes, n_planes).values * sizes
         return torch.stack(
             [(R[s] * values).sum(dim=0, dtype=torch.float64), values.square().sum(dim=0, dtype=torch.float64)]
         )
 
     shared, own = blocks.sum_rows(sums, *R.shape)
-    scales = torch.where(own > 0, shared / own.clamp(min=1e-300), torch.ones_like(own))
-    # A column that the planes fit with the wrong sign, or not at all, keeps a small scale: no division by zero follows.
-    scales = scales.clamp(min=1e-3 * float(scales.abs().mean()))
+    return _as_scales(torch.where(own > 0, shared / own.clamp(min=1e-300), torch.ones_like(own)) * sizes)
+
+
+def _column_sizes(R: torch.Tensor, blocks: Blocks) -> torch.Tensor:
+    """The root mean squares (n_in,) of R's columns, after its rows are divided by theirs; their mean is 1."""
+
+    def squares(s: slice) -> torch.Tensor:
+        rows = R[s].square()
+        return (rows / rows.mean(dim=1, keepdim=True).clamp(min=1e-30)).sum(dim=0).double()
+
+    return _as_scales(blocks.sum_rows(squares, *R.shape).sqrt())
+
+
+def _as_scales(found: torch.Tensor) -> torch.Tensor:
+    """Scales of columns (n_in,) float32 whose mean is 1.
+
+    A column that planes fit with the wrong sign, or of zeros, has a small one: no division by zero follows.
+    """
+    mean = found.abs().mean()
+    scales = found.clamp(min=1e-3 * float(mean)) if mean > 0 else torch.ones_like(found)
     return (scales / scales.mean()).float()
