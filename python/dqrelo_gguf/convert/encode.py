@@ -126,20 +126,22 @@ def measure_weight(
     forms, n_changed = sparse_forms(matrices, blocks)
     calibrated = moments is not None and moments.covers(pair.name)
 
-    def measured(_: int, matrix: torch.Tensor, threads: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
-        return energies(matrix, threads).cpu(), energies_left(matrix, MAX_PLANES, threads)
-
-    of_matrices = blocks.each(measured, matrices)
-    total, left = (torch.stack(parts).sum(dim=0) for parts in zip(*of_matrices, strict=True))
+    total = sum(blocks.each(lambda _, matrix, threads: energies(matrix, threads), matrices))
+    assert isinstance(total, torch.Tensor)
+    losses = None
+    # Experts are coded several at once, each by rows of its own: what that saves in scales is not worth the memory of other ways.
+    if len(matrices) == 1 and not calibrated and total[0] > 0:
+        left = energies_left(blocks.place(matrices[0]), MAX_PLANES, blocks)
+        losses = (left / left[0]).tolist()
     weight = VOCABULARY_WEIGHT if pair.name in (EMBEDDING, OUTPUT) else 1.0
     return Spectrum(
         n_in,
         n_out,
         len(matrices),
-        total.numpy(),
+        total.cpu().numpy(),
         weight * float(total.sum()) ** -0.5,
         with_column_scales=not calibrated,
-        shared_losses=None if calibrated or left[0] == 0 else (left / left[0]).tolist(),
+        shared_losses=losses,
         forms=forms,
         n_changed=n_changed,
     )
