@@ -132,8 +132,9 @@ def test_torch_without_cuda(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    out = tmp_path / "d.dq.gguf"
-    assert main([str(pico_gguf("llama")), str(pico_tuned_gguf("llama")), "-o", str(out), "--device", "cuda"]) == 1
+    base, tuned, out = pico_gguf("llama"), pico_tuned_gguf("llama"), tmp_path / "d.dq.gguf"
+    capsys.readouterr()  # What making the models tells.
+    assert main([str(base), str(tuned), "-o", str(out), "--device", "cuda"]) == 1
     assert capsys.readouterr().err == (
         f"dqrelo-convert: error: --device cuda: torch {torch.__version__} has no CUDA device: "
         "install a CUDA build of torch, or leave --device out\n"
