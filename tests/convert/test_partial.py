@@ -44,7 +44,7 @@ def test_only_the_chosen_blocks_are_compressed(method: str, tmp_path: Path) -> N
         if not w.name.startswith("blk.1."):
             assert error <= F16_ERROR, w.name
         elif D.ndim > 1:
-            assert 10 * F16_ERROR < error < 1, w.name
+            assert 0.08 < error < 1, w.name
     assert {w.name for w in reader.weights} | set(result.not_carried) == set(plain)
     block = [n for n in plain if n.startswith("blk.1.")]
     n_bytes = sum(w.n_bytes for w in reader.weights if w.name in block)

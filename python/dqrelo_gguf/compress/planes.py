@@ -65,8 +65,7 @@ def subtract_even_planes(R: torch.Tensor, n_planes: int, blocks: Blocks) -> Plan
         blocks: the threads to work with.
     """
     scales = shared_scales(R, n_planes, blocks)
-    out = _empty(R, n_planes, None)
-    out.scales = scales.T.contiguous()
+    out = Planes(_empty_bits(R, n_planes), scales.T.contiguous(), None)
 
     def step(s: slice) -> None:
         coded = code_by(R[s], scales)
@@ -96,9 +95,12 @@ def subtract_shaped_planes(R: torch.Tensor, n_planes: int, metric: Metric, block
 
 
 def _empty(R: torch.Tensor, n_planes: int, columns: torch.Tensor | None) -> Planes:
+    return Planes(_empty_bits(R, n_planes), R.new_empty((n_planes, R.shape[0])), columns)
+
+
+def _empty_bits(R: torch.Tensor, n_planes: int) -> list[npt.NDArray[np.uint8]]:
     n_out, n_in = R.shape
-    bits = [np.empty((n_out, n_in // 8), np.uint8) for _ in range(n_planes)]
-    return Planes(bits, R.new_empty((n_planes, n_out)), columns)
+    return [np.empty((n_out, n_in // 8), np.uint8) for _ in range(n_planes)]
 
 
 def _put(out: Planes, rows: slice, coded: Coded) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from dqrelo_gguf.compress.blocks import Blocks
 from dqrelo_gguf.compress.codes import fitted_scales, gaussian_scales, level_sums, upper_half
+from dqrelo_gguf.compress.paper import norm
 
 # Rows, and columns, of equally many energies each that stand for all of them.
 N_CLASSES = 64
@@ -22,8 +23,8 @@ def shared_scales(R: torch.Tensor, n_planes: int, blocks: Blocks) -> torch.Tenso
         n_planes: b, 1 to 4.
         blocks: the threads to work with.
     """
-    squares = blocks.sum_rows(lambda s: R[s].square().sum(dtype=torch.float64), *R.shape)
-    begin = upper_half(gaussian_scales((squares / R.numel()).sqrt().float().view(1, 1), n_planes))
+    rms = norm(R, blocks) / R.numel() ** 0.5
+    begin = upper_half(gaussian_scales(R.new_full((1, 1), rms), n_planes))
 
     def sums(s: slice) -> torch.Tensor:
         return torch.stack([own.sum(dim=0, dtype=torch.float64) for own in level_sums(R[s].abs(), begin.middles)])
@@ -63,9 +64,8 @@ def shared_loss(rows: torch.Tensor, columns: torch.Tensor, n_planes: int) -> flo
         columns: of its columns, (n_in,) likewise.
         n_planes: b, 1 to 4.
     """
-    deviations = (
-        (_classes(rows)[:, None] * _classes(columns)).reshape(-1, 1).sqrt()
-    )  # (k, 1); the mean of their squares is 1
+    # The mean of their squares is 1.
+    deviations = (_classes(rows)[:, None] * _classes(columns)).reshape(-1, 1).sqrt()
     begin = upper_half(gaussian_scales(deviations.new_ones((1, 1)), n_planes))
     count, total = _expected_sums(deviations, begin.middles)
     scales = fitted_scales(count.sum(dim=0)[None], total.sum(dim=0)[None], begin, n_planes)
