@@ -131,7 +131,7 @@ public:
         ggml_tensor * w = ggml_new_tensor_3d(ctx, o.base, o.n_in, o.n_out, o.n_mat);
         ggml_set_no_alloc(ctx, false);
         w->data = const_cast<uint8_t *>(p.w.data());
-        n_fold  = ggml_dqrelo_fold_tokens(w, o.n_used);
+        n_fold  = ggml_dqrelo_fold_tokens(w->ne[2], o.n_used);
         fill(o, x, ids, tokens, n_fold);
         ggml_build_forward_expand(graph, product(p, m, w, x, ids, tokens));
         plan = ggml_graph_plan(graph, o.n_threads, nullptr);

@@ -88,8 +88,8 @@ bool ggml_dqrelo_is_long(float token, int64_t n) {
     return (int64_t) ((token - floorf(token)) * (float) LENGTH_STEPS) * DQRELO_FOLD_ROWS >= n;
 }
 
-int64_t ggml_dqrelo_fold_tokens(const struct ggml_tensor * w, int64_t n_used) {
-    const int64_t n_rows = w->ne[2] > 1 ? DQRELO_FOLD_EXPERT_ROWS * w->ne[2] : 1;
+int64_t ggml_dqrelo_fold_tokens(int64_t n_mat, int64_t n_used) {
+    const int64_t n_rows = n_mat > 1 ? DQRELO_FOLD_EXPERT_ROWS * n_mat : 1;
     return std::max<int64_t>(DQRELO_FOLD_ROWS, (n_rows + n_used - 1) / n_used);
 }
 

@@ -131,9 +131,9 @@ GGML_API float ggml_dqrelo_length(int64_t n_tokens);
 GGML_API void ggml_dqrelo_fold(struct ggml_tensor * dst, struct ggml_tensor * w);
 
 // Returns how many tokens in the batch a sequence needs for its rows to be folded: DQRELO_FOLD_ROWS, or for experts as many more as leave
-// DQRELO_FOLD_EXPERT_ROWS of its rows for each matrix of w, were they shared out evenly. A token has n_used rows.
+// DQRELO_FOLD_EXPERT_ROWS of its rows for each of n_mat matrices, were they shared out evenly. A token has n_used rows.
 #define DQRELO_FOLD_EXPERT_ROWS 12
-GGML_API int64_t ggml_dqrelo_fold_tokens(const struct ggml_tensor * w, int64_t n_used);
+GGML_API int64_t ggml_dqrelo_fold_tokens(int64_t n_mat, int64_t n_used);
 
 // Returns whether a sequence whose tokens have this number (delta index and length) has at least n tokens in the batch.
 GGML_API bool ggml_dqrelo_is_long(float token, int64_t n);

@@ -22,10 +22,21 @@ bool is_set(const char * value) {
     return given && strcmp(given, value) == 0;
 }
 
-// Returns whether the operator multiplies with weights of the type faster than ggml and the delta's own products take together. ggml
-// multiplies those of fewer bits by integer instructions that no product in F32 comes near (docs/operator.md).
-bool has_fold(ggml_type type) {
-    return type == GGML_TYPE_F32 || type == GGML_TYPE_F16 || type == GGML_TYPE_BF16 || type == GGML_TYPE_Q8_0;
+// Returns whether the operator multiplies with weights of the type faster than ggml and the delta's own products take together
+// (docs/operator.md). Of most types with fewer bits ggml multiplies many rows at once by integer instructions, but of these a row of W with
+// a row of x; where they are in another layout, because that is faster, their memory is not the host's. The operator knows the products of
+// single experts in some types only.
+bool has_fold(ggml_type type, bool is_stack) {
+    switch (type) {
+        case GGML_TYPE_F32:
+        case GGML_TYPE_F16:
+        case GGML_TYPE_BF16:
+        case GGML_TYPE_Q8_0: return true;
+        case GGML_TYPE_Q4_1:
+        case GGML_TYPE_Q5_0:
+        case GGML_TYPE_Q5_1: return !is_stack;
+        default: return false;
+    }
 }
 
 // Returns whether the node multiplies tokens with the weight, or with experts of it, and does nothing else, and has enough tokens for rows
@@ -37,9 +48,9 @@ bool is_plain_product(const weight_read & read) {
         return false;
     }
     if (node->op == GGML_OP_MUL_MAT_ID) {
-        return node->src[2] == read.ids && node->ne[2] >= ggml_dqrelo_fold_tokens(w, node->ne[1]);
+        return node->src[2] == read.ids && node->ne[2] >= ggml_dqrelo_fold_tokens(w->ne[2], node->ne[1]);
     }
-    return node->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(node, 1) == 0 && node->ne[1] >= ggml_dqrelo_fold_tokens(w, 1) &&
+    return node->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(node, 1) == 0 && node->ne[1] >= ggml_dqrelo_fold_tokens(w->ne[2], 1) &&
            ggml_is_matrix(node) && ggml_is_matrix(w) && ggml_is_matrix(read.x);
 }
 
@@ -152,7 +163,8 @@ bool graph_rewriter::can_fold(const weight_read & read) const {
     if (placement_of(w).how == method::fused) {
         return is_set("1") && has_device_fold(read);
     }
-    return has_fold(w->type) && ggml_backend_buffer_is_host(w->buffer) && ggml_backend_sched_get_n_backends(graph.params.sched) == 1;
+    return has_fold(w->type, node->op == GGML_OP_MUL_MAT_ID) && ggml_backend_buffer_is_host(w->buffer) &&
+           ggml_backend_sched_get_n_backends(graph.params.sched) == 1;
 }
 
 // The node's op moves to a new node.

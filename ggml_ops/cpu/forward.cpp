@@ -5,6 +5,7 @@
 
 #include "base-experts.h"
 #include "base-product.h"
+#include "decoded-codes.h"
 #include "entry.h"
 #include "fold.h"
 #include "kernels.h"
@@ -33,21 +34,28 @@ static void copy_rows(const ggml_tensor * dst, const work & w, int64_t i0, int64
 // matmul forms
 //
 
-// Returns the matrix of a group, or what is left of it to be added after the fold.
-static dqrelo_entry entry_of_group(const ggml_tensor * dst, const group_rows & rows) {
-    dqrelo_entry e = dqrelo_entry_matrix(entry_of(dst, rows.delta), rows.matrix);
+static dqrelo_entry matrix_of_group(const ggml_tensor * dst, const group_rows & rows) {
+    return dqrelo_entry_matrix(entry_of(dst, rows.delta), rows.matrix);
+}
+
+// Returns what is left of a group's matrix beside what is folded or decoded.
+static dqrelo_entry rest_of_group(const ggml_tensor * dst, const group_rows & rows) {
+    dqrelo_entry e = matrix_of_group(dst, rows);
     if (rows.is_folded) {
         e.n_planes = 0;
         e.dense    = nullptr;
         e.entries  = nullptr;
     }
+    if (rows.is_decoded) {
+        e.n_codes = 0;
+    }
     return e;
 }
 
-static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i) {
+static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i, const dqrelo_entry & e) {
     const group_rows & rows = w.groups[i];
     dqrelo_group       g;
-    g.e         = entry_of_group(dst, rows);
+    g.e         = e;
     g.rows      = w.rows + rows.begin;
     g.n_rows    = rows.end - rows.begin;
     g.q         = w.q + rows.begin * dqrelo_q_bytes(dst->src[1]->ne[0]);
@@ -60,6 +68,14 @@ static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i)
     g.zq_stride = w.zq_stride;
     g.zact      = w.zact + rows.begin;
     return g;
+}
+
+static dqrelo_group whole_group(const ggml_tensor * dst, const work & w, int64_t i) {
+    return group_of(dst, w, i, matrix_of_group(dst, w.groups[i]));
+}
+
+static dqrelo_group rest_group(const ggml_tensor * dst, const work & w, int64_t i) {
+    return group_of(dst, w, i, rest_of_group(dst, w.groups[i]));
 }
 
 // To read a piece of a matrix (share.h) costs about as much as to multiply it with one row of x. To make a sparse one costs as much as to
@@ -98,6 +114,12 @@ static strided_rows quantized_by(const ggml_compute_params * params, const work 
     return w.quantizes_all ? strided_rows{ 0, 1 } : strided_rows{ params->ith, params->nth };
 }
 
+// Returns whether signs are multiplied with the rows of a group, for which these are quantised.
+static bool needs_quantized(const dqrelo_entry * e, const group_rows & group) {
+    const bool has_planes = e->dense == nullptr && e->n_planes > 0;
+    return (has_planes && !group.is_folded) || (e->n_codes > 0 && !group.is_decoded);
+}
+
 // Quantises each row of x once, though several experts read it; only a column scale makes rows of their own for each expert.
 static void quantize(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     const int64_t      q_bytes = dqrelo_q_bytes(dst->src[1]->ne[0]);
@@ -113,7 +135,7 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
             }
             const group_rows &   group = w.groups[w.rows[place].group];
             const dqrelo_entry * e     = entry_of(dst, group.delta);
-            if (!dqrelo_entry_has_signs(e) || (group.is_folded && e->n_codes == 0)) {
+            if (!needs_quantized(e, group)) {
                 continue;
             }
             if (done >= 0 && !e->cscale) {
@@ -133,7 +155,7 @@ struct needs {
     bool    any       = false; // whether one is neither dense nor sparse
     int64_t rank      = 0;     // the largest ones
     int64_t code_rank = 0;
-    int64_t n_codes   = 0;
+    int64_t n_codes   = 0; // of those that are not decoded
 };
 
 static needs needs_of(const ggml_tensor * dst, const work & w) {
@@ -146,7 +168,7 @@ static needs needs_of(const ggml_tensor * dst, const work & w) {
         n.any       = n.any || e->rank > 0 || dqrelo_entry_has_signs(e);
         n.rank      = std::max<int64_t>(n.rank, e->rank);
         n.code_rank = std::max<int64_t>(n.code_rank, e->plane_ranks[0]);
-        n.n_codes   = std::max<int64_t>(n.n_codes, e->n_codes);
+        n.n_codes   = std::max<int64_t>(n.n_codes, w.groups[i].is_decoded ? 0 : e->n_codes);
     }
     return n;
 }
@@ -183,14 +205,14 @@ static void for_each_piece(const work & w, F && take, G && f) {
 static share share_of_result(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     int64_t total = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
-        total += count_lines(dst->ne[0]) * cost_of_result(group_of(dst, w, i), w.groups[i].is_folded);
+        total += count_lines(dst->ne[0]) * cost_of_result(rest_group(dst, w, i), w.groups[i].is_folded);
     }
     return share(total, params->ith, params->nth);
 }
 
 static piece take_result(const ggml_tensor * dst, const work & w, share & mine, int64_t i) {
     int64_t l0, l1;
-    mine.take(count_lines(dst->ne[0]), cost_of_result(group_of(dst, w, i), w.groups[i].is_folded), &l0, &l1);
+    mine.take(count_lines(dst->ne[0]), cost_of_result(rest_group(dst, w, i), w.groups[i].is_folded), &l0, &l1);
     return { i, l0 * LINE, std::min(l1 * LINE, dst->ne[0]) };
 }
 
@@ -199,7 +221,7 @@ static dqrelo_ahead begin_of_result(const ggml_tensor * dst, const work & w, con
     if (p.is_empty() || w.groups[p.group].is_folded) {
         return {};
     }
-    const dqrelo_entry e = entry_of_group(dst, w.groups[p.group]);
+    const dqrelo_entry e = rest_of_group(dst, w.groups[p.group]);
     return dqrelo_apply_begin(&e, p.begin, p.end);
 }
 
@@ -207,13 +229,13 @@ static dqrelo_ahead begin_of_result(const ggml_tensor * dst, const work & w, con
 static void multiply_factors(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     int64_t total = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
-        const dqrelo_group g = group_of(dst, w, i);
+        const dqrelo_group g = rest_group(dst, w, i);
         total += count_rank_pieces(g) * cost_of(g);
     }
     // The first threads may have quantised one row more, so this begins with the last.
     share      mine(total, params->nth - 1 - params->ith, params->nth);
     const auto take = [&](int64_t i) {
-        const dqrelo_group g = group_of(dst, w, i);
+        const dqrelo_group g = rest_group(dst, w, i);
         int64_t            p0, p1;
         mine.take(count_rank_pieces(g), cost_of(g), &p0, &p1);
         return piece{ i, p0 * RANKS, std::min<int64_t>(p1 * RANKS, g.e.rank) };
@@ -225,18 +247,23 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
             int64_t i      = 0;
             then           = begin_of_result(dst, w, next_piece(w, i, [&](int64_t k) { return take_result(dst, w, result, k); }));
         } else {
-            const dqrelo_entry e = entry_of_group(dst, w.groups[next.group]);
+            const dqrelo_entry e = rest_of_group(dst, w.groups[next.group]);
             then                 = dqrelo_factor_begin(&e, next.begin, next.end);
         }
-        const dqrelo_group g = group_of(dst, w, p.group);
+        const dqrelo_group g = rest_group(dst, w, p.group);
         dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, p.begin, p.end, then);
     });
 }
 
 // Calls f with the pieces of B that have one plane, two, ..., at their beginnings: from piece l0 to before piece l1, each at a cost.
+// Decoded ones cost the same whatever their planes.
 template <typename F>
-static void for_each_plane_count(const dqrelo_group & g, F && f) {
+static void for_each_plane_count(const dqrelo_group & g, bool is_decoded, F && f) {
     int64_t l0 = 0;
+    if (is_decoded) {
+        f(l0, count_lines(g.e.plane_ranks[0]), cost_of(g));
+        return;
+    }
     for (int p = DQRELO_MAX_CODE_PLANES - 1; p >= 0; p--) {
         const int64_t l1 = count_lines(g.e.plane_ranks[p]);
         if (l0 < l1) {
@@ -250,17 +277,21 @@ static void for_each_plane_count(const dqrelo_group & g, F && f) {
 static void multiply_codes(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     int64_t total = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
-        for_each_plane_count(group_of(dst, w, i), [&](int64_t l0, int64_t l1, int64_t cost) { total += (l1 - l0) * cost; });
+        for_each_plane_count(whole_group(dst, w, i), w.groups[i].is_decoded,
+                             [&](int64_t l0, int64_t l1, int64_t cost) { total += (l1 - l0) * cost; });
     }
     share mine(total, params->ith, params->nth);
     for (int64_t i = 0; i < w.n_groups; i++) {
-        const dqrelo_group g = group_of(dst, w, i);
-        for_each_plane_count(g, [&](int64_t l0, int64_t l1, int64_t cost) {
+        const dqrelo_group g          = whole_group(dst, w, i);
+        const bool         is_decoded = w.groups[i].is_decoded;
+        for_each_plane_count(g, is_decoded, [&](int64_t l0, int64_t l1, int64_t cost) {
             int64_t m0, m1;
             mine.take(l1 - l0, cost, &m0, &m1);
-            if (m0 < m1) {
-                dqrelo_matmul_codes(dqrelo_cpu_kernels(), &g, (l0 + m0) * LINE, std::min<int64_t>((l0 + m1) * LINE, g.e.plane_ranks[0]),
-                                    w.scratch);
+            const int64_t k0 = (l0 + m0) * LINE, k1 = std::min<int64_t>((l0 + m1) * LINE, g.e.plane_ranks[0]);
+            if (m0 < m1 && is_decoded) {
+                dqrelo_decoded_codes(dqrelo_cpu_kernels(), &g, k0, k1, w.tile);
+            } else if (m0 < m1) {
+                dqrelo_matmul_codes(dqrelo_cpu_kernels(), &g, k0, k1, w.scratch);
             }
         });
     }
@@ -270,8 +301,8 @@ static void multiply_codes(const ggml_compute_params * params, const ggml_tensor
 static void quantize_codes(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     const strided_rows mine = quantized_by(params, w);
     for (int64_t r = mine.first; r < w.n_changed; r += mine.step) {
-        const dqrelo_group g = group_of(dst, w, w.rows[r].group);
-        if (g.e.n_codes > 0) {
+        const dqrelo_group g = rest_group(dst, w, w.rows[r].group);
+        if (g.e.n_codes > 0 && !w.groups[w.rows[r].group].is_decoded) {
             dqrelo_matmul_quantize(dqrelo_cpu_kernels(), &g, r - w.groups[w.rows[r].group].begin, w.z);
         }
     }
@@ -289,9 +320,11 @@ static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor
             ggml_barrier(params->threadpool);
         }
     }
-    if (n.n_codes > 0) {
+    if (n.code_rank > 0) {
         multiply_codes(params, dst, w);
         ggml_barrier(params->threadpool);
+    }
+    if (n.n_codes > 0) {
         quantize_codes(params, dst, w);
         if (!w.quantizes_all) {
             ggml_barrier(params->threadpool);
@@ -336,17 +369,20 @@ static dqrelo_base base_of(const ggml_tensor * weight, int64_t matrix) {
 
 // Computes a piece of the result. `then` is what the thread reads afterwards.
 static void apply_piece(const ggml_tensor * dst, const work & w, const piece & p, dqrelo_ahead then) {
-    const dqrelo_group rest = group_of(dst, w, p.group);
-    if (w.groups[p.group].is_folded) {
-        const dqrelo_base base  = base_of(ggml_dqrelo_base_weight(dst), w.groups[p.group].matrix);
-        dqrelo_group      whole = rest;
-        whole.e                 = dqrelo_entry_matrix(entry_of(dst, w.groups[p.group].delta), w.groups[p.group].matrix);
+    const group_rows & rows  = w.groups[p.group];
+    const dqrelo_group whole = whole_group(dst, w, p.group);
+    const dqrelo_group rest  = rest_group(dst, w, p.group);
+    if (rows.is_folded) {
+        const dqrelo_base base = base_of(ggml_dqrelo_base_weight(dst), rows.matrix);
         dqrelo_fold_apply(dqrelo_cpu_kernels(), &base, &whole, rest.rows[0].s, p.begin, p.end, w.tile);
-        if (dqrelo_entry_is_empty(&rest.e)) {
-            return;
-        }
     }
-    dqrelo_matmul_apply(dqrelo_cpu_kernels(), &rest, p.begin, p.end, then, w.scratch);
+    // Where the op computes the base's product, this is the result already.
+    if (!ggml_dqrelo_base_weight(dst) || !dqrelo_entry_is_empty(&rest.e)) {
+        dqrelo_matmul_apply(dqrelo_cpu_kernels(), &rest, p.begin, p.end, then, w.scratch);
+    }
+    if (rows.is_decoded) {
+        dqrelo_decoded_apply(dqrelo_cpu_kernels(), &whole, p.begin, p.end, w.tile);
+    }
 }
 
 static void forward_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {

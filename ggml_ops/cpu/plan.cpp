@@ -2,6 +2,7 @@
 
 #include "base-experts.h"
 #include "base-product.h"
+#include "decoded-codes.h"
 #include "dqrelo-cpu.h"
 #include "fold.h"
 
@@ -42,6 +43,11 @@ static void take_quantized(const ggml_tensor * dst, int64_t smaller, arena & mem
     w.zact               = memory.take<dqrelo_act>(n_rows);
 }
 
+// Whether rows may be folded or decoded. Of a long sequence only the last rows may be here, those of its outputs.
+static bool may_be_long(const ggml_tensor * dst) {
+    return is_matmul(dst) && (ggml_dqrelo_base_weight(dst) || ggml_nrows(dst) >= DQRELO_FOLD_ROWS);
+}
+
 static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
     const int64_t n_rows  = ggml_nrows(dst);
     int64_t       smaller = 0;
@@ -71,7 +77,7 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
         own.place   = memory.take<int32_t>(n_rows);
         own.groups  = memory.take<group_rows>(n_rows);
         own.scratch = memory.take<dqrelo_scratch>(1);
-        own.tile    = memory.take<float>(ggml_dqrelo_base_weight(dst) ? DQRELO_FOLD_TILE : 0);
+        own.tile    = memory.take<float>(may_be_long(dst) ? DQRELO_FOLD_TILE : 0);
         own.z       = memory.take<float>(DQRELO_MAX_CODES_A_SIDE * smaller);
         if (i == ith) {
             w = own;
@@ -125,7 +131,7 @@ static int64_t row_id(const ggml_tensor * dst, const dqrelo_entry * e, const pos
 
 // The request scales of the rows that are folded, in the order in which they are met.
 struct fold_scales {
-    static constexpr int MAX = 255; // Each belongs to some sequence of DQRELO_FOLD_ROWS tokens; more sequences are not folded.
+    static constexpr int MAX = 254; // Each belongs to some sequence of DQRELO_FOLD_ROWS tokens; more sequences are not folded.
 
     float scale[MAX];
     int   n = 0;
@@ -140,24 +146,43 @@ struct fold_scales {
     }
 };
 
-// The sort key of a row is made of delta, matrix and the row itself, so that equal ones stay in order. In an op that computes the base's
-// product, the number of a folded row's request scale, from 1 on, stands before the row.
+// The sort key of a row is made of delta, matrix, how the row is computed, and the row itself, so that equal ones stay in order. `way` is
+// WAY_SHORT or WAY_LONG, or in an op that computes the base's product WAY_FOLDED plus the number of the request scale.
 //
-//   bit   48       32             24          0
-//         delta    matrix         [scale]     row
+//   bit   48       32             24 or 31    0
+//         delta    matrix         way         row
 static constexpr uint64_t KEY_BASE = UINT64_C(0xffff) << 48;
 
+static constexpr int WAY_SHORT  = 0;
+static constexpr int WAY_LONG   = 1; // The sequence is long, but nothing is folded.
+static constexpr int WAY_FOLDED = 2;
+static_assert(WAY_FOLDED + fold_scales::MAX <= 256);
+
 static int row_bits(const ggml_tensor * dst) {
-    return ggml_dqrelo_base_weight(dst) ? 24 : 32;
+    return ggml_dqrelo_base_weight(dst) ? 24 : 31;
 }
 
 static int64_t row_of(const ggml_tensor * dst, uint64_t key) {
     return (int64_t) (key & ((UINT64_C(1) << row_bits(dst)) - 1));
 }
 
-static bool folds(const ggml_tensor * dst, const float * token, const dqrelo_entry * e) {
-    const ggml_tensor * weight = ggml_dqrelo_base_weight(dst);
-    return weight && dqrelo_entry_folds(e) && ggml_dqrelo_is_long(token[0], ggml_dqrelo_fold_tokens(weight, dst->ne[1]));
+// Returns whether a token's sequence is long enough for its rows to be folded, and sign factors to be decoded, which pays from as many rows
+// on. Matrices that are broadcast (heads) have too few rows each.
+static bool is_long(const ggml_tensor * dst, const float * token, const dqrelo_entry * e) {
+    return may_be_long(dst) && (e->n_mat == 1 || ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID) &&
+           ggml_dqrelo_is_long(token[0], ggml_dqrelo_fold_tokens(e->n_mat, dst->ne[1]));
+}
+
+// Returns how a row is computed. One scale too many is not folded, nor is it told from short ones.
+static int way_of(const ggml_tensor * dst, const float * token, const dqrelo_entry * e, fold_scales & scales) {
+    if (!is_long(dst, token, e)) {
+        return WAY_SHORT;
+    }
+    if (!ggml_dqrelo_base_weight(dst) || !dqrelo_entry_folds(e)) {
+        return WAY_LONG;
+    }
+    const int number = scales.number_of(token[1]);
+    return number < 0 ? WAY_SHORT : WAY_FOLDED + number;
 }
 
 static uint64_t key_of(const ggml_tensor * dst, int64_t row, fold_scales & scales) {
@@ -170,9 +195,9 @@ static uint64_t key_of(const ggml_tensor * dst, int64_t row, fold_scales & scale
     }
     const dqrelo_entry * e      = entry_of(dst, delta);
     const int64_t        matrix = matrix_of(dst, e, at);
-    const int            scale  = folds(dst, token, e) ? scales.number_of(token[1]) + 1 : 0;
+    const uint64_t       way    = (uint64_t) way_of(dst, token, e, scales);
     GGML_ASSERT(matrix >= 0 && matrix < std::min<int64_t>(e->n_mat, 0x10000));
-    return (uint64_t) delta << 48 | (uint64_t) matrix << 32 | (uint64_t) scale << 24 | (uint64_t) row;
+    return (uint64_t) delta << 48 | (uint64_t) matrix << 32 | way << row_bits(dst) | (uint64_t) row;
 }
 
 static char * row_data(const ggml_tensor * t, const position & at) {
@@ -196,6 +221,19 @@ static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group)
     return row;
 }
 
+// Returns the group, still empty, whose first row in order is r.
+static group_rows make_group(const ggml_tensor * dst, uint64_t key, int64_t r) {
+    const uint64_t way   = (key & UINT32_MAX) >> row_bits(dst);
+    group_rows     group = {};
+    group.delta          = (int32_t) (key >> 48);
+    group.matrix         = (int32_t) (key >> 32 & 0xffff);
+    group.begin          = r;
+    group.end            = r;
+    group.is_folded      = way >= WAY_FOLDED;
+    group.is_decoded     = way != WAY_SHORT && dqrelo_entry_decodes(entry_of(dst, group.delta));
+    return group;
+}
+
 void sort_rows(const ggml_tensor * dst, work & w) {
     const int64_t n_rows = ggml_nrows(dst);
     GGML_ASSERT(n_rows <= INT32_MAX);
@@ -212,8 +250,7 @@ void sort_rows(const ggml_tensor * dst, work & w) {
         const uint64_t key = w.keys[r];
         if (key < KEY_BASE) {
             if (r == 0 || key >> bits != w.keys[r - 1] >> bits) {
-                const bool is_folded   = (key & UINT32_MAX) >> bits != 0; // It has the number of a scale.
-                w.groups[w.n_groups++] = { (int32_t) (key >> 48), (int32_t) (key >> 32 & 0xffff), r, r, is_folded };
+                w.groups[w.n_groups++] = make_group(dst, key, r);
             }
             w.groups[w.n_groups - 1].end = ++w.n_changed;
         }

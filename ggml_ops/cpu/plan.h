@@ -14,7 +14,8 @@ struct group_rows {
     int32_t delta;
     int32_t matrix;
     int64_t begin, end;
-    bool    is_folded; // The base's product is computed with the signs folded in.
+    bool    is_folded;  // The base's product is computed with the signs folded in.
+    bool    is_decoded; // Sign factors are multiplied in F32 (decoded-codes.h).
 };
 
 struct work {
@@ -40,7 +41,7 @@ struct work {
     int64_t          n_groups;
     int64_t          n_changed; // rows with a delta
     dqrelo_scratch * scratch;
-    float *          tile; // [DQRELO_FOLD_TILE], in ops that compute the base's product
+    float *          tile; // [DQRELO_FOLD_TILE], in ops with rows that may be folded or decoded
     float *          z;    // [DQRELO_MAX_CODES_A_SIDE * the smaller side] for sign factors
 };
 

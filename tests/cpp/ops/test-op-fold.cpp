@@ -9,6 +9,7 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 
 static void run(fold_case & f, int n_threads) {
@@ -34,9 +35,10 @@ static void check_case(const std::string & name, fold_case & f) {
 
 // 4104 columns are more than the tile takes at once, 150 outputs more than two tiles; 1000 is no multiple of any vector.
 static void test_types() {
-    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+    for (ggml_type type :
+         { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1 }) {
         for (int64_t n_in : { 64, 1000, 4128 }) {
-            if (n_in % 32 != 0 && (type == GGML_TYPE_Q8_0 || type == GGML_TYPE_Q4_0)) {
+            if (n_in % ggml_blck_size(type) != 0) {
                 continue;
             }
             const kinds k(n_in, 150);
@@ -73,11 +75,51 @@ static void test_row_alone() {
     run(f, 2);
     fold_case own(GGML_TYPE_Q8_0, 576, 130);
     own.c.entries = f.c.entries;
-    own.set_tokens(all_of(1, 40, 0.75f));
-    const int64_t first = 23; // of delta 1 in mixed()
-    own.c.x.assign(f.c.x.begin() + first * 576, f.c.x.begin() + (first + 40) * 576);
-    run(own, 3);
-    CHECK(memcmp(own.c.out.data(), f.c.out.data() + first * 130, (size_t) 40 * 130 * sizeof(float)) == 0);
+    for (const auto & [delta, first, n, scale] :
+         { std::tuple<int, int64_t, int64_t, float>(1, 23, 40, 0.75f), { 8, 258, 34, 0.5f }, { 9, 298, 33, -0.5f } }) { // in mixed()
+        own.set_tokens(all_of(delta, n, scale));
+        own.c.x.assign(f.c.x.begin() + first * 576, f.c.x.begin() + (first + n) * 576);
+        run(own, 3);
+        CHECK(memcmp(own.c.out.data(), f.c.out.data() + first * 130, (size_t) (n * 130) * sizeof(float)) == 0);
+    }
+}
+
+// More rows of B, and more columns of each, than a tile has.
+static void test_decoded_in_pieces() {
+    entry_options o = kinds::options(2104, 2072, 0, 0);
+    o.plane_ranks   = { 2056, 2056 };
+    const random_entry e(o, 80);
+    fold_case          f(GGML_TYPE_F32, o.n_in, o.n_out);
+    f.c.entries = { &e };
+    f.set_tokens(all_of(0, 3, 0.5f));
+    check_case("fold/more codes than a tile has", f);
+}
+
+// Without the base's product, too, sign factors of long sequences are decoded: they are nearer to F64 than quantised ones.
+static void test_decoded_without_fold() {
+    check::begin("decoded/without the base's product");
+    const kinds k(576, 130);
+    double      error[2];
+    for (bool many : { true, false }) {
+        fold_case f(GGML_TYPE_F32, 576, 130);
+        f.c.entries = { &k.decoded };
+        f.set_tokens(all_of(0, 40, 1.0f, many));
+        f.c.y.assign(f.c.y.size(), 0.0f);
+        ggml_context * ctx   = ggml_init({ (size_t) 32 << 20, nullptr, false });
+        ggml_tensor *  dst   = f.c.build(ctx);
+        ggml_cgraph *  graph = ggml_new_graph(ctx);
+        ggml_build_forward_expand(graph, dst);
+        ggml_graph_compute_with_ctx(ctx, graph, 2);
+        error[many] = 0.0;
+        for (int64_t r = 0; r < 40; r++) {
+            const std::vector<double> want = expect_matmul(k.decoded, f.c.x_of(r), 0.0).value;
+            for (int64_t i = 0; i < 130; i++) {
+                error[many] += std::pow(((const float *) dst->data)[r * 130 + i] - want[(size_t) i], 2.0);
+            }
+        }
+        ggml_free(ctx);
+    }
+    CHECK(error[true] < 1e-3 * error[false]);
 }
 
 // A row of x that is not finite gives one that is not, and changes no other.
@@ -195,6 +237,8 @@ struct stack_kinds {
         stacks.push_back(nullptr);
         stacks.push_back(std::make_unique<random_stack>(kinds::sparse_options(n_in, n_out, sparsity::LISTS, GGML_TYPE_I8), n_mat, seed++));
         stacks.push_back(std::make_unique<random_stack>(kinds::sparse_options(n_in, n_out, sparsity::MASK, GGML_TYPE_BF16), n_mat, seed++));
+        stacks.push_back(std::make_unique<random_stack>(kinds::decoded_options(n_in, n_out), n_mat, seed++));
+        stacks.push_back(std::make_unique<random_stack>(kinds::whole_options(n_in, n_out), n_mat, seed++));
     }
 
     std::vector<const random_stack *> all() const {
@@ -341,6 +385,8 @@ int main() {
     test_types();
     test_each_alone();
     test_row_alone();
+    test_decoded_in_pieces();
+    test_decoded_without_fold();
     test_not_finite();
     test_many_scales();
     test_rows_beside_folded_ones();

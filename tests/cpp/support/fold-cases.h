@@ -27,12 +27,17 @@ inline std::vector<token_delta> mixed() {
     add(all_of(7, 33, -1.0f));
     add(all_of(6, 3, 0.5f, false));
     add(all_of(-1, 1));
+    add(all_of(8, 34, 0.5f));
+    add(all_of(8, 3, 2.0f));
+    add(all_of(8, 3, 0.5f, false));
+    add(all_of(9, 33, -0.5f));
+    add(all_of(9, 2, -0.5f, false));
     return tokens;
 }
 
 // Deltas of every kind for one weight.
 struct kinds {
-    random_entry planes, scaled, factors, codes, dense, lists, mask;
+    random_entry planes, scaled, factors, codes, dense, lists, mask, decoded, whole;
 
     static entry_options options(int64_t n_in, int64_t n_out, int n_planes, int rank) {
         entry_options o;
@@ -51,6 +56,19 @@ struct kinds {
     static entry_options code_options(int64_t n_in, int64_t n_out) {
         entry_options o = options(n_in, n_out, 1, 0);
         o.plane_ranks   = { 8 };
+        return o;
+    }
+    // Has more planes to a row of B than it takes for B and A to be decoded. Their codes begin in the middle of bytes.
+    static entry_options decoded_options(int64_t n_in, int64_t n_out) {
+        entry_options o = options(n_in, n_out, 0, 0);
+        o.cscale        = true;
+        o.plane_ranks   = { 29, 21, 19, 11 };
+        return o;
+    }
+    // Is folded, decoded, and has factors.
+    static entry_options whole_options(int64_t n_in, int64_t n_out) {
+        entry_options o = scaled_options(n_in, n_out);
+        o.plane_ranks   = { 13, 13, 13, 8, 1 };
         return o;
     }
     static entry_options dense_options(int64_t n_in, int64_t n_out) {
@@ -73,7 +91,11 @@ struct kinds {
         codes(code_options(n_in, n_out), 74),
         dense(dense_options(n_in, n_out), 75),
         lists(sparse_options(n_in, n_out, sparsity::LISTS, GGML_TYPE_I8), 76),
-        mask(sparse_options(n_in, n_out, sparsity::MASK, GGML_TYPE_BF16), 77) {}
+        mask(sparse_options(n_in, n_out, sparsity::MASK, GGML_TYPE_BF16), 77),
+        decoded(decoded_options(n_in, n_out), 78),
+        whole(whole_options(n_in, n_out), 79) {}
 
-    std::vector<const random_entry *> all() const { return { &planes, &scaled, &factors, &codes, &dense, nullptr, &lists, &mask }; }
+    std::vector<const random_entry *> all() const {
+        return { &planes, &scaled, &factors, &codes, &dense, nullptr, &lists, &mask, &decoded, &whole };
+    }
 };

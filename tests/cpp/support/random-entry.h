@@ -77,15 +77,25 @@ struct random_sign_factors {
             }
         }
         for (int64_t i = 0; i < e.n_out; i++) {
-            double squares = 0.0, sum = 0.0;
-            for (int64_t j = 0; j < e.n_in; j++) {
-                const double value = at(e, i, j);
+            double                    squares = 0.0, sum = 0.0;
+            const std::vector<double> row = row_of(e, i);
+            for (const double value : row) {
                 squares += value * value;
                 sum += std::fabs(value);
             }
             row_norm.push_back(std::sqrt(squares));
             row_sum.push_back(sum);
         }
+    }
+
+    std::vector<double> row_of(const dqrelo_entry & e, int64_t i) const {
+        std::vector<double> row((size_t) e.n_in, 0.0);
+        for (int64_t k = 0; k < e.plane_ranks[0]; k++) {
+            for (int64_t j = 0; j < e.n_in; j++) {
+                row[(size_t) j] += a[(size_t) (i * e.plane_ranks[0] + k)] * b[(size_t) (k * e.n_in + j)];
+            }
+        }
+        return row;
     }
 
     double at(const dqrelo_entry & e, int64_t i, int64_t j) const {

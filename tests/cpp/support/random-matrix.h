@@ -44,13 +44,26 @@ inline void append_block(random_matrix & m, ggml_type type, std::mt19937 & rng) 
         }
         return;
     }
-    uint8_t packed[16]; // Q4_0: values 0..15 are the low nibbles, 16..31 the high ones.
+    const bool has_fifth = type == GGML_TYPE_Q5_0 || type == GGML_TYPE_Q5_1;
+    const bool has_min   = type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_1;
+    double     min       = has_fifth ? -16.0 * f16_value(d) : -8.0 * f16_value(d);
+    if (has_min) {
+        const uint16_t h = random_f16(rng);
+        append(m.data, h);
+        min = f16_value(h);
+    }
+    const uint32_t fifth = has_fifth ? (uint32_t) rng() : 0;
+    if (has_fifth) {
+        append(m.data, fifth);
+    }
+    uint8_t packed[16]; // Values 0..15 are the low nibbles, 16..31 the high ones.
     for (uint8_t & b : packed) {
         b = (uint8_t) rng();
         append(m.data, b);
     }
     for (int j = 0; j < 32; j++) {
-        m.value.push_back(f16_value(d) * ((j < 16 ? packed[j] & 15 : packed[j - 16] >> 4) - 8));
+        const int q = (j < 16 ? packed[j] & 15 : packed[j - 16] >> 4) | (int) (fifth >> j & 1) << 4;
+        m.value.push_back(f16_value(d) * q + min);
     }
 }
 

@@ -1,0 +1,132 @@
+#include "decoded-codes.h"
+
+#include "factor-types.h"
+#include "fold.h"
+
+#include <string.h>
+
+// Rows that are multiplied with a tile before the next ones.
+static constexpr int ROWS_AT_ONCE = 48;
+
+static float * row_of_tile(float * tile, int64_t i) {
+    return tile + i * DQRELO_FOLD_STRIDE;
+}
+
+// Calls f(plane, its rank, its first code) for the planes that have rows of B from k on.
+template <typename F>
+static void for_each_plane(const struct dqrelo_entry * e, int64_t k, F && f) {
+    int64_t code = 0;
+    for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k < e->plane_ranks[p]; p++) {
+        f(p, e->plane_ranks[p], code);
+        code += e->plane_ranks[p];
+    }
+}
+
+// Multiplies the tile's n_i rows of n columns with all rows of the group: in(t) has the columns of row t, out(t) is what its products go
+// to, or are added to.
+template <typename I, typename O>
+static void multiply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, const float * tile, int n_i, int64_t n, bool add,
+                     I && in, O && out) {
+    for (int64_t t0 = 0; t0 < g->n_rows; t0 += ROWS_AT_ONCE) {
+        const int     n_t = (int) min_i64(ROWS_AT_ONCE, g->n_rows - t0);
+        const float * rows[ROWS_AT_ONCE];
+        float *       products[ROWS_AT_ONCE];
+        for (int t = 0; t < n_t; t++) {
+            rows[t]     = in(t0 + t);
+            products[t] = out(t0 + t);
+        }
+        kernels->products(tile, DQRELO_FOLD_STRIDE, n_i, rows, n_t, n, products, add);
+    }
+}
+
+//
+// B
+//
+
+// Sets a row of the tile to columns j0 to j0 + n - 1 of row k of B, times c.
+static void decode_b(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t k, int64_t j0, int64_t n, float * out) {
+    memset(out, 0, (size_t) n * sizeof(float));
+    for_each_plane(e, k, [&](int, int64_t, int64_t code) {
+        const float scale = dqrelo_bf16_to_f32(((const uint16_t *) e->vscale)[code + k]);
+        kernels->fold_signs(out, e->vsign + (code + k) * (e->n_in / 8) + j0 / 8, scale, e->cscale ? e->cscale + j0 : nullptr, n);
+    });
+}
+
+// Multiplies values k0 to k0 + n_k - 1 of each row with its request scale.
+static void scale_rows(const struct dqrelo_group * g, int64_t k0, int n_k) {
+    for (int64_t t = 0; t < g->n_rows; t++) {
+        float * bx = g->bx + t * g->bx_stride + k0;
+        for (int k = 0; k < n_k; k++) {
+            bx[k] *= g->rows[t].s;
+        }
+    }
+}
+
+void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t k0, int64_t k1, float * tile) {
+    for (; k0 < k1; k0 += DQRELO_FOLD_TILE_I) {
+        const int n_k = (int) min_i64(DQRELO_FOLD_TILE_I, k1 - k0);
+        for (int64_t j0 = 0; j0 < g->e.n_in; j0 += DQRELO_FOLD_COLUMNS) {
+            const int64_t n = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
+            for (int k = 0; k < n_k; k++) {
+                decode_b(kernels, &g->e, k0 + k, j0, n, row_of_tile(tile, k));
+            }
+            multiply(
+                kernels, g, tile, n_k, n, j0 > 0, [&](int64_t t) { return g->rows[t].x + j0; },
+                [&](int64_t t) { return g->bx + t * g->bx_stride + k0; });
+        }
+        scale_rows(g, k0, n_k);
+    }
+}
+
+//
+// A
+//
+
+// Copies n bits from bit `from` on to whole bytes.
+static void copy_bits(const uint8_t * src, int64_t from, int64_t n, uint8_t * out) {
+    const int     shift   = (int) (from % 8);
+    const int64_t n_bytes = (n + 7) / 8;
+    src += from / 8;
+    if (shift == 0) {
+        memcpy(out, src, (size_t) n_bytes);
+        return;
+    }
+    const int64_t n_src = (shift + n + 7) / 8; // Behind the last one may be the end of the data.
+    for (int64_t b = 0; b < n_bytes; b++) {
+        out[b] = (uint8_t) (src[b] >> shift | (b + 1 < n_src ? src[b + 1] << (8 - shift) : 0));
+    }
+}
+
+// Sets the tile to columns k0 to k0 + n - 1 of rows i0 to i0 + n_i - 1 of A. The row behind them holds a plane's scales.
+static void decode_a(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i0, int n_i, int64_t k0, int64_t n,
+                     float * tile) {
+    uint8_t bits[DQRELO_FOLD_COLUMNS / 8];
+    float * scale = row_of_tile(tile, DQRELO_FOLD_TILE_I);
+    for (int i = 0; i < n_i; i++) {
+        memset(row_of_tile(tile, i), 0, (size_t) (n + 7) / 8 * 8 * sizeof(float));
+    }
+    for_each_plane(e, k0, [&](int, int64_t rank, int64_t code) {
+        const int64_t n_k = min_i64(n, rank - k0);
+        const int64_t end = (n_k + 7) / 8 * 8;
+        for (int64_t k = 0; k < end; k++) {
+            scale[k] = k < n_k ? dqrelo_bf16_to_f32(((const uint16_t *) e->uscale)[code + k0 + k]) : 0.0f;
+        }
+        for (int i = 0; i < n_i; i++) {
+            copy_bits(e->usign + (i0 + i) * (e->n_codes / 8), code + k0, n_k, bits);
+            kernels->fold_signs(row_of_tile(tile, i), bits, 1.0f, scale, end);
+        }
+    });
+}
+
+void dqrelo_decoded_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1, float * tile) {
+    for (; i0 < i1; i0 += DQRELO_FOLD_TILE_I) {
+        const int n_i = (int) min_i64(DQRELO_FOLD_TILE_I, i1 - i0);
+        for (int64_t k0 = 0; k0 < g->e.plane_ranks[0]; k0 += DQRELO_FOLD_COLUMNS) {
+            const int64_t n = min_i64(DQRELO_FOLD_COLUMNS, g->e.plane_ranks[0] - k0);
+            decode_a(kernels, &g->e, i0, n_i, k0, n, tile);
+            multiply(
+                kernels, g, tile, n_i, n, true, [&](int64_t t) { return g->bx + t * g->bx_stride + k0; },
+                [&](int64_t t) { return g->rows[t].dst + i0; });
+        }
+    }
+}
