@@ -47,10 +47,15 @@ static inline __m256i look_up_pair(const __m256i * tables, __m256i low, __m256i 
     return _mm256_add_epi8(_mm256_shuffle_epi8(tables[0], low), _mm256_shuffle_epi8(tables[1], high));
 }
 
-// Adds to the sums of 16 rows what a chunk of their signs selects.
+// Returns how many of the eight pairs of bytes in each half of a chunk there are to be looked up, where `left` columns begin with it.
+static inline int count_pairs(int64_t left) {
+    return left >= CHUNK_COLUMNS / 2 ? 8 : (int) ((left + 15) / 16);
+}
+
+// Adds to the sums of 16 rows what the first n_pairs pairs of bytes in both halves of a chunk of their signs select.
 template <bool ASKS_AHEAD>
 static inline void add_chunk(requests & r, __m256i (&both)[3], __m256i (&odd)[3], const chunk_tables & tables, const uint8_t * sign,
-                             int64_t row_bytes) {
+                             int64_t row_bytes, int n_pairs) {
     __m256i v[8], rows[2][8]; // the even rows, and the odd ones
     for (int parity = 0; parity < 2; parity++) {
         transpose_rows(v, sign + parity * row_bytes, row_bytes);
@@ -61,7 +66,7 @@ static inline void add_chunk(requests & r, __m256i (&both)[3], __m256i (&odd)[3]
     }
     __m256i mask = _mm256_set1_epi8(15);
     __asm__("" : "+m"(rows), "+x"(mask)); // The rows are to be in memory, and the mask in a register.
-    for (int k = 0; k < 8; k++) {
+    for (int k = 0; k < n_pairs; k++) {
         ask<ASKS_AHEAD>(r);
         __m256i low[2], high[2];
         split_nibbles(low[0], high[0], _mm256_unpacklo_epi8(rows[0][k], rows[1][k]), mask);
@@ -82,10 +87,11 @@ static inline void add_chunk(requests & r, __m256i (&both)[3], __m256i (&odd)[3]
 template <bool ASKS_AHEAD>
 static void add_piece(requests & all, digit_sums (&sums)[3], const sign_piece & piece, const chunk_tables * tables) {
     alignas(32) unit_copy copy;
-    requests              r = all; // A copy may stay in registers.
+    requests              r        = all; // A copy may stay in registers.
+    const int             n_groups = piece.n_i < BLOCK_ROWS ? (piece.n_i + 15) / 16 : GROUPS;
     for (int c = 0; c < chunks_of(piece.n_columns); c += UNIT_CHUNKS) {
-        const sign_unit unit = unit_of(piece, c, copy);
-        for (int g = 0; g < GROUPS; g++) {
+        const sign_unit unit = unit_of(piece, 16 * n_groups, c, copy);
+        for (int g = 0; g < n_groups; g++) {
             __m256i both[3], odd[3];
             UNROLLED
             for (int d = 0; d < 3; d++) {
@@ -93,7 +99,8 @@ static void add_piece(requests & all, digit_sums (&sums)[3], const sign_piece & 
                 odd[d]  = sums[d].odd[g];
             }
             for (int u = 0; u < unit.n_chunks; u++) {
-                add_chunk<ASKS_AHEAD>(r, both, odd, tables[c + u], unit.sign + 16 * g * unit.row_bytes + u * CHUNK_BYTES, unit.row_bytes);
+                add_chunk<ASKS_AHEAD>(r, both, odd, tables[c + u], unit.sign + 16 * g * unit.row_bytes + u * CHUNK_BYTES, unit.row_bytes,
+                                      count_pairs(piece.n_columns - (c + u) * CHUNK_COLUMNS));
             }
             UNROLLED
             for (int d = 0; d < 3; d++) {

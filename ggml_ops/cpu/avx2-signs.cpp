@@ -97,7 +97,7 @@ static void add_piece(workspace & w, int block, const sign_piece & piece, int n_
     alignas(32) unit_copy copy;
     const int             n_chunks = chunks_of(piece.n_columns);
     for (int c = 0; c < n_chunks; c += UNIT_CHUNKS) {
-        const sign_unit unit = unit_of(piece, c, copy);
+        const sign_unit unit = unit_of(piece, BLOCK_ROWS, c, copy);
         make_nibbles(w.nibbles, unit);
         for (int t = 0; t < n_t; t++) {
             digit_sums(&sums)[3]        = w.sums[t][block];

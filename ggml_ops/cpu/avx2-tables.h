@@ -151,8 +151,8 @@ struct sign_piece {
     int64_t         n_columns;
 };
 
-// A block of rows in a unit of columns, or some chunks of it: 64 rows, row_bytes apart. Behind the last column, where tables are zeros, and
-// behind the last row there is anything.
+// A block of rows in a unit of columns, or some chunks of it: up to 64 rows, row_bytes apart. Behind the last column, where tables are
+// zeros, and behind the last row there is anything.
 struct sign_unit {
     const uint8_t * sign;
     int64_t         row_bytes;
@@ -161,12 +161,13 @@ struct sign_unit {
 
 using unit_copy = uint8_t[(BLOCK_ROWS + 1) * UNIT_BYTES];
 
-// Returns the unit of a piece from chunk c on. What cannot be read there, because it lies behind the caller's rows, is in `copy`.
-static inline sign_unit unit_of(const sign_piece & piece, int c, unit_copy & copy) {
+// Returns n_read rows of the unit of a piece from chunk c on. What cannot be read there, because it lies behind the caller's rows, is in
+// `copy`.
+static inline sign_unit unit_of(const sign_piece & piece, int n_read, int c, unit_copy & copy) {
     const int     n_left   = chunks_of(piece.n_columns) - c;
     const int     n_chunks = n_left < UNIT_CHUNKS ? n_left : UNIT_CHUNKS;
     const int64_t at       = piece.offset + c * CHUNK_BYTES;
-    if ((BLOCK_ROWS - 1) * piece.row_bytes + at + n_chunks * CHUNK_BYTES <= piece.n_i * piece.row_bytes) {
+    if ((n_read - 1) * piece.row_bytes + at + n_chunks * CHUNK_BYTES <= piece.n_i * piece.row_bytes) {
         return { piece.row + at, piece.row_bytes, n_chunks };
     }
     memset(copy, 0, sizeof(copy));

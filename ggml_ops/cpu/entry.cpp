@@ -28,12 +28,16 @@ void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dq
     }
 }
 
+// Returns the room for the sums of plane p, where there are at most n.
+static int32_t * sums_of(struct dqrelo_scratch * scratch, int p, int n) {
+    return scratch->isum + (int64_t) p * (DQRELO_MAX_PLANES * DQRELO_TILE_T * DQRELO_TILE_I / n);
+}
+
 static float bf16_at(const void * data, int64_t i) {
     return dqrelo_bf16_to_f32(((const uint16_t *) data)[i]);
 }
 
-// Sets bx[k], or adds to it, for n_k <= DQRELO_TILE_I values of B (c . x) and a tile of rows, what the codes of a plane from `code` on
-// gave.
+// Sets bx[k], or adds to it, for some values of B (c . x) and a tile of rows, what the codes of a plane from `code` on gave.
 static void add_codes(const struct dqrelo_group * g, int64_t t0, int n_t, int64_t k0, int64_t code, const struct dqrelo_sign_tile & sums,
                       bool add) {
     for (int t = 0; t < n_t; t++) {
@@ -47,20 +51,22 @@ static void add_codes(const struct dqrelo_group * g, int64_t t0, int n_t, int64_
     }
 }
 
-// Computes values k0 <= k < k0 + n_k of B (c . x) for a tile of rows, DQRELO_MAX_PLANES planes at a time.
+// Computes values k0 <= k < k0 + n_k of B (c . x) for a tile of rows, all planes at once where there is room for their sums, else half of
+// them: kernels may make tables of the rows for each call.
 static void codes_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t k0, int n_k,
                        struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e        = &g->e;
     const int64_t               q_stride = dqrelo_q_bytes(e->n_in);
+    const int                   n_most   = n_t <= DQRELO_TILE_T / 2 ? DQRELO_MAX_CODE_PLANES : DQRELO_MAX_PLANES;
     int64_t                     code     = k0;
     for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p];) {
         struct dqrelo_ahead     nothing = {};
-        struct dqrelo_sign_tile tiles[DQRELO_MAX_PLANES];
-        int64_t                 codes[DQRELO_MAX_PLANES];
+        struct dqrelo_sign_tile tiles[DQRELO_MAX_CODE_PLANES];
+        int64_t                 codes[DQRELO_MAX_CODE_PLANES];
         int                     n = 0;
-        for (; n < DQRELO_MAX_PLANES && p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; n++, code += e->plane_ranks[p++]) {
+        for (; n < n_most && p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; n++, code += e->plane_ranks[p++]) {
             codes[n] = code;
-            tiles[n] = { e->vsign + code * (e->n_in / 8), (int) min_i64(n_k, e->plane_ranks[p] - k0), scratch->isum[n] };
+            tiles[n] = { e->vsign + code * (e->n_in / 8), (int) min_i64(n_k, e->plane_ranks[p] - k0), sums_of(scratch, n, n_most) };
         }
         kernels->sign_dots(tiles, n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, DQRELO_TILE_I, &nothing);
         for (int k = 0; k < n; k++) {
@@ -72,9 +78,10 @@ static void codes_tile(const struct dqrelo_kernels * kernels, const struct dqrel
 void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t k0, int64_t k1,
                          struct dqrelo_scratch * scratch) {
     for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
-        const int n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
-        for (int64_t k = k0; k < k1; k += DQRELO_TILE_I) {
-            codes_tile(kernels, g, t0, n_t, k, (int) min_i64(DQRELO_TILE_I, k1 - k), scratch);
+        const int     n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
+        const int64_t n_k = n_t > 1 ? DQRELO_TILE_I : DQRELO_ROW_TILE_I;
+        for (int64_t k = k0; k < k1; k += n_k) {
+            codes_tile(kernels, g, t0, n_t, k, (int) min_i64(n_k, k1 - k), scratch);
         }
     }
 }
@@ -205,7 +212,7 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
     if (n_planes > 0) {
         struct dqrelo_sign_tile tiles[DQRELO_MAX_PLANES];
         for (int p = 0; p < n_planes; p++) {
-            tiles[p] = { e->sign[p] + i0 * (e->n_in / 8), n_i, scratch->isum[p] };
+            tiles[p] = { e->sign[p] + i0 * (e->n_in / 8), n_i, sums_of(scratch, p, DQRELO_MAX_PLANES) };
         }
         kernels->sign_dots(tiles, n_planes, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, DQRELO_TILE_I, &ahead);
     }
@@ -220,7 +227,7 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
     for (int t = 0; t < n_t; t++) {
         const struct dqrelo_row * row = g->rows + t0 + t;
         for (int p = 0; p < n_planes; p++) {
-            parts.isum[p] = scratch->isum[p] + t * DQRELO_TILE_I;
+            parts.isum[p] = sums_of(scratch, p, DQRELO_MAX_PLANES) + t * DQRELO_TILE_I;
         }
         parts.uv   = has_uv ? scratch->uv + t * DQRELO_TILE_I : nullptr;
         parts.zsum = e->n_codes > 0 ? scratch->zsum + t * DQRELO_TILE_I : nullptr;

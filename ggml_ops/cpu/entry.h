@@ -37,7 +37,7 @@ struct dqrelo_group {
 #define DQRELO_ROW_TILE_I 2048 // features at most where there is one row
 
 struct dqrelo_scratch {
-    int32_t isum[DQRELO_MAX_PLANES][DQRELO_TILE_T * DQRELO_TILE_I];
+    int32_t isum[DQRELO_MAX_PLANES * DQRELO_TILE_T * DQRELO_TILE_I]; // of planes, or of the planes of a sign factor
     int32_t zsum[DQRELO_TILE_T * DQRELO_TILE_I];
     float   uv[DQRELO_TILE_T * DQRELO_TILE_I];
     float   sparse[DQRELO_SPARSE_TILE];

@@ -284,16 +284,20 @@ static void multiply_codes(const ggml_compute_params * params, const ggml_tensor
     for (int64_t i = 0; i < w.n_groups; i++) {
         const dqrelo_group g          = whole_group(dst, w, i);
         const bool         is_decoded = w.groups[i].is_decoded;
+        int64_t            begin = g.e.plane_ranks[0], end = 0;
         for_each_plane_count(g, is_decoded, [&](int64_t l0, int64_t l1, int64_t cost) {
             int64_t m0, m1;
             mine.take(l1 - l0, cost, &m0, &m1);
-            const int64_t k0 = (l0 + m0) * LINE, k1 = std::min<int64_t>((l0 + m1) * LINE, g.e.plane_ranks[0]);
-            if (m0 < m1 && is_decoded) {
-                dqrelo_decoded_codes(dqrelo_cpu_kernels(), &g, k0, k1, w.tile);
-            } else if (m0 < m1) {
-                dqrelo_matmul_codes(dqrelo_cpu_kernels(), &g, k0, k1, w.scratch);
+            if (m0 < m1) {
+                begin = std::min(begin, (l0 + m0) * LINE);
+                end   = std::min<int64_t>((l0 + m1) * LINE, g.e.plane_ranks[0]);
             }
         });
+        if (begin < end && is_decoded) {
+            dqrelo_decoded_codes(dqrelo_cpu_kernels(), &g, begin, end, w.tile);
+        } else if (begin < end) {
+            dqrelo_matmul_codes(dqrelo_cpu_kernels(), &g, begin, end, w.scratch);
+        }
     }
 }
 
