@@ -129,34 +129,44 @@ static int64_t row_id(const ggml_tensor * dst, const dqrelo_entry * e, const pos
     return std::clamp<int64_t>(id, 0, e->n_out * e->n_mat - 1);
 }
 
-// The request scales of the rows that are folded, in the order in which they are met.
-struct fold_scales {
-    static constexpr int MAX = 254; // Each belongs to some sequence of DQRELO_FOLD_ROWS tokens; more sequences are not folded.
+namespace {
 
-    float scale[MAX];
-    int   n = 0;
+// How a row is computed. Rows of one group are computed alike.
+struct way {
+    bool  is_folded  = false;
+    bool  is_decoded = false;
+    float scale      = 0.0f; // the request scale, where it is folded
+};
 
-    // Returns a scale's number, or -1 for one too many.
-    int number_of(float s) {
-        const int i = (int) (std::find(scale, scale + n, s) - scale);
-        if (i == n && n < MAX) {
-            scale[n++] = s;
+// The ways of an op's rows, in the order in which they are met. The first one is plain, which is also that of one way too many.
+struct ways {
+    static constexpr int MAX = 256; // Each belongs to some sequence of DQRELO_FOLD_ROWS tokens.
+
+    way list[MAX];
+    int n = 1;
+
+    int number_of(const way & wanted) {
+        for (int i = 0; i < n; i++) {
+            if (list[i].is_folded == wanted.is_folded && list[i].is_decoded == wanted.is_decoded && list[i].scale == wanted.scale) {
+                return i;
+            }
         }
-        return i < MAX ? i : -1;
+        if (n == MAX) {
+            return 0;
+        }
+        list[n] = wanted;
+        return n++;
     }
 };
 
-// The sort key of a row is made of delta, matrix, how the row is computed, and the row itself, so that equal ones stay in order. `way` is
-// WAY_SHORT or WAY_LONG, or in an op that computes the base's product WAY_FOLDED plus the number of the request scale.
+} // namespace
+
+// The sort key of a row is made of delta, matrix, the number of its way, and the row itself, so that equal ones stay in order. An op that
+// does not compute the base's product has two ways.
 //
 //   bit   48       32             24 or 31    0
 //         delta    matrix         way         row
 static constexpr uint64_t KEY_BASE = UINT64_C(0xffff) << 48;
-
-static constexpr int WAY_SHORT  = 0;
-static constexpr int WAY_LONG   = 1; // The sequence is long, but nothing is folded.
-static constexpr int WAY_FOLDED = 2;
-static_assert(WAY_FOLDED + fold_scales::MAX <= 256);
 
 static int row_bits(const ggml_tensor * dst) {
     return ggml_dqrelo_base_weight(dst) ? 24 : 31;
@@ -166,26 +176,26 @@ static int64_t row_of(const ggml_tensor * dst, uint64_t key) {
     return (int64_t) (key & ((UINT64_C(1) << row_bits(dst)) - 1));
 }
 
-// Returns whether a token's sequence is long enough for its rows to be folded, and sign factors to be decoded, which pays from as many rows
-// on. Matrices that are broadcast (heads) have too few rows each.
-static bool is_long(const ggml_tensor * dst, const float * token, const dqrelo_entry * e) {
-    return may_be_long(dst) && (e->n_mat == 1 || ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID) &&
-           ggml_dqrelo_is_long(token[0], ggml_dqrelo_fold_tokens(e->n_mat, dst->ne[1]));
+// Returns how many tokens a sequence needs for its sign factors to be decoded. To decode a matrix costs as much as to multiply it with a
+// dozen rows, so experts need as many rows as others, were they shared out evenly.
+static int64_t decode_tokens(int64_t n_mat, int64_t n_used) {
+    return n_mat > 1 ? std::max<int64_t>(DQRELO_FOLD_ROWS, (DQRELO_FOLD_ROWS * n_mat + n_used - 1) / n_used) : DQRELO_FOLD_ROWS;
 }
 
-// Returns how a row is computed. One scale too many is not folded, nor is it told from short ones.
-static int way_of(const ggml_tensor * dst, const float * token, const dqrelo_entry * e, fold_scales & scales) {
-    if (!is_long(dst, token, e)) {
-        return WAY_SHORT;
+// Matrices that are broadcast (heads) have too few rows each for anything but the plain way.
+static way way_of(const ggml_tensor * dst, const float * token, const dqrelo_entry * e) {
+    way w;
+    if (may_be_long(dst) && (e->n_mat == 1 || ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID)) {
+        const int64_t n_used = dst->ne[1];
+        w.is_folded          = ggml_dqrelo_base_weight(dst) && dqrelo_entry_folds(e) &&
+                               ggml_dqrelo_is_long(token[0], ggml_dqrelo_fold_tokens(e->n_mat, n_used));
+        w.is_decoded         = dqrelo_entry_decodes(e) && ggml_dqrelo_is_long(token[0], decode_tokens(e->n_mat, n_used));
+        w.scale              = w.is_folded ? token[1] : 0.0f;
     }
-    if (!ggml_dqrelo_base_weight(dst) || !dqrelo_entry_folds(e)) {
-        return WAY_LONG;
-    }
-    const int number = scales.number_of(token[1]);
-    return number < 0 ? WAY_SHORT : WAY_FOLDED + number;
+    return w;
 }
 
-static uint64_t key_of(const ggml_tensor * dst, int64_t row, fold_scales & scales) {
+static uint64_t key_of(const ggml_tensor * dst, int64_t row, ways & known) {
     const position at    = position_of(dst, row);
     const float *  token = token_of(dst, at);
     const int64_t  delta = (int64_t) token[0];
@@ -195,9 +205,9 @@ static uint64_t key_of(const ggml_tensor * dst, int64_t row, fold_scales & scale
     }
     const dqrelo_entry * e      = entry_of(dst, delta);
     const int64_t        matrix = matrix_of(dst, e, at);
-    const uint64_t       way    = (uint64_t) way_of(dst, token, e, scales);
+    const uint64_t       number = (uint64_t) known.number_of(way_of(dst, token, e));
     GGML_ASSERT(matrix >= 0 && matrix < std::min<int64_t>(e->n_mat, 0x10000));
-    return (uint64_t) delta << 48 | (uint64_t) matrix << 32 | way << row_bits(dst) | (uint64_t) row;
+    return (uint64_t) delta << 48 | (uint64_t) matrix << 32 | number << row_bits(dst) | (uint64_t) row;
 }
 
 static char * row_data(const ggml_tensor * t, const position & at) {
@@ -222,24 +232,24 @@ static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group)
 }
 
 // Returns the group, still empty, whose first row in order is r.
-static group_rows make_group(const ggml_tensor * dst, uint64_t key, int64_t r) {
-    const uint64_t way   = (key & UINT32_MAX) >> row_bits(dst);
-    group_rows     group = {};
-    group.delta          = (int32_t) (key >> 48);
-    group.matrix         = (int32_t) (key >> 32 & 0xffff);
-    group.begin          = r;
-    group.end            = r;
-    group.is_folded      = way >= WAY_FOLDED;
-    group.is_decoded     = way != WAY_SHORT && dqrelo_entry_decodes(entry_of(dst, group.delta));
+static group_rows make_group(const ggml_tensor * dst, uint64_t key, int64_t r, const ways & known) {
+    const way & own   = known.list[(key & UINT32_MAX) >> row_bits(dst)];
+    group_rows  group = {};
+    group.delta       = (int32_t) (key >> 48);
+    group.matrix      = (int32_t) (key >> 32 & 0xffff);
+    group.begin       = r;
+    group.end         = r;
+    group.is_folded   = own.is_folded;
+    group.is_decoded  = own.is_decoded;
     return group;
 }
 
 void sort_rows(const ggml_tensor * dst, work & w) {
     const int64_t n_rows = ggml_nrows(dst);
     GGML_ASSERT(n_rows <= INT32_MAX);
-    fold_scales scales;
+    ways known;
     for (int64_t r = 0; r < n_rows; r++) {
-        w.keys[r] = key_of(dst, r, scales);
+        w.keys[r] = key_of(dst, r, known);
     }
     std::sort(w.keys, w.keys + n_rows);
     const int bits = row_bits(dst);
@@ -250,7 +260,7 @@ void sort_rows(const ggml_tensor * dst, work & w) {
         const uint64_t key = w.keys[r];
         if (key < KEY_BASE) {
             if (r == 0 || key >> bits != w.keys[r - 1] >> bits) {
-                w.groups[w.n_groups++] = make_group(dst, key, r);
+                w.groups[w.n_groups++] = make_group(dst, key, r, known);
             }
             w.groups[w.n_groups - 1].end = ++w.n_changed;
         }

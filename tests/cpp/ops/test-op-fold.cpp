@@ -331,6 +331,27 @@ static void test_expert_length() {
     }
 }
 
+// Sign factors of experts are decoded where each of them has as many rows as another weight needs.
+static void test_expert_length_for_codes() {
+    const stack_kinds        k(64, 33, 20);
+    std::vector<float>       plain;
+    const random_stack *     decoded = k.stacks[8].get();
+    std::vector<token_delta> tokens  = all_of(0, 50);
+    for (int64_t length : { 0, 32, 288, 320, 352 }) {
+        check::begin(("decoded/experts/a sequence of " + std::to_string(length)).c_str());
+        fold_case f = fold_case::of_experts(GGML_TYPE_F16, 64, 33, 20, 2);
+        for (token_delta & token : tokens) {
+            token.length = length;
+        }
+        f.c.stacks = { decoded };
+        f.set_tokens(tokens);
+        run(f, 2);
+        CHECK(f.matches());
+        plain = length == 0 ? f.c.out : plain;
+        CHECK((f.c.out == plain) == (length < DQRELO_FOLD_ROWS * 20 / 2));
+    }
+}
+
 // A folded row is, bit for bit, the same whoever else is in the batch, and however few rows its expert has.
 static void test_expert_row_alone() {
     check::begin("fold/experts/a row in two batches");
@@ -395,6 +416,7 @@ int main() {
     test_each_expert_kind_alone();
     test_experts_beside_folded_ones();
     test_expert_length();
+    test_expert_length_for_codes();
     test_expert_row_alone();
     test_experts_out_of_range();
     test_experts_not_finite();
