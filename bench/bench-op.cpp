@@ -35,16 +35,18 @@ struct options {
     double                                   seconds = 1.0; // seconds of each measurement
 };
 
-constexpr const char * USAGE = "usage: bench-op [-b BASE_TYPE] [-f FACTOR_TYPE] [-p PLANES] [-s matrix|row] [-c] [-k RANKS,...] [-t "
-                               "THREADS,...] [-e SHARE] [-m] [-n ROWS,...] [-x N_INxN_OUT,...] [-d SECONDS]\n"
-                               "  -b f16     type of the base weight\n"
-                               "  -f f16     type of U and V: f16, bf16, q8_0, q4_0\n"
-                               "  -p 1       sign planes\n"
-                               "  -s matrix  scales: one a matrix, or one a row\n"
-                               "  -c         with scales of the columns too\n"
-                               "  -e SHARE   a sparse weight: this share of the elements are entries (0.08), of type -f: f16, bf16, f8\n"
-                               "  -m         its places are a mask, not lists\n"
-                               "  -k RANKS   sign factors whose planes have these ranks, which descend, instead of planes, U and V\n";
+constexpr const char * USAGE =
+    "usage: bench-op [-b BASE_TYPE] [-f FACTOR_TYPE] [-p PLANES] [-s matrix|row] [-c] [-k RANKS,...] [-t "
+    "THREADS,...] [-e SHARE] [-m] [-n ROWS,...] [-x N_INxN_OUT,...] [-d SECONDS]\n"
+    "  -b f16     type of the base weight\n"
+    "  -f f16     type of U and V: f16, bf16, q8_0, q4_0\n"
+    "  -p 1       sign planes\n"
+    "  -s matrix  scales: one a matrix, or one a row\n"
+    "  -c         with scales of the columns too\n"
+    "  -e SHARE   a sparse weight: this share of the elements are entries (0.08), of type -f: f16, bf16, f8\n"
+    "  -m         its places are a mask, not lists\n"
+    "  -k RANKS   sign factors whose planes have these ranks, which descend, instead of planes, U and V; multiples\n"
+    "             of 32, because the composed path has their rows in Q8_0\n";
 
 ggml_type type_of(const char * name) {
     for (int t = 0; t < GGML_TYPE_COUNT; t++) {
@@ -54,6 +56,15 @@ ggml_type type_of(const char * name) {
     }
     fprintf(stderr, "bench-op: %s is not a type of ggml\n", name);
     exit(2);
+}
+
+int rank_of(const std::string & item) {
+    const int rank = atoi(item.c_str());
+    if (rank <= 0 || rank % 32 != 0) {
+        fprintf(stderr, "bench-op: -k %s: expected a multiple of 32\n", item.c_str());
+        exit(2);
+    }
+    return rank;
 }
 
 template <typename F>
@@ -80,7 +91,7 @@ options parse(int argc, char ** argv) {
             case 'c': o.kind.column_scales = true; break;
             case 'k':
                 o.kind.n_planes = 0;
-                for_each_item(optarg, [&](const std::string & item) { o.kind.plane_ranks.push_back(atoi(item.c_str())); });
+                for_each_item(optarg, [&](const std::string & item) { o.kind.plane_ranks.push_back(rank_of(item)); });
                 break;
             case 'd': o.seconds = atof(optarg); break;
             case 't':
