@@ -1,41 +1,21 @@
 #include "decoded-codes.h"
 
 #include "factor-types.h"
-#include "fold.h"
+#include "tile-products.h"
 
 #include <string.h>
-
-// Rows that are multiplied with a tile before the next ones.
-static constexpr int ROWS_AT_ONCE = 48;
 
 static float * row_of_tile(float * tile, int64_t i) {
     return tile + i * DQRELO_FOLD_STRIDE;
 }
 
-// Calls f(plane, its rank, its first code) for the planes that have rows of B from k on.
+// Calls f(rank, first code) for the planes that have rows of B from k on.
 template <typename F>
 static void for_each_plane(const struct dqrelo_entry * e, int64_t k, F && f) {
     int64_t code = 0;
     for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k < e->plane_ranks[p]; p++) {
-        f(p, e->plane_ranks[p], code);
+        f(e->plane_ranks[p], code);
         code += e->plane_ranks[p];
-    }
-}
-
-// Multiplies the tile's n_i rows of n columns with all rows of the group: in(t) has the columns of row t, out(t) is what its products go
-// to, or are added to.
-template <typename I, typename O>
-static void multiply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, const float * tile, int n_i, int64_t n, bool add,
-                     I && in, O && out) {
-    for (int64_t t0 = 0; t0 < g->n_rows; t0 += ROWS_AT_ONCE) {
-        const int     n_t = (int) min_i64(ROWS_AT_ONCE, g->n_rows - t0);
-        const float * rows[ROWS_AT_ONCE];
-        float *       products[ROWS_AT_ONCE];
-        for (int t = 0; t < n_t; t++) {
-            rows[t]     = in(t0 + t);
-            products[t] = out(t0 + t);
-        }
-        kernels->products(tile, DQRELO_FOLD_STRIDE, n_i, rows, n_t, n, products, add);
     }
 }
 
@@ -46,7 +26,7 @@ static void multiply(const struct dqrelo_kernels * kernels, const struct dqrelo_
 // Sets a row of the tile to columns j0 to j0 + n - 1 of row k of B, times c.
 static void decode_b(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t k, int64_t j0, int64_t n, float * out) {
     memset(out, 0, (size_t) n * sizeof(float));
-    for_each_plane(e, k, [&](int, int64_t, int64_t code) {
+    for_each_plane(e, k, [&](int64_t, int64_t code) {
         const float scale = dqrelo_bf16_to_f32(((const uint16_t *) e->vscale)[code + k]);
         kernels->fold_signs(out, e->vsign + (code + k) * (e->n_in / 8) + j0 / 8, scale, e->cscale ? e->cscale + j0 : nullptr, n);
     });
@@ -70,7 +50,7 @@ void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dq
             for (int k = 0; k < n_k; k++) {
                 decode_b(kernels, &g->e, k0 + k, j0, n, row_of_tile(tile, k));
             }
-            multiply(
+            dqrelo_multiply_tile(
                 kernels, g, tile, n_k, n, j0 > 0, [&](int64_t t) { return g->rows[t].x + j0; },
                 [&](int64_t t) { return g->bx + t * g->bx_stride + k0; });
         }
@@ -105,7 +85,7 @@ static void decode_a(const struct dqrelo_kernels * kernels, const struct dqrelo_
     for (int i = 0; i < n_i; i++) {
         memset(row_of_tile(tile, i), 0, (size_t) (n + 7) / 8 * 8 * sizeof(float));
     }
-    for_each_plane(e, k0, [&](int, int64_t rank, int64_t code) {
+    for_each_plane(e, k0, [&](int64_t rank, int64_t code) {
         const int64_t n_k = min_i64(n, rank - k0);
         const int64_t end = (n_k + 7) / 8 * 8;
         for (int64_t k = 0; k < end; k++) {
@@ -124,7 +104,7 @@ void dqrelo_decoded_apply(const struct dqrelo_kernels * kernels, const struct dq
         for (int64_t k0 = 0; k0 < g->e.plane_ranks[0]; k0 += DQRELO_FOLD_COLUMNS) {
             const int64_t n = min_i64(DQRELO_FOLD_COLUMNS, g->e.plane_ranks[0] - k0);
             decode_a(kernels, &g->e, i0, n_i, k0, n, tile);
-            multiply(
+            dqrelo_multiply_tile(
                 kernels, g, tile, n_i, n, true, [&](int64_t t) { return g->bx + t * g->bx_stride + k0; },
                 [&](int64_t t) { return g->rows[t].dst + i0; });
         }

@@ -1,9 +1,7 @@
 #include "fold.h"
 
 #include "factor-types.h"
-
-// Rows of x that are multiplied with a tile before the next ones: with the tile they fit into a cache of the second level.
-static constexpr int64_t ROWS_AT_ONCE = 48;
+#include "tile-products.h"
 
 // Sets out to columns j0 to j0 + n - 1 of row i of W.
 static void dequantise(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, int64_t i, int64_t j0, int64_t n,
@@ -36,21 +34,6 @@ static void add_delta_columns(const struct dqrelo_kernels * kernels, const struc
     }
 }
 
-// Adds the tile's products with all rows of the group.
-static void multiply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, const float * tile, int64_t i0, int n_i,
-                     int64_t j0, int64_t n) {
-    for (int64_t t0 = 0; t0 < g->n_rows; t0 += ROWS_AT_ONCE) {
-        const int     n_t = (int) min_i64(ROWS_AT_ONCE, g->n_rows - t0);
-        const float * x[ROWS_AT_ONCE];
-        float *       out[ROWS_AT_ONCE];
-        for (int t = 0; t < n_t; t++) {
-            x[t]   = g->rows[t0 + t].x + j0;
-            out[t] = g->rows[t0 + t].dst + i0;
-        }
-        kernels->products(tile, DQRELO_FOLD_STRIDE, n_i, x, n_t, n, out, j0 > 0);
-    }
-}
-
 void dqrelo_fold_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, const struct dqrelo_group * g, float s,
                        int64_t i0, int64_t i1, float * tile) {
     for (; i0 < i1; i0 += DQRELO_FOLD_TILE_I) {
@@ -62,7 +45,9 @@ void dqrelo_fold_apply(const struct dqrelo_kernels * kernels, const struct dqrel
                 dequantise(kernels, base, i0 + i, j0, n, out);
                 add_delta_columns(kernels, &g->e, s, i0 + i, j0, n, out, tile + DQRELO_FOLD_TILE_I * DQRELO_FOLD_STRIDE);
             }
-            multiply(kernels, g, tile, i0, n_i, j0, n);
+            dqrelo_multiply_tile(
+                kernels, g, tile, n_i, n, j0 > 0, [&](int64_t t) { return g->rows[t].x + j0; },
+                [&](int64_t t) { return g->rows[t].dst + i0; });
         }
     }
 }

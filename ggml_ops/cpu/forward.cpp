@@ -306,7 +306,7 @@ static void quantize_codes(const ggml_compute_params * params, const ggml_tensor
     const strided_rows mine = quantized_by(params, w);
     for (int64_t r = mine.first; r < w.n_changed; r += mine.step) {
         const dqrelo_group g = rest_group(dst, w, w.rows[r].group);
-        if (g.e.n_codes > 0 && !w.groups[w.rows[r].group].is_decoded) {
+        if (g.e.n_codes > 0) {
             dqrelo_matmul_quantize(dqrelo_cpu_kernels(), &g, r - w.groups[w.rows[r].group].begin, w.z);
         }
     }
@@ -373,11 +373,11 @@ static dqrelo_base base_of(const ggml_tensor * weight, int64_t matrix) {
 
 // Computes a piece of the result. `then` is what the thread reads afterwards.
 static void apply_piece(const ggml_tensor * dst, const work & w, const piece & p, dqrelo_ahead then) {
-    const group_rows & rows  = w.groups[p.group];
-    const dqrelo_group whole = whole_group(dst, w, p.group);
-    const dqrelo_group rest  = rest_group(dst, w, p.group);
+    const group_rows & rows = w.groups[p.group];
+    const dqrelo_group rest = rest_group(dst, w, p.group);
     if (rows.is_folded) {
-        const dqrelo_base base = base_of(ggml_dqrelo_base_weight(dst), rows.matrix);
+        const dqrelo_base  base  = base_of(ggml_dqrelo_base_weight(dst), rows.matrix);
+        const dqrelo_group whole = whole_group(dst, w, p.group);
         dqrelo_fold_apply(dqrelo_cpu_kernels(), &base, &whole, rest.rows[0].s, p.begin, p.end, w.tile);
     }
     // Where the op computes the base's product, this is the result already.
@@ -385,6 +385,7 @@ static void apply_piece(const ggml_tensor * dst, const work & w, const piece & p
         dqrelo_matmul_apply(dqrelo_cpu_kernels(), &rest, p.begin, p.end, then, w.scratch);
     }
     if (rows.is_decoded) {
+        const dqrelo_group whole = whole_group(dst, w, p.group);
         dqrelo_decoded_apply(dqrelo_cpu_kernels(), &whole, p.begin, p.end, w.tile);
     }
 }
