@@ -5,7 +5,7 @@
 //   folded    both in one op that folds the signs into W
 //
 // Experts are drawn at random for each token, each as likely as the others. All three are measured in turn, round after round; figures are
-// medians. Folding is forced here whatever the number of tokens (ggml_dqrelo_fold_tokens says from how many on a graph does so).
+// medians. Folding is forced here whatever the number of tokens (ggml_dqrelo_long_tokens says from how many on a graph does so).
 
 #include "support/bench.h"
 
@@ -131,7 +131,7 @@ public:
         ggml_tensor * w = ggml_new_tensor_3d(ctx, o.base, o.n_in, o.n_out, o.n_mat);
         ggml_set_no_alloc(ctx, false);
         w->data = const_cast<uint8_t *>(p.w.data());
-        n_fold  = ggml_dqrelo_fold_tokens(w->ne[2], o.n_used);
+        n_fold  = ggml_dqrelo_long_tokens(DQRELO_FOLD_EXPERT_ROWS, w->ne[2], o.n_used);
         fill(o, x, ids, tokens, n_fold);
         ggml_build_forward_expand(graph, product(p, m, w, x, ids, tokens));
         plan = ggml_graph_plan(graph, o.n_threads, nullptr);

@@ -3,6 +3,7 @@
   make_llama_1b.py -o llama1b --quantize Q8_0 --quantize Q4_K_M --deltas 16 --merged 8
 
 writes base-f16.gguf, base-q8_0.gguf, base-q4_k_m.gguf, delta-00.dq.gguf ... and merged-00-f16.gguf ... (base + delta).
+`--tuned 0.7` writes tuned-0.7-f16.gguf, a fine-tune for dqrelo-convert to choose the forms of its delta.
 Deltas are made over the F16 base: over the quantised ones they run with --delta-allow-other-base.
 """
 

@@ -1,8 +1,9 @@
-"""Random models and random deltas of them, for the benchmarks of whole models: what make_llama_1b.py and make_qwen3_moe.py share.
+"""Random models, deltas and fine-tunes of them, for the benchmarks of whole models: what make_llama_1b.py and make_qwen3_moe.py share.
 
 The base's weights keep activations and logits finite; its vocabulary of bytes and made-up pieces tokenizes any text.
 The deltas have the tensors, types and ranks that dqrelo-convert gives a full fine-tune at the ratio, with random
-contents in place of an SVD. What exists already is kept, so a second run with larger numbers adds what is missing.
+contents in place of an SVD. A fine-tune is there for a method to choose the forms of its delta itself.
+What exists already is kept, so a second run with larger numbers adds what is missing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ N_BYTES = 256
 # Size of the delta's two parts against a weight of the base: about what a fine-tune's are.
 SIGN_AMOUNT = 0.05
 LOW_RANK_AMOUNT = 0.05
+# Size of a fine-tune's change against a weight of the base, and how much of its energy is noise where its singular values fall.
+TUNED_AMOUNT = 0.05
+TUNED_NOISE = 1 / 12
 
 F32 = npt.NDArray[np.float32]
 
@@ -108,12 +112,34 @@ def base_weight(name: str, dims: tuple[int, ...], seed: int) -> npt.NDArray[Any]
     return values.astype(np.float16)
 
 
-def write_base(path: Path, model: RandomModel, seed: int) -> None:
-    """Writes the model, one weight at a time."""
+def tuned_weight(name: str, dims: tuple[int, ...], seed: int, exponent: float) -> npt.NDArray[Any]:
+    """The base's weight, and for a matrix a change of full rank whose singular values fall about as i^-exponent.
+
+    An exponent of 0 is the flattest spectrum, that of a Gaussian matrix.
+    """
+    weight = base_weight(name, dims, seed)
+    if len(dims) == 1:
+        return weight
+    rng = generator(seed, "tuned", name)
+    change = rng.standard_normal(dims, np.float32)
+    if exponent > 0:
+        *_, n_out, n_in = dims
+        rank = min(n_out, n_in)
+        left = rng.standard_normal((*dims[:-1], rank), np.float32)
+        left *= np.arange(1, rank + 1, dtype=np.float32) ** np.float32(-exponent)
+        falling = left @ rng.standard_normal((*dims[:-2], rank, n_in), np.float32)
+        falling *= np.float32(((1 - TUNED_NOISE) / TUNED_NOISE) ** 0.5) / falling.std()
+        change += falling
+    change *= np.float32(TUNED_AMOUNT * dims[-1] ** -0.5) / change.std()
+    return (weight + change).astype(np.float16)
+
+
+def write_model(path: Path, model: RandomModel, weight: Callable[[str, tuple[int, ...]], npt.NDArray[Any]]) -> None:
+    """Writes the model, one weight at a time; `weight` makes it from a name and a numpy shape."""
     if model.n_vocab < len(vocabulary(0)[0]):
         raise InputError(f"--vocab {model.n_vocab}: must be at least {len(vocabulary(0)[0])}, bytes and letters")
     writer = gguf.GGUFWriter(path, model.arch)
-    writer.add_name(f"random {model.arch}, seed {seed}")
+    writer.add_name(f"random {model.arch}")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_context_length(8192)
     model.add_metadata(writer)
@@ -132,8 +158,13 @@ def write_base(path: Path, model: RandomModel, seed: int) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, dims in model.weights.items():
-        writer.write_tensor_data(base_weight(name, dims, seed))
+        writer.write_tensor_data(weight(name, dims))
     writer.close()
+
+
+def write_base(path: Path, model: RandomModel, seed: int) -> None:
+    """Writes the model with the weights that the seed decides."""
+    write_model(path, model, partial(base_weight, seed=seed))
 
 
 def quantize(source: Path, target: Path, kind: str) -> None:
@@ -212,6 +243,9 @@ def make_all(args: argparse.Namespace, model: RandomModel) -> None:
     path = make(args.outdir / "base-f16.gguf", partial(write_base, model=model, seed=args.seed))
     for kind in args.quantize:
         make(args.outdir / f"base-{kind.lower()}.gguf", partial(quantize, path, kind=kind))
+    for exponent in args.tuned:
+        weight = partial(tuned_weight, seed=args.seed, exponent=exponent)
+        make(args.outdir / f"tuned-{exponent:g}-f16.gguf", partial(write_model, model=model, weight=weight))
     base = GgufModel(path)
     names = [f"delta-{i:02d}" for i in range(max(args.deltas, args.merged))]
     deltas = [
@@ -233,6 +267,14 @@ def make_parser(program: str, text: str, *, n_layer: int, n_embd: int) -> argpar
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument(
         "--quantize", action="append", default=[], metavar="TYPE", help="also the base in this type; repeatable"
+    )
+    parser.add_argument(
+        "--tuned",
+        action="append",
+        type=float,
+        default=[],
+        metavar="EXPONENT",
+        help="also a fine-tune, to be converted, whose change has singular values that fall as i^-EXPONENT; repeatable",
     )
     parser.add_argument("--deltas", type=int, default=0, metavar="N", help="random deltas (default: %(default)s)")
     parser.add_argument("--ratio", default="1/8", help="of the deltas (default: %(default)s)")
