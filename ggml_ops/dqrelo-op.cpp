@@ -88,9 +88,8 @@ bool ggml_dqrelo_is_long(float token, int64_t n) {
     return (int64_t) ((token - floorf(token)) * (float) LENGTH_STEPS) * DQRELO_FOLD_ROWS >= n;
 }
 
-int64_t ggml_dqrelo_fold_tokens(int64_t n_mat, int64_t n_used) {
-    const int64_t n_rows = n_mat > 1 ? DQRELO_FOLD_EXPERT_ROWS * n_mat : 1;
-    return std::max<int64_t>(DQRELO_FOLD_ROWS, (n_rows + n_used - 1) / n_used);
+int64_t ggml_dqrelo_long_tokens(int64_t n_each, int64_t n_mat, int64_t n_used) {
+    return std::max<int64_t>(DQRELO_FOLD_ROWS, (n_each * n_mat + n_used - 1) / n_used);
 }
 
 void ggml_dqrelo_fold(struct ggml_tensor * dst, struct ggml_tensor * w) {

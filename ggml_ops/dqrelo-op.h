@@ -121,7 +121,7 @@ GGML_API void ggml_dqrelo_set(struct ggml_tensor * dst, enum dqrelo_form form, s
 GGML_API float ggml_dqrelo_length(int64_t n_tokens);
 
 // Lets a MATMUL or MATMUL_ID op compute the base's product itself: dst = W x + the delta, and y is no longer a source. With that the signs
-// can be added to W once for many rows of one delta, those of sequences with ggml_dqrelo_fold_tokens or more, instead of being multiplied
+// can be added to W once for many rows of one delta, those of long sequences (ggml_dqrelo_long_tokens), instead of being multiplied
 // with each row. The CPU has it, and CUDA for MATMUL; other backends take ops with y.
 //   w       W, [n_in, n_out], or [n_in, n_out, n_mat] of MATMUL_ID; in the backend's memory, in ggml's own layout; on the CPU of a type
 //           that ggml can dequantise, and for MATMUL_ID multiplies one row with one (F32, F16, BF16, Q8_0), on CUDA F32, F16, BF16, Q8_0
@@ -130,10 +130,10 @@ GGML_API float ggml_dqrelo_length(int64_t n_tokens);
 #define DQRELO_FOLD_MAX_ROWS (1 << 24)
 GGML_API void ggml_dqrelo_fold(struct ggml_tensor * dst, struct ggml_tensor * w);
 
-// Returns how many tokens in the batch a sequence needs for its rows to be folded: DQRELO_FOLD_ROWS, or for experts as many more as leave
-// DQRELO_FOLD_EXPERT_ROWS of its rows for each of n_mat matrices, were they shared out evenly. A token has n_used rows.
+// Returns how many tokens in the batch make a sequence long: DQRELO_FOLD_ROWS, or for experts as many more as leave n_each of its rows for
+// each of n_mat matrices, were they shared out evenly. A token has n_used rows. They are folded from DQRELO_FOLD_EXPERT_ROWS each on.
 #define DQRELO_FOLD_EXPERT_ROWS 12
-GGML_API int64_t ggml_dqrelo_fold_tokens(int64_t n_mat, int64_t n_used);
+GGML_API int64_t ggml_dqrelo_long_tokens(int64_t n_each, int64_t n_mat, int64_t n_used);
 
 // Returns whether a sequence whose tokens have this number (delta index and length) has at least n tokens in the batch.
 GGML_API bool ggml_dqrelo_is_long(float token, int64_t n);

@@ -48,10 +48,10 @@ bool is_plain_product(const weight_read & read) {
         return false;
     }
     if (node->op == GGML_OP_MUL_MAT_ID) {
-        return node->src[2] == read.ids && node->ne[2] >= ggml_dqrelo_fold_tokens(w->ne[2], node->ne[1]);
+        return node->src[2] == read.ids && node->ne[2] >= ggml_dqrelo_long_tokens(DQRELO_FOLD_EXPERT_ROWS, w->ne[2], node->ne[1]);
     }
-    return node->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(node, 1) == 0 && node->ne[1] >= ggml_dqrelo_fold_tokens(w->ne[2], 1) &&
-           ggml_is_matrix(node) && ggml_is_matrix(w) && ggml_is_matrix(read.x);
+    return node->op == GGML_OP_MUL_MAT && ggml_get_op_params_i32(node, 1) == 0 && node->ne[1] >= DQRELO_FOLD_ROWS && ggml_is_matrix(node) &&
+           ggml_is_matrix(w) && ggml_is_matrix(read.x);
 }
 
 // The same of a GPU's operator, which rounds to F16 and has no experts.

@@ -114,12 +114,6 @@ static strided_rows quantized_by(const ggml_compute_params * params, const work 
     return w.quantizes_all ? strided_rows{ 0, 1 } : strided_rows{ params->ith, params->nth };
 }
 
-// Returns whether signs are multiplied with the rows of a group, for which these are quantised.
-static bool needs_quantized(const dqrelo_entry * e, const group_rows & group) {
-    const bool has_planes = e->dense == nullptr && e->n_planes > 0;
-    return (has_planes && !group.is_folded) || (e->n_codes > 0 && !group.is_decoded);
-}
-
 // Quantises each row of x once, though several experts read it; only a column scale makes rows of their own for each expert.
 static void quantize(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     const int64_t      q_bytes = dqrelo_q_bytes(dst->src[1]->ne[0]);
@@ -133,18 +127,16 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
             if (place >= w.n_changed) {
                 continue;
             }
-            const group_rows &   group = w.groups[w.rows[place].group];
-            const dqrelo_entry * e     = entry_of(dst, group.delta);
-            if (!needs_quantized(e, group)) {
+            const dqrelo_entry e = rest_of_group(dst, w.groups[w.rows[place].group]);
+            if (!dqrelo_entry_has_signs(&e)) {
                 continue;
             }
-            if (done >= 0 && !e->cscale) {
+            if (done >= 0 && !e.cscale) {
                 memcpy(w.q + place * q_bytes, w.q + done * q_bytes, (size_t) q_bytes);
                 w.act[place] = w.act[done];
                 continue;
             }
-            const float * cscale = e->cscale ? e->cscale + group.matrix * e->n_in : nullptr;
-            dqrelo_cpu_kernels()->quantize_row(w.rows[place].x, cscale, e->n_in, w.q + place * q_bytes, w.act + place);
+            dqrelo_cpu_kernels()->quantize_row(w.rows[place].x, e.cscale, e.n_in, w.q + place * q_bytes, w.act + place);
             done = place;
         }
     }

@@ -176,11 +176,8 @@ static int64_t row_of(const ggml_tensor * dst, uint64_t key) {
     return (int64_t) (key & ((UINT64_C(1) << row_bits(dst)) - 1));
 }
 
-// Returns how many tokens a sequence needs for its sign factors to be decoded. To decode a matrix costs as much as to multiply it with a
-// dozen rows, so experts need as many rows as others, were they shared out evenly.
-static int64_t decode_tokens(int64_t n_mat, int64_t n_used) {
-    return n_mat > 1 ? std::max<int64_t>(DQRELO_FOLD_ROWS, (DQRELO_FOLD_ROWS * n_mat + n_used - 1) / n_used) : DQRELO_FOLD_ROWS;
-}
+// To decode sign factors costs as much as to multiply them with a dozen rows, so experts need as many rows each as other matrices.
+static constexpr int64_t DECODE_EXPERT_ROWS = DQRELO_FOLD_ROWS;
 
 // Matrices that are broadcast (heads) have too few rows each for anything but the plain way.
 static way way_of(const ggml_tensor * dst, const float * token, const dqrelo_entry * e) {
@@ -188,9 +185,10 @@ static way way_of(const ggml_tensor * dst, const float * token, const dqrelo_ent
     if (may_be_long(dst) && (e->n_mat == 1 || ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID)) {
         const int64_t n_used = dst->ne[1];
         w.is_folded          = ggml_dqrelo_base_weight(dst) && dqrelo_entry_folds(e) &&
-                               ggml_dqrelo_is_long(token[0], ggml_dqrelo_fold_tokens(e->n_mat, n_used));
-        w.is_decoded         = dqrelo_entry_decodes(e) && ggml_dqrelo_is_long(token[0], decode_tokens(e->n_mat, n_used));
-        w.scale              = w.is_folded ? token[1] : 0.0f;
+                               ggml_dqrelo_is_long(token[0], ggml_dqrelo_long_tokens(DQRELO_FOLD_EXPERT_ROWS, e->n_mat, n_used));
+        w.is_decoded =
+            dqrelo_entry_decodes(e) && ggml_dqrelo_is_long(token[0], ggml_dqrelo_long_tokens(DECODE_EXPERT_ROWS, e->n_mat, n_used));
+        w.scale = w.is_folded ? token[1] : 0.0f;
     }
     return w;
 }
