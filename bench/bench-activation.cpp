@@ -132,7 +132,7 @@ struct variants {
         sign(signs), b32(quantise_blocks(x, 32)), b64(quantise_blocks(x, 64)), q((size_t) dqrelo_q_bytes(N)) {
         dqrelo_kernels_avx512vnni.quantize_row(x.data(), nullptr, N, q.data(), &act);
         for (int j = 0; j < N; j++) {
-            const size_t place = (size_t) dqrelo_q_place(dqrelo_kernels_avx512vnni.interleaves, j, N);
+            const size_t place = (size_t) dqrelo_q_place(dqrelo_kernels_avx512vnni.interleaves, j);
             words.push_back((int16_t) (256 * q[place] + q[place + DQRELO_Q_BLOCK]));
         }
     }

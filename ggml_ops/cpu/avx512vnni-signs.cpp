@@ -3,21 +3,20 @@
 // With b = 1 where a sign bit is set, else 0,
 //   sum_j s_j q_j = 2 P - sum_j q_j,   P = sum_j b_j q_j = 256 sum_j b_j hi_j + sum_j b_j lo_j
 // and each of the two sums of P is one vpdpbusd for 64 columns (b are unsigned bytes, hi and lo signed ones; four products are added to
-// each 32-bit lane). The b of a group of 512 columns come out of one vector of 64 bytes of signs, bit by bit:
+// each 32-bit lane). The eight bytes of their signs are broadcast to eight lanes, of which lane k keeps bit k of each byte. It stays where
+// it is, so these are 2^k b, and the sums of a lane are 2^k times too large until they are stored:
 //
-//   byte of the signs        0          1          2         ...      63
-//   (bytes >> k) & 1 is      b of k     b of 8+k   b of 16+k ...      b of 504+k
+//   byte of the vector       0          1          2         ...      8          9         ...      63
+//   b of column              0          8          16        ...      1          9         ...      63
 //
-// which is why q is interleaved (kernels.h). On Zen 4 shift and AND run beside the two products, which are the limit there: 14.5 GB/s of
-// signs a core. With a mask register for each 64 signs, and a masked move, it is 9.8. The columns behind the last whole group are taken so,
-// 64 at a time: of q there are zeros up to a multiple of 64, so at the end of a row only the load of the last mask must stop.
+// which is why q is interleaved (kernels.h). A row of signs then takes three instructions for 64 columns, an AND with a broadcast from
+// memory and two products, which are the limit on Zen 4, one a cycle: 14.8 GB/s of signs a core. With a mask register for each 64 signs,
+// and a masked move, it is 9.8. Behind the end of a row q is zero, so whatever b is there is left out.
 
 #include "avx512vnni.h"
 #include "prefetch.h"
 
 #include <string.h>
-
-static constexpr int64_t GROUP = 8 * DQRELO_Q_BLOCK;
 
 // Returns the sums of the lanes of four vectors, in their order.
 static inline __m128i sums_i32x4(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
@@ -38,15 +37,15 @@ static inline __m512 scaled_f32x16(const float * x, const float * cscale, int64_
     return cscale ? _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, cscale + j)) : v;
 }
 
-// Writes the bytes of 64 columns, from column 64 c of a group on, to where the eight blocks of the group have them; `group` is the first
-// block's byte of column 0.
-static inline void deal_out(const int8_t * bytes, int64_t c, int8_t * group) {
-    const __m512i v = _mm512_loadu_si512(bytes);
-    UNROLLED
-    for (int k = 0; k < 8; k++) {
-        const __m128i of_block = _mm512_cvtepi64_epi8(_mm512_srli_epi64(v, (unsigned) (8 * k)));
-        _mm_storel_epi64((__m128i *) (group + k * (2 * DQRELO_Q_BLOCK) + 8 * c), of_block);
-    }
+// Returns the bytes of a block's 64 columns in the order in which q is interleaved. Eight rows of eight bytes are transposed: in each lane
+// the two rows are merged to pairs, and then pairs are brought together.
+//
+//   row l, bytes   8 l + k   ->   lane l / 2, pairs   8 (l / 2) + k   ->   byte   8 k + l
+static inline __m512i interleave(__m512i bytes) {
+    const __m512i merged = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+    const __m512i by_k = _mm512_set_epi16(31, 23, 15, 7, 30, 22, 14, 6, 29, 21, 13, 5, 28, 20, 12, 4, 27, 19, 11, 3, 26, 18, 10, 2, 25, 17,
+                                          9, 1, 24, 16, 8, 0);
+    return _mm512_permutexvar_epi16(by_k, _mm512_shuffle_epi8(bytes, merged));
 }
 
 void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act) {
@@ -69,22 +68,18 @@ void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, i
     const __m512i half       = _mm512_set1_epi32(128);
     __m512i       sum_i32x16 = _mm512_setzero_si512();
     for (int64_t b = 0; b < dqrelo_q_bytes(n) / (2 * DQRELO_Q_BLOCK); b++) {
-        alignas(64) int8_t dealt[2 * DQRELO_Q_BLOCK];
-        const bool         is_dealt = b < n / GROUP * 8;
-        int8_t *           block    = is_dealt ? dealt : q + b * (2 * DQRELO_Q_BLOCK);
+        alignas(64) int8_t hi[DQRELO_Q_BLOCK], lo[DQRELO_Q_BLOCK];
         for (int64_t j = 0; j < DQRELO_Q_BLOCK; j += 16) {
             const __m512 x_f32x16 = scaled_f32x16(x, cscale, b * DQRELO_Q_BLOCK + j, n);
             __m512i      v        = _mm512_cvtps_epi32(_mm512_mul_ps(x_f32x16, inv_f32x16)); // This rounds to nearest even.
             v                     = _mm512_maskz_mov_epi32(finite ? 0xffff : 0, v);
-            _mm_storeu_si128((__m128i *) (block + j), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(v, half), 8)));
-            _mm_storeu_si128((__m128i *) (block + DQRELO_Q_BLOCK + j), _mm512_cvtepi32_epi8(v));
+            _mm_store_si128((__m128i *) (hi + j), _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(v, half), 8)));
+            _mm_store_si128((__m128i *) (lo + j), _mm512_cvtepi32_epi8(v));
             sum_i32x16 = _mm512_add_epi32(sum_i32x16, v);
         }
-        if (is_dealt) {
-            int8_t * group = q + b / 8 * (16 * DQRELO_Q_BLOCK);
-            deal_out(dealt, b % 8, group);
-            deal_out(dealt + DQRELO_Q_BLOCK, b % 8, group + DQRELO_Q_BLOCK);
-        }
+        int8_t * block = q + b * (2 * DQRELO_Q_BLOCK);
+        _mm512_storeu_si512(block, interleave(_mm512_load_si512(hi)));
+        _mm512_storeu_si512(block + DQRELO_Q_BLOCK, interleave(_mm512_load_si512(lo)));
     }
     act->sum = _mm512_reduce_add_epi32(sum_i32x16);
 }
@@ -93,20 +88,21 @@ void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, i
 // sign planes
 //
 
-// Returns the signs in a row's last n_bytes < 8 bytes; the other bits are zero.
-static inline __mmask64 last_signs(const uint8_t * sign, int64_t n_bytes) {
-    return (__mmask64) _mm_cvtsi128_si64(_mm_maskz_loadu_epi8((__mmask16) ((1u << n_bytes) - 1), sign));
+// Returns 2^k b of 64 columns from their signs, which are in all lanes k.
+static inline __m512i b_of(__m512i signs) {
+    const __m512i kept = _mm512_sllv_epi64(_mm512_set1_epi8(1), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm512_and_si512(signs, kept);
 }
 
-static inline __mmask64 next_signs(const uint8_t * sign) {
-    uint64_t bits;
+static inline __m512i b_of_block(const uint8_t * sign) {
+    long long bits;
     memcpy(&bits, sign, sizeof(bits));
-    return (__mmask64) bits;
+    return b_of(_mm512_set1_epi64(bits));
 }
 
-// Signs 64 b to 64 b + 63 of a row of n; those behind its end are zero bits.
-static inline __mmask64 signs_of_block(const uint8_t * row, int64_t b, int64_t n) {
-    return b < n / 64 ? next_signs(row + 8 * b) : last_signs(row + 8 * b, n % 64 / 8);
+// The same of a row's last n_bytes < 8 bytes.
+static inline __m512i b_of_last(const uint8_t * sign, int64_t n_bytes) {
+    return b_of(_mm512_broadcastq_epi64(_mm_maskz_loadu_epi8((__mmask16) ((1u << n_bytes) - 1), sign)));
 }
 
 // Adds the products of the unsigned bytes u and the signed bytes s to acc. This is assembler because GCC 12 copies the accumulators of the
@@ -131,7 +127,10 @@ struct q_block {
     }
 };
 
-// Sums of products of R rows of signs with T rows of q.
+// A lane's lo of so many columns, 2^7 b lo, is below 2^30.
+constexpr int64_t SUM_COLUMNS = 1 << 20;
+
+// Sums of products of R rows of signs with T rows of q, over at most SUM_COLUMNS columns.
 template <int R, int T>
 struct sign_sums {
     __m512i hi[R][T], lo[R][T];
@@ -169,65 +168,108 @@ struct sign_sums {
     }
 
 private:
-    inline __m512i p_of(int r, int t) const { return _mm512_add_epi32(_mm512_slli_epi32(hi[r][t], 8), lo[r][t]); }
+    // Undoes the 2^k. Of hi only what is left of it modulo 2^32 is needed, but lo must have fitted.
+    inline __m512i p_of(int r, int t) const {
+        const __m512i k = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+        return _mm512_add_epi32(_mm512_sllv_epi32(hi[r][t], _mm512_sub_epi32(_mm512_set1_epi32(8), k)), _mm512_srav_epi32(lo[r][t], k));
+    }
 };
 
 } // namespace
 
-// b of 64 columns that lie in order.
-static inline __m512i b_of(__mmask64 signs) {
-    return _mm512_maskz_mov_epi8(signs, _mm512_set1_epi8(1));
-}
+namespace {
 
-// One or two rows of q: memory is the limit, so each row of signs is read in one go, and what comes behind the tile is prefetched.
+// The signs that memory is asked for, in the order in which they are read: those of all tiles, and then what follows the first one. These
+// are integers, because they may lie behind the end of the data, where no pointer may point.
+class requests {
+public:
+    requests(const struct dqrelo_sign_tile * tiles, int n_tiles, int64_t row_bytes) :
+        tile(tiles), last(tiles + n_tiles - 1), row_bytes(row_bytes), behind(end_of(tiles)) {
+        begin_tile(tiles);
+    }
+
+    // Passes over bytes that have been asked for.
+    void skip(int64_t n_bytes) {
+        for (; n_bytes >= left; begin_next()) {
+            n_bytes -= left;
+        }
+        next += (uintptr_t) n_bytes;
+        left -= n_bytes;
+    }
+
+    void ask() {
+        prefetch_lines<64, DQRELO_CACHE_1>(next);
+        next += 64;
+        left -= 64;
+        if (left <= 0) {
+            begin_next();
+        }
+    }
+
+private:
+    const struct dqrelo_sign_tile *tile, *last;
+    int64_t                        row_bytes;
+    uintptr_t                      behind;
+    uintptr_t                      next = 0;
+    int64_t                        left = 0; // of the tile
+
+    uintptr_t end_of(const struct dqrelo_sign_tile * t) const { return (uintptr_t) t->sign + (uintptr_t) (t->n_i * row_bytes); }
+
+    void begin_tile(const struct dqrelo_sign_tile * t) {
+        tile = t;
+        next = (uintptr_t) t->sign;
+        left = t->n_i * row_bytes;
+    }
+
+    void begin_next() {
+        if (tile < last) {
+            begin_tile(tile + 1);
+        } else {
+            next = behind;
+            left = INT64_MAX;
+        }
+    }
+};
+
+} // namespace
+
+// One or two rows of q: memory is the limit, so each row of signs is read in one go, and what is read next is asked for. Returns what is to
+// be asked for afterwards.
 template <int R, int T>
-static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
-                          int32_t * out, int64_t ld, struct dqrelo_ahead * after) {
-    const __m512i       one   = _mm512_set1_epi8(1);
+static requests sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
+                              int32_t * out, int64_t ld, requests signs, struct dqrelo_ahead * after) {
     struct dqrelo_ahead ahead = *after; // A copy may stay in registers.
     for (int i = 0; i < n_i; i += R) {
         const uint8_t * row[R]; // Behind the end the last row is taken again.
-        for (int r = 0; r < R; r++) {
-            row[r] = sign + (i + r < n_i ? i + r : n_i - 1) * (n / 8);
+        row[0] = sign + i * (n / 8);
+        for (int r = 1; r < R; r++) {
+            row[r] = row[r - 1] + (i + r < n_i ? n / 8 : 0);
         }
         sign_sums<R, T> sums;
-        uintptr_t       next = prefetch_from(row[0], (size_t) (R * (n / 8)), DQRELO_CACHE_1);
-        for (int64_t g = 0; g < n / GROUP; g++) {
-            __m512i bytes[R];
+        for (int64_t b = 0; b < n / 64; b++) {
+            if (b % (8 / R) == 0) { // R rows of so many blocks are a cache line.
+                signs.ask();
+                prefetch_ahead(ahead);
+            }
+            const q_block<T> block(q + b * (2 * DQRELO_Q_BLOCK), q_stride);
             UNROLLED
             for (int r = 0; r < R; r++) {
-                bytes[r] = _mm512_loadu_si512(row[r] + g * (GROUP / 8));
-            }
-            for (int k = 0; k < 8; k++) {
-                if (k < R) {
-                    prefetch_lines<64, DQRELO_CACHE_1>(next);
-                    next += 64;
-                    prefetch_ahead(ahead);
-                }
-                const q_block<T> block(q + (8 * g + k) * (2 * DQRELO_Q_BLOCK), q_stride);
-                UNROLLED
-                for (int r = 0; r < R; r++) {
-                    sums.add(r, _mm512_and_si512(bytes[r], one), block);
-                    bytes[r] = _mm512_srli_epi16(bytes[r], 1);
-                }
+                sums.add(r, b_of_block(row[r] + 8 * b), block);
             }
         }
-        for (int64_t b = n / GROUP * 8; b < (n + 63) / 64; b++, next += 64) {
-            prefetch_lines<64, DQRELO_CACHE_1>(next);
+        if (n % 64 > 0) {
+            const int64_t    b = n / 64;
             const q_block<T> block(q + b * (2 * DQRELO_Q_BLOCK), q_stride);
-            __m512i          bits[R];
+            signs.ask();
             UNROLLED
             for (int r = 0; r < R; r++) {
-                bits[r] = b_of(signs_of_block(row[r], b, n));
-            }
-            UNROLLED
-            for (int r = 0; r < R; r++) {
-                sums.add(r, bits[r], block);
+                sums.add(r, b_of_last(row[r] + 8 * b, n % 64 / 8), block);
             }
         }
         sums.store(n_i - i, act, false, out + i, ld);
     }
     *after = ahead;
+    return signs;
 }
 
 //
@@ -238,114 +280,95 @@ static void sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64
 // two, and they would then compete for a few sets of that cache.
 //
 
-static constexpr int     MANY_R         = 4;
-static constexpr int     MANY_T         = 3; // The sums take 2 * 4 * 3 of the 32 registers.
-static constexpr int     MANY_ROWS      = 64;
-static constexpr int64_t SEGMENT_GROUPS = 4;
+static constexpr int     MANY_R    = 4;
+static constexpr int     MANY_T    = 3; // The sums take 2 * 4 * 3 of the 32 registers.
+static constexpr int     MANY_ROWS = 64;
+static constexpr int64_t SEGMENT   = 2048;
 
-// The signs of a segment: bytes[i] are rows 4 i to 4 i + 3, group by group, with zeros behind the end of a row.
+// The signs of a segment, with zeros up to a multiple of 512 columns.
 struct sign_segment {
-    alignas(64) uint8_t bytes[MANY_ROWS / MANY_R][SEGMENT_GROUPS][MANY_R][GROUP / 8];
+    alignas(64) uint8_t row[MANY_ROWS][SEGMENT / 8];
 };
 
 static void gather_signs(struct sign_segment * segment, const uint8_t * sign, int n_i, int64_t n, int64_t j0, int64_t j1) {
     for (int i = 0; i < (n_i + MANY_R - 1) / MANY_R * MANY_R; i++) {
         const uint8_t * row = sign + (i < n_i ? i : n_i - 1) * (n / 8); // Behind the end the last row is taken again.
-        for (int64_t j = j0; j < j1; j += GROUP) {
-            const int64_t   n_bytes = (j1 - j < GROUP ? j1 - j : GROUP) / 8;
+        for (int64_t j = j0; j < j1; j += 512) {
+            const int64_t   n_bytes = (j1 - j < 512 ? j1 - j : 512) / 8;
             const __mmask64 there   = ~(__mmask64) 0 >> (64 - n_bytes);
-            _mm512_store_si512(segment->bytes[i / MANY_R][(j - j0) / GROUP][i % MANY_R], _mm512_maskz_loadu_epi8(there, row + j / 8));
+            _mm512_store_si512(segment->row[i] + (j - j0) / 8, _mm512_maskz_loadu_epi8(there, row + j / 8));
         }
     }
 }
 
-using many_sums = sign_sums<MANY_R, MANY_T>;
-
-// Adds the products of the columns 8 l + K of a group.
-template <int K>
-static inline __attribute__((always_inline)) void add_block(many_sums & sums, const uint8_t (&bytes)[MANY_R][GROUP / 8], const int8_t * q,
-                                                            int64_t q_stride) {
-    const q_block<MANY_T> block(q + K * (2 * DQRELO_Q_BLOCK), q_stride);
-    UNROLLED
-    for (int r = 0; r < MANY_R; r++) {
-        const __m512i signs = _mm512_srli_epi16(_mm512_load_si512(bytes[r]), K);
-        sums.add(r, _mm512_and_si512(signs, _mm512_set1_epi8(1)), block);
-    }
-}
-
-// Adds the products of a whole group.
-static inline __attribute__((always_inline)) void add_group(many_sums & sums, const uint8_t (&bytes)[MANY_R][GROUP / 8], const int8_t * q,
-                                                            int64_t q_stride) {
-    add_block<0>(sums, bytes, q, q_stride);
-    add_block<1>(sums, bytes, q, q_stride);
-    add_block<2>(sums, bytes, q, q_stride);
-    add_block<3>(sums, bytes, q, q_stride);
-    add_block<4>(sums, bytes, q, q_stride);
-    add_block<5>(sums, bytes, q, q_stride);
-    add_block<6>(sums, bytes, q, q_stride);
-    add_block<7>(sums, bytes, q, q_stride);
-}
-
-// Multiplies a segment of n columns with three rows of q. `ahead` is the q of the three rows after them: each four rows of signs prefetch a
-// part of it.
+// Multiplies a segment of n columns with T rows of q. `ahead` is the q of the T rows after them: each four rows of signs prefetch a part of
+// it.
+template <int T>
 static void sign_dots_segment(const struct sign_segment * segment, int n_i, const int8_t * q, int64_t q_stride,
                               const struct dqrelo_act * act, int64_t n, bool accumulate, int32_t * out, int64_t ld) {
     const int64_t n_blocks = (n + 63) / 64;
-    for (int i = 0; i * MANY_R < n_i; i++) {
-        const int8_t * ahead = q + (MANY_T + i / 2 % MANY_T) * q_stride + i % 2 * n_blocks * 64;
-        const auto &   bytes = segment->bytes[i];
-        many_sums      sums;
-        for (int64_t g = 0; g < n / GROUP; g++) {
-            prefetch_lines<8 * 64, DQRELO_CACHE_1>((uintptr_t) ahead + (uintptr_t) (g * 8 * 64));
-            add_group(sums, bytes[g], q + g * (16 * DQRELO_Q_BLOCK), q_stride);
-        }
-        for (int64_t b = n / GROUP * 8; b < n_blocks; b++) {
+    for (int i = 0; i < n_i; i += MANY_R) {
+        const int8_t *       ahead = q + (T + i / MANY_R / 2 % T) * q_stride + i / MANY_R % 2 * n_blocks * 64;
+        sign_sums<MANY_R, T> sums;
+        for (int64_t b = 0; b < n_blocks; b++) {
             prefetch_lines<64, DQRELO_CACHE_1>((uintptr_t) ahead + (uintptr_t) (b * 64));
-            const q_block<MANY_T> block(q + b * (2 * DQRELO_Q_BLOCK), q_stride);
+            const q_block<T> block(q + b * (2 * DQRELO_Q_BLOCK), q_stride);
             UNROLLED
             for (int r = 0; r < MANY_R; r++) {
-                sums.add(r, b_of(next_signs(bytes[b / 8][r] + b % 8 * 8)), block);
+                sums.add(r, b_of_block(segment->row[i + r] + 8 * b), block);
             }
         }
-        sums.store(n_i - i * MANY_R, act, accumulate, out + i * MANY_R, ld);
+        sums.store(n_i - i, act, accumulate, out + i, ld);
     }
 }
 
-// For numbers of rows of q, n_t, that are multiples of three.
+// For numbers of rows of q, n_t, that are multiples of T.
+template <int T>
 static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
                            int64_t n, int32_t * out, int64_t ld) {
     struct sign_segment segment;
     for (int i = 0; i < n_i; i += MANY_ROWS) {
         const int n_rows = n_i - i < MANY_ROWS ? n_i - i : MANY_ROWS;
-        for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_GROUPS * GROUP) {
-            const int64_t j1 = j0 + SEGMENT_GROUPS * GROUP < n ? j0 + SEGMENT_GROUPS * GROUP : n;
+        for (int64_t j0 = 0; j0 < n; j0 += SEGMENT) {
+            const int64_t j1 = j0 + SEGMENT < n ? j0 + SEGMENT : n;
             gather_signs(&segment, sign + i * (n / 8), n_rows, n, j0, j1);
-            for (int t = 0; t < n_t; t += MANY_T) {
-                sign_dots_segment(&segment, n_rows, q + t * q_stride + 2 * j0, q_stride, act + t, j1 - j0, j0 > 0, out + t * ld + i, ld);
+            for (int t = 0; t < n_t; t += T) {
+                sign_dots_segment<T>(&segment, n_rows, q + t * q_stride + 2 * j0, q_stride, act + t, j1 - j0, j0 > 0, out + t * ld + i, ld);
             }
         }
     }
 }
 
-static void sign_dots_tile(const struct dqrelo_sign_tile & tile, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int n_t,
-                           int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
+// Returns what is to be asked for behind the tile. Rows of q after the first find it in a cache, and ask for the same again.
+static requests sign_dots_tile(const struct dqrelo_sign_tile & tile, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
+                               int n_t, int64_t n, int64_t ld, const requests & begin, struct dqrelo_ahead * ahead) {
+    if (n > SUM_COLUMNS) {
+        sign_dots_many<1>(tile.sign, tile.n_i, q, q_stride, act, n_t, n, tile.out, ld);
+        return begin;
+    }
+    requests end = begin;
     for (int t = 0, n_step; t < n_t; t += n_step) {
-        int32_t * out = tile.out + t * ld;
-        n_step        = rows_at_once(t, n_t);
+        const int8_t *            q_t   = q + t * q_stride;
+        const struct dqrelo_act * act_t = act + t;
+        int32_t *                 out   = tile.out + t * ld;
+        n_step                          = rows_at_once(t, n_t);
         switch (n_step) {
-            case 1: sign_dots_few<8, 1>(tile.sign, tile.n_i, q + t * q_stride, q_stride, act + t, n, out, ld, ahead); break;
-            case 2: sign_dots_few<4, 2>(tile.sign, tile.n_i, q + t * q_stride, q_stride, act + t, n, out, ld, ahead); break;
+            case 1: end = sign_dots_few<8, 1>(tile.sign, tile.n_i, q_t, q_stride, act_t, n, out, ld, begin, ahead); break;
+            case 2: end = sign_dots_few<4, 2>(tile.sign, tile.n_i, q_t, q_stride, act_t, n, out, ld, begin, ahead); break;
             case 3:
                 n_step = (n_t - t) / MANY_T * MANY_T;
-                sign_dots_many(tile.sign, tile.n_i, q + t * q_stride, q_stride, act + t, n_step, n, out, ld);
+                sign_dots_many<MANY_T>(tile.sign, tile.n_i, q_t, q_stride, act_t, n_step, n, out, ld);
                 break;
         }
     }
+    return end;
 }
 
 void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                           const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
+    requests signs(tiles, n_tiles, n / 8);
+    signs.skip(prefetch_bytes(DQRELO_CACHE_1));
     for (int k = 0; k < n_tiles; k++) {
-        sign_dots_tile(tiles[k], q, q_stride, act, n_t, n, ld, ahead);
+        signs = sign_dots_tile(tiles[k], q, q_stride, act, n_t, n, ld, signs, ahead);
     }
 }

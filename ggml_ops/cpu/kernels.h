@@ -16,8 +16,7 @@
 //   byte   0..63         64..127       128..191      ...
 //          hi 0..63      lo 0..63      hi 64..127    ...
 //
-// Where a set of kernels interleaves q, the columns of a whole group of 512 are dealt out to its eight blocks: of a group's columns, block
-// k has 8 l + k at place l.
+// Where a set of kernels interleaves q, byte 8 k + l of a block is that of its column 8 l + k.
 #define DQRELO_Q_BLOCK 64
 
 // Each has a cache line of its own, because different threads quantise different rows.
@@ -30,13 +29,10 @@ static inline int64_t dqrelo_q_bytes(int64_t n) {
     return (n + DQRELO_Q_BLOCK - 1) / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK);
 }
 
-// Returns where the hi of column j of n lies; its lo lies DQRELO_Q_BLOCK behind.
-static inline int64_t dqrelo_q_place(bool interleaves, int64_t j, int64_t n) {
-    const int64_t group = 8 * DQRELO_Q_BLOCK;
-    if (interleaves && j < n / group * group) {
-        j = j / group * group + j % 8 * DQRELO_Q_BLOCK + j % group / 8;
-    }
-    return j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + j % DQRELO_Q_BLOCK;
+// Returns where the hi of column j lies; its lo lies DQRELO_Q_BLOCK behind.
+static inline int64_t dqrelo_q_place(bool interleaves, int64_t j) {
+    const int64_t column = j % DQRELO_Q_BLOCK;
+    return j / DQRELO_Q_BLOCK * (2 * DQRELO_Q_BLOCK) + (interleaves ? column % 8 * 8 + column / 8 : column);
 }
 
 // 32639 is the largest q whose hi byte fits (127 * 256 + 127). Longer rows take a smaller range, so that a sum of n terms fits

@@ -57,7 +57,7 @@ static std::vector<int32_t> integers(const dqrelo_kernels * kernels, const quant
     const int8_t *       q = a.q.data() + t * dqrelo_q_bytes(n);
     std::vector<int32_t> out;
     for (int64_t j = 0; j < (n + 63) / 64 * 64; j++) {
-        const int64_t place = dqrelo_q_place(kernels->interleaves, j, n);
+        const int64_t place = dqrelo_q_place(kernels->interleaves, j);
         out.push_back(256 * q[place] + q[place + 64]);
     }
     return out;
@@ -191,6 +191,26 @@ static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, f
     kernels->sign_dots(&tile, 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), 1, n, 1, &nothing);
     CHECK(got == (value < 0.0f ? -dqrelo_q_max(n) : dqrelo_q_max(n)) * n);
     CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
+}
+
+// A row so long that its largest lower bytes, all of one sign, add up to more than 2^24 in a sixteenth of it.
+static void test_sign_dots_longest_row(const dqrelo_kernels * kernels) {
+    const int64_t n = 1 << 22;
+    for (const float lower : { 127.0f, -128.0f }) {
+        check::begin(format("sign_dots/%s/n=%lld, all %g", kernels->name, (long long) n, (double) lower).c_str());
+        std::vector<float> x((size_t) n, lower);
+        x[0]              = (float) dqrelo_q_max(n);
+        const quantised a = quantise(kernels, { x, x, x }, nullptr);
+        const bytes     sign((size_t) (n / 8), 0xff);
+        for (const int n_t : { 1, 3 }) {
+            std::vector<int32_t>   got(3);
+            dqrelo_ahead           nothing = {};
+            const dqrelo_sign_tile tile    = { sign.data(), 1, got.data() };
+            kernels->sign_dots(&tile, 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, 1, &nothing);
+            const int64_t want = dqrelo_q_max(n) + (n - 1) * (int64_t) lower;
+            CHECK(got[0] == want && got[(size_t) n_t - 1] == want);
+        }
+    }
 }
 
 // Rows whose neighbouring columns have the sum 65215, 0xfebf: in tables of partial sums whose digits have 6, 5 and 5 bits, the lowest
@@ -584,6 +604,7 @@ static void test_isa(const dqrelo_kernels * kernels) {
             test_sign_dots_exact(kernels, n, n_t, { 130, 64, 1, 200 });
         }
     }
+    test_sign_dots_longest_row(kernels);
     test_sign_dots_largest_digits(kernels);
     for (int64_t n : { 4104, 65536, 262144 }) {
         test_sign_dots_long_row(kernels, n, 3.0f);
