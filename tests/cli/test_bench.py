@@ -60,7 +60,7 @@ def test_json_has_llama_benchs_fields_and_the_deltas(
         (
             *("build_commit", "build_number", "dqrelo_version", "cpu_info", "gpu_info", "backends", "isa"),
             *("model_filename", "model_type", "model_size", "model_n_params", "n_batch", "n_ubatch", "n_threads"),
-            *("type_k", "type_v", "n_gpu_layers", "flash_attn", "use_mmap", "n_prompt", "n_gen", "n_streams"),
+            *("type_k", "type_v", "n_gpu_layers", "flash_attn", "use_mmap", "repack", "n_prompt", "n_gen", "n_streams"),
             *("deltas", "delta_filenames", "delta_content_hashes", "base_bytes", "delta_bytes", "test_time"),
             *("avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "median_ts", "ratio_to_base", "limit", "ratio_to_limit"),
             *("samples_ns", "samples_ts"),
@@ -163,16 +163,19 @@ def test_defaults_are_llama_benchs(
         ["pp512", "tg128"],
         ["pp512", "tg128", "tg128 x2"],
     ]
-    assert plans[0].settings == (Settings(2048, 512, "f16", "f16", -1, "auto", 1, None),)
+    assert plans[0].settings == (Settings(2048, 512, "f16", "f16", -1, "auto", 1, 1, None),)
     assert plans[0].n_repetitions == 5
 
 
-def test_the_base_is_mapped_or_read(narrow_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("option", "key"), [("-mmp", "use_mmap"), ("-rpk", "repack")])
+def test_the_base_is_in_memory_in_either_way(
+    narrow_base: Path, option: str, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert (
-        bench.main(["-m", str(narrow_base), *["-p", "4", "-n", "0", "-r", "1", "-t", "1", "-mmp", "0,1", "-o", "json"]])
+        bench.main(["-m", str(narrow_base), *["-p", "4", "-n", "0", "-r", "1", "-t", "1", option, "0,1", "-o", "json"]])
         == 0
     )
-    assert [row["use_mmap"] for row in json.loads(capsys.readouterr().out)] == [False, True]
+    assert [row[key] for row in json.loads(capsys.readouterr().out)] == [False, True]
 
 
 def test_progress_goes_to_stderr(narrow_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,6 +206,7 @@ def test_progress_goes_to_stderr(narrow_base: Path, capsys: pytest.CaptureFixtur
         ("-npl 300 -p 4 -n 1 -r 1", "n_seq_max: got 300, expected 1 to 256"),
         ("-pg 512", "-pg '512': expected two numbers"),
         ("-mmp 5", "-mmp/--mmap '5': expected 0 or 1"),
+        ("-rpk 2", "-rpk/--repack '2': expected 0 or 1"),
         ("-b 0", "-b/--batch-size '0'"),
         ("-ctk q9", "type_k: got 'q9', expected one of f32"),
         ("-fa maybe", "flash_attn: got 'maybe', expected auto, on or off"),

@@ -38,6 +38,7 @@ def fields(row: Row, machine: core.Machine, base: str) -> dict[str, Any]:
         "n_gpu_layers": row.settings.n_gpu_layers,
         "flash_attn": _FLASH_ATTN[row.settings.flash_attn],
         "use_mmap": bool(row.settings.use_mmap),
+        "repack": bool(row.settings.repack),
         "n_prompt": row.test.n_prompt,
         "n_gen": row.test.n_gen,
         "n_streams": row.test.n_streams,
@@ -141,6 +142,7 @@ def _columns(machine: core.Machine, settings: Sequence[Settings]) -> list[_Colum
         ("type_v", "type_v", 6),
         ("fa", "flash_attn", 4),
         ("mmap", "use_mmap", 4),
+        ("repack", "repack", 6),
     ):
         if {getattr(one, name) for one in settings} != {getattr(Settings(), name)}:
             columns.append(_Column(heading, width, partial(_setting, name)))

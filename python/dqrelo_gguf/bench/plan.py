@@ -52,6 +52,7 @@ class Settings:
     n_gpu_layers: int = -1
     flash_attn: str = "auto"
     use_mmap: int = 1
+    repack: int = 1
     n_threads: int | None = None
 
 

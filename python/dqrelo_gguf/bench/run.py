@@ -158,7 +158,7 @@ def _session(plan: Plan, settings: Settings, n_streams: int, n_tokens: int) -> I
     params.n_ctx = n_streams * n_tokens
     params.n_seq_max = n_streams
     params.kv_unified = False
-    for name in ("n_batch", "n_ubatch", "type_k", "type_v", "n_gpu_layers", "flash_attn", "use_mmap"):
+    for name in ("n_batch", "n_ubatch", "type_k", "type_v", "n_gpu_layers", "flash_attn", "use_mmap", "repack"):
         setattr(params, name, getattr(settings, name))
     session = core.Session(plan.base, params)
     try:

@@ -25,6 +25,7 @@ _DEFAULTS = {
     "n_gpu_layers": "-1",
     "flash_attn": "auto",
     "mmap": "1",
+    "repack": "1",
 }
 _FLASH_ATTN = {"-1": "auto", "0": "off", "1": "on"}  # llama-bench takes these, too.
 
@@ -109,6 +110,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     _add_list(group, "-ngl", "--n-gpu-layers", "N", "layers on a GPU; -1: all")
     _add_list(group, "-fa", "--flash-attn", "WHEN", "flash attention: on, off or auto")
     _add_list(group, "-mmp", "--mmap", "0|1", "map the base file, or read it into memory")
+    _add_list(group, "-rpk", "--repack", "0|1", "let the CPU backend keep weights of some types in a layout of its own")
 
 
 def _add_list(group: argparse._ArgumentGroup, short: str, long: str, metavar: str, text: str) -> None:
@@ -177,6 +179,7 @@ def _settings(args: argparse.Namespace) -> tuple[Settings, ...]:
         numbers("-ngl/--n-gpu-layers", _given(args, "n_gpu_layers"), -1),
         [_FLASH_ATTN.get(name, name) for name in names(_given(args, "flash_attn"))],
         _switches("-mmp/--mmap", _given(args, "mmap")),
+        _switches("-rpk/--repack", _given(args, "repack")),
         numbers("-t/--threads", args.threads, 1) if args.threads else [None],
     )
     return tuple(dict.fromkeys(Settings(*one) for one in values))
