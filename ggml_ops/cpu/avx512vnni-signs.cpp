@@ -37,17 +37,6 @@ static inline __m512 scaled_f32x16(const float * x, const float * cscale, int64_
     return cscale ? _mm512_mul_ps(v, _mm512_maskz_loadu_ps(m, cscale + j)) : v;
 }
 
-// Returns the bytes of a block's 64 columns in the order in which q is interleaved. Eight rows of eight bytes are transposed: in each lane
-// the two rows are merged to pairs, and then pairs are brought together.
-//
-//   row l, bytes   8 l + k   ->   lane l / 2, pairs   8 (l / 2) + k   ->   byte   8 k + l
-static inline __m512i interleave(__m512i bytes) {
-    const __m512i merged = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
-    const __m512i by_k = _mm512_set_epi16(31, 23, 15, 7, 30, 22, 14, 6, 29, 21, 13, 5, 28, 20, 12, 4, 27, 19, 11, 3, 26, 18, 10, 2, 25, 17,
-                                          9, 1, 24, 16, 8, 0);
-    return _mm512_permutexvar_epi16(by_k, _mm512_shuffle_epi8(bytes, merged));
-}
-
 void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act) {
     const __m512i magnitude  = _mm512_set1_epi32(0x7fffffff);
     __m512i       max_u32x16 = _mm512_setzero_si512();
@@ -78,8 +67,8 @@ void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, i
             sum_i32x16 = _mm512_add_epi32(sum_i32x16, v);
         }
         int8_t * block = q + b * (2 * DQRELO_Q_BLOCK);
-        _mm512_storeu_si512(block, interleave(_mm512_load_si512(hi)));
-        _mm512_storeu_si512(block + DQRELO_Q_BLOCK, interleave(_mm512_load_si512(lo)));
+        _mm512_storeu_si512(block, interleave_q(_mm512_load_si512(hi)));
+        _mm512_storeu_si512(block + DQRELO_Q_BLOCK, interleave_q(_mm512_load_si512(lo)));
     }
     act->sum = _mm512_reduce_add_epi32(sum_i32x16);
 }
@@ -364,8 +353,22 @@ static requests sign_dots_tile(const struct dqrelo_sign_tile & tile, const int8_
     return end;
 }
 
+// Whether tables pay: for so many rows of q, and features that they are made for.
+static bool takes_tables(const struct dqrelo_sign_tile * tiles, int n_tiles, int n_t) {
+    static const bool has_vbmi = __builtin_cpu_supports("avx512vbmi");
+    int               n_i      = 0;
+    for (int k = 0; k < n_tiles; k++) {
+        n_i += tiles[k].n_i;
+    }
+    return has_vbmi && n_t >= 4 && n_i >= 512;
+}
+
 void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                           const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
+    if (takes_tables(tiles, n_tiles, n_t)) {
+        sign_dots_avx512vbmi(tiles, n_tiles, q, q_stride, act, n_t, n, ld);
+        return;
+    }
     requests signs(tiles, n_tiles, n / 8);
     signs.skip(prefetch_bytes(DQRELO_CACHE_1));
     for (int k = 0; k < n_tiles; k++) {

@@ -1,4 +1,4 @@
-// avx512vnni.h: what avx512vnni.cpp and avx512vnni-signs.cpp share.
+// avx512vnni.h: what avx512vnni.cpp, avx512vnni-signs.cpp and avx512vbmi-signs.cpp share.
 #pragma once
 
 #include "kernels.h"
@@ -23,7 +23,22 @@ static inline int rows_at_once(int t, int n_t) {
     return n_t - t < most ? n_t - t : most;
 }
 
+// Returns the bytes of a block's 64 columns in the order in which q is interleaved, or of an interleaved one as they were. Eight rows of
+// eight bytes are transposed: in each lane the two rows are merged to pairs, and then pairs are brought together.
+//
+//   row l, bytes   8 l + k   ->   lane l / 2, pairs   8 (l / 2) + k   ->   byte   8 k + l
+static inline __m512i interleave_q(__m512i bytes) {
+    const __m512i merged = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15));
+    const __m512i by_k = _mm512_set_epi16(31, 23, 15, 7, 30, 22, 14, 6, 29, 21, 13, 5, 28, 20, 12, 4, 27, 19, 11, 3, 26, 18, 10, 2, 25, 17,
+                                          9, 1, 24, 16, 8, 0);
+    return _mm512_permutexvar_epi16(by_k, _mm512_shuffle_epi8(bytes, merged));
+}
+
 // dqrelo_kernels::quantize_row and sign_dots for AVX-512 VNNI; they are in avx512vnni-signs.cpp.
 void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
 void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                           const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
+
+// The same as sign_dots_avx512vnni by tables, for CPUs with AVX-512 VBMI. It is in avx512vbmi-signs.cpp.
+void sign_dots_avx512vbmi(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
+                          const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld);

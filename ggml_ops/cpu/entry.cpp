@@ -30,7 +30,7 @@ void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dq
 
 // Returns the room for the sums of plane p, where there are at most n.
 static int32_t * sums_of(struct dqrelo_scratch * scratch, int p, int n) {
-    return scratch->isum + (int64_t) p * (DQRELO_MAX_PLANES * DQRELO_TILE_T * DQRELO_TILE_I / n);
+    return scratch->isum + (int64_t) p * (DQRELO_MAX_PLANES * DQRELO_TILE / n);
 }
 
 static float bf16_at(const void * data, int64_t i) {
@@ -39,9 +39,9 @@ static float bf16_at(const void * data, int64_t i) {
 
 // Sets bx[k], or adds to it, for some values of B (c . x) and a tile of rows, what the codes of a plane from `code` on gave.
 static void add_codes(const struct dqrelo_group * g, int64_t t0, int n_t, int64_t k0, int64_t code, const struct dqrelo_sign_tile & sums,
-                      bool add) {
+                      int64_t ld, bool add) {
     for (int t = 0; t < n_t; t++) {
-        const int32_t * isum = sums.out + t * DQRELO_TILE_I;
+        const int32_t * isum = sums.out + t * ld;
         const float     d    = g->act[t0 + t].d;
         float *         bx   = g->bx + (t0 + t) * g->bx_stride + k0;
         for (int k = 0; k < sums.n_i; k++) {
@@ -57,7 +57,8 @@ static void codes_tile(const struct dqrelo_kernels * kernels, const struct dqrel
                        struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e        = &g->e;
     const int64_t               q_stride = dqrelo_q_bytes(e->n_in);
-    const int                   n_most   = n_t <= DQRELO_TILE_T / 2 ? DQRELO_MAX_CODE_PLANES : DQRELO_MAX_PLANES;
+    const int64_t               ld       = kernels->tile_i;
+    const int                   n_most   = n_t * ld <= DQRELO_TILE / 2 ? DQRELO_MAX_CODE_PLANES : DQRELO_MAX_PLANES;
     int64_t                     code     = k0;
     for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p];) {
         struct dqrelo_ahead     nothing = {};
@@ -68,18 +69,18 @@ static void codes_tile(const struct dqrelo_kernels * kernels, const struct dqrel
             codes[n] = code;
             tiles[n] = { e->vsign + code * (e->n_in / 8), (int) min_i64(n_k, e->plane_ranks[p] - k0), sums_of(scratch, n, n_most) };
         }
-        kernels->sign_dots(tiles, n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, DQRELO_TILE_I, &nothing);
+        kernels->sign_dots(tiles, n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, ld, &nothing);
         for (int k = 0; k < n; k++) {
-            add_codes(g, t0, n_t, k0, codes[k], tiles[k], codes[k] > k0);
+            add_codes(g, t0, n_t, k0, codes[k], tiles[k], ld, codes[k] > k0);
         }
     }
 }
 
 void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t k0, int64_t k1,
                          struct dqrelo_scratch * scratch) {
-    for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
-        const int     n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
-        const int64_t n_k = n_t > 1 ? DQRELO_TILE_I : DQRELO_ROW_TILE_I;
+    for (int64_t t0 = 0; t0 < g->n_rows; t0 += kernels->tile_t) {
+        const int     n_t = (int) min_i64(kernels->tile_t, g->n_rows - t0);
+        const int64_t n_k = n_t > 1 ? kernels->tile_i : DQRELO_ROW_TILE_I;
         for (int64_t k = k0; k < k1; k += n_k) {
             codes_tile(kernels, g, t0, n_t, k, (int) min_i64(n_k, k1 - k), scratch);
         }
@@ -150,18 +151,18 @@ struct dqrelo_ahead dqrelo_apply_begin(const struct dqrelo_entry * e, int64_t i0
 
 // Computes uv of a tile: U t, or dense x, or sparse x.
 static void factor_out(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
-                       struct dqrelo_ahead * ahead, struct dqrelo_scratch * scratch) {
+                       int64_t ld, struct dqrelo_ahead * ahead, struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e = &g->e;
     const float *               b[DQRELO_TILE_T];
     for (int t = 0; t < n_t; t++) {
         b[t] = e->dense || e->entries ? g->rows[t0 + t].x : g->t + (t0 + t) * g->t_stride;
     }
     if (e->entries) {
-        dqrelo_sparse_dots(kernels, e, i0, n_i, b, n_t, scratch->uv, DQRELO_TILE_I, scratch->sparse);
+        dqrelo_sparse_dots(kernels, e, i0, n_i, b, n_t, scratch->uv, ld, scratch->sparse);
         return;
     }
     const struct factor_rows a = factor_rows_of(e);
-    kernels->dots(a.type, a.row(i0), dqrelo_type_bytes(a.type, a.n_cols), n_i, b, n_t, a.n_cols, scratch->uv, DQRELO_TILE_I, ahead);
+    kernels->dots(a.type, a.row(i0), dqrelo_type_bytes(a.type, a.n_cols), n_i, b, n_t, a.n_cols, scratch->uv, ld, ahead);
 }
 
 static void ask_for(const float * values, int n) {
@@ -184,18 +185,30 @@ static void ask_for_rest(const struct dqrelo_parts * parts, const struct dqrelo_
 // The rows of U that are asked for while the signs of a tile are multiplied may take so much of the second cache.
 static constexpr int64_t TILE_U_BYTES = 64 * 1024;
 
-// Returns how many rows of signs a tile has. The tables of avx2-tables.h are made for each, so they are many where there is but one row of
-// x.
-static int64_t tile_rows(const struct dqrelo_entry * e, int n_t) {
+namespace {
+
+// The part of a result that is computed at once: so many rows, and output features.
+struct tile_size {
+    int64_t n_t, n_i;
+};
+
+} // namespace
+
+// Returns the tiles of a group. The tables of avx2-tables.h are made for each, so features are many where there is but one row of x.
+static struct tile_size tile_of(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g) {
+    const struct dqrelo_entry * e = &g->e;
+    if (g->n_rows > 1) {
+        return dqrelo_entry_has_signs(e) ? tile_size{ kernels->tile_t, kernels->tile_i } : tile_size{ DQRELO_TILE_T, DQRELO_TILE_I };
+    }
     const struct factor_rows a       = factor_rows_of(e);
     const int64_t            u_bytes = a.data ? dqrelo_type_bytes(a.type, a.n_cols) : 1;
     const int64_t            fit     = TILE_U_BYTES / u_bytes / DQRELO_TILE_I * DQRELO_TILE_I;
-    return n_t > 1 ? DQRELO_TILE_I : min_i64(DQRELO_ROW_TILE_I, fit > 0 ? fit : DQRELO_TILE_I);
+    return { 1, min_i64(DQRELO_ROW_TILE_I, fit > 0 ? fit : DQRELO_TILE_I) };
 }
 
-// `then` is what is read after the tile.
+// Rows of sums are `ld` apart. `then` is what is read after the tile.
 static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
-                       struct dqrelo_ahead * then, struct dqrelo_scratch * scratch) {
+                       int64_t ld, struct dqrelo_ahead * then, struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e        = &g->e;
     const int                   n_planes = e->dense ? 0 : e->n_planes;
     const bool                  has_uv   = e->dense || e->entries || e->rank > 0;
@@ -214,23 +227,23 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
         for (int p = 0; p < n_planes; p++) {
             tiles[p] = { e->sign[p] + i0 * (e->n_in / 8), n_i, sums_of(scratch, p, DQRELO_MAX_PLANES) };
         }
-        kernels->sign_dots(tiles, n_planes, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, DQRELO_TILE_I, &ahead);
+        kernels->sign_dots(tiles, n_planes, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, ld, &ahead);
     }
     if (e->n_codes > 0) {
         const struct dqrelo_sign_tile tile = { e->usign + i0 * (e->n_codes / 8), n_i, scratch->zsum };
-        kernels->sign_dots(&tile, 1, g->zq + t0 * g->zq_stride, g->zq_stride, g->zact + t0, n_t, e->n_codes, DQRELO_TILE_I, &ahead);
+        kernels->sign_dots(&tile, 1, g->zq + t0 * g->zq_stride, g->zq_stride, g->zact + t0, n_t, e->n_codes, ld, &ahead);
     }
     if (has_uv) {
-        factor_out(kernels, g, t0, n_t, i0, n_i, then, scratch);
+        factor_out(kernels, g, t0, n_t, i0, n_i, ld, then, scratch);
     }
 
     for (int t = 0; t < n_t; t++) {
         const struct dqrelo_row * row = g->rows + t0 + t;
         for (int p = 0; p < n_planes; p++) {
-            parts.isum[p] = sums_of(scratch, p, DQRELO_MAX_PLANES) + t * DQRELO_TILE_I;
+            parts.isum[p] = sums_of(scratch, p, DQRELO_MAX_PLANES) + t * ld;
         }
-        parts.uv   = has_uv ? scratch->uv + t * DQRELO_TILE_I : nullptr;
-        parts.zsum = e->n_codes > 0 ? scratch->zsum + t * DQRELO_TILE_I : nullptr;
+        parts.uv   = has_uv ? scratch->uv + t * ld : nullptr;
+        parts.zsum = e->n_codes > 0 ? scratch->zsum + t * ld : nullptr;
         parts.d    = n_planes > 0 ? g->act[t0 + t].d : 0.0f;
         parts.dz   = e->n_codes > 0 ? g->zact[t0 + t].d : 0.0f;
         parts.s    = row->s;
@@ -241,16 +254,28 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
 void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1,
                          struct dqrelo_ahead then, struct dqrelo_scratch * scratch) {
     // Beside signs the rows of U are asked for while signs are multiplied.
-    struct dqrelo_ahead ahead = dqrelo_entry_has_signs(&g->e) ? dqrelo_ahead{} : rest_of(factor_bytes(&g->e, i0, i1));
-    for (int64_t t0 = 0; t0 < g->n_rows; t0 += DQRELO_TILE_T) {
-        const int     n_t = (int) min_i64(DQRELO_TILE_T, g->n_rows - t0);
-        const int64_t n_i = tile_rows(&g->e, n_t);
-        for (int64_t i = i0; i < i1; i += n_i) {
-            if (ahead.next >= ahead.end) {
-                ahead = then;
-                then  = {};
+    struct dqrelo_ahead    ahead = dqrelo_entry_has_signs(&g->e) ? dqrelo_ahead{} : rest_of(factor_bytes(&g->e, i0, i1));
+    const struct tile_size tile  = tile_of(kernels, g);
+    const auto             apply = [&](int64_t t0, int64_t i) {
+        if (ahead.next >= ahead.end) {
+            ahead = then;
+            then  = {};
+        }
+        const int n_t = (int) min_i64(tile.n_t, g->n_rows - t0), n_i = (int) min_i64(tile.n_i, i1 - i);
+        apply_tile(kernels, g, t0, n_t, i, n_i, tile.n_i, &ahead, scratch);
+    };
+    // The larger part of what a tile reads is kept for the next one: its signs, a bit a column for each plane, or its rows of q, two bytes.
+    if (tile.n_i * g->e.n_planes > 16 * tile.n_t && g->n_rows > 1) {
+        for (int64_t i = i0; i < i1; i += tile.n_i) {
+            for (int64_t t0 = 0; t0 < g->n_rows; t0 += tile.n_t) {
+                apply(t0, i);
             }
-            apply_tile(kernels, g, t0, n_t, i, (int) min_i64(n_i, i1 - i), &ahead, scratch);
+        }
+        return;
+    }
+    for (int64_t t0 = 0; t0 < g->n_rows; t0 += tile.n_t) {
+        for (int64_t i = i0; i < i1; i += tile.n_i) {
+            apply(t0, i);
         }
     }
 }

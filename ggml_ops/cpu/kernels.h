@@ -77,6 +77,9 @@ struct dqrelo_kernels {
     // Whether q is interleaved.
     bool interleaves;
 
+    // How many rows of q, more than one, and rows of signs are best multiplied at once.
+    int tile_t, tile_i;
+
     // Computes q and act from a row x [n]; cscale is [n] or NULL. q has dqrelo_q_bytes(n) bytes.
     void (*quantize_row)(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
 

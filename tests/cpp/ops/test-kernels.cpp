@@ -239,6 +239,30 @@ static void test_sign_dots_largest_digits(const dqrelo_kernels * kernels) {
     }
 }
 
+// The same for digits of six bits each: six neighbouring columns have the sum 192511, whose lower two digits are 63. The last column has
+// the largest value, so that q is x.
+static void test_sign_dots_largest_six(const dqrelo_kernels * kernels) {
+    const int64_t n   = 6 * 192 + 8;
+    const int     n_i = 600;
+    for (const float sign : { 1.0f, -1.0f }) {
+        check::begin(format("sign_dots/%s/largest digits of six columns, sign %g", kernels->name, (double) sign).c_str());
+        std::vector<float> x((size_t) n);
+        int64_t            want = 0;
+        for (int64_t j = 0; j < n; j++) {
+            x[(size_t) j] = sign * (j == n - 1 ? 32639.0f : j % 6 == 0 ? 32086.0f : 32085.0f);
+            want += (int64_t) std::fabs(x[(size_t) j]);
+        }
+        const int              n_t = 13;
+        const quantised        a   = quantise(kernels, std::vector<std::vector<float>>((size_t) n_t, x), nullptr);
+        const bytes            signs((size_t) (n_i * (n / 8)), sign > 0.0f ? 0xff : 0);
+        std::vector<int32_t>   got((size_t) (n_t * n_i));
+        dqrelo_ahead           nothing = {};
+        const dqrelo_sign_tile tile    = { signs.data(), n_i, got.data() };
+        kernels->sign_dots(&tile, 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, n_i, &nothing);
+        CHECK(std::all_of(got.begin(), got.end(), [&](int32_t value) { return value == want; }));
+    }
+}
+
 static void test_to_float(const dqrelo_kernels * kernels, ggml_type type) {
     check::begin(format("to_float/%s/%s", kernels->name, type_name(type)).c_str());
     for (int64_t n : { (int64_t) 32, (int64_t) 96, (int64_t) 39 }) {
@@ -604,8 +628,15 @@ static void test_isa(const dqrelo_kernels * kernels) {
             test_sign_dots_exact(kernels, n, n_t, { 130, 64, 1, 200 });
         }
     }
+    for (int64_t n : { 8, 112, 384, 1000, 4104 }) { // enough outputs for tables of six columns
+        for (int n_t : { 4, 13 }) {
+            test_sign_dots_exact(kernels, n, n_t, { 513 });
+            test_sign_dots_exact(kernels, n, n_t, { 1, 300, 257 });
+        }
+    }
     test_sign_dots_longest_row(kernels);
     test_sign_dots_largest_digits(kernels);
+    test_sign_dots_largest_six(kernels);
     for (int64_t n : { 4104, 65536, 262144 }) {
         test_sign_dots_long_row(kernels, n, 3.0f);
         test_sign_dots_long_row(kernels, n, -3.0f);
