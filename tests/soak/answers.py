@@ -11,9 +11,9 @@ from tests.support.server_fixtures import Server
 
 N_PREDICT = 24
 N_PROBS = 5
-# Two batch shapes give log-probabilities up to 5e-4 apart (F16 cache, stock llama.cpp alike), so two tokens can change places that are up
-# to twice that apart; a cached prefix that was computed in yet another shape doubles it again.
-NOISE = 2e-3
+# By how much the difference of two likely tokens depends on the batch's shape. For the soak's prompts and deltas, merged into plain GGUFs and
+# run by stock llama.cpp with 1, 2, 8, 24 and all tokens a graph, it is up to 0.0154 (AVX-512, F16), and 0.0159 with the deltas themselves.
+NOISE = 1.6e-2
 
 
 class Verdict(Enum):
