@@ -130,9 +130,12 @@ def test_a_long_prompt_with_sign_factors_is_the_merged_model(
         mixed = rt.logits([tokens, short, tokens, tokens], [first, second, None, second])
         for got, i, text in ((mixed[0], 0, tokens), (mixed[1], 1, short), (mixed[3], 1, tokens)):
             assert nmse(got, family.merged_logits(i, text)) <= allowed
-        assert nmse(mixed[2], rt.logits(tokens)) <= 1e-8
+        # ggml's own products of F16 depend on the batch's shape where it has AVX-512.
+        alone = rt.logits(tokens)
+        by_shape = max(1e-8, 2 * nmse(rt.logits([tokens, short, tokens, tokens])[2], alone))
+        assert nmse(mixed[2], alone) <= by_shape
         for got, delta in ((mixed[0], first), (mixed[3], second)):
-            assert nmse(got, rt.logits(tokens, delta)) <= 1e-8
+            assert nmse(got, rt.logits(tokens, delta)) <= by_shape
 
 
 def test_sign_factors_of_long_prompts_are_not_quantised(make_family: Maker) -> None:
