@@ -253,8 +253,8 @@ static void expand_avx2(const float * values, const uint8_t * bits, int64_t n, f
 const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.name         =*/"avx2",
     /*.interleaves   =*/false,
-    /*.tile_t        =*/50,
-    /*.tile_i        =*/256,
+    /*.tile_t        =*/DQRELO_TILE_T,
+    /*.tile_i        =*/DQRELO_TILE_I,
     /*.quantize_row =*/quantize_row_avx2,
     /*.sign_dots    =*/sign_dots_avx2,
     /*.dots         =*/dots_of_isa<avx2>,

@@ -30,7 +30,6 @@ static constexpr int SEGMENT_COLUMNS = SEGMENT_GROUPS * GROUP_COLUMNS;
 static constexpr int BLOCK           = 64; // features
 static constexpr int SET             = 4;  // Blocks whose patterns stay in the first cache, 16 KiB.
 static constexpr int DIGITS          = 3;
-static constexpr int MOST_ROWS       = 12; // Their tables take 144 KiB of the thread's stack.
 
 namespace {
 
@@ -51,10 +50,6 @@ struct table_segment {
 
 static inline int smaller(int a, int b) {
     return a < b ? a : b;
-}
-
-static inline __mmask64 first_m64(int64_t n) {
-    return n >= 64 ? ~(__mmask64) 0 : ((__mmask64) 1 << n) - 1;
 }
 
 //
@@ -272,11 +267,11 @@ static void look_up(const pattern_block * patterns, const table_segment & tables
     }
 }
 
-// For up to MOST_ROWS rows of q.
+// For up to TABLE_ROWS rows of q.
 static void multiply_rows(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                           const struct dqrelo_act * act, int t0, int n_t, int64_t n, int64_t ld) {
     pattern_block patterns[SET];
-    table_segment tables[MOST_ROWS];
+    table_segment tables[TABLE_ROWS];
     for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
         const int64_t n_columns = n - j0 < SEGMENT_COLUMNS ? n - j0 : SEGMENT_COLUMNS;
         const int     n_groups  = (int) (n_columns + 4 * GROUP_COLUMNS - 1) / (4 * GROUP_COLUMNS) * 4;
@@ -308,7 +303,7 @@ static void multiply_rows(const struct dqrelo_sign_tile * tiles, int n_tiles, co
 
 void sign_dots_avx512vbmi(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                           const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld) {
-    for (int t = 0; t < n_t; t += MOST_ROWS) {
-        multiply_rows(tiles, n_tiles, q, q_stride, act, t, smaller(MOST_ROWS, n_t - t), n, ld);
+    for (int t = 0; t < n_t; t += TABLE_ROWS) {
+        multiply_rows(tiles, n_tiles, q, q_stride, act, t, smaller(TABLE_ROWS, n_t - t), n, ld);
     }
 }

@@ -164,10 +164,6 @@ private:
     }
 };
 
-} // namespace
-
-namespace {
-
 // The signs that memory is asked for, in the order in which they are read: those of all tiles, and then what follows the first one. These
 // are integers, because they may lie behind the end of the data, where no pointer may point.
 class requests {
@@ -283,9 +279,7 @@ static void gather_signs(struct sign_segment * segment, const uint8_t * sign, in
     for (int i = 0; i < (n_i + MANY_R - 1) / MANY_R * MANY_R; i++) {
         const uint8_t * row = sign + (i < n_i ? i : n_i - 1) * (n / 8); // Behind the end the last row is taken again.
         for (int64_t j = j0; j < j1; j += 512) {
-            const int64_t   n_bytes = (j1 - j < 512 ? j1 - j : 512) / 8;
-            const __mmask64 there   = ~(__mmask64) 0 >> (64 - n_bytes);
-            _mm512_store_si512(segment->row[i] + (j - j0) / 8, _mm512_maskz_loadu_epi8(there, row + j / 8));
+            _mm512_store_si512(segment->row[i] + (j - j0) / 8, _mm512_maskz_loadu_epi8(first_m64((j1 - j) / 8), row + j / 8));
         }
     }
 }

@@ -261,8 +261,8 @@ static void expand_avx512vnni(const float * values, const uint8_t * bits, int64_
 const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.name         =*/"avx512vnni",
     /*.interleaves   =*/true,
-    /*.tile_t        =*/12,
-    /*.tile_i        =*/1024,
+    /*.tile_t        =*/TABLE_ROWS,
+    /*.tile_i        =*/TABLE_FEATURES,
     /*.quantize_row =*/quantize_row_avx512vnni,
     /*.sign_dots    =*/sign_dots_avx512vnni,
     /*.dots         =*/dots_avx512vnni,

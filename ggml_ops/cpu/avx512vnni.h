@@ -34,6 +34,16 @@ static inline __m512i interleave_q(__m512i bytes) {
     return _mm512_permutexvar_epi16(by_k, _mm512_shuffle_epi8(bytes, merged));
 }
 
+// Returns the mask of the first n of 64 bytes; n may be larger.
+static inline __mmask64 first_m64(int64_t n) {
+    return n >= 64 ? ~(__mmask64) 0 : ((__mmask64) 1 << n) - 1;
+}
+
+// The tile of the tables of avx512vbmi-signs.cpp: a row's take 12 KiB of the thread's stack, and pay with many features.
+static constexpr int TABLE_ROWS     = 12;
+static constexpr int TABLE_FEATURES = 1024;
+static_assert(TABLE_ROWS <= DQRELO_TILE_T && TABLE_ROWS * TABLE_FEATURES <= DQRELO_TILE, "a tile has room in the scratch memory");
+
 // dqrelo_kernels::quantize_row and sign_dots for AVX-512 VNNI; they are in avx512vnni-signs.cpp.
 void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
 void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,

@@ -31,11 +31,6 @@ struct dqrelo_group {
     struct dqrelo_act *       zact;      // [n_rows]
 };
 
-// How many rows and output features are handled at once, where the kernels have no tile of their own (dqrelo_kernels), and how many
-// products a tile has at most. This bounds the scratch memory and never changes a result.
-#define DQRELO_TILE_T 50 // It is two rows, and then sixteen times the three that the kernels take at once.
-#define DQRELO_TILE_I 256
-#define DQRELO_TILE (DQRELO_TILE_T * DQRELO_TILE_I)
 #define DQRELO_ROW_TILE_I 2048 // features at most where there is one row
 
 struct dqrelo_scratch {

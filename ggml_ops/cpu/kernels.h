@@ -71,13 +71,19 @@ struct dqrelo_sign_tile {
 
 #define DQRELO_EXPAND_BEHIND 16
 
+// How many rows, at most, and output features are handled at once, and how many products a tile has at most, of whatever form. This bounds
+// the scratch memory and never changes a result.
+#define DQRELO_TILE_T 50 // It is two rows, and then sixteen times the three that the kernels take at once.
+#define DQRELO_TILE_I 256
+#define DQRELO_TILE (DQRELO_TILE_T * DQRELO_TILE_I)
+
 struct dqrelo_kernels {
     const char * name;
 
     // Whether q is interleaved.
     bool interleaves;
 
-    // How many rows of q, more than one, and rows of signs are best multiplied at once.
+    // How many rows of q, more than one, and rows of signs are best multiplied at once: at most DQRELO_TILE_T and DQRELO_TILE products.
     int tile_t, tile_i;
 
     // Computes q and act from a row x [n]; cscale is [n] or NULL. q has dqrelo_q_bytes(n) bytes.

@@ -472,8 +472,8 @@ static void fold_signs_neon(float * w, const uint8_t * sign, float scale, const 
 const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.name         =*/"neon",
     /*.interleaves   =*/false,
-    /*.tile_t        =*/50,
-    /*.tile_i        =*/256,
+    /*.tile_t        =*/DQRELO_TILE_T,
+    /*.tile_i        =*/DQRELO_TILE_I,
     /*.quantize_row =*/quantize_row_neon,
     /*.sign_dots    =*/sign_dots_neon,
     /*.dots         =*/dots_of_isa<neon>,

@@ -185,8 +185,8 @@ static void list_products_scalar(const float * const * values, const uint8_t * c
 const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.name         =*/"scalar",
     /*.interleaves   =*/false,
-    /*.tile_t        =*/50,
-    /*.tile_i        =*/256,
+    /*.tile_t        =*/DQRELO_TILE_T,
+    /*.tile_i        =*/DQRELO_TILE_I,
     /*.quantize_row =*/quantize_row_scalar,
     /*.sign_dots    =*/sign_dots_scalar,
     /*.dots         =*/dots_scalar,
