@@ -7,6 +7,7 @@
 #include "bits.h"
 #include "factor-kernels.h"
 #include "factor-types.h"
+#include "integer-kernels.h"
 #include "kernels.h"
 
 static inline __m128 sums_f32x4(__m256 v0, __m256 v1, __m256 v2, __m256 v3) {
@@ -32,6 +33,16 @@ static inline void store_i8x8(int8_t * out, __m256i v) {
     _mm_storel_epi64((__m128i *) out, _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
 }
 
+// Returns the largest of 8 values, none of which is negative.
+static inline uint32_t max_of_u31x8(__m256i v) {
+    uint32_t lanes[8], max = 0;
+    _mm256_storeu_si256((__m256i *) lanes, v);
+    for (int l = 0; l < 8; l++) {
+        max = lanes[l] > max ? lanes[l] : max;
+    }
+    return max;
+}
+
 static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i       max_i32x8 = _mm256_setzero_si256();
@@ -39,14 +50,10 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
         const __m256i bits = _mm256_castps_si256(scaled_f32x8(x, cscale, j, n));
         max_i32x8          = _mm256_max_epi32(max_i32x8, _mm256_and_si256(bits, magnitude));
     }
-    uint32_t lanes[8], max_bits = 0;
-    _mm256_storeu_si256((__m256i *) lanes, max_i32x8);
-    for (int l = 0; l < 8; l++) {
-        max_bits = lanes[l] > max_bits ? lanes[l] : max_bits;
-    }
-    const float q_max = (float) dqrelo_q_max(n);
-    const float v_max = dqrelo_f32_from_bits(max_bits);
-    const float inv   = q_max / v_max;
+    const uint32_t max_bits = max_of_u31x8(max_i32x8);
+    const float    q_max    = (float) dqrelo_q_max(n);
+    const float    v_max    = dqrelo_f32_from_bits(max_bits);
+    const float    inv      = q_max / v_max;
 
     const bool    finite    = max_bits < 0x7f800000;
     const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
@@ -183,6 +190,29 @@ struct avx2 { // The comment in factor-kernels.h describes it.
         _mm_maskstore_ps(out, lanes_i32x4(n), _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])));
     }
 
+    using integers                   = __m256i;
+    using counts                     = __m256i;
+    static constexpr int I16_STEP    = 16;
+    static constexpr int I16_COLUMNS = 1024;
+    static constexpr int I16_R       = 4; // 8 sums, 2 rows of b, and registers for a row of a and products.
+    static constexpr int I16_T       = 2;
+
+    static inline __m256i load(const int16_t * q) { return _mm256_loadu_si256((const __m256i *) q); }
+    static inline void    hold(__m256i & v) { __asm__("" : "+x"(v)); }
+    static inline __m256i no_counts() { return _mm256_setzero_si256(); }
+    // This is assembler because GCC 12 makes all products of a step before it adds them, and has no registers for so many.
+    static inline void add(__m256i & acc, const __m256i & a, const __m256i & b) {
+        __m256i both;
+        __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(both) : "x"(a), "x"(b));
+    }
+    static inline __m256 to_sums(const __m256i & acc) { return _mm256_cvtepi32_ps(acc); }
+
+    static inline void add_scaled(float * out, const __m256 (&four)[4], const float * a_step, float b_step, int n, bool add) {
+        const __m128 step   = _mm_mul_ps(_mm_loadu_ps(a_step), _mm_set1_ps(b_step));
+        const __m128 so_far = _mm_maskload_ps(out, lanes_i32x4(add ? n : 0));
+        _mm_maskstore_ps(out, lanes_i32x4(n), _mm_fmadd_ps(step, sums_f32x4(four[0], four[1], four[2], four[3]), so_far));
+    }
+
     static constexpr int LANES = 8;
 
     static inline __m256 load_sums(const float * lanes) { return _mm256_loadu_ps(lanes); }
@@ -244,6 +274,26 @@ static void fold_signs_avx2(float * w, const uint8_t * sign, float scale, const 
     }
 }
 
+static void quantize_i16_avx2(const float * v, int64_t n, void * q, float * step) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i       max_i32x8 = _mm256_setzero_si256();
+    for (int64_t j = 0; j < n; j += 8) {
+        max_i32x8 = _mm256_max_epi32(max_i32x8, _mm256_and_si256(_mm256_castps_si256(avx2::f32::at(v, j, n - j)), magnitude));
+    }
+    const uint32_t max_bits  = max_of_u31x8(max_i32x8);
+    const float    v_max     = dqrelo_f32_from_bits(max_bits);
+    const float    inv       = (float) DQRELO_I16_MAX / v_max;
+    const bool     finite    = max_bits < 0x7f800000;
+    const bool     is_zero   = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
+    const __m256i  keep      = _mm256_set1_epi32(finite && !is_zero ? -1 : 0);
+    const __m256   inv_f32x8 = _mm256_set1_ps(inv);
+    *step                    = !finite ? dqrelo_f32_from_bits(0x7fc00000) : is_zero ? 0.0f : v_max / (float) DQRELO_I16_MAX;
+    for (int64_t j = 0; j < dqrelo_i16_values(n); j += 8) {
+        const __m256i qj = _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(avx2::f32::at(v, j, n - j), inv_f32x8)), keep);
+        _mm_storeu_si128((__m128i *) ((int16_t *) q + j), _mm_packs_epi32(_mm256_castsi256_si128(qj), _mm256_extracti128_si256(qj, 1)));
+    }
+}
+
 static void expand_avx2(const float * values, const uint8_t * bits, int64_t n, float * out) {
     for (int64_t j = 0; j < n; j += avx2::STEP) {
         _mm256_storeu_ps(out + j, avx2::expand(values, bits, j, n));
@@ -262,6 +312,8 @@ const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.to_float     =*/to_float_of_isa<avx2>,
     /*.fold_signs   =*/fold_signs_avx2,
     /*.products     =*/products_of_isa<avx2>,
+    /*.quantize_i16 =*/quantize_i16_avx2,
+    /*.products_i16 =*/products_i16_of_isa<avx2>,
     /*.count_bits   =*/count_bits,
     /*.expand       =*/expand_avx2,
     /*.mask_products =*/mask_products_of_isa<avx2>,

@@ -8,6 +8,7 @@
 #include "bits.h"
 #include "factor-kernels.h"
 #include "factor-types.h"
+#include "integer-kernels.h"
 
 static inline __m128 sums_f32x4(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
     const __m512  a   = _mm512_add_ps(_mm512_unpacklo_ps(v0, v1), _mm512_unpackhi_ps(v0, v1));
@@ -133,6 +134,28 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
         _mm_mask_storeu_ps(out, rows_m4(n), _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])));
     }
 
+    using integers                   = __m512i;
+    using counts                     = __m512i;
+    static constexpr int I16_STEP    = 32;
+    static constexpr int I16_COLUMNS = 2048;
+    static constexpr int I16_R       = 4; // 2048 columns of 4 rows are half of the nearest cache, where they stay for all rows of b.
+    static constexpr int I16_T       = 6;
+
+    static inline __m512i load(const int16_t * q) { return _mm512_loadu_si512(q); }
+    static inline void    hold(__m512i & v) { __asm__("" : "+v"(v)); }
+    static inline __m512i no_counts() { return _mm512_setzero_si512(); }
+    // This is assembler because GCC 12 copies the accumulators of the intrinsic in every step of a loop.
+    static inline void add(__m512i & acc, const __m512i & a, const __m512i & b) {
+        __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    }
+    static inline __m512 to_sums(const __m512i & acc) { return _mm512_cvtepi32_ps(acc); }
+
+    static inline void add_scaled(float * out, const __m512 (&four)[4], const float * a_step, float b_step, int n, bool add) {
+        const __m128 step   = _mm_mul_ps(_mm_loadu_ps(a_step), _mm_set1_ps(b_step));
+        const __m128 so_far = _mm_maskz_loadu_ps(add ? rows_m4(n) : 0, out);
+        _mm_mask_storeu_ps(out, rows_m4(n), _mm_fmadd_ps(step, sums_f32x4(four[0], four[1], four[2], four[3]), so_far));
+    }
+
     static constexpr int LANES = 16;
 
     static inline __m512 load_sums(const float * lanes) { return _mm512_loadu_ps(lanes); }
@@ -240,15 +263,60 @@ static void add_delta_avx512vnni(float * dst, const float * y, int n_i, const st
     }
 }
 
+// Returns values - scale where a sign is -1, values + scale where it is 1.
+static inline __m512 with_signs(__m512 values, __mmask16 sign, __m512 scale) {
+    return _mm512_mask_add_ps(_mm512_sub_ps(values, scale), sign, values, scale);
+}
+
 static void fold_signs_avx512vnni(float * w, const uint8_t * sign, float scale, const float * cscale, int64_t n) {
     const __m512 scale_f32x16 = _mm512_set1_ps(scale);
-    for (int64_t j = 0; j < n; j += 16) {
-        const __mmask16 m    = columns_m16(j, n);
-        uint16_t        bits = sign[j / 8];
-        bits                 = (uint16_t) (j + 8 < n ? bits | sign[j / 8 + 1] << 8 : bits);
-        const __m512 value   = cscale ? _mm512_mul_ps(scale_f32x16, _mm512_maskz_loadu_ps(m, cscale + j)) : scale_f32x16;
-        const __m512 old     = _mm512_maskz_loadu_ps(m, w + j);
-        _mm512_mask_storeu_ps(w + j, m, _mm512_mask_add_ps(_mm512_sub_ps(old, value), (__mmask16) bits, old, value));
+    int64_t      j            = 0;
+    for (; j + 16 <= n; j += 16) {
+        __mmask16 bits;
+        memcpy(&bits, sign + j / 8, sizeof(bits));
+        const __m512 value = cscale ? _mm512_mul_ps(scale_f32x16, _mm512_loadu_ps(cscale + j)) : scale_f32x16;
+        _mm512_storeu_ps(w + j, with_signs(_mm512_loadu_ps(w + j), bits, value));
+    }
+    if (j < n) {
+        const __mmask16 m     = columns_m16(j, n);
+        const __m512    value = cscale ? _mm512_mul_ps(scale_f32x16, _mm512_maskz_loadu_ps(m, cscale + j)) : scale_f32x16;
+        _mm512_mask_storeu_ps(w + j, m, with_signs(_mm512_maskz_loadu_ps(m, w + j), sign[j / 8], value));
+    }
+}
+
+static inline __m512i magnitude_bits(__m512 v) {
+    return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff));
+}
+
+// Returns the largest magnitude's bits, which are ordered as integers.
+static inline uint32_t max_bits_of(const float * v, int64_t n) {
+    __m512i max_i32 = _mm512_setzero_si512();
+    int64_t j       = 0;
+    for (; j + 16 <= n; j += 16) {
+        max_i32 = _mm512_max_epi32(max_i32, magnitude_bits(_mm512_loadu_ps(v + j)));
+    }
+    max_i32 = _mm512_max_epi32(max_i32, magnitude_bits(_mm512_maskz_loadu_ps(columns_m16(j, n), v + j)));
+    return (uint32_t) _mm512_reduce_max_epi32(max_i32);
+}
+
+static void quantize_i16_avx512vnni(const float * v, int64_t n, void * q, float * step) {
+    const uint32_t  max_bits = max_bits_of(v, n);
+    const float     v_max    = dqrelo_f32_from_bits(max_bits);
+    const float     inv      = (float) DQRELO_I16_MAX / v_max;
+    const bool      finite   = max_bits < 0x7f800000;
+    const bool      is_zero  = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
+    const __mmask16 keep     = finite && !is_zero ? 0xffff : 0;
+    const __m512    inv_f32  = _mm512_set1_ps(inv);
+    const auto      integers = [&](__m512 values) { // They are rounded to nearest even.
+        return _mm512_cvtepi32_epi16(_mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(values, inv_f32)));
+    };
+    *step     = !finite ? dqrelo_f32_from_bits(0x7fc00000) : is_zero ? 0.0f : v_max / (float) DQRELO_I16_MAX;
+    int64_t j = 0;
+    for (; j + 16 <= n; j += 16) {
+        _mm256_storeu_si256((__m256i *) ((int16_t *) q + j), integers(_mm512_loadu_ps(v + j)));
+    }
+    for (; j < dqrelo_i16_values(n); j += 16) {
+        _mm256_storeu_si256((__m256i *) ((int16_t *) q + j), integers(_mm512_maskz_loadu_ps(columns_m16(j, n), v + j)));
     }
 }
 
@@ -270,6 +338,8 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.to_float     =*/to_float_of_isa<avx512vnni>,
     /*.fold_signs   =*/fold_signs_avx512vnni,
     /*.products     =*/products_of_isa<avx512vnni>,
+    /*.quantize_i16 =*/quantize_i16_avx512vnni,
+    /*.products_i16 =*/products_i16_of_isa<avx512vnni>,
     /*.count_bits   =*/count_bits,
     /*.expand       =*/expand_avx512vnni,
     /*.mask_products =*/mask_products_of_isa<avx512vnni>,

@@ -37,6 +37,7 @@
 #pragma once
 
 #include "dqrelo-op.h"
+#include "k-quants.h"
 #include "kernels.h"
 #include "prefetch.h"
 #include "unrolled.h"
@@ -315,6 +316,10 @@ template <class ISA>
 static void to_float_of_isa(enum ggml_type type, const void * src, int64_t n, float * out) {
     if (type == GGML_TYPE_I8) { // No products have this type.
         to_float_of<ISA, typename ISA::f8>(src, n, out);
+        return;
+    }
+    if (dqrelo_is_k_quant(type)) {
+        k_quant_to_float(type, src, n, out);
         return;
     }
     with_load<ISA>(type, [&](auto load) { to_float_of<ISA, decltype(load)>(src, n, out); });

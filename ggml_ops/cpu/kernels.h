@@ -77,6 +77,20 @@ struct dqrelo_sign_tile {
 #define DQRELO_TILE_I 256
 #define DQRELO_TILE (DQRELO_TILE_T * DQRELO_TILE_I)
 
+// Integers of 16 bits take half of the instructions that F32 takes, where two neighbouring products are added in one. A lane of 32 bits has
+// room for the sum of 128 products of these.
+#define DQRELO_I16_MAX 4095
+#define DQRELO_I16_COLUMNS 2048
+#define DQRELO_I16_BLOCK 32
+
+// Returns how many values a row of n has with the zeros behind them, and in how many pieces it is quantised, which have a step each.
+static inline int64_t dqrelo_i16_values(int64_t n) {
+    return (n + DQRELO_I16_BLOCK - 1) / DQRELO_I16_BLOCK * DQRELO_I16_BLOCK;
+}
+static inline int64_t dqrelo_i16_pieces(int64_t n) {
+    return (n + DQRELO_I16_COLUMNS - 1) / DQRELO_I16_COLUMNS;
+}
+
 struct dqrelo_kernels {
     const char * name;
 
@@ -101,7 +115,8 @@ struct dqrelo_kernels {
     // Sets dst[i] to y[i] + s * (sum_p d scale_p[i] isum_p[i] + uv[i] + dz zsum[i]); dst may be y.
     void (*add_delta)(float * dst, const float * y, int n_i, const struct dqrelo_parts * parts);
 
-    // Sets out[j] to value j of n contiguous values of `type`; n is a multiple of the type's block. I8 are F8, the upper bytes of F16.
+    // Sets out[j] to value j of n contiguous values of `type`; n is a multiple of the type's block. I8 are F8, the upper bytes of F16. Of
+    // K-quants it knows those of k-quants.h.
     void (*to_float)(enum ggml_type type, const void * src, int64_t n, float * out);
 
     // Adds s_j * scale * c_j to w[j] for n signs, a multiple of 8; c is cscale, or all ones where that is NULL.
@@ -110,6 +125,16 @@ struct dqrelo_kernels {
     // Sets out[t][i] to sum_j a_ij b_tj in F32, or adds that to it. a are n_i rows, a_stride values apart, b and out pointers to n_t rows.
     void (*products)(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
                      bool add);
+
+    // Sets q to the integers nearest to v / step, |q_j| <= DQRELO_I16_MAX, and zeros behind them up to a multiple of DQRELO_I16_BLOCK. step
+    // is NaN where v has NaN or infinity, and 0 where it has zeros alone; q are zeros then. q may lie where v does. n is at most
+    // DQRELO_I16_COLUMNS.
+    void (*quantize_i16)(const float * v, int64_t n, void * q, float * step);
+
+    // As products, of such integers: sets out[t][i] to a_step[i] b_step[t] sum_j a_ij b_tj, or adds that to it. NULL where it takes no less
+    // time than products. a_stride is in values. The sum is exact in each lane, then it is added up in F32.
+    void (*products_i16)(const int16_t * a, int64_t a_stride, const float * a_step, int n_i, const int16_t * const * b,
+                         const float * b_step, int n_t, int64_t n, float * const * out, bool add);
 
     // Returns how many of n bits, a multiple of 8, are set.
     int64_t (*count_bits)(const uint8_t * bits, int64_t n);

@@ -4,6 +4,7 @@
 #include "bits.h"
 #include "factor-types.h"
 #include "dqrelo-op.h"
+#include "k-quants.h"
 #include "kernels.h"
 
 #include <math.h>
@@ -97,7 +98,7 @@ static void to_float_scalar(enum ggml_type type, const void * src, int64_t n, fl
                 out[j] = dqrelo_f16_to_f32((uint16_t) (((const uint8_t *) src)[j] << 8));
             }
             break;
-        default: break;
+        default: k_quant_to_float(type, src, n, out); break;
     }
 }
 
@@ -154,6 +155,41 @@ static void products_scalar(const float * a, int64_t a_stride, int n_i, const fl
     }
 }
 
+static void quantize_i16_scalar(const float * v, int64_t n, void * q, float * step) {
+    uint32_t max_bits = 0;
+    for (int64_t j = 0; j < n; j++) {
+        const uint32_t bits = dqrelo_f32_bits(v[j]) & 0x7fffffff;
+        max_bits            = bits > max_bits ? bits : max_bits;
+    }
+    const float v_max   = dqrelo_f32_from_bits(max_bits);
+    const float inv     = (float) DQRELO_I16_MAX / v_max;
+    const bool  finite  = max_bits < 0x7f800000;
+    const bool  is_zero = dqrelo_f32_bits(inv) >= 0x7f800000; // As in quantize_row.
+    *step               = !finite ? NAN : is_zero ? 0.0f : v_max / (float) DQRELO_I16_MAX;
+    for (int64_t j = 0; j < dqrelo_i16_values(n); j++) {
+        float value = 0.0f; // Where q lies where v does, value j is read before anything is written over it.
+        if (j < n) {
+            memcpy(&value, (const char *) v + j * sizeof(float), sizeof(value));
+        }
+        const int16_t qj = finite && !is_zero ? (int16_t) lrintf(value * inv) : (int16_t) 0; // This rounds to nearest even.
+        memcpy((char *) q + j * sizeof(qj), &qj, sizeof(qj));
+    }
+}
+
+static void products_i16_scalar(const int16_t * a, int64_t a_stride, const float * a_step, int n_i, const int16_t * const * b,
+                                const float * b_step, int n_t, int64_t n, float * const * out, bool add) {
+    for (int t = 0; t < n_t; t++) {
+        for (int i = 0; i < n_i; i++) {
+            int64_t sum = 0;
+            for (int64_t j = 0; j < n; j++) {
+                sum += a[i * a_stride + j] * b[t][j];
+            }
+            const float value = a_step[i] * b_step[t] * (float) sum;
+            out[t][i]         = add ? out[t][i] + value : value;
+        }
+    }
+}
+
 static void mask_products_scalar(const float * const * values, const uint8_t * const * bits, int n_i, const float * b, int64_t n,
                                  float * out, bool add) {
     for (int i = 0; i < n_i; i++) {
@@ -194,6 +230,8 @@ const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.to_float     =*/to_float_scalar,
     /*.fold_signs   =*/fold_signs_scalar,
     /*.products     =*/products_scalar,
+    /*.quantize_i16 =*/quantize_i16_scalar,
+    /*.products_i16 =*/products_i16_scalar,
     /*.count_bits   =*/count_bits,
     /*.expand       =*/expand_bits,
     /*.mask_products =*/mask_products_scalar,
