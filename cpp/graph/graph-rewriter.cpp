@@ -5,8 +5,10 @@
 #include "graph/traced-graph.h"
 #include "graph/weight-usage.h"
 
+#include "cpu/isa.h"
 #include "ggml-impl.h"
 #include "llama-graph.h"
+#include "repacked.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -23,9 +25,8 @@ bool is_set(const char * value) {
 }
 
 // Returns whether the operator multiplies with weights of the type faster than ggml and the delta's own products take together
-// (docs/operator.md). Of most types with fewer bits ggml multiplies many rows at once by integer instructions, but of these a row of W with
-// a row of x; where they are in another layout, because that is faster, their memory is not the host's. The operator knows the products of
-// single experts in some types only.
+// (docs/operator.md). Where it multiplies in F32, that are those with many bits, and of the others those of which ggml multiplies a row of
+// W with a row of x. The operator knows the products of single experts in some types only.
 bool has_fold(ggml_type type, bool is_stack) {
     switch (type) {
         case GGML_TYPE_F32:
@@ -35,7 +36,7 @@ bool has_fold(ggml_type type, bool is_stack) {
         case GGML_TYPE_Q4_1:
         case GGML_TYPE_Q5_0:
         case GGML_TYPE_Q5_1: return !is_stack;
-        default: return false;
+        default: return !is_stack && dqrelo_isa_chosen() != DQRELO_ISA_NEON && ggml_is_quantized(type);
     }
 }
 
@@ -163,8 +164,9 @@ bool graph_rewriter::can_fold(const weight_read & read) const {
     if (placement_of(w).how == method::fused) {
         return is_set("1") && has_device_fold(read);
     }
-    return has_fold(w->type, node->op == GGML_OP_MUL_MAT_ID) && ggml_backend_buffer_is_host(w->buffer) &&
-           ggml_backend_sched_get_n_backends(graph.params.sched) == 1;
+    const bool is_stack = node->op == GGML_OP_MUL_MAT_ID;
+    const bool is_read  = ggml_backend_buffer_is_host(w->buffer) || (!is_stack && dqrelo_can_restore(w));
+    return has_fold(w->type, is_stack) && is_read && ggml_backend_sched_get_n_backends(graph.params.sched) == 1;
 }
 
 // The node's op moves to a new node.

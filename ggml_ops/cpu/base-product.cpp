@@ -6,6 +6,7 @@
 #include "ggml-cpu.h"
 #include "ops.h"
 #include "tiled/tiled.h"
+#include "traits.h"
 
 namespace {
 
@@ -32,7 +33,11 @@ struct product {
 } // namespace
 
 size_t dqrelo_base_product_bytes(const ggml_tensor * node, int n_threads) {
-    product         whole(node, 0, node->ne[1]);
+    product whole(node, 0, node->ne[1]);
+    size_t  n_repacked = 0;
+    if (ggml_cpu_extra_work_size(n_threads, &whole.y, &n_repacked)) {
+        return GGML_PAD(n_repacked, 64);
+    }
     const ggml_type type    = ggml_get_type_traits_cpu(whole.y.src[0]->type)->vec_dot_type;
     const size_t    n_bytes = type == GGML_TYPE_F32 ? 0 : ggml_row_size(type, ggml_nelements(&whole.x));
     return GGML_PAD(n_bytes, 64) + ggml_tiled_wdata_size(n_threads, &whole.y);
@@ -44,5 +49,7 @@ void dqrelo_base_product(const ggml_compute_params * params, const ggml_tensor *
     ggml_compute_params own = *params;
     own.wdata               = memory;
     own.wsize               = n_bytes;
-    ggml_compute_forward_mul_mat(&own, &some.y);
+    if (!ggml_cpu_extra_compute_forward(&own, &some.y)) { // It is for repacked weights.
+        ggml_compute_forward_mul_mat(&own, &some.y);
+    }
 }

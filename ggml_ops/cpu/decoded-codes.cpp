@@ -5,10 +5,6 @@
 
 #include <string.h>
 
-static float * row_of_tile(float * tile, int64_t i) {
-    return tile + i * DQRELO_FOLD_STRIDE;
-}
-
 // Calls f(rank, first code) for the planes that have rows of B from k on.
 template <typename F>
 static void for_each_plane(const struct dqrelo_entry * e, int64_t k, F && f) {
@@ -42,20 +38,40 @@ static void scale_rows(const struct dqrelo_group * g, int64_t k0, int n_k) {
     }
 }
 
-void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t k0, int64_t k1, float * tile) {
+void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t k0, int64_t k1, float * memory) {
+    struct dqrelo_tile tile = { kernels, memory, dqrelo_decoded_is_i16(kernels), {} };
     for (; k0 < k1; k0 += DQRELO_FOLD_TILE_I) {
         const int n_k = (int) min_i64(DQRELO_FOLD_TILE_I, k1 - k0);
         for (int64_t j0 = 0; j0 < g->e.n_in; j0 += DQRELO_FOLD_COLUMNS) {
             const int64_t n = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
             for (int k = 0; k < n_k; k++) {
-                decode_b(kernels, &g->e, k0 + k, j0, n, row_of_tile(tile, k));
+                decode_b(kernels, &g->e, k0 + k, j0, n, tile.row(k));
+                tile.complete(k, n);
             }
-            dqrelo_multiply_tile(
-                kernels, g, tile, n_k, n, j0 > 0, [&](int64_t t) { return g->rows[t].x + j0; },
+            tile.multiply(
+                g, n_k, n, j0 > 0, [&](int64_t t) { return dqrelo_x_piece(&g->rows[t], j0); },
                 [&](int64_t t) { return g->bx + t * g->bx_stride + k0; });
         }
         scale_rows(g, k0, n_k);
     }
+}
+
+void dqrelo_decoded_quantize(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t) {
+    if (!dqrelo_decoded_is_i16(kernels)) {
+        return;
+    }
+    const int64_t rank = g->e.plane_ranks[0];
+    float *       bx   = g->bx + t * g->bx_stride;
+    float *       step = g->bx_step + t * dqrelo_i16_pieces(g->bx_stride);
+    for (int64_t k0 = 0; k0 < rank; k0 += DQRELO_FOLD_COLUMNS) {
+        kernels->quantize_i16(bx + k0, min_i64(DQRELO_FOLD_COLUMNS, rank - k0), bx + k0, step + k0 / DQRELO_FOLD_COLUMNS);
+    }
+}
+
+// Values k0, k0 + 1, ... of row t of what B gave.
+static struct dqrelo_row_piece bx_piece(const struct dqrelo_group * g, int64_t t, int64_t k0) {
+    const float * bx = g->bx + t * g->bx_stride + k0;
+    return { bx, (const int16_t *) bx, g->bx_step[t * dqrelo_i16_pieces(g->bx_stride) + k0 / DQRELO_FOLD_COLUMNS] };
 }
 
 //
@@ -79,11 +95,11 @@ static void copy_bits(const uint8_t * src, int64_t from, int64_t n, uint8_t * ou
 
 // Sets the tile to columns k0 to k0 + n - 1 of rows i0 to i0 + n_i - 1 of A. The row behind them holds a plane's scales.
 static void decode_a(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i0, int n_i, int64_t k0, int64_t n,
-                     float * tile) {
+                     struct dqrelo_tile & tile) {
     uint8_t bits[DQRELO_FOLD_COLUMNS / 8];
-    float * scale = row_of_tile(tile, DQRELO_FOLD_TILE_I);
+    float * scale = tile.spare_row();
     for (int i = 0; i < n_i; i++) {
-        memset(row_of_tile(tile, i), 0, (size_t) (n + 7) / 8 * 8 * sizeof(float));
+        memset(tile.row(i), 0, (size_t) (n + 7) / 8 * 8 * sizeof(float));
     }
     for_each_plane(e, k0, [&](int64_t rank, int64_t code) {
         const int64_t n_k = min_i64(n, rank - k0);
@@ -93,20 +109,22 @@ static void decode_a(const struct dqrelo_kernels * kernels, const struct dqrelo_
         }
         for (int i = 0; i < n_i; i++) {
             copy_bits(e->usign + (i0 + i) * (e->n_codes / 8), code + k0, n_k, bits);
-            kernels->fold_signs(row_of_tile(tile, i), bits, 1.0f, scale, end);
+            kernels->fold_signs(tile.row(i), bits, 1.0f, scale, end);
         }
     });
+    for (int i = 0; i < n_i; i++) {
+        tile.complete(i, n);
+    }
 }
 
-void dqrelo_decoded_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1, float * tile) {
+void dqrelo_decoded_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1, float * memory) {
+    struct dqrelo_tile tile = { kernels, memory, dqrelo_decoded_is_i16(kernels), {} };
     for (; i0 < i1; i0 += DQRELO_FOLD_TILE_I) {
         const int n_i = (int) min_i64(DQRELO_FOLD_TILE_I, i1 - i0);
         for (int64_t k0 = 0; k0 < g->e.plane_ranks[0]; k0 += DQRELO_FOLD_COLUMNS) {
             const int64_t n = min_i64(DQRELO_FOLD_COLUMNS, g->e.plane_ranks[0] - k0);
             decode_a(kernels, &g->e, i0, n_i, k0, n, tile);
-            dqrelo_multiply_tile(
-                kernels, g, tile, n_i, n, true, [&](int64_t t) { return g->bx + t * g->bx_stride + k0; },
-                [&](int64_t t) { return g->rows[t].dst + i0; });
+            tile.multiply(g, n_i, n, true, [&](int64_t t) { return bx_piece(g, t, k0); }, [&](int64_t t) { return g->rows[t].dst + i0; });
         }
     }
 }

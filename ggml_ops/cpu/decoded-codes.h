@@ -18,12 +18,21 @@
 // From so many planes to a row of B on, a product in F32 takes less time than one with each plane (docs/operator.md).
 #define DQRELO_DECODED_PLANES 2
 
+// Whether the tiles and what they are multiplied with become integers of 16 bits (kernels.h), which is exact enough for a delta of any
+// base.
+static inline bool dqrelo_decoded_is_i16(const struct dqrelo_kernels * kernels) {
+    return kernels->products_i16 != nullptr;
+}
+
 static inline bool dqrelo_entry_decodes(const struct dqrelo_entry * e) {
     return e->n_codes > 0 && e->n_codes >= DQRELO_DECODED_PLANES * e->plane_ranks[0];
 }
 
-// Computes values k0 <= k < k1 of s * B (c . x) for all rows of the group, into bx. The tile is one of fold.h.
-void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t k0, int64_t k1, float * tile);
+// Computes values k0 <= k < k1 of s * B (c . x) for all rows of the group, into bx. `memory` has a tile of fold.h.
+void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t k0, int64_t k1, float * memory);
+
+// Makes integers of what B gave for row t of the group, in its place, where products with A are those of integers.
+void dqrelo_decoded_quantize(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t t);
 
 // Adds A bx to output features i0 <= i < i1 of all rows of the group.
-void dqrelo_decoded_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1, float * tile);
+void dqrelo_decoded_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1, float * memory);

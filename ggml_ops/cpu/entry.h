@@ -13,6 +13,9 @@ struct dqrelo_row {
     int64_t       id;    // ROWS, MUL, ADD: number of the row of D_hat, through all matrices of a stack
     float         s;     // request scale
     int32_t       group; // MATMUL, MATMUL_ID: number of the group in the plan
+    // x as integers of 16 bits (kernels.h) and its dqrelo_i16_pieces steps, where the row may be multiplied with them; else NULL.
+    const int16_t * x_i16;
+    const float *   x_step;
 };
 
 // The rows of a batch that use one matrix, with their place in the work memory.
@@ -29,6 +32,7 @@ struct dqrelo_group {
     int8_t *                  zq;        // [n_rows] rows of zq_stride bytes: B (c . x) times uscale, quantised, a value a code
     int64_t                   zq_stride; // at least dqrelo_q_bytes(n_codes)
     struct dqrelo_act *       zact;      // [n_rows]
+    float *                   bx_step;   // [n_rows] rows of dqrelo_i16_pieces(bx_stride) steps, where bx become integers
 };
 
 #define DQRELO_ROW_TILE_I 2048 // features at most where there is one row

@@ -1,13 +1,20 @@
 #include "fold.h"
 
 #include "factor-types.h"
+#include "k-quants.h"
 #include "tile-products.h"
 
 // Sets out to columns j0 to j0 + n - 1 of row i of W.
 static void dequantise(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, int64_t i, int64_t j0, int64_t n,
                        float * out) {
-    const uint8_t * src = base->data + i * base->row_bytes + j0 / base->block_values * base->block_bytes;
-    if (dqrelo_type_bytes(base->type, DQRELO_QK) > 0) {
+    const int64_t   first = j0 / base->block_values;
+    const uint8_t * src   = base->data + i * base->row_bytes + first * base->block_bytes;
+    uint8_t         restored[DQRELO_FOLD_COLUMNS];
+    if (base->restore) {
+        base->restore(base->type, base->data, base->row_bytes / base->block_bytes, i, first, n / base->block_values, restored);
+        src = restored;
+    }
+    if (dqrelo_type_bytes(base->type, DQRELO_QK) > 0 || dqrelo_is_k_quant(base->type)) {
         kernels->to_float(base->type, src, n, out);
     } else {
         base->to_float(src, out, n);
@@ -35,18 +42,19 @@ static void add_delta_columns(const struct dqrelo_kernels * kernels, const struc
 }
 
 void dqrelo_fold_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, const struct dqrelo_group * g, float s,
-                       int64_t i0, int64_t i1, float * tile) {
+                       int64_t i0, int64_t i1, float * memory) {
+    struct dqrelo_tile tile = { kernels, memory, dqrelo_fold_is_i16(kernels, base->type), {} };
     for (; i0 < i1; i0 += DQRELO_FOLD_TILE_I) {
         const int n_i = (int) min_i64(DQRELO_FOLD_TILE_I, i1 - i0);
         for (int64_t j0 = 0; j0 < g->e.n_in; j0 += DQRELO_FOLD_COLUMNS) {
             const int64_t n = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
             for (int i = 0; i < n_i; i++) {
-                float * out = tile + i * DQRELO_FOLD_STRIDE;
-                dequantise(kernels, base, i0 + i, j0, n, out);
-                add_delta_columns(kernels, &g->e, s, i0 + i, j0, n, out, tile + DQRELO_FOLD_TILE_I * DQRELO_FOLD_STRIDE);
+                dequantise(kernels, base, i0 + i, j0, n, tile.row(i));
+                add_delta_columns(kernels, &g->e, s, i0 + i, j0, n, tile.row(i), tile.spare_row());
+                tile.complete(i, n);
             }
-            dqrelo_multiply_tile(
-                kernels, g, tile, n_i, n, j0 > 0, [&](int64_t t) { return g->rows[t].x + j0; },
+            tile.multiply(
+                g, n_i, n, j0 > 0, [&](int64_t t) { return dqrelo_x_piece(&g->rows[t], j0); },
                 [&](int64_t t) { return g->rows[t].dst + i0; });
         }
     }

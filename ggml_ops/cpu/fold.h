@@ -25,6 +25,8 @@ struct dqrelo_base {
     int64_t         block_values;
     int64_t         block_bytes;
     void (*to_float)(const void * src, float * out, int64_t n); // of ggml; for types that dqrelo_kernels::to_float does not know
+    // Sets out to n blocks of row i, which has n_blocks, from the first one on, where W is in another layout (repacked.h); else NULL.
+    void (*restore)(enum ggml_type type, const void * data, int64_t n_blocks, int64_t i, int64_t first, int64_t n, void * out);
 };
 
 // Whether there is something to fold. A delta of factors alone, as an adapter is, leaves the base's product to ggml, and so is rounded as
@@ -43,7 +45,15 @@ static inline bool dqrelo_entry_folds(const struct dqrelo_entry * e) {
 #define DQRELO_FOLD_STRIDE (DQRELO_FOLD_COLUMNS + 16)
 #define DQRELO_FOLD_TILE ((DQRELO_FOLD_TILE_I + 1) * DQRELO_FOLD_STRIDE)
 
+static_assert(DQRELO_FOLD_COLUMNS == DQRELO_I16_COLUMNS, "a row of the tile has one step");
+
+// Whether the tile and x become integers of 16 bits (kernels.h). Of these types ggml rounds x to fewer bits than that, and of the others to
+// no fewer.
+static inline bool dqrelo_fold_is_i16(const struct dqrelo_kernels * kernels, enum ggml_type type) {
+    return kernels->products_i16 != nullptr && type != GGML_TYPE_F32 && type != GGML_TYPE_F16;
+}
+
 // Sets output features i0 <= i < i1 of all rows of the group to (W + s * (planes, or dense or sparse part)) x. The group's entry has one
 // matrix.
 void dqrelo_fold_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, const struct dqrelo_group * group, float s,
-                       int64_t i0, int64_t i1, float * tile);
+                       int64_t i0, int64_t i1, float * memory);

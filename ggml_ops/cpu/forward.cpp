@@ -10,6 +10,7 @@
 #include "fold.h"
 #include "kernels.h"
 #include "plan.h"
+#include "repacked.h"
 #include "share.h"
 #include "stack.h"
 
@@ -64,6 +65,7 @@ static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i,
     g.t_stride  = w.t_stride;
     g.bx        = w.bx + rows.begin * w.bx_stride;
     g.bx_stride = w.bx_stride;
+    g.bx_step   = w.bx_step + rows.begin * dqrelo_i16_pieces(w.bx_stride);
     g.zq        = w.zq + rows.begin * w.zq_stride;
     g.zq_stride = w.zq_stride;
     g.zact      = w.zact + rows.begin;
@@ -142,9 +144,39 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
     }
 }
 
+// Whether rows of the group are multiplied as integers of 16 bits.
+static bool reads_i16(const ggml_tensor * dst, const group_rows & rows) {
+    const ggml_tensor * weight = ggml_dqrelo_base_weight(dst);
+    return (rows.is_decoded && dqrelo_decoded_is_i16(dqrelo_cpu_kernels())) ||
+           (rows.is_folded && dqrelo_fold_is_i16(dqrelo_cpu_kernels(), weight->type));
+}
+
+// Makes integers of 16 bits of this thread's share of the rows of x, each once.
+static void quantize_i16(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
+    const int64_t n_in    = dst->src[1]->ne[0];
+    const int64_t n_share = dst->ne[1] / dst->src[1]->ne[1];
+    for (int64_t i = params->ith; i < ggml_nrows(dst->src[1]); i += params->nth) {
+        for (int64_t r = i * n_share; r < (i + 1) * n_share; r++) {
+            const int64_t place = w.place[r];
+            if (place >= w.n_changed || !reads_i16(dst, w.groups[w.rows[place].group])) {
+                continue;
+            }
+            const float * x = w.rows[place].x;
+            for (int64_t p = 0; p < dqrelo_i16_pieces(n_in); p++) {
+                const int64_t j0 = p * DQRELO_I16_COLUMNS;
+                dqrelo_cpu_kernels()->quantize_i16(x + j0, std::min<int64_t>(DQRELO_I16_COLUMNS, n_in - j0),
+                                                   w.x_i16 + i * dqrelo_i16_values(n_in) + j0, w.x_step + i * dqrelo_i16_pieces(n_in) + p);
+            }
+            break;
+        }
+    }
+}
+
 // What the groups need before the last step.
 struct needs {
     bool    any       = false; // whether one is neither dense nor sparse
+    bool    i16       = false; // whether one reads integers of 16 bits
+    bool    decoded   = false; // whether one makes those of what B gives
     int64_t rank      = 0;     // the largest ones
     int64_t code_rank = 0;
     int64_t n_codes   = 0; // of those that are not decoded
@@ -158,6 +190,8 @@ static needs needs_of(const ggml_tensor * dst, const work & w) {
         GGML_ASSERT(e->n_in == dst->src[1]->ne[0] && e->n_out == dst->ne[0] && e->rank <= smaller && e->n_planes <= DQRELO_MAX_PLANES);
         GGML_ASSERT(e->plane_ranks[0] <= smaller && e->n_codes <= DQRELO_MAX_CODES_A_SIDE * smaller);
         n.any       = n.any || e->rank > 0 || dqrelo_entry_has_signs(e);
+        n.i16       = n.i16 || reads_i16(dst, w.groups[i]);
+        n.decoded   = n.decoded || (w.groups[i].is_decoded && dqrelo_decoded_is_i16(dqrelo_cpu_kernels()));
         n.rank      = std::max<int64_t>(n.rank, e->rank);
         n.code_rank = std::max<int64_t>(n.code_rank, e->plane_ranks[0]);
         n.n_codes   = std::max<int64_t>(n.n_codes, w.groups[i].is_decoded ? 0 : e->n_codes);
@@ -304,17 +338,31 @@ static void quantize_codes(const ggml_compute_params * params, const ggml_tensor
     }
 }
 
+// Makes integers of this thread's share of what decoded rows of B gave. All threads read them.
+static void quantize_decoded(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
+    for (int64_t r = params->ith; r < w.n_changed; r += params->nth) {
+        const int64_t i = w.rows[r].group;
+        if (w.groups[i].is_decoded) {
+            const dqrelo_group g = whole_group(dst, w, i);
+            dqrelo_decoded_quantize(dqrelo_cpu_kernels(), &g, r - w.groups[i].begin);
+        }
+    }
+}
+
 static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
     const needs n = needs_of(dst, w);
     w.t_stride    = padded_rank(n.rank);
     w.bx_stride   = padded_rank(n.code_rank);
     w.zq_stride   = dqrelo_q_bytes(n.n_codes);
+    if (n.i16) {
+        quantize_i16(params, dst, w);
+    }
     if (n.any) {
         quantize(params, dst, w);
         multiply_factors(params, dst, w);
-        if (!w.quantizes_all || n.rank > 0) {
-            ggml_barrier(params->threadpool);
-        }
+    }
+    if (n.i16 || (n.any && (!w.quantizes_all || n.rank > 0))) {
+        ggml_barrier(params->threadpool);
     }
     if (n.code_rank > 0) {
         multiply_codes(params, dst, w);
@@ -322,9 +370,12 @@ static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor
     }
     if (n.n_codes > 0) {
         quantize_codes(params, dst, w);
-        if (!w.quantizes_all) {
-            ggml_barrier(params->threadpool);
-        }
+    }
+    if (n.decoded) {
+        quantize_decoded(params, dst, w);
+    }
+    if (n.decoded || (n.n_codes > 0 && !w.quantizes_all)) {
+        ggml_barrier(params->threadpool);
     }
 }
 
@@ -332,16 +383,31 @@ static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor
 // the base's product
 //
 
+// Of repacked weights ggml multiplies rows of x by sixteens and fours, and those that are left, the last ones, by other instructions.
+static constexpr int64_t REPACKED_ROWS = 16;
+
 // Computes the base's product of all rows that are in no folded group, neighbours together. A row that has no such neighbour is computed
 // with one that is folded afterwards: for a single row ggml has other instructions, with another order of sums, and then a row's result
-// would depend on whether its neighbours are folded.
+// would depend on whether its neighbours are folded. For the same reason repacked weights are multiplied with all rows of a unit where they
+// are multiplied with one.
 static void multiply_base(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     const int64_t n_rows = ggml_nrows(dst);
-    for (int64_t begin = 0, end; begin < n_rows; begin = end) {
-        for (end = begin + 1; end < n_rows && is_folded(w, end) == is_folded(w, begin);) {
-            end++;
+    const int64_t n_unit = dqrelo_is_repacked(ggml_dqrelo_base_weight(dst)) ? REPACKED_ROWS : 1;
+    const auto    needs  = [&](int64_t r) { // whether a unit has a row that is not folded
+        for (int64_t k = r; k < std::min(r + n_unit, n_rows); k++) {
+            if (!is_folded(w, k)) {
+                return true;
+            }
         }
-        if (!is_folded(w, begin)) {
+        return false;
+    };
+    for (int64_t begin = 0, end; begin < n_rows; begin = end) {
+        const bool is_needed = needs(begin);
+        for (end = begin + n_unit; end < n_rows && needs(end) == is_needed;) {
+            end += n_unit;
+        }
+        end = std::min(end, n_rows);
+        if (is_needed) {
             const bool    is_alone = end - begin == 1 && n_rows > 1;
             const int64_t first    = is_alone && end == n_rows ? begin - 1 : begin;
             dqrelo_base_product(params, dst, first, is_alone ? 2 : end - begin, w.base, w.n_base);
@@ -360,6 +426,7 @@ static dqrelo_base base_of(const ggml_tensor * weight, int64_t matrix) {
     base.block_values = traits->blck_size;
     base.block_bytes  = (int64_t) traits->type_size;
     base.to_float     = traits->to_float;
+    base.restore      = dqrelo_is_repacked(weight) ? dqrelo_restore_blocks : nullptr;
     return base;
 }
 

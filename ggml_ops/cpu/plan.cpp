@@ -63,6 +63,12 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
         smaller = std::min(dst->src[1]->ne[0], dst->ne[0]);
         w.t     = memory.take<float>(n_rows * padded_rank(smaller));
         w.bx    = memory.take<float>(n_rows * padded_rank(smaller));
+        if (may_be_long(dst) && dqrelo_cpu_kernels()->products_i16) {
+            const int64_t n_in = dst->src[1]->ne[0], n_x = ggml_nrows(dst->src[1]);
+            w.bx_step = memory.take<float>(n_rows * dqrelo_i16_pieces(padded_rank(smaller)));
+            w.x_i16   = memory.take<int16_t>(n_x * dqrelo_i16_values(n_in));
+            w.x_step  = memory.take<float>(n_x * dqrelo_i16_pieces(n_in));
+        }
         if (!w.quantizes_all) {
             take_quantized(dst, smaller, memory, w);
         }
@@ -212,7 +218,13 @@ static char * row_data(const ggml_tensor * t, const position & at) {
     return (char *) t->data + at.i1 % t->ne[1] * t->nb[1] + at.i2 * t->nb[2] + at.i3 * t->nb[3];
 }
 
-static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group) {
+// Returns the number of the row of x that a row of y is made from; experts may share one.
+static int64_t row_of_x(const ggml_tensor * dst, const position & at) {
+    const int64_t * ne = dst->src[1]->ne;
+    return at.i1 % ne[1] + (at.i2 + at.i3 * ne[2]) * ne[1];
+}
+
+static dqrelo_row make_row(const ggml_tensor * dst, const work & w, uint64_t key, int32_t group) {
     const position    at   = position_of(dst, row_of(dst, key));
     const dqrelo_form form = ggml_dqrelo_form(dst);
     dqrelo_row        row  = {};
@@ -222,6 +234,11 @@ static dqrelo_row make_row(const ggml_tensor * dst, uint64_t key, int32_t group)
     row.group              = group;
     if (is_matmul(dst) || form == DQRELO_FORM_MUL) {
         row.x = (const float *) row_data(dst->src[1], at);
+    }
+    if (w.x_i16) {
+        const int64_t n_in = dst->src[1]->ne[0], number = row_of_x(dst, at);
+        row.x_i16  = w.x_i16 + number * dqrelo_i16_values(n_in);
+        row.x_step = w.x_step + number * dqrelo_i16_pieces(n_in);
     }
     if (key < KEY_BASE && !is_matmul(dst)) {
         row.id = row_id(dst, entry_of(dst, (int64_t) (key >> 48)), at);
@@ -262,7 +279,7 @@ void sort_rows(const ggml_tensor * dst, work & w) {
             }
             w.groups[w.n_groups - 1].end = ++w.n_changed;
         }
-        w.rows[r]                 = make_row(dst, key, (int32_t) w.n_groups - 1);
+        w.rows[r]                 = make_row(dst, w, key, (int32_t) w.n_groups - 1);
         w.place[row_of(dst, key)] = (int32_t) r;
     }
 }

@@ -15,7 +15,7 @@ struct group_rows {
     int32_t matrix;
     int64_t begin, end;
     bool    is_folded;  // The base's product is computed with the signs folded in.
-    bool    is_decoded; // Sign factors are multiplied in F32 (decoded-codes.h).
+    bool    is_decoded; // Sign factors are decoded (decoded-codes.h).
 };
 
 struct work {
@@ -26,6 +26,9 @@ struct work {
     int64_t   t_stride;
     float *   bx; // [n_rows] rows of bx_stride, for sign factors
     int64_t   bx_stride;
+    float *   bx_step; // [n_rows] rows of dqrelo_i16_pieces(bx_stride) steps
+    int16_t * x_i16;   // [rows of x] rows of dqrelo_i16_values(n_in), in ops with rows that may be folded or decoded
+    float *   x_step;  // [rows of x] rows of dqrelo_i16_pieces(n_in)
     // Threads share these, too; where rows are few, every thread has its own and quantises all of them itself.
     bool         quantizes_all;
     int8_t *     q;   // [n_rows], rows of dqrelo_q_bytes(n_in), by sorted row

@@ -95,21 +95,20 @@ def test_watched_experts_are_not_folded(make_family: Maker, tmp_path: Path) -> N
         assert np.array_equal(rt.logits(rt.tokenize(TEXT * 4)[:64], rt.load_delta(family.deltas[0])), plain)
 
 
-@pytest.mark.parametrize(
-    ("base_type", "has_fold"), [("F16", True), ("Q4_1", True), ("Q5_0", True), ("Q5_1", True), ("Q3_K_S", False)]
-)
-def test_only_prompts_of_32_tokens_or_more_are_folded(
-    make_family: Maker, tmp_path: Path, base_type: str, has_fold: bool
-) -> None:
+# Of these Q4_0 and Q4_K are repacked when they are loaded.
+@pytest.mark.parametrize("base_type", ["F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q3_K_S", "Q4_K_M", "Q5_K_M"])
+def test_only_prompts_of_32_tokens_or_more_are_folded(make_family: Maker, tmp_path: Path, base_type: str) -> None:
     family = make_family(SHAPES["256"], base_type, 1, "--exclude", "token_embd,output")
-    # Of the base's own types ggml rounds activations to 8 bits for its products.
-    allowed = MAX_NMSE * (1 if base_type == "F16" else 5)
-    for n, is_folded in ((31, False), (32, has_fold)):
+    with open_model(family.base) as rt:
+        expected = family.merged_logits(0, rt.tokenize(TEXT * 4)[:32])
+    for n, is_folded in ((31, False), (32, True)):
         runs = [
             logits_of_a_process(family.base, family.deltas[0], tmp_path / f"{n}-{fold}.npy", n, fold) for fold in "01"
         ]
         assert np.array_equal(*runs) != is_folded
-        assert nmse(*runs) <= allowed
+        two_nodes, folded = (nmse(run, expected[:n]) for run in runs)
+        assert two_nodes <= 10 * MAX_NMSE  # Of most of these types ggml rounds activations to 8 bits.
+        assert folded <= 1.1 * two_nodes
 
 
 # At this ratio all weights have sign factors of two planes or more, and hardly one a plane of its own.
@@ -123,7 +122,8 @@ def test_a_long_prompt_with_sign_factors_is_the_merged_model(
     family = make_family(SHAPES["256"], base_type, 2, *SIGN_FACTORS)
     # Without flash attention, whose kernel on the CPU depends on the number of tokens.
     with open_model(family.base, flash_attn="off") as rt:
-        tokens, short = rt.tokenize(TEXT * 4), rt.tokenize(OTHER)
+        # Of weights in another layout ggml multiplies the last rows in other sums, if their number is not a multiple of four.
+        tokens, short = rt.tokenize(TEXT * 4)[:96], rt.tokenize(OTHER)
         with open_model(dequantised(family.base, tmp_path / "plain.gguf", family.shape)) as plain:
             allowed = max(MAX_NMSE, 2 * nmse(rt.logits(tokens), plain.logits(tokens)))
         first, second = (rt.load_delta(path) for path in family.deltas)
@@ -138,15 +138,15 @@ def test_a_long_prompt_with_sign_factors_is_the_merged_model(
             assert nmse(got, rt.logits(tokens, delta)) <= by_shape
 
 
-def test_sign_factors_of_long_prompts_are_not_quantised(make_family: Maker) -> None:
+def test_decoded_sign_factors_are_more_exact_than_the_cache(make_family: Maker) -> None:
     family = make_family(SHAPES["256"], "F32", 1, *SIGN_FACTORS)
     with open_model(family.base, flash_attn="off", type_k="f32", type_v="f32") as rt:
         tokens = rt.tokenize(TEXT * 4)
-        delta = rt.load_delta(family.deltas[0])
         with open_model(family.merged[0], flash_attn="off", type_k="f32", type_v="f32") as merged:
             expected = merged.logits(tokens)
-        error = [nmse(rt.logits(tokens[:n], delta), expected[:n]) for n in (31, 32)]
-        assert error[1] < 0.1 * error[0]
+        with open_model(family.merged[0], flash_attn="off") as merged:
+            of_the_cache = nmse(merged.logits(tokens), expected)  # It is kept in F16 unless one asks for F32.
+        assert nmse(rt.logits(tokens, rt.load_delta(family.deltas[0])), expected) < 0.5 * of_the_cache
 
 
 @pytest.mark.parametrize("shape", [SHAPES["256"], EXPERTS], ids=["256", "experts"])

@@ -1,0 +1,51 @@
+// fold-run.h: runs fold cases, and what a graph without the fold gives.
+#pragma once
+
+#include "check.h"
+#include "fold-case.h"
+
+#include "ggml-cpu.h"
+
+#include <string>
+#include <vector>
+
+inline void run(fold_case & f, int n_threads) {
+    ggml_context * ctx   = ggml_init({ (size_t) 256 << 20, nullptr, false });
+    ggml_tensor *  dst   = f.build(ctx);
+    ggml_cgraph *  graph = ggml_new_graph(ctx);
+    ggml_build_forward_expand(graph, dst);
+    ggml_graph_compute_with_ctx(ctx, graph, n_threads);
+    f.c.out.assign((const float *) dst->data, (const float *) dst->data + ggml_nelements(dst));
+    ggml_free(ctx);
+}
+
+inline void check_case(const std::string & name, fold_case & f) {
+    check::begin(name.c_str());
+    run(f, 1);
+    CHECK(f.matches());
+    const std::vector<float> one = f.c.out;
+    for (int n_threads : { 2, 4 }) {
+        run(f, n_threads);
+        CHECK(memcmp(one.data(), f.c.out.data(), one.size() * sizeof(float)) == 0);
+    }
+}
+
+// What a graph without the fold gives: ggml's product, then the op.
+inline std::vector<float> two_nodes(const fold_case & f) {
+    ggml_context * ctx = ggml_init({ (size_t) 64 << 20, nullptr, false });
+    ggml_tensor *  x   = make_f32(ctx, { f.c.n_in, f.c.x_rows(), f.c.ne[2], 1 }, f.c.x, false);
+    ggml_tensor *  y =
+        f.c.form == DQRELO_FORM_MATMUL_ID ? ggml_mul_mat_id(ctx, f.weight(ctx), x, f.c.make_ids(ctx)) : ggml_mul_mat(ctx, f.weight(ctx), x);
+    ggml_cgraph * g = ggml_new_graph(ctx);
+    ggml_build_forward_expand(g, y);
+    ggml_graph_compute_with_ctx(ctx, g, 2);
+    op_case two = f.c;
+    two.y.assign((const float *) y->data, (const float *) y->data + ggml_nelements(y));
+    ggml_tensor * node = two.build(ctx);
+    ggml_cgraph * h    = ggml_new_graph(ctx);
+    ggml_build_forward_expand(h, node);
+    ggml_graph_compute_with_ctx(ctx, h, 2);
+    const std::vector<float> out((const float *) node->data, (const float *) node->data + ggml_nelements(node));
+    ggml_free(ctx);
+    return out;
+}
