@@ -124,8 +124,8 @@ GGML_API float ggml_dqrelo_length(int64_t n_tokens);
 // can be added to W once for many rows of one delta, those of long sequences (ggml_dqrelo_long_tokens), instead of being multiplied
 // with each row. The CPU has it, and CUDA for MATMUL; other backends take ops with y.
 //   w       W, [n_in, n_out], or [n_in, n_out, n_mat] of MATMUL_ID; in the backend's memory, in ggml's own layout; on the CPU of a type
-//           that ggml can dequantise, and for MATMUL_ID multiplies one row with one (F32, F16, BF16, Q8_0), on CUDA F32, F16, BF16, Q8_0
-//           or Q4_0
+//           that ggml can dequantise, or repacked, if dqrelo_can_restore, and for MATMUL_ID of one that ggml multiplies one row with one
+//           (F32, F16, BF16, Q8_0); on CUDA F32, F16, BF16, Q8_0 or Q4_0
 // dst has at most DQRELO_FOLD_MAX_ROWS rows; those of MATMUL are matrices, as is x.
 #define DQRELO_FOLD_MAX_ROWS (1 << 24)
 GGML_API void ggml_dqrelo_fold(struct ggml_tensor * dst, struct ggml_tensor * w);

@@ -1,4 +1,4 @@
-// decoded-codes.h: sign factors in F32, for many rows of one delta.
+// decoded-codes.h: sign factors written out, for many rows of one delta.
 //
 // Signs are multiplied with a row plane by plane, and a row of B, or a column of A, has several planes. A prompt of n rows pays for each of
 // them n times when they are multiplied with the activation, but once when they are added up. So pieces of B, and then of A, are decoded
@@ -10,12 +10,12 @@
 //      |             |  of x: z                             |    |
 //      +-------------+                                      +----+
 //
-// Neither x nor z is quantised for it, so the result is the more exact one. It needs no ggml at link time.
+// Where there are kernels for integers (kernels.h), tiles, x and z become those. It needs no ggml at link time.
 #pragma once
 
 #include "entry.h"
 
-// From so many planes to a row of B on, a product in F32 takes less time than one with each plane (docs/operator.md).
+// From so many planes to a row of B on, a product with the decoded row takes less time than one with each plane (docs/operator.md).
 #define DQRELO_DECODED_PLANES 2
 
 // Whether the tiles and what they are multiplied with become integers of 16 bits (kernels.h), which is exact enough for a delta of any

@@ -9,8 +9,9 @@
 //      |             |                            +------+
 //      +-------------+
 //
-// What is left of the delta, factors and sign factors, is added afterwards as without the fold (entry.h). The activation is not quantised
-// for W and the planes, so the result is the more exact one. It needs no ggml at link time.
+// What is left of the delta, factors and sign factors, is added afterwards as without the fold (entry.h). Over F16 and F32 the activation
+// is not rounded for W and the planes, over other types it and the tile become integers of 13 bits, where ggml rounds it to 8: the result
+// is the more exact one either way. It needs no ggml at link time.
 #pragma once
 
 #include "entry.h"
