@@ -100,7 +100,7 @@ static inline void q6_k_to_float(const struct dqrelo_q6_k * block, float * out) 
 }
 
 // Sets out[j] to value j of n, a multiple of 256.
-static void k_quant_to_float(enum ggml_type type, const void * src, int64_t n, float * out) {
+static inline void k_quant_to_float(enum ggml_type type, const void * src, int64_t n, float * out) {
     for (int64_t b = 0; b < n / DQRELO_QK_K; b++, out += DQRELO_QK_K) {
         switch (type) {
             case GGML_TYPE_Q4_K: q4_k_to_float((const struct dqrelo_q4_k *) src + b, out); break;
