@@ -383,17 +383,20 @@ static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor
 // the base's product
 //
 
-// Of repacked weights ggml multiplies rows of x by sixteens and fours, and those that are left, the last ones, by other instructions.
-static constexpr int64_t REPACKED_ROWS = 16;
+// Returns how many rows of x ggml multiplies in one way, counted from the first. Of K- and I-quants it has other instructions for fewer
+// than eight rows, and of repacked weights for what sixteens and fours leave over.
+static int64_t rows_of_a_unit(const ggml_tensor * weight) {
+    return dqrelo_is_repacked(weight) || ggml_blck_size(weight->type) == 256 ? 16 : 1;
+}
 
-// Computes the base's product of all rows that are in no folded group, neighbours together. A row that has no such neighbour is computed
-// with one that is folded afterwards: for a single row ggml has other instructions, with another order of sums, and then a row's result
-// would depend on whether its neighbours are folded. For the same reason repacked weights are multiplied with all rows of a unit where they
-// are multiplied with one.
+// Computes the base's product of all rows that are in no folded group, neighbours together, in whole units. Other instructions have other
+// orders of sums, and then a row's result would depend on whether its neighbours are folded; so what is too short for its own, a single row
+// or the rest of a unit, is computed with rows that are folded afterwards.
 static void multiply_base(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
-    const int64_t n_rows = ggml_nrows(dst);
-    const int64_t n_unit = dqrelo_is_repacked(ggml_dqrelo_base_weight(dst)) ? REPACKED_ROWS : 1;
-    const auto    needs  = [&](int64_t r) { // whether a unit has a row that is not folded
+    const int64_t n_rows  = ggml_nrows(dst);
+    const int64_t n_unit  = rows_of_a_unit(ggml_dqrelo_base_weight(dst));
+    const int64_t n_least = std::min(std::max<int64_t>(n_unit, 2), n_rows);
+    const auto    needs   = [&](int64_t r) { // whether a unit has a row that is not folded
         for (int64_t k = r; k < std::min(r + n_unit, n_rows); k++) {
             if (!is_folded(w, k)) {
                 return true;
@@ -408,9 +411,8 @@ static void multiply_base(const ggml_compute_params * params, const ggml_tensor 
         }
         end = std::min(end, n_rows);
         if (is_needed) {
-            const bool    is_alone = end - begin == 1 && n_rows > 1;
-            const int64_t first    = is_alone && end == n_rows ? begin - 1 : begin;
-            dqrelo_base_product(params, dst, first, is_alone ? 2 : end - begin, w.base, w.n_base);
+            const int64_t first = std::min(begin, n_rows - n_least) / n_unit * n_unit;
+            dqrelo_base_product(params, dst, first, std::max(end, first + n_least) - first, w.base, w.n_base);
             ggml_barrier(params->threadpool);
         }
     }

@@ -152,7 +152,9 @@ static void test_many_scales() {
 // folded or not. ggml has other instructions for a single row than for many.
 static void test_rows_beside_folded_ones() {
     const kinds k(256, 64);
-    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 }) {
+    for (ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, GGML_TYPE_Q5_0,
+                            GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_Q2_K, GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K,
+                            GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS, GGML_TYPE_TQ2_0 }) {
         for (int64_t at : { 0, 20, 40 }) {
             check::begin(
                 (std::string("fold/a row of the base beside folded ones/") + ggml_type_name(type) + "/" + std::to_string(at)).c_str());
@@ -171,6 +173,13 @@ static void test_rows_beside_folded_ones() {
             ggml_free(ctx);
             CHECK(f.matches());
         }
+    }
+}
+
+static void test_rows_anywhere_beside_folded_ones() {
+    for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K, GGML_TYPE_IQ4_XS }) {
+        fold_case f(type, 512, 48);
+        check_rows_beside_folded_ones(std::string("fold/rows beside folded ones/") + ggml_type_name(type), f);
     }
 }
 
@@ -376,6 +385,7 @@ int main() {
     test_not_finite();
     test_many_scales();
     test_rows_beside_folded_ones();
+    test_rows_anywhere_beside_folded_ones();
     test_equals_two_nodes();
     test_expert_types();
     test_each_expert_kind_alone();

@@ -67,29 +67,6 @@ static void test_folds(ggml_backend_buffer_type_t buft, ggml_type type) {
     }
 }
 
-// Rows that are not folded have each bit of two nodes, wherever they are beside folded ones.
-static void test_rows_beside_folded_ones(ggml_backend_buffer_type_t buft, ggml_type type) {
-    const kinds k(256, 64);
-    for (int64_t n : { 33, 41, 64, 100 }) {
-        check::begin((name_of("repacked/rows beside folded ones", type) + "/" + std::to_string(n)).c_str());
-        for (int64_t at = 0; at < n; at += n == 41 ? 1 : 7) {
-            fold_case                f(type, 256, 64);
-            std::vector<token_delta> tokens = all_of(0, n);
-            tokens[(size_t) at]             = { -1, 1.0f };
-            tokens[(size_t) (at * 5 % n)]   = { 1, 1.0f, 0 }; // of a short sequence
-            f.c.entries                     = { &k.planes, &k.scaled };
-            f.set_tokens(tokens);
-            f.repack(buft);
-            run(f, 2);
-            const std::vector<float> two = two_nodes(f);
-            for (int64_t r = 0; r < n; r++) {
-                CHECK(f.is_folded(r) || memcmp(f.c.out.data() + r * 64, two.data() + r * 64, 64 * sizeof(float)) == 0);
-            }
-            CHECK(f.matches());
-        }
-    }
-}
-
 // A type whose layout is not known, and a buffer with none, are told apart.
 static void test_unknown(ggml_backend_buffer_type_t buft) {
     check::begin("repacked/unknown");
@@ -116,7 +93,9 @@ int main() {
         }
         test_restores(buft, type);
         test_folds(buft, type);
-        test_rows_beside_folded_ones(buft, type);
+        fold_case f(type, 256, 64);
+        f.repack(buft);
+        check_rows_beside_folded_ones(name_of("repacked/rows beside folded ones", type), f);
     }
     test_unknown(buft);
     return check::finish();

@@ -2,10 +2,11 @@
 #pragma once
 
 #include "check.h"
-#include "fold-case.h"
+#include "fold-cases.h"
 
 #include "ggml-cpu.h"
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -48,4 +49,29 @@ inline std::vector<float> two_nodes(const fold_case & f) {
     const std::vector<float> out((const float *) node->data, (const float *) node->data + ggml_nelements(node));
     ggml_free(ctx);
     return out;
+}
+
+// Rows that are not folded have each bit of two nodes, wherever they are beside folded ones: of the base, of a short sequence, and two
+// neighbours.
+inline void check_rows_beside_folded_ones(const std::string & name, fold_case & f) {
+    const kinds k(f.c.n_in, f.c.ne[0]);
+    f.c.entries = { &k.planes, &k.scaled };
+    for (int64_t n : { 33, 41, 64, 100 }) {
+        check::begin((name + "/rows=" + std::to_string(n)).c_str());
+        for (int64_t at = 0; at < n; at += n == 41 ? 1 : 7) {
+            std::vector<token_delta> tokens        = all_of(0, n);
+            tokens[(size_t) at]                    = { -1, 1.0f };
+            tokens[(size_t) (at * 5 % n)]          = { 1, 1.0f, 0 };
+            tokens[(size_t) ((at + 1) % n)].length = 0;
+            f.set_tokens(tokens);
+            run(f, 2);
+            const std::vector<float> two   = two_nodes(f);
+            const size_t             n_out = (size_t) f.c.ne[0];
+            for (int64_t r = 0; r < n; r++) {
+                CHECK(f.is_folded(r) ||
+                      memcmp(f.c.out.data() + r * (int64_t) n_out, two.data() + r * (int64_t) n_out, n_out * sizeof(float)) == 0);
+            }
+            CHECK(f.matches());
+        }
+    }
 }
