@@ -39,7 +39,7 @@ static void scale_rows(const struct dqrelo_group * g, int64_t k0, int n_k) {
 }
 
 void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t k0, int64_t k1, float * memory) {
-    struct dqrelo_tile tile = { kernels, memory, dqrelo_decoded_is_i16(kernels), {} };
+    struct dqrelo_tile tile = { kernels, memory, g->bx_step != nullptr, {} };
     for (; k0 < k1; k0 += DQRELO_FOLD_TILE_I) {
         const int n_k = (int) min_i64(DQRELO_FOLD_TILE_I, k1 - k0);
         for (int64_t j0 = 0; j0 < g->e.n_in; j0 += DQRELO_FOLD_COLUMNS) {
@@ -57,7 +57,7 @@ void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dq
 }
 
 void dqrelo_decoded_quantize(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t) {
-    if (!dqrelo_decoded_is_i16(kernels)) {
+    if (!g->bx_step) {
         return;
     }
     const int64_t rank = g->e.plane_ranks[0];
@@ -71,6 +71,9 @@ void dqrelo_decoded_quantize(const struct dqrelo_kernels * kernels, const struct
 // Values k0, k0 + 1, ... of row t of what B gave.
 static struct dqrelo_row_piece bx_piece(const struct dqrelo_group * g, int64_t t, int64_t k0) {
     const float * bx = g->bx + t * g->bx_stride + k0;
+    if (!g->bx_step) {
+        return { bx, nullptr, 0.0f };
+    }
     return { bx, (const int16_t *) bx, g->bx_step[t * dqrelo_i16_pieces(g->bx_stride) + k0 / DQRELO_FOLD_COLUMNS] };
 }
 
@@ -118,7 +121,7 @@ static void decode_a(const struct dqrelo_kernels * kernels, const struct dqrelo_
 }
 
 void dqrelo_decoded_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1, float * memory) {
-    struct dqrelo_tile tile = { kernels, memory, dqrelo_decoded_is_i16(kernels), {} };
+    struct dqrelo_tile tile = { kernels, memory, g->bx_step != nullptr, {} };
     for (; i0 < i1; i0 += DQRELO_FOLD_TILE_I) {
         const int n_i = (int) min_i64(DQRELO_FOLD_TILE_I, i1 - i0);
         for (int64_t k0 = 0; k0 < g->e.plane_ranks[0]; k0 += DQRELO_FOLD_COLUMNS) {

@@ -10,19 +10,13 @@
 //      |             |  of x: z                             |    |
 //      +-------------+                                      +----+
 //
-// Where there are kernels for integers (kernels.h), tiles, x and z become those. It needs no ggml at link time.
+// Where the group has steps for z, tiles, x and z become integers (kernels.h). It needs no ggml at link time.
 #pragma once
 
 #include "entry.h"
 
 // From so many planes to a row of B on, a product with the decoded row takes less time than one with each plane (docs/operator.md).
 #define DQRELO_DECODED_PLANES 2
-
-// Whether the tiles and what they are multiplied with become integers of 16 bits (kernels.h), which is exact enough for a delta of any
-// base.
-static inline bool dqrelo_decoded_is_i16(const struct dqrelo_kernels * kernels) {
-    return kernels->products_i16 != nullptr;
-}
 
 static inline bool dqrelo_entry_decodes(const struct dqrelo_entry * e) {
     return e->n_codes > 0 && e->n_codes >= DQRELO_DECODED_PLANES * e->plane_ranks[0];

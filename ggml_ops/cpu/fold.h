@@ -54,6 +54,12 @@ static inline bool dqrelo_fold_is_i16(const struct dqrelo_kernels * kernels, enu
     return kernels->products_i16 != nullptr && type != GGML_TYPE_F32 && type != GGML_TYPE_F16;
 }
 
+// The same of decoded sign factors, whose error is a share of what they add. Where the base is F32, or not known, they are as exact as
+// that.
+static inline bool dqrelo_decoded_is_i16(const struct dqrelo_kernels * kernels, enum ggml_type type) {
+    return kernels->products_i16 != nullptr && type != GGML_TYPE_F32;
+}
+
 // Sets output features i0 <= i < i1 of all rows of the group to (W + s * (planes, or dense or sparse part)) x. The group's entry has one
 // matrix.
 void dqrelo_fold_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_base * base, const struct dqrelo_group * group, float s,

@@ -53,6 +53,12 @@ static dqrelo_entry rest_of_group(const ggml_tensor * dst, const group_rows & ro
     return e;
 }
 
+// Whether the group's sign factors are decoded, and multiplied as integers.
+static bool decodes_i16(const ggml_tensor * dst, const group_rows & rows) {
+    const ggml_tensor * weight = ggml_dqrelo_base_weight(dst);
+    return rows.is_decoded && weight && dqrelo_decoded_is_i16(dqrelo_cpu_kernels(), weight->type);
+}
+
 static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i, const dqrelo_entry & e) {
     const group_rows & rows = w.groups[i];
     dqrelo_group       g;
@@ -65,7 +71,7 @@ static dqrelo_group group_of(const ggml_tensor * dst, const work & w, int64_t i,
     g.t_stride  = w.t_stride;
     g.bx        = w.bx + rows.begin * w.bx_stride;
     g.bx_stride = w.bx_stride;
-    g.bx_step   = w.bx_step + rows.begin * dqrelo_i16_pieces(w.bx_stride);
+    g.bx_step   = decodes_i16(dst, rows) ? w.bx_step + rows.begin * dqrelo_i16_pieces(w.bx_stride) : nullptr;
     g.zq        = w.zq + rows.begin * w.zq_stride;
     g.zq_stride = w.zq_stride;
     g.zact      = w.zact + rows.begin;
@@ -147,8 +153,7 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
 // Whether rows of the group are multiplied as integers of 16 bits.
 static bool reads_i16(const ggml_tensor * dst, const group_rows & rows) {
     const ggml_tensor * weight = ggml_dqrelo_base_weight(dst);
-    return (rows.is_decoded && dqrelo_decoded_is_i16(dqrelo_cpu_kernels())) ||
-           (rows.is_folded && dqrelo_fold_is_i16(dqrelo_cpu_kernels(), weight->type));
+    return decodes_i16(dst, rows) || (rows.is_folded && dqrelo_fold_is_i16(dqrelo_cpu_kernels(), weight->type));
 }
 
 // Makes integers of 16 bits of this thread's share of the rows of x, each once.
@@ -191,7 +196,7 @@ static needs needs_of(const ggml_tensor * dst, const work & w) {
         GGML_ASSERT(e->plane_ranks[0] <= smaller && e->n_codes <= DQRELO_MAX_CODES_A_SIDE * smaller);
         n.any       = n.any || e->rank > 0 || dqrelo_entry_has_signs(e);
         n.i16       = n.i16 || reads_i16(dst, w.groups[i]);
-        n.decoded   = n.decoded || (w.groups[i].is_decoded && dqrelo_decoded_is_i16(dqrelo_cpu_kernels()));
+        n.decoded   = n.decoded || decodes_i16(dst, w.groups[i]);
         n.rank      = std::max<int64_t>(n.rank, e->rank);
         n.code_rank = std::max<int64_t>(n.code_rank, e->plane_ranks[0]);
         n.n_codes   = std::max<int64_t>(n.n_codes, w.groups[i].is_decoded ? 0 : e->n_codes);

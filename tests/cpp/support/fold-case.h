@@ -183,7 +183,7 @@ private:
                 variance[(size_t) i] = integer_variance(folded.data(), row.data(), c.n_in);
             }
         }
-        if (rounding == 0.0 && integers && is_decoded(r)) {
+        if (rounding == 0.0 && integers && is_decoded(r) && type != GGML_TYPE_F32) {
             const std::vector<double> of_codes = decoded_variance(*entry, x);
             for (size_t i = 0; i < variance.size(); i++) {
                 variance[i] += s * s * of_codes[i];
