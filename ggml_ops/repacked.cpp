@@ -1,5 +1,7 @@
 #include "repacked.h"
 
+#include "cpu/k-quants.h"
+
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -37,27 +39,12 @@ static void restore_q4(const uint8_t * src, int row, uint64_t flip, uint8_t * ou
 //
 // Q4_K: d and dmin of two bytes each, 12 bytes of eight scales and eight minima of 6 bits, and 128 bytes of values
 //
-// Twelve bytes hold eight numbers s and eight numbers m of 6 bits, the upper bits of the last four s and m in the first bytes:
-//
-//   byte    0 .. 3                    4 .. 7                    8 .. 11
-//           s[k] | s[4 + k] >> 4 << 6   m[k] | m[4 + k] >> 4 << 6   (s[4 + k] & 15) | (m[4 + k] & 15) << 4
-//
-// A block of a row has one such group, for its eight sub-blocks. Eight repacked ones have one for each sub-block, for the eight rows.
+// A block of a row has one group of scales and minima (k-quants.h), for its eight sub-blocks. Eight repacked ones have one for each
+// sub-block, for the eight rows.
 
 static constexpr int64_t K_SCALE = 2, K_GROUP = 12, K_VALUES = 128;
 
-struct six_bits {
-    int s, m;
-};
-
-static six_bits six_bits_of(const uint8_t * group, int k) {
-    if (k < 4) {
-        return { group[k] & 63, group[4 + k] & 63 };
-    }
-    return { (group[4 + k] & 15) | group[k - 4] >> 6 << 4, group[4 + k] >> 4 | group[k] >> 6 << 4 };
-}
-
-static void put_six_bits(uint8_t * group, int k, six_bits value) {
+static void put_six_bits(uint8_t * group, int k, dqrelo_six_bits value) {
     if (k < 4) {
         group[k]     = (uint8_t) (group[k] | value.s);
         group[4 + k] = (uint8_t) (group[4 + k] | value.m);
@@ -75,7 +62,7 @@ static void restore_q4_k(const uint8_t * src, int row, uint8_t * out) {
     out += 2 * K_SCALE;
     memset(out, 0, K_GROUP);
     for (int k = 0; k < 8; k++) {
-        put_six_bits(out, k, six_bits_of(src + k * K_GROUP, row));
+        put_six_bits(out, k, dqrelo_six_bits_of(src + k * K_GROUP, row));
     }
     restore_values(src + ROWS * K_GROUP, row, K_VALUES, 0, out + K_GROUP);
 }

@@ -280,14 +280,10 @@ static void quantize_i16_avx2(const float * v, int64_t n, void * q, float * step
     for (int64_t j = 0; j < n; j += 8) {
         max_i32x8 = _mm256_max_epi32(max_i32x8, _mm256_and_si256(_mm256_castps_si256(avx2::f32::at(v, j, n - j)), magnitude));
     }
-    const uint32_t max_bits  = max_of_u31x8(max_i32x8);
-    const float    v_max     = dqrelo_f32_from_bits(max_bits);
-    const float    inv       = (float) DQRELO_I16_MAX / v_max;
-    const bool     finite    = max_bits < 0x7f800000;
-    const bool     is_zero   = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
-    const __m256i  keep      = _mm256_set1_epi32(finite && !is_zero ? -1 : 0);
-    const __m256   inv_f32x8 = _mm256_set1_ps(inv);
-    *step                    = !finite ? dqrelo_f32_from_bits(0x7fc00000) : is_zero ? 0.0f : v_max / (float) DQRELO_I16_MAX;
+    const struct dqrelo_i16_scaling scaling   = dqrelo_i16_scaling_of(max_of_u31x8(max_i32x8));
+    const __m256i                   keep      = _mm256_set1_epi32(scaling.is_zero ? 0 : -1);
+    const __m256                    inv_f32x8 = _mm256_set1_ps(scaling.inverse);
+    *step                                     = scaling.step;
     for (int64_t j = 0; j < dqrelo_i16_values(n); j += 8) {
         const __m256i qj = _mm256_and_si256(_mm256_cvtps_epi32(_mm256_mul_ps(avx2::f32::at(v, j, n - j), inv_f32x8)), keep);
         _mm_storeu_si128((__m128i *) ((int16_t *) q + j), _mm_packs_epi32(_mm256_castsi256_si128(qj), _mm256_extracti128_si256(qj, 1)));

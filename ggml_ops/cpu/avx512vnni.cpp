@@ -300,17 +300,13 @@ static inline uint32_t max_bits_of(const float * v, int64_t n) {
 }
 
 static void quantize_i16_avx512vnni(const float * v, int64_t n, void * q, float * step) {
-    const uint32_t  max_bits = max_bits_of(v, n);
-    const float     v_max    = dqrelo_f32_from_bits(max_bits);
-    const float     inv      = (float) DQRELO_I16_MAX / v_max;
-    const bool      finite   = max_bits < 0x7f800000;
-    const bool      is_zero  = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
-    const __mmask16 keep     = finite && !is_zero ? 0xffff : 0;
-    const __m512    inv_f32  = _mm512_set1_ps(inv);
-    const auto      integers = [&](__m512 values) { // They are rounded to nearest even.
+    const struct dqrelo_i16_scaling scaling  = dqrelo_i16_scaling_of(max_bits_of(v, n));
+    const __mmask16                 keep     = scaling.is_zero ? 0 : 0xffff;
+    const __m512                    inv_f32  = _mm512_set1_ps(scaling.inverse);
+    const auto                      integers = [&](__m512 values) { // They are rounded to nearest even.
         return _mm512_cvtepi32_epi16(_mm512_maskz_cvtps_epi32(keep, _mm512_mul_ps(values, inv_f32)));
     };
-    *step     = !finite ? dqrelo_f32_from_bits(0x7fc00000) : is_zero ? 0.0f : v_max / (float) DQRELO_I16_MAX;
+    *step     = scaling.step;
     int64_t j = 0;
     for (; j + 16 <= n; j += 16) {
         _mm256_storeu_si256((__m256i *) ((int16_t *) q + j), integers(_mm512_loadu_ps(v + j)));

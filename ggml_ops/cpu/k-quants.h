@@ -6,7 +6,7 @@
 
 #define DQRELO_QK_K 256 // values in a block
 
-// Value j is d s - dmin m times q, with s, m (6 bits) and d of its sub-block of 32 values: see scale_and_min. Sub-block 2 i has the lower
+// Value j is d s - dmin m times q, with s and m (6 bits) of its sub-block of 32 values: see dqrelo_six_bits_of. Sub-block 2 i has the lower
 // four bits of qs[32 i] to qs[32 i + 31], sub-block 2 i + 1 the upper ones.
 struct dqrelo_q4_k {
     uint16_t d, dmin; // F16
@@ -39,15 +39,29 @@ static inline bool dqrelo_is_k_quant(enum ggml_type type) {
     return type == GGML_TYPE_Q4_K || type == GGML_TYPE_Q5_K || type == GGML_TYPE_Q6_K;
 }
 
+// Twelve bytes hold eight numbers s and eight numbers m of 6 bits, the upper bits of the last four s and m in the first bytes:
+//
+//   byte    0 .. 3                      4 .. 7                      8 .. 11
+//           s[k] | s[4 + k] >> 4 << 6   m[k] | m[4 + k] >> 4 << 6   (s[4 + k] & 15) | (m[4 + k] & 15) << 4
+struct dqrelo_six_bits {
+    int s, m;
+};
+
+static inline struct dqrelo_six_bits dqrelo_six_bits_of(const uint8_t * group, int k) {
+    if (k < 4) {
+        return { group[k] & 63, group[4 + k] & 63 };
+    }
+    return { (group[4 + k] & 15) | group[k - 4] >> 6 << 4, group[4 + k] >> 4 | group[k] >> 6 << 4 };
+}
+
 struct dqrelo_line { // q becomes factor * q - shift
     float factor, shift;
 };
 
-// Returns those of sub-block k: s and m are packed as ggml_ops/repacked.cpp shows.
+// Returns that of sub-block k.
 static inline struct dqrelo_line line_of(float d, float dmin, const uint8_t * scales, int k) {
-    const int s = k < 4 ? scales[k] & 63 : (scales[k + 4] & 15) | scales[k - 4] >> 6 << 4;
-    const int m = k < 4 ? scales[k + 4] & 63 : scales[k + 4] >> 4 | scales[k] >> 6 << 4;
-    return { d * (float) s, dmin * (float) m };
+    const struct dqrelo_six_bits bits = dqrelo_six_bits_of(scales, k);
+    return { d * (float) bits.s, dmin * (float) bits.m };
 }
 
 static inline void q4_k_to_float(const struct dqrelo_q4_k * block, float * out) {

@@ -91,6 +91,24 @@ static inline int64_t dqrelo_i16_pieces(int64_t n) {
     return (n + DQRELO_I16_COLUMNS - 1) / DQRELO_I16_COLUMNS;
 }
 
+// What the bits of the largest magnitude say about the integers: v becomes v * inverse, rounded to nearest even, or all of them 0.
+struct dqrelo_i16_scaling {
+    float inverse, step;
+    bool  is_zero;
+};
+
+static inline struct dqrelo_i16_scaling dqrelo_i16_scaling_of(uint32_t max_bits) {
+    const float v_max = dqrelo_f32_from_bits(max_bits);
+    const float inv   = (float) DQRELO_I16_MAX / v_max;
+    if (max_bits >= 0x7f800000) {
+        return { inv, dqrelo_f32_from_bits(0x7fc00000), true };
+    }
+    if (dqrelo_f32_bits(inv) >= 0x7f800000) { // as in quantize_row of scalar.cpp
+        return { inv, 0.0f, true };
+    }
+    return { inv, v_max / (float) DQRELO_I16_MAX, false };
+}
+
 struct dqrelo_kernels {
     const char * name;
 

@@ -161,17 +161,14 @@ static void quantize_i16_scalar(const float * v, int64_t n, void * q, float * st
         const uint32_t bits = dqrelo_f32_bits(v[j]) & 0x7fffffff;
         max_bits            = bits > max_bits ? bits : max_bits;
     }
-    const float v_max   = dqrelo_f32_from_bits(max_bits);
-    const float inv     = (float) DQRELO_I16_MAX / v_max;
-    const bool  finite  = max_bits < 0x7f800000;
-    const bool  is_zero = dqrelo_f32_bits(inv) >= 0x7f800000; // As in quantize_row.
-    *step               = !finite ? NAN : is_zero ? 0.0f : v_max / (float) DQRELO_I16_MAX;
+    const struct dqrelo_i16_scaling scaling = dqrelo_i16_scaling_of(max_bits);
+    *step                                   = scaling.step;
     for (int64_t j = 0; j < dqrelo_i16_values(n); j++) {
         float value = 0.0f; // Where q lies where v does, value j is read before anything is written over it.
         if (j < n) {
             memcpy(&value, (const char *) v + j * sizeof(float), sizeof(value));
         }
-        const int16_t qj = finite && !is_zero ? (int16_t) lrintf(value * inv) : (int16_t) 0; // This rounds to nearest even.
+        const int16_t qj = scaling.is_zero ? (int16_t) 0 : (int16_t) lrintf(value * scaling.inverse);
         memcpy((char *) q + j * sizeof(qj), &qj, sizeof(qj));
     }
 }
