@@ -232,8 +232,7 @@ static inline __m256i halves_i32x8(__m256i v) {
 }
 
 static inline void add_to(int32_t * out, __m256i v, int n, bool accumulate) {
-    const __m256i m = lanes_i32x8(n);
-    _mm256_maskstore_epi32(out, m, accumulate ? _mm256_add_epi32(v, _mm256_maskload_epi32(out, m)) : v);
+    store_first_8(out, accumulate ? _mm256_add_epi32(v, load_first_8(out, n)) : v, n);
 }
 
 // Sets, or adds to, out[i] what the tables gave to 64 rows of signs, or the first n_i of them, and a row of q.

@@ -8,6 +8,7 @@
 #include "factor-kernels.h"
 #include "factor-types.h"
 #include "integer-kernels.h"
+#include "panel-kernels.h"
 #include "kernels.h"
 
 static inline __m128 sums_f32x4(__m256 v0, __m256 v1, __m256 v2, __m256 v3) {
@@ -20,9 +21,8 @@ static inline __m128 sums_f32x4(__m256 v0, __m256 v1, __m256 v2, __m256 v3) {
 //
 
 static inline __m256 scaled_f32x8(const float * x, const float * cscale, int64_t j, int64_t n) {
-    const __m256i m = lanes_i32x8(n - j);
-    const __m256  v = _mm256_maskload_ps(x + j, m);
-    return cscale ? _mm256_mul_ps(v, _mm256_maskload_ps(cscale + j, m)) : v;
+    const __m256 v = load_first_8(x + j, n - j);
+    return cscale ? _mm256_mul_ps(v, load_first_8(cscale + j, n - j)) : v;
 }
 
 // Stores the low byte of each of 8 values.
@@ -124,10 +124,7 @@ struct avx2 { // The comment in factor-kernels.h describes it.
 
     struct f32 {
         static constexpr int BYTES = 32;
-        static inline __m256 at(const void * row, int64_t j, int64_t n) {
-            const float * src = (const float *) row + j;
-            return n >= 8 ? _mm256_loadu_ps(src) : _mm256_maskload_ps(src, lanes_i32x8(n));
-        }
+        static inline __m256 at(const void * row, int64_t j, int64_t n) { return load_first_8((const float *) row + j, n); }
     };
 
     struct f16 {
@@ -178,7 +175,7 @@ struct avx2 { // The comment in factor-kernels.h describes it.
     static inline void   add(__m256 & acc, const __m256 & a, const __m256 & b) { acc = _mm256_fmadd_ps(a, b, acc); }
 
     static inline void store_totals(float * out, const __m256 (&four)[4], int n) {
-        _mm_maskstore_ps(out, lanes_i32x4(n), sums_f32x4(four[0], four[1], four[2], four[3]));
+        store_first(out, sums_f32x4(four[0], four[1], four[2], four[3]), n);
     }
 
     static constexpr int PRODUCTS_COLUMNS = 1024;
@@ -186,8 +183,8 @@ struct avx2 { // The comment in factor-kernels.h describes it.
     static constexpr int PRODUCTS_T       = 3;
 
     static inline void add_totals(float * out, const __m256 (&four)[4], int n, bool add) {
-        const __m128 so_far = _mm_maskload_ps(out, lanes_i32x4(add ? n : 0));
-        _mm_maskstore_ps(out, lanes_i32x4(n), _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])));
+        const __m128 so_far = add ? load_first(out, n) : _mm_setzero_ps();
+        store_first(out, _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])), n);
     }
 
     using integers                   = __m256i;
@@ -209,13 +206,21 @@ struct avx2 { // The comment in factor-kernels.h describes it.
 
     static inline void add_scaled(float * out, const __m256 (&four)[4], const float * a_step, float b_step, int n, bool add) {
         const __m128 step   = _mm_mul_ps(_mm_loadu_ps(a_step), _mm_set1_ps(b_step));
-        const __m128 so_far = _mm_maskload_ps(out, lanes_i32x4(add ? n : 0));
-        _mm_maskstore_ps(out, lanes_i32x4(n), _mm_fmadd_ps(step, sums_f32x4(four[0], four[1], four[2], four[3]), so_far));
+        const __m128 so_far = add ? load_first(out, n) : _mm_setzero_ps();
+        store_first(out, _mm_fmadd_ps(step, sums_f32x4(four[0], four[1], four[2], four[3]), so_far), n);
     }
 
     static constexpr int LANES = 8;
 
     static inline __m256 load_sums(const float * lanes) { return _mm256_loadu_ps(lanes); }
+
+    static constexpr int PANEL_T = 6; // With two accumulators each these are 12, and registers for two vectors of a and one of b.
+
+    static inline __m256 broadcast(const float * v) { return _mm256_broadcast_ss(v); }
+    static inline void   add_product(__m256 & acc, const __m256 & a, const __m256 & b) { add(acc, a, b); }
+    static inline void   add_first(float * out, const __m256 & v, int n, bool add) {
+        store_first_8(out, add ? _mm256_add_ps(load_first_8(out, n), v) : v, n);
+    }
 
     static inline __m256 expand(const float *& values, const uint8_t * bits, int64_t j, int64_t /* n */) {
         const __m256i bit_of = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -227,13 +232,7 @@ struct avx2 { // The comment in factor-kernels.h describes it.
         return v;
     }
 
-    static inline void store(float * out, const __m256 & v, int64_t n) {
-        if (n >= 8) {
-            _mm256_storeu_ps(out, v);
-        } else {
-            _mm256_maskstore_ps(out, lanes_i32x8(n), v);
-        }
-    }
+    static inline void store(float * out, const __m256 & v, int64_t n) { store_first_8(out, v, n); }
 };
 
 } // namespace
@@ -247,17 +246,17 @@ static void add_delta_avx2(float * dst, const float * y, int n_i, const struct d
     const __m256 dz = _mm256_set1_ps(parts->dz);
     const __m256 s  = _mm256_set1_ps(parts->s);
     for (int i = 0; i < n_i; i += 8) {
-        const __m256i m     = lanes_i32x8(n_i - i);
-        __m256        delta = parts->uv ? _mm256_maskload_ps(parts->uv + i, m) : _mm256_setzero_ps();
+        const int n     = n_i - i;
+        __m256    delta = parts->uv ? load_first_8(parts->uv + i, n) : _mm256_setzero_ps();
         for (int p = 0; p < parts->n_planes; p++) {
-            const __m256 scale = parts->scale_step[p] ? _mm256_maskload_ps(parts->scale[p] + i, m) : _mm256_set1_ps(parts->scale[p][0]);
-            const __m256 sum   = _mm256_cvtepi32_ps(_mm256_maskload_epi32(parts->isum[p] + i, m));
+            const __m256 scale = parts->scale_step[p] ? load_first_8(parts->scale[p] + i, n) : _mm256_set1_ps(parts->scale[p][0]);
+            const __m256 sum   = _mm256_cvtepi32_ps(load_first_8(parts->isum[p] + i, n));
             delta              = _mm256_fmadd_ps(_mm256_mul_ps(d, scale), sum, delta);
         }
         if (parts->zsum) {
-            delta = _mm256_fmadd_ps(dz, _mm256_cvtepi32_ps(_mm256_maskload_epi32(parts->zsum + i, m)), delta);
+            delta = _mm256_fmadd_ps(dz, _mm256_cvtepi32_ps(load_first_8(parts->zsum + i, n)), delta);
         }
-        _mm256_maskstore_ps(dst + i, m, _mm256_fmadd_ps(s, delta, _mm256_maskload_ps(y + i, m)));
+        store_first_8(dst + i, _mm256_fmadd_ps(s, delta, load_first_8(y + i, n)), n);
     }
 }
 
@@ -308,6 +307,7 @@ const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.to_float     =*/to_float_of_isa<avx2>,
     /*.fold_signs   =*/fold_signs_avx2,
     /*.products     =*/products_of_isa<avx2>,
+    /*.tile_products =*/tile_products_of_isa<avx2>,
     /*.quantize_i16 =*/quantize_i16_avx2,
     /*.products_i16 =*/products_i16_of_isa<avx2>,
     /*.count_bits   =*/count_bits,

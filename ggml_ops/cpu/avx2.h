@@ -22,6 +22,40 @@ static inline __m256i lanes_i32x8(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int) (n < 8 ? n : 8)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+// Loads the first n of some values, zeros for the others, and stores the first n. CPUs of AMD make dozens of instructions of a store with a
+// mask, so full vectors go without one.
+static inline __m128 load_first(const float * src, int n) {
+    return n >= 4 ? _mm_loadu_ps(src) : _mm_maskload_ps(src, lanes_i32x4(n));
+}
+
+static inline __m256 load_first_8(const float * src, int64_t n) {
+    return n >= 8 ? _mm256_loadu_ps(src) : _mm256_maskload_ps(src, lanes_i32x8(n));
+}
+
+static inline __m256i load_first_8(const int32_t * src, int64_t n) {
+    return _mm256_castps_si256(load_first_8((const float *) src, n));
+}
+
+static inline void store_first(float * out, __m128 v, int n) {
+    if (n >= 4) {
+        _mm_storeu_ps(out, v);
+    } else {
+        _mm_maskstore_ps(out, lanes_i32x4(n), v);
+    }
+}
+
+static inline void store_first_8(float * out, __m256 v, int64_t n) {
+    if (n >= 8) {
+        _mm256_storeu_ps(out, v);
+    } else {
+        _mm256_maskstore_ps(out, lanes_i32x8(n), v);
+    }
+}
+
+static inline void store_first_8(int32_t * out, __m256i v, int64_t n) {
+    store_first_8((float *) out, _mm256_castsi256_ps(v), n);
+}
+
 // dqrelo_kernels::sign_dots for AVX2; it is in avx2-signs.cpp.
 void sign_dots_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
                     int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);

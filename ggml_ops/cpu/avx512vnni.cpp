@@ -9,6 +9,7 @@
 #include "factor-kernels.h"
 #include "factor-types.h"
 #include "integer-kernels.h"
+#include "panel-kernels.h"
 
 static inline __m128 sums_f32x4(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
     const __m512  a   = _mm512_add_ps(_mm512_unpacklo_ps(v0, v1), _mm512_unpackhi_ps(v0, v1));
@@ -159,6 +160,16 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
     static constexpr int LANES = 16;
 
     static inline __m512 load_sums(const float * lanes) { return _mm512_loadu_ps(lanes); }
+
+    static constexpr int PANEL_T = 8; // GCC 12 has no registers for more.
+
+    static inline __m512 broadcast(const float * v) { return _mm512_set1_ps(*v); }
+    static inline void   hold(__m512 & v) { __asm__("" : "+v"(v)); }
+    static inline void   add_product(__m512 & acc, const __m512 & a, const __m512 & b) { acc = _mm512_fmadd_ps(a, b, acc); }
+    static inline void   add_first(float * out, const __m512 & v, int n, bool add) {
+        const __mmask16 m = columns_m16(0, n);
+        _mm512_mask_storeu_ps(out, m, add ? _mm512_add_ps(_mm512_maskz_loadu_ps(m, out), v) : v);
+    }
 
     // Returns 32 bits, zeros from bit n on; j and n are multiples of 8.
     static inline uint32_t bits_u32(const uint8_t * bits, int64_t j, int64_t n) {
@@ -334,6 +345,7 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.to_float     =*/to_float_of_isa<avx512vnni>,
     /*.fold_signs   =*/fold_signs_avx512vnni,
     /*.products     =*/products_of_isa<avx512vnni>,
+    /*.tile_products =*/tile_products_of_isa<avx512vnni>,
     /*.quantize_i16 =*/quantize_i16_avx512vnni,
     /*.products_i16 =*/products_i16_of_isa<avx512vnni>,
     /*.count_bits   =*/count_bits,

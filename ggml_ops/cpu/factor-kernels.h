@@ -226,8 +226,8 @@ static __attribute__((noinline)) void products_rows(const uint8_t * const * a, i
 }
 
 template <class ISA>
-static void products_of_isa(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
-                            bool add) {
+static void products_of_some(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
+                             bool add) {
     for (int i = 0; i < n_i; i += ISA::PRODUCTS_R) {
         for (int64_t j = 0; j < n; j += ISA::PRODUCTS_COLUMNS) {
             const uint8_t * row[ISA::PRODUCTS_R]; // Behind the end the last row is taken again.
@@ -237,6 +237,14 @@ static void products_of_isa(const float * a, int64_t a_stride, int n_i, const fl
             products_rows<ISA, ISA::PRODUCTS_T>(row, n_i - i, b, n_t, j, n - j < ISA::PRODUCTS_COLUMNS ? n - j : ISA::PRODUCTS_COLUMNS, out,
                                                 i, add || j > 0);
         }
+    }
+}
+
+template <class ISA>
+static void products_of_isa(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
+                            bool add) {
+    for (int t = 0; t < n_t; t += DQRELO_CACHED_ROWS) {
+        products_of_some<ISA>(a, a_stride, n_i, b + t, n_t - t < DQRELO_CACHED_ROWS ? n_t - t : DQRELO_CACHED_ROWS, n, out + t, add);
     }
 }
 

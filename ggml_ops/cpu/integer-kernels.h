@@ -89,8 +89,8 @@ static __attribute__((noinline)) void products_i16_rows(const int16_t * const * 
 }
 
 template <class ISA>
-static void products_i16_of_isa(const int16_t * a, int64_t a_stride, const float * a_step, int n_i, const int16_t * const * b,
-                                const float * b_step, int n_t, int64_t n, float * const * out, bool add) {
+static void products_i16_of_some(const int16_t * a, int64_t a_stride, const float * a_step, int n_i, const int16_t * const * b,
+                                 const float * b_step, int n_t, int64_t n, float * const * out, bool add) {
     constexpr int R = ISA::I16_R;
     for (int i = 0; i < n_i; i += R) {
         for (int64_t j = 0; j < n; j += ISA::I16_COLUMNS) {
@@ -104,5 +104,14 @@ static void products_i16_of_isa(const int16_t * a, int64_t a_stride, const float
             products_i16_rows<ISA, ISA::I16_T>(row, step, n_i - i, b, b_step, n_t, j, n - j < ISA::I16_COLUMNS ? n - j : ISA::I16_COLUMNS,
                                                out, i, add || j > 0);
         }
+    }
+}
+
+template <class ISA>
+static void products_i16_of_isa(const int16_t * a, int64_t a_stride, const float * a_step, int n_i, const int16_t * const * b,
+                                const float * b_step, int n_t, int64_t n, float * const * out, bool add) {
+    for (int t = 0; t < n_t; t += DQRELO_CACHED_ROWS) {
+        products_i16_of_some<ISA>(a, a_stride, a_step, n_i, b + t, b_step + t, n_t - t < DQRELO_CACHED_ROWS ? n_t - t : DQRELO_CACHED_ROWS,
+                                  n, out + t, add);
     }
 }

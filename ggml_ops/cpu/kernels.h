@@ -77,6 +77,10 @@ struct dqrelo_sign_tile {
 #define DQRELO_TILE_I 256
 #define DQRELO_TILE (DQRELO_TILE_T * DQRELO_TILE_I)
 
+// Rows b of products and products_i16 that are multiplied before the next ones: 2048 columns of them and 64 rows a fit into a cache of the
+// second level.
+#define DQRELO_CACHED_ROWS 48
+
 // Integers of 16 bits take half of the instructions that F32 takes, where two neighbouring products are added in one. A lane of 32 bits has
 // room for the sum of 128 products of these.
 #define DQRELO_I16_MAX 4095
@@ -144,13 +148,18 @@ struct dqrelo_kernels {
     void (*products)(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
                      bool add);
 
+    // The same of the rows of a tile that stays in a cache while many rows b are multiplied with it. Sums are made in the sequence that is
+    // the quickest, which need not be that of products.
+    void (*tile_products)(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
+                          bool add);
+
     // Sets q to the integers nearest to v / step, |q_j| <= DQRELO_I16_MAX, and zeros behind them up to a multiple of DQRELO_I16_BLOCK. step
     // is NaN where v has NaN or infinity, and 0 where it has zeros alone; q are zeros then. q may lie where v does. n is at most
     // DQRELO_I16_COLUMNS.
     void (*quantize_i16)(const float * v, int64_t n, void * q, float * step);
 
-    // As products, of such integers: sets out[t][i] to a_step[i] b_step[t] sum_j a_ij b_tj, or adds that to it. NULL where it takes no less
-    // time than products. a_stride is in values. The sum is exact in each lane, then it is added up in F32.
+    // As tile_products, of such integers: sets out[t][i] to a_step[i] b_step[t] sum_j a_ij b_tj, or adds that to it. NULL where it takes no
+    // less time than that. a_stride is in values. The sum is exact in each lane, then it is added up in F32.
     void (*products_i16)(const int16_t * a, int64_t a_stride, const float * a_step, int n_i, const int16_t * const * b,
                          const float * b_step, int n_t, int64_t n, float * const * out, bool add);
 

@@ -481,6 +481,7 @@ const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.to_float     =*/to_float_of_isa<neon>,
     /*.fold_signs   =*/fold_signs_neon,
     /*.products     =*/products_of_isa<neon>,
+    /*.tile_products =*/products_of_isa<neon>,
     /*.quantize_i16 =*/nullptr,
     /*.products_i16 =*/nullptr,
     /*.count_bits   =*/count_bits,

@@ -227,6 +227,7 @@ const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.to_float     =*/to_float_scalar,
     /*.fold_signs   =*/fold_signs_scalar,
     /*.products     =*/products_scalar,
+    /*.tile_products =*/products_scalar,
     /*.quantize_i16 =*/quantize_i16_scalar,
     /*.products_i16 =*/products_i16_scalar,
     /*.count_bits   =*/count_bits,

@@ -5,8 +5,8 @@
 #include "entry.h"
 #include "fold.h"
 
-// Rows that are multiplied with a tile before the next ones: with the tile they fit into a cache of the second level.
-static constexpr int DQRELO_TILE_ROWS = 48;
+// Rows that are multiplied with a tile in one call.
+static constexpr int DQRELO_TILE_ROWS = 192;
 
 // What a tile is multiplied with: FOLD_COLUMNS columns of a row at most, in the tile's form.
 struct dqrelo_row_piece {
@@ -64,7 +64,7 @@ struct dqrelo_tile {
             if (is_i16) {
                 kernels->products_i16((const int16_t *) values, 2 * DQRELO_FOLD_STRIDE, step, n_i, i16, row_step, n_t, n, products, add);
             } else {
-                kernels->products(values, DQRELO_FOLD_STRIDE, n_i, f32, n_t, n, products, add);
+                kernels->tile_products(values, DQRELO_FOLD_STRIDE, n_i, f32, n_t, n, products, add);
             }
         }
     }

@@ -374,8 +374,10 @@ static void test_fold_signs(const dqrelo_kernels * kernels, int64_t n) {
     }
 }
 
-static void test_products(const dqrelo_kernels * kernels, int64_t n, int n_t, int n_i) {
-    check::begin(format("products/%s/n=%lld/rows=%d/outputs=%d", kernels->name, (long long) n, n_t, n_i).c_str());
+static void test_products(const dqrelo_kernels * kernels, bool of_tile, int64_t n, int n_t, int n_i) {
+    const auto products = of_tile ? kernels->tile_products : kernels->products;
+    check::begin(
+        format("%s/%s/n=%lld/rows=%d/outputs=%d", of_tile ? "tile_products" : "products", kernels->name, (long long) n, n_t, n_i).c_str());
     std::mt19937                    rng(41);
     const int64_t                   stride = n + 3;
     const std::vector<float>        a      = random_row(stride * n_i - 3, rng);
@@ -391,7 +393,7 @@ static void test_products(const dqrelo_kernels * kernels, int64_t n, int n_t, in
         out.push_back(got[(size_t) t].data());
     }
     for (float first : { 0.0f, 7.0f }) {
-        kernels->products(a.data(), stride, n_i, b.data(), n_t, n, out.data(), first != 0.0f);
+        products(a.data(), stride, n_i, b.data(), n_t, n, out.data(), first != 0.0f);
         bool close = true;
         for (int t = 0; t < n_t; t++) {
             for (int i = 0; i < n_i; i++) {
@@ -408,10 +410,10 @@ static void test_products(const dqrelo_kernels * kernels, int64_t n, int n_t, in
         CHECK(close);
     }
     // A row's result is the same, bit for bit, alone and among others.
-    kernels->products(a.data(), stride, n_i, b.data(), n_t, n, out.data(), false);
+    products(a.data(), stride, n_i, b.data(), n_t, n, out.data(), false);
     std::vector<float> alone((size_t) n_i);
     float *            alone_out = alone.data();
-    kernels->products(a.data(), stride, n_i, &b.back(), 1, n, &alone_out, false);
+    products(a.data(), stride, n_i, &b.back(), 1, n, &alone_out, false);
     CHECK(alone == got.back());
 }
 
@@ -644,7 +646,8 @@ static void test_isa(const dqrelo_kernels * kernels) {
     for (int64_t n : { 1, 7, 64, 576, 2500 }) {
         for (int n_t : N_T) {
             for (int n_i : { 1, 13, 64 }) {
-                test_products(kernels, n, n_t, n_i);
+                test_products(kernels, false, n, n_t, n_i);
+                test_products(kernels, true, n, n_t, n_i);
             }
         }
     }
