@@ -1,10 +1,12 @@
 #include "base-experts.h"
 
+#include "base-product.h"
 #include "dqrelo-op.h"
 #include "share.h"
 
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
+#include "repacked.h"
 
 namespace dqrelo_cpu {
 
@@ -46,16 +48,22 @@ void convert_rows(const ggml_compute_params * params, const ggml_tensor * dst, c
 
 // Computes output features i0 to i1 - 1 of the rows of one matrix: its rows of W, LINE at a time, meet all rows of x.
 void multiply(const ggml_tensor * dst, const work & w, const uint64_t * keys, int64_t n_keys, int64_t i0, int64_t i1) {
-    const ggml_tensor *  weight  = ggml_dqrelo_base_weight(dst);
-    const ggml_vec_dot_t vec_dot = traits_of(dst)->vec_dot;
-    const size_t         n_bytes = row_bytes(dst);
-    const char *         matrix  = (const char *) weight->data + (keys[0] >> 32) * weight->nb[2];
+    const ggml_tensor *  weight      = ggml_dqrelo_base_weight(dst);
+    const bool           is_repacked = dqrelo_is_repacked(weight);
+    const ggml_vec_dot_t vec_dot     = traits_of(dst)->vec_dot;
+    const size_t         n_bytes     = row_bytes(dst);
+    const char *         matrix      = (const char *) weight->data + (keys[0] >> 32) * weight->nb[2];
     for (; i0 < i1; i0 += LINE) {
         for (int64_t k = 0; k < n_keys; k++) {
             const int64_t      r   = (int64_t) (keys[k] & UINT32_MAX);
             const dqrelo_row & row = w.rows[w.place[r]];
             const void *       x   = n_bytes == 0 ? (const void *) row.x : w.base + r / rows_a_x(dst) * n_bytes;
-            for (int64_t i = i0; i < std::min(i0 + LINE, i1); i++) {
+            const int64_t      end = std::min(i0 + LINE, i1);
+            if (is_repacked) {
+                dqrelo_repacked_product(weight->type, matrix + i0 * weight->nb[1], end - i0, x, weight->ne[0], row.dst + i0);
+                continue;
+            }
+            for (int64_t i = i0; i < end; i++) {
                 vec_dot((int) weight->ne[0], row.dst + i, 0, matrix + i * weight->nb[1], 0, x, 0, 1);
             }
         }

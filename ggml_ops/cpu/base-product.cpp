@@ -5,6 +5,7 @@
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 #include "ops.h"
+#include "repack.h"
 #include "tiled/tiled.h"
 #include "traits.h"
 
@@ -51,5 +52,15 @@ void dqrelo_base_product(const ggml_compute_params * params, const ggml_tensor *
     own.wsize               = n_bytes;
     if (!ggml_cpu_extra_compute_forward(&own, &some.y)) { // It is for repacked weights.
         ggml_compute_forward_mul_mat(&own, &some.y);
+    }
+}
+
+void dqrelo_repacked_product(ggml_type type, const void * rows, int64_t n_rows, const void * x, int64_t n_in, float * y) {
+    const auto product = [&](auto * gemv) { gemv((int) n_in, y, (size_t) n_rows, rows, x, 1, (int) n_rows); };
+    switch (type) {
+        case GGML_TYPE_Q4_0: product(ggml_gemv_q4_0_8x8_q8_0); break;
+        case GGML_TYPE_IQ4_NL: product(ggml_gemv_iq4_nl_8x8_q8_0); break;
+        case GGML_TYPE_Q4_K: product(ggml_gemv_q4_K_8x8_q8_K); break;
+        default: GGML_ABORT("no layout of %s", ggml_type_name(type));
     }
 }

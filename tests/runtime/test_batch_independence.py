@@ -34,8 +34,8 @@ class Loaded:
 
 @pytest.fixture(
     scope="module",
-    params=[(Shape(), "F32"), (Shape(), "Q8_0"), (EXPERTS, "F32"), (EXPERTS, "Q8_0")],
-    ids=["F32", "Q8_0", "experts-F32", "experts-Q8_0"],
+    params=[(Shape(), "F32"), (Shape(), "Q8_0"), (EXPERTS, "F32"), (EXPERTS, "Q8_0"), (EXPERTS, "Q4_0")],
+    ids=["F32", "Q8_0", "experts-F32", "experts-Q8_0", "experts-Q4_0"],
 )
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     """A base and eight deltas of it, with low-rank parts of several ranks."""

@@ -195,39 +195,13 @@ static void test_equals_two_nodes() {
 // experts
 //
 
-// The kinds as stacks of n_mat matrices.
-struct stack_kinds {
-    std::vector<std::unique_ptr<random_stack>> stacks;
-
-    stack_kinds(int64_t n_in, int64_t n_out, int64_t n_mat) {
-        uint32_t seed = 81;
-        for (const entry_options & o :
-             { kinds::options(n_in, n_out, 1, 9), kinds::scaled_options(n_in, n_out), kinds::options(n_in, n_out, 0, 7),
-               kinds::code_options(n_in, n_out), kinds::dense_options(n_in, n_out) }) {
-            stacks.push_back(std::make_unique<random_stack>(o, n_mat, seed++));
-        }
-        stacks.push_back(nullptr);
-        stacks.push_back(std::make_unique<random_stack>(kinds::sparse_options(n_in, n_out, sparsity::LISTS, GGML_TYPE_I8), n_mat, seed++));
-        stacks.push_back(std::make_unique<random_stack>(kinds::sparse_options(n_in, n_out, sparsity::MASK, GGML_TYPE_BF16), n_mat, seed++));
-        stacks.push_back(std::make_unique<random_stack>(kinds::decoded_options(n_in, n_out), n_mat, seed++));
-        stacks.push_back(std::make_unique<random_stack>(kinds::whole_options(n_in, n_out), n_mat, seed++));
-    }
-
-    std::vector<const random_stack *> all() const {
-        std::vector<const random_stack *> out;
-        for (const auto & stack : stacks) {
-            out.push_back(stack.get());
-        }
-        return out;
-    }
-};
-
-constexpr ggml_type EXPERT_TYPES[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0 };
+constexpr ggml_type EXPERT_TYPES[] = { GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0,  GGML_TYPE_Q4_0,
+                                       GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL };
 
 static void test_expert_types() {
     for (ggml_type type : EXPERT_TYPES) {
         for (int64_t n_in : { 64, 1000 }) {
-            if (n_in % 32 != 0 && type == GGML_TYPE_Q8_0) {
+            if (n_in % ggml_blck_size(type) != 0) {
                 continue;
             }
             const stack_kinds k(n_in, 70, 7);
@@ -260,28 +234,11 @@ static void test_each_expert_kind_alone() {
     }
 }
 
-// Rows that are not folded have each bit of two nodes, beside folded ones or not.
 static void test_experts_beside_folded_ones() {
-    const stack_kinds k(256, 70, 5);
     for (ggml_type type : EXPERT_TYPES) {
-        check::begin((std::string("fold/experts/rows that are not folded equal those of two nodes/") + ggml_type_name(type)).c_str());
         fold_case f = fold_case::of_experts(type, 256, 70, 5, 2);
-        f.c.stacks  = k.all();
         f.c.one_x   = type != GGML_TYPE_F16;
-        f.set_tokens(mixed());
-        run(f, 2);
-        const std::vector<float> two      = two_nodes(f);
-        int64_t                  n_folded = 0;
-        for (int64_t r = 0; r < f.c.n_rows(); r++) {
-            const bool is_equal = memcmp(f.c.out.data() + r * 70, two.data() + r * 70, 70 * sizeof(float)) == 0;
-            CHECK(f.is_folded(r) || is_equal);
-            n_folded += f.is_folded(r) ? 1 : 0;
-        }
-        CHECK(n_folded > 50 && n_folded < f.c.n_rows() - 50);
-        f.set_tokens(mixed_tokens(40));
-        f.c.stacks = { k.stacks[0].get(), k.stacks[1].get(), nullptr };
-        run(f, 2);
-        CHECK(f.c.out == two_nodes(f));
+        check_experts_beside_folded_ones(std::string("fold/experts/rows that are not folded/") + ggml_type_name(type), f);
     }
 }
 

@@ -67,6 +67,18 @@ static void test_folds(ggml_backend_buffer_type_t buft, ggml_type type) {
     }
 }
 
+// The same of experts, with rows of matrices behind the first one.
+static void test_experts(ggml_backend_buffer_type_t buft, ggml_type type) {
+    const stack_kinds k(512, 72, 5);
+    fold_case         f = fold_case::of_experts(type, 512, 72, 5, 2);
+    f.c.stacks          = k.all();
+    f.c.one_x           = true;
+    f.set_tokens(mixed());
+    CHECK(f.repack(buft));
+    check_case(name_of("repacked/experts", type), f);
+    check_experts_beside_folded_ones(name_of("repacked/experts/rows that are not folded", type), f);
+}
+
 // A type whose layout is not known, and a buffer with none, are told apart.
 static void test_unknown(ggml_backend_buffer_type_t buft) {
     check::begin("repacked/unknown");
@@ -96,6 +108,7 @@ int main() {
         fold_case f(type, 256, 64);
         f.repack(buft);
         check_rows_beside_folded_ones(name_of("repacked/rows beside folded ones", type), f);
+        test_experts(buft, type);
     }
     test_unknown(buft);
     return check::finish();

@@ -43,6 +43,10 @@ size_t dqrelo_base_product_bytes(const ggml_tensor *, int n_threads) {
     return (size_t) n_threads;
 }
 
+void dqrelo_repacked_product(ggml_type, const void *, int64_t, const void *, int64_t, float *) {
+    GGML_ABORT("no weight here is repacked");
+}
+
 void dqrelo_base_product(const ggml_compute_params * params, const ggml_tensor * node, int64_t r0, int64_t n, void * memory,
                          size_t n_bytes) {
     const ggml_tensor * w = ggml_dqrelo_base_weight(node);

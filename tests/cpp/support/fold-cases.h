@@ -99,3 +99,30 @@ struct kinds {
         return { &planes, &scaled, &factors, &codes, &dense, nullptr, &lists, &mask, &decoded, &whole };
     }
 };
+
+// The kinds as stacks of n_mat matrices.
+struct stack_kinds {
+    std::vector<std::unique_ptr<random_stack>> stacks;
+
+    stack_kinds(int64_t n_in, int64_t n_out, int64_t n_mat) {
+        uint32_t seed = 81;
+        for (const entry_options & o :
+             { kinds::options(n_in, n_out, 1, 9), kinds::scaled_options(n_in, n_out), kinds::options(n_in, n_out, 0, 7),
+               kinds::code_options(n_in, n_out), kinds::dense_options(n_in, n_out) }) {
+            stacks.push_back(std::make_unique<random_stack>(o, n_mat, seed++));
+        }
+        stacks.push_back(nullptr);
+        stacks.push_back(std::make_unique<random_stack>(kinds::sparse_options(n_in, n_out, sparsity::LISTS, GGML_TYPE_I8), n_mat, seed++));
+        stacks.push_back(std::make_unique<random_stack>(kinds::sparse_options(n_in, n_out, sparsity::MASK, GGML_TYPE_BF16), n_mat, seed++));
+        stacks.push_back(std::make_unique<random_stack>(kinds::decoded_options(n_in, n_out), n_mat, seed++));
+        stacks.push_back(std::make_unique<random_stack>(kinds::whole_options(n_in, n_out), n_mat, seed++));
+    }
+
+    std::vector<const random_stack *> all() const {
+        std::vector<const random_stack *> out;
+        for (const auto & stack : stacks) {
+            out.push_back(stack.get());
+        }
+        return out;
+    }
+};

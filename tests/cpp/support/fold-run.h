@@ -75,3 +75,25 @@ inline void check_rows_beside_folded_ones(const std::string & name, fold_case & 
         }
     }
 }
+
+// The same of experts.
+inline void check_experts_beside_folded_ones(const std::string & name, fold_case & f) {
+    check::begin(name.c_str());
+    const size_t      n_out = (size_t) f.c.ne[0];
+    const stack_kinds k(f.c.n_in, f.c.ne[0], f.n_mat);
+    f.c.stacks = k.all();
+    f.set_tokens(mixed());
+    run(f, 2);
+    const std::vector<float> two      = two_nodes(f);
+    int64_t                  n_folded = 0;
+    for (int64_t r = 0; r < f.c.n_rows(); r++) {
+        const size_t at = (size_t) r * n_out;
+        CHECK(f.is_folded(r) || memcmp(f.c.out.data() + at, two.data() + at, n_out * sizeof(float)) == 0);
+        n_folded += f.is_folded(r) ? 1 : 0;
+    }
+    CHECK(n_folded > 50 && n_folded < f.c.n_rows() - 50);
+    f.set_tokens(mixed_tokens(40));
+    f.c.stacks = { k.stacks[0].get(), k.stacks[1].get(), nullptr };
+    run(f, 2);
+    CHECK(f.c.out == two_nodes(f));
+}
