@@ -26,19 +26,14 @@ bool is_set(const char * value) {
 
 // Returns whether the operator multiplies with weights of the type faster than ggml and the delta's own products take together
 // (docs/operator.md). Where it multiplies in F32, that are those with many bits, and of the others those of which ggml multiplies a row of
-// W with a row of x. Of experts in K- and I-quants ggml multiplies many rows in tiles, and few one by one; the operator has the bits of the
-// latter only.
-bool has_fold(const ggml_tensor * w, bool is_stack) {
-    const ggml_type type = w->type;
+// W with a row of x.
+bool has_fold(ggml_type type, bool is_stack) {
     switch (type) {
         case GGML_TYPE_F32:
         case GGML_TYPE_F16:
         case GGML_TYPE_BF16:
         case GGML_TYPE_Q8_0: return true;
         default: break;
-    }
-    if (is_stack && ggml_blck_size(type) == 256 && !dqrelo_is_repacked(w)) {
-        return false;
     }
     const bool is_one_by_one = type == GGML_TYPE_Q4_1 || type == GGML_TYPE_Q5_0 || type == GGML_TYPE_Q5_1;
     return ggml_is_quantized(type) && (dqrelo_isa_chosen() != DQRELO_ISA_NEON || (is_one_by_one && !is_stack));
@@ -170,7 +165,7 @@ bool graph_rewriter::can_fold(const weight_read & read) const {
     }
     const bool is_stack = node->op == GGML_OP_MUL_MAT_ID;
     const bool is_read  = ggml_backend_buffer_is_host(w->buffer) || dqrelo_can_restore(w);
-    return has_fold(w, is_stack) && is_read && ggml_backend_sched_get_n_backends(graph.params.sched) == 1;
+    return has_fold(w->type, is_stack) && is_read && ggml_backend_sched_get_n_backends(graph.params.sched) == 1;
 }
 
 // The node's op moves to a new node.

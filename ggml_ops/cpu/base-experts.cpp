@@ -12,6 +12,11 @@ namespace dqrelo_cpu {
 
 namespace {
 
+// ggml multiplies experts in tiles (base-product.h) from TILED_LEAST rows of one on; test-op-fold would tell if that changed. TILED_ROWS go
+// into a tile.
+constexpr int64_t TILED_LEAST = 8;
+constexpr int64_t TILED_ROWS  = 256;
+
 const ggml_type_traits_cpu * traits_of(const ggml_tensor * dst) {
     return ggml_get_type_traits_cpu(ggml_dqrelo_base_weight(dst)->type);
 }
@@ -81,19 +86,57 @@ void for_each_matrix(const work & w, int64_t n_keys, F && f) {
     }
 }
 
+// Returns the bytes of all rows of x in the type that W is multiplied with. What else there is of work memory lies behind them.
+size_t x_bytes(const ggml_tensor * dst) {
+    return GGML_PAD(row_bytes(dst) * (size_t) (ggml_nrows(dst) / rows_a_x(dst)), 64);
+}
+
+// Computes the rows of one matrix that are not folded, n_base of n, as ggml does where an expert has n rows: in tiles. Returns false where
+// it multiplies so few one by one.
+bool multiply_in_tiles(const ggml_compute_params * params, const ggml_tensor * dst, const work & w, const uint64_t * keys, int64_t n_base,
+                       int64_t n) {
+    for (int64_t k = 0; k < n_base; k += TILED_ROWS) {
+        // Where ggml would have had more rows beside these, they are named again, up to the number from which on it has tiles.
+        const int64_t n_own = std::min(TILED_ROWS, n_base - k);
+        const int64_t n_all = std::max(n_own, std::min(n, TILED_LEAST));
+        int32_t       rows[TILED_ROWS][2];
+        for (int64_t i = 0; i < n_all; i++) {
+            const int64_t r = (int64_t) (keys[k + std::min(i, n_own - 1)] & UINT32_MAX);
+            rows[i][0]      = (int32_t) (r % dst->ne[1]);
+            rows[i][1]      = (int32_t) (r / dst->ne[1]);
+        }
+        if (!dqrelo_tiled_experts(params, dst, (int64_t) (keys[0] >> 32), rows, n_all, w.base, w.base + x_bytes(dst))) {
+            return false;
+        }
+    }
+    return true;
+}
+
 } // namespace
 
-size_t base_experts_bytes(const ggml_tensor * dst) {
-    return row_bytes(dst) * (size_t) (ggml_nrows(dst) / rows_a_x(dst));
+size_t base_experts_bytes(const ggml_tensor * dst, int n_threads) {
+    return x_bytes(dst) + dqrelo_tiled_experts_bytes(dst, n_threads);
 }
 
 void multiply_base_experts(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
-    const int64_t n_keys = sort_base_rows(dst, w);
+    const bool has_tiles = dqrelo_tiled_experts_bytes(dst, params->nth) > 0;
+    int64_t    n_keys    = sort_base_rows(dst, has_tiles, w);
     if (n_keys == 0) {
         return;
     }
     convert_rows(params, dst, w);
     ggml_barrier(params->threadpool);
+    if (has_tiles) {
+        const int64_t n_all = n_keys;
+        n_keys              = 0;
+        for_each_matrix(w, n_all, [&](const uint64_t * keys, int64_t n) {
+            const int64_t n_base = std::count_if(keys, keys + n, [](uint64_t key) { return (key & KEY_IS_FOLDED) == 0; });
+            if (!multiply_in_tiles(params, dst, w, keys, n_base, n)) {
+                std::copy(keys, keys + n_base, w.keys + n_keys);
+                n_keys += n_base;
+            }
+        });
+    }
     const int64_t n_out   = dst->ne[0];
     const int64_t n_lines = count_lines(n_out);
     int64_t       total   = 0;

@@ -54,7 +54,7 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
     work          w       = {};
     if (ggml_dqrelo_base_weight(dst)) {
         const bool is_stack = ggml_dqrelo_form(dst) == DQRELO_FORM_MATMUL_ID;
-        w.n_base            = is_stack ? base_experts_bytes(dst) : dqrelo_base_product_bytes(dst, nth);
+        w.n_base            = is_stack ? base_experts_bytes(dst, nth) : dqrelo_base_product_bytes(dst, nth);
         w.base              = memory.take<uint8_t>((int64_t) w.n_base);
     }
     w.quantizes_all = n_rows <= QUANTIZED_BY_ALL;
@@ -284,17 +284,20 @@ void sort_rows(const ggml_tensor * dst, work & w) {
     }
 }
 
-int64_t sort_base_rows(const ggml_tensor * dst, work & w) {
-    const int64_t n_mat = ggml_dqrelo_base_weight(dst)->ne[2];
-    int64_t       n     = 0;
+int64_t sort_base_rows(const ggml_tensor * dst, bool with_folded, work & w) {
+    const int64_t n_mat  = ggml_dqrelo_base_weight(dst)->ne[2];
+    int64_t       n      = 0;
+    bool          is_any = false;
     for (int64_t r = 0; r < ggml_nrows(dst); r++) {
-        if (!is_folded(w, r)) {
+        const bool folds = is_folded(w, r);
+        is_any           = is_any || !folds;
+        if (!folds || with_folded) {
             const int64_t matrix = std::clamp<int64_t>(id_of(dst->src[4], position_of(dst, r)), 0, n_mat - 1);
-            w.keys[n++]          = (uint64_t) matrix << 32 | (uint64_t) r;
+            w.keys[n++]          = (uint64_t) matrix << 32 | (folds ? KEY_IS_FOLDED : 0) | (uint64_t) r;
         }
     }
     std::sort(w.keys, w.keys + n);
-    return n;
+    return is_any ? n : 0;
 }
 
 } // namespace dqrelo_cpu

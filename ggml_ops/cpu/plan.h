@@ -72,8 +72,9 @@ work lay_out(const ggml_tensor * dst, int ith, int nth, void * memory, size_t n_
 // Fills in the plan of w, which is rows, place and groups. Every thread makes its own copy, which costs less than a barrier.
 void sort_rows(const ggml_tensor * dst, work & w);
 
-// Sorts the rows of a MATMUL_ID op that are not folded by matrix, after sort_rows: sets keys [n] to matrix * 2^32 + row of y, and returns
-// n.
-int64_t sort_base_rows(const ggml_tensor * dst, work & w);
+// Sorts the rows of a MATMUL_ID op by matrix, after sort_rows: sets keys [n] to matrix * 2^32 + row of y, and returns n. Rows that are
+// folded are left out, or come, with KEY_IS_FOLDED added, after the others of their matrix. 0 where all are folded.
+static constexpr uint64_t KEY_IS_FOLDED = (uint64_t) 1 << 31;
+int64_t                   sort_base_rows(const ggml_tensor * dst, bool with_folded, work & w);
 
 } // namespace dqrelo_cpu

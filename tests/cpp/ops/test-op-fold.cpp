@@ -195,13 +195,14 @@ static void test_equals_two_nodes() {
 // experts
 //
 
-constexpr ggml_type EXPERT_TYPES[] = { GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0,  GGML_TYPE_Q4_0,
-                                       GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL };
+constexpr ggml_type EXPERT_TYPES[] = { GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0,   GGML_TYPE_Q4_0,
+                                       GGML_TYPE_Q4_1, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1, GGML_TYPE_IQ4_NL, GGML_TYPE_Q2_K,
+                                       GGML_TYPE_Q3_K, GGML_TYPE_Q4_K, GGML_TYPE_Q5_K, GGML_TYPE_Q6_K,   GGML_TYPE_IQ4_XS };
 
 static void test_expert_types() {
     for (ggml_type type : EXPERT_TYPES) {
-        for (int64_t n_in : { 64, 1000 }) {
-            if (n_in % ggml_blck_size(type) != 0) {
+        for (int64_t n_in : { 64, 512, 1000 }) {
+            if (n_in % ggml_blck_size(type) != 0 || (n_in == 512) != (ggml_blck_size(type) == 256)) {
                 continue;
             }
             const stack_kinds k(n_in, 70, 7);

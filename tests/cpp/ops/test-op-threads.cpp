@@ -43,6 +43,14 @@ size_t dqrelo_base_product_bytes(const ggml_tensor *, int n_threads) {
     return (size_t) n_threads;
 }
 
+size_t dqrelo_tiled_experts_bytes(const ggml_tensor *, int) {
+    return 0;
+}
+
+bool dqrelo_tiled_experts(const ggml_compute_params *, const ggml_tensor *, int64_t, const int32_t (*)[2], int64_t, void *, void *) {
+    GGML_ABORT("no weight here has tiles");
+}
+
 void dqrelo_repacked_product(ggml_type, const void *, int64_t, const void *, int64_t, float *) {
     GGML_ABORT("no weight here is repacked");
 }
