@@ -8,8 +8,8 @@
 #include "factor-kernels.h"
 #include "factor-types.h"
 #include "integer-kernels.h"
-#include "panel-kernels.h"
 #include "kernels.h"
+#include "panel-kernels.h"
 
 static inline __m128 sums_f32x4(__m256 v0, __m256 v1, __m256 v2, __m256 v3) {
     const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(v0, v1), _mm256_hadd_ps(v2, v3));

@@ -40,6 +40,7 @@
 #include "k-quants.h"
 #include "kernels.h"
 #include "prefetch.h"
+#include "row-steps.h"
 #include "unrolled.h"
 
 template <class ISA, int R, int T>
@@ -210,41 +211,24 @@ static inline void products_tile(const uint8_t * const * a, int n_i, const float
     }
 }
 
-// Multiplies PRODUCTS_R rows of a with n_t rows of b, T at a time.
-template <class ISA, int T>
-static __attribute__((noinline)) void products_rows(const uint8_t * const * a, int n_i, const float * const * b, int n_t, int64_t j0,
-                                                    int64_t n, float * const * out, int64_t i, bool add) {
-    int t = 0;
-    for (; t + T <= n_t; t += T) {
-        products_tile<ISA, T>(a, n_i, b + t, j0, n, out + t, i, add);
-    }
-    if constexpr (T > 1) {
-        if (t < n_t) {
-            products_rows<ISA, T - 1>(a, n_i, b + t, n_t - t, j0, n, out + t, i, add);
-        }
-    }
-}
-
-template <class ISA>
-static void products_of_some(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
-                             bool add) {
-    for (int i = 0; i < n_i; i += ISA::PRODUCTS_R) {
-        for (int64_t j = 0; j < n; j += ISA::PRODUCTS_COLUMNS) {
-            const uint8_t * row[ISA::PRODUCTS_R]; // Behind the end the last row is taken again.
-            for (int r = 0; r < ISA::PRODUCTS_R; r++) {
-                row[r] = (const uint8_t *) (a + (i + r < n_i ? i + r : n_i - 1) * a_stride + j);
-            }
-            products_rows<ISA, ISA::PRODUCTS_T>(row, n_i - i, b, n_t, j, n - j < ISA::PRODUCTS_COLUMNS ? n - j : ISA::PRODUCTS_COLUMNS, out,
-                                                i, add || j > 0);
-        }
-    }
-}
-
 template <class ISA>
 static void products_of_isa(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * const * out,
                             bool add) {
-    for (int t = 0; t < n_t; t += DQRELO_CACHED_ROWS) {
-        products_of_some<ISA>(a, a_stride, n_i, b + t, n_t - t < DQRELO_CACHED_ROWS ? n_t - t : DQRELO_CACHED_ROWS, n, out + t, add);
+    for (int t0 = 0; t0 < n_t; t0 += DQRELO_CACHED_ROWS) {
+        const int t1 = n_t - t0 < DQRELO_CACHED_ROWS ? n_t : t0 + DQRELO_CACHED_ROWS;
+        for (int i = 0; i < n_i; i += ISA::PRODUCTS_R) {
+            for (int64_t j = 0; j < n; j += ISA::PRODUCTS_COLUMNS) {
+                const int64_t   n_j = n - j < ISA::PRODUCTS_COLUMNS ? n - j : ISA::PRODUCTS_COLUMNS;
+                const uint8_t * row[ISA::PRODUCTS_R]; // Behind the end the last row is taken again.
+                for (int r = 0; r < ISA::PRODUCTS_R; r++) {
+                    row[r] = (const uint8_t *) (a + (i + r < n_i ? i + r : n_i - 1) * a_stride + j);
+                }
+                const uint8_t * const * a_rows = row;
+                for_row_steps<ISA::PRODUCTS_T>(t0, t1, [=](auto rows, int t) {
+                    products_tile<ISA, rows.value>(a_rows, n_i - i, b + t, j, n_j, out + t, i, add || j > 0);
+                });
+            }
+        }
     }
 }
 

@@ -19,6 +19,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "row-steps.h"
 #include "unrolled.h"
 
 // Multiplies I16_R rows of a with T rows of b, for the first n_i rows of a.
@@ -72,46 +73,28 @@ static inline void products_i16_tile(const int16_t * const * a, const float * a_
     }
 }
 
-// Multiplies I16_R rows of a with n_t rows of b, T at a time.
-template <class ISA, int T>
-static __attribute__((noinline)) void products_i16_rows(const int16_t * const * a, const float * a_step, int n_i, const int16_t * const * b,
-                                                        const float * b_step, int n_t, int64_t j0, int64_t n, float * const * out,
-                                                        int64_t i, bool add) {
-    int t = 0;
-    for (; t + T <= n_t; t += T) {
-        products_i16_tile<ISA, T>(a, a_step, n_i, b + t, b_step + t, j0, n, out + t, i, add);
-    }
-    if constexpr (T > 1) {
-        if (t < n_t) {
-            products_i16_rows<ISA, T - 1>(a, a_step, n_i, b + t, b_step + t, n_t - t, j0, n, out + t, i, add);
-        }
-    }
-}
-
-template <class ISA>
-static void products_i16_of_some(const int16_t * a, int64_t a_stride, const float * a_step, int n_i, const int16_t * const * b,
-                                 const float * b_step, int n_t, int64_t n, float * const * out, bool add) {
-    constexpr int R = ISA::I16_R;
-    for (int i = 0; i < n_i; i += R) {
-        for (int64_t j = 0; j < n; j += ISA::I16_COLUMNS) {
-            const int16_t * row[R]; // Behind the end the last row is taken again.
-            float           step[R];
-            for (int r = 0; r < R; r++) {
-                const int k = i + r < n_i ? i + r : n_i - 1;
-                row[r]      = a + k * a_stride + j;
-                step[r]     = a_step[k];
-            }
-            products_i16_rows<ISA, ISA::I16_T>(row, step, n_i - i, b, b_step, n_t, j, n - j < ISA::I16_COLUMNS ? n - j : ISA::I16_COLUMNS,
-                                               out, i, add || j > 0);
-        }
-    }
-}
-
 template <class ISA>
 static void products_i16_of_isa(const int16_t * a, int64_t a_stride, const float * a_step, int n_i, const int16_t * const * b,
                                 const float * b_step, int n_t, int64_t n, float * const * out, bool add) {
-    for (int t = 0; t < n_t; t += DQRELO_CACHED_ROWS) {
-        products_i16_of_some<ISA>(a, a_stride, a_step, n_i, b + t, b_step + t, n_t - t < DQRELO_CACHED_ROWS ? n_t - t : DQRELO_CACHED_ROWS,
-                                  n, out + t, add);
+    constexpr int R = ISA::I16_R;
+    for (int t0 = 0; t0 < n_t; t0 += DQRELO_CACHED_ROWS) {
+        const int t1 = n_t - t0 < DQRELO_CACHED_ROWS ? n_t : t0 + DQRELO_CACHED_ROWS;
+        for (int i = 0; i < n_i; i += R) {
+            for (int64_t j = 0; j < n; j += ISA::I16_COLUMNS) {
+                const int64_t   n_j = n - j < ISA::I16_COLUMNS ? n - j : ISA::I16_COLUMNS;
+                const int16_t * row[R]; // Behind the end the last row is taken again.
+                float           step[R];
+                for (int r = 0; r < R; r++) {
+                    const int k = i + r < n_i ? i + r : n_i - 1;
+                    row[r]      = a + k * a_stride + j;
+                    step[r]     = a_step[k];
+                }
+                const int16_t * const * a_rows = row;
+                const float *           steps  = step;
+                for_row_steps<ISA::I16_T>(t0, t1, [=](auto rows, int t) {
+                    products_i16_tile<ISA, rows.value>(a_rows, steps, n_i - i, b + t, b_step + t, j, n_j, out + t, i, add || j > 0);
+                });
+            }
+        }
     }
 }

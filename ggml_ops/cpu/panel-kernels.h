@@ -18,6 +18,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "row-steps.h"
 #include "unrolled.h"
 
 #include <immintrin.h>
@@ -102,21 +103,6 @@ static inline void panel_tile(const float * panel, int n_i, const float * const 
     }
 }
 
-// Multiplies a panel with n_t rows of b, T at a time.
-template <class ISA, int T>
-static __attribute__((noinline)) void panel_rows(const float * panel, int n_i, const float * const * b, int n_t, int64_t j0, int64_t n,
-                                                 float * const * out, int64_t i, bool add) {
-    int t = 0;
-    for (; t + T <= n_t; t += T) {
-        panel_tile<ISA, T>(panel, n_i, b + t, j0, n, out + t, i, add);
-    }
-    if constexpr (T > 1) {
-        if (t < n_t) {
-            panel_rows<ISA, T - 1>(panel, n_i, b + t, n_t - t, j0, n, out + t, i, add);
-        }
-    }
-}
-
 template <class ISA>
 static void tile_products_of_isa(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
                                  float * const * out, bool add) {
@@ -127,7 +113,9 @@ static void tile_products_of_isa(const float * a, int64_t a_stride, int n_i, con
         for (int i = 0; i < n_i; i += R) {
             const int left = n_i - i < R ? n_i - i : R;
             make_panel<ISA>(a + i * a_stride + j, a_stride, left, n_j, panel);
-            panel_rows<ISA, ISA::PANEL_T>(panel, left, b, n_t, j, n_j, out, i, add || j > 0);
+            const float * columns = panel;
+            for_row_steps<ISA::PANEL_T>(
+                0, n_t, [=](auto rows, int t) { panel_tile<ISA, rows.value>(columns, left, b + t, j, n_j, out + t, i, add || j > 0); });
         }
     }
 }
