@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -89,6 +90,11 @@ def left(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
+def worker_folders() -> set[Path]:
+    """The temporary files of workers on this machine."""
+    return set(Path(tempfile.gettempdir()).glob("dqrelo-worker-*"))
+
+
 @pytest.mark.parametrize("method", ["best", "paper"])
 @pytest.mark.parametrize("kind", ["llama", "mixtral"])
 def test_the_bytes_are_those_of_a_local_run(
@@ -99,7 +105,9 @@ def test_the_bytes_are_those_of_a_local_run(
     files = [tmp_path / "local.dq.gguf", tmp_path / "ray.dq.gguf"]
     assert main([*inputs, "-o", str(files[0]), "-t", "2"]) == 0
     shown = capsys.readouterr()
+    before = worker_folders()
     assert main([*inputs, "-o", str(files[1]), "--ray", cluster.address]) == 0
+    assert worker_folders() == before
     assert files[0].read_bytes() == files[1].read_bytes()
     out, err = capsys.readouterr()
     titles = [line.split(":")[0] for line in err.splitlines()]
@@ -250,7 +258,8 @@ sys.exit(main())
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_neither_files_nor_a_cluster(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "x.dq.gguf"
-    arguments = [str(pico_gguf("llama")), str(pico_tuned_gguf("llama")), "-o", str(out), "--ray", "local"]
+    arguments = [str(pico_gguf("llama")), str(pico_tuned("llama")), "-o", str(out), "--ray", "local"]
+    before = worker_folders()
     with subprocess.Popen([sys.executable, "-c", _SLOW, *arguments], stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None
         log = tmp_path / "x.dq.gguf.partial.log"
@@ -264,3 +273,4 @@ def test_an_interrupt_leaves_neither_files_nor_a_cluster(tmp_path: Path, number:
     assert err.endswith("dqrelo-convert: error: interrupted, no output was left behind\n")
     assert psutil.wait_procs(processes, timeout=20)[1] == []
     assert left(tmp_path) == []
+    assert worker_folders() == before

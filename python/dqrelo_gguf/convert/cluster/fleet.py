@@ -28,6 +28,8 @@ START_SECONDS = 120
 # Between two looks at which machines there are.
 _LOOK_SECONDS = 2.0
 _WAIT_SECONDS = 1.0
+# For workers that remove their temporary files, before they are ended.
+_CLOSE_SECONDS = 5.0
 # Workers of one machine that may be lost before they have finished a weight.
 _MAX_FAILURES = 3
 # Of the smallest object store: so much may be in packs, the rest is for those that are on their way.
@@ -170,7 +172,10 @@ class RayFleet:
             raise InputError(f"{OPTION}: no worker could be started. {self._reasons()}")
 
     def close(self) -> None:
-        """Ends all workers."""
+        """Ends all workers, which have removed their temporary files."""
+        calls = [m.actor.close.remote() for m in self._ready()]
+        if calls:
+            self.ray.wait(calls, num_returns=len(calls), timeout=_CLOSE_SECONDS)
         for member in self._members.values():
             self._stop(member)
 

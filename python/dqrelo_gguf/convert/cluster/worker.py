@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -65,6 +66,7 @@ class ConvertWorker:
         self._lock = threading.Lock()
         self._resources = ExitStack()
         self._node = ""
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._models: Models | None = None
         self._blocks: Blocks | None = None
         self._measured: Measured | None = None
@@ -80,6 +82,9 @@ class ConvertWorker:
             DqreloError: they cannot be opened here, or are not those of the conversion.
         """
         self._node = order.node
+        # The process ends by a signal, so what it keeps in temporary files lies where close() finds it.
+        self._folder = tempfile.TemporaryDirectory(prefix="dqrelo-worker-")
+        tempfile.tempdir = self._folder.name
         try:
             sources = order.sources.or_fetched(order.addresses)
             view = view_of(sources)
@@ -109,6 +114,11 @@ class ConvertWorker:
             return Outcome(lost=f"{self._node} has too little memory"), None
         except OSError as e:
             return Outcome(lost=f"{self._node}: {printable(str(e))}"), None
+
+    def close(self) -> None:
+        """Removes the temporary files, also those of work that still runs: nobody takes its results any more."""
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def _with(self, measured: Measured | None) -> Models:
         with self._lock:
