@@ -1,174 +1,175 @@
-// avx512vbmi-signs.cpp: products of sign planes and several rows of q for AVX-512 VBMI, by tables of partial sums.
+// avx512vbmi-signs.cpp: products of sign planes for AVX-512 VBMI, by tables of partial sums.
 //
-// Six signs are one of 64 patterns, and vpermb looks 64 of them up at once. So for each six columns of q there is a table of the 64 sums
+// A byte of signs is two patterns of four. For each four columns of q there are the 16 sums
 //   T(pattern) = sum of |q_j| over the columns j whose sign in the pattern is that of q_j
 // and, with M = sum_j max(0, -q_j),
 //   sum_j s_j q_j = 2 (sum T - M) - sum_j q_j
-// A sum has up to 18 bits, which are three digits of six, each in a table of its own; four digits fit into a byte. A look-up is made for 64
-// rows of signs, features, at once, so their patterns are transposed before, once for all rows of q:
+// vpermb looks patterns up in 64 bytes, which are the sums of 16 columns, one byte of each: those that the lower halves of four bytes of
+// signs select, or the upper halves. So four bytes of each of 16 rows of signs are brought into one vector:
 //
-//                 48 bytes of signs                 64 features
-//              +---------------------+             +-----------+
-//   64 rows    | six bits, six bits, |   =>    64  |  bytes of |
-//              +---------------------+    patterns |  a pattern|
-//                                                  +-----------+
+//               16 bytes of signs                bytes 0..3    4..7   ...
+//             +-------------------+             +---------+ +---------+
+//   16 rows   |                   |      =>     | 16 rows | | 16 rows | ...
+//             +-------------------+             +---------+ +---------+
 //
-// To make a table takes as long as to look 180 features up in it, and to transpose as long as a look-up by one row of q. So this is for
-// many features and some rows of q; for others the products of avx512vnni-signs.cpp are faster. Instructions for 1536 signs, 64 features
-// and 24 columns, and a row of q, which those products take 72 for:
+// The bytes that are found lie by fours in the lane of their row, and vpdpbusd with ones adds them to its sum. Instructions for 256 signs,
+// and those of them that each of up to three rows of q takes:
 //
-//   12   look-ups
-//   18   additions and shifts
-//   10   loads of tables, which two blocks of features share, and of patterns
-//    4   to add the sums to those of the columns before
+//   2             loads and insertions
+//   1             to transpose
+//   1.5           to split bytes
+//   1     each    loads of tables, which two blocks of rows of signs share
+//   2     each    look-ups in tables of the lower and the upper byte
+//   2     each    vpdpbusd
+//   1.5           prefetches
+//
+// The products of avx512vnni-signs.cpp take 4 and 8 for each row of q, which are vpdpbusd, of which Zen 4 starts one a cycle. To make the
+// tables of a row takes as long as to look 60 rows of signs up in them. Tables of six columns for 64 rows of signs, three bytes each, which
+// several rows of q had before, need bytes that are transposed in four steps instead of two.
 
 #include "avx512vnni.h"
+#include "prefetch.h"
 
-static constexpr int GROUP_COLUMNS   = 6;
-static constexpr int SEGMENT_GROUPS  = 64;
-static constexpr int SEGMENT_COLUMNS = SEGMENT_GROUPS * GROUP_COLUMNS;
-static constexpr int BLOCK           = 64; // features
-static constexpr int SET             = 4;  // Blocks whose patterns stay in the first cache, 16 KiB.
-static constexpr int DIGITS          = 3;
+static constexpr int64_t STEP_BYTES   = 16; // of signs
+static constexpr int64_t STEP_COLUMNS = 8 * STEP_BYTES;
+static constexpr int     STEP_TABLES  = 8; // of 16 columns each
+static constexpr int     MOST_STEPS   = 160;
+static constexpr int     MOST_RESTS   = 128;
+static constexpr int     MOST_ROWS    = 3;  // of q
+static constexpr int     BLOCK        = 16; // rows of signs
+static constexpr int     SET          = 2;  // blocks that share the loads of tables
 
 namespace {
 
-// The patterns of a block's features, group by group.
-struct pattern_block {
-    alignas(64) uint8_t group[SEGMENT_GROUPS][BLOCK];
+// The lower bytes of sums, and the upper ones. Byte 16 k + p is that of pattern p of columns 8 k + 4 h to 8 k + 4 h + 3 of 32 columns: h =
+// 0 for the first four of eight, and 1 for the others.
+struct sum_table {
+    alignas(64) uint8_t lower[64], upper[64];
 };
 
-// The tables of a segment of a row of q.
-struct table_segment {
-    alignas(64) uint8_t digit[SEGMENT_GROUPS][DIGITS][64];
-    int32_t negative; // M of the segment
+// What rows of q are looked up in: step k of a row has tables 2 d + h of columns 128 k + 32 d on. A sum of four q may be larger than two
+// bytes; then the table has what they are with q of half of the magnitude at most, and another one the rest: bit t of large says so of
+// table t. These are rare, and lie one behind the other.
+struct row_tables {
+    struct row {
+        int     step, rest; // its first ones
+        int32_t negative;   // M
+    };
 
-    void make(const int8_t * q, int64_t j0, int64_t n, int n_groups);
+    sum_table step[MOST_STEPS][STEP_TABLES];
+    uint8_t   large[MOST_STEPS];
+    sum_table rest[MOST_RESTS];
+    row       rows[MOST_ROWS];
+    int       n_steps = 0, n_rests = 0, n_rows = 0;
+
+    // Adds those of a row, and returns whether there was room.
+    bool add(const int8_t * q, int64_t n);
 };
 
 } // namespace
-
-static inline int smaller(int a, int b) {
-    return a < b ? a : b;
-}
-
-//
-// patterns
-//
-
-// Returns the patterns of a row's next n_bytes, at most 48, those of a segment. The upper two bits of a byte are those of the next pattern;
-// vpermb does not look at them.
-static inline __m512i patterns_of(const uint8_t * sign, int64_t n_bytes) {
-    // Six bytes are eight patterns: they are put into eight bytes, out of which each takes its own.
-    alignas(64) static const uint8_t spread[64] = {
-        0,  1,  2,  3,  4,  5,  0, 0, 6,  7,  8,  9,  10, 11, 0, 0, 12, 13, 14, 15, 16, 17, 0, 0, 18, 19, 20, 21, 22, 23, 0, 0,
-        24, 25, 26, 27, 28, 29, 0, 0, 30, 31, 32, 33, 34, 35, 0, 0, 36, 37, 38, 39, 40, 41, 0, 0, 42, 43, 44, 45, 46, 47, 0, 0,
-    };
-    const __m512i bytes  = _mm512_maskz_loadu_epi8(first_m64(n_bytes), sign);
-    const __m512i eights = _mm512_permutexvar_epi8(_mm512_load_si512(spread), bytes);
-    return _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x2a241e18120c0600), eights); // from bit 0, 6, ..., 42 on
-}
-
-// Transposes the patterns of 16 rows: four times the bytes of rows k and k + 8 are interleaved, in each lane of 16.
-static inline void transpose_lanes(__m512i (&rows)[16]) {
-    UNROLLED
-    for (int step = 0; step < 4; step++) {
-        __m512i next[16];
-        UNROLLED
-        for (int k = 0; k < 8; k++) {
-            next[2 * k]     = _mm512_unpacklo_epi8(rows[k], rows[k + 8]);
-            next[2 * k + 1] = _mm512_unpackhi_epi8(rows[k], rows[k + 8]);
-        }
-        UNROLLED_16
-        for (int k = 0; k < 16; k++) {
-            rows[k] = next[k];
-        }
-    }
-}
-
-static void make_patterns(pattern_block & to, const uint8_t * sign, int n_i, int64_t row_bytes, int64_t n_bytes) {
-    for (int i0 = 0; i0 < BLOCK; i0 += 16) {
-        __m512i rows[16]; // Behind the end the last row is taken again.
-        UNROLLED_16
-        for (int i = 0; i < 16; i++) {
-            rows[i] = patterns_of(sign + smaller(i0 + i, n_i - 1) * row_bytes, n_bytes);
-        }
-        transpose_lanes(rows);
-        UNROLLED_16
-        for (int k = 0; k < 16; k++) {
-            _mm_store_si128((__m128i *) (to.group[k] + i0), _mm512_castsi512_si128(rows[k]));
-            _mm_store_si128((__m128i *) (to.group[16 + k] + i0), _mm512_extracti32x4_epi32(rows[k], 1));
-            _mm_store_si128((__m128i *) (to.group[32 + k] + i0), _mm512_extracti32x4_epi32(rows[k], 2));
-            _mm_store_si128((__m128i *) (to.group[48 + k] + i0), _mm512_extracti32x4_epi32(rows[k], 3));
-        }
-    }
-}
 
 //
 // tables
 //
 
-// Sets `to` to q of a segment's columns, zeros behind the end, and returns M.
-static int32_t read_segment(const int8_t * q, int64_t j0, int64_t n, int32_t * to) {
-    __m512i negative = _mm512_setzero_si512();
-    for (int64_t j = 0; j < SEGMENT_COLUMNS; j += DQRELO_Q_BLOCK) {
-        alignas(64) int8_t hi[DQRELO_Q_BLOCK] = {}, lo[DQRELO_Q_BLOCK] = {};
-        if (j0 + j < n) {
-            const int8_t * block = q + 2 * (j0 + j);
-            _mm512_store_si512(hi, interleave_q(_mm512_loadu_si512(block)));
-            _mm512_store_si512(lo, interleave_q(_mm512_loadu_si512(block + DQRELO_Q_BLOCK)));
+// Returns q of 32 columns from their bytes.
+static inline __m512i q_i16x32(__m256i hi, __m256i lo) {
+    return _mm512_add_epi16(_mm512_slli_epi16(_mm512_cvtepi8_epi16(hi), 8), _mm512_cvtepi8_epi16(lo));
+}
+
+// Sets v to q of a block's 64 columns, or to zeros where it lies behind column n.
+static inline void read_q(const int8_t * q, int64_t j, int64_t n, __m512i (&v)[2]) {
+    v[0] = v[1] = _mm512_setzero_si512();
+    if (j < n) {
+        const int8_t * block = q + 2 * j;
+        const __m512i  hi = interleave_q(_mm512_loadu_si512(block)), lo = interleave_q(_mm512_loadu_si512(block + DQRELO_Q_BLOCK));
+        v[0] = q_i16x32(_mm512_castsi512_si256(hi), _mm512_castsi512_si256(lo));
+        v[1] = q_i16x32(_mm512_extracti64x4_epi64(hi, 1), _mm512_extracti64x4_epi64(lo, 1));
+    }
+}
+
+// Returns max(0, -v) of 16 bits.
+static inline __m512i less_than_zero(__m512i v) {
+    return _mm512_max_epi16(_mm512_sub_epi16(_mm512_setzero_si512(), v), _mm512_setzero_si512());
+}
+
+// Returns the sums of two neighbours of 16 bits, in 32.
+static inline __m512i sums_of_pairs(__m512i v) {
+    return _mm512_madd_epi16(v, _mm512_set1_epi16(1));
+}
+
+static inline __m512i swap_i32(__m512i v) {
+    return _mm512_shuffle_epi32(v, _MM_PERM_CDAB);
+}
+
+// Makes the table of each first or second four of a lane's eight columns.
+template <int H>
+static inline void make_table(sum_table & table, __m512i v) {
+    const __m512i q0 = _mm512_shuffle_epi8(v, _mm512_set1_epi16((8 * H + 1) << 8 | 8 * H));
+    const __m512i q1 = _mm512_shuffle_epi8(v, _mm512_set1_epi16((8 * H + 3) << 8 | (8 * H + 2)));
+    const __m512i q2 = _mm512_shuffle_epi8(v, _mm512_set1_epi16((8 * H + 5) << 8 | (8 * H + 4)));
+    const __m512i q3 = _mm512_shuffle_epi8(v, _mm512_set1_epi16((8 * H + 7) << 8 | (8 * H + 6)));
+
+    const __m512i less   = less_than_zero(v);
+    const __m512i pairs  = _mm512_add_epi16(less, _mm512_rol_epi32(less, 16));
+    const __m512i fours  = _mm512_add_epi16(pairs, swap_i32(pairs)); // M, in four places
+    __m512i       sums   = H == 0 ? _mm512_unpacklo_epi64(fours, fours) : _mm512_unpackhi_epi64(fours, fours);
+    sums                 = _mm512_mask_add_epi16(sums, 0xaaaaaaaa, sums, q0);
+    sums                 = _mm512_mask_add_epi16(sums, 0xcccccccc, sums, q1);
+    sums                 = _mm512_mask_add_epi16(sums, 0xf0f0f0f0, sums, q2); // patterns 0 to 7
+    const __m512i others = _mm512_add_epi16(sums, q3);                        // and 8 to 15
+    const __m512i byte   = _mm512_set1_epi16(0xff);
+    _mm512_store_si512(table.lower, _mm512_packus_epi16(_mm512_and_si512(sums, byte), _mm512_and_si512(others, byte)));
+    _mm512_store_si512(table.upper, _mm512_packus_epi16(_mm512_srli_epi16(sums, 8), _mm512_srli_epi16(others, 8)));
+}
+
+// Returns which of 32 columns belong to a table in which the magnitudes of some four are more than 16 bits in sum.
+static inline __mmask32 large_columns(__m512i v) {
+    const __m512i   pairs = sums_of_pairs(_mm512_abs_epi16(v));
+    const __mmask16 fours = _mm512_cmpgt_epi32_mask(_mm512_add_epi32(pairs, swap_i32(pairs)), _mm512_set1_epi32(0xffff));
+    return (fours & 0x3333 ? 0x0f0f0f0f : 0) | (fours & 0xcccc ? 0xf0f0f0f0 : 0);
+}
+
+bool row_tables::add(const int8_t * q, int64_t n) {
+    if (n_steps + (n + STEP_COLUMNS - 1) / STEP_COLUMNS > MOST_STEPS) {
+        return false;
+    }
+    row &   own  = rows[n_rows++];
+    __m512i sums = _mm512_setzero_si512();
+    own          = { n_steps, n_rests, 0 };
+    for (int64_t j = 0; j < n; j += STEP_COLUMNS, n_steps++) {
+        large[n_steps] = 0;
+        for (int t = 0; t < STEP_TABLES; t += 4) {
+            __m512i v[2];
+            read_q(q, j + t * 16, n, v);
+            UNROLLED
+            for (int d = 0; d < 2; d++) {
+                sums                    = _mm512_add_epi32(sums, sums_of_pairs(less_than_zero(v[d])));
+                const __mmask32 columns = large_columns(v[d]);
+                __m512i         most    = v[d];
+                if (columns != 0) {
+                    if (n_rests + 2 > MOST_RESTS) {
+                        return false;
+                    }
+                    most                 = _mm512_mask_min_epi16(most, columns, most, _mm512_set1_epi16(0x3fff));
+                    most                 = _mm512_mask_max_epi16(most, columns, most, _mm512_set1_epi16(-0x3fff));
+                    const __m512i others = _mm512_sub_epi16(v[d], most);
+                    if (columns & 0x0f) {
+                        large[n_steps] |= (uint8_t) (1 << (t + 2 * d));
+                        make_table<0>(rest[n_rests++], others);
+                    }
+                    if (columns & 0xf0) {
+                        large[n_steps] |= (uint8_t) (2 << (t + 2 * d));
+                        make_table<1>(rest[n_rests++], others);
+                    }
+                }
+                make_table<0>(step[n_steps][t + 2 * d], most);
+                make_table<1>(step[n_steps][t + 2 * d + 1], most);
+            }
         }
-        for (int64_t k = 0; k < DQRELO_Q_BLOCK; k += 16) {
-            const __m512i upper = _mm512_slli_epi32(_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *) (hi + k))), 8);
-            const __m512i v     = _mm512_add_epi32(upper, _mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *) (lo + k))));
-            _mm512_store_si512(to + j + k, v);
-            negative = _mm512_sub_epi32(negative, _mm512_min_epi32(v, _mm512_setzero_si512()));
-        }
     }
-    return _mm512_reduce_add_epi32(negative);
-}
-
-// Returns the digits of 16 sums: bytes 0, 1 and 2 of each lane.
-static inline __m512i digits_of(__m512i sums) {
-    const __m512i from = _mm512_set1_epi64(0x002c2620000c0600); // bits 0, 6 and 12 of both lanes of 64 bits
-    return _mm512_and_si512(_mm512_multishift_epi64_epi8(from, sums), _mm512_set1_epi8(63));
-}
-
-// Makes the tables of six columns. Lane l of the sums has the pattern whose lower four bits are l; the upper two are the vector's.
-static inline void make_group(uint8_t (&digit)[DIGITS][64], const int32_t * q) {
-    int32_t start = 0;
-    for (int k = 0; k < GROUP_COLUMNS; k++) {
-        start -= smaller(q[k], 0);
-    }
-    __m512i sums[4];
-    sums[0] = _mm512_set1_epi32(start);
-    sums[0] = _mm512_mask_add_epi32(sums[0], 0xaaaa, sums[0], _mm512_set1_epi32(q[0]));
-    sums[0] = _mm512_mask_add_epi32(sums[0], 0xcccc, sums[0], _mm512_set1_epi32(q[1]));
-    sums[0] = _mm512_mask_add_epi32(sums[0], 0xf0f0, sums[0], _mm512_set1_epi32(q[2]));
-    sums[0] = _mm512_mask_add_epi32(sums[0], 0xff00, sums[0], _mm512_set1_epi32(q[3]));
-    sums[1] = _mm512_add_epi32(sums[0], _mm512_set1_epi32(q[4]));
-    sums[2] = _mm512_add_epi32(sums[0], _mm512_set1_epi32(q[5]));
-    sums[3] = _mm512_add_epi32(sums[1], _mm512_set1_epi32(q[5]));
-
-    // Byte 4 l of the first vector for l = 0 to 15, then of the second one: the lowest digits. Byte 4 l + 1 for the next ones, behind them.
-    const __m512i lower = _mm512_set_epi8(125, 121, 117, 113, 109, 105, 101, 97, 93, 89, 85, 81, 77, 73, 69, 65, 61, 57, 53, 49, 45, 41, 37,
-                                          33, 29, 25, 21, 17, 13, 9, 5, 1, 124, 120, 116, 112, 108, 104, 100, 96, 92, 88, 84, 80, 76, 72,
-                                          68, 64, 60, 56, 52, 48, 44, 40, 36, 32, 28, 24, 20, 16, 12, 8, 4, 0);
-    const __m512i upper = _mm512_add_epi8(lower, _mm512_set1_epi8(2));
-    const __m512i d0 = digits_of(sums[0]), d1 = digits_of(sums[1]), d2 = digits_of(sums[2]), d3 = digits_of(sums[3]);
-    const __m512i lower01 = _mm512_permutex2var_epi8(d0, lower, d1), lower23 = _mm512_permutex2var_epi8(d2, lower, d3);
-    const __m512i upper01 = _mm512_permutex2var_epi8(d0, upper, d1), upper23 = _mm512_permutex2var_epi8(d2, upper, d3);
-    _mm512_store_si512(digit[0], _mm512_inserti64x4(lower01, _mm512_castsi512_si256(lower23), 1));
-    _mm512_store_si512(digit[1], _mm512_shuffle_i64x2(lower01, lower23, 0xee));
-    _mm512_store_si512(digit[2], _mm512_inserti64x4(upper01, _mm512_castsi512_si256(upper23), 1));
-}
-
-void table_segment::make(const int8_t * q, int64_t j0, int64_t n, int n_groups) {
-    alignas(64) int32_t values[SEGMENT_COLUMNS];
-    negative = read_segment(q, j0, n, values);
-    for (int g = 0; g < n_groups; g++) {
-        make_group(digit[g], values + g * GROUP_COLUMNS);
-    }
+    own.negative = _mm512_reduce_add_epi32(sums);
+    return true;
 }
 
 //
@@ -177,133 +178,202 @@ void table_segment::make(const int8_t * q, int64_t j0, int64_t n, int n_groups) 
 
 namespace {
 
-// Sums of the digits of a block's features: of the even ones plus 256 times the odd ones, modulo 2^16, and of the odd ones. A segment's
-// have at most 64 * 63.
-struct block_sums {
-    __m512i both[DIGITS], odd[DIGITS];
+// Rows of signs, of which a step reads 16 bytes each, or fewer at their end.
+struct sign_rows {
+    const uint8_t * sign;
+    int64_t         row_bytes;
+    int             n_i; // Behind the end the last row is taken again.
+
+    template <bool ALL_ROWS, bool ALL_BYTES>
+    inline __m128i bytes(int i, __mmask16 there) const {
+        const uint8_t * row = sign + (ALL_ROWS || i < n_i ? i : n_i - 1) * row_bytes;
+        return ALL_BYTES ? _mm_loadu_si128((const __m128i *) row) : _mm_maskz_loadu_epi8(there, row);
+    }
+};
+
+// What is asked for while a step is multiplied, a cache line of each with each table. Memory is asked in its order, from a set of rows and
+// 2 KiB ahead on. A step reads a piece of each row, so lines that have come are brought on into the first cache before they are read,
+// `near`: those of each row's next piece. (Requests of memory in the order in which lines are read took 1.4 times as long; larger distances
+// than 2 KiB take up to 1.2 times as long.)
+struct step_requests {
+    sign_requests &       signs;
+    struct dqrelo_ahead & after;
+    uintptr_t             near, row_bytes;
+
+    inline void ask() {
+        signs.ask<DQRELO_CACHE_2>();
+        prefetch_ahead(after);
+        prefetch_lines<64, DQRELO_CACHE_1>(near);
+        near += row_bytes;
+    }
 };
 
 } // namespace
 
-// Returns 32-bit sums out of half of the 16-bit ones of their digits, in each lane the lower or the upper half.
-template <bool UPPER>
-static inline __m512i value_of(const __m512i (&digit)[DIGITS]) {
-    const __m512i zero  = _mm512_setzero_si512();
-    const __m512i pairs = UPPER ? _mm512_unpackhi_epi16(digit[0], digit[1]) : _mm512_unpacklo_epi16(digit[0], digit[1]);
-    const __m512i third = UPPER ? _mm512_unpackhi_epi16(digit[2], zero) : _mm512_unpacklo_epi16(digit[2], zero);
-    return _mm512_add_epi32(_mm512_madd_epi16(pairs, _mm512_set1_epi32(64 << 16 | 1)), _mm512_slli_epi32(third, 12));
-}
-
-// Sets out[i] to first + 2 T of the block's first n_i features, or adds that to it.
-static inline void store_block(const block_sums & sums, int n_i, int32_t first, bool add, int32_t * out) {
-    __m512i even[DIGITS];
-    UNROLLED
-    for (int d = 0; d < DIGITS; d++) {
-        even[d] = _mm512_sub_epi16(sums.both[d], _mm512_slli_epi16(sums.odd[d], 8));
-    }
-    // Lane k of these has features 16 k + 0, 2, 4, 6, then + 8, 10, 12, 14, and the same + 1.
-    const __m512i even0 = value_of<false>(even), even1 = value_of<true>(even);
-    const __m512i odd0 = value_of<false>(sums.odd), odd1 = value_of<true>(sums.odd);
-    // Lane k of these has features 16 k + 4 m to 16 k + 4 m + 3, m = 0 to 3.
-    const __m512i m0 = _mm512_unpacklo_epi32(even0, odd0), m1 = _mm512_unpackhi_epi32(even0, odd0);
-    const __m512i m2 = _mm512_unpacklo_epi32(even1, odd1), m3 = _mm512_unpackhi_epi32(even1, odd1);
-    const __m512i a0 = _mm512_shuffle_i32x4(m0, m1, 0x44), a1 = _mm512_shuffle_i32x4(m0, m1, 0xee);
-    const __m512i b0 = _mm512_shuffle_i32x4(m2, m3, 0x44), b1 = _mm512_shuffle_i32x4(m2, m3, 0xee);
-    const __m512i values[4] = { _mm512_shuffle_i32x4(a0, b0, 0x88), _mm512_shuffle_i32x4(a0, b0, 0xdd), _mm512_shuffle_i32x4(a1, b1, 0x88),
-                                _mm512_shuffle_i32x4(a1, b1, 0xdd) };
+// Sets fours[d] to bytes 4 d to 4 d + 3 of 16 rows from row i on.
+template <bool ALL_ROWS, bool ALL_BYTES>
+static inline void transpose_rows(const sign_rows & rows, int i, __mmask16 there, __m512i (&fours)[4]) {
+    __m512i v[4]; // In lane l of vector k lies row 4 l + k.
     UNROLLED
     for (int k = 0; k < 4; k++) {
-        const __mmask16 there = columns_m16(16 * k, n_i);
-        const __m512i   begun = add ? _mm512_maskz_loadu_epi32(there, out + 16 * k) : _mm512_setzero_si512();
-        const __m512i   value = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_slli_epi32(values[k], 1));
-        _mm512_mask_storeu_epi32(out + 16 * k, there, _mm512_add_epi32(begun, value));
+        v[k] = _mm512_castsi128_si512(rows.bytes<ALL_ROWS, ALL_BYTES>(i + k, there));
+        v[k] = _mm512_inserti32x4(v[k], (rows.bytes<ALL_ROWS, ALL_BYTES>(i + k + 4, there)), 1);
+        v[k] = _mm512_inserti32x4(v[k], (rows.bytes<ALL_ROWS, ALL_BYTES>(i + k + 8, there)), 2);
+        v[k] = _mm512_inserti32x4(v[k], (rows.bytes<ALL_ROWS, ALL_BYTES>(i + k + 12, there)), 3);
+    }
+    const __m512i lower01 = _mm512_unpacklo_epi32(v[0], v[1]), lower23 = _mm512_unpacklo_epi32(v[2], v[3]);
+    const __m512i upper01 = _mm512_unpackhi_epi32(v[0], v[1]), upper23 = _mm512_unpackhi_epi32(v[2], v[3]);
+    fours[0] = _mm512_unpacklo_epi64(lower01, lower23);
+    fours[1] = _mm512_unpackhi_epi64(lower01, lower23);
+    fours[2] = _mm512_unpacklo_epi64(upper01, upper23);
+    fours[3] = _mm512_unpackhi_epi64(upper01, upper23);
+}
+
+// Returns where in a table the lower or the upper halves of bytes are found: 16 times the byte's place in its row's four, plus the pattern.
+static inline __m512i places_of(__m512i fours, int half) {
+    const __m512i pattern = half == 0 ? fours : _mm512_srli_epi16(fours, 4);
+    return _mm512_ternarylogic_epi64(pattern, _mm512_set1_epi8(15), _mm512_set1_epi32(0x30201000), 0xea); // (a & b) | c
+}
+
+// Adds to the sums of a set of rows, of lower and upper bytes, what their bytes select in a table.
+static inline void add_table(const sum_table & table, const __m512i (&places)[SET], __m512i (&sums)[SET][2]) {
+    __m512i lower = _mm512_load_si512(table.lower), upper = _mm512_load_si512(table.upper);
+    __asm__("" : "+v"(lower), "+v"(upper)); // The compiler would load them for each block.
+    UNROLLED
+    for (int b = 0; b < SET; b++) {
+        dot_i32x16(sums[b][0], _mm512_permutexvar_epi8(places[b], lower), _mm512_set1_epi8(1));
+        dot_i32x16(sums[b][1], _mm512_permutexvar_epi8(places[b], upper), _mm512_set1_epi8(1));
     }
 }
 
-// Looks the patterns of N blocks up, n_groups of them, a multiple of four, and stores what that gives for n_i features.
-template <int N>
-static void look_up(const pattern_block * patterns, const table_segment & tables, int n_groups, int n_i, int32_t first, bool add,
-                    int32_t * out) {
-    block_sums sums[N];
-    UNROLLED
-    for (int b = 0; b < N; b++) {
+namespace {
+
+// The sums of a set of rows of signs and T rows of q.
+template <int T>
+struct set_sums {
+    __m512i           value[T][SET][2];
+    const sum_table * rest[T]; // the next ones
+
+    explicit set_sums(const row_tables & tables) {
         UNROLLED
-        for (int d = 0; d < DIGITS; d++) {
-            sums[b].both[d] = sums[b].odd[d] = _mm512_setzero_si512();
+        for (int t = 0; t < T; t++) {
+            rest[t] = tables.rest + tables.rows[t].rest;
+            UNROLLED
+            for (int b = 0; b < SET; b++) {
+                value[t][b][0] = value[t][b][1] = _mm512_setzero_si512();
+            }
         }
     }
-    for (int g = 0; g < n_groups; g += 4) {
-        __m512i four[N][DIGITS];
+
+    // Adds what 16 bytes of each row select in the tables of step k.
+    template <bool ALL_ROWS, bool ALL_BYTES>
+    inline void add(const sign_rows & rows, __mmask16 there, const row_tables & tables, int64_t k, step_requests & requests) {
+        __m512i fours[SET][4];
         UNROLLED
-        for (int k = 0; k < 4; k++) {
-            __m512i table[DIGITS];
+        for (int b = 0; b < SET; b++) {
+            transpose_rows<ALL_ROWS, ALL_BYTES>(rows, b * BLOCK, there, fours[b]);
+        }
+        UNROLLED
+        for (int i = 0; i < STEP_TABLES; i++) {
+            requests.ask();
+            __m512i places[SET];
             UNROLLED
-            for (int d = 0; d < DIGITS; d++) {
-                table[d] = _mm512_load_si512(tables.digit[g + k][d]);
-                __asm__("" : "+v"(table[d])); // The compiler would load it for each block.
+            for (int b = 0; b < SET; b++) {
+                places[b] = places_of(fours[b][i / 2], i % 2);
             }
             UNROLLED
-            for (int b = 0; b < N; b++) {
-                const __m512i pattern = _mm512_load_si512(patterns[b].group[g + k]);
+            for (int t = 0; t < T; t++) {
+                add_table(tables.step[tables.rows[t].step + k][i], places, value[t]);
+            }
+        }
+        UNROLLED
+        for (int t = 0; t < T; t++) {
+            const int large = tables.large[tables.rows[t].step + k];
+            if (large != 0) {
                 UNROLLED
-                for (int d = 0; d < DIGITS; d++) {
-                    const __m512i found = _mm512_permutexvar_epi8(pattern, table[d]);
-                    four[b][d]          = k == 0 ? found : _mm512_add_epi8(four[b][d], found);
-                }
-            }
-        }
-        UNROLLED
-        for (int b = 0; b < N; b++) {
-            UNROLLED
-            for (int d = 0; d < DIGITS; d++) {
-                sums[b].both[d] = _mm512_add_epi16(sums[b].both[d], four[b][d]);
-                sums[b].odd[d]  = _mm512_add_epi16(sums[b].odd[d], _mm512_srli_epi16(four[b][d], 8));
-            }
-        }
-    }
-    UNROLLED
-    for (int b = 0; b < N; b++) {
-        store_block(sums[b], n_i - b * BLOCK, first, add, out + b * BLOCK);
-    }
-}
-
-// For up to TABLE_ROWS rows of q.
-static void multiply_rows(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
-                          const struct dqrelo_act * act, int t0, int n_t, int64_t n, int64_t ld) {
-    pattern_block patterns[SET];
-    table_segment tables[TABLE_ROWS];
-    for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
-        const int64_t n_columns = n - j0 < SEGMENT_COLUMNS ? n - j0 : SEGMENT_COLUMNS;
-        const int     n_groups  = (int) (n_columns + 4 * GROUP_COLUMNS - 1) / (4 * GROUP_COLUMNS) * 4;
-        for (int t = 0; t < n_t; t++) {
-            tables[t].make(q + (t0 + t) * q_stride, j0, n, n_groups);
-        }
-        for (int k = 0; k < n_tiles; k++) {
-            for (int i = 0; i < tiles[k].n_i; i += SET * BLOCK) {
-                const uint8_t * sign = tiles[k].sign + i * (n / 8) + j0 / 8;
-                const int       n_i  = smaller(SET * BLOCK, tiles[k].n_i - i);
-                for (int b = 0; b * BLOCK < n_i; b++) {
-                    make_patterns(patterns[b], sign + b * BLOCK * (n / 8), n_i - b * BLOCK, n / 8, n_columns / 8);
-                }
-                for (int t = 0; t < n_t; t++) {
-                    const int32_t first = -2 * tables[t].negative - (j0 == 0 ? act[t0 + t].sum : 0);
-                    int32_t *     out   = tiles[k].out + (t0 + t) * ld + i;
-                    for (int b = 0; b * BLOCK < n_i; b += 2) {
-                        if (n_i - b * BLOCK > BLOCK) {
-                            look_up<2>(patterns + b, tables[t], n_groups, n_i - b * BLOCK, first, j0 > 0, out + b * BLOCK);
-                        } else {
-                            look_up<1>(patterns + b, tables[t], n_groups, n_i - b * BLOCK, first, j0 > 0, out + b * BLOCK);
-                        }
+                for (int i = 0; i < STEP_TABLES; i++) {
+                    if (large >> i & 1) {
+                        const __m512i places[SET] = { places_of(fours[0][i / 2], i % 2), places_of(fours[1][i / 2], i % 2) };
+                        add_table(*rest[t]++, places, value[t]);
                     }
                 }
             }
         }
     }
+};
+
+} // namespace
+
+// Sets out[t*ld + i] to -sum q - 2 M + 2 T of a set of rows, or of those of its rows that are there.
+template <int T, bool ALL_ROWS>
+static inline void multiply_set(const sign_rows & rows, const row_tables & tables, const struct dqrelo_act * act, int64_t n, int32_t * out,
+                                int64_t ld, sign_requests & signs, struct dqrelo_ahead & after) {
+    set_sums<T>   sums(tables);
+    step_requests requests = { signs, after, 0, (uintptr_t) rows.row_bytes };
+    for (int64_t k = 0; k * STEP_COLUMNS < n; k++) {
+        const int64_t   j    = k * STEP_COLUMNS;
+        const sign_rows step = { rows.sign + j / 8, rows.row_bytes, rows.n_i };
+
+        // Each fourth of a line's steps brings a fourth of the rows' next lines on. After the last line these are of the next rows.
+        const int64_t line = j / 8 / 64 * 64 + 64, quarter = j / 8 % 64 / STEP_BYTES * (SET * BLOCK / 4);
+        requests.near = (uintptr_t) rows.sign + (uintptr_t) (line < rows.row_bytes ? line : SET * BLOCK * rows.row_bytes) +
+                        (uintptr_t) (quarter * rows.row_bytes);
+        if (n - j >= STEP_COLUMNS) {
+            sums.template add<ALL_ROWS, true>(step, 0xffff, tables, k, requests);
+        } else {
+            sums.template add<ALL_ROWS, false>(step, (__mmask16) ((1u << (n - j) / 8) - 1), tables, k, requests);
+        }
+    }
+    UNROLLED
+    for (int t = 0; t < T; t++) {
+        const __m512i first = _mm512_set1_epi32(-2 * tables.rows[t].negative - act[t].sum);
+        UNROLLED
+        for (int b = 0; b < SET; b++) {
+            const __m512i found = _mm512_add_epi32(sums.value[t][b][0], _mm512_slli_epi32(sums.value[t][b][1], 8));
+            _mm512_mask_storeu_epi32(out + t * ld + b * BLOCK, columns_m16(b * BLOCK, rows.n_i),
+                                     _mm512_add_epi32(first, _mm512_slli_epi32(found, 1)));
+        }
+    }
 }
 
-void sign_dots_avx512vbmi(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
-                          const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld) {
-    for (int t = 0; t < n_t; t += TABLE_ROWS) {
-        multiply_rows(tiles, n_tiles, q, q_stride, act, t, smaller(TABLE_ROWS, n_t - t), n, ld);
+template <int T>
+static void multiply_tiles(const struct dqrelo_sign_tile * tiles, int n_tiles, const row_tables & tables, const struct dqrelo_act * act,
+                           int t0, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
+    sign_requests       signs(tiles, n_tiles, n / 8);
+    struct dqrelo_ahead after = *ahead; // A copy may stay in registers.
+    signs.skip(SET * BLOCK * (n / 8) + 2048);
+    for (int k = 0; k < n_tiles; k++) {
+        sign_rows rows = { tiles[k].sign, n / 8, tiles[k].n_i };
+        int32_t * out  = tiles[k].out + t0 * ld;
+        for (; rows.n_i > 0; rows.n_i -= SET * BLOCK) {
+            if (rows.n_i >= SET * BLOCK) {
+                multiply_set<T, true>(rows, tables, act + t0, n, out, ld, signs, after);
+            } else {
+                multiply_set<T, false>(rows, tables, act + t0, n, out, ld, signs, after);
+            }
+            rows.sign += SET * BLOCK * rows.row_bytes;
+            out += SET * BLOCK;
+        }
     }
+    *ahead = after;
+}
+
+int sign_dots_avx512vbmi(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
+                         const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
+    int done = 0;
+    while (done < n_t) {
+        row_tables tables;
+        int        n_rows = 0;
+        while (n_rows < MOST_ROWS && done + n_rows < n_t && tables.add(q + (done + n_rows) * q_stride, n)) {
+            n_rows++;
+        }
+        switch (n_rows) {
+            case 0: return done;
+            case 1: multiply_tiles<1>(tiles, n_tiles, tables, act, done, n, ld, ahead); break;
+            case 2: multiply_tiles<2>(tiles, n_tiles, tables, act, done, n, ld, ahead); break;
+            case 3: multiply_tiles<3>(tiles, n_tiles, tables, act, done, n, ld, ahead); break;
+        }
+        done += n_rows;
+    }
+    return done;
 }

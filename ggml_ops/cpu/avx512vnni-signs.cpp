@@ -94,12 +94,6 @@ static inline __m512i b_of_last(const uint8_t * sign, int64_t n_bytes) {
     return b_of(_mm512_broadcastq_epi64(_mm_maskz_loadu_epi8((__mmask16) ((1u << n_bytes) - 1), sign)));
 }
 
-// Adds the products of the unsigned bytes u and the signed bytes s to acc. This is assembler because GCC 12 copies the accumulators of the
-// intrinsic in every step of a loop, which was measured to be 1.2 (one row) to 1.7 times (three rows) slower.
-static inline void dot_i32x16(__m512i & acc, __m512i u, __m512i s) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
-}
-
 namespace { // Methods of classes would be weak symbols outside of it.
 
 // The quantised rows of one block of 64 columns.
@@ -164,65 +158,13 @@ private:
     }
 };
 
-// The signs that memory is asked for, in the order in which they are read: those of all tiles, and then what follows the first one. These
-// are integers, because they may lie behind the end of the data, where no pointer may point.
-class requests {
-public:
-    requests(const struct dqrelo_sign_tile * tiles, int n_tiles, int64_t row_bytes) :
-        tile(tiles), last(tiles + n_tiles - 1), row_bytes(row_bytes), behind(end_of(tiles)) {
-        begin_tile(tiles);
-    }
-
-    // Passes over bytes that have been asked for.
-    void skip(int64_t n_bytes) {
-        for (; n_bytes >= left; begin_next()) {
-            n_bytes -= left;
-        }
-        next += (uintptr_t) n_bytes;
-        left -= n_bytes;
-    }
-
-    void ask() {
-        prefetch_lines<64, DQRELO_CACHE_1>(next);
-        next += 64;
-        left -= 64;
-        if (left <= 0) {
-            begin_next();
-        }
-    }
-
-private:
-    const struct dqrelo_sign_tile *tile, *last;
-    int64_t                        row_bytes;
-    uintptr_t                      behind;
-    uintptr_t                      next = 0;
-    int64_t                        left = 0; // of the tile
-
-    uintptr_t end_of(const struct dqrelo_sign_tile * t) const { return (uintptr_t) t->sign + (uintptr_t) (t->n_i * row_bytes); }
-
-    void begin_tile(const struct dqrelo_sign_tile * t) {
-        tile = t;
-        next = (uintptr_t) t->sign;
-        left = t->n_i * row_bytes;
-    }
-
-    void begin_next() {
-        if (tile < last) {
-            begin_tile(tile + 1);
-        } else {
-            next = behind;
-            left = INT64_MAX;
-        }
-    }
-};
-
 } // namespace
 
 // One or two rows of q: memory is the limit, so each row of signs is read in one go, and what is read next is asked for. Returns what is to
 // be asked for afterwards.
 template <int R, int T>
-static requests sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act, int64_t n,
-                              int32_t * out, int64_t ld, requests signs, struct dqrelo_ahead * after) {
+static sign_requests sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
+                                   int64_t n, int32_t * out, int64_t ld, sign_requests signs, struct dqrelo_ahead * after) {
     struct dqrelo_ahead ahead = *after; // A copy may stay in registers.
     for (int i = 0; i < n_i; i += R) {
         const uint8_t * row[R]; // Behind the end the last row is taken again.
@@ -233,7 +175,7 @@ static requests sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, i
         sign_sums<R, T> sums;
         for (int64_t b = 0; b < n / 64; b++) {
             if (b % (8 / R) == 0) { // R rows of so many blocks are a cache line.
-                signs.ask();
+                signs.ask<DQRELO_CACHE_1>();
                 prefetch_ahead(ahead);
             }
             const q_block<T> block(q + b * (2 * DQRELO_Q_BLOCK), q_stride);
@@ -245,7 +187,7 @@ static requests sign_dots_few(const uint8_t * sign, int n_i, const int8_t * q, i
         if (n % 64 > 0) {
             const int64_t    b = n / 64;
             const q_block<T> block(q + b * (2 * DQRELO_Q_BLOCK), q_stride);
-            signs.ask();
+            signs.ask<DQRELO_CACHE_1>();
             UNROLLED
             for (int r = 0; r < R; r++) {
                 sums.add(r, b_of_last(row[r] + 8 * b, n % 64 / 8), block);
@@ -269,6 +211,11 @@ static constexpr int     MANY_R    = 4;
 static constexpr int     MANY_T    = 3; // The sums take 2 * 4 * 3 of the 32 registers.
 static constexpr int     MANY_ROWS = 64;
 static constexpr int64_t SEGMENT   = 2048;
+
+// Returns the mask of the first n of 64 bytes; n may be larger.
+static inline __mmask64 first_m64(int64_t n) {
+    return n >= 64 ? ~(__mmask64) 0 : ((__mmask64) 1 << n) - 1;
+}
 
 // The signs of a segment, with zeros up to a multiple of 512 columns.
 struct sign_segment {
@@ -322,15 +269,16 @@ static void sign_dots_many(const uint8_t * sign, int n_i, const int8_t * q, int6
     }
 }
 
-// Returns what is to be asked for behind the tile. Rows of q after the first find it in a cache, and ask for the same again.
-static requests sign_dots_tile(const struct dqrelo_sign_tile & tile, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
-                               int n_t, int64_t n, int64_t ld, const requests & begin, struct dqrelo_ahead * ahead) {
-    if (n > SUM_COLUMNS) {
+// Multiplies rows of q from t0 on. Returns what is to be asked for behind the tile. Rows of q after the first find it in a cache, and ask
+// for the same again.
+static sign_requests sign_dots_tile(const struct dqrelo_sign_tile & tile, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
+                                    int t0, int n_t, int64_t n, int64_t ld, const sign_requests & begin, struct dqrelo_ahead * ahead) {
+    if (n > SUM_COLUMNS) { // No tables have room for so many, so t0 is 0.
         sign_dots_many<1>(tile.sign, tile.n_i, q, q_stride, act, n_t, n, tile.out, ld);
         return begin;
     }
-    requests end = begin;
-    for (int t = 0, n_step; t < n_t; t += n_step) {
+    sign_requests end = begin;
+    for (int t = t0, n_step; t < n_t; t += n_step) {
         const int8_t *            q_t   = q + t * q_stride;
         const struct dqrelo_act * act_t = act + t;
         int32_t *                 out   = tile.out + t * ld;
@@ -347,25 +295,25 @@ static requests sign_dots_tile(const struct dqrelo_sign_tile & tile, const int8_
     return end;
 }
 
-// Whether tables pay: for so many rows of q, and features that they are made for.
-static bool takes_tables(const struct dqrelo_sign_tile * tiles, int n_tiles, int n_t) {
+// Returns whether tables are made for these features.
+static bool takes_tables(const struct dqrelo_sign_tile * tiles, int n_tiles) {
     static const bool has_vbmi = __builtin_cpu_supports("avx512vbmi");
     int               n_i      = 0;
     for (int k = 0; k < n_tiles; k++) {
         n_i += tiles[k].n_i;
     }
-    return has_vbmi && n_t >= 4 && n_i >= 512;
+    return has_vbmi && n_i >= 128;
 }
 
 void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                           const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
-    if (takes_tables(tiles, n_tiles, n_t)) {
-        sign_dots_avx512vbmi(tiles, n_tiles, q, q_stride, act, n_t, n, ld);
+    const int t0 = takes_tables(tiles, n_tiles) ? sign_dots_avx512vbmi(tiles, n_tiles, q, q_stride, act, n_t, n, ld, ahead) : 0;
+    if (t0 == n_t) {
         return;
     }
-    requests signs(tiles, n_tiles, n / 8);
+    sign_requests signs(tiles, n_tiles, n / 8);
     signs.skip(prefetch_bytes(DQRELO_CACHE_1));
     for (int k = 0; k < n_tiles; k++) {
-        signs = sign_dots_tile(tiles[k], q, q_stride, act, n_t, n, ld, signs, ahead);
+        signs = sign_dots_tile(tiles[k], q, q_stride, act, t0, n_t, n, ld, signs, ahead);
     }
 }

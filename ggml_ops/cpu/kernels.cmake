@@ -41,7 +41,7 @@ function(dqrelo_cpu_kernels target)
         set_source_files_properties(${dir}/avx512vnni.cpp ${dir}/avx512vnni-signs.cpp TARGET_DIRECTORY ${target}
             PROPERTIES COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mfma;-mf16c;-Wno-uninitialized;-Wno-maybe-uninitialized")
         set_source_files_properties(${dir}/avx512vbmi-signs.cpp TARGET_DIRECTORY ${target}
-            PROPERTIES COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vbmi;-Wno-uninitialized;-Wno-maybe-uninitialized")
+            PROPERTIES COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx512vbmi;-Wno-uninitialized;-Wno-maybe-uninitialized")
         set_source_files_properties(${dir}/avx2.cpp ${dir}/avx2-signs.cpp ${dir}/avx2-sign-row.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
     elseif (kernel_set STREQUAL DQRELO_CPU_AARCH64)
         target_sources(${target} PRIVATE ${dir}/neon.cpp)

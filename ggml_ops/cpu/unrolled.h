@@ -3,6 +3,3 @@
 
 // Put before such a loop, it makes the compiler unroll the loop before it decides what lies in registers.
 #define UNROLLED _Pragma("GCC unroll 8")
-
-// The same for up to 16 rows.
-#define UNROLLED_16 _Pragma("GCC unroll 16")

@@ -140,14 +140,29 @@ static int64_t sum_of_signs(const bytes & sign, int64_t i, const std::vector<int
     return sum;
 }
 
-// Multiplies a tile of signs for each number of outputs in n_i.
-static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int n_t, const std::vector<int> & n_i) {
-    check::begin(
-        format("sign_dots/%s/n=%lld/rows=%d/outputs=%d, %d tiles", kernels->name, (long long) n, n_t, n_i[0], (int) n_i.size()).c_str());
+// Returns a row in which a share of all runs of four columns has values of almost the largest magnitude, and the others have small ones.
+static std::vector<float> row_of_runs(int64_t n, std::mt19937 & rng, float share) {
+    std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
+    std::vector<float>                    x((size_t) n);
+    bool                                  large = false;
+    for (int64_t j = 0; j < n; j++) {
+        large                 = j % 4 == 0 ? uniform(rng) < share : large;
+        const float magnitude = large ? 0.9f + 0.1f * uniform(rng) : 0.1f * uniform(rng);
+        x[(size_t) j]         = uniform(rng) < 0.5f ? -magnitude : magnitude;
+    }
+    return x;
+}
+
+// Multiplies a tile of signs for each number of outputs in n_i; `large` is the share of runs with large values, or negative for rows
+// that are normally distributed.
+static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int n_t, const std::vector<int> & n_i, float large = -1.0f) {
+    check::begin(format("sign_dots/%s/n=%lld/rows=%d/outputs=%d, %d tiles, large %g", kernels->name, (long long) n, n_t, n_i[0],
+                        (int) n_i.size(), (double) large)
+                     .c_str());
     std::mt19937                    rng(13);
     std::vector<std::vector<float>> x;
     for (int t = 0; t < n_t; t++) {
-        x.push_back(random_row(n, rng, t % 2 == 1));
+        x.push_back(large < 0.0f ? random_row(n, rng, t % 2 == 1) : row_of_runs(n, rng, large));
     }
     const quantised a = quantise(kernels, x, nullptr);
 
@@ -628,7 +643,19 @@ static void test_isa(const dqrelo_kernels * kernels) {
         test_sign_dots_exact(kernels, 1000, n_t, { 300 });
         for (int64_t n : { 112, 4096, 9000 }) { // several tiles, in one segment of columns and in two
             test_sign_dots_exact(kernels, n, n_t, { 130, 64, 1, 200 });
+            test_sign_dots_exact(kernels, n, n_t, { 60, 1, 40 });
         }
+    }
+    for (int64_t n : { 8, 112, 384, 1000, 4104 }) { // enough outputs for tables of four columns, with sums of more than 16 bits
+        for (int n_t : { 1, 2, 3, 5 }) {
+            for (float large : { -1.0f, 0.0f, 0.02f, 0.3f, 1.0f }) {
+                test_sign_dots_exact(kernels, n, n_t, { 128 }, large);
+                test_sign_dots_exact(kernels, n, n_t, { 1, 47, 97 }, large);
+            }
+        }
+    }
+    for (int64_t n : { 8192, 20480, 20488 }) { // as many columns as there is room for tables of, and more
+        test_sign_dots_exact(kernels, n, 3, { 130 }, 0.02f);
     }
     for (int64_t n : { 8, 112, 384, 1000, 4104 }) { // enough outputs for tables of six columns
         for (int n_t : { 4, 13 }) {
