@@ -60,10 +60,10 @@ struct row_tables {
     uint8_t   large[MOST_STEPS];
     sum_table rest[MOST_RESTS];
     row       rows[MOST_ROWS];
-    int       n_steps = 0, n_rests = 0, n_rows = 0;
+    int       n_steps = 0, n_rests = 0;
 
-    // Adds those of a row, and returns whether there was room.
-    bool add(const int8_t * q, int64_t n);
+    // Adds those of row t, and returns whether there was room.
+    bool add(int t, const int8_t * q, int64_t n);
 };
 
 } // namespace
@@ -130,18 +130,18 @@ static inline __mmask32 large_columns(__m512i v) {
     return (fours & 0x3333 ? 0x0f0f0f0f : 0) | (fours & 0xcccc ? 0xf0f0f0f0 : 0);
 }
 
-bool row_tables::add(const int8_t * q, int64_t n) {
+bool row_tables::add(int t, const int8_t * q, int64_t n) {
     if (n_steps + (n + STEP_COLUMNS - 1) / STEP_COLUMNS > MOST_STEPS) {
         return false;
     }
-    row &   own  = rows[n_rows++];
+    row &   own  = rows[t];
     __m512i sums = _mm512_setzero_si512();
     own          = { n_steps, n_rests, 0 };
     for (int64_t j = 0; j < n; j += STEP_COLUMNS, n_steps++) {
         large[n_steps] = 0;
-        for (int t = 0; t < STEP_TABLES; t += 4) {
+        for (int i = 0; i < STEP_TABLES; i += 4) {
             __m512i v[2];
-            read_q(q, j + t * 16, n, v);
+            read_q(q, j + i * 16, n, v);
             UNROLLED
             for (int d = 0; d < 2; d++) {
                 sums                    = _mm512_add_epi32(sums, sums_of_pairs(less_than_zero(v[d])));
@@ -155,16 +155,16 @@ bool row_tables::add(const int8_t * q, int64_t n) {
                     most                 = _mm512_mask_max_epi16(most, columns, most, _mm512_set1_epi16(-0x3fff));
                     const __m512i others = _mm512_sub_epi16(v[d], most);
                     if (columns & 0x0f) {
-                        large[n_steps] |= (uint8_t) (1 << (t + 2 * d));
+                        large[n_steps] |= (uint8_t) (1 << (i + 2 * d));
                         make_table<0>(rest[n_rests++], others);
                     }
                     if (columns & 0xf0) {
-                        large[n_steps] |= (uint8_t) (2 << (t + 2 * d));
+                        large[n_steps] |= (uint8_t) (2 << (i + 2 * d));
                         make_table<1>(rest[n_rests++], others);
                     }
                 }
-                make_table<0>(step[n_steps][t + 2 * d], most);
-                make_table<1>(step[n_steps][t + 2 * d + 1], most);
+                make_table<0>(step[n_steps][i + 2 * d], most);
+                make_table<1>(step[n_steps][i + 2 * d + 1], most);
             }
         }
     }
@@ -364,7 +364,7 @@ int sign_dots_avx512vbmi(const struct dqrelo_sign_tile * tiles, int n_tiles, con
     while (done < n_t) {
         row_tables tables;
         int        n_rows = 0;
-        while (n_rows < MOST_ROWS && done + n_rows < n_t && tables.add(q + (done + n_rows) * q_stride, n)) {
+        while (n_rows < MOST_ROWS && done + n_rows < n_t && tables.add(n_rows, q + (done + n_rows) * q_stride, n)) {
             n_rows++;
         }
         switch (n_rows) {

@@ -295,6 +295,9 @@ static sign_requests sign_dots_tile(const struct dqrelo_sign_tile & tile, const 
     return end;
 }
 
+// So many features pay for the tables of avx512vbmi-signs.cpp.
+static constexpr int MIN_TABLE_FEATURES = 128;
+
 // Returns whether tables are made for these features.
 static bool takes_tables(const struct dqrelo_sign_tile * tiles, int n_tiles) {
     static const bool has_vbmi = __builtin_cpu_supports("avx512vbmi");
@@ -302,7 +305,7 @@ static bool takes_tables(const struct dqrelo_sign_tile * tiles, int n_tiles) {
     for (int k = 0; k < n_tiles; k++) {
         n_i += tiles[k].n_i;
     }
-    return has_vbmi && n_i >= 128;
+    return has_vbmi && n_i >= MIN_TABLE_FEATURES;
 }
 
 void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
