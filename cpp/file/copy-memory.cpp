@@ -65,7 +65,8 @@ static bool use_again(copy_memory & memory, size_t n_bytes) {
     if (whole_pages(memory.n_bytes) > used) { // What is behind the file takes no memory.
         madvise(memory.data + used, memory.n_reserved - used, MADV_DONTNEED);
     }
-    memory.n_bytes = n_bytes;
+    memory.n_bytes  = n_bytes;
+    memory.is_fresh = false;
     return mprotect(memory.data, memory.n_reserved, PROT_READ | PROT_WRITE) == 0;
 }
 
@@ -83,7 +84,7 @@ copy_memory take_copy_memory(size_t n_bytes) {
 #ifdef MADV_HUGEPAGE
     madvise(data, n_bytes, MADV_HUGEPAGE); // Huge pages fault once in 2 MiB, so a copy takes half of the time or less.
 #endif
-    return { (uint8_t *) data, n_bytes, n_reserved };
+    return { (uint8_t *) data, n_bytes, n_reserved, true };
 }
 
 void leave_copy_memory(const copy_memory & memory) {

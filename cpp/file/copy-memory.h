@@ -14,6 +14,7 @@ struct copy_memory {
     uint8_t * data       = nullptr; // NULL: there is none, and errno says why.
     size_t    n_bytes    = 0;       // bytes that are used
     size_t    n_reserved = 0;       // bytes of addresses, from data on
+    bool      is_fresh   = false;   // It has no pages yet.
 };
 
 // Returns memory of n_bytes, which is written to.

@@ -222,8 +222,9 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
     if (options.digests == digest_check::always || (options.digests == digest_check::once && !was_verified(file->identity()))) {
         begin_hashing();
     }
+    file->expect_whole();
     // From the first byte to the last: a disk serves that far better than the floats, which lie all over the file.
-    constexpr size_t step     = (size_t) 4 << 20;
+    constexpr size_t step     = (size_t) 1 << 20;
     size_t           n_floats = 0;
     for (size_t n = 0; n < file->n_bytes();) {
         n = std::min(n + step, file->n_bytes());

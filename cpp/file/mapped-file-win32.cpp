@@ -56,6 +56,9 @@ mapped_file::~mapped_file() {
     CloseHandle((HANDLE) handle_);
 }
 
+// A map has its pages already.
+void mapped_file::expect_whole() {}
+
 // Windows reads no further ahead than a page fault needs.
 void mapped_file::expect_random_access() const {}
 

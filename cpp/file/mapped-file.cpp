@@ -5,6 +5,7 @@
 
 #include "file/copy-memory.h"
 #include "file/message.h"
+#include "file/page-maker.h"
 
 #include <algorithm>
 #include <cctype>
@@ -72,6 +73,7 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode ho
     file->n_bytes_    = (size_t) st.st_size;
     file->identity_   = identity_of(st);
     file->n_reserved_ = memory.n_reserved;
+    file->is_fresh_   = memory.is_fresh;
     if (how == mode::map) {
         close(fd); // The mapping keeps the file.
     } else {
@@ -81,6 +83,7 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode ho
 }
 
 mapped_file::~mapped_file() {
+    pages_.reset(); // It ends before the memory does.
     if (n_reserved_ > 0) {
         leave_copy_memory({ (uint8_t *) data_, n_bytes_, n_reserved_ });
     } else {
@@ -104,6 +107,12 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
             return false;
         }
         n_fetched_ += n;
+        if (pages_) {
+            pages_->written(n_fetched_);
+        }
+    }
+    if (n_fetched_ == n_bytes_) {
+        pages_.reset();
     }
     if (fd_ >= 0 && n_fetched_ == n_bytes_) {
         struct stat st;
@@ -115,6 +124,12 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
         mprotect((void *) data_, n_bytes_, PROT_READ); // From here on a stray write faults, as in a map.
     }
     return true;
+}
+
+void mapped_file::expect_whole() {
+    if (is_fresh_) {
+        pages_ = std::make_shared<page_maker>((uint8_t *) data_, n_bytes_);
+    }
 }
 
 void mapped_file::expect_random_access() const {

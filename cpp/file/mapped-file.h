@@ -9,6 +9,8 @@
 
 namespace dqrelo {
 
+class page_maker;
+
 // Asked between two pieces of a long read; true ends it.
 using is_aborted_fn = std::function<bool()>;
 
@@ -40,6 +42,9 @@ public:
     // lately for the clock's steps, or where the platform does not tell.
     const std::string & identity() const { return identity_; }
 
+    // From here on all of it will be fetched: what that needs is made ready beside the reading.
+    void expect_whole();
+
     // From here on small parts will be read: stops the system from reading ahead.
     void expect_random_access() const;
 
@@ -56,9 +61,12 @@ private:
     size_t          n_bytes_    = 0;
     size_t          n_reserved_ = 0; // bytes of a copy's copy_memory; 0: it is a map
     size_t          n_fetched_  = 0;
+    bool            is_fresh_   = false;   // of a copy: it has no pages where nothing was fetched
     int             fd_         = -1;      // Stays open while a copy is not complete.
     void *          handle_     = nullptr; // Holds what the platform needs.
     std::string     identity_;
+
+    std::shared_ptr<page_maker> pages_; // Makes those of a copy.
 };
 
 } // namespace dqrelo

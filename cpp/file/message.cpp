@@ -83,7 +83,11 @@ std::string printable(const std::string & text, size_t n_max) {
         if (out.size() + n_out > n_max) {
             return out + "...";
         }
-        out += is_shown ? text.substr(i, n) : "?";
+        if (is_shown) {
+            out.append(text, i, n);
+        } else {
+            out += '?';
+        }
         i += std::max<size_t>(n, 1);
     }
     return out;

@@ -38,6 +38,8 @@ mapped_file::~mapped_file() {
     free((void *) data_);
 }
 
+void mapped_file::expect_whole() {}
+
 void mapped_file::expect_random_access() const {}
 
 bool mapped_file::fetch(size_t, const is_aborted_fn &, std::string &) {
