@@ -33,7 +33,7 @@ from support.llama_servers import MIB, Server, Setup, running
 from support.machine import facts_of, heading
 from support.model_folder import add_arguments, base_of, by_name, need_files, server_of
 from support.page_cache import drop_from_page_cache, read_all
-from support.streams import Request, random_prompt, read_stream
+from support.streams import Request, Stream, random_prompt, read_stream
 
 N_CTX = 512
 N_PROMPT = 16
@@ -51,25 +51,30 @@ class Windows:
 
     spans: list[tuple[str, float, float]] = field(default_factory=list)
 
-    def gaps(self, kind: str, streams: Iterable[list[float]]) -> np.ndarray:
-        """Milliseconds between two tokens of a stream that both came in a window of this kind."""
+    def gaps(self, kind: str, streams: Iterable[Stream]) -> np.ndarray:
+        """Milliseconds between two tokens of a stream that both came in a window of this kind.
+
+        A token that ends within a character is sent with the next one: when it came is not known, so the gaps before and
+        after it are left out.
+        """
         found: list[float] = []
-        for seconds in streams:
-            for before, after in itertools.pairwise(seconds):
-                if any(k == kind and begin <= before and after <= end for k, begin, end in self.spans):
+        for stream in streams:
+            for (before, n_before), (after, n_after) in itertools.pairwise(
+                zip(stream.seconds, stream.n_tokens, strict=True)
+            ):
+                is_one = n_after == n_before + 1
+                if is_one and any(k == kind and begin <= before and after <= end for k, begin, end in self.spans):
                     found.append(1000 * (after - before))
         return np.array(found)
 
 
-def stream_all_the_time(
-    url: str, model: str | None, stream: int, n_vocab: int, over: threading.Event
-) -> list[list[float]]:
-    """Asks again and again until `over`; the arrival times of each answer's tokens."""
+def stream_all_the_time(url: str, model: str | None, stream: int, n_vocab: int, over: threading.Event) -> list[Stream]:
+    """Asks again and again until `over`; when the tokens of each answer came."""
     request = Request(url, model, random_prompt(stream, N_PROMPT, n_vocab), N_CTX - N_PROMPT)
     answers = []
     while not over.is_set():
         with requests.Session() as session:
-            answers.append(read_stream(session, request).seconds)
+            answers.append(read_stream(session, request))
     return answers
 
 
@@ -97,10 +102,10 @@ def timed_load(url: str, path: Path, is_cold: bool) -> float:
 
 @dataclass
 class Measured:
-    """What one run measured: the windows, every answer's arrival times, and milliseconds of loads and reads by where they were."""
+    """What one run measured: the windows, when the tokens of every answer came, and milliseconds of loads and reads by where they were."""
 
     windows: Windows = field(default_factory=Windows)
-    answers: list[list[float]] = field(default_factory=list)
+    answers: list[Stream] = field(default_factory=list)
     loads: dict[str, list[float]] = field(default_factory=lambda: {IDLE: [], BUSY: []})
     reads: dict[str, list[float]] = field(default_factory=lambda: {IDLE: [], BUSY: []})
 
@@ -133,7 +138,7 @@ def measure(server: Server, args: argparse.Namespace, pinned: list[str], rest: l
         for kind in [QUIET, CHANGING, READING] * args.repeat:
             measured.window(kind, server.url, paths, args)
         over.set()
-        measured.answers = [seconds for stream in streams for seconds in stream.result()]
+        measured.answers = [answer for stream in streams for answer in stream.result()]
     return measured
 
 
