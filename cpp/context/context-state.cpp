@@ -101,12 +101,14 @@ const dqrelo_context::binding & dqrelo_context::binding_of(const int32_t * seq_i
     return first;
 }
 
-const dqrelo_context::verdict * dqrelo_context::verdict_of(const dqrelo_delta & delta) const {
-    const auto it = verdicts.find(delta.file);
-    return it == verdicts.end() ? nullptr : &it->second;
+std::optional<dqrelo_context::verdict> dqrelo_context::verdict_of(const dqrelo_delta & delta) const {
+    const std::lock_guard<std::mutex> lock(verdicts_mutex);
+    const auto                        it = verdicts.find(delta.file);
+    return it == verdicts.end() ? std::nullopt : std::optional<verdict>(it->second);
 }
 
 void dqrelo_context::set_verdict(const dqrelo_delta & delta, const verdict & found) {
+    const std::lock_guard<std::mutex> lock(verdicts_mutex);
     for (auto it = verdicts.begin(); it != verdicts.end();) {
         it = it->first.expired() ? verdicts.erase(it) : std::next(it);
     }

@@ -10,6 +10,8 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -51,10 +53,10 @@ struct dqrelo_context {
     void acquire(int32_t seq_id, const std::vector<std::pair<dqrelo_delta *, float>> & parts);
     void release(int32_t seq_id);
 
-    // Returns nullptr if the delta was not checked, or was refused. A verdict belongs to the loaded delta, not to its file: another one may
-    // say of itself what this one says.
-    const verdict * verdict_of(const dqrelo_delta & delta) const;
-    void            set_verdict(const dqrelo_delta & delta, const verdict & found);
+    // Returns nothing if the delta was not checked, or was refused. A verdict belongs to the loaded delta, not to its file: another one may
+    // say of itself what this one says. Both may be called beside everything else.
+    std::optional<verdict> verdict_of(const dqrelo_delta & delta) const;
+    void                   set_verdict(const dqrelo_delta & delta, const verdict & found);
 
     // Returns how many nodes graphs must have room for besides those of the operator.
     uint32_t n_composed_nodes() const { return n_composed; }
@@ -73,9 +75,9 @@ struct dqrelo_context {
     std::vector<bool>    not_finite;
     dqrelo::delta_tables tables;
 
-    // What the graphs of this context read, null until they were scanned, and what a scan under way collects.
+    // What the graphs of this context read, null until they were scanned, and constant then.
     std::shared_ptr<const dqrelo::graph_usage> usage;
-    // While this is set, the graph pass only records reads, and puts no deltas onto graphs.
+    // What a scan under way collects. While this is set, the graph pass only records reads, and puts no deltas onto graphs.
     dqrelo::graph_usage * scan = nullptr;
 
     // Is told of each graph, unless it is empty (dqrelo_watch_graphs).
@@ -89,7 +91,9 @@ private:
     void    release_index(int32_t delta_index);
     void    grow_composed();
 
-    // An entry keeps its file's identity, but not the file: no file that is loaded later can be taken for one that has gone.
+    // An entry keeps its file's identity, but not the file: no file that is loaded later can be taken for one that has gone. The mutex
+    // guards it.
+    mutable std::mutex                                                            verdicts_mutex;
     std::map<std::weak_ptr<const dqrelo::delta_file>, verdict, std::owner_less<>> verdicts;
 
     uint64_t n_generations = 0;

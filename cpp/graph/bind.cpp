@@ -135,6 +135,16 @@ bool bind_parts(llama_context & ctx, llama_seq_id seq_id, const delta_scales & p
 
 } // namespace
 
+bool dqrelo_scan_graphs(llama_context * ctx, char * err, size_t n_err) {
+    try {
+        dqrelo::scan_graphs(*ctx, state_of(*ctx));
+        return true;
+    } catch (const std::exception & e) {
+        dqrelo::copy_error(e.what(), err, n_err);
+        return false;
+    }
+}
+
 bool dqrelo_check(llama_context * ctx, dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err, size_t n_err) {
     std::string text;
     bool        ok = false;
@@ -163,7 +173,7 @@ bool dqrelo_needs_own_batch(const llama_context * ctx, const dqrelo_delta * delt
     if (!ctx->dqrelo) {
         return false;
     }
-    const dqrelo_context::verdict * found = ctx->dqrelo->verdict_of(*delta);
+    const auto found = ctx->dqrelo->verdict_of(*delta);
     return found && found->own_ubatch;
 }
 

@@ -75,11 +75,15 @@ bool find_reads(const graph_usage & usage, const dqrelo_delta & delta, delta_rea
 
 } // namespace
 
-bool check_coverage(llama_context & ctx, dqrelo_context & dctx, dqrelo_delta & delta, int32_t & n_applied, int32_t & n_inert,
-                    std::string & err) {
+void scan_graphs(llama_context & ctx, dqrelo_context & dctx) {
     if (!dctx.usage) {
         dctx.usage = scan(ctx, dctx);
     }
+}
+
+bool check_coverage(llama_context & ctx, dqrelo_context & dctx, dqrelo_delta & delta, int32_t & n_applied, int32_t & n_inert,
+                    std::string & err) {
+    scan_graphs(ctx, dctx);
     delta_reads reads;
     if (!find_reads(*dctx.usage, delta, reads, err)) {
         return false;

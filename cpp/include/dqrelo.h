@@ -141,8 +141,12 @@ LLAMA_API void dqrelo_forget(struct llama_context * ctx, llama_seq_id seq_id);
 // Returns delta i (from 0) of those bound to a sequence, in the order in which they are added, or NULL behind the last.
 LLAMA_API const struct dqrelo_delta * dqrelo_bound(const struct llama_context * ctx, llama_seq_id seq_id, int32_t i);
 
+// Finds out which weights the graphs of `ctx` read, unless that is known. Returns false with one line in `err` where they cannot be built.
+LLAMA_API bool dqrelo_scan_graphs(struct llama_context * ctx, char * err, size_t n_err);
+
 // Checks `delta` against the graphs of `ctx` without binding it (also done by the first bind). On success *n_applied is the number of
 // weights that the graphs read and *n_inert the number that no graph of this context reads.
+// From the end of dqrelo_scan_graphs on, or of the first check, it may be called on any thread beside what else is done with `ctx`.
 LLAMA_API bool dqrelo_check(struct llama_context * ctx, struct dqrelo_delta * delta, int32_t * n_applied, int32_t * n_inert, char * err,
                             size_t n_err);
 

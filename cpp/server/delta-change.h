@@ -14,7 +14,7 @@ public:
     change & operator=(const change &) = delete;
 
     void tell() {
-        registry.is_work = registry.jobs.has_unchecked() || !registry.memory.retired().empty();
+        registry.is_work = !registry.memory.retired().empty();
         if (!registry.is_work) {
             // The main loop's update() does not look any more, so a call on its way to it is lost.
             registry.is_woken = false;

@@ -46,7 +46,7 @@ struct server_delta {
 
     common_params_sampling sampling; // Has the server's defaults with the fine-tune's.
 
-    // NULL after the server slept. It is the main loop's, and the loader's before and after it serves.
+    // NULL after the server slept. It is the main loop's, and the loader's before and after it serves; any thread may ask is_bound().
     dqrelo_delta * handle = nullptr;
     // Counts the requests that hold it. Guarded by the registry's lock.
     int n_uses = 0;
@@ -55,6 +55,8 @@ struct server_delta {
     ~server_delta() { free_handle(); }
     server_delta(const server_delta &)             = delete;
     server_delta & operator=(const server_delta &) = delete;
+
+    bool is_bound() const { return handle != nullptr && dqrelo_n_bound(handle) > 0; }
 
     // Nothing may be bound to it.
     void free_handle();

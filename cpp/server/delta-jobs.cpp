@@ -27,15 +27,3 @@ void server_delta_jobs::put_off(const server_delta_entry & entry) {
     queue.erase(std::remove(queue.begin(), queue.end(), entry.name), queue.end());
     queue.push_back(entry.name);
 }
-
-std::shared_ptr<server_delta> server_delta_jobs::take_unchecked() {
-    auto delta = std::move(unchecked);
-    unchecked.reset();
-    return delta;
-}
-
-server_delta_work server_delta_jobs::end() {
-    server_delta_work work = std::move(at_work);
-    at_work                = {};
-    return work;
-}

@@ -32,19 +32,12 @@ public:
     // Returns the names whose jobs are not over; one of them may be at work.
     const std::deque<std::string> & waiting() const { return queue; }
 
-    // A job goes from start() through read(), with what was loaded, the main loop's take_unchecked(), to end(); one that failed goes there
-    // at once.
-    void                          start(const server_delta_work & work) { at_work = work; }
-    void                          read(const std::shared_ptr<server_delta> & delta) { unchecked = delta; }
-    std::shared_ptr<server_delta> take_unchecked();
-    server_delta_work             end();
-
-    bool is_at_work() const { return at_work.to_load != nullptr; }
-    bool is_at(const server_delta_job & job) const { return at_work.to_load.get() == &job; }
-    bool has_unchecked() const { return unchecked != nullptr; }
+    // The loader is at a job from start() to end().
+    void start(const std::shared_ptr<server_delta_job> & job) { at_work = job; }
+    void end() { at_work.reset(); }
+    bool is_at(const server_delta_job & job) const { return at_work.get() == &job; }
 
 private:
-    std::deque<std::string>       queue;
-    server_delta_work             at_work;   // Holds what is loaded, until the main loop has checked it.
-    std::shared_ptr<server_delta> unchecked; // Waits, loaded, until the main loop takes it to check it.
+    std::deque<std::string>           queue;
+    std::shared_ptr<server_delta_job> at_work;
 };

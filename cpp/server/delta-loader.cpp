@@ -54,6 +54,10 @@ std::shared_ptr<server_delta> server_delta_make(const std::string & name, server
         err = "the base's file could not be identified when the server woke";
         return nullptr;
     }
+    if (host.ctx == nullptr) {
+        err = "the model's graphs could not be built when the server woke";
+        return nullptr;
+    }
     auto delta                         = std::make_shared<server_delta>();
     char text[N_ERR]                   = "";
     auto load_params                   = dqrelo_load_default_params();
@@ -61,7 +65,7 @@ std::shared_ptr<server_delta> server_delta_make(const std::string & name, server
     load_params.max_scale              = host.params->dqrelo.max_scale;
     delta->handle                      = dqrelo_load_opened(host.model, host.base.get(), file.release(), load_params, text, sizeof(text));
     err                                = text;
-    if (delta->handle == nullptr) {
+    if (delta->handle == nullptr || !dqrelo_check_applies(delta->handle, host.ctx, delta->applied, err)) {
         return nullptr;
     }
     delta->name     = name;
@@ -241,7 +245,9 @@ void server_delta_loader::load(const server_delta_work & work) {
         err = work.to_load->path + ": " + dqrelo::exception_text(e);
         delta.reset();
     }
-    if (!delta) {
+    if (delta) {
+        dqrelo_log_loaded(delta->name, delta->handle, delta->applied, delta->load_ms);
+    } else {
         SRV_ERR("delta '%s': %s\n", work.name.c_str(), err.c_str());
     }
     registry->loaded(work, delta, err, stamp);

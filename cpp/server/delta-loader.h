@@ -27,10 +27,11 @@ struct server_delta_settings {
     const bool                   has_api_keys;
 };
 
-// What deltas are loaded for. The pointers to the model change only while the loader rests.
+// What deltas are loaded for. The pointers to the model and its context change only while the loader rests.
 struct server_delta_host {
     const server_delta_settings * params    = nullptr;
     const llama_model *           model     = nullptr;
+    llama_context *               ctx       = nullptr; // Its graphs are scanned; NULL where that failed.
     const server_chat_params *    chat_base = nullptr;
 
     std::unique_ptr<dqrelo_base, server_delta_base_deleter> base; // Holds the file that the model was loaded from.
@@ -39,7 +40,8 @@ struct server_delta_host {
 // Returns how a delta's file is read.
 dqrelo_file_params server_delta_file_params(const server_delta_settings & params);
 
-// Loads a file that was read: all that a delta is but for its chat template and the file's stamp. NULL with one line in `err`.
+// Loads a file that was read, and checks it against the context's graphs: all that a delta is but for its chat template and the file's
+// stamp. NULL with one line in `err`.
 std::shared_ptr<server_delta> server_delta_make(const std::string & name, server_delta_file_ptr file, const server_delta_host & host,
                                                 std::string & err);
 

@@ -7,7 +7,9 @@
 //
 
 void server_delta_memory::retire(server_delta_entry & entry) {
-    leaving.push_back(std::move(entry.current));
+    // What no request has cannot be bound any more, so where it is not, nothing waits for the main loop, which may be in a long step.
+    const bool is_free = entry.current->n_uses == 0 && !entry.current->is_bound();
+    (is_free ? dead : leaving).push_back(std::move(entry.current));
     entry.current.reset();
     entry.is_leaving = false;
 }

@@ -1,6 +1,6 @@
 // delta-memory.h: the files of deltas that are in memory, how many bytes they take, and who goes to make room. A file serves as its
-// entry's `current`, then leaves: it is retired (no new request gets it), unbound by the main loop, and freed by the loader. Guarded by
-// the registry's lock.
+// entry's `current`, then leaves: it is retired (no new request gets it), unbound by the main loop if it is bound, and freed by the loader.
+// Guarded by the registry's lock.
 #pragma once
 
 #include "delta-names.h"
@@ -13,7 +13,7 @@ class server_delta_memory {
 public:
     explicit server_delta_memory(size_t n_bytes_max) : n_bytes_max(n_bytes_max) {}
 
-    // The entry's file leaves: at once, or if it was told to (is_leaving) and nobody uses it any more.
+    // The entry's file leaves service: at once, or if it was told to (is_leaving) and nobody uses it any more.
     void retire(server_delta_entry & entry);
     void retire_if_left(server_delta_entry & entry);
 

@@ -15,7 +15,7 @@ using lock_t = std::lock_guard<std::mutex>;
 //
 
 bool server_delta_registry::needs_loader() const {
-    return is_ended || !jobs.waiting().empty() || jobs.has_unchecked() || memory.has_old_files();
+    return is_ended || !jobs.waiting().empty() || memory.has_old_files();
 }
 
 // Returns whether the entry's job, whose size is known, may be loaded; if it can never be, it is over. `first_waiting` is the first one of
@@ -45,7 +45,7 @@ bool server_delta_registry::may_load(server_delta_entry & entry, server_delta_jo
 // Finds the first job that may run. One that waits for room lets a few later ones by: what fits beside it need not wait for whom it waits
 // for.
 bool server_delta_registry::next_load(server_delta_work & next) {
-    if (is_asleep || jobs.is_at_work()) {
+    if (is_asleep) {
         return false;
     }
     server_delta_job * first_waiting = nullptr;
@@ -66,27 +66,29 @@ bool server_delta_registry::next_load(server_delta_work & next) {
         }
         if (may_load(entry, first_waiting)) {
             next.to_load = entry.job;
-            jobs.start(next);
+            jobs.start(next.to_load);
             return true;
         }
     }
     return false;
 }
 
+bool server_delta_registry::next_to_free(server_delta_work & next) {
+    next.to_free    = is_asleep ? nullptr : memory.next_to_free();
+    next.makes_room = next.to_free && !jobs.waiting().empty();
+    return next.to_free != nullptr;
+}
+
 bool server_delta_registry::next_work(server_delta_work & next, bool may_wait) {
     change mine(*this);
     while (!is_ended) {
-        next         = {};
-        next.to_free = is_asleep ? nullptr : memory.next_to_free();
-        if (next.to_free) {
-            next.makes_room = !jobs.waiting().empty();
+        next = {};
+        // A load that waits for room may send somebody away who can be freed at once.
+        if (next_to_free(next) || next_load(next) || next_to_free(next)) {
             return true;
         }
-        if (next_load(next)) {
-            return true;
-        }
-        // The main loop, which may be idle, checks what was loaded and unbinds what no request holds any more.
-        if (!is_asleep && !is_woken && (jobs.has_unchecked() || memory.any_unheld())) {
+        // The main loop, which may be idle, unbinds what no request holds any more.
+        if (!is_asleep && !is_woken && memory.any_unheld()) {
             is_woken = next.wants_main_loop = true;
             return true;
         }
@@ -172,31 +174,10 @@ void server_delta_registry::loaded(const server_delta_work & done, const std::sh
     if (!jobs.is_at(*done.to_load)) { // The server slept meanwhile, so the job is still to be done.
         return;
     }
-    if (delta) {
-        jobs.read(delta);
-    } else {
-        jobs.end();
+    jobs.end();
+    const auto entry = names.find(done.name);
+    if (!delta) {
         fail(done, err, stamp);
-    }
-}
-
-//
-// the main loop
-//
-
-std::shared_ptr<server_delta> server_delta_registry::take_unchecked() {
-    const change mine(*this);
-    is_woken = false;
-    return jobs.take_unchecked();
-}
-
-void server_delta_registry::checked(const std::shared_ptr<server_delta> & delta, const std::string & err) {
-    const change mine(*this);
-    const auto   done  = jobs.end();
-    const auto   entry = names.find(delta->name);
-    if (!err.empty()) {
-        memory.discard(delta);
-        fail(done, err, delta->stamp);
     } else if (entry == nullptr || entry->job != done.to_load) { // unloaded meanwhile
         memory.discard(delta);
     } else {
@@ -204,6 +185,10 @@ void server_delta_registry::checked(const std::shared_ptr<server_delta> & delta,
         finish(*entry, 0, "");
     }
 }
+
+//
+// the main loop
+//
 
 // Requests get this delta from here on.
 void server_delta_registry::take_over(const std::shared_ptr<server_delta> & delta) {
@@ -232,7 +217,8 @@ void server_delta_registry::put(const std::shared_ptr<server_delta> & delta) {
 }
 
 std::vector<std::shared_ptr<server_delta>> server_delta_registry::retired() {
-    const lock_t lock(mutex);
+    const change mine(*this);
+    is_woken = false;
     return memory.retired();
 }
 
@@ -251,13 +237,9 @@ void server_delta_registry::sleep() {
             jobs.ask(entry, entry.path, false);
         }
     }
-    auto all = memory.take_all(names);
-    if (jobs.has_unchecked()) { // Its job stays in the queue.
-        all.push_back(jobs.take_unchecked());
-    }
-    jobs.end();
+    jobs.end(); // Of a job that is not done, which stays in the queue.
     is_woken = false;
-    for (const auto & delta : all) {
+    for (const auto & delta : memory.take_all(names)) {
         delta->free_handle();
     }
     forget_unused();

@@ -1,6 +1,6 @@
 // delta-registry.h: the deltas of a server, for the three kinds of threads that meet here. HTTP threads acquire deltas and wait. The loader
-// (delta-loader.h) reads files and frees them. The main loop, which owns the context, checks new deltas against its graphs and unbinds old
-// ones, between two steps.
+// (delta-loader.h) reads files, checks them and frees them. The main loop, which owns the context, unbinds old deltas from it, between two
+// steps.
 //
 // Lock discipline: `mutex` guards the parts (names, memory, turns, jobs, waiting), which have no lock of their own and are reached through
 // the registry only. A function that changes them holds a `change`, one that reads them a plain lock. Nothing slow is done under it: no
@@ -103,14 +103,11 @@ public:
     // Takes a delta in that was loaded before the server serves.
     void put(const std::shared_ptr<server_delta> & delta);
 
-    // Returns whether the calls below have anything to do: a fast answer for every step.
+    // Returns whether there is a retired delta: a fast answer for every step.
     bool has_work() const { return is_work; }
 
-    // Returns the delta that waits to be checked, or NULL; the answer goes to checked().
-    std::shared_ptr<server_delta> take_unchecked();
-    void                          checked(const std::shared_ptr<server_delta> & delta, const std::string & err);
-
-    // Retired deltas, and the report that one of them is bound to no sequence any more.
+    // Retired deltas that may be bound, and the report that one of them is bound to no sequence any more. The main loop was told to look,
+    // and has.
     std::vector<std::shared_ptr<server_delta>> retired();
     void                                       unbound(const std::shared_ptr<server_delta> & delta);
 
@@ -136,9 +133,10 @@ public:
     // Returns whether the file of this work is still to be read: not if the server ends or sleeps, or the name was unloaded.
     bool is_wanted(const server_delta_work & work) const;
 
-    // Before a file that was read is loaded for the model: false if it is not wanted any more. The model stays until loaded() then.
+    // Before a file that was read is loaded for the model and its context: false if it is not wanted any more. They stay until loaded()
+    // then.
     bool begin_loading(const server_delta_work & work);
-    // NULL with an error, about the file of that stamp.
+    // Requests get this delta from here on, if they still want it. NULL with an error, about the file of that stamp.
     void loaded(const server_delta_work & done, const std::shared_ptr<server_delta> & delta, const std::string & err,
                 const server_delta_stamp & stamp);
 
@@ -163,6 +161,7 @@ private:
     void finish(server_delta_entry & entry, int error_type, const std::string & error);
     void wait_for_load(change & mine, visit & visit, server_delta_claim & claim, server_delta_entry & entry);
     int  n_running(const server_delta_entry & entry) const;
+    bool next_to_free(server_delta_work & next);
     bool next_load(server_delta_work & next);
     bool may_load(server_delta_entry & entry, server_delta_job *& first_waiting);
     bool needs_loader() const;
@@ -174,7 +173,7 @@ private:
     mutable std::mutex      mutex;
     std::condition_variable loader_called;
     std::condition_variable watch_called;
-    std::condition_variable rested; // Told when the loader is at nothing that needs the model.
+    std::condition_variable rested; // Told when the loader is at nothing that needs the model or its context.
     server_delta_names      names;
     server_delta_memory     memory;
     server_delta_turns      turns;

@@ -22,10 +22,10 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
     }
     const bool has_deltas = !params.dqrelo.deltas.empty() || !params.dqrelo.deltas_dir.empty() || resolver;
     host.model            = llama_get_model(ctx);
-    const bool is_open    = !has_deltas || open_base(params);
+    const bool is_open    = !has_deltas || (open_base(params) && scan_graphs(ctx));
     if (settings) { // The server is back from a sleep.
         if (registry) {
-            registry->wake(); // Without the base's file, each load fails and says so.
+            registry->wake(); // Without the base's file or the context's graphs, each load fails and says so.
         }
         return true;
     }
@@ -69,7 +69,7 @@ bool server_delta_set::load(const common_params & params, llama_context * ctx, c
             first.push_back(source);
         }
     }
-    if (!load_first(ctx, first)) {
+    if (!load_first(first)) {
         return false;
     }
     log_table();
@@ -95,6 +95,17 @@ bool server_delta_set::open_base(const common_params & params) {
         dqrelo_log_last_words(params.model.path, err);
     }
     return host.base != nullptr;
+}
+
+// Finds out once what deltas can change in this context, so that each can be checked beside a step.
+bool server_delta_set::scan_graphs(llama_context * ctx) {
+    char       err[1024] = "";
+    const bool is_known  = dqrelo_scan_graphs(ctx, err, sizeof(err));
+    host.ctx             = is_known ? ctx : nullptr;
+    if (!is_known) {
+        SRV_ERR("deltas cannot be checked: %s\n", err);
+    }
+    return is_known;
 }
 
 bool server_delta_set::add_all() {
@@ -164,7 +175,7 @@ static size_t bytes_needed(const std::string & path, const server_delta_host & h
     return file ? dqrelo_file_bytes_needed(host.model, file.get()) : 0;
 }
 
-bool server_delta_set::load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources) {
+bool server_delta_set::load_first(const std::vector<dqrelo_delta_source> & sources) {
     const size_t n_max = registry->limits.n_bytes_max;
     for (const auto & source : sources) {
         const size_t n_bytes   = n_max > 0 ? bytes_needed(source.path, host) : 0;
@@ -178,14 +189,14 @@ bool server_delta_set::load_first(llama_context * ctx, const std::vector<dqrelo_
             SRV_WRN("delta '%s': its %zu bytes do not fit beside the others, it is loaded on first use\n", source.name.c_str(), n_bytes);
             continue;
         }
-        if (!load_one(ctx, source)) {
+        if (!load_one(source)) {
             return false;
         }
     }
     return true;
 }
 
-bool server_delta_set::load_one(llama_context * ctx, const dqrelo_delta_source & source) {
+bool server_delta_set::load_one(const dqrelo_delta_source & source) {
     const int64_t         t_start    = ggml_time_us();
     char                  text[1024] = "";
     const auto            params     = server_delta_file_params(*host.params);
@@ -193,7 +204,7 @@ bool server_delta_set::load_one(llama_context * ctx, const dqrelo_delta_source &
     server_delta_file_ptr file(dqrelo_file_open(source.path.c_str(), params, text, sizeof(text)));
     std::string           err   = text;
     const auto            delta = file ? server_delta_make(source.name, std::move(file), host, err) : nullptr;
-    if (!delta || !dqrelo_check_applies(delta->handle, ctx, delta->applied, err)) {
+    if (!delta) {
         dqrelo_log_last_words(source.name, err);
         return false;
     }
@@ -238,6 +249,7 @@ void server_delta_set::unload(llama_context * ctx) {
         server_delta_bind({}, ctx, (int) seq_id);
     }
     registry->sleep();
+    host.ctx = nullptr;
 }
 
 void server_delta_set::stop() const {
@@ -265,15 +277,6 @@ void server_delta_set::update(llama_context * ctx, const std::function<bool(int)
     }
     if (!registry || !registry->has_work()) {
         return;
-    }
-    if (const auto delta = registry->take_unchecked()) {
-        std::string err;
-        if (dqrelo_check_applies(delta->handle, ctx, delta->applied, err)) {
-            dqrelo_log_loaded(delta->name, delta->handle, delta->applied, delta->load_ms);
-        } else {
-            SRV_ERR("delta '%s': %s\n", delta->name.c_str(), err.c_str());
-        }
-        registry->checked(delta, err);
     }
     for (const auto & delta : registry->retired()) {
         for (uint32_t seq_id = 0; seq_id < llama_n_seq_max(ctx); seq_id++) {

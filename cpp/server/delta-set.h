@@ -45,7 +45,7 @@ public:
     // Once, after load. False after an error line.
     bool start(const llama_model * model, const server_chat_params & chat_base, server_queue & queue);
 
-    // Between two steps of the main loop: takes over what was loaded, and unbinds from idle slots what is to go.
+    // Between two steps of the main loop: unbinds from idle slots what is to go.
     void update(llama_context * ctx, const std::function<bool(int id_slot)> & is_busy);
 
     // Requests that wait for a delta fail from here on.
@@ -119,8 +119,9 @@ private:
     void               look_for_files();
     bool               open_base(const common_params & params);
     bool               open_resolver();
-    bool               load_first(llama_context * ctx, const std::vector<dqrelo_delta_source> & sources);
-    bool               load_one(llama_context * ctx, const dqrelo_delta_source & source);
+    bool               scan_graphs(llama_context * ctx);
+    bool               load_first(const std::vector<dqrelo_delta_source> & sources);
+    bool               load_one(const dqrelo_delta_source & source);
 
     // What a request asked for; without parts it is the base. Each part is known and allowed.
     dqrelo_blend                            wanted(const server_http_req & req, const json & body);

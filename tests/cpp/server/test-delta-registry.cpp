@@ -1,6 +1,7 @@
 // The registry of deltas without a model: who waits for whom, who goes, who is woken. A loader and a main loop that only pass things on,
 // and no timed polls that would hide a lost call: what hangs here is ended by ctest. Files are only looked at for their size.
 #undef NDEBUG
+#include "context/delta.h"
 #include "delta-registry.h"
 #include "delta-watch.h"
 
@@ -27,7 +28,14 @@ struct fixture {
 
     explicit fixture(server_delta_limits limits) : registry(std::make_shared<server_delta_registry>(limits)) {}
 
-    ~fixture() { std::filesystem::remove_all(dir); }
+    ~fixture() {
+        for (const auto & weak : made) {
+            if (const auto delta = weak.lock()) {
+                delta->handle->n_bound = 0;
+            }
+        }
+        std::filesystem::remove_all(dir);
+    }
 
     std::string file(const std::string & name) const {
         const std::string path = (dir / (name + ".dq.gguf")).string();
@@ -42,14 +50,22 @@ struct fixture {
         delta->hash    = "content of " + path;
         delta->stamp   = server_delta_stamp::of(path);
         delta->n_bytes = delta->stamp.n_bytes;
+        delta->handle  = new dqrelo_delta();
+        const std::lock_guard<std::mutex> lock(made_mutex);
+        made.push_back(delta);
         return delta;
     }
 
+    // A slot runs with it, and keeps it afterwards until the main loop takes it away.
+    static void bind(const server_delta & delta) { delta.handle->n_bound = 1; }
+
     void add(const std::string & name) const { assert(registry->add(name, file(name), N_BYTES, false)); }
 
-    void put(const std::string & name) const {
+    void put(const std::string & name, bool is_bound = false) const {
         add(name);
-        registry->put(make(name, registry->path_of(name)));
+        const auto delta       = make(name, registry->path_of(name));
+        delta->handle->n_bound = is_bound;
+        registry->put(delta);
     }
 
     // The loader's thread, until the registry ends. `wake` is what it does to the main loop.
@@ -77,13 +93,15 @@ struct fixture {
         if (!registry->has_work()) {
             return;
         }
-        if (const auto delta = registry->take_unchecked()) {
-            registry->checked(delta, "");
-        }
         for (const auto & delta : registry->retired()) {
+            delta->handle->n_bound = 0;
             registry->unbound(delta);
         }
     }
+
+private:
+    mutable std::mutex                               made_mutex;
+    mutable std::vector<std::weak_ptr<server_delta>> made; // The mutex guards it.
 };
 
 // A main loop that sleeps until it is woken.
@@ -140,6 +158,18 @@ static server_delta_work next(const fixture & f) {
     return work;
 }
 
+// Returns whether the call went well; false for an error of this type, by default that the name was not what the caller thought.
+static bool changes(const std::function<void()> & call, int type = SERVER_DELTA_ERROR_CONDITION) {
+    try {
+        call();
+        return true;
+    } catch (const server_delta_error & e) {
+        assert(e.type == type);
+        assert(std::string(e.what()).find('\n') == std::string::npos);
+        return false;
+    }
+}
+
 // One job from its beginning to its end.
 static void load_next(const fixture & f, size_t n_bytes = N_BYTES) {
     auto work = next(f);
@@ -152,21 +182,20 @@ static void load_next(const fixture & f, size_t n_bytes = N_BYTES) {
     auto delta     = f.make(work.name, work.to_load->path);
     delta->n_bytes = n_bytes;
     f.registry->loaded(work, delta, "", {});
-    assert(next(f).wants_main_loop);
-    f.registry->checked(f.registry->take_unchecked(), "");
 }
 
 // A call that reaches the main loop after it has done everything must not keep the next one from being made.
 static void test_main_loop_is_called_again() {
     const fixture f({});
-    f.put("a");
-    f.put("b");
+    f.put("a", true);
+    f.put("b", true);
     std::thread       one([&] { f.registry->unload("a", nullptr); });
     server_delta_work work;
     assert(f.registry->next_work(work) && work.wants_main_loop);
-    assert(f.registry->take_unchecked() == nullptr);
+    const auto retired = f.registry->retired();
     assert(f.registry->next_work(work) && work.wants_main_loop); // The main loop looks, but did not unbind yet.
-    for (const auto & delta : f.registry->retired()) {
+    for (const auto & delta : retired) {
+        delta->handle->n_bound = 0;
         f.registry->unbound(delta);
     }
     f.update(); // The second call finds nothing to do.
@@ -182,10 +211,69 @@ static void test_main_loop_is_called_again() {
     two.join();
 }
 
+// What no slot has is freed, and what was loaded serves, while the main loop is in a step that does not end.
+static void test_nothing_waits_for_the_main_loop_without_need() {
+    const fixture f({ N_BYTES, 0 });
+    f.put("a");
+    f.add("b");
+    std::thread load([&] { f.registry->load("b", f.registry->path_of("b"), false, nullptr); });
+    f.registry->sized(next(f), N_BYTES, "", {});
+    assert(next(f).to_free);
+    f.registry->freed();
+    load_next(f);
+    load.join();
+    std::thread unload([&] { f.registry->unload("b", nullptr); });
+    assert(next(f).to_free);
+    f.registry->freed();
+    unload.join();
+    assert(!f.registry->has_work());
+}
+
+// What a request has stays until it ends, and what a slot has until the main loop took it away, whichever was first.
+static void test_what_is_bound_or_held_is_not_freed() {
+    for (const bool is_bound : { false, true }) {
+        const fixture f({});
+        f.put("a");
+        auto              use = f.registry->acquire("a", nullptr);
+        std::thread       unload([&] { f.registry->unload("a", nullptr); });
+        server_delta_work work;
+        wait_until_waiting(f, 1);
+        assert(f.registry->next_work(work, false) && !work.to_free && !work.wants_main_loop);
+        if (is_bound) {
+            fixture::bind(*use->delta);
+        }
+        f.update(); // The slot is busy, so nothing goes.
+        assert(f.registry->next_work(work, false) && !work.to_free);
+        use.reset();
+        assert(next(f).wants_main_loop);
+        f.update();
+        assert(next(f).to_free);
+        f.registry->freed();
+        unload.join();
+    }
+}
+
+// A file that was read for a name which is gone never serves, and its memory is free again.
+static void test_unloaded_while_it_was_checked() {
+    const fixture f({});
+    f.add("a");
+    std::thread request([&] { assert(!changes([&] { f.registry->acquire("a", nullptr); }, ERROR_TYPE_NOT_FOUND)); });
+    wait_until_waiting(f, 1);
+    f.registry->sized(next(f), N_BYTES, "", {});
+    const auto work = next(f);
+    assert(work.to_load && f.registry->begin_loading(work));
+    f.registry->unload("a", nullptr);
+    request.join();
+    f.registry->loaded(work, f.make("a", work.to_load->path), "", {});
+    assert(!f.registry->has("a") && next(f).to_free);
+    f.registry->freed();
+    assert(f.registry->n_resident() == 0);
+}
+
 // The loader keeps the memory of a file that goes for a load which waits for it, of others not, and for no longer than that load waits.
 static void test_memory_is_kept_for_a_load() {
     const fixture f({ N_BYTES, 0 });
-    f.put("a");
+    f.put("a", true);
     f.add("b");
     std::thread       two([&] { f.registry->load("b", f.registry->path_of("b"), false, nullptr); });
     server_delta_work work = next(f);
@@ -201,8 +289,6 @@ static void test_memory_is_kept_for_a_load() {
     assert(!work.to_free && !work.to_size && !work.to_load && !work.wants_main_loop);
 
     std::thread one([&] { f.registry->unload("b", nullptr); });
-    assert(next(f).wants_main_loop);
-    f.update();
     work = next(f);
     assert(work.to_free && !work.makes_room);
     f.registry->freed();
@@ -313,6 +399,7 @@ static void test_nobody_waits_for_ever(server_delta_limits limits, int n_parts) 
                     n_served += n_own == n_parts;
                     for (int p = 0; p < n_own; p++) {
                         n_active[(i + p) % (n_names + 1)]++;
+                        fixture::bind(*use->holds[p]->delta);
                     }
                     int n = 0;
                     for (const auto & active : n_active) {
@@ -523,8 +610,6 @@ static void test_unwanted_reads_are_given_up() {
             load_next(f);
             request.join();
             std::thread unload([&] { f.registry->unload("a", nullptr); });
-            assert(next(f).wants_main_loop);
-            f.update();
             assert(next(f).to_free);
             f.registry->freed();
             unload.join();
@@ -573,8 +658,6 @@ static void test_lost_files() {
     assert(f.registry->found("used", stamp("used"), false)); // it is back
     f.registry->lost({});
     std::thread unload([&] { f.registry->unload("named", nullptr); });
-    assert(next(f).wants_main_loop);
-    f.update();
     assert(next(f).to_free);
     f.registry->freed();
     unload.join();
@@ -630,18 +713,6 @@ static void test_a_blend_that_does_not_fit() {
     };
     refused({ 2 * N_BYTES, 0 }, "other parts of the blend");
     refused({ 0, 2 }, "--delta-max-active");
-}
-
-// Returns whether the call went well; false where the name was not what the caller thought.
-static bool changes(const std::function<void()> & call) {
-    try {
-        call();
-        return true;
-    } catch (const server_delta_error & e) {
-        assert(e.type == SERVER_DELTA_ERROR_CONDITION);
-        assert(std::string(e.what()).find('\n') == std::string::npos);
-        return false;
-    }
 }
 
 // Of several controllers that saw the same content and ask for another file, or for the name to go, one changes it.
@@ -701,6 +772,9 @@ int main() {
     test_generations_outlive_a_name();
     test_broken_files();
     test_main_loop_is_called_again();
+    test_nothing_waits_for_the_main_loop_without_need();
+    test_what_is_bound_or_held_is_not_freed();
+    test_unloaded_while_it_was_checked();
     test_memory_is_kept_for_a_load();
     test_no_delta_goes_before_it_served();
     test_the_latest_load_stays();
