@@ -184,6 +184,14 @@ static void load_next(const fixture & f, size_t n_bytes = N_BYTES) {
     f.registry->loaded(work, delta, "", {});
 }
 
+// Unloads what no slot has: the main loop is not asked.
+static void unload_unbound(const fixture & f, const std::string & name) {
+    std::thread unload([&] { f.registry->unload(name, nullptr); });
+    assert(next(f).to_free);
+    f.registry->freed();
+    unload.join();
+}
+
 // A call that reaches the main loop after it has done everything must not keep the next one from being made.
 static void test_main_loop_is_called_again() {
     const fixture f({});
@@ -222,10 +230,7 @@ static void test_nothing_waits_for_the_main_loop_without_need() {
     f.registry->freed();
     load_next(f);
     load.join();
-    std::thread unload([&] { f.registry->unload("b", nullptr); });
-    assert(next(f).to_free);
-    f.registry->freed();
-    unload.join();
+    unload_unbound(f, "b");
     assert(!f.registry->has_work());
 }
 
@@ -609,10 +614,7 @@ static void test_unwanted_reads_are_given_up() {
             f.registry->loaded(work, nullptr, "", {});
             load_next(f);
             request.join();
-            std::thread unload([&] { f.registry->unload("a", nullptr); });
-            assert(next(f).to_free);
-            f.registry->freed();
-            unload.join();
+            unload_unbound(f, "a");
             f.add("a");
         } else {
             f.registry->unload("a", nullptr);
@@ -657,10 +659,7 @@ static void test_lost_files() {
 
     assert(f.registry->found("used", stamp("used"), false)); // it is back
     f.registry->lost({});
-    std::thread unload([&] { f.registry->unload("named", nullptr); });
-    assert(next(f).to_free);
-    f.registry->freed();
-    unload.join();
+    unload_unbound(f, "named");
     assert(f.registry->has("used"));
     f.registry->lost({ paths[2] });
     use.reset();
