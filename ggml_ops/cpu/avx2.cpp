@@ -7,7 +7,7 @@
 #include "bits.h"
 #include "factor-kernels.h"
 #include "factor-types.h"
-#include "integer-kernels.h"
+#include "integer-panels.h"
 #include "kernels.h"
 #include "panel-kernels.h"
 
@@ -187,14 +187,10 @@ struct avx2 { // The comment in factor-kernels.h describes it.
         store_first(out, _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])), n);
     }
 
-    using integers                   = __m256i;
-    using counts                     = __m256i;
-    static constexpr int I16_STEP    = 16;
-    static constexpr int I16_COLUMNS = 1024;
-    static constexpr int I16_R       = 4; // 8 sums, 2 rows of b, and registers for a row of a and products.
-    static constexpr int I16_T       = 2;
+    using counts = __m256i;
 
-    static inline __m256i load(const int16_t * q) { return _mm256_loadu_si256((const __m256i *) q); }
+    static inline __m256i load_pairs(const int32_t * q) { return _mm256_loadu_si256((const __m256i *) q); }
+    static inline __m256i broadcast_pair(int32_t pair) { return _mm256_set1_epi32(pair); }
     static inline void    hold(__m256i & v) { __asm__("" : "+x"(v)); }
     static inline __m256i no_counts() { return _mm256_setzero_si256(); }
     // This is assembler because GCC 12 makes all products of a step before it adds them, and has no registers for so many.
@@ -203,11 +199,10 @@ struct avx2 { // The comment in factor-kernels.h describes it.
         __asm__("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(both) : "x"(a), "x"(b));
     }
     static inline __m256 to_sums(const __m256i & acc) { return _mm256_cvtepi32_ps(acc); }
-
-    static inline void add_scaled(float * out, const __m256 (&four)[4], const float * a_step, float b_step, int n, bool add) {
-        const __m128 step   = _mm_mul_ps(_mm_loadu_ps(a_step), _mm_set1_ps(b_step));
-        const __m128 so_far = add ? load_first(out, n) : _mm_setzero_ps();
-        store_first(out, _mm_fmadd_ps(step, sums_f32x4(four[0], four[1], four[2], four[3]), so_far), n);
+    static inline __m256 add_sums(const __m256 & a, const __m256 & b) { return _mm256_add_ps(a, b); }
+    static inline __m256 load_steps(const float * v, int n) { return load_first_8(v, n); }
+    static inline __m256 scaled(const __m256 & v, const __m256 & a_step, float b_step) {
+        return _mm256_mul_ps(v, _mm256_mul_ps(a_step, _mm256_set1_ps(b_step)));
     }
 
     static constexpr int LANES = 8;
@@ -309,7 +304,7 @@ const struct dqrelo_kernels dqrelo_kernels_avx2 = {
     /*.products     =*/products_of_isa<avx2>,
     /*.tile_products =*/tile_products_of_isa<avx2>,
     /*.quantize_i16 =*/quantize_i16_avx2,
-    /*.products_i16 =*/products_i16_of_isa<avx2>,
+    /*.products_i16 =*/integer_panel_products<avx2>,
     /*.count_bits   =*/count_bits,
     /*.expand       =*/expand_avx2,
     /*.mask_products =*/mask_products_of_isa<avx2>,

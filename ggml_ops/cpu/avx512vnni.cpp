@@ -8,7 +8,7 @@
 #include "bits.h"
 #include "factor-kernels.h"
 #include "factor-types.h"
-#include "integer-kernels.h"
+#include "integer-panels.h"
 #include "panel-kernels.h"
 
 static inline __m128 sums_f32x4(__m512 v0, __m512 v1, __m512 v2, __m512 v3) {
@@ -135,14 +135,10 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
         _mm_mask_storeu_ps(out, rows_m4(n), _mm_add_ps(so_far, sums_f32x4(four[0], four[1], four[2], four[3])));
     }
 
-    using integers                   = __m512i;
-    using counts                     = __m512i;
-    static constexpr int I16_STEP    = 32;
-    static constexpr int I16_COLUMNS = 2048;
-    static constexpr int I16_R       = 4; // 2048 columns of 4 rows are half of the nearest cache, where they stay for all rows of b.
-    static constexpr int I16_T       = 6;
+    using counts = __m512i;
 
-    static inline __m512i load(const int16_t * q) { return _mm512_loadu_si512(q); }
+    static inline __m512i load_pairs(const int32_t * q) { return _mm512_loadu_si512(q); }
+    static inline __m512i broadcast_pair(int32_t pair) { return _mm512_set1_epi32(pair); }
     static inline void    hold(__m512i & v) { __asm__("" : "+v"(v)); }
     static inline __m512i no_counts() { return _mm512_setzero_si512(); }
     // This is assembler because GCC 12 copies the accumulators of the intrinsic in every step of a loop.
@@ -150,11 +146,10 @@ struct avx512vnni { // The comment in factor-kernels.h describes it.
         __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
     }
     static inline __m512 to_sums(const __m512i & acc) { return _mm512_cvtepi32_ps(acc); }
-
-    static inline void add_scaled(float * out, const __m512 (&four)[4], const float * a_step, float b_step, int n, bool add) {
-        const __m128 step   = _mm_mul_ps(_mm_loadu_ps(a_step), _mm_set1_ps(b_step));
-        const __m128 so_far = _mm_maskz_loadu_ps(add ? rows_m4(n) : 0, out);
-        _mm_mask_storeu_ps(out, rows_m4(n), _mm_fmadd_ps(step, sums_f32x4(four[0], four[1], four[2], four[3]), so_far));
+    static inline __m512 add_sums(const __m512 & a, const __m512 & b) { return _mm512_add_ps(a, b); }
+    static inline __m512 load_steps(const float * v, int n) { return _mm512_maskz_loadu_ps(columns_m16(0, n), v); }
+    static inline __m512 scaled(const __m512 & v, const __m512 & a_step, float b_step) {
+        return _mm512_mul_ps(v, _mm512_mul_ps(a_step, _mm512_set1_ps(b_step)));
     }
 
     static constexpr int LANES = 16;
@@ -347,7 +342,7 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.products     =*/products_of_isa<avx512vnni>,
     /*.tile_products =*/tile_products_of_isa<avx512vnni>,
     /*.quantize_i16 =*/quantize_i16_avx512vnni,
-    /*.products_i16 =*/products_i16_of_isa<avx512vnni>,
+    /*.products_i16 =*/integer_panel_products<avx512vnni>,
     /*.count_bits   =*/count_bits,
     /*.expand       =*/expand_avx512vnni,
     /*.mask_products =*/mask_products_of_isa<avx512vnni>,

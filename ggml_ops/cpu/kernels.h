@@ -77,8 +77,7 @@ struct dqrelo_sign_tile {
 #define DQRELO_TILE_I 256
 #define DQRELO_TILE (DQRELO_TILE_T * DQRELO_TILE_I)
 
-// Rows b of products and products_i16 that are multiplied before the next ones: 2048 columns of them and 64 rows a fit into a cache of the
-// second level.
+// Rows b of products that are multiplied before the next ones: 2048 columns of them and 64 rows a fit into a cache of the second level.
 #define DQRELO_CACHED_ROWS 48
 
 // Integers of 16 bits take half of the instructions that F32 takes, where two neighbouring products are added in one. A lane of 32 bits has

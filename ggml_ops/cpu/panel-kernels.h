@@ -21,6 +21,7 @@
 #include "row-steps.h"
 #include "unrolled.h"
 
+#include <cstring>
 #include <immintrin.h>
 
 // A sum of so many columns is made in one lane, as in ggml's own products of 2048 columns with AVX2, and then added to the others.
@@ -66,7 +67,10 @@ static inline void make_panel(const float * a, int64_t a_stride, int n_i, int64_
         }
         for (; j < n; j++) {
             for (int k = i; k < i + 8; k++) {
-                panel[j * R + k] = k < n_i ? a[k * a_stride + j] : 0.0f;
+                panel[j * R + k] = 0.0f;
+                if (k < n_i) {
+                    memcpy(&panel[j * R + k], a + k * a_stride + j, sizeof(float)); // It may be a pair of integers (integer-panels.h).
+                }
             }
         }
     }
@@ -103,9 +107,10 @@ static inline void panel_tile(const float * panel, int n_i, const float * const 
     }
 }
 
-template <class ISA>
-static void tile_products_of_isa(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
-                                 float * const * out, bool add) {
+// Makes panels of a's n_i rows and n columns, one after the other. `multiply(panel, i, left, j, n_j)` multiplies one of `left` rows from
+// row i on, and of n_j columns from column j on.
+template <class ISA, class F>
+static inline void for_panels(const float * a, int64_t a_stride, int n_i, int64_t n, const F & multiply) {
     constexpr int     R = 2 * ISA::LANES;
     alignas(64) float panel[PANEL_COLUMNS * R];
     for (int64_t j = 0; j < n; j += PANEL_COLUMNS) {
@@ -113,9 +118,16 @@ static void tile_products_of_isa(const float * a, int64_t a_stride, int n_i, con
         for (int i = 0; i < n_i; i += R) {
             const int left = n_i - i < R ? n_i - i : R;
             make_panel<ISA>(a + i * a_stride + j, a_stride, left, n_j, panel);
-            const float * columns = panel;
-            for_row_steps<ISA::PANEL_T>(
-                0, n_t, [=](auto rows, int t) { panel_tile<ISA, rows.value>(columns, left, b + t, j, n_j, out + t, i, add || j > 0); });
+            multiply(panel, i, left, j, n_j);
         }
     }
+}
+
+template <class ISA>
+static void tile_products_of_isa(const float * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n,
+                                 float * const * out, bool add) {
+    for_panels<ISA>(a, a_stride, n_i, n, [=](const float * panel, int i, int left, int64_t j, int64_t n_j) {
+        for_row_steps<ISA::PANEL_T>(
+            0, n_t, [=](auto rows, int t) { panel_tile<ISA, rows.value>(panel, left, b + t, j, n_j, out + t, i, add || j > 0); });
+    });
 }
