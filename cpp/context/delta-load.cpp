@@ -97,8 +97,13 @@ void dqrelo_base_free(dqrelo_base * base) {
 }
 
 dqrelo_file_params dqrelo_file_default_params(void) {
-    return { /*.header_only =*/false, /*.verify =*/false, /*.use_mmap =*/false, /*.abort_callback =*/nullptr,
-             /*.abort_callback_data =*/nullptr };
+    return { /*.header_only =*/false,
+             /*.verify =*/false,
+             /*.use_mmap =*/false,
+             /*.abort_callback =*/nullptr,
+             /*.abort_callback_data =*/nullptr,
+             /*.decode_callback =*/nullptr,
+             /*.decode_callback_data =*/nullptr };
 }
 
 dqrelo_file * dqrelo_file_open(const char * path, dqrelo_file_params params, char * err, size_t n_err) {
@@ -109,6 +114,9 @@ dqrelo_file * dqrelo_file_open(const char * path, dqrelo_file_params params, cha
         options.digests     = params.verify ? dqrelo::delta_file::digest_check::always : dqrelo::delta_file::digest_check::once;
         if (params.abort_callback != nullptr) {
             options.is_aborted = [&params] { return params.abort_callback(params.abort_callback_data); };
+        }
+        if (params.decode_callback) {
+            options.is_decoding = [&params] { return params.decode_callback(params.decode_callback_data); };
         }
         auto file = dqrelo::delta_file::open(path, options, text);
         return file ? std::make_unique<dqrelo_file>(dqrelo_file{ std::move(file) }) : nullptr;

@@ -217,17 +217,19 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
             inputs.push_back({ file->data() + header.data_offset_bytes + tensor.offset_bytes, tensor.n_bytes });
         }
         const size_t n_threads = sha256_n_threads(inputs);
-        hashing                = std::make_unique<sha256_hashing>(std::move(inputs), sha256_kernels().front(), n_threads);
+        hashing = std::make_unique<sha256_hashing>(std::move(inputs), sha256_kernels().front(), n_threads, options.is_decoding);
     };
     if (options.digests == digest_check::always || (options.digests == digest_check::once && !was_verified(file->identity()))) {
         begin_hashing();
     }
-    file->expect_whole();
+    file->expect_whole(options.is_decoding);
     // From the first byte to the last: a disk serves that far better than the floats, which lie all over the file.
     constexpr size_t step     = (size_t) 1 << 20;
     size_t           n_floats = 0;
+    pacer            pace(options.is_decoding);
     for (size_t n = 0; n < file->n_bytes();) {
         n = std::min(n + step, file->n_bytes());
+        pace.rest();
         if (!file->fetch(n, options.is_aborted, err)) {
             return false;
         }

@@ -44,10 +44,11 @@ public:
     };
 
     struct options {
-        bool          header_only = false; // Items 1-5 are checked, and nothing behind the header is read.
-        bool          use_mmap    = false; // The file is mapped instead of read into memory.
-        digest_check  digests     = digest_check::none;
-        is_aborted_fn is_aborted;
+        bool           header_only = false; // Items 1-5 are checked, and nothing behind the header is read.
+        bool           use_mmap    = false; // The file is mapped instead of read into memory.
+        digest_check   digests     = digest_check::none;
+        is_aborted_fn  is_aborted;
+        is_decoding_fn is_decoding; // Reading and checking are paced (pacer.h).
     };
 
     // Reads and validates the file at `path`; all of it is in memory then, so that no page fault falls into a decode step. Returns nullptr

@@ -126,9 +126,9 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
     return true;
 }
 
-void mapped_file::expect_whole() {
+void mapped_file::expect_whole(const is_decoding_fn & is_decoding) {
     if (is_fresh_) {
-        pages_ = std::make_shared<page_maker>((uint8_t *) data_, n_bytes_);
+        pages_ = std::make_shared<page_maker>((uint8_t *) data_, n_bytes_, is_decoding);
     }
 }
 

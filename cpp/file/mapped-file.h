@@ -1,6 +1,8 @@
 // mapped-file.h: a whole file, mapped read-only or read into memory.
 #pragma once
 
+#include "file/pacer.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -43,7 +45,7 @@ public:
     const std::string & identity() const { return identity_; }
 
     // From here on all of it will be fetched: what that needs is made ready beside the reading.
-    void expect_whole();
+    void expect_whole(const is_decoding_fn & is_decoding);
 
     // From here on small parts will be read: stops the system from reading ahead.
     void expect_random_access() const;

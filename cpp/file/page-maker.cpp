@@ -10,8 +10,8 @@
 namespace dqrelo {
 
 // How much is made in one request, and how far ahead: what the system reads ahead from a quick disk.
-static constexpr size_t PIECE   = (size_t) 4 << 20;
-static constexpr size_t N_AHEAD = 6 * PIECE;
+static constexpr size_t PIECE   = (size_t) 1 << 20;
+static constexpr size_t N_AHEAD = 24 * PIECE;
 
 // Makes pages, as if each had been written to without a change. Returns false where that is not to be had: the pages are made later.
 static bool make_pages(uint8_t * data, size_t n_bytes) {
@@ -23,9 +23,9 @@ static bool make_pages(uint8_t * data, size_t n_bytes) {
 #endif
 }
 
-page_maker::page_maker(uint8_t * data, size_t n_bytes) : data_(data), n_bytes_(n_bytes) {
+page_maker::page_maker(uint8_t * data, size_t n_bytes, const is_decoding_fn & is_decoding) : data_(data), n_bytes_(n_bytes) {
     try {
-        thread_ = std::thread([this] { run(); });
+        thread_ = std::thread([this, is_decoding] { run(is_decoding); });
     } catch (const std::system_error &) { // No thread is left.
     }
 }
@@ -56,8 +56,10 @@ bool page_maker::wait_for(size_t n_made) {
     return !is_ended_;
 }
 
-void page_maker::run() {
+void page_maker::run(const is_decoding_fn & is_decoding) {
+    pacer pace(is_decoding);
     for (size_t n_made = 0; n_made < n_bytes_ && wait_for(n_made);) {
+        pace.rest();
         const size_t n = std::min(PIECE, n_bytes_ - n_made);
         if (!make_pages(data_ + n_made, n)) {
             return;

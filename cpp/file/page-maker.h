@@ -3,6 +3,8 @@
 // The system clears a page when it is first written to. A reader that waits for that leaves the disk idle meanwhile.
 #pragma once
 
+#include "file/pacer.h"
+
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -14,8 +16,9 @@ namespace dqrelo {
 class page_maker {
 public:
     // Starts a thread that makes pages from `data` on, which is page-aligned, in this order and some way ahead of what is written. Where
-    // there is no further thread, or the system makes no pages when it is asked to, they are made as they are written to.
-    page_maker(uint8_t * data, size_t n_bytes);
+    // there is no further thread, or the system makes no pages when it is asked to, they are made as they are written to. It is
+    // paced (pacer.h).
+    page_maker(uint8_t * data, size_t n_bytes, const is_decoding_fn & is_decoding);
 
     // Ends it. The memory must not go before.
     ~page_maker();
@@ -26,7 +29,7 @@ public:
     void written(size_t n_bytes);
 
 private:
-    void run();
+    void run(const is_decoding_fn & is_decoding);
     bool wait_for(size_t n_made);
 
     uint8_t * const data_;

@@ -18,8 +18,9 @@ namespace dqrelo {
 
 namespace {
 
-// A moment on the slowest CPU: whoever waits wants a sign of life every few seconds.
-constexpr size_t N_PIECE_BLOCKS = ((size_t) 8 << 20) / SHA256_BLOCK_BYTES;
+// Some tenths of a millisecond with SHA instructions, as a pacer wants it, and a moment on the slowest CPU: whoever waits wants a sign of
+// life.
+constexpr size_t N_PIECE_BLOCKS = ((size_t) 512 << 10) / SHA256_BLOCK_BYTES;
 
 // What makes a further thread worth its start, and how many leave the memory's bandwidth to others.
 constexpr size_t N_THREAD_BYTES = (size_t) 16 << 20;
@@ -61,6 +62,7 @@ struct message {
 struct sha256_hashing::impl {
     const std::vector<sha256_input> inputs;
     const sha256_kernel &           kernel;
+    const is_decoding_fn            is_decoding;
     std::vector<std::string>        hex;
     std::vector<std::future<void>>  threads;
 
@@ -70,8 +72,8 @@ struct sha256_hashing::impl {
     uintptr_t               end      = 0; // What lies before this address has arrived.
     bool                    is_ended = false;
 
-    impl(std::vector<sha256_input> inputs, const sha256_kernel & kernel) :
-        inputs(std::move(inputs)), kernel(kernel), hex(this->inputs.size()) {}
+    impl(std::vector<sha256_input> inputs, const sha256_kernel & kernel, const is_decoding_fn & is_decoding) :
+        inputs(std::move(inputs)), kernel(kernel), is_decoding(is_decoding), hex(this->inputs.size()) {}
 
     void run(const is_aborted_fn & is_aborted);
     void stop();
@@ -148,6 +150,7 @@ bool sha256_hashing::impl::finish(message & message, uintptr_t until) {
 
 // Hashes until nothing is left to begin, or it was ended.
 void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
+    pacer     pace(is_decoding);
     message   messages[SHA256_LANES];
     size_t    n        = 0;
     uintptr_t until    = 0;
@@ -162,6 +165,7 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
         if (n == 0 || !wait_for_bytes(until, is_stuck)) {
             return;
         }
+        pace.rest();
         const bool   moved    = update(messages, n, until);
         const size_t n_before = n;
         n        = (size_t) (std::remove_if(messages, messages + n, [&](message & message) { return finish(message, until); }) - messages);
@@ -169,8 +173,9 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
     }
 }
 
-sha256_hashing::sha256_hashing(std::vector<sha256_input> inputs, const sha256_kernel & kernel, size_t n_threads) :
-    p(new impl(std::move(inputs), kernel)) {
+sha256_hashing::sha256_hashing(std::vector<sha256_input> inputs, const sha256_kernel & kernel, size_t n_threads,
+                               const is_decoding_fn & is_decoding) :
+    p(new impl(std::move(inputs), kernel, is_decoding)) {
     try {
         while (p->threads.size() + 1 < n_threads) {
             p->threads.push_back(std::async(std::launch::async, [p = p.get()] { p->run({}); }));

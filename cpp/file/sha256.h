@@ -22,8 +22,8 @@ size_t sha256_n_threads(const std::vector<sha256_input> & inputs);
 // Hashes inputs, the first ones first, as far as their bytes have arrived in memory.
 class sha256_hashing {
 public:
-    // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object.
-    sha256_hashing(std::vector<sha256_input> inputs, const sha256_kernel & kernel, size_t n_threads);
+    // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object. Each is paced (pacer.h).
+    sha256_hashing(std::vector<sha256_input> inputs, const sha256_kernel & kernel, size_t n_threads, const is_decoding_fn & is_decoding);
 
     // Ends them, wherever they are.
     ~sha256_hashing();
@@ -34,8 +34,8 @@ public:
     void arrived(const void * end);
 
     // All bytes are there: this thread helps until all is done. `hex` has the SHA-256 of each input afterwards, 64 lower-case hex digits,
-    // in the order of the inputs. Returns false where `is_aborted` ended it, which is asked on this thread only, every few MiB and while it
-    // waits for others.
+    // in the order of the inputs. Returns false where `is_aborted` ended it, which is asked on this thread only, every MiB or less and
+    // while it waits for others.
     bool finish(const is_aborted_fn & is_aborted, std::vector<std::string> & hex);
 
 private:

@@ -54,6 +54,10 @@ struct dqrelo_file_params {
     // Called every few MiB, if set; true ends the reading as a failure.
     ggml_abort_callback abort_callback;
     void *              abort_callback_data;
+    // Called all the time, on any thread, if set; true says that other threads decode. Where they want the cores that reading and checking
+    // have, these leave them for three quarters of the time (on Linux only).
+    ggml_abort_callback decode_callback;
+    void *              decode_callback_data;
 };
 
 LLAMA_API struct dqrelo_file_params dqrelo_file_default_params(void);

@@ -6,11 +6,6 @@
 
 #include <utility>
 
-#ifdef __linux__
-#include <cerrno>
-#include <unistd.h>
-#endif
-
 static const size_t N_ERR = 1024; // bytes of an error line
 
 //
@@ -162,22 +157,7 @@ server_delta_loader::~server_delta_loader() {
     thread.join();
 }
 
-// Decoding goes first where there is no core to spare, but a load must end: 5 steps below the threads that decode, a thread gets a quarter
-// of the core that it shares with one of them. At 10 steps it is a tenth.
-static const int N_NICE_STEPS = 5;
-
-// Linux takes the priority per thread. The steps count from the priority at which the server was started.
-static void lower_priority() {
-#ifdef __linux__
-    errno = 0;
-    if (nice(N_NICE_STEPS) == -1 && errno != 0) {
-        SRV_DBG("%s", "the loader of deltas runs at normal priority\n");
-    }
-#endif
-}
-
 void server_delta_loader::run() {
-    lower_priority();
     server_delta_work work;
     bool              keeps_memory = false; // No longer than until the load that it is kept for.
     while (registry->next_work(work, !keeps_memory)) {
@@ -206,7 +186,8 @@ void server_delta_loader::run() {
 void server_delta_loader::size(const server_delta_work & work) {
     auto params        = server_delta_file_params(*host.params);
     params.header_only = true;
-    const auto reading = server_delta_read_file(work.to_size->path, params, [&] { return registry->is_wanted(work); });
+    const auto reading =
+        server_delta_read_file(work.to_size->path, params, registry->decoding(), [&] { return registry->is_wanted(work); });
     if (reading.is_silent) {
         registry->put_off(work, reading.err);
     } else if (registry->begin_loading(work)) {
@@ -223,8 +204,8 @@ void server_delta_loader::load(const server_delta_work & work) {
     server_delta_stamp            stamp;
     std::shared_ptr<server_delta> delta;
     try {
-        auto reading =
-            server_delta_read_file(work.to_load->path, server_delta_file_params(*host.params), [&] { return registry->is_wanted(work); });
+        auto reading = server_delta_read_file(work.to_load->path, server_delta_file_params(*host.params), registry->decoding(),
+                                              [&] { return registry->is_wanted(work); });
         if (reading.is_silent) {
             registry->put_off(work, reading.err);
             return;

@@ -10,9 +10,17 @@ static bool show_life(void * data) {
     return ((server_delta_life *) data)->show();
 }
 
-static server_delta_reading read(const std::string & path, dqrelo_file_params params, server_delta_life & life) {
-    params.abort_callback      = show_life;
-    params.abort_callback_data = &life;
+// Serves as dqrelo_file_params::decode_callback.
+static bool is_decoding(void * data) {
+    return *(const std::atomic<bool> *) data;
+}
+
+static server_delta_reading read(const std::string & path, dqrelo_file_params params, const server_delta_decoding & decoding,
+                                 server_delta_life & life) {
+    params.abort_callback       = show_life;
+    params.abort_callback_data  = &life;
+    params.decode_callback      = is_decoding;
+    params.decode_callback_data = (void *) decoding.get();
     server_delta_reading reading;
     for (int i = 0; i < N_READS_MAX; i++) {
         char text[1024] = "";
@@ -29,8 +37,8 @@ static server_delta_reading read(const std::string & path, dqrelo_file_params pa
 }
 
 server_delta_reading server_delta_read_file(const std::string & path, const dqrelo_file_params & params,
-                                            const std::function<bool()> & is_wanted) {
-    const auto io     = [path, params](server_delta_life & life) { return read(path, params, life); };
+                                            const server_delta_decoding & decoding, const std::function<bool()> & is_wanted) {
+    const auto io     = [path, params, decoding](server_delta_life & life) { return read(path, params, decoding, life); };
     auto       result = server_delta_do_io<server_delta_reading>(path, io, is_wanted);
     if (result.value) {
         return std::move(*result.value);

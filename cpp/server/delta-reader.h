@@ -4,6 +4,7 @@
 #include "delta-entry.h"
 #include "dqrelo.h"
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -21,7 +22,10 @@ struct server_delta_reading {
     bool                  is_silent = false; // nothing happened for some seconds: it may go better another time
 };
 
-// Opens the file at `path` as dqrelo_file_open does, on a thread of its own (delta-io.h). One that changes meanwhile is read again, a few
-// times, whether the read went well or not.
+// Whether the main loop decodes. Reads that are left behind may ask when the server is gone.
+using server_delta_decoding = std::shared_ptr<const std::atomic<bool>>;
+
+// Opens the file at `path` as dqrelo_file_open does, on a thread of its own (delta-io.h), paced by `decoding`. One that changes meanwhile
+// is read again, a few times, whether the read went well or not.
 server_delta_reading server_delta_read_file(const std::string & path, const dqrelo_file_params & params,
-                                            const std::function<bool()> & is_wanted);
+                                            const server_delta_decoding & decoding, const std::function<bool()> & is_wanted);

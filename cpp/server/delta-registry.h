@@ -118,7 +118,12 @@ public:
     // Waiting requests fail from here on, as soon as the watch looks. Safe in a signal handler.
     void stop() { is_stopping = true; }
 
+    // Says whether the next step decodes anything.
+    void set_decoding(bool is_any) { *is_decoding = is_any; }
+
     // --- the loader
+
+    std::shared_ptr<const std::atomic<bool>> decoding() const { return is_decoding; }
 
     // Returns false when the server ends. Waits until there is work; where it may not, `next` is empty if there is none.
     bool next_work(server_delta_work & next, bool may_wait = true);
@@ -185,5 +190,7 @@ private:
     bool                    is_loading      = false; // True between begin_loading() and loaded().
     bool                    is_ended        = false;
     std::atomic<bool>       is_work{ false };
-    std::atomic<bool>       is_stopping{ false };
+
+    const std::shared_ptr<std::atomic<bool>> is_decoding = std::make_shared<std::atomic<bool>>(false);
+    std::atomic<bool>                        is_stopping{ false };
 };

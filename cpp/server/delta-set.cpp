@@ -262,18 +262,23 @@ void server_delta_set::stop() const {
 }
 
 // Every position of a running sequence has a cell; what only waits to be used again can be overwritten, and counts as free.
-void server_delta_set::note_cache(llama_context * ctx, const std::function<bool(int)> & is_busy) {
+void server_delta_set::note_busy(llama_context * ctx, const std::function<bool(int)> & is_busy) {
     const llama_memory_t memory  = llama_get_memory(ctx); // NULL is an encoder.
     double               n_cells = 0.0;
-    for (uint32_t seq_id = 0; memory != nullptr && seq_id < n_slots; seq_id++) {
-        n_cells += is_busy((int) seq_id) ? llama_memory_seq_pos_max(memory, (llama_seq_id) seq_id) + 1 : 0;
+    bool                 is_any  = false;
+    for (uint32_t seq_id = 0; seq_id < n_slots; seq_id++) {
+        if (is_busy((int) seq_id)) {
+            is_any = true;
+            n_cells += memory != nullptr ? llama_memory_seq_pos_max(memory, (llama_seq_id) seq_id) + 1 : 0;
+        }
     }
+    registry->set_decoding(is_any);
     cache_usage = std::min(1.0, n_cells / llama_n_ctx(ctx));
 }
 
 void server_delta_set::update(llama_context * ctx, const std::function<bool(int)> & is_busy) {
     if (registry) {
-        note_cache(ctx, is_busy);
+        note_busy(ctx, is_busy);
     }
     if (!registry || !registry->has_work()) {
         return;

@@ -111,7 +111,7 @@ private:
     bool               is_base_name(const std::string & name) const;
     std::string        short_name(const server_delta_caller & caller, const std::string & name);
     std::string        vllm_metrics(const server_task_result_metrics & figures, const std::vector<server_delta_registry::row> & rows) const;
-    void               note_cache(llama_context * ctx, const std::function<bool(int id_slot)> & is_busy);
+    void               note_busy(llama_context * ctx, const std::function<bool(int id_slot)> & is_busy);
     std::string        names(const server_delta_caller & caller) const; // Lists them as an error line does.
     void               log_table() const;
     bool               add_all();
@@ -142,7 +142,7 @@ private:
     server_delta_host                            host;
     std::vector<std::string>                     base_names; // The id comes first, then aliases and the file's name.
     size_t                                       n_slots = 0;
-    std::atomic<double>                          cache_usage{ 0.0 }; // How full the KV cache was at the last step; see note_cache.
+    std::atomic<double>                          cache_usage{ 0.0 }; // How full the KV cache was at the last step; see note_busy.
     std::unique_ptr<server_delta_loader>         loader;
     std::unique_ptr<server_delta_watch>          watch;
 };

@@ -48,7 +48,7 @@ static bool system_makes_pages() {
 static void test_ahead() {
     const copy_memory memory = take_copy_memory(N_BYTES);
     CHECK(memory.is_fresh && n_made(memory) == 0);
-    page_maker pages(memory.data, N_BYTES);
+    page_maker pages(memory.data, N_BYTES, {});
     for (size_t n_written = 0; n_written <= 32 * MIB; n_written += 8 * MIB) {
         check::begin("pages are made ahead");
         pages.written(n_written);
@@ -70,7 +70,7 @@ static void test_written() {
         check::begin("what was written stays");
         const copy_memory memory = take_copy_memory(N_BYTES);
         {
-            page_maker pages(memory.data, N_BYTES);
+            page_maker pages(memory.data, N_BYTES, [] { return true; });
             for (size_t n = 0; n < N_BYTES;) {
                 const size_t n_here = std::min(step, N_BYTES - n);
                 memset(memory.data + n, 7, n_here);
@@ -88,7 +88,7 @@ static void test_ended() {
         check::begin("it ends where it is");
         const copy_memory memory = take_copy_memory(n_bytes);
         {
-            const page_maker pages(memory.data, n_bytes);
+            const page_maker pages(memory.data, n_bytes, {});
         }
         CHECK(n_made(memory) <= 32 * MIB);
         leave_copy_memory(memory);

@@ -15,7 +15,7 @@ using namespace dqrelo;
 
 static bool sha256_hex(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
                        const is_aborted_fn & is_aborted, std::vector<std::string> & hex) {
-    return sha256_hashing(inputs, kernel, n_threads).finish(is_aborted, hex);
+    return sha256_hashing(inputs, kernel, n_threads, {}).finish(is_aborted, hex);
 }
 
 static std::string hex_of(const sha256_kernel & kernel, const void * data, size_t n_bytes) {
@@ -135,7 +135,7 @@ static void test_arrival(const sha256_kernel & kernel) {
             expected.push_back(hash_sha256_hex(bytes.data() + at, n));
             at += n + r.below(3);
         }
-        sha256_hashing hashing(inputs, kernel, n_threads);
+        sha256_hashing hashing(inputs, kernel, n_threads, {});
         for (size_t at = 0; at < bytes.size();) {
             const size_t n = std::min<size_t>(bytes.size() - at, r.below(2000));
             memcpy(&memory[at], &bytes[at], n);
@@ -149,7 +149,7 @@ static void test_arrival(const sha256_kernel & kernel) {
 
     check::begin("  bytes that never arrive");
     const std::string    bytes(1000, 'a');
-    const sha256_hashing hashing({ { bytes.data(), bytes.size() } }, kernel, 3); // Its destructor waits for no byte.
+    const sha256_hashing hashing({ { bytes.data(), bytes.size() } }, kernel, 3, {}); // Its destructor waits for no byte.
 }
 
 static std::atomic<size_t> n_blocks_alone;
@@ -168,7 +168,7 @@ static void test_lanes_are_shared() {
     for (size_t at = 0; at < bytes.size(); at += n_input) {
         inputs.push_back({ bytes.data() + at, n_input });
     }
-    sha256_hashing hashing(inputs, kernel, 2);
+    sha256_hashing hashing(inputs, kernel, 2, [] { return true; });
     for (size_t at = 0; at < bytes.size(); at += n_input / 4) {
         hashing.arrived(bytes.data() + at);
         std::this_thread::sleep_for(std::chrono::milliseconds(2)); // The thread hashes in the meantime what it may.
