@@ -89,15 +89,6 @@ def test_load_mode_reaches_deltas(
         assert ("words.dq.gguf" in mapped_deltas(server)) == is_mapped
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
-def test_loads_give_way_to_decoding(delta_server: Server) -> None:
-    """One thread has a lower priority than the server, counted from the priority that the server was started with."""
-    pid = delta_server.process.pid
-    own = os.getpriority(os.PRIO_PROCESS, pid)
-    others = [os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
-    assert sorted(set(others)) == sorted({own, min(own + 5, 19)})
-
-
 # --- the base's file
 
 

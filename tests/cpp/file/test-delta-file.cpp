@@ -7,6 +7,7 @@
 #include "support/gguf-builder.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <limits>
 #include <thread>
@@ -261,6 +262,16 @@ static void test_pieces() {
         options.is_aborted = [&] { return n_asked++ >= n_more; };
         CHECK(refused(bytes, "nobody waits", options));
     }
+
+#ifdef __linux__
+    std::atomic<int> n_pieces{ 0 };
+    options.is_aborted  = {};
+    options.is_decoding = [&] {
+        n_pieces++;
+        return true;
+    };
+    CHECK(open_bytes(bytes, err, options) != nullptr && n_pieces >= 2 * 36); // Each MiB is read and hashed by threads that are paced.
+#endif
 }
 
 // A weight's plane ranks, changed.
