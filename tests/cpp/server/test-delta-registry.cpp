@@ -157,13 +157,7 @@ static void test_silent_files_go_behind_the_others() {
     f.add("silent");
     f.add("good");
     std::string error;
-    std::thread silent([&] {
-        try {
-            f.registry->acquire("silent", nullptr);
-        } catch (const server_delta_error & e) {
-            error = e.what();
-        }
-    });
+    std::thread silent([&] { error = error_text([&] { f.registry->acquire("silent", nullptr); }); });
     wait_until_waiting(f, 1);
     auto work = next(f);
     assert(work.to_size && work.name == "silent");

@@ -203,13 +203,8 @@ static void test_a_blend_that_does_not_fit() {
         for (const char * name : { "a", "b", "c" }) {
             f.add(name);
         }
-        const main_loop loop(f);
-        std::string     text;
-        try {
-            f.registry->acquire_all({ "a", "b", "c" }, nullptr);
-        } catch (const server_delta_error & e) {
-            text = e.what();
-        }
+        const main_loop   loop(f);
+        const std::string text = error_text([&] { f.registry->acquire_all({ "a", "b", "c" }, nullptr); });
         assert(text.find(what) != std::string::npos);
         for (const auto & row : f.registry->rows()) {
             assert(row.n_running == 0 && !row.entry.is_awaited);

@@ -172,6 +172,16 @@ inline bool changes(const std::function<void()> & call, int type = SERVER_DELTA_
     }
 }
 
+// Returns the line that a call fails with, nothing where it goes well.
+inline std::string error_text(const std::function<void()> & call) {
+    try {
+        call();
+        return "";
+    } catch (const server_delta_error & e) {
+        return e.what();
+    }
+}
+
 // One job from its beginning to its end.
 inline void load_next(const fixture & f, size_t n_bytes = N_BYTES) {
     auto work = next(f);
