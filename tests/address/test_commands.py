@@ -108,6 +108,37 @@ def test_an_address_that_cannot_be_had_is_one_line(
     assert not list(tmp_path.glob("x*"))
 
 
+@pytest.mark.parametrize(
+    ("main", "args"),
+    [
+        (convert.main, ["", "{tuned}", "-o", "x.dq.gguf"]),
+        (convert.main, ["{base}", "", "-o", "x.dq.gguf"]),
+        (convert.main, ["{base}", "{tuned}", "-o", "x.dq.gguf", "--reference", ""]),
+        (convert.main, ["{base}", "{tuned}", "-o", "x.dq.gguf", "--base-config", ""]),
+        (convert.main, ["{base}", "{tuned}", "-o", "x.dq.gguf", "--base-mmproj", ""]),
+        (convert.main, ["{base}", "{tuned}", "-o", "x.dq.gguf", "--calibrate", ""]),
+        (convert.main, ["{base}", "{tuned}", "-o", "x.dq.gguf", "--calibration", ""]),
+        (convert.main, ["{base}", "{tuned}", "-o", "x.dq.gguf", "--method", "wanda", "--imatrix", ""]),
+        (merge.main, ["", "{tuned}", "-o", "x.gguf"]),
+        (merge.main, ["{base}", "", "-o", "x.gguf"]),
+        (inspect.main, [""]),
+        (inspect.main, ["--stats", "", "{tuned}"]),
+        (inspect.main, ["--stats", "{base}", ""]),
+        (evaluation.main, ["", "--tuned", "{tuned}", "--delta", "{base}"]),
+        (evaluation.main, ["{base}", "--tuned", "", "--delta", "{base}"]),
+        (evaluation.main, ["{base}", "--tuned", "{tuned}", "--delta", ""]),
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], main: Main, args: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.gguf").write_bytes(pico_gguf("llama").read_bytes())  # The folder itself could be a base.
+    assert main([arg.format(base=pico_gguf("llama"), tuned=pico_tuned_gguf("llama")) for arg in args]) == 1
+    assert capfd.readouterr().err.endswith("error: '': is an empty name, expected a path or an address\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["base.gguf"]
+
+
 def test_readers(models: HubServer, tmp_path: Path) -> None:
     delta = made(models, tmp_path)
     assert DeltaReader("hf://o/delta").content_hash == DeltaReader(delta).content_hash

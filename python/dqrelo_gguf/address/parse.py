@@ -110,6 +110,8 @@ def parse(path: str | os.PathLike[str]) -> Address | Path:
         InputError: it is no address of a form that is read.
     """
     text = os.fspath(path)
+    if not text:  # As a Path it would be the current folder, and a shell makes it of a variable that is not set.
+        raise InputError("'': is an empty name, expected a path or an address")
     found = _FORM.match(text)
     if found is None:
         if _COLLAPSED.match(text) and not Path(text).exists():
