@@ -83,7 +83,7 @@ static void update(const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
 }
 
 const sha256_kernel * sha256_kernel_armv8() {
-    static const sha256_kernel kernel = { "armv8", update };
+    static const sha256_kernel kernel = { "armv8", 2, update };
     return is_supported() ? &kernel : nullptr;
 }
 

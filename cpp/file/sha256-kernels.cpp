@@ -6,10 +6,11 @@ extern "C" {
 }
 
 #include <algorithm>
+#include <utility>
 
 namespace dqrelo {
 
-static void update_portable(const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
+void sha256_update_portable(const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
     for (size_t l = 0; l < n_lanes; ++l) {
         sha256_t hash = {};
         std::copy_n(lanes[l].state, 8, hash.state);
@@ -19,13 +20,18 @@ static void update_portable(const sha256_lane * lanes, size_t n_lanes, size_t n_
 }
 
 static std::vector<sha256_kernel> kernels_of_this_cpu() {
+    const sha256_kernel * first  = sha256_kernel_x86();
+    const sha256_kernel * second = sha256_kernel_avx512();
+    if (sha256_prefers_avx512()) {
+        std::swap(first, second);
+    }
     std::vector<sha256_kernel> kernels;
-    for (const sha256_kernel * kernel : { sha256_kernel_x86(), sha256_kernel_armv8() }) {
+    for (const sha256_kernel * kernel : { first, second, sha256_kernel_avx2(), sha256_kernel_armv8() }) {
         if (kernel != nullptr) {
             kernels.push_back(*kernel);
         }
     }
-    kernels.push_back({ "portable", update_portable });
+    kernels.push_back({ "portable", 1, sha256_update_portable });
     return kernels;
 }
 

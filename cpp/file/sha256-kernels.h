@@ -9,9 +9,8 @@ namespace dqrelo {
 
 constexpr size_t SHA256_BLOCK_BYTES = 64;
 
-// Messages that a kernel takes at a time. One round waits for the one before, so a CPU has time for a second message's meanwhile: two take
-// hardly longer than one (Zen 4: 3400 MB/s instead of 1800; a third adds an eighth, and its registers do not suffice elsewhere).
-constexpr size_t SHA256_LANES = 2;
+// No kernel takes more messages at a time.
+constexpr size_t SHA256_LANES_MAX = 16;
 
 // One message on its way: the eight words of its state (FIPS 180-4, section 6.2), and where its next block begins, at any address.
 struct sha256_lane {
@@ -21,16 +20,27 @@ struct sha256_lane {
 
 struct sha256_kernel {
     const char * name;
-    // Takes the next n_blocks of each of n_lanes (1 to SHA256_LANES) messages into its state.
+    size_t       n_lanes_max; // So many messages at a time take least time each.
+    // Takes the next n_blocks of each of n_lanes (1 to n_lanes_max) messages into its state.
     void (*update)(const sha256_lane * lanes, size_t n_lanes, size_t n_blocks);
 };
 
 // Those that are built in and that this CPU runs, best first. The last one is "portable": upstream's, which the others are compared with.
 const std::vector<sha256_kernel> & sha256_kernels();
 
-// "sha-ni" and "armv8". Each is null where it is not built in, or where this CPU does not run it.
+// "sha-ni", "armv8", "avx2" and "avx512". Each is null where it is not built in, or where this CPU does not run it. Of the first two one
+// round waits for the one before, so a CPU has time for a second message's meanwhile: two take hardly longer than one (SHA-NI, Zen 4: 3400
+// MB/s instead of 1800; a third adds an eighth, and its registers do not suffice elsewhere).
 const sha256_kernel * sha256_kernel_x86();
 const sha256_kernel * sha256_kernel_armv8();
+const sha256_kernel * sha256_kernel_avx2();
+const sha256_kernel * sha256_kernel_avx512();
+
+// Whether this CPU takes less time with "avx512" than with "sha-ni": Intel's do (3100 and 1750 MB/s), AMD's of Zen 4 do not.
+bool sha256_prefers_avx512();
+
+// The kernel "portable", which takes any number of messages, one after the other.
+void sha256_update_portable(const sha256_lane * lanes, size_t n_lanes, size_t n_blocks);
 
 // The constants of the 64 rounds: FIPS 180-4, section 4.2.2.
 alignas(16) constexpr uint32_t SHA256_K[64] = {

@@ -73,7 +73,7 @@ static void update(const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
 }
 
 const sha256_kernel * sha256_kernel_x86() {
-    static const sha256_kernel kernel = { "sha-ni", update };
+    static const sha256_kernel kernel = { "sha-ni", 2, update };
     return is_supported() ? &kernel : nullptr;
 }
 

@@ -18,16 +18,16 @@ namespace dqrelo {
 
 namespace {
 
-// Some tenths of a millisecond with SHA instructions, as a pacer wants it, and a moment on the slowest CPU: whoever waits wants a sign of
-// life.
-constexpr size_t N_PIECE_BLOCKS = ((size_t) 512 << 10) / SHA256_BLOCK_BYTES;
+// Of all messages that are hashed side by side. Some tenths of a millisecond with SHA instructions, as a pacer wants it, and a moment on
+// the slowest CPU: whoever waits wants a sign of life.
+constexpr size_t N_PIECE_BLOCKS = ((size_t) 1 << 20) / SHA256_BLOCK_BYTES;
 
 // What makes a further thread worth its start, and how many leave the memory's bandwidth to others.
 constexpr size_t N_THREAD_BYTES = (size_t) 16 << 20;
 constexpr size_t N_THREADS_MAX  = 4;
 
-// A message alone takes nearly as long as two together, so it waits until others have bytes, too, until this many of its own have come.
-constexpr size_t N_AHEAD_BLOCKS = ((size_t) 16 << 20) / SHA256_BLOCK_BYTES;
+// Few messages take nearly as long as many together, so they wait until others have bytes, too, until one has this many of its own.
+constexpr size_t N_AHEAD_BLOCKS = ((size_t) 4 << 20) / SHA256_BLOCK_BYTES;
 
 constexpr auto ASK_PERIOD = std::chrono::milliseconds(50);
 
@@ -111,11 +111,11 @@ bool sha256_hashing::impl::begin(message & next) {
 
 // Takes as many whole blocks as all of those have that have any. Returns whether there were some, and none of them should wait for others.
 bool sha256_hashing::impl::update(message * messages, size_t n, uintptr_t until) const {
-    size_t      n_blocks = N_PIECE_BLOCKS;
+    size_t      n_blocks = N_PIECE_BLOCKS / kernel.n_lanes_max;
     size_t      n_most   = 0;
     size_t      n_lanes  = 0;
-    message *   taken[SHA256_LANES];
-    sha256_lane lanes[SHA256_LANES];
+    message *   taken[SHA256_LANES_MAX];
+    sha256_lane lanes[SHA256_LANES_MAX];
     for (size_t i = 0; i < n; ++i) {
         const size_t n_here = messages[i].n_blocks(until);
         if (n_here > 0) {
@@ -151,7 +151,7 @@ bool sha256_hashing::impl::finish(message & message, uintptr_t until) {
 // Hashes until nothing is left to begin, or it was ended.
 void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
     pacer     pace(is_decoding);
-    message   messages[SHA256_LANES];
+    message   messages[SHA256_LANES_MAX];
     size_t    n        = 0;
     uintptr_t until    = 0;
     bool      is_stuck = false;
@@ -159,7 +159,7 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
         if (is_aborted && is_aborted()) {
             stop();
         }
-        while (n < SHA256_LANES && begin(messages[n])) {
+        while (n < kernel.n_lanes_max && begin(messages[n])) {
             ++n;
         }
         if (n == 0 || !wait_for_bytes(until, is_stuck)) {

@@ -65,37 +65,39 @@ static void test_lengths(const sha256_kernel & kernel) {
     }
 }
 
-// A message in calls of the kernel of any length, beside another one or alone.
+// Messages in calls of the kernel of any length, any number of them at a time.
 static void test_chunks(const sha256_kernel & kernel) {
-    check::begin("  blocks in chunks, in one lane and in two");
+    check::begin("  blocks in chunks, in one lane and in several");
     testing::random_source r(2);
-    bool                   good = true;
+    constexpr size_t       n_blocks = 40;
+    constexpr size_t       n_bytes  = n_blocks * SHA256_BLOCK_BYTES + 1; // The messages begin at any address.
+    bool                   good     = true;
     for (int i = 0; i < 200; ++i) {
-        constexpr size_t  n_blocks    = 40;
-        const std::string bytes       = r.bytes(2 * n_blocks * SHA256_BLOCK_BYTES + 1);
-        uint32_t          state[4][8] = {};
-        for (uint32_t (&words)[8] : state) {
-            memcpy(words, SHA256_K, sizeof(words)); // Any state will do.
-        }
-        const uint8_t * data[2] = { (const uint8_t *) bytes.data() + i % 2,
-                                    (const uint8_t *) bytes.data() + n_blocks * SHA256_BLOCK_BYTES };
-        for (size_t l = 0; l < 2; ++l) {
-            const sha256_lane whole = { state[2 + l], data[l] };
-            sha256_kernels().back().update(&whole, 1, n_blocks);
+        const size_t      n     = kernel.n_lanes_max;
+        const std::string bytes = r.bytes(n * n_bytes);
+        uint32_t          state[SHA256_LANES_MAX][8];
+        uint32_t          expected[SHA256_LANES_MAX][8];
+        sha256_lane       lanes[SHA256_LANES_MAX];
+        for (size_t l = 0; l < n; ++l) {
+            memcpy(state[l], SHA256_K + l, sizeof(state[l])); // Any state will do.
+            memcpy(expected[l], SHA256_K + l, sizeof(expected[l]));
+            lanes[l]                = { state[l], (const uint8_t *) bytes.data() + l * n_bytes };
+            const sha256_lane whole = { expected[l], lanes[l].data };
+            sha256_update_portable(&whole, 1, n_blocks);
         }
         for (size_t at = 0; at < n_blocks;) {
-            const size_t      n        = std::min<size_t>(n_blocks - at, r.below(9));
-            const sha256_lane lanes[2] = { { state[0], data[0] + at * SHA256_BLOCK_BYTES },
-                                           { state[1], data[1] + at * SHA256_BLOCK_BYTES } };
-            if (r.below(2) == 0) {
-                kernel.update(lanes, 2, n);
-            } else {
-                kernel.update(lanes, 1, n);
-                kernel.update(lanes + 1, 1, n);
+            const size_t n_here = std::min<size_t>(n_blocks - at, r.below(9));
+            for (size_t l = 0; l < n;) {
+                const size_t n_together = std::min<size_t>(n - l, 1 + r.below(n));
+                kernel.update(lanes + l, n_together, n_here);
+                l += n_together;
             }
-            at += n;
+            for (size_t l = 0; l < n; ++l) {
+                lanes[l].data += n_here * SHA256_BLOCK_BYTES;
+            }
+            at += n_here;
         }
-        good = good && memcmp(state[0], state[2], sizeof(state[0])) == 0 && memcmp(state[1], state[3], sizeof(state[1])) == 0;
+        good = good && memcmp(state, expected, n * sizeof(state[0])) == 0;
     }
     CHECK(good);
 }
@@ -157,11 +159,10 @@ static std::atomic<size_t> n_blocks_alone;
 // Messages that lie one behind the other are hashed two at a time, although the bytes of the first come first.
 static void test_lanes_are_shared() {
     check::begin("messages that arrive one after the other share lanes");
-    sha256_kernel kernel = sha256_kernels().back();
-    kernel.update        = [](const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
-        n_blocks_alone += n_lanes == 1 ? n_blocks : 0;
-        sha256_kernels().back().update(lanes, n_lanes, n_blocks);
-    };
+    const sha256_kernel kernel = { "two lanes", 2, [](const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
+                                      n_blocks_alone += n_lanes == 1 ? n_blocks : 0;
+                                      sha256_update_portable(lanes, n_lanes, n_blocks);
+                                  } };
     constexpr size_t          n_input = (size_t) 1 << 18;
     const std::string         bytes(32 * n_input, 'a');
     std::vector<sha256_input> inputs;
