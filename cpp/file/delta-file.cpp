@@ -217,7 +217,7 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
             inputs.push_back({ file->data() + header.data_offset_bytes + tensor.offset_bytes, tensor.n_bytes });
         }
         const size_t n_threads = sha256_n_threads(inputs);
-        hashing = std::make_unique<sha256_hashing>(std::move(inputs), sha256_kernels().front(), n_threads, options.is_decoding);
+        hashing                = std::make_unique<sha256_hashing>(inputs, sha256_kernels().front(), n_threads, options.is_decoding);
     };
     if (options.digests == digest_check::always || (options.digests == digest_check::once && !was_verified(file->identity()))) {
         begin_hashing();

@@ -9,6 +9,7 @@ extern "C" {
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <future>
 #include <mutex>
 #include <system_error>
@@ -55,33 +56,68 @@ struct message {
     }
     // Returns whether what is left is no whole block, and lies before the address `end`.
     bool is_last(uintptr_t end) const { return n_bytes < SHA256_BLOCK_BYTES && (uintptr_t) data + n_bytes <= end; }
+    // Returns whether there is something to do with what lies before the address `end`.
+    bool has_work(uintptr_t end) const { return n_blocks(end) > 0 || is_last(end); }
 };
+
+// Takes as many whole blocks as all of those have that have any.
+void update(const sha256_kernel & kernel, std::vector<message> & messages, uintptr_t until) {
+    size_t      n_blocks = N_PIECE_BLOCKS / kernel.n_lanes_max;
+    size_t      n_lanes  = 0;
+    message *   taken[SHA256_LANES_MAX];
+    sha256_lane lanes[SHA256_LANES_MAX];
+    for (message & message : messages) {
+        const size_t n_here = message.n_blocks(until);
+        if (n_here > 0) {
+            n_blocks         = std::min(n_blocks, n_here);
+            taken[n_lanes]   = &message;
+            lanes[n_lanes++] = { message.hash.state, message.data };
+        }
+    }
+    if (n_lanes == 0) {
+        return;
+    }
+    kernel.update(lanes, n_lanes, n_blocks);
+    for (size_t l = 0; l < n_lanes; ++l) {
+        taken[l]->hash.count += n_blocks * SHA256_BLOCK_BYTES;
+        taken[l]->data += n_blocks * SHA256_BLOCK_BYTES;
+        taken[l]->n_bytes -= n_blocks * SHA256_BLOCK_BYTES;
+    }
+}
 
 } // namespace
 
 struct sha256_hashing::impl {
-    const std::vector<sha256_input> inputs;
-    const sha256_kernel &           kernel;
-    const is_decoding_fn            is_decoding;
-    std::vector<std::string>        hex;
-    std::vector<std::future<void>>  threads;
+    const sha256_kernel &          kernel;
+    const is_decoding_fn           is_decoding;
+    std::vector<std::string>       hex;
+    std::vector<std::future<void>> threads;
 
     std::mutex              mutex; // Guards what follows.
     std::condition_variable changed;
-    size_t                  n_begun  = 0;
-    uintptr_t               end      = 0; // What lies before this address has arrived.
-    bool                    is_ended = false;
+    std::deque<message>     waiting;             // those that no thread has at the moment, the first ones first
+    size_t                  n_waiting_bytes = 0; // what is left of them
+    size_t                  n_held          = 0; // number of those that threads have
+    size_t                  n_threads       = 1;
+    uintptr_t               end             = 0; // What lies before this address has arrived.
+    bool                    is_ended        = false;
 
-    impl(std::vector<sha256_input> inputs, const sha256_kernel & kernel, const is_decoding_fn & is_decoding) :
-        inputs(std::move(inputs)), kernel(kernel), is_decoding(is_decoding), hex(this->inputs.size()) {}
+    impl(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, const is_decoding_fn & is_decoding) :
+        kernel(kernel), is_decoding(is_decoding), hex(inputs.size()) {
+        for (size_t i = 0; i < inputs.size(); ++i) {
+            waiting.push_back({ i, {}, (const uint8_t *) inputs[i].data, inputs[i].n_bytes });
+            sha256_init(&waiting.back().hash);
+            n_waiting_bytes += inputs[i].n_bytes;
+        }
+    }
 
-    void run(const is_aborted_fn & is_aborted);
-    void stop();
-    void set_end(uintptr_t to);
-    bool wait_for_bytes(uintptr_t & seen, bool is_stuck);
-    bool begin(message & next);
-    bool update(message * messages, size_t n, uintptr_t until) const;
-    bool finish(message & message, uintptr_t until);
+    void   run(const is_aborted_fn & is_aborted);
+    void   stop();
+    void   set_end(uintptr_t to);
+    bool   is_first_long() const;
+    size_t count_to_take() const;
+    bool   take(std::vector<message> & messages, uintptr_t & until);
+    void   give_back(std::vector<message> & messages);
 };
 
 void sha256_hashing::impl::stop() {
@@ -90,92 +126,94 @@ void sha256_hashing::impl::stop() {
     changed.notify_all();
 }
 
-// Brings `seen` up to what has arrived; where nothing could be done with what was seen before, waits for more. Returns false at the end.
-bool sha256_hashing::impl::wait_for_bytes(uintptr_t & seen, bool is_stuck) {
-    std::unique_lock<std::mutex> lock(mutex);
-    changed.wait(lock, [&] { return is_ended || !is_stuck || end != seen; });
-    seen = end;
-    return !is_ended;
+// Returns whether the first message would not be finished with all others, because a lane is slower than the kernel with one message: it
+// is a large part of what is left, and much longer than most.
+bool sha256_hashing::impl::is_first_long() const {
+    const size_t n_first = waiting.front().n_bytes;
+    return n_first > n_waiting_bytes / kernel.n_lanes_max && n_first / 4 * (waiting.size() - 1) > n_waiting_bytes - n_first;
 }
 
-bool sha256_hashing::impl::begin(message & next) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (n_begun == inputs.size()) {
+// Returns how many of the first messages a thread should take: none while it is better to wait for more bytes.
+size_t sha256_hashing::impl::count_to_take() const {
+    size_t n      = 0;
+    size_t n_most = 0;
+    while (n < waiting.size() && n < kernel.n_lanes_max * n_threads && waiting[n].has_work(end)) {
+        n_most = std::max(n_most, waiting[n].n_blocks(end));
+        ++n;
+    }
+    if (n > 0 && is_first_long()) {
+        return 1;
+    }
+    if (end == UINTPTR_MAX) { // The last ones are shared out.
+        return std::min({ kernel.n_lanes_max, n, (n + n_held + n_threads - 1) / n_threads });
+    }
+    return n >= kernel.n_lanes_max ? kernel.n_lanes_max : n_most >= N_AHEAD_BLOCKS ? n : 0;
+}
+
+// Moves messages here that are to be hashed up to the address `until`. There may be none after a while. Returns false at the end.
+bool sha256_hashing::impl::take(std::vector<message> & messages, uintptr_t & until) {
+    std::unique_lock<std::mutex> lock(mutex);
+    if (is_ended || (waiting.empty() && n_held == 0)) {
         return false;
     }
-    const sha256_input & input = inputs[n_begun];
-    next                       = { n_begun++, {}, (const uint8_t *) input.data, input.n_bytes };
-    sha256_init(&next.hash);
+    const size_t n = count_to_take();
+    if (n == 0) {
+        changed.wait(lock);
+    }
+    messages.assign(waiting.begin(), waiting.begin() + (ptrdiff_t) n);
+    waiting.erase(waiting.begin(), waiting.begin() + (ptrdiff_t) n);
+    for (const message & message : messages) {
+        n_waiting_bytes -= message.n_bytes;
+    }
+    n_held += n;
+    until = end;
     return true;
 }
 
-// Takes as many whole blocks as all of those have that have any. Returns whether there were some, and none of them should wait for others.
-bool sha256_hashing::impl::update(message * messages, size_t n, uintptr_t until) const {
-    size_t      n_blocks = N_PIECE_BLOCKS / kernel.n_lanes_max;
-    size_t      n_most   = 0;
-    size_t      n_lanes  = 0;
-    message *   taken[SHA256_LANES_MAX];
-    sha256_lane lanes[SHA256_LANES_MAX];
-    for (size_t i = 0; i < n; ++i) {
-        const size_t n_here = messages[i].n_blocks(until);
-        if (n_here > 0) {
-            n_blocks         = std::min(n_blocks, n_here);
-            n_most           = std::max(n_most, n_here);
-            taken[n_lanes]   = &messages[i];
-            lanes[n_lanes++] = { messages[i].hash.state, messages[i].data };
+// Takes back those that are not finished, to their places.
+void sha256_hashing::impl::give_back(std::vector<message> & messages) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    n_held -= messages.size();
+    for (const message & message : messages) {
+        if (hex[message.input].empty()) {
+            const auto is_before = [&](const struct message & other) { return other.input < message.input; };
+            waiting.insert(std::find_if_not(waiting.begin(), waiting.end(), is_before), message);
+            n_waiting_bytes += message.n_bytes;
         }
     }
-    const bool has_all = until == UINTPTR_MAX;
-    if (n_lanes == 0 || (n_lanes < n && !has_all && n_most < N_AHEAD_BLOCKS)) {
-        return false;
+    if (end == UINTPTR_MAX) { // Else this thread takes them again, and others wait for bytes.
+        changed.notify_all();
     }
-    kernel.update(lanes, n_lanes, n_blocks);
-    for (size_t l = 0; l < n_lanes; ++l) {
-        taken[l]->hash.count += n_blocks * SHA256_BLOCK_BYTES;
-        taken[l]->data += n_blocks * SHA256_BLOCK_BYTES;
-        taken[l]->n_bytes -= n_blocks * SHA256_BLOCK_BYTES;
-    }
-    return true;
 }
 
-// Returns whether no whole block was left, and the rest is there, so that the digest is made.
-bool sha256_hashing::impl::finish(message & message, uintptr_t until) {
-    if (!message.is_last(until)) {
-        return false;
-    }
-    sha256_update(&message.hash, message.data, message.n_bytes);
-    hex[message.input] = hex_of(message.hash);
-    return true;
-}
-
-// Hashes until nothing is left to begin, or it was ended.
+// Hashes until nothing is left, or it was ended.
 void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
-    pacer     pace(is_decoding);
-    message   messages[SHA256_LANES_MAX];
-    size_t    n        = 0;
-    uintptr_t until    = 0;
-    bool      is_stuck = false;
+    pacer                pace(is_decoding);
+    std::vector<message> messages;
+    uintptr_t            until = 0;
     for (;;) {
         if (is_aborted && is_aborted()) {
             stop();
         }
-        while (n < kernel.n_lanes_max && begin(messages[n])) {
-            ++n;
-        }
-        if (n == 0 || !wait_for_bytes(until, is_stuck)) {
+        if (!take(messages, until)) {
             return;
         }
         pace.rest();
-        const bool   moved    = update(messages, n, until);
-        const size_t n_before = n;
-        n        = (size_t) (std::remove_if(messages, messages + n, [&](message & message) { return finish(message, until); }) - messages);
-        is_stuck = !moved && n == n_before;
+        update(kernel, messages, until);
+        for (message & message : messages) {
+            if (message.is_last(until)) {
+                sha256_update(&message.hash, message.data, message.n_bytes);
+                hex[message.input] = hex_of(message.hash);
+            }
+        }
+        give_back(messages);
     }
 }
 
-sha256_hashing::sha256_hashing(std::vector<sha256_input> inputs, const sha256_kernel & kernel, size_t n_threads,
+sha256_hashing::sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
                                const is_decoding_fn & is_decoding) :
-    p(new impl(std::move(inputs), kernel, is_decoding)) {
+    p(new impl(inputs, kernel, is_decoding)) {
+    p->n_threads = n_threads;
     try {
         while (p->threads.size() + 1 < n_threads) {
             p->threads.push_back(std::async(std::launch::async, [p = p.get()] { p->run({}); }));

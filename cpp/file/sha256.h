@@ -23,7 +23,8 @@ size_t sha256_n_threads(const std::vector<sha256_input> & inputs);
 class sha256_hashing {
 public:
     // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object. Each is paced (pacer.h).
-    sha256_hashing(std::vector<sha256_input> inputs, const sha256_kernel & kernel, size_t n_threads, const is_decoding_fn & is_decoding);
+    sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
+                   const is_decoding_fn & is_decoding);
 
     // Ends them, wherever they are.
     ~sha256_hashing();

@@ -6,6 +6,7 @@
 #include "support/check.h"
 #include "support/gguf-builder.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
@@ -180,6 +181,43 @@ static void test_lanes_are_shared() {
     CHECK(n_blocks_alone <= 4 * n_input / SHA256_BLOCK_BYTES); // the last ones, and those that two threads share out
 }
 
+static std::atomic<size_t> n_lanes_most;
+
+// Eight lanes for eight messages, and two threads: no thread may take more than half of them.
+static void test_last_messages_are_shared_out() {
+    check::begin("the last messages are shared out to threads");
+    n_lanes_most               = 0;
+    const sha256_kernel kernel = { "eight lanes", 8, [](const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
+                                      n_lanes_most = std::max(n_lanes_most.load(), n_lanes);
+                                      sha256_update_portable(lanes, n_lanes, n_blocks);
+                                  } };
+    const std::vector<std::string> texts(8, std::string((size_t) 1 << 20, 'a'));
+    std::vector<std::string>       hex;
+    CHECK(sha256_hex(inputs_of(texts), kernel, 2, {}, hex));
+    CHECK(hex == std::vector<std::string>(8, hash_sha256_hex(texts[0].data(), texts[0].size())));
+    CHECK(n_lanes_most == 4);
+}
+
+static std::vector<size_t> n_lanes_of_calls;
+
+// One that is as long as all others together would be the last by far, in a lane beside them.
+static void test_long_message_goes_first() {
+    check::begin("a long message has the kernel to itself");
+    n_lanes_of_calls.clear();
+    const sha256_kernel kernel = { "eight lanes", 8, [](const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
+                                      n_lanes_of_calls.push_back(n_lanes);
+                                      sha256_update_portable(lanes, n_lanes, n_blocks);
+                                  } };
+    std::vector<std::string> texts(64, std::string((size_t) 64 << 10, 'a'));
+    texts.insert(texts.begin(), std::string((size_t) 4 << 20, 'b'));
+    std::vector<std::string> hex;
+    CHECK(sha256_hex(inputs_of(texts), kernel, 1, {}, hex));
+    CHECK(hex.front() == hash_sha256_hex(texts[0].data(), texts[0].size()) &&
+          hex.back() == hash_sha256_hex(texts[1].data(), texts[1].size()));
+    CHECK(n_lanes_of_calls.front() == 1);
+    CHECK(std::count(n_lanes_of_calls.begin(), n_lanes_of_calls.end(), 8) > 4); // The others still share it.
+}
+
 static void test_abort(const sha256_kernel & kernel) {
     check::begin("  an end from outside");
     const std::vector<std::string> texts(8, std::string((size_t) 9 << 20, 'a'));
@@ -209,5 +247,7 @@ int main(int argc, char ** argv) {
         test_abort(kernel);
     }
     test_lanes_are_shared();
+    test_last_messages_are_shared_out();
+    test_long_message_goes_first();
     return check::finish();
 }
