@@ -33,6 +33,8 @@ from tests.upstream.hub import NOT_SERVED
 CONTEXT = ("-c", "1024", "-np", "1", "--alias", "base")
 # The merged model is F32 and the base F16; keys and values are F16 in both.
 SAME_LOGPROB = 2e-2
+# Two tokens may each be off by that.
+NEAR_TIE = 2 * SAME_LOGPROB
 
 
 def complete(server: Server, model: str, **more: Any) -> dict[str, Any]:
@@ -228,19 +230,28 @@ def test_embeddings(tmp_path: Path) -> None:
 # --- drafts and checkpoints
 
 
+def sure_text(answer: dict[str, Any]) -> str:
+    """What an answer says before its first near tie. There a row alone may have another token than the same row beside drafts."""
+    tokens = answer["completion_probabilities"]
+    gaps = [token["top_logprobs"][0]["logprob"] - token["top_logprobs"][1]["logprob"] for token in tokens]
+    n_sure = next((i for i, gap in enumerate(gaps) if gap < NEAR_TIE), len(gaps))
+    return b"".join(bytes(token["bytes"]) for token in tokens[:n_sure]).decode(errors="ignore")
+
+
 @pytest.mark.parametrize("draft", ["base", "merged"])
 def test_drafts_do_not_change_an_answer(artefacts: Artefacts, tmp_path: Path, draft: str) -> None:
     """The base as a draft of a fine-tune is refused often, the fine-tune itself never; the answers are the same."""
     deltas = ("--delta", f"words={artefacts.words},json={artefacts.json}")
     more = {"n_predict": 40, "ignore_eos": True}
     with serve(artefacts.base, tmp_path, *deltas, *CONTEXT) as plain:
-        expected = {model: complete(plain, model, **more)["content"] for model in ("base", "words", "json")}
+        expected = {model: sure_text(complete(plain, model, **more, n_probs=2)) for model in ("base", "words", "json")}
+    assert min(len(expected["words"]), len(expected["json"])) > 20
     options = ("-md", getattr(artefacts, draft), "--spec-type", "draft-simple", "--spec-draft-n-max", "6")
     accepted = {}
     with serve(artefacts.base, tmp_path, *deltas, *CONTEXT, *options) as server:
         for model in ("words", "base", "json", "words"):
             answer = complete(server, model, **more, n_probs=0)
-            assert answer["content"] == expected[model]
+            assert answer["content"].startswith(expected[model])
             timings = answer["timings"]
             assert timings["draft_n"] > 0
             accepted[model] = timings["draft_n_accepted"] / timings["draft_n"]
