@@ -89,6 +89,7 @@ void update(const sha256_kernel & kernel, std::vector<message> & messages, uintp
 
 struct sha256_hashing::impl {
     const sha256_kernel &          kernel;
+    const size_t                   n_threads;
     const is_decoding_fn           is_decoding;
     std::vector<std::string>       hex;
     std::vector<std::future<void>> threads;
@@ -98,12 +99,11 @@ struct sha256_hashing::impl {
     std::deque<message>     waiting;             // those that no thread has at the moment, the first ones first
     size_t                  n_waiting_bytes = 0; // what is left of them
     size_t                  n_held          = 0; // number of those that threads have
-    size_t                  n_threads       = 1;
     uintptr_t               end             = 0; // What lies before this address has arrived.
     bool                    is_ended        = false;
 
-    impl(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, const is_decoding_fn & is_decoding) :
-        kernel(kernel), is_decoding(is_decoding), hex(inputs.size()) {
+    impl(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads, const is_decoding_fn & is_decoding) :
+        kernel(kernel), n_threads(n_threads), is_decoding(is_decoding), hex(inputs.size()) {
         for (size_t i = 0; i < inputs.size(); ++i) {
             waiting.push_back({ i, {}, (const uint8_t *) inputs[i].data, inputs[i].n_bytes });
             sha256_init(&waiting.back().hash);
@@ -212,8 +212,7 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
 
 sha256_hashing::sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
                                const is_decoding_fn & is_decoding) :
-    p(new impl(inputs, kernel, is_decoding)) {
-    p->n_threads = n_threads;
+    p(new impl(inputs, kernel, n_threads, is_decoding)) {
     try {
         while (p->threads.size() + 1 < n_threads) {
             p->threads.push_back(std::async(std::launch::async, [p = p.get()] { p->run({}); }));
