@@ -3,9 +3,10 @@
 
 #include "file/mapped-file.h"
 
+#include "file/ahead.h"
 #include "file/copy-memory.h"
 #include "file/message.h"
-#include "file/page-maker.h"
+#include "file/page-cache.h"
 
 #include <algorithm>
 #include <cctype>
@@ -40,16 +41,6 @@ static std::string identity_of(const struct stat & st) {
     const auto text = [](const timespec & t) { return std::to_string(t.tv_sec) + "." + std::to_string(t.tv_nsec); };
     return std::to_string(st.st_dev) + " " + std::to_string(st.st_ino) + " " + std::to_string(st.st_size) + " " + text(written) + " " +
            text(changed);
-}
-
-// Asks the system to read twice as far ahead as it does unasked, while bytes that have come are hashed on the same cores. It must know that
-// before the first read.
-static void expect_sequence(int fd) {
-#ifdef POSIX_FADV_SEQUENTIAL
-    posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-#else
-    (void) fd; // macOS
-#endif
 }
 
 std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode how, std::string & err) {
@@ -87,14 +78,13 @@ std::unique_ptr<mapped_file> mapped_file::open(const std::string & path, mode ho
     if (how == mode::map) {
         close(fd); // The mapping keeps the file.
     } else {
-        expect_sequence(fd);
         file->fd_ = fd;
     }
     return file;
 }
 
 mapped_file::~mapped_file() {
-    pages_.reset(); // It ends before the memory does.
+    ahead_.clear(); // It ends before the memory does, and the descriptor.
     if (n_reserved_ > 0) {
         leave_copy_memory({ (uint8_t *) data_, n_bytes_, n_reserved_ });
     } else {
@@ -118,12 +108,12 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
             return false;
         }
         n_fetched_ += n;
-        if (pages_) {
-            pages_->written(n_fetched_);
+        for (const std::shared_ptr<ahead_of_reader> & ahead : ahead_) {
+            ahead->read(n_fetched_);
         }
     }
     if (n_fetched_ == n_bytes_) {
-        pages_.reset();
+        ahead_.clear();
     }
     if (fd_ >= 0 && n_fetched_ == n_bytes_) {
         struct stat st;
@@ -137,9 +127,30 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
     return true;
 }
 
+// Makes pages, as if each had been written to without a change. Returns false where that is not to be had: they are made later.
+static bool make_pages(uint8_t * data, size_t n_bytes) {
+#ifdef MADV_POPULATE_WRITE // Linux 5.14
+    return madvise(data, n_bytes, MADV_POPULATE_WRITE) == 0;
+#else
+    (void) data;
+    return n_bytes == 0;
+#endif
+}
+
 void mapped_file::expect_whole(const is_decoding_fn & is_decoding) {
+    if (fd_ < 0) {
+        return;
+    }
     if (is_fresh_) {
-        pages_ = std::make_shared<page_maker>((uint8_t *) data_, n_bytes_, is_decoding);
+        const auto make = [data = (uint8_t *) data_](size_t at, size_t n) { return make_pages(data + at, n); };
+        ahead_.push_back(std::make_shared<ahead_of_reader>(0, n_bytes_, make, is_decoding));
+    }
+    // A disk waits while requests to it are made, and who has other work between reads makes them late. Where others decode, a load waits
+    // for cores, not for the disk.
+    const bool is_idle = !is_decoding || !is_decoding();
+    if (is_idle && !is_in_page_cache(fd_, n_bytes_ / 2)) {
+        const auto fill = [filler = std::make_shared<page_cache_filler>(fd_)](size_t at, size_t n) { return filler->fill(at, n); };
+        ahead_.push_back(std::make_shared<ahead_of_reader>(n_fetched_, n_bytes_, fill, is_decoding));
     }
 }
 

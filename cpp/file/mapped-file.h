@@ -8,10 +8,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace dqrelo {
 
-class page_maker;
+class ahead_of_reader;
 
 // Asked between two pieces of a long read; true ends it.
 using is_aborted_fn = std::function<bool()>;
@@ -68,7 +69,7 @@ private:
     void *          handle_     = nullptr; // Holds what the platform needs.
     std::string     identity_;
 
-    std::shared_ptr<page_maker> pages_; // Makes those of a copy.
+    std::vector<std::shared_ptr<ahead_of_reader>> ahead_; // What is done beside the reading of a copy.
 };
 
 } // namespace dqrelo

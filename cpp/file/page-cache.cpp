@@ -1,0 +1,56 @@
+#include "file/page-cache.h"
+
+#ifdef __linux__
+#include <fcntl.h>
+#include <sys/sendfile.h>
+#include <sys/uio.h>
+#include <unistd.h>
+#endif
+
+namespace dqrelo {
+
+#ifdef __linux__
+
+bool is_in_page_cache(int fd, size_t offset_bytes) {
+    char        byte = 0;
+    const iovec to   = { &byte, 1 };
+    return preadv2(fd, &to, 1, (off_t) offset_bytes, RWF_NOWAIT) == 1;
+}
+
+page_cache_filler::page_cache_filler(int fd) : fd_(fd), null_fd_(open("/dev/null", O_WRONLY | O_CLOEXEC)) {
+    posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL); // In larger requests.
+}
+
+page_cache_filler::~page_cache_filler() {
+    if (null_fd_ >= 0) {
+        close(null_fd_);
+    }
+}
+
+bool page_cache_filler::fill(size_t offset_bytes, size_t n_bytes) const {
+    const off_t end = (off_t) (offset_bytes + n_bytes);
+    for (off_t at = (off_t) offset_bytes; at < end;) {
+        if (sendfile(null_fd_, fd_, &at, (size_t) (end - at)) <= 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+#else
+
+bool is_in_page_cache(int, size_t) {
+    return true;
+}
+
+page_cache_filler::page_cache_filler(int fd) : fd_(fd), null_fd_(-1) {}
+
+page_cache_filler::~page_cache_filler() = default;
+
+bool page_cache_filler::fill(size_t, size_t) const {
+    return false;
+}
+
+#endif
+
+} // namespace dqrelo

@@ -1,0 +1,190 @@
+// test-mapped-file.cpp: a copy of a file, and what is made ready beside the reading of it.
+#include "file/mapped-file.h"
+#include "support/check.h"
+
+#ifndef _WIN32
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+using namespace dqrelo;
+
+static constexpr size_t MIB     = (size_t) 1 << 20;
+static constexpr size_t N_BYTES = 128 * MIB + 54321;
+
+static const char * const PATH = "test-mapped-file.bin";
+
+// The bytes of the file: every MiB has others.
+static std::vector<uint8_t> content() {
+    std::vector<uint8_t> bytes(N_BYTES);
+    for (size_t i = 0; i < N_BYTES; i++) {
+        bytes[i] = (uint8_t) (i / MIB * 37 + i % 251);
+    }
+    return bytes;
+}
+
+static void write_file(const std::vector<uint8_t> & bytes) {
+    FILE * const file = fopen(PATH, "wb");
+    CHECK(file && fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size());
+    fclose(file);
+}
+
+// Returns how many bytes have pages in memory, of a map in the page cache.
+static size_t n_in_memory(const void * data, size_t n_bytes) {
+    const size_t               page = (size_t) sysconf(_SC_PAGESIZE);
+    std::vector<unsigned char> is_there((n_bytes + page - 1) / page);
+    mincore((void *) data, n_bytes, is_there.data());
+    return page * (size_t) std::count_if(is_there.begin(), is_there.end(), [](unsigned char state) { return (state & 1) != 0; });
+}
+
+// Returns how many bytes of the file the system keeps.
+static size_t n_cached() {
+    const int    fd   = open(PATH, O_RDONLY);
+    void * const map  = mmap(nullptr, N_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+    const size_t here = n_in_memory(map, N_BYTES);
+    munmap(map, N_BYTES);
+    close(fd);
+    return here;
+}
+
+// Makes the next read of the file come from the disk. Returns false where it lies in memory only, or the system does not do that.
+static bool drop_from_page_cache() {
+#ifdef __linux__
+    const int fd = open(PATH, O_RDONLY);
+    fsync(fd);
+    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    close(fd);
+    return n_cached() == 0;
+#else
+    return false;
+#endif
+}
+
+static bool system_makes_pages() {
+#ifdef MADV_POPULATE_WRITE
+    void * const memory = mmap(nullptr, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const bool   makes  = madvise(memory, MIB, MADV_POPULATE_WRITE) == 0;
+    munmap(memory, MIB);
+    return makes;
+#else
+    return false;
+#endif
+}
+
+// Returns the file, opened, with the first MiB read, as it is for a header.
+static std::unique_ptr<mapped_file> open_with_header() {
+    std::string err;
+    auto        file = mapped_file::open(PATH, mapped_file::mode::copy, err);
+    CHECK(file && file->fetch(MIB, {}, err));
+    return file;
+}
+
+static void sleep_a_moment() {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+}
+
+// Whoever opened the file and waits finds the next part of it in memory, and pages to copy it to; not all of it.
+static void test_made_ready() {
+    const bool is_cold = drop_from_page_cache();
+    const auto file    = open_with_header();
+    file->expect_whole({});
+    const auto wait_for = [](size_t n_bytes, auto && count) {
+        for (int i = 0; i < 1000 && count() < n_bytes; i++) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        }
+        return count() >= n_bytes;
+    };
+    if (system_makes_pages()) {
+        check::begin("pages are made ahead of the reader");
+        CHECK(wait_for(20 * MIB, [&] { return n_in_memory(file->data(), N_BYTES); }));
+        sleep_a_moment();
+        CHECK(n_in_memory(file->data(), N_BYTES) <= 32 * MIB);
+    }
+    if (is_cold) {
+        check::begin("the file is read from the disk ahead of the reader");
+        CHECK(wait_for(20 * MIB, n_cached));
+        sleep_a_moment();
+        CHECK(n_cached() < N_BYTES);
+    }
+}
+
+static void test_beside_decoding() {
+    if (!drop_from_page_cache()) {
+        return;
+    }
+    check::begin("nothing is read from the disk ahead where others decode");
+    const auto file = open_with_header();
+    sleep_a_moment(); // The system itself reads ahead.
+    const size_t n_before = n_cached();
+    file->expect_whole([] { return true; });
+    sleep_a_moment();
+    CHECK(n_cached() == n_before);
+}
+
+// Whatever is done beside the reading, from the disk and from memory: these are the bytes of the file.
+static void test_bytes(const std::vector<uint8_t> & bytes) {
+    for (const bool is_decoding : { false, true }) {
+        for (const size_t step : { MIB, 7 * MIB + 1, N_BYTES }) {
+            check::begin("a copy has the file's bytes");
+            drop_from_page_cache();
+            for (int k = 0; k < 2; k++) {
+                const auto  file = open_with_header();
+                std::string err;
+                file->expect_whole([=] { return is_decoding; });
+                for (size_t n = 0; n < N_BYTES; n += step) {
+                    CHECK(file->fetch(std::min(N_BYTES, n + step), {}, err));
+                }
+                CHECK(file->n_bytes() == N_BYTES && memcmp(file->data(), bytes.data(), N_BYTES) == 0);
+            }
+        }
+    }
+}
+
+// A load is given up at any point.
+static void test_given_up() {
+    for (const size_t n_read : { (size_t) 0, 30 * MIB }) {
+        check::begin("a copy is given up");
+        drop_from_page_cache();
+        const auto  file = open_with_header();
+        std::string err;
+        file->expect_whole({});
+        CHECK(n_read == 0 || file->fetch(n_read, {}, err));
+    }
+}
+
+// Another program cuts it off while it is read.
+static void test_cut_off() {
+    check::begin("a file that becomes shorter");
+    drop_from_page_cache();
+    const auto  file = open_with_header();
+    std::string err;
+    CHECK(truncate(PATH, 3 * MIB) == 0);
+    file->expect_whole({});
+    CHECK(!file->fetch(N_BYTES, {}, err) && err.find("ends at byte 3145728, it had ") == 0);
+}
+
+int main() {
+    const std::vector<uint8_t> bytes = content();
+    write_file(bytes);
+    test_made_ready();
+    test_beside_decoding();
+    test_bytes(bytes);
+    test_given_up();
+    test_cut_off();
+    remove(PATH);
+    return check::finish();
+}
+
+#else
+
+int main() {}
+
+#endif
