@@ -148,7 +148,7 @@ void mapped_file::expect_whole(const is_decoding_fn & is_decoding) {
     // A disk waits while requests to it are made, and who has other work between reads makes them late. Where others decode, a load waits
     // for cores, not for the disk.
     const bool is_idle = !is_decoding || !is_decoding();
-    if (is_idle && !is_in_page_cache(fd_, n_bytes_ / 2)) {
+    if (is_idle && read_would_wait(fd_, n_bytes_ / 2)) {
         const auto fill = [filler = std::make_shared<page_cache_filler>(fd_)](size_t at, size_t n) { return filler->fill(at, n); };
         ahead_.push_back(std::make_shared<ahead_of_reader>(n_fetched_, n_bytes_, fill, is_decoding));
     }

@@ -1,6 +1,8 @@
 #include "file/page-cache.h"
 
 #ifdef __linux__
+#include <cerrno>
+
 #include <fcntl.h>
 #include <sys/sendfile.h>
 #include <sys/uio.h>
@@ -11,10 +13,10 @@ namespace dqrelo {
 
 #ifdef __linux__
 
-bool is_in_page_cache(int fd, size_t offset_bytes) {
+bool read_would_wait(int fd, size_t offset_bytes) {
     char        byte = 0;
     const iovec to   = { &byte, 1 };
-    return preadv2(fd, &to, 1, (off_t) offset_bytes, RWF_NOWAIT) == 1;
+    return preadv2(fd, &to, 1, (off_t) offset_bytes, RWF_NOWAIT) < 0 && errno == EAGAIN;
 }
 
 page_cache_filler::page_cache_filler(int fd) : fd_(fd), null_fd_(open("/dev/null", O_WRONLY | O_CLOEXEC)) {
@@ -34,13 +36,13 @@ bool page_cache_filler::fill(size_t offset_bytes, size_t n_bytes) const {
             return false;
         }
     }
-    return true;
+    return !read_would_wait(fd_, offset_bytes + n_bytes - 1);
 }
 
 #else
 
-bool is_in_page_cache(int, size_t) {
-    return true;
+bool read_would_wait(int, size_t) {
+    return false;
 }
 
 page_cache_filler::page_cache_filler(int fd) : fd_(fd), null_fd_(-1) {}

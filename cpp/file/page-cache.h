@@ -1,12 +1,13 @@
-// page-cache.h: what the system keeps of a file in memory. On Linux; elsewhere all of every file counts as kept.
+// page-cache.h: what the system keeps of a file in memory. On Linux; elsewhere no read counts as one that waits.
 #pragma once
 
 #include <cstddef>
 
 namespace dqrelo {
 
-// Returns whether the byte at offset_bytes can be read without a wait.
-bool is_in_page_cache(int fd, size_t offset_bytes);
+// Returns whether it is known that a read of the byte at offset_bytes would wait for the disk. Some file systems do not tell, those that
+// keep nothing among them.
+bool read_would_wait(int fd, size_t offset_bytes);
 
 // Brings pieces of a file in, the first ones first, and copies none of their bytes. Advice (POSIX_FADV_WILLNEED) would do it, too, but in
 // small pages, which whoever reads the file then pays for.
@@ -18,7 +19,7 @@ public:
     page_cache_filler(const page_cache_filler &)             = delete;
     page_cache_filler & operator=(const page_cache_filler &) = delete;
 
-    // Waits until the bytes are there. Returns false where that is not to be had.
+    // Waits until the bytes, one at least, are there. Returns false where that is not to be had, or they did not stay.
     bool fill(size_t offset_bytes, size_t n_bytes) const;
 
 private:
