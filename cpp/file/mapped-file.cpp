@@ -112,10 +112,8 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
             ahead->read(n_fetched_);
         }
     }
-    if (n_fetched_ == n_bytes_) {
-        ahead_.clear();
-    }
     if (fd_ >= 0 && n_fetched_ == n_bytes_) {
+        ahead_.clear();
         struct stat st;
         if (fstat(fd_, &st) != 0 || identity_of(st) != identity_) {
             identity_.clear();

@@ -132,7 +132,7 @@ static void test_beside_decoding() {
 // Whatever is done beside the reading, from the disk and from memory: these are the bytes of the file.
 static void test_bytes(const std::vector<uint8_t> & bytes) {
     for (const bool is_decoding : { false, true }) {
-        for (const size_t step : { MIB, 7 * MIB + 1, N_BYTES }) {
+        for (const size_t step : { MIB / 16, MIB, 7 * MIB + 1, N_BYTES }) {
             check::begin("a copy has the file's bytes");
             drop_from_page_cache();
             for (int k = 0; k < 2; k++) {
