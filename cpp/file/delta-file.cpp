@@ -222,14 +222,16 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
     if (options.digests == digest_check::always || (options.digests == digest_check::once && !was_verified(file->identity()))) {
         begin_hashing();
     }
-    file->expect_whole(options.is_decoding);
+    file->expect_whole(options.is_decoding, hashing != nullptr);
     // From the first byte to the last: a disk serves that far better than the floats, which lie all over the file.
     constexpr size_t step     = (size_t) 1 << 20;
     size_t           n_floats = 0;
     pacer            pace(options.is_decoding);
     for (size_t n = 0; n < file->n_bytes();) {
         n = std::min(n + step, file->n_bytes());
-        pace.rest();
+        if (!file->is_past_page_cache()) { // Else this thread waits nearly all the time.
+            pace.rest();
+        }
         if (!file->fetch(n, options.is_aborted, err)) {
             return false;
         }

@@ -57,7 +57,7 @@ mapped_file::~mapped_file() {
 }
 
 // A map has its pages already.
-void mapped_file::expect_whole(const is_decoding_fn &) {}
+void mapped_file::expect_whole(const is_decoding_fn &, bool) {}
 
 // Windows reads no further ahead than a page fault needs.
 void mapped_file::expect_random_access() const {}

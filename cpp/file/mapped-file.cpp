@@ -96,14 +96,16 @@ mapped_file::~mapped_file() {
 }
 
 bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::string & err) {
-    // The pieces of a map are large enough for the disk, and a moment on a slow network.
+    // The pieces of a map are large enough for the disk, and a moment on a slow network. Past the page cache nothing reads ahead: a piece
+    // is all that the disk has to do, so it is more than the caller asked for.
     constexpr size_t piece = (size_t) 4 << 20;
     while (n_fetched_ < std::min(n_bytes, n_bytes_)) {
         if (is_aborted && is_aborted()) {
             err = "was not read to its end: nobody waits for it any more";
             return false;
         }
-        const size_t n = std::min(piece, std::min(n_bytes, n_bytes_) - n_fetched_);
+        const size_t n =
+            is_past_page_cache_ ? std::min(2 * piece, n_bytes_ - n_fetched_) : std::min(piece, std::min(n_bytes, n_bytes_) - n_fetched_);
         if (!fetch_piece(n_fetched_, n, err)) {
             return false;
         }
@@ -135,7 +137,7 @@ static bool make_pages(uint8_t * data, size_t n_bytes) {
 #endif
 }
 
-void mapped_file::expect_whole(const is_decoding_fn & is_decoding) {
+void mapped_file::expect_whole(const is_decoding_fn & is_decoding, bool is_first) {
     if (fd_ < 0) {
         return;
     }
@@ -143,10 +145,15 @@ void mapped_file::expect_whole(const is_decoding_fn & is_decoding) {
         const auto make = [data = (uint8_t *) data_](size_t at, size_t n) { return make_pages(data + at, n); };
         ahead_.push_back(std::make_shared<ahead_of_reader>(0, n_bytes_, make, is_decoding));
     }
+    if (!read_would_wait(fd_, n_bytes_ / 2)) {
+        return;
+    }
     // A disk waits while requests to it are made, and who has other work between reads makes them late. Where others decode, a load waits
-    // for cores, not for the disk.
-    const bool is_idle = !is_decoding || !is_decoding();
-    if (is_idle && read_would_wait(fd_, n_bytes_ / 2)) {
+    // for cores and for memory, not for the disk: it needs less of both if the page cache has no copy of its own.
+    const bool is_busy = is_decoding && is_decoding();
+    if (is_busy && is_first) {
+        is_past_page_cache_ = set_past_page_cache(fd_, true);
+    } else if (!is_busy) {
         const auto fill = [filler = std::make_shared<page_cache_filler>(fd_)](size_t at, size_t n) { return filler->fill(at, n); };
         ahead_.push_back(std::make_shared<ahead_of_reader>(n_fetched_, n_bytes_, fill, is_decoding));
     }
@@ -182,8 +189,17 @@ bool mapped_file::fetch_piece(size_t offset_bytes, size_t n_bytes, std::string &
         return true;
     }
     for (size_t done = 0; done < n_bytes;) {
-        const ssize_t n = pread(fd_, (void *) (data_ + offset_bytes + done), n_bytes - done, (off_t) (offset_bytes + done));
+        size_t n_wanted = n_bytes - done;
+        if (is_past_page_cache_ && n_wanted > PAST_CACHE_ALIGNMENT) {
+            n_wanted -= n_wanted % PAST_CACHE_ALIGNMENT;
+        }
+        const ssize_t n = pread(fd_, (void *) (data_ + offset_bytes + done), n_wanted, (off_t) (offset_bytes + done));
         if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0 && is_past_page_cache_) { // The end of the file, or one that has to be read otherwise.
+            is_past_page_cache_ = false;
+            set_past_page_cache(fd_, false);
             continue;
         }
         if (n <= 0) {

@@ -16,7 +16,20 @@ namespace dqrelo {
 bool read_would_wait(int fd, size_t offset_bytes) {
     char        byte = 0;
     const iovec to   = { &byte, 1 };
-    return preadv2(fd, &to, 1, (off_t) offset_bytes, RWF_NOWAIT) < 0 && errno == EAGAIN;
+    if (preadv2(fd, &to, 1, (off_t) offset_bytes, RWF_NOWAIT) >= 0 || errno != EAGAIN) {
+        return false;
+    }
+    // Linux reads the page nevertheless, and the next one who asks would find it there. What is being read cannot be let go of yet.
+    if (pread(fd, &byte, 1, (off_t) offset_bytes) == 1) {
+        const size_t page = (size_t) sysconf(_SC_PAGESIZE);
+        posix_fadvise(fd, (off_t) (offset_bytes / page * page), (off_t) page, POSIX_FADV_DONTNEED);
+    }
+    return true;
+}
+
+bool set_past_page_cache(int fd, bool is_past) {
+    const int flags = fcntl(fd, F_GETFL);
+    return flags >= 0 && fcntl(fd, F_SETFL, is_past ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
 }
 
 page_cache_filler::page_cache_filler(int fd) : fd_(fd), null_fd_(open("/dev/null", O_WRONLY | O_CLOEXEC)) {
@@ -42,6 +55,10 @@ bool page_cache_filler::fill(size_t offset_bytes, size_t n_bytes) const {
 #else
 
 bool read_would_wait(int, size_t) {
+    return false;
+}
+
+bool set_past_page_cache(int, bool) {
     return false;
 }
 

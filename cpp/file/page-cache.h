@@ -1,4 +1,4 @@
-// page-cache.h: what the system keeps of a file in memory. On Linux; elsewhere no read counts as one that waits.
+// page-cache.h: what the system keeps of a file in memory. On Linux; elsewhere no read counts as one that waits, and none goes past it.
 #pragma once
 
 #include <cstddef>
@@ -6,8 +6,15 @@
 namespace dqrelo {
 
 // Returns whether it is known that a read of the byte at offset_bytes would wait for the disk. Some file systems do not tell, those that
-// keep nothing among them.
+// keep nothing among them. The page cache is as before.
 bool read_would_wait(int fd, size_t offset_bytes);
+
+// Where reads past the page cache begin and end in a file, and in memory: at multiples of this many bytes.
+constexpr size_t PAST_CACHE_ALIGNMENT = 4096;
+
+// From here on reads of the descriptor go past the page cache, from the disk into the reader's memory without a copy, or through it again.
+// Returns false where that is not to be had. Then, and where a read past it fails, reads through it may do.
+bool set_past_page_cache(int fd, bool is_past);
 
 // Brings pieces of a file in, the first ones first, and copies none of their bytes. Advice (POSIX_FADV_WILLNEED) would do it, too, but in
 // small pages, which whoever reads the file then pays for.

@@ -1,5 +1,6 @@
 // test-mapped-file.cpp: a copy of a file, and what is made ready beside the reading of it.
 #include "file/mapped-file.h"
+#include "file/page-cache.h"
 #include "support/check.h"
 
 #ifndef _WIN32
@@ -79,11 +80,11 @@ static bool system_makes_pages() {
 #endif
 }
 
-// Returns the file, opened, with the first MiB read, as it is for a header.
-static std::unique_ptr<mapped_file> open_with_header() {
+// Returns the file, opened, with the first bytes read, as it is for a header.
+static std::unique_ptr<mapped_file> open_with_header(size_t n_bytes = MIB) {
     std::string err;
     auto        file = mapped_file::open(PATH, mapped_file::mode::copy, err);
-    CHECK(file && file->fetch(MIB, {}, err));
+    CHECK(file && file->fetch(n_bytes, {}, err));
     return file;
 }
 
@@ -95,7 +96,7 @@ static void sleep_a_moment() {
 static void test_made_ready() {
     const bool is_cold = drop_from_page_cache();
     const auto file    = open_with_header();
-    file->expect_whole({});
+    file->expect_whole({}, true);
     const auto wait_for = [](size_t n_bytes, auto && count) {
         for (int i = 0; i < 1000 && count() < n_bytes; i++) {
             std::this_thread::sleep_for(std::chrono::milliseconds(10));
@@ -124,9 +125,49 @@ static void test_beside_decoding() {
     const auto file = open_with_header();
     sleep_a_moment(); // The system itself reads ahead.
     const size_t n_before = n_cached();
-    file->expect_whole([] { return true; });
+    file->expect_whole([] { return true; }, true);
     sleep_a_moment();
     CHECK(n_cached() == n_before);
+}
+
+// Beside decoding the page cache has what was read of a file for the header, and the last bytes, which are no whole block; all of one that
+// comes again, and of one whose header does not end where reads past the page cache begin.
+static void test_past_page_cache(const std::vector<uint8_t> & bytes) {
+    const int  fd      = open(PATH, O_RDONLY);
+    const bool can_be  = set_past_page_cache(fd, true);
+    const auto is_busy = [] { return true; };
+    close(fd);
+    struct how {
+        bool   is_first;
+        size_t n_header;
+        bool   is_past;
+    };
+    for (const how & h : { how{ true, MIB, true }, how{ true, MIB + 1, false }, how{ false, MIB, false } }) {
+        if (!can_be || !drop_from_page_cache()) {
+            return;
+        }
+        check::begin("what the page cache keeps of a file that is read beside decoding");
+        const auto  file = open_with_header(h.n_header);
+        std::string err;
+        file->expect_whole(is_busy, h.is_first);
+        for (size_t n = 0; n < N_BYTES; n += MIB) {
+            CHECK(file->fetch(std::min(N_BYTES, n + MIB), {}, err));
+        }
+        CHECK(memcmp(file->data(), bytes.data(), N_BYTES) == 0);
+        CHECK(h.is_past ? n_cached() < N_BYTES / 2 : n_cached() > N_BYTES / 2);
+    }
+}
+
+// Files of the system's own are not read past it.
+static void test_not_past_page_cache() {
+#ifdef __linux__
+    check::begin("a file that cannot be read past the page cache");
+    const int fd = open("/proc/self/maps", O_RDONLY);
+    CHECK(fd >= 0 && !set_past_page_cache(fd, true));
+    char byte = 0;
+    CHECK(read(fd, &byte, 1) == 1);
+    close(fd);
+#endif
 }
 
 // Whatever is done beside the reading, from the disk and from memory: these are the bytes of the file.
@@ -138,7 +179,7 @@ static void test_bytes(const std::vector<uint8_t> & bytes) {
             for (int k = 0; k < 2; k++) {
                 const auto  file = open_with_header();
                 std::string err;
-                file->expect_whole([=] { return is_decoding; });
+                file->expect_whole([=] { return is_decoding; }, true);
                 for (size_t n = 0; n < N_BYTES; n += step) {
                     CHECK(file->fetch(std::min(N_BYTES, n + step), {}, err));
                 }
@@ -155,20 +196,23 @@ static void test_given_up() {
         drop_from_page_cache();
         const auto  file = open_with_header();
         std::string err;
-        file->expect_whole({});
+        file->expect_whole({}, true);
         CHECK(n_read == 0 || file->fetch(n_read, {}, err));
     }
 }
 
 // Another program cuts it off while it is read.
-static void test_cut_off() {
-    check::begin("a file that becomes shorter");
-    drop_from_page_cache();
-    const auto  file = open_with_header();
-    std::string err;
-    CHECK(truncate(PATH, 3 * MIB) == 0);
-    file->expect_whole({});
-    CHECK(!file->fetch(N_BYTES, {}, err) && err.find("ends at byte 3145728, it had ") == 0);
+static void test_cut_off(const std::vector<uint8_t> & bytes) {
+    for (const bool is_decoding : { false, true }) {
+        check::begin("a file that becomes shorter");
+        write_file(bytes);
+        drop_from_page_cache();
+        const auto  file = open_with_header();
+        std::string err;
+        file->expect_whole([=] { return is_decoding; }, true);
+        CHECK(truncate(PATH, 3 * MIB + 5) == 0);
+        CHECK(!file->fetch(N_BYTES, {}, err) && err.find("ends at byte 3145733, it had ") == 0);
+    }
 }
 
 int main() {
@@ -176,9 +220,11 @@ int main() {
     write_file(bytes);
     test_made_ready();
     test_beside_decoding();
+    test_past_page_cache(bytes);
+    test_not_past_page_cache();
     test_bytes(bytes);
     test_given_up();
-    test_cut_off();
+    test_cut_off(bytes);
     remove(PATH);
     return check::finish();
 }

@@ -38,7 +38,7 @@ mapped_file::~mapped_file() {
     free((void *) data_);
 }
 
-void mapped_file::expect_whole(const is_decoding_fn &) {}
+void mapped_file::expect_whole(const is_decoding_fn &, bool) {}
 
 void mapped_file::expect_random_access() const {}
 
