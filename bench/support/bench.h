@@ -83,14 +83,14 @@ inline void print_machine(int argc, char ** argv) {
     }
 }
 
-// Returns the sum of the bytes in 64-bit pieces: what reading memory costs. n_bytes is a multiple of 64.
+// Returns the sum of the bytes in 64-bit pieces: what reading memory costs. n_bytes is a multiple of 64, `bytes` one of 8. The sums are
+// added to in place: a copy of a line takes twice as long as memory does.
 inline uint64_t read_all(const uint8_t * bytes, size_t n_bytes) {
-    uint64_t sum[8] = {};
-    for (size_t i = 0; i < n_bytes; i += 64) {
-        uint64_t line[8];
-        memcpy(line, bytes + i, sizeof(line));
+    const uint64_t * words  = (const uint64_t *) bytes;
+    uint64_t         sum[8] = {};
+    for (size_t i = 0; i < n_bytes / 8; i += 8) {
         for (int k = 0; k < 8; k++) {
-            sum[k] += line[k];
+            sum[k] += words[i + k];
         }
     }
     return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
