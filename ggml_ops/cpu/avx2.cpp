@@ -290,23 +290,30 @@ static void expand_avx2(const float * values, const uint8_t * bits, int64_t n, f
     }
 }
 
-const struct dqrelo_kernels dqrelo_kernels_avx2 = {
-    /*.name         =*/"avx2",
-    /*.interleaves   =*/false,
-    /*.tile_t        =*/DQRELO_TILE_T,
-    /*.tile_i        =*/DQRELO_TILE_I,
-    /*.quantize_row =*/quantize_row_avx2,
-    /*.sign_dots    =*/sign_dots_avx2,
-    /*.dots         =*/dots_of_isa<avx2>,
-    /*.add_delta    =*/add_delta_avx2,
-    /*.to_float     =*/to_float_of_isa<avx2>,
-    /*.fold_signs   =*/fold_signs_avx2,
-    /*.products     =*/products_of_isa<avx2>,
-    /*.tile_products =*/tile_products_of_isa<avx2>,
-    /*.quantize_i16 =*/quantize_i16_avx2,
-    /*.products_i16 =*/integer_panel_products<avx2>,
-    /*.count_bits   =*/count_bits,
-    /*.expand       =*/expand_avx2,
-    /*.mask_products =*/mask_products_of_isa<avx2>,
-    /*.list_products =*/list_products_of_isa<avx2>,
-};
+static constexpr struct dqrelo_kernels kernels_with(const char * name, decltype(dqrelo_kernels::sign_dots) sign_dots) {
+    return {
+        /*.name         =*/name,
+        /*.interleaves   =*/false,
+        /*.tile_t        =*/DQRELO_TILE_T,
+        /*.tile_i        =*/DQRELO_TILE_I,
+        /*.quantize_row =*/quantize_row_avx2,
+        /*.sign_dots    =*/sign_dots,
+        /*.dots         =*/dots_of_isa<avx2>,
+        /*.add_delta    =*/add_delta_avx2,
+        /*.to_float     =*/to_float_of_isa<avx2>,
+        /*.fold_signs   =*/fold_signs_avx2,
+        /*.products     =*/products_of_isa<avx2>,
+        /*.tile_products =*/tile_products_of_isa<avx2>,
+        /*.quantize_i16 =*/quantize_i16_avx2,
+        /*.products_i16 =*/integer_panel_products<avx2>,
+        /*.count_bits   =*/count_bits,
+        /*.expand       =*/expand_avx2,
+        /*.mask_products =*/mask_products_of_isa<avx2>,
+        /*.list_products =*/list_products_of_isa<avx2>,
+    };
+}
+
+const struct dqrelo_kernels dqrelo_kernels_avx2 = kernels_with("avx2", sign_dots_avx2);
+#ifdef DQRELO_CPU_AVXVNNI
+const struct dqrelo_kernels dqrelo_kernels_avxvnni = kernels_with("avxvnni", sign_dots_avxvnni);
+#endif

@@ -60,5 +60,9 @@ static inline void store_first_8(int32_t * out, __m256i v, int64_t n) {
 void sign_dots_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
                     int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
 
-// The same for one row of q; it is in avx2-sign-row.cpp.
+// The same for AVX-VNNI; it is in avxvnni-sign-row.cpp.
+void sign_dots_avxvnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
+                       const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
+
+// The one for AVX2 of one row of q; it is in avx2-sign-row.cpp.
 void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t n, struct dqrelo_ahead * ahead);

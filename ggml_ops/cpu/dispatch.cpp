@@ -9,6 +9,9 @@ static const struct dqrelo_kernels * table_of(enum dqrelo_isa isa) {
         case DQRELO_ISA_AVX512VNNI: return &dqrelo_kernels_avx512vnni;
         case DQRELO_ISA_AVX2: return &dqrelo_kernels_avx2;
 #endif
+#ifdef DQRELO_CPU_AVXVNNI
+        case DQRELO_ISA_AVXVNNI: return &dqrelo_kernels_avxvnni;
+#endif
 #ifdef DQRELO_CPU_AARCH64
         case DQRELO_ISA_NEON: return &dqrelo_kernels_neon;
 #endif

@@ -6,6 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef DQRELO_CPU_AVXVNNI
+#include <cpuid.h>
+#endif
 #if defined(DQRELO_CPU_AARCH64) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(DQRELO_CPU_AARCH64) && defined(_WIN32)
@@ -29,6 +32,16 @@ static bool has_avx2() {
 #endif
 }
 
+static bool has_avxvnni() {
+#ifdef DQRELO_CPU_AVXVNNI
+    // Clang 14 does not know its name.
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4)) != 0;
+#else
+    return false;
+#endif
+}
+
 static bool has_dotprod() {
 #if !defined(DQRELO_CPU_AARCH64)
     return false;
@@ -47,6 +60,7 @@ static bool has_dotprod() {
 const char * dqrelo_isa_name(enum dqrelo_isa isa) {
     switch (isa) {
         case DQRELO_ISA_AVX512VNNI: return "avx512vnni";
+        case DQRELO_ISA_AVXVNNI: return "avxvnni";
         case DQRELO_ISA_AVX2: return "avx2";
         case DQRELO_ISA_NEON: return "neon";
         default: return "scalar";
@@ -56,6 +70,7 @@ const char * dqrelo_isa_name(enum dqrelo_isa isa) {
 bool dqrelo_isa_is_supported(enum dqrelo_isa isa) {
     switch (isa) {
         case DQRELO_ISA_AVX512VNNI: return has_avx512vnni();
+        case DQRELO_ISA_AVXVNNI: return has_avxvnni();
         case DQRELO_ISA_AVX2: return has_avx2();
         case DQRELO_ISA_NEON: return has_dotprod();
         default: return true;

@@ -11,13 +11,14 @@ extern "C" {
 // The instruction sets that have kernels, best first. The last one runs on every CPU.
 enum dqrelo_isa {
     DQRELO_ISA_AVX512VNNI,
+    DQRELO_ISA_AVXVNNI,
     DQRELO_ISA_AVX2,
     DQRELO_ISA_NEON,
     DQRELO_ISA_SCALAR,
     DQRELO_ISA_COUNT,
 };
 
-// Returns avx512vnni, avx2, neon or scalar.
+// Returns avx512vnni, avxvnni, avx2, neon or scalar.
 GGML_API const char * dqrelo_isa_name(enum dqrelo_isa isa);
 
 // Returns whether this build has its kernels and this CPU runs them.

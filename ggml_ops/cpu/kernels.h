@@ -181,6 +181,7 @@ struct dqrelo_kernels {
 };
 
 extern const struct dqrelo_kernels dqrelo_kernels_scalar;
+extern const struct dqrelo_kernels dqrelo_kernels_avxvnni;
 extern const struct dqrelo_kernels dqrelo_kernels_avx2;
 extern const struct dqrelo_kernels dqrelo_kernels_avx512vnni;
 extern const struct dqrelo_kernels dqrelo_kernels_neon;

@@ -659,6 +659,9 @@ static void test_isa(const dqrelo_kernels * kernels) {
     for (int64_t n : { 8192, 20480, 20488 }) { // as many columns as there is room for tables of, and more
         test_sign_dots_exact(kernels, n, 3, { 130 }, 0.02f);
     }
+    for (int64_t n : { 32768, 32776 }) { // as many columns as there is room for a row of q of, and more
+        test_sign_dots_exact(kernels, n, 1, { 5, 2 }, 0.02f);
+    }
     for (int64_t n : { 8, 384, 1000 }) { // many rows
         test_sign_dots_exact(kernels, n, 13, { 1, 300, 257 });
     }
