@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 
-from tests.support.delta_server import CONTEXT, PROMPT, complete, error, row, text
+from tests.support.delta_server import CONTEXT, PROMPT, complete, endless, error, row, text
 from tests.support.server_fixtures import Artefacts, Server, serve
 
 N_WAITING = 6
@@ -31,16 +30,6 @@ def busy_server(artefacts: Artefacts, delta_folder: Path, tmp_path: Path) -> Ite
     )
     with serve(artefacts.base, tmp_path, *options, "--context-shift", *CONTEXT) as server:
         yield server
-
-
-@contextmanager
-def endless(server: Server, model: str) -> Iterator[None]:
-    """An answer that goes on as long as the block."""
-    body = {"model": model, "prompt": PROMPT, "n_predict": -1, "ignore_eos": True, "stream": True}
-    with requests.post(server.url + "/completion", json=body, stream=True, timeout=120) as running:
-        lines = running.iter_lines()  # It is kept, because the answer ends with it.
-        assert next(lines)
-        yield
 
 
 def wait_for_line(server: Server, n: int) -> None:

@@ -6,6 +6,8 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,16 @@ def stream(server: Server, model: str, n: int, started: threading.Event, **more:
                 found += chunk.get("completion_probabilities", [])
                 started.set()
     return found
+
+
+@contextmanager
+def endless(server: Server, model: str) -> Iterator[None]:
+    """An answer that goes on as long as the block. The server needs --context-shift."""
+    body = {"model": model, "prompt": PROMPT, "n_predict": -1, "ignore_eos": True, "stream": True}
+    with requests.post(server.url + "/completion", json=body, stream=True, timeout=120) as running:
+        lines = running.iter_lines()  # It is kept, because the answer ends with it.
+        assert next(lines)
+        yield
 
 
 def make_folder(artefacts: Artefacts, folder: Path) -> Path:
