@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <ctime>
 
@@ -95,9 +96,14 @@ mapped_file::~mapped_file() {
     }
 }
 
+// Past the page cache nothing reads ahead: a piece is all that the disk has to do, so it is more than the caller asked for. But whoever
+// waits is asked, and sees a sign of life, between two pieces only, so they are small where the last one took long.
+static constexpr size_t PAST_LEAST = (size_t) 1 << 20;
+static constexpr size_t PAST_MOST  = (size_t) 8 << 20;
+static constexpr auto   QUICK      = std::chrono::milliseconds(50);
+
 bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::string & err) {
-    // The pieces of a map are large enough for the disk, and a moment on a slow network. Past the page cache nothing reads ahead: a piece
-    // is all that the disk has to do, so it is more than the caller asked for.
+    // The pieces of a map are large enough for the disk, and a moment on a slow network.
     constexpr size_t piece = (size_t) 4 << 20;
     while (n_fetched_ < std::min(n_bytes, n_bytes_)) {
         if (is_aborted && is_aborted()) {
@@ -105,11 +111,13 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
             return false;
         }
         const size_t n =
-            is_past_page_cache_ ? std::min(2 * piece, n_bytes_ - n_fetched_) : std::min(piece, std::min(n_bytes, n_bytes_) - n_fetched_);
+            is_past_page_cache_ ? std::min(n_past_, n_bytes_ - n_fetched_) : std::min(piece, std::min(n_bytes, n_bytes_) - n_fetched_);
+        const auto begun = std::chrono::steady_clock::now();
         if (!fetch_piece(n_fetched_, n, err)) {
             return false;
         }
         n_fetched_ += n;
+        n_past_ = std::chrono::steady_clock::now() - begun < QUICK ? std::min(2 * n_past_, PAST_MOST) : PAST_LEAST;
         for (const std::shared_ptr<ahead_of_reader> & ahead : ahead_) {
             ahead->read(n_fetched_);
         }
@@ -153,6 +161,7 @@ void mapped_file::expect_whole(const is_decoding_fn & is_decoding, bool is_first
     const bool is_busy = is_decoding && is_decoding();
     if (is_busy && is_first) {
         is_past_page_cache_ = set_past_page_cache(fd_, true);
+        n_past_             = PAST_LEAST;
     } else if (!is_busy) {
         const auto fill = [filler = std::make_shared<page_cache_filler>(fd_)](size_t at, size_t n) { return filler->fill(at, n); };
         ahead_.push_back(std::make_shared<ahead_of_reader>(n_fetched_, n_bytes_, fill, is_decoding));

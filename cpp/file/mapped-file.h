@@ -70,6 +70,7 @@ private:
     size_t          n_fetched_          = 0;
     bool            is_fresh_           = false; // of a copy: it has no pages where nothing was fetched
     bool            is_past_page_cache_ = false;
+    size_t          n_past_             = 0;       // bytes that are then read at once
     int             fd_                 = -1;      // Stays open while a copy is not complete.
     void *          handle_             = nullptr; // Holds what the platform needs.
     std::string     identity_;

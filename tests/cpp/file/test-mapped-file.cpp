@@ -14,6 +14,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 using namespace dqrelo;
@@ -158,6 +159,44 @@ static void test_past_page_cache(const std::vector<uint8_t> & bytes) {
     }
 }
 
+#ifdef __linux__
+// What was asked of pread at once, at most, whether a call took long, and how long it takes at least.
+static size_t                    largest_read = 0;
+static bool                      was_slow     = false;
+static std::chrono::milliseconds read_lasts{ 0 };
+
+// It takes the place of the library's.
+extern "C" ssize_t pread(int fd, void * data, size_t n_bytes, off_t at) {
+    largest_read     = std::max(largest_read, n_bytes);
+    const auto begun = std::chrono::steady_clock::now();
+    std::this_thread::sleep_for(read_lasts);
+    const ssize_t n = (ssize_t) syscall(SYS_pread64, fd, data, n_bytes, at);
+    was_slow        = was_slow || std::chrono::steady_clock::now() - begun > std::chrono::milliseconds(40);
+    return n;
+}
+
+// Whoever waits for a file on a slow disk sees that it comes. A quick one has more to do at once.
+static void test_size_of_pieces_past_page_cache() {
+    for (const bool is_slow : { false, true }) {
+        if (!drop_from_page_cache()) {
+            return;
+        }
+        check::begin("pieces of a file that is read past the page cache");
+        const auto  file = open_with_header();
+        std::string err;
+        file->expect_whole([] { return true; }, true);
+        read_lasts   = std::chrono::milliseconds(is_slow ? 60 : 0);
+        largest_read = 0;
+        was_slow     = false;
+        CHECK(file->fetch(20 * MIB, {}, err));
+        read_lasts = {};
+        if (file->is_past_page_cache()) {
+            CHECK(is_slow ? largest_read == MIB : largest_read == 8 * MIB || was_slow);
+        }
+    }
+}
+#endif
+
 // Files of the system's own are not read past it.
 static void test_not_past_page_cache() {
 #ifdef __linux__
@@ -222,6 +261,9 @@ int main() {
     test_beside_decoding();
     test_past_page_cache(bytes);
     test_not_past_page_cache();
+#ifdef __linux__
+    test_size_of_pieces_past_page_cache();
+#endif
     test_bytes(bytes);
     test_given_up();
     test_cut_off(bytes);
