@@ -104,10 +104,22 @@ private:
 
 } // namespace
 
+// Returns the last n_bytes < 8 bytes of a row's signs, and anything behind them, where q is zero. Signs can be read up to `end`.
+static inline long long last_signs(const uint8_t * sign, int64_t n_bytes, const uint8_t * end) {
+    long long bits = 0;
+    if (end - sign >= (int64_t) sizeof(bits)) {
+        memcpy(&bits, sign, sizeof(bits));
+    } else {
+        memcpy(&bits, sign, (size_t) n_bytes);
+    }
+    return bits;
+}
+
 // Sets out[i] of a tile. q is interleaved. Returns what is to be asked for afterwards.
 static sign_requests multiply_tile(const struct dqrelo_sign_tile & tile, const int8_t * q, int32_t sum, int64_t n, sign_requests signs,
                                    struct dqrelo_ahead * after) {
-    struct dqrelo_ahead ahead = *after; // A copy may stay in registers.
+    struct dqrelo_ahead   ahead = *after; // A copy may stay in registers.
+    const uint8_t * const end   = tile.sign + tile.n_i * (n / 8);
     for (int i = 0; i < tile.n_i; i += R) {
         const uint8_t * row[R]; // Behind the end the last row is taken again.
         row[0] = tile.sign + i * (n / 8);
@@ -131,9 +143,7 @@ static sign_requests multiply_tile(const struct dqrelo_sign_tile & tile, const i
             const int64_t b = n / 64;
             UNROLLED
             for (int r = 0; r < R; r++) {
-                long long bits = 0; // Behind the end of a row q is zero.
-                memcpy(&bits, row[r] + 8 * b, (size_t) (n % 64 / 8));
-                sums.add(r, bits, q + b * (2 * DQRELO_Q_BLOCK));
+                sums.add(r, last_signs(row[r] + 8 * b, n % 64 / 8, end), q + b * (2 * DQRELO_Q_BLOCK));
             }
         }
         sums.store(tile.n_i - i, sum, tile.out + i);
