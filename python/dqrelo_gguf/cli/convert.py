@@ -94,7 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         help="bytes of the delta to the 16-bit size of the weights, such as 1/8 or 0.125 (default: 1/8)",
     )
     size.add_argument(
-        "--rank", metavar="N", type=int, help=f"rank of every weight instead of a ratio (methods {taking(RANK)})"
+        "--rank",
+        metavar="N",
+        type=int,
+        help=f"rank of every weight, at most its smaller side, instead of a ratio (methods {taking(RANK)})",
     )
     method.add_argument(
         "--method",
