@@ -41,7 +41,7 @@ WARM_UP_S = 3.0  # It warms the graphs up, and the pinned deltas.
 N_LOADED = 2  # number of deltas that fit beside the pinned ones
 QUIET, CHANGING, READING = "nothing changes", "deltas load and go", "files are read"
 IDLE, BUSY = "idle", "beside the streams"
-N_IDLE = 9  # loads and reads before the streams
+N_IDLE = 19  # loads and reads before the streams
 LOAD_SECONDS = 300
 
 
