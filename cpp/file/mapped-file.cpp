@@ -153,16 +153,16 @@ void mapped_file::expect_whole(const is_decoding_fn & is_decoding, bool is_first
         const auto make = [data = (uint8_t *) data_](size_t at, size_t n) { return make_pages(data + at, n); };
         ahead_.push_back(std::make_shared<ahead_of_reader>(0, n_bytes_, make, is_decoding));
     }
-    if (!read_would_wait(fd_, n_bytes_ / 2)) {
+    const bool is_busy = is_decoding && is_decoding();
+    if ((is_busy && !is_first) || !read_would_wait(fd_, n_bytes_ / 2)) {
         return;
     }
     // A disk waits while requests to it are made, and who has other work between reads makes them late. Where others decode, a load waits
     // for cores and for memory, not for the disk: it needs less of both if the page cache has no copy of its own.
-    const bool is_busy = is_decoding && is_decoding();
-    if (is_busy && is_first) {
+    if (is_busy) {
         is_past_page_cache_ = set_past_page_cache(fd_, true);
         n_past_             = PAST_LEAST;
-    } else if (!is_busy) {
+    } else {
         const auto fill = [filler = std::make_shared<page_cache_filler>(fd_)](size_t at, size_t n) { return filler->fill(at, n); };
         ahead_.push_back(std::make_shared<ahead_of_reader>(n_fetched_, n_bytes_, fill, is_decoding));
     }
