@@ -111,13 +111,15 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
             return false;
         }
         const size_t n =
-            is_past_page_cache_ ? std::min(n_past_, n_bytes_ - n_fetched_) : std::min(piece, std::min(n_bytes, n_bytes_) - n_fetched_);
+            is_past_page_cache() ? std::min(n_past_, n_bytes_ - n_fetched_) : std::min(piece, std::min(n_bytes, n_bytes_) - n_fetched_);
         const auto begun = std::chrono::steady_clock::now();
         if (!fetch_piece(n_fetched_, n, err)) {
             return false;
         }
         n_fetched_ += n;
-        n_past_ = std::chrono::steady_clock::now() - begun < QUICK ? std::min(2 * n_past_, PAST_MOST) : PAST_LEAST;
+        if (is_past_page_cache()) {
+            n_past_ = std::chrono::steady_clock::now() - begun < QUICK ? std::min(2 * n_past_, PAST_MOST) : PAST_LEAST;
+        }
         for (const std::shared_ptr<ahead_of_reader> & ahead : ahead_) {
             ahead->read(n_fetched_);
         }
@@ -160,8 +162,7 @@ void mapped_file::expect_whole(const is_decoding_fn & is_decoding, bool is_first
     // A disk waits while requests to it are made, and who has other work between reads makes them late. Where others decode, a load waits
     // for cores and for memory, not for the disk: it needs less of both if the page cache has no copy of its own.
     if (is_busy) {
-        is_past_page_cache_ = set_past_page_cache(fd_, true);
-        n_past_             = PAST_LEAST;
+        n_past_ = set_past_page_cache(fd_, true) ? PAST_LEAST : 0;
     } else {
         const auto fill = [filler = std::make_shared<page_cache_filler>(fd_)](size_t at, size_t n) { return filler->fill(at, n); };
         ahead_.push_back(std::make_shared<ahead_of_reader>(n_fetched_, n_bytes_, fill, is_decoding));
@@ -199,15 +200,15 @@ bool mapped_file::fetch_piece(size_t offset_bytes, size_t n_bytes, std::string &
     }
     for (size_t done = 0; done < n_bytes;) {
         size_t n_wanted = n_bytes - done;
-        if (is_past_page_cache_ && n_wanted > PAST_CACHE_ALIGNMENT) {
+        if (is_past_page_cache() && n_wanted > PAST_CACHE_ALIGNMENT) {
             n_wanted -= n_wanted % PAST_CACHE_ALIGNMENT;
         }
         const ssize_t n = pread(fd_, (void *) (data_ + offset_bytes + done), n_wanted, (off_t) (offset_bytes + done));
         if (n < 0 && errno == EINTR) {
             continue;
         }
-        if (n < 0 && is_past_page_cache_) { // The end of the file, or one that has to be read otherwise.
-            is_past_page_cache_ = false;
+        if (n < 0 && is_past_page_cache()) { // The end of the file, or one that has to be read otherwise.
+            n_past_ = 0;
             set_past_page_cache(fd_, false);
             continue;
         }

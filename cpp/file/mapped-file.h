@@ -50,7 +50,7 @@ public:
     void expect_whole(const is_decoding_fn & is_decoding, bool is_first);
 
     // Whether it is read past the page cache: fetch() takes hardly any processor time.
-    bool is_past_page_cache() const { return is_past_page_cache_; }
+    bool is_past_page_cache() const { return n_past_ > 0; }
 
     // From here on small parts will be read: stops the system from reading ahead.
     void expect_random_access() const;
@@ -64,15 +64,14 @@ private:
 
     bool fetch_piece(size_t offset_bytes, size_t n_bytes, std::string & err);
 
-    const uint8_t * data_               = nullptr;
-    size_t          n_bytes_            = 0;
-    size_t          n_reserved_         = 0; // bytes of a copy's copy_memory; 0: it is a map
-    size_t          n_fetched_          = 0;
-    bool            is_fresh_           = false; // of a copy: it has no pages where nothing was fetched
-    bool            is_past_page_cache_ = false;
-    size_t          n_past_             = 0;       // bytes that are then read at once
-    int             fd_                 = -1;      // Stays open while a copy is not complete.
-    void *          handle_             = nullptr; // Holds what the platform needs.
+    const uint8_t * data_       = nullptr;
+    size_t          n_bytes_    = 0;
+    size_t          n_reserved_ = 0; // bytes of a copy's copy_memory; 0: it is a map
+    size_t          n_fetched_  = 0;
+    bool            is_fresh_   = false;   // of a copy: it has no pages where nothing was fetched
+    size_t          n_past_     = 0;       // bytes that are read past the page cache at once; 0: it is read through that
+    int             fd_         = -1;      // Stays open while a copy is not complete.
+    void *          handle_     = nullptr; // Holds what the platform needs.
     std::string     identity_;
 
     std::vector<std::shared_ptr<ahead_of_reader>> ahead_; // What is done beside the reading of a copy.
