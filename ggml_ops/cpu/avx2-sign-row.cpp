@@ -11,6 +11,8 @@
 
 #include "avx2-tables.h"
 
+#include <stddef.h>
+
 // So many chunks of columns are looked up before the next block of signs: their tables take a fifth of a second cache of 512 KiB.
 static constexpr int64_t SEGMENT_CHUNKS  = 32;
 static constexpr int64_t SEGMENT_COLUMNS = SEGMENT_CHUNKS * CHUNK_COLUMNS;
@@ -136,21 +138,18 @@ static uintptr_t ahead_step(const struct dqrelo_ahead & ahead, const struct dqre
 
 namespace {
 
-// The tables of a segment of n_columns columns from column j0 on, and the sums of |q_j| of each SUM_COLUMNS of them.
+// What a segment of columns is looked up in, and the sums of |q_j| of each SUM_COLUMNS of them. A row's segments lie one behind the other.
 struct segment_tables {
-    int64_t      j0;
-    int64_t      n_columns;
     int32_t      magnitude[SEGMENT_CHUNKS / SUM_CHUNKS];
-    chunk_tables chunks[SEGMENT_CHUNKS];
+    chunk_tables chunks[SEGMENT_CHUNKS]; // Of the last segment, those that there are.
+};
 
-    void make(const int8_t * q, int64_t n, int64_t begin) {
-        j0        = begin;
-        n_columns = n - j0 < SEGMENT_COLUMNS ? n - j0 : SEGMENT_COLUMNS;
-        memset(magnitude, 0, sizeof(magnitude));
-        for (int64_t j = 0; j < n_columns; j += SUM_COLUMNS) {
-            make_row_tables(chunks + j / CHUNK_COLUMNS, q + 2 * (j0 + j), count_sums(j), &magnitude[j / SUM_COLUMNS]);
-        }
-    }
+// The columns of a row from j0 on that belong to a segment.
+struct segment {
+    int64_t j0;
+    int64_t n_columns;
+
+    segment(int64_t n, int64_t begin) : j0(begin), n_columns(n - begin < SEGMENT_COLUMNS ? n - begin : SEGMENT_COLUMNS) {}
 
     // Returns how many columns are summed up from column j of the segment on.
     int64_t count_sums(int64_t j) const { return n_columns - j < SUM_COLUMNS ? n_columns - j : SUM_COLUMNS; }
@@ -158,39 +157,71 @@ struct segment_tables {
 
 } // namespace
 
-// Sets, or adds to, the products of a tile's block of rows from row i on what the segment's columns give.
-static void multiply_block(requests & r, const segment_tables & tables, const struct dqrelo_sign_tile & tile, int i, int64_t n) {
-    for (int64_t j = 0; j < tables.n_columns; j += SUM_COLUMNS) {
+static void make_segment(segment_tables & tables, const int8_t * q, const segment & columns) {
+    memset(tables.magnitude, 0, sizeof(tables.magnitude));
+    for (int64_t j = 0; j < columns.n_columns; j += SUM_COLUMNS) {
+        make_row_tables(tables.chunks + j / CHUNK_COLUMNS, q + 2 * (columns.j0 + j), columns.count_sums(j),
+                        &tables.magnitude[j / SUM_COLUMNS]);
+    }
+}
+
+int64_t tables_bytes_avx2(int64_t n) {
+    const int64_t n_chunks = chunks_of(n % SEGMENT_COLUMNS);
+    return n / SEGMENT_COLUMNS * (int64_t) sizeof(segment_tables) +
+           (n_chunks > 0 ? (int64_t) offsetof(segment_tables, chunks) + n_chunks * (int64_t) sizeof(chunk_tables) : 0);
+}
+
+void make_tables_avx2(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act) {
+    for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
+        make_segment(((segment_tables *) tables)[j0 / SEGMENT_COLUMNS], q, segment(n, j0));
+    }
+    act->tables = tables;
+}
+
+// Sets, or adds to, the products of a tile's block of rows from row i on what a segment gives.
+static void multiply_block(requests & r, const segment & columns, const segment_tables & tables, const struct dqrelo_sign_tile & tile,
+                           int i, int64_t n) {
+    for (int64_t j = 0; j < columns.n_columns; j += SUM_COLUMNS) {
         digit_sums       sums[3];
-        const sign_piece piece = { tile.sign + i * (n / 8), tile.n_i - i, n / 8, (tables.j0 + j) / 8, tables.count_sums(j) };
+        const sign_piece piece = { tile.sign + i * (n / 8), tile.n_i - i, n / 8, (columns.j0 + j) / 8, columns.count_sums(j) };
         memset(sums, 0, sizeof(sums));
         if (r.ahead_step > 0) {
             add_piece<true>(r, sums, piece, tables.chunks + j / CHUNK_COLUMNS);
         } else {
             add_piece<false>(r, sums, piece, tables.chunks + j / CHUNK_COLUMNS);
         }
-        store_sums(sums, tables.magnitude[j / SUM_COLUMNS], piece.n_i, tables.j0 + j > 0, tile.out + i);
+        store_sums(sums, tables.magnitude[j / SUM_COLUMNS], piece.n_i, columns.j0 + j > 0, tile.out + i);
     }
 }
 
-// The tables of a segment are made once for all tiles. Memory has no time to spare, so the signs are taken in the order in which they lie,
-// as far as the tables go, and each block of rows asks for exactly the next one.
-void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t n, struct dqrelo_ahead * ahead) {
-    segment_tables tables;
+// Memory has no time to spare, so the signs are taken in the order in which they lie, as far as a segment goes, and each block of rows asks
+// for exactly the next one.
+static void multiply_segment(requests & r, const segment & columns, const segment_tables & tables, const struct dqrelo_sign_tile * tiles,
+                             int n_tiles, int64_t n) {
+    for (int k = 0; k < n_tiles; k++) {
+        for (int i = 0; i < tiles[k].n_i; i += BLOCK_ROWS) {
+            r.next = block_after(tiles, n_tiles, k, i, columns.j0, n);
+            r.end  = r.next + (uintptr_t) (columns.n_columns / 8);
+            r.gap  = r.row_bytes - (uintptr_t) (columns.n_columns / 8);
+            multiply_block(r, columns, tables, tiles[k], i, n);
+        }
+    }
+}
+
+// Tables that are not there yet are made once for all tiles.
+void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, const void * tables, int64_t n,
+                        struct dqrelo_ahead * ahead) {
+    segment_tables own;
     requests       r;
     r.ahead      = ahead->next;
     r.ahead_step = ahead_step(*ahead, tiles, n_tiles, n);
     r.row_bytes  = (uintptr_t) (n / 8);
     for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
-        tables.make(q, n, j0);
-        for (int k = 0; k < n_tiles; k++) {
-            for (int i = 0; i < tiles[k].n_i; i += BLOCK_ROWS) {
-                r.next = block_after(tiles, n_tiles, k, i, j0, n);
-                r.end  = r.next + (uintptr_t) (tables.n_columns / 8);
-                r.gap  = r.row_bytes - (uintptr_t) (tables.n_columns / 8);
-                multiply_block(r, tables, tiles[k], i, n);
-            }
+        const segment columns(n, j0);
+        if (tables == nullptr) {
+            make_segment(own, q, columns);
         }
+        multiply_segment(r, columns, tables ? ((const segment_tables *) tables)[j0 / SEGMENT_COLUMNS] : own, tiles, n_tiles, n);
     }
     ahead->next = r.ahead < ahead->end ? r.ahead : ahead->end;
 }

@@ -158,10 +158,10 @@ static void sign_dots_rows(workspace & w, const struct dqrelo_sign_tile & tile, 
     }
 }
 
-void sign_dots_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
-                    const struct dqrelo_act * /* act */, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
+void sign_dots_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
+                    int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
     if (n_t == 1) {
-        sign_dots_row_avx2(tiles, n_tiles, q, n, ahead);
+        sign_dots_row_avx2(tiles, n_tiles, q, act->tables, n, ahead);
         return;
     }
     workspace w;

@@ -59,6 +59,7 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
     const bool    zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
     const __m256  inv_f32x8 = _mm256_set1_ps(finite && !zero ? inv : 0.0f);
     const __m256i keep      = _mm256_set1_epi32(finite ? -1 : 0);
+    act->tables             = nullptr;
     act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
     const __m256i half      = _mm256_set1_epi32(128);
@@ -290,7 +291,9 @@ static void expand_avx2(const float * values, const uint8_t * bits, int64_t n, f
     }
 }
 
-static constexpr struct dqrelo_kernels kernels_with(const char * name, decltype(dqrelo_kernels::sign_dots) sign_dots) {
+static constexpr struct dqrelo_kernels kernels_with(const char * name, decltype(dqrelo_kernels::sign_dots) sign_dots,
+                                                    decltype(dqrelo_kernels::tables_bytes) tables_bytes,
+                                                    decltype(dqrelo_kernels::make_tables)  make_tables) {
     return {
         /*.name         =*/name,
         /*.interleaves   =*/false,
@@ -298,6 +301,8 @@ static constexpr struct dqrelo_kernels kernels_with(const char * name, decltype(
         /*.tile_i        =*/DQRELO_TILE_I,
         /*.quantize_row =*/quantize_row_avx2,
         /*.sign_dots    =*/sign_dots,
+        /*.tables_bytes =*/tables_bytes,
+        /*.make_tables  =*/make_tables,
         /*.dots         =*/dots_of_isa<avx2>,
         /*.add_delta    =*/add_delta_avx2,
         /*.to_float     =*/to_float_of_isa<avx2>,
@@ -313,7 +318,7 @@ static constexpr struct dqrelo_kernels kernels_with(const char * name, decltype(
     };
 }
 
-const struct dqrelo_kernels dqrelo_kernels_avx2 = kernels_with("avx2", sign_dots_avx2);
+const struct dqrelo_kernels dqrelo_kernels_avx2 = kernels_with("avx2", sign_dots_avx2, tables_bytes_avx2, make_tables_avx2);
 #ifdef DQRELO_CPU_AVXVNNI
-const struct dqrelo_kernels dqrelo_kernels_avxvnni = kernels_with("avxvnni", sign_dots_avxvnni);
+const struct dqrelo_kernels dqrelo_kernels_avxvnni = kernels_with("avxvnni", sign_dots_avxvnni, tables_bytes_avxvnni, make_tables_avxvnni);
 #endif

@@ -64,5 +64,12 @@ void sign_dots_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const in
 void sign_dots_avxvnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                        const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
 
-// The one for AVX2 of one row of q; it is in avx2-sign-row.cpp.
-void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t n, struct dqrelo_ahead * ahead);
+// The one for AVX2 of one row of q, with its tables or NULL; it is in avx2-sign-row.cpp.
+void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, const void * tables, int64_t n,
+                        struct dqrelo_ahead * ahead);
+
+// dqrelo_kernels::tables_bytes and make_tables for both; they lie beside the products of one row.
+int64_t tables_bytes_avx2(int64_t n);
+int64_t tables_bytes_avxvnni(int64_t n);
+void    make_tables_avx2(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act);
+void    make_tables_avxvnni(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act);

@@ -60,7 +60,9 @@ struct row_tables {
     uint8_t   large[MOST_STEPS];
     sum_table rest[MOST_RESTS];
     row       rows[MOST_ROWS];
-    int       n_steps = 0, n_rests = 0;
+    int       n_steps, n_rests;
+
+    void clear() { n_steps = n_rests = 0; }
 
     // Adds those of row t, and returns whether there was room.
     bool add(int t, const int8_t * q, int64_t n);
@@ -358,12 +360,29 @@ static void multiply_tiles(const struct dqrelo_sign_tile * tiles, int n_tiles, c
     *ahead = after;
 }
 
+int64_t tables_bytes_avx512vbmi(int64_t /* n */) {
+    return (int64_t) sizeof(row_tables);
+}
+
+void make_tables_avx512vbmi(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act) {
+    row_tables & all = *(row_tables *) tables;
+    all.clear();
+    if (all.add(0, q, n)) {
+        act->tables = tables;
+    }
+}
+
 int sign_dots_avx512vbmi(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                          const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
+    if (n_t == 1 && act->tables) {
+        multiply_tiles<1>(tiles, n_tiles, *(const row_tables *) act->tables, act, 0, n, ld, ahead);
+        return 1;
+    }
     int done = 0;
     while (done < n_t) {
         row_tables tables;
         int        n_rows = 0;
+        tables.clear();
         while (n_rows < MOST_ROWS && done + n_rows < n_t && tables.add(n_rows, q + (done + n_rows) * q_stride, n)) {
             n_rows++;
         }

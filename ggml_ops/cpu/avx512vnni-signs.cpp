@@ -52,6 +52,7 @@ void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, i
     const bool   finite     = max_bits < 0x7f800000;
     const bool   zero       = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
     const __m512 inv_f32x16 = _mm512_set1_ps(finite && !zero ? inv : 0.0f);
+    act->tables             = nullptr;
     act->d                  = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
     const __m512i half       = _mm512_set1_epi32(128);
@@ -298,19 +299,34 @@ static sign_requests sign_dots_tile(const struct dqrelo_sign_tile & tile, const 
 // So many features pay for the tables of avx512vbmi-signs.cpp.
 static constexpr int MIN_TABLE_FEATURES = 128;
 
+static bool has_vbmi() {
+    static const bool has = __builtin_cpu_supports("avx512vbmi");
+    return has;
+}
+
+int64_t tables_bytes_avx512vnni(int64_t n) {
+    return has_vbmi() ? tables_bytes_avx512vbmi(n) : 0;
+}
+
+void make_tables_avx512vnni(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act) {
+    if (has_vbmi()) {
+        make_tables_avx512vbmi(q, n, tables, act);
+    }
+}
+
 // Returns whether tables are made for these features.
 static bool takes_tables(const struct dqrelo_sign_tile * tiles, int n_tiles) {
-    static const bool has_vbmi = __builtin_cpu_supports("avx512vbmi");
-    int               n_i      = 0;
+    int n_i = 0;
     for (int k = 0; k < n_tiles; k++) {
         n_i += tiles[k].n_i;
     }
-    return has_vbmi && n_i >= MIN_TABLE_FEATURES;
+    return has_vbmi() && n_i >= MIN_TABLE_FEATURES;
 }
 
 void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                           const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
-    const int t0 = takes_tables(tiles, n_tiles) ? sign_dots_avx512vbmi(tiles, n_tiles, q, q_stride, act, n_t, n, ld, ahead) : 0;
+    const int t0 =
+        act->tables || takes_tables(tiles, n_tiles) ? sign_dots_avx512vbmi(tiles, n_tiles, q, q_stride, act, n_t, n, ld, ahead) : 0;
     if (t0 == n_t) {
         return;
     }

@@ -46,12 +46,16 @@ static constexpr int TABLE_ROWS     = 12;
 static constexpr int TABLE_FEATURES = 1024;
 static_assert(TABLE_ROWS <= DQRELO_TILE_T && TABLE_ROWS * TABLE_FEATURES <= DQRELO_TILE, "a tile has room in the scratch memory");
 
-// dqrelo_kernels::quantize_row and sign_dots for AVX-512 VNNI; they are in avx512vnni-signs.cpp.
-void quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
-void sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
-                          const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
+// dqrelo_kernels::quantize_row, sign_dots, tables_bytes and make_tables for AVX-512 VNNI; they are in avx512vnni-signs.cpp.
+void    quantize_row_avx512vnni(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
+void    sign_dots_avx512vnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
+                             const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
+int64_t tables_bytes_avx512vnni(int64_t n);
+void    make_tables_avx512vnni(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act);
 
 // The same by tables, for CPUs with AVX-512 VBMI. Returns how many rows of q it has multiplied: fewer than n_t where there is no room for
 // the tables of one. It is in avx512vbmi-signs.cpp.
-int sign_dots_avx512vbmi(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
-                         const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
+int     sign_dots_avx512vbmi(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
+                             const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
+int64_t tables_bytes_avx512vbmi(int64_t n);
+void    make_tables_avx512vbmi(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act);

@@ -155,6 +155,19 @@ static sign_requests multiply_tile(const struct dqrelo_sign_tile & tile, const i
 // q of so many columns lies on the stack, and in the second cache.
 static constexpr int64_t MAX_COLUMNS = 32768;
 
+int64_t tables_bytes_avxvnni(int64_t n) {
+    return n > MAX_COLUMNS ? tables_bytes_avx2(n) : dqrelo_q_bytes(n);
+}
+
+void make_tables_avxvnni(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act) {
+    if (n > MAX_COLUMNS) {
+        make_tables_avx2(q, n, tables, act);
+        return;
+    }
+    interleave_q(q, dqrelo_q_bytes(n), (int8_t *) tables);
+    act->tables = tables;
+}
+
 void sign_dots_avxvnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride,
                        const struct dqrelo_act * act, int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead) {
     if (n_t > 1 || n > MAX_COLUMNS) {
@@ -162,10 +175,12 @@ void sign_dots_avxvnni(const struct dqrelo_sign_tile * tiles, int n_tiles, const
         return;
     }
     alignas(64) int8_t interleaved[2 * MAX_COLUMNS];
-    interleave_q(q, dqrelo_q_bytes(n), interleaved);
+    if (act->tables == nullptr) {
+        interleave_q(q, dqrelo_q_bytes(n), interleaved);
+    }
     sign_requests signs(tiles, n_tiles, n / 8);
     signs.skip(prefetch_bytes(DQRELO_CACHE_2));
     for (int k = 0; k < n_tiles; k++) {
-        signs = multiply_tile(tiles[k], interleaved, act->sum, n, signs, ahead);
+        signs = multiply_tile(tiles[k], act->tables ? (const int8_t *) act->tables : interleaved, act->sum, n, signs, ahead);
     }
 }

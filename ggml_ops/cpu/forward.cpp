@@ -122,6 +122,17 @@ static strided_rows quantized_by(const ggml_compute_params * params, const work 
     return w.quantizes_all ? strided_rows{ 0, 1 } : strided_rows{ params->ith, params->nth };
 }
 
+// To make tables of a row takes as long as to multiply it with 26 rows of signs (AVX2) or 60 (AVX-512 VBMI).
+static constexpr int64_t TABLE_FEATURES = 128;
+
+// Makes tables of a row of n quantised values that lies alone in its group, where the thread multiplies it with enough rows of signs.
+static void make_tables(const ggml_compute_params * params, const group_rows & group, int64_t n_signs, const int8_t * q, int64_t n,
+                        uint8_t * tables, dqrelo_act * act) {
+    if (tables && group.end - group.begin == 1 && n_signs >= TABLE_FEATURES * params->nth) {
+        dqrelo_cpu_kernels()->make_tables(q, n, tables, act);
+    }
+}
+
 // Quantises each row of x once, though several experts read it; only a column scale makes rows of their own for each expert.
 static void quantize(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     const int64_t      q_bytes = dqrelo_q_bytes(dst->src[1]->ne[0]);
@@ -145,6 +156,8 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
                 continue;
             }
             dqrelo_cpu_kernels()->quantize_row(w.rows[place].x, e.cscale, e.n_in, w.q + place * q_bytes, w.act + place);
+            make_tables(params, w.groups[w.rows[place].group], e.n_planes * e.n_out + e.n_codes, w.q + place * q_bytes, e.n_in,
+                        w.tables_of(place), w.act + place);
             done = place;
         }
     }
@@ -338,7 +351,9 @@ static void quantize_codes(const ggml_compute_params * params, const ggml_tensor
     for (int64_t r = mine.first; r < w.n_changed; r += mine.step) {
         const dqrelo_group g = rest_group(dst, w, w.rows[r].group);
         if (g.e.n_codes > 0) {
-            dqrelo_matmul_quantize(dqrelo_cpu_kernels(), &g, r - w.groups[w.rows[r].group].begin, w.z);
+            const group_rows & group = w.groups[w.rows[r].group];
+            dqrelo_matmul_quantize(dqrelo_cpu_kernels(), &g, r - group.begin, w.z);
+            make_tables(params, group, g.e.n_out, w.zq + r * w.zq_stride, g.e.n_codes, w.ztables_of(r), w.zact + r);
         }
     }
 }

@@ -21,8 +21,9 @@
 
 // Each has a cache line of its own, because different threads quantise different rows.
 struct alignas(64) dqrelo_act {
-    float   d;   // step; 0 for a row of zeros, NaN where x has NaN or infinity
-    int32_t sum; // sum of all q_j
+    float        d;      // step; 0 for a row of zeros, NaN where x has NaN or infinity
+    int32_t      sum;    // sum of all q_j
+    const void * tables; // what make_tables made of the row, or NULL
 };
 
 static inline int64_t dqrelo_q_bytes(int64_t n) {
@@ -121,13 +122,19 @@ struct dqrelo_kernels {
     // How many rows of q, more than one, and rows of signs are best multiplied at once: at most DQRELO_TILE_T and DQRELO_TILE products.
     int tile_t, tile_i;
 
-    // Computes q and act from a row x [n]; cscale is [n] or NULL. q has dqrelo_q_bytes(n) bytes.
+    // Computes q and act from a row x [n]; cscale is [n] or NULL. q has dqrelo_q_bytes(n) bytes. act->tables is NULL.
     void (*quantize_row)(const float * x, const float * cscale, int64_t n, int8_t * q, struct dqrelo_act * act);
 
     // Multiplies each tile with the same q, exactly. q are n_t rows, q_stride bytes apart. What follows the tiles in memory is taken to be
     // what the next call reads, and asked for: as many rows again of the first tile, and so on.
     void (*sign_dots)(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, int64_t q_stride, const struct dqrelo_act * act,
                       int n_t, int64_t n, int64_t ld, struct dqrelo_ahead * ahead);
+
+    // Makes what sign_dots looks up for a row of q alone, whatever the signs are, in memory of tables_bytes(n) that begins at a cache line,
+    // and sets act->tables to it. Without it sign_dots makes that in each of its calls. It leaves act as it is where the row allows no
+    // tables. tables_bytes is NULL where there are none.
+    int64_t (*tables_bytes)(int64_t n);
+    void (*make_tables)(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act);
 
     // Sets out[t*ld + i] to sum_j a_ij b_tj in F32. a are n_i rows of `type`, a_stride bytes apart, b pointers to n_t rows.
     void (*dots)(enum ggml_type type, const void * a, int64_t a_stride, int n_i, const float * const * b, int n_t, int64_t n, float * out,

@@ -67,6 +67,7 @@ static void quantize_row_neon(const float * x, const float * cscale, int64_t n, 
     const bool        finite    = max_bits < 0x7f800000;
     const bool        zero      = dqrelo_f32_bits(inv) >= 0x7f800000; // scalar.cpp has the same test.
     const float32x4_t inv_f32x4 = vdupq_n_f32(finite && !zero ? inv : 0.0f);
+    act->tables                 = nullptr;
     act->d                      = !finite ? dqrelo_f32_from_bits(0x7fc00000) : zero ? 0.0f : v_max / q_max;
 
     int32x4_t sum_i32x4 = vdupq_n_s32(0);
@@ -476,6 +477,8 @@ const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.tile_i        =*/DQRELO_TILE_I,
     /*.quantize_row =*/quantize_row_neon,
     /*.sign_dots    =*/sign_dots_neon,
+    /*.tables_bytes =*/nullptr,
+    /*.make_tables  =*/nullptr,
     /*.dots         =*/dots_of_isa<neon>,
     /*.add_delta    =*/add_delta_neon,
     /*.to_float     =*/to_float_of_isa<neon>,

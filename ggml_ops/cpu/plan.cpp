@@ -43,6 +43,13 @@ static void take_quantized(const ggml_tensor * dst, int64_t smaller, arena & mem
     w.zact               = memory.take<dqrelo_act>(n_rows);
 }
 
+// Takes memory for the tables of quantised activations of n columns in each row; returns NULL and sets stride to 0 where there are none.
+static uint8_t * take_tables(int64_t n_rows, int64_t n, arena & memory, int64_t & stride) {
+    const dqrelo_kernels * kernels = dqrelo_cpu_kernels();
+    stride                         = kernels->tables_bytes ? (kernels->tables_bytes(n) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT : 0;
+    return memory.take<uint8_t>(n_rows * stride);
+}
+
 // Whether rows may be folded or decoded. Of a long sequence only the last rows may be here, those of its outputs.
 static bool may_be_long(const ggml_tensor * dst) {
     return is_matmul(dst) && (ggml_dqrelo_base_weight(dst) || ggml_nrows(dst) >= DQRELO_FOLD_ROWS);
@@ -77,6 +84,8 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
         work own = w;
         if (is_matmul(dst) && w.quantizes_all) {
             take_quantized(dst, smaller, memory, own);
+            own.tables  = take_tables(n_rows, dst->src[1]->ne[0], memory, own.table_stride);
+            own.ztables = take_tables(n_rows, DQRELO_MAX_CODES_A_SIDE * smaller, memory, own.ztable_stride);
         }
         own.keys    = memory.take<uint64_t>(n_rows);
         own.rows    = memory.take<dqrelo_row>(n_rows);

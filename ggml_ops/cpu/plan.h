@@ -31,11 +31,15 @@ struct work {
     float *   x_step;  // [rows of x] rows of dqrelo_i16_pieces(n_in)
     // Threads share these, too; where rows are few, every thread has its own and quantises all of them itself.
     bool         quantizes_all;
-    int8_t *     q;   // [n_rows], rows of dqrelo_q_bytes(n_in), by sorted row
-    dqrelo_act * act; // [n_rows]
-    int8_t *     zq;  // [n_rows] rows of zq_stride, for sign factors
+    int8_t *     q;      // [n_rows], rows of dqrelo_q_bytes(n_in), by sorted row
+    dqrelo_act * act;    // [n_rows]
+    uint8_t *    tables; // [n_rows], table_stride bytes each, of single rows; NULL where threads share these
+    int64_t      table_stride;
+    int8_t *     zq; // [n_rows] rows of zq_stride, for sign factors
     int64_t      zq_stride;
-    dqrelo_act * zact; // [n_rows]
+    dqrelo_act * zact;    // [n_rows]
+    uint8_t *    ztables; // [n_rows], ztable_stride bytes each
+    int64_t      ztable_stride;
     // Every thread has its own of these.
     uint64_t *       keys;   // [n_rows], for sorting only
     dqrelo_row *     rows;   // [n_rows], sorted by delta and matrix; those of the base alone are the last
@@ -46,6 +50,10 @@ struct work {
     dqrelo_scratch * scratch;
     float *          tile; // [DQRELO_FOLD_TILE], in ops with rows that may be folded or decoded
     float *          z;    // [DQRELO_MAX_CODES_A_SIDE * the smaller side] for sign factors
+
+    // Return the memory for the tables of a row, or NULL.
+    uint8_t * tables_of(int64_t row) const { return table_stride > 0 ? tables + row * table_stride : nullptr; }
+    uint8_t * ztables_of(int64_t row) const { return ztable_stride > 0 ? ztables + row * ztable_stride : nullptr; }
 };
 
 inline const dqrelo_entry * entry_of(const ggml_tensor * dst, int64_t delta) {

@@ -23,8 +23,9 @@ static void quantize_row_scalar(const float * x, const float * cscale, int64_t n
     const float v_max = dqrelo_f32_from_bits(max_bits);
     const float inv   = q_max / v_max;
 
-    act->sum = 0;
-    act->d   = v_max / q_max;
+    act->tables = nullptr;
+    act->sum    = 0;
+    act->d      = v_max / q_max;
     if (max_bits >= 0x7f800000) {
         act->d = NAN;
         return;
@@ -222,6 +223,8 @@ const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.tile_i        =*/DQRELO_TILE_I,
     /*.quantize_row =*/quantize_row_scalar,
     /*.sign_dots    =*/sign_dots_scalar,
+    /*.tables_bytes =*/nullptr,
+    /*.make_tables  =*/nullptr,
     /*.dots         =*/dots_scalar,
     /*.add_delta    =*/add_delta_scalar,
     /*.to_float     =*/to_float_scalar,

@@ -153,6 +153,43 @@ static std::vector<float> row_of_runs(int64_t n, std::mt19937 & rng, float share
     return x;
 }
 
+struct alignas(64) cache_line {
+    uint8_t bytes[64];
+};
+
+// Makes tables of a row, where the kernels have any, and returns them: no more lines of memory than they ask for.
+static std::vector<cache_line> make_tables(const dqrelo_kernels * kernels, const int8_t * q, int64_t n, dqrelo_act * act) {
+    std::vector<cache_line> lines;
+    if (kernels->make_tables) {
+        lines.resize((size_t) (kernels->tables_bytes(n) + 63) / 64);
+        kernels->make_tables(q, n, lines.data(), act);
+        CHECK(act->tables == nullptr || act->tables == lines.data());
+    }
+    return lines;
+}
+
+// Multiplies tiles of signs with n_t rows of q. The products of one row must be the same with tables that were made before.
+static void multiply_signs(const dqrelo_kernels * kernels, const std::vector<dqrelo_sign_tile> & tiles, const quantised & a, int n_t,
+                           int64_t n, int64_t ld, dqrelo_ahead * ahead) {
+    kernels->sign_dots(tiles.data(), (int) tiles.size(), a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, ld, ahead);
+    if (n_t > 1) {
+        return;
+    }
+    dqrelo_act                        act    = a.act[0];
+    const auto                        memory = make_tables(kernels, a.q.data(), n, &act);
+    std::vector<std::vector<int32_t>> again;
+    std::vector<dqrelo_sign_tile>     other = tiles;
+    for (dqrelo_sign_tile & tile : other) {
+        again.emplace_back((size_t) tile.n_i + 1, 7654321);
+        tile.out = again.back().data();
+    }
+    dqrelo_ahead nothing = {};
+    kernels->sign_dots(other.data(), (int) other.size(), a.q.data(), dqrelo_q_bytes(n), &act, 1, n, ld, &nothing);
+    for (size_t k = 0; k < tiles.size(); k++) {
+        CHECK(std::equal(tiles[k].out, tiles[k].out + tiles[k].n_i, again[k].begin()) && again[k].back() == 7654321);
+    }
+}
+
 // Multiplies a tile of signs for each number of outputs in n_i; `large` is the share of runs with large values, or negative for rows
 // that are normally distributed.
 static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int n_t, const std::vector<int> & n_i, float large = -1.0f) {
@@ -177,7 +214,7 @@ static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int 
     const bytes     after(3000);
     const uintptr_t begin = (uintptr_t) after.data(), end = begin + after.size();
     dqrelo_ahead    ahead = { begin, end };
-    kernels->sign_dots(tiles.data(), (int) tiles.size(), a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, ld, &ahead);
+    multiply_signs(kernels, tiles, a, n_t, n, ld, &ahead);
     bool exact  = true;
     bool inside = true;
     for (size_t k = 0; k < n_i.size(); k++) {
@@ -203,7 +240,7 @@ static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, f
     int32_t                got     = 0;
     dqrelo_ahead           nothing = {};
     const dqrelo_sign_tile tile    = { sign.data(), 1, &got };
-    kernels->sign_dots(&tile, 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), 1, n, 1, &nothing);
+    multiply_signs(kernels, { tile }, a, 1, n, 1, &nothing);
     CHECK(got == (value < 0.0f ? -dqrelo_q_max(n) : dqrelo_q_max(n)) * n);
     CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
 }
@@ -221,7 +258,7 @@ static void test_sign_dots_longest_row(const dqrelo_kernels * kernels) {
             std::vector<int32_t>   got(3);
             dqrelo_ahead           nothing = {};
             const dqrelo_sign_tile tile    = { sign.data(), 1, got.data() };
-            kernels->sign_dots(&tile, 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, 1, &nothing);
+            multiply_signs(kernels, { tile }, a, n_t, n, 1, &nothing);
             const int64_t want = dqrelo_q_max(n) + (n - 1) * (int64_t) lower;
             CHECK(got[0] == want && got[(size_t) n_t - 1] == want);
         }
@@ -244,7 +281,7 @@ static void test_sign_dots_largest_digits(const dqrelo_kernels * kernels) {
         dqrelo_ahead         nothing = {};
         for (const int n_t : { 1, 8 }) {
             const dqrelo_sign_tile tile = { signs.data(), 1, got.data() };
-            kernels->sign_dots(&tile, 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, 1, &nothing);
+            multiply_signs(kernels, { tile }, a, n_t, n, 1, &nothing);
             bool exact = true;
             for (int t = 0; t < n_t; t++) {
                 exact = exact && got[(size_t) t] == n / 2 * 65215;
@@ -274,7 +311,9 @@ static void test_sign_dots_largest_four(const dqrelo_kernels * kernels) {
             std::vector<int32_t>   got((size_t) (n_t * n_i));
             dqrelo_ahead           nothing = {};
             const dqrelo_sign_tile tile    = { signs.data(), n_i, got.data() };
-            kernels->sign_dots(&tile, 1, a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, n_i, &nothing);
+            multiply_signs(kernels, { tile }, a, n_t, n, n_i, &nothing);
+            CHECK(std::all_of(got.begin(), got.end(), [&](int32_t value) { return value == want; }));
+            multiply_signs(kernels, { tile }, a, 1, n, n_i, &nothing);
             CHECK(std::all_of(got.begin(), got.end(), [&](int32_t value) { return value == want; }));
         }
     }
