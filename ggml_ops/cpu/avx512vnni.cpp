@@ -331,6 +331,7 @@ static void expand_avx512vnni(const float * values, const uint8_t * bits, int64_
 const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.name         =*/"avx512vnni",
     /*.interleaves   =*/true,
+    /*.multiplies_early =*/false,
     /*.tile_t        =*/TABLE_ROWS,
     /*.tile_i        =*/TABLE_FEATURES,
     /*.quantize_row =*/quantize_row_avx512vnni,

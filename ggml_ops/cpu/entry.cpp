@@ -206,15 +206,40 @@ static struct tile_size tile_of(const struct dqrelo_kernels * kernels, const str
     return { 1, min_i64(DQRELO_ROW_TILE_I, fit > 0 ? fit : DQRELO_TILE_I) };
 }
 
+namespace {
+
+// Which features' signs are multiplied for a tile, and where the sums lie of its first feature and of these, counted from the first of a
+// plane's.
+struct tile_signs {
+    int64_t begin, end;
+    int64_t sums, new_sums;
+    int     n_planes; // Each has an equal part of the room for sums.
+};
+
+} // namespace
+
+static void multiply_signs(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t,
+                           const tile_signs & signs, int64_t ld, struct dqrelo_ahead * ahead, struct dqrelo_scratch * scratch) {
+    const struct dqrelo_entry * e        = &g->e;
+    const int64_t               q_stride = dqrelo_q_bytes(e->n_in);
+    struct dqrelo_sign_tile     tiles[DQRELO_MAX_PLANES];
+    for (int p = 0; p < e->n_planes; p++) {
+        tiles[p] = { e->sign[p] + signs.begin * (e->n_in / 8), (int) (signs.end - signs.begin),
+                     sums_of(scratch, p, signs.n_planes) + signs.new_sums };
+    }
+    if (signs.begin < signs.end) {
+        kernels->sign_dots(tiles, e->n_planes, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, ld, ahead);
+    }
+}
+
 // Rows of sums are `ld` apart. `then` is what is read after the tile.
 static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t i0, int n_i,
-                       int64_t ld, struct dqrelo_ahead * then, struct dqrelo_scratch * scratch) {
+                       const tile_signs & signs, int64_t ld, struct dqrelo_ahead * then, struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e        = &g->e;
     const int                   n_planes = e->dense ? 0 : e->n_planes;
     const bool                  has_uv   = e->dense || e->entries || e->rank > 0;
 
-    const int64_t       q_stride = dqrelo_q_bytes(e->n_in);
-    struct dqrelo_ahead ahead    = has_uv ? factor_bytes(e, i0, i0 + n_i) : dqrelo_ahead{};
+    struct dqrelo_ahead ahead = has_uv ? factor_bytes(e, i0, i0 + n_i) : dqrelo_ahead{};
     struct dqrelo_parts parts;
     parts.n_planes = n_planes;
     for (int p = 0; p < n_planes; p++) {
@@ -223,11 +248,7 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
     }
     ask_for_rest(&parts, g->rows + t0, n_t, i0, n_i);
     if (n_planes > 0) {
-        struct dqrelo_sign_tile tiles[DQRELO_MAX_PLANES];
-        for (int p = 0; p < n_planes; p++) {
-            tiles[p] = { e->sign[p] + i0 * (e->n_in / 8), n_i, sums_of(scratch, p, DQRELO_MAX_PLANES) };
-        }
-        kernels->sign_dots(tiles, n_planes, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, ld, &ahead);
+        multiply_signs(kernels, g, t0, n_t, signs, ld, &ahead, scratch);
     }
     if (e->n_codes > 0) {
         const struct dqrelo_sign_tile tile = { e->usign + i0 * (e->n_codes / 8), n_i, scratch->zsum };
@@ -240,7 +261,7 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
     for (int t = 0; t < n_t; t++) {
         const struct dqrelo_row * row = g->rows + t0 + t;
         for (int p = 0; p < n_planes; p++) {
-            parts.isum[p] = sums_of(scratch, p, DQRELO_MAX_PLANES) + t * ld;
+            parts.isum[p] = sums_of(scratch, p, signs.n_planes) + signs.sums + t * ld;
         }
         parts.uv   = has_uv ? scratch->uv + t * ld : nullptr;
         parts.zsum = e->n_codes > 0 ? scratch->zsum + t * ld : nullptr;
@@ -251,8 +272,64 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
     }
 }
 
-void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1,
+//
+// signs beside V
+//
+
+// Requests are made in lines, and signs are multiplied in blocks of 64 rows (avx2-tables.h) or fewer.
+static constexpr int64_t EARLY_STEP = 64;
+
+// A piece of V that is brought while signs are multiplied has 8 rows, which are multiplied at once, or more of short ones.
+static constexpr int64_t EARLY_V_BYTES = 32 * 1024;
+
+int64_t dqrelo_early_features(const struct dqrelo_group * g, int64_t r0, int64_t r1, int64_t i0, int64_t i1) {
+    const struct dqrelo_entry * e = &g->e;
+    if (g->n_rows != 1 || e->n_planes == 0 || e->n_codes > 0 || e->dense || i1 - i0 > DQRELO_MAX_PLANES * DQRELO_TILE / e->n_planes) {
+        return 0;
+    }
+    const int64_t v_bytes = (r1 - r0) * dqrelo_type_bytes((enum ggml_type) e->type_v, e->n_in);
+    const int64_t u_bytes = (i1 - i0) * dqrelo_type_bytes((enum ggml_type) e->type_u, e->rank);
+    return v_bytes == 0 ? 0 : (i1 - i0) * v_bytes / (v_bytes + u_bytes) / EARLY_STEP * EARLY_STEP;
+}
+
+void dqrelo_matmul_factor_early(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t r0, int64_t r1, int64_t i0,
+                                int64_t n_early, struct dqrelo_scratch * scratch) {
+    const struct dqrelo_entry * e       = &g->e;
+    const int64_t               v_bytes = dqrelo_type_bytes((enum ggml_type) e->type_v, e->n_in);
+    const int64_t               n_r     = (EARLY_V_BYTES / (8 * v_bytes) + 1) * 8;
+    const int64_t               n       = (r1 - r0 + n_r - 1) / n_r;
+    for (int64_t k = 0; k < n; k++) {
+        const int64_t       begin = n_early / EARLY_STEP * k / n * EARLY_STEP, end = n_early / EARLY_STEP * (k + 1) / n * EARLY_STEP;
+        const int64_t       r = r0 + k * n_r, r_end = min_i64(r + n_r, r1);
+        struct dqrelo_ahead v = { (uintptr_t) row_of(e->v, e->type_v, r, e->n_in), (uintptr_t) row_of(e->v, e->type_v, r_end, e->n_in) };
+        multiply_signs(kernels, g, 0, 1, { i0 + begin, i0 + end, 0, begin, e->n_planes }, 0, &v, scratch);
+        dqrelo_matmul_factor(kernels, g, r, r_end, {});
+    }
+}
+
+// As dqrelo_matmul_apply. The signs of as many more features are multiplied for each tile as leaves equal work for all of them, and not
+// fewer than it needs.
+static void apply_after_early(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1, int64_t n_early,
+                              struct dqrelo_ahead then, struct dqrelo_scratch * scratch) {
+    const int64_t       n_i     = tile_of(kernels, g).n_i;
+    struct dqrelo_ahead nothing = {};
+    int64_t             done    = i0 + n_early;
+    for (int64_t i = i0; i < i1; i += n_i) {
+        const int64_t end  = min_i64(i + n_i, i1);
+        const int64_t part = (end - i0) * (i1 - i0 - n_early) / (i1 - i0);
+        const int64_t next = min_i64(i0 + n_early + (part + EARLY_STEP - 1) / EARLY_STEP * EARLY_STEP, i1);
+        apply_tile(kernels, g, 0, 1, i, (int) (end - i), { done, next, i - i0, done - i0, g->e.n_planes }, 0, end < i1 ? &nothing : &then,
+                   scratch);
+        done = next;
+    }
+}
+
+void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t i0, int64_t i1, int64_t n_early,
                          struct dqrelo_ahead then, struct dqrelo_scratch * scratch) {
+    if (n_early > 0) {
+        apply_after_early(kernels, g, i0, i1, n_early, then, scratch);
+        return;
+    }
     // Beside signs the rows of U are asked for while signs are multiplied.
     struct dqrelo_ahead    ahead = dqrelo_entry_has_signs(&g->e) ? dqrelo_ahead{} : rest_of(factor_bytes(&g->e, i0, i1));
     const struct tile_size tile  = tile_of(kernels, g);
@@ -262,7 +339,7 @@ void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqr
             then  = {};
         }
         const int n_t = (int) min_i64(tile.n_t, g->n_rows - t0), n_i = (int) min_i64(tile.n_i, i1 - i);
-        apply_tile(kernels, g, t0, n_t, i, n_i, tile.n_i, &ahead, scratch);
+        apply_tile(kernels, g, t0, n_t, i, n_i, { i, i + n_i, 0, 0, DQRELO_MAX_PLANES }, tile.n_i, &ahead, scratch);
     };
     // The larger part of what a tile reads is kept for the next one: its signs, a bit a column for each plane, or its rows of q, two bytes.
     if (tile.n_i * g->e.n_planes > 16 * tile.n_t && g->n_rows > 1) {

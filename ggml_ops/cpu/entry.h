@@ -65,6 +65,16 @@ static inline bool dqrelo_entry_has_signs(const struct dqrelo_entry * e) {
 void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1,
                           struct dqrelo_ahead then);
 
+// Of a single row, signs may be multiplied before V x is known: instructions bound them, so memory has time to bring V meanwhile. Returns
+// how many of features i0 to i1 - 1, from the first one on, are multiplied beside rows r0 to r1 - 1 of V, so that the others leave time to
+// bring their rows of U; 0 for more than one row, and where there are no signs or no V.
+int64_t dqrelo_early_features(const struct dqrelo_group * group, int64_t r0, int64_t r1, int64_t i0, int64_t i1);
+
+// As dqrelo_matmul_factor, and multiplies the signs of n_early features from i0 on meanwhile. Their sums stay in `scratch` for
+// dqrelo_matmul_apply.
+void dqrelo_matmul_factor_early(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1,
+                                int64_t i0, int64_t n_early, struct dqrelo_scratch * scratch);
+
 // Computes values k0 <= k < k1 of B (c . x) for all rows of the group from their quantised activations.
 void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t k0, int64_t k1,
                          struct dqrelo_scratch * scratch);
@@ -72,8 +82,9 @@ void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqr
 // Quantises what the codes of A are multiplied with for row t of the group. z has room for n_codes values.
 void dqrelo_matmul_quantize(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t t, float * z);
 
-// Computes output features i0 <= i < i1 of all rows of the group. `then` is what the thread reads afterwards.
-void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1,
+// Computes output features i0 <= i < i1 of all rows of the group. The signs of the first n_early of them have been multiplied. `then` is
+// what the thread reads afterwards.
+void dqrelo_matmul_apply(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t i0, int64_t i1, int64_t n_early,
                          struct dqrelo_ahead then, struct dqrelo_scratch * scratch);
 
 // Return the first bytes that dqrelo_matmul_factor and dqrelo_matmul_apply read of these rows of V and features, as far as kernels do not

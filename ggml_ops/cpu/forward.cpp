@@ -269,8 +269,19 @@ static dqrelo_ahead begin_of_result(const ggml_tensor * dst, const work & w, con
     return dqrelo_apply_begin(&e, p.begin, p.end);
 }
 
+// Returns the features of this thread whose signs it multiplies beside its rows of V: of a single row, which it has quantised itself.
+static piece early_result(const ggml_compute_params * params, const ggml_tensor * dst, const work & w, const dqrelo_group & g,
+                          const piece & v) {
+    if (!dqrelo_cpu_kernels()->multiplies_early || w.n_changed != 1 || !w.quantizes_all) {
+        return {};
+    }
+    share       result = share_of_result(params, dst, w);
+    const piece own    = take_result(dst, w, result, v.group);
+    return { v.group, own.begin, own.begin + dqrelo_early_features(&g, v.begin, v.end, own.begin, own.end) };
+}
+
 // Computes this thread's share of V x.
-static void multiply_factors(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
+static void multiply_factors(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
     int64_t total = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
         const dqrelo_group g = rest_group(dst, w, i);
@@ -294,8 +305,14 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
             const dqrelo_entry e = rest_of_group(dst, w.groups[next.group]);
             then                 = dqrelo_factor_begin(&e, next.begin, next.end);
         }
-        const dqrelo_group g = rest_group(dst, w, p.group);
-        dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, p.begin, p.end, then);
+        const dqrelo_group g     = rest_group(dst, w, p.group);
+        const piece        early = early_result(params, dst, w, g, p);
+        if (early.is_empty()) {
+            dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, p.begin, p.end, then);
+        } else {
+            w.n_early = early.end - early.begin;
+            dqrelo_matmul_factor_early(dqrelo_cpu_kernels(), &g, p.begin, p.end, early.begin, w.n_early, w.scratch);
+        }
     });
 }
 
@@ -463,7 +480,7 @@ static void apply_piece(const ggml_tensor * dst, const work & w, const piece & p
     }
     // Where the op computes the base's product, this is the result already.
     if (!ggml_dqrelo_base_weight(dst) || !dqrelo_entry_is_empty(&rest.e)) {
-        dqrelo_matmul_apply(dqrelo_cpu_kernels(), &rest, p.begin, p.end, then, w.scratch);
+        dqrelo_matmul_apply(dqrelo_cpu_kernels(), &rest, p.begin, p.end, w.n_early, then, w.scratch);
     }
     if (rows.is_decoded) {
         const dqrelo_group whole = whole_group(dst, w, p.group);

@@ -119,6 +119,10 @@ struct dqrelo_kernels {
     // Whether q is interleaved.
     bool interleaves;
 
+    // Whether signs are multiplied so much more slowly than memory brings them that V is best brought meanwhile
+    // (dqrelo_matmul_factor_early).
+    bool multiplies_early;
+
     // How many rows of q, more than one, and rows of signs are best multiplied at once: at most DQRELO_TILE_T and DQRELO_TILE products.
     int tile_t, tile_i;
 

@@ -473,6 +473,7 @@ static void fold_signs_neon(float * w, const uint8_t * sign, float scale, const 
 const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.name         =*/"neon",
     /*.interleaves   =*/false,
+    /*.multiplies_early =*/false,
     /*.tile_t        =*/DQRELO_TILE_T,
     /*.tile_i        =*/DQRELO_TILE_I,
     /*.quantize_row =*/quantize_row_neon,

@@ -280,6 +280,7 @@ void sort_rows(const ggml_tensor * dst, work & w) {
 
     w.n_groups  = 0;
     w.n_changed = 0;
+    w.n_early   = 0;
     for (int64_t r = 0; r < n_rows; r++) {
         const uint64_t key = w.keys[r];
         if (key < KEY_BASE) {

@@ -47,6 +47,7 @@ struct work {
     group_rows *     groups; // [n_rows] at most
     int64_t          n_groups;
     int64_t          n_changed; // rows with a delta
+    int64_t          n_early;   // features whose signs have been multiplied, of the only group
     dqrelo_scratch * scratch;
     float *          tile; // [DQRELO_FOLD_TILE], in ops with rows that may be folded or decoded
     float *          z;    // [DQRELO_MAX_CODES_A_SIDE * the smaller side] for sign factors

@@ -219,6 +219,7 @@ static void list_products_scalar(const float * const * values, const uint8_t * c
 const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.name         =*/"scalar",
     /*.interleaves   =*/false,
+    /*.multiplies_early =*/false,
     /*.tile_t        =*/DQRELO_TILE_T,
     /*.tile_i        =*/DQRELO_TILE_I,
     /*.quantize_row =*/quantize_row_scalar,

@@ -496,10 +496,11 @@ static void test_expand(const dqrelo_kernels * kernels, int64_t n, int kind) {
     CHECK(got == want);
 }
 
-// Takes rows through both halves of an entry.
+// Takes rows through both halves of an entry. `early`: as a single row is taken by kernels that multiply signs beside V, with tables that
+// are made once.
 static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels, const dqrelo_entry & e,
                                                  const std::vector<std::vector<float>> & x, const std::vector<std::vector<float>> & y,
-                                                 float s, int nth) {
+                                                 float s, int nth, bool early = false) {
     const int64_t                   n_t = (int64_t) x.size();
     std::vector<std::vector<float>> out(x.size(), std::vector<float>((size_t) e.n_out, 99.0f));
     std::vector<dqrelo_row>         rows;
@@ -509,7 +510,8 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
     std::vector<int8_t>         q((size_t) (n_t * dqrelo_q_bytes(e.n_in)));
     std::vector<dqrelo_act>     act(x.size());
     std::vector<float>          work((size_t) (n_t * (e.rank + 3)));
-    std::vector<dqrelo_scratch> scratch(1);
+    std::vector<dqrelo_scratch> scratch((size_t) nth);
+    std::vector<int64_t>        n_early((size_t) nth);
     const int64_t               n_ranks   = e.plane_ranks[0];
     const int64_t               zq_stride = dqrelo_q_bytes(e.n_codes) + 128;
     std::vector<float>          bx((size_t) (n_t * (n_ranks + 5))), z((size_t) e.n_codes);
@@ -520,8 +522,16 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
     for (size_t t = 0; t < x.size() && dqrelo_entry_has_signs(&e); t++) {
         kernels->quantize_row(x[t].data(), e.cscale, e.n_in, q.data() + (int64_t) t * dqrelo_q_bytes(e.n_in), &act[t]);
     }
+    const auto tables = early && dqrelo_entry_has_signs(&e) ? make_tables(kernels, q.data(), e.n_in, &act[0]) : std::vector<cache_line>();
     for (int ith = 0; ith < nth && e.rank > 0; ith++) {
-        dqrelo_matmul_factor(kernels, &g, e.rank * ith / nth, e.rank * (ith + 1) / nth, dqrelo_apply_begin(&e, 0, e.n_out));
+        const int64_t r0 = e.rank * ith / nth, r1 = e.rank * (ith + 1) / nth;
+        const int64_t i0 = e.n_out * ith / nth, i1 = e.n_out * (ith + 1) / nth;
+        n_early[(size_t) ith] = early ? dqrelo_early_features(&g, r0, r1, i0, i1) : 0;
+        if (n_early[(size_t) ith] > 0) {
+            dqrelo_matmul_factor_early(kernels, &g, r0, r1, i0, n_early[(size_t) ith], &scratch[(size_t) ith]);
+        } else {
+            dqrelo_matmul_factor(kernels, &g, r0, r1, dqrelo_apply_begin(&e, 0, e.n_out));
+        }
     }
     for (int ith = 0; ith < nth && e.n_codes > 0; ith++) {
         dqrelo_matmul_codes(kernels, &g, n_ranks * ith / nth, n_ranks * (ith + 1) / nth, scratch.data());
@@ -529,8 +539,9 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
     for (int64_t t = 0; t < n_t && e.n_codes > 0; t++) {
         dqrelo_matmul_quantize(kernels, &g, t, z.data());
     }
+    const auto ztables = early && e.n_codes > 0 ? make_tables(kernels, zq.data(), e.n_codes, &zact[0]) : std::vector<cache_line>();
     for (int ith = 0; ith < nth; ith++) {
-        dqrelo_matmul_apply(kernels, &g, e.n_out * ith / nth, e.n_out * (ith + 1) / nth, {}, scratch.data());
+        dqrelo_matmul_apply(kernels, &g, e.n_out * ith / nth, e.n_out * (ith + 1) / nth, n_early[(size_t) ith], {}, &scratch[(size_t) ith]);
     }
     return out;
 }
@@ -589,6 +600,37 @@ static void test_entry(const dqrelo_kernels * kernels, const entry_options & o, 
     CHECK(close);
     CHECK(run_entry(kernels, r.e, x, y, s, 3) == got);
     CHECK(run_entry(kernels, r.e, { x.back() }, { y.back() }, s, 1)[0] == got.back());
+    CHECK(run_entry(kernels, r.e, { x.back() }, { y.back() }, s, 1, true)[0] == got.back());
+    CHECK(run_entry(kernels, r.e, { x.back() }, { y.back() }, s, 3, true)[0] == got.back());
+}
+
+// How many features are multiplied beside V: their part of all is V's part of the factors, in steps of 64.
+static void test_early_features() {
+    check::begin("early features");
+    dqrelo_group g = {};
+    g.n_rows       = 1;
+    g.e.n_in       = 8192;
+    g.e.n_out      = 2048;
+    g.e.rank       = 64;
+    g.e.n_planes   = 1;
+    g.e.type_u = g.e.type_v = GGML_TYPE_F16;
+    CHECK(dqrelo_early_features(&g, 0, 64, 0, 2048) == 2048 * 4 / 5 / 64 * 64);
+    CHECK(dqrelo_early_features(&g, 0, 32, 1024, 2048) == 768);
+    CHECK(dqrelo_early_features(&g, 0, 0, 0, 2048) == 0);   // no rows of V
+    CHECK(dqrelo_early_features(&g, 0, 64, 512, 512) == 0); // no features
+    CHECK(dqrelo_early_features(&g, 0, 64, 0, 64) == 0);    // less than a step
+    CHECK(dqrelo_early_features(&g, 0, 64, 0, 128) == 64);
+    g.e.n_out = 4 * DQRELO_TILE;
+    CHECK(dqrelo_early_features(&g, 0, 64, 0, g.e.n_out) > 0);
+    CHECK(dqrelo_early_features(&g, 0, 64, 0, g.e.n_out + 64) == 0); // There is no room for the sums.
+    g.e.n_planes = 2;
+    CHECK(dqrelo_early_features(&g, 0, 64, 0, g.e.n_out) == 0);
+    CHECK(dqrelo_early_features(&g, 0, 64, 0, g.e.n_out / 2) > 0);
+    g.n_rows = 2;
+    CHECK(dqrelo_early_features(&g, 0, 64, 0, 2048) == 0);
+    g.n_rows    = 1;
+    g.e.n_codes = 8; // Sums of codes take the same memory.
+    CHECK(dqrelo_early_features(&g, 0, 64, 0, 2048) == 0);
 }
 
 // Codes of one plane and of eight, in tiles that are full and not, and more of them than columns.
@@ -747,6 +789,7 @@ int main(int argc, char ** argv) {
         return check::finish();
     }
     test_begins();
+    test_early_features();
     const dqrelo_kernels * list[8];
     for (int i = dqrelo_cpu_kernels_all(list, 8) - 1; i >= 0; i--) {
         test_isa(list[i]);
