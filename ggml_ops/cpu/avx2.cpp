@@ -81,13 +81,20 @@ static void quantize_row_avx2(const float * x, const float * cscale, int64_t n, 
 
 namespace {
 
-// Reads 8 16-bit values, of which n are there; the others become zeros.
-inline __m128i load_u16x8(const uint16_t * src, int64_t n) {
+// Reads 8 16-bit values of a row from column j on, of which n are there; the others become zeros. The end of a row is read with what lies
+// before it, which is shifted out: a copy of a few bytes took as long as ten steps.
+inline __m128i load_u16x8(const uint16_t * row, int64_t j, int64_t n) {
     if (n >= 8) {
-        return _mm_loadu_si128((const __m128i *) src);
+        return _mm_loadu_si128((const __m128i *) (row + j));
+    }
+    if (j >= 8) {
+        alignas(16) static constexpr int8_t FROM[32] = { 0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1 };
+        return _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *) (row + j + n - 8)),
+                                _mm_loadu_si128((const __m128i *) (FROM + 2 * (8 - n))));
     }
     uint16_t values[8] = { 0 };
-    memcpy(values, src, (size_t) n * sizeof(uint16_t));
+    memcpy(values, row, (size_t) n * sizeof(uint16_t));
     return _mm_loadu_si128((const __m128i *) values);
 }
 
@@ -131,14 +138,14 @@ struct avx2 { // The comment in factor-kernels.h describes it.
     struct f16 {
         static constexpr int BYTES = 16;
         static inline __m256 at(const void * row, int64_t j, int64_t n) {
-            return _mm256_cvtph_ps(load_u16x8((const uint16_t *) row + j, n));
+            return _mm256_cvtph_ps(load_u16x8((const uint16_t *) row, j, n));
         }
     };
 
     struct bf16 {
         static constexpr int BYTES = 16;
         static inline __m256 at(const void * row, int64_t j, int64_t n) {
-            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_u16x8((const uint16_t *) row + j, n)), 16));
+            return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_u16x8((const uint16_t *) row, j, n)), 16));
         }
     };
 

@@ -282,13 +282,19 @@ static void sign_dots_neon(const struct dqrelo_sign_tile * tiles, int n_tiles, c
 
 namespace {
 
-// Reads 8 16-bit values, of which n are there; the others become zeros.
-inline uint16x8_t load_u16x8(const uint16_t * src, int64_t n) {
+// Reads 8 16-bit values of a row from column j on, of which n are there; the others become zeros. The end of a row is read with what lies
+// before it, which is shifted out.
+inline uint16x8_t load_u16x8(const uint16_t * row, int64_t j, int64_t n) {
     if (n >= 8) {
-        return vld1q_u16(src);
+        return vld1q_u16(row + j);
+    }
+    if (j >= 8) {
+        static constexpr uint8_t FROM[32] = { 0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                              16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16 };
+        return vreinterpretq_u16_u8(vqtbl1q_u8(vreinterpretq_u8_u16(vld1q_u16(row + j + n - 8)), vld1q_u8(FROM + 2 * (8 - n))));
     }
     uint16_t values[8] = { 0 };
-    memcpy(values, src, (size_t) n * sizeof(uint16_t));
+    memcpy(values, row, (size_t) n * sizeof(uint16_t));
     return vld1q_u16(values);
 }
 
@@ -324,7 +330,7 @@ struct neon { // The comment in factor-kernels.h describes it.
     struct f16 {
         static constexpr int        BYTES = 16;
         static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
-            const float16x8_t h = vreinterpretq_f16_u16(load_u16x8((const uint16_t *) row + j, n));
+            const float16x8_t h = vreinterpretq_f16_u16(load_u16x8((const uint16_t *) row, j, n));
             return { { vcvt_f32_f16(vget_low_f16(h)), vcvt_high_f32_f16(h) } };
         }
     };
@@ -332,7 +338,7 @@ struct neon { // The comment in factor-kernels.h describes it.
     struct bf16 {
         static constexpr int        BYTES = 16;
         static inline float32x4x2_t at(const void * row, int64_t j, int64_t n) {
-            const uint16x8_t b    = load_u16x8((const uint16_t *) row + j, n);
+            const uint16x8_t b    = load_u16x8((const uint16_t *) row, j, n);
             const uint16x8_t zero = vdupq_n_u16(0);
             return { { vreinterpretq_f32_u16(vzip1q_u16(zero, b)), vreinterpretq_f32_u16(vzip2q_u16(zero, b)) } };
         }

@@ -647,7 +647,7 @@ static void test_entries(const dqrelo_kernels * kernels) {
             test_entry(kernels, o, n_t, "");
         }
     }
-    for (int rank : { 0, 1, 7, 64, 512 }) {
+    for (int rank : { 0, 1, 7, 64, 99, 512 }) {
         for (int n_planes = 1; n_planes <= 4; n_planes++) {
             entry_options o;
             o.n_in     = 576;
@@ -769,7 +769,7 @@ static void test_isa(const dqrelo_kernels * kernels) {
     }
     for (ggml_type type : TYPES) {
         test_to_float(kernels, type);
-        for (int64_t n : { 1, 7, 64, 512, 576, 4104 }) {
+        for (int64_t n : { 1, 7, 64, 102, 512, 576, 4104 }) {
             for (int n_t : N_T) {
                 test_dots(kernels, type, n, n_t);
             }
