@@ -194,7 +194,8 @@ struct tile_size {
 
 } // namespace
 
-// Returns the tiles of a group. The tables of avx2-tables.h are made for each, so features are many where there is but one row of x.
+// Returns the tiles of a group. A row whose tables are not made once an op has them made for each, so features are many where there is but
+// one row of x.
 static struct tile_size tile_of(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g) {
     const struct dqrelo_entry * e = &g->e;
     if (g->n_rows > 1) {
