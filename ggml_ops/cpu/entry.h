@@ -44,6 +44,15 @@ struct dqrelo_scratch {
     float   sparse[DQRELO_SPARSE_TILE];
 };
 
+// Row i of a matrix of n_cols columns.
+static inline const uint8_t * row_of(const void * data, int32_t type, int64_t i, int64_t n_cols) {
+    return (const uint8_t *) data + i * dqrelo_type_bytes((enum ggml_type) type, n_cols);
+}
+
+static inline float bf16_at(const void * data, int64_t i) {
+    return dqrelo_bf16_to_f32(((const uint16_t *) data)[i]);
+}
+
 // The scale of plane p in row i.
 static inline float scale_of(const struct dqrelo_entry * e, int p, int64_t i) {
     return e->scale[p][(e->scale_per_row >> p) & 1 ? i : 0];

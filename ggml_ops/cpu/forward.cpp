@@ -123,12 +123,12 @@ static strided_rows quantized_by(const ggml_compute_params * params, const work 
 }
 
 // To make tables of a row takes as long as to multiply it with 26 rows of signs (AVX2) or 60 (AVX-512 VBMI).
-static constexpr int64_t TABLE_FEATURES = 128;
+static constexpr int64_t MIN_TABLE_FEATURES = 128;
 
 // Makes tables of a row of n quantised values that lies alone in its group, where the thread multiplies it with enough rows of signs.
 static void make_tables(const ggml_compute_params * params, const group_rows & group, int64_t n_signs, const int8_t * q, int64_t n,
                         uint8_t * tables, dqrelo_act * act) {
-    if (tables && group.end - group.begin == 1 && n_signs >= TABLE_FEATURES * params->nth) {
+    if (tables && group.end - group.begin == 1 && n_signs >= MIN_TABLE_FEATURES * params->nth) {
         dqrelo_cpu_kernels()->make_tables(q, n, tables, act);
     }
 }

@@ -44,7 +44,7 @@ endfunction()
 function(dqrelo_cpu_kernels target)
     set(dir ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
     dqrelo_cpu_kernel_set(kernel_set)
-    target_sources(${target} PRIVATE ${dir}/entry.cpp ${dir}/decoded-codes.cpp ${dir}/sparse.cpp ${dir}/fold.cpp ${dir}/dispatch.cpp ${dir}/prefetch.cpp ${dir}/scalar.cpp)
+    target_sources(${target} PRIVATE ${dir}/entry.cpp ${dir}/entry-rows.cpp ${dir}/decoded-codes.cpp ${dir}/sparse.cpp ${dir}/fold.cpp ${dir}/dispatch.cpp ${dir}/prefetch.cpp ${dir}/scalar.cpp)
 
     set_source_files_properties(${dir}/dispatch.cpp ${dir}/prefetch.cpp TARGET_DIRECTORY ${target} PROPERTIES COMPILE_DEFINITIONS "${kernel_set}")
     if (NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")

@@ -45,9 +45,10 @@ static quantised quantise(const dqrelo_kernels * kernels, const std::vector<std:
     const int64_t n = (int64_t) x[0].size();
     quantised     out;
     out.q.resize(x.size() * (size_t) dqrelo_q_bytes(n), 99);
-    out.act.resize(x.size());
+    out.act.resize(x.size(), { NAN, -1, &out }); // as memory that was used before
     for (size_t t = 0; t < x.size(); t++) {
         kernels->quantize_row(x[t].data(), cscale, n, out.q.data() + t * (size_t) dqrelo_q_bytes(n), &out.act[t]);
+        CHECK(out.act[t].tables == nullptr);
     }
     return out;
 }
