@@ -271,14 +271,14 @@ static constexpr int64_t EARLY_STEP = 64;
 // A piece of V that is brought while signs are multiplied has 8 rows, which are multiplied at once, or more of short ones.
 static constexpr int64_t EARLY_V_BYTES = 32 * 1024;
 
-int64_t dqrelo_early_features(const struct dqrelo_group * g, int64_t r0, int64_t r1, int64_t i0, int64_t i1) {
+int64_t dqrelo_early_features(const struct dqrelo_group * g, int64_t n_i) {
     const struct dqrelo_entry * e = &g->e;
-    if (g->n_rows != 1 || e->n_planes == 0 || e->n_codes > 0 || e->dense || i1 - i0 > DQRELO_MAX_PLANES * DQRELO_TILE / e->n_planes) {
+    if (g->n_rows != 1 || e->n_planes == 0 || e->n_codes > 0 || e->dense || n_i > DQRELO_MAX_PLANES * DQRELO_TILE / e->n_planes) {
         return 0;
     }
-    const int64_t v_bytes = (r1 - r0) * dqrelo_type_bytes((enum ggml_type) e->type_v, e->n_in);
-    const int64_t u_bytes = (i1 - i0) * dqrelo_type_bytes((enum ggml_type) e->type_u, e->rank);
-    return v_bytes == 0 ? 0 : (i1 - i0) * v_bytes / (v_bytes + u_bytes) / EARLY_STEP * EARLY_STEP;
+    const int64_t v_bytes = e->rank * dqrelo_type_bytes((enum ggml_type) e->type_v, e->n_in);
+    const int64_t u_bytes = e->n_out * dqrelo_type_bytes((enum ggml_type) e->type_u, e->rank);
+    return v_bytes == 0 ? 0 : n_i * v_bytes / (v_bytes + u_bytes) / EARLY_STEP * EARLY_STEP;
 }
 
 void dqrelo_matmul_factor_early(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t r0, int64_t r1, int64_t i0,
@@ -286,7 +286,7 @@ void dqrelo_matmul_factor_early(const struct dqrelo_kernels * kernels, const str
     const struct dqrelo_entry * e       = &g->e;
     const int64_t               v_bytes = dqrelo_type_bytes((enum ggml_type) e->type_v, e->n_in);
     const int64_t               n_r     = (EARLY_V_BYTES / (8 * v_bytes) + 1) * 8;
-    const int64_t               n       = (r1 - r0 + n_r - 1) / n_r;
+    const int64_t               n       = r0 < r1 ? (r1 - r0 + n_r - 1) / n_r : 1;
     for (int64_t k = 0; k < n; k++) {
         const int64_t       begin = n_early / EARLY_STEP * k / n * EARLY_STEP, end = n_early / EARLY_STEP * (k + 1) / n * EARLY_STEP;
         const int64_t       r = r0 + k * n_r, r_end = min_i64(r + n_r, r1);

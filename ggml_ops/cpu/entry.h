@@ -75,12 +75,13 @@ void dqrelo_matmul_factor(const struct dqrelo_kernels * kernels, const struct dq
                           struct dqrelo_ahead then);
 
 // Of a single row, signs may be multiplied before V x is known: instructions bound them, so memory has time to bring V meanwhile. Returns
-// how many of features i0 to i1 - 1, from the first one on, are multiplied beside rows r0 to r1 - 1 of V, so that the others leave time to
-// bring their rows of U; 0 for more than one row, and where there are no signs or no V.
-int64_t dqrelo_early_features(const struct dqrelo_group * group, int64_t r0, int64_t r1, int64_t i0, int64_t i1);
+// how many of n_i features, the first ones, are multiplied beside V: its part of the factors' bytes, so that the others leave time to bring
+// U. That is the same for every thread, however many rows of V it has, or one would wait for another. 0 for more than one row, and where
+// there are no signs or no V.
+int64_t dqrelo_early_features(const struct dqrelo_group * group, int64_t n_i);
 
 // As dqrelo_matmul_factor, and multiplies the signs of n_early features from i0 on meanwhile. Their sums stay in `scratch` for
-// dqrelo_matmul_apply.
+// dqrelo_matmul_apply. There may be no rows of V.
 void dqrelo_matmul_factor_early(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1,
                                 int64_t i0, int64_t n_early, struct dqrelo_scratch * scratch);
 

@@ -269,15 +269,15 @@ static dqrelo_ahead begin_of_result(const ggml_tensor * dst, const work & w, con
     return dqrelo_apply_begin(&e, p.begin, p.end);
 }
 
-// Returns the features of this thread whose signs it multiplies beside its rows of V: of a single row, which it has quantised itself.
-static piece early_result(const ggml_compute_params * params, const ggml_tensor * dst, const work & w, const dqrelo_group & g,
-                          const piece & v) {
+// Returns the features of this thread whose signs it multiplies beside V: of a single row, which it has quantised itself.
+static piece early_result(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     if (!dqrelo_cpu_kernels()->multiplies_early || w.n_changed != 1 || !w.quantizes_all) {
         return {};
     }
-    share       result = share_of_result(params, dst, w);
-    const piece own    = take_result(dst, w, result, v.group);
-    return { v.group, own.begin, own.begin + dqrelo_early_features(&g, v.begin, v.end, own.begin, own.end) };
+    const dqrelo_group g      = rest_group(dst, w, 0);
+    share              result = share_of_result(params, dst, w);
+    const piece        own    = take_result(dst, w, result, 0);
+    return { 0, own.begin, own.begin + dqrelo_early_features(&g, own.end - own.begin) };
 }
 
 // Computes this thread's share of V x.
@@ -295,6 +295,14 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
         mine.take(count_rank_pieces(g), cost_of(g), &p0, &p1);
         return piece{ i, p0 * RANKS, std::min<int64_t>(p1 * RANKS, g.e.rank) };
     };
+    const piece early = early_result(params, dst, w);
+    if (!early.is_empty()) {
+        const dqrelo_group g   = rest_group(dst, w, early.group);
+        const piece        own = take(early.group);
+        w.n_early              = early.end - early.begin;
+        dqrelo_matmul_factor_early(dqrelo_cpu_kernels(), &g, own.begin, own.end, early.begin, w.n_early, w.scratch);
+        return;
+    }
     for_each_piece(w, take, [&](const piece & p, const piece & next) {
         dqrelo_ahead then;
         if (next.is_empty()) {
@@ -305,14 +313,8 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
             const dqrelo_entry e = rest_of_group(dst, w.groups[next.group]);
             then                 = dqrelo_factor_begin(&e, next.begin, next.end);
         }
-        const dqrelo_group g     = rest_group(dst, w, p.group);
-        const piece        early = early_result(params, dst, w, g, p);
-        if (early.is_empty()) {
-            dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, p.begin, p.end, then);
-        } else {
-            w.n_early = early.end - early.begin;
-            dqrelo_matmul_factor_early(dqrelo_cpu_kernels(), &g, p.begin, p.end, early.begin, w.n_early, w.scratch);
-        }
+        const dqrelo_group g = rest_group(dst, w, p.group);
+        dqrelo_matmul_factor(dqrelo_cpu_kernels(), &g, p.begin, p.end, then);
     });
 }
 

@@ -527,7 +527,7 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
     for (int ith = 0; ith < nth && e.rank > 0; ith++) {
         const int64_t r0 = e.rank * ith / nth, r1 = e.rank * (ith + 1) / nth;
         const int64_t i0 = e.n_out * ith / nth, i1 = e.n_out * (ith + 1) / nth;
-        n_early[(size_t) ith] = early ? dqrelo_early_features(&g, r0, r1, i0, i1) : 0;
+        n_early[(size_t) ith] = early ? dqrelo_early_features(&g, i1 - i0) : 0;
         if (n_early[(size_t) ith] > 0) {
             dqrelo_matmul_factor_early(kernels, &g, r0, r1, i0, n_early[(size_t) ith], &scratch[(size_t) ith]);
         } else {
@@ -615,23 +615,24 @@ static void test_early_features() {
     g.e.rank       = 64;
     g.e.n_planes   = 1;
     g.e.type_u = g.e.type_v = GGML_TYPE_F16;
-    CHECK(dqrelo_early_features(&g, 0, 64, 0, 2048) == 2048 * 4 / 5 / 64 * 64);
-    CHECK(dqrelo_early_features(&g, 0, 32, 1024, 2048) == 768);
-    CHECK(dqrelo_early_features(&g, 0, 0, 0, 2048) == 0);   // no rows of V
-    CHECK(dqrelo_early_features(&g, 0, 64, 512, 512) == 0); // no features
-    CHECK(dqrelo_early_features(&g, 0, 64, 0, 64) == 0);    // less than a step
-    CHECK(dqrelo_early_features(&g, 0, 64, 0, 128) == 64);
-    g.e.n_out = 4 * DQRELO_TILE;
-    CHECK(dqrelo_early_features(&g, 0, 64, 0, g.e.n_out) > 0);
-    CHECK(dqrelo_early_features(&g, 0, 64, 0, g.e.n_out + 64) == 0); // There is no room for the sums.
+    CHECK(dqrelo_early_features(&g, 2048) == 2048 * 4 / 5 / 64 * 64);
+    CHECK(dqrelo_early_features(&g, 1024) == 768);
+    CHECK(dqrelo_early_features(&g, 128) == 64);
+    CHECK(dqrelo_early_features(&g, 64) == 0);
+    CHECK(dqrelo_early_features(&g, 0) == 0);
+    CHECK(dqrelo_early_features(&g, 4 * DQRELO_TILE) > 0);
+    CHECK(dqrelo_early_features(&g, 4 * DQRELO_TILE + 64) == 0); // There is no room for the sums.
     g.e.n_planes = 2;
-    CHECK(dqrelo_early_features(&g, 0, 64, 0, g.e.n_out) == 0);
-    CHECK(dqrelo_early_features(&g, 0, 64, 0, g.e.n_out / 2) > 0);
+    CHECK(dqrelo_early_features(&g, 4 * DQRELO_TILE) == 0);
+    CHECK(dqrelo_early_features(&g, 2 * DQRELO_TILE) > 0);
     g.n_rows = 2;
-    CHECK(dqrelo_early_features(&g, 0, 64, 0, 2048) == 0);
+    CHECK(dqrelo_early_features(&g, 2048) == 0);
     g.n_rows    = 1;
     g.e.n_codes = 8; // Sums of codes take the same memory.
-    CHECK(dqrelo_early_features(&g, 0, 64, 0, 2048) == 0);
+    CHECK(dqrelo_early_features(&g, 2048) == 0);
+    g.e.n_codes = 0;
+    g.e.rank    = 0;
+    CHECK(dqrelo_early_features(&g, 2048) == 0);
 }
 
 // Codes of one plane and of eight, in tiles that are full and not, and more of them than columns.
