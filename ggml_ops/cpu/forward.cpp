@@ -157,7 +157,7 @@ static void quantize(const ggml_compute_params * params, const ggml_tensor * dst
             }
             dqrelo_cpu_kernels()->quantize_row(w.rows[place].x, e.cscale, e.n_in, w.q + place * q_bytes, w.act + place);
             make_tables(params, w.groups[w.rows[place].group], e.n_planes * e.n_out + e.n_codes, w.q + place * q_bytes, e.n_in,
-                        w.tables_of(place), w.act + place);
+                        w.tables.of(place), w.act + place);
             done = place;
         }
     }
@@ -293,7 +293,7 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
         const dqrelo_group g = rest_group(dst, w, i);
         int64_t            p0, p1;
         mine.take(count_rank_pieces(g), cost_of(g), &p0, &p1);
-        return piece{ i, p0 * RANKS, std::min<int64_t>(p1 * RANKS, g.e.rank) };
+        return piece{ i, std::min<int64_t>(p0 * RANKS, g.e.rank), std::min<int64_t>(p1 * RANKS, g.e.rank) };
     };
     const piece early = early_result(params, dst, w);
     if (!early.is_empty()) {
@@ -372,7 +372,7 @@ static void quantize_codes(const ggml_compute_params * params, const ggml_tensor
         if (g.e.n_codes > 0) {
             const group_rows & group = w.groups[w.rows[r].group];
             dqrelo_matmul_quantize(dqrelo_cpu_kernels(), &g, r - group.begin, w.z);
-            make_tables(params, group, g.e.n_out, w.zq + r * w.zq_stride, g.e.n_codes, w.ztables_of(r), w.zact + r);
+            make_tables(params, group, g.e.n_out, w.zq + r * w.zq_stride, g.e.n_codes, w.ztables.of(r), w.zact + r);
         }
     }
 }

@@ -43,11 +43,12 @@ static void take_quantized(const ggml_tensor * dst, int64_t smaller, arena & mem
     w.zact               = memory.take<dqrelo_act>(n_rows);
 }
 
-// Takes memory for the tables of quantised activations of n columns in each row; returns NULL and sets stride to 0 where there are none.
-static uint8_t * take_tables(int64_t n_rows, int64_t n, arena & memory, int64_t & stride) {
+// Takes memory for the tables of quantised activations of n columns in each row.
+static table_memory take_tables(int64_t n_rows, int64_t n, arena & memory) {
     const dqrelo_kernels * kernels = dqrelo_cpu_kernels();
-    stride                         = kernels->tables_bytes ? (kernels->tables_bytes(n) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT : 0;
-    return memory.take<uint8_t>(n_rows * stride);
+    const int64_t          n_bytes = kernels->tables_bytes ? kernels->tables_bytes(n) : 0;
+    const int64_t          stride  = (n_bytes + (int64_t) ALIGNMENT - 1) / (int64_t) ALIGNMENT * (int64_t) ALIGNMENT;
+    return { memory.take<uint8_t>(n_rows * stride), stride };
 }
 
 // Whether rows may be folded or decoded. Of a long sequence only the last rows may be here, those of its outputs.
@@ -84,8 +85,8 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
         work own = w;
         if (is_matmul(dst) && w.quantizes_all) {
             take_quantized(dst, smaller, memory, own);
-            own.tables  = take_tables(n_rows, dst->src[1]->ne[0], memory, own.table_stride);
-            own.ztables = take_tables(n_rows, DQRELO_MAX_CODES_A_SIDE * smaller, memory, own.ztable_stride);
+            own.tables  = take_tables(n_rows, dst->src[1]->ne[0], memory);
+            own.ztables = take_tables(n_rows, DQRELO_MAX_CODES_A_SIDE * smaller, memory);
         }
         own.keys    = memory.take<uint64_t>(n_rows);
         own.rows    = memory.take<dqrelo_row>(n_rows);

@@ -18,6 +18,14 @@ struct group_rows {
     bool    is_decoded; // Sign factors are decoded (decoded-codes.h).
 };
 
+// Memory for the tables of rows (dqrelo_kernels::make_tables).
+struct table_memory {
+    uint8_t * data;
+    int64_t   stride; // bytes of a row; 0 where there are none
+
+    uint8_t * of(int64_t row) const { return stride > 0 ? data + row * stride : nullptr; }
+};
+
 struct work {
     // All threads share these. The first one is for the base's product; the others only the matmul forms have.
     uint8_t * base;
@@ -33,13 +41,11 @@ struct work {
     bool         quantizes_all;
     int8_t *     q;      // [n_rows], rows of dqrelo_q_bytes(n_in), by sorted row
     dqrelo_act * act;    // [n_rows]
-    uint8_t *    tables; // [n_rows], table_stride bytes each, of single rows; NULL where threads share these
-    int64_t      table_stride;
-    int8_t *     zq; // [n_rows] rows of zq_stride, for sign factors
+    table_memory tables; // [n_rows], of rows alone in their group; none where threads share these
+    int8_t *     zq;     // [n_rows] rows of zq_stride, for sign factors
     int64_t      zq_stride;
     dqrelo_act * zact;    // [n_rows]
-    uint8_t *    ztables; // [n_rows], ztable_stride bytes each
-    int64_t      ztable_stride;
+    table_memory ztables; // [n_rows]
     // Every thread has its own of these.
     uint64_t *       keys;   // [n_rows], for sorting only
     dqrelo_row *     rows;   // [n_rows], sorted by delta and matrix; those of the base alone are the last
@@ -51,10 +57,6 @@ struct work {
     dqrelo_scratch * scratch;
     float *          tile; // [DQRELO_FOLD_TILE], in ops with rows that may be folded or decoded
     float *          z;    // [DQRELO_MAX_CODES_A_SIDE * the smaller side] for sign factors
-
-    // Return the memory for the tables of a row, or NULL.
-    uint8_t * tables_of(int64_t row) const { return table_stride > 0 ? tables + row * table_stride : nullptr; }
-    uint8_t * ztables_of(int64_t row) const { return ztable_stride > 0 ? ztables + row * ztable_stride : nullptr; }
 };
 
 inline const dqrelo_entry * entry_of(const ggml_tensor * dst, int64_t delta) {
