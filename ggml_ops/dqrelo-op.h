@@ -58,6 +58,8 @@ enum dqrelo_form {
 // n_out * n_codes/8 bytes, uscale n_codes values, dense n_out rows, mask n_out * n_in/8 bytes, count n_out * n_blocks bytes, start and
 // escale n_out values. The values of entries, and their columns, lie matrix after matrix, row after row, by ascending column; start counts
 // them from the first one of all matrices.
+//
+// On CPUs signs may lie in another sequence, in the same memory (cpu/transposed-signs.h).
 struct dqrelo_entry {
     const uint8_t * sign[DQRELO_MAX_PLANES];  // (n_out, n_in) bits, row-major, LSB first; a row is n_in/8 bytes
     const float *   scale[DQRELO_MAX_PLANES]; // [1] or [n_out]
@@ -85,7 +87,8 @@ struct dqrelo_entry {
     int32_t         scale_per_row;              // bit p: plane p has a scale per row
     // Of sign factors: plane q covers rows 0 <= k < plane_ranks[q] of B, in descending order; their codes lie plane after plane.
     int32_t plane_ranks[DQRELO_MAX_CODE_PLANES]; // the first at most min(n_in, n_out)
-    int32_t n_codes; // the sum of plane_ranks, a multiple of 8; at most DQRELO_MAX_CODES_A_SIDE * min(n_in, n_out)
+    int32_t n_codes;    // the sum of plane_ranks, a multiple of 8; at most DQRELO_MAX_CODES_A_SIDE * min(n_in, n_out)
+    int32_t transposed; // 1: rows of sign, vsign and usign are transposed; only where the CPU's kernels take them so
 };
 
 // Builds the op. No data is read.

@@ -1,5 +1,7 @@
 #include "op-problem.h"
 
+#include "cpu/transposed-signs.h"
+
 #include <cmath>
 
 namespace bench {
@@ -199,6 +201,17 @@ random_delta make_delta(const op_problem & p, std::mt19937 & rng) {
     return d;
 }
 
+// Puts the signs into the sequence that the loader of deltas gives them on this CPU.
+void arrange(random_delta & d) {
+    if (dqrelo_transposes_signs()) {
+        const auto transpose = [](const uint8_t * sign, int64_t n_rows, int64_t row_bytes, void *) {
+            dqrelo_transpose_signs(const_cast<uint8_t *>(sign), n_rows, row_bytes);
+        };
+        dqrelo_for_each_sign_matrix(&d.e, transpose, nullptr);
+        d.e.transposed = 1;
+    }
+}
+
 // Reads the delta's bytes, each thread an equal share, and nothing else.
 void read_delta(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const random_delta & d   = *(const random_delta *) userdata;
@@ -241,6 +254,10 @@ op_problem::op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const d
     if (kind.entries > 0.0) {
         dense = quantised(GGML_TYPE_F16, expanded(deltas[0]), n_in);
     }
+    first = deltas[0];
+    for (random_delta & d : deltas) {
+        arrange(d);
+    }
 }
 
 int64_t op_problem::delta_bytes() const {
@@ -251,7 +268,7 @@ int64_t op_problem::delta_bytes() const {
 }
 
 double op_problem::error(const std::vector<float> & x, const float * got) const {
-    const random_delta &     d       = deltas[0];
+    const random_delta &     d       = first;
     const bool               codes   = kind.n_codes() > 0;
     const int64_t            rank    = codes ? kind.plane_ranks[0] : this->rank;
     const ggml_type          factors = kind.entries > 0.0 ? GGML_TYPE_F16 : kind.factors; // A sparse weight has no factors.

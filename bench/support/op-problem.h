@@ -58,6 +58,7 @@ public:
     ggml_type                         base_type;
     delta_kind                        kind;
     std::vector<random_delta>         deltas;
+    random_delta                      first; // as a file has it; its entry is not used
     std::vector<std::vector<uint8_t>> base;
     std::vector<uint8_t>              dense; // the first sparse weight in F16, for all of them
 };

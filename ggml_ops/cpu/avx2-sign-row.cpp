@@ -18,10 +18,10 @@ static constexpr int64_t SEGMENT_CHUNKS  = 32;
 static constexpr int64_t SEGMENT_COLUMNS = SEGMENT_CHUNKS * CHUNK_COLUMNS;
 
 // The signs that memory is asked for, in the order in which they lie: `next`, on to `end`, where `gap` bytes are left out, and so on in
-// every row, as many lines as are looked up meanwhile. Lines that are 256 to 1024 bytes apart take memory two to four times as long as
-// neighbours (Zen 3). What the caller reads after the signs is asked for beside them, from `ahead` on, in steps that spread it evenly. All
-// go to the second cache, because the first one is full of tables. These are integers, because they may lie behind the end of the data,
-// where no pointer may point.
+// every row, or group of transposed ones, as many lines as are looked up meanwhile. Lines that are 256 to 1024 bytes apart take memory two
+// to four times as long as neighbours (Zen 3). What the caller reads after the signs is asked for beside them, from `ahead` on, in steps
+// that spread it evenly. All go to the second cache, because the first one is full of tables. These are integers, because they may lie
+// behind the end of the data, where no pointer may point.
 struct requests {
     uintptr_t next;
     uintptr_t end;
@@ -54,6 +54,37 @@ static inline int count_pairs(int64_t left) {
     return left >= CHUNK_COLUMNS / 2 ? 8 : (int) ((left + 15) / 16);
 }
 
+// Adds to the sums of 16 rows what two vectors of their bytes select in the tables from `step` on.
+static inline void add_bytes_of(__m256i (&both)[3], __m256i (&odd)[3], const chunk_tables & tables, int step, __m256i v0, __m256i v1,
+                                __m256i mask) {
+    __m256i low[2], high[2];
+    split_nibbles(low[0], high[0], v0, mask);
+    split_nibbles(low[1], high[1], v1, mask);
+    add_bytes(both[0], odd[0], look_up_pair(tables.digit[0] + step, low[0], high[0]));
+    add_bytes(both[0], odd[0], look_up_pair(tables.digit[0] + step + 2, low[1], high[1]));
+    UNROLLED
+    for (int d = 1; d < 3; d++) {
+        add_bytes(both[d], odd[d],
+                  _mm256_add_epi8(look_up_pair(tables.digit[d] + step, low[0], high[0]),
+                                  look_up_pair(tables.digit[d] + step + 2, low[1], high[1])));
+    }
+}
+
+// Adds to the sums of 16 rows what a transposed chunk of their signs selects, which has n_bytes of each.
+template <bool ASKS_AHEAD>
+static inline void add_transposed(requests & r, __m256i (&both)[3], __m256i (&odd)[3], const chunk_tables & tables, const uint8_t * chunk,
+                                  int n_bytes) {
+    chunk_copy      copy;
+    const __m256i * v       = whole_chunk(chunk, n_bytes, copy);
+    const int       n_first = n_bytes < CHUNK_BYTES / 2 ? n_bytes : CHUNK_BYTES / 2;
+    __m256i         mask    = _mm256_set1_epi8(15);
+    __asm__("" : "+x"(mask)); // It is to be in a register.
+    for (int b = 0; b < n_first; b += 2) {
+        ask<ASKS_AHEAD>(r);
+        add_bytes_of(both, odd, tables, 2 * b, _mm256_loadu_si256(v + b), _mm256_loadu_si256(v + b + 1), mask);
+    }
+}
+
 // Adds to the sums of 16 rows what the first n_pairs pairs of bytes in both halves of a chunk of their signs select.
 template <bool ASKS_AHEAD>
 static inline void add_chunk(requests & r, __m256i (&both)[3], __m256i (&odd)[3], const chunk_tables & tables, const uint8_t * sign,
@@ -70,60 +101,93 @@ static inline void add_chunk(requests & r, __m256i (&both)[3], __m256i (&odd)[3]
     __asm__("" : "+m"(rows), "+x"(mask)); // The rows are to be in memory, and the mask in a register.
     for (int k = 0; k < n_pairs; k++) {
         ask<ASKS_AHEAD>(r);
-        __m256i low[2], high[2];
-        split_nibbles(low[0], high[0], _mm256_unpacklo_epi8(rows[0][k], rows[1][k]), mask);
-        split_nibbles(low[1], high[1], _mm256_unpackhi_epi8(rows[0][k], rows[1][k]), mask);
-        const int step = 4 * k;
-        add_bytes(both[0], odd[0], look_up_pair(tables.digit[0] + step, low[0], high[0]));
-        add_bytes(both[0], odd[0], look_up_pair(tables.digit[0] + step + 2, low[1], high[1]));
-        UNROLLED
-        for (int d = 1; d < 3; d++) {
-            add_bytes(both[d], odd[d],
-                      _mm256_add_epi8(look_up_pair(tables.digit[d] + step, low[0], high[0]),
-                                      look_up_pair(tables.digit[d] + step + 2, low[1], high[1])));
-        }
+        add_bytes_of(both, odd, tables, 4 * k, _mm256_unpacklo_epi8(rows[0][k], rows[1][k]), _mm256_unpackhi_epi8(rows[0][k], rows[1][k]),
+                     mask);
     }
 }
 
-// Adds to the sums of a block of rows what a piece of their signs selects.
+// Calls add(both, odd) with the sums of group g in registers.
+template <typename F>
+static inline void with_sums(digit_sums (&sums)[3], int g, F && add) {
+    __m256i both[3], odd[3];
+    UNROLLED
+    for (int d = 0; d < 3; d++) {
+        both[d] = sums[d].both[g];
+        odd[d]  = sums[d].odd[g];
+    }
+    add(both, odd);
+    UNROLLED
+    for (int d = 0; d < 3; d++) {
+        sums[d].both[g] = both[d];
+        sums[d].odd[g]  = odd[d];
+    }
+}
+
+// Adds to the sums of a block of rows what a unit of a piece of their signs selects, from chunk c on: of groups that are transposed.
 template <bool ASKS_AHEAD>
-static void add_piece(requests & all, digit_sums (&sums)[3], const sign_piece & piece, const chunk_tables * tables) {
-    alignas(32) unit_copy copy;
-    requests              r        = all; // A copy may stay in registers.
-    const int             n_groups = piece.n_i < BLOCK_ROWS ? (piece.n_i + 15) / 16 : GROUPS;
-    for (int c = 0; c < chunks_of(piece.n_columns); c += UNIT_CHUNKS) {
-        const sign_unit unit = unit_of(piece, 16 * n_groups, c, copy);
-        for (int g = 0; g < n_groups; g++) {
-            __m256i both[3], odd[3];
-            UNROLLED
-            for (int d = 0; d < 3; d++) {
-                both[d] = sums[d].both[g];
-                odd[d]  = sums[d].odd[g];
+static void add_transposed_unit(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int n_groups, int c,
+                                const chunk_tables * tables) {
+    requests  r        = all; // A copy may stay in registers.
+    const int n_chunks = unit_chunks(piece, c);
+    for (int g = 0; g < n_groups; g++) {
+        with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
+            for (int u = 0; u < n_chunks; u++) {
+                add_transposed<ASKS_AHEAD>(r, both, odd, tables[c + u], piece.chunk(g, c + u), piece.chunk_bytes(c + u));
             }
+        });
+    }
+    all = r;
+}
+
+// The same of groups g0 to n_groups - 1, as the file has them.
+template <bool ASKS_AHEAD>
+static void add_unit(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int g0, int n_groups, int c,
+                     const chunk_tables * tables) {
+    alignas(32) unit_copy copy;
+    requests              r    = all;
+    const sign_unit       unit = unit_of(piece, 16 * n_groups, c, copy);
+    for (int g = g0; g < n_groups; g++) {
+        with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
             for (int u = 0; u < unit.n_chunks; u++) {
                 add_chunk<ASKS_AHEAD>(r, both, odd, tables[c + u], unit.sign + 16 * g * unit.row_bytes + u * CHUNK_BYTES, unit.row_bytes,
                                       count_pairs(piece.n_columns - (c + u) * CHUNK_COLUMNS));
             }
-            UNROLLED
-            for (int d = 0; d < 3; d++) {
-                sums[d].both[g] = both[d];
-                sums[d].odd[g]  = odd[d];
-            }
-        }
+        });
     }
     all = r;
+}
+
+template <bool ASKS_AHEAD>
+static void add_piece(requests & r, digit_sums (&sums)[3], const sign_piece & piece, const chunk_tables * tables) {
+    const int n_groups     = piece.n_i < BLOCK_ROWS ? (piece.n_i + 15) / 16 : GROUPS;
+    const int n_transposed = piece.is_transposed(n_groups - 1) ? n_groups : piece.transposed ? n_groups - 1 : 0;
+    for (int c = 0; c < chunks_of(piece.n_columns); c += UNIT_CHUNKS) {
+        if (n_transposed > 0) {
+            add_transposed_unit<ASKS_AHEAD>(r, sums, piece, n_transposed, c, tables);
+        }
+        if (n_transposed < n_groups) {
+            add_unit<ASKS_AHEAD>(r, sums, piece, n_transposed, n_groups, c, tables);
+        }
+    }
+}
+
+// Returns of how many rows a segment's signs lie together.
+static int64_t rows_together(const struct dqrelo_sign_tile & tile) {
+    return tile.transposed ? DQRELO_GROUP_ROWS : 1;
 }
 
 // Returns where what comes after the block of tile k's rows from row i on begins, in the segment from column j on: the next block, the next
 // tile, the first one in the next segment, or what lies behind the first tile.
 static uintptr_t block_after(const struct dqrelo_sign_tile * tiles, int n_tiles, int k, int i, int64_t j, int64_t n) {
+    const int64_t n_together = rows_together(tiles[k]);
     if (i + BLOCK_ROWS < tiles[k].n_i) {
-        return (uintptr_t) tiles[k].sign + (uintptr_t) ((i + BLOCK_ROWS) * (n / 8) + j / 8);
+        return (uintptr_t) tiles[k].sign + (uintptr_t) ((i + BLOCK_ROWS) * (n / 8) + n_together * (j / 8));
     }
     if (k + 1 < n_tiles) {
-        return (uintptr_t) tiles[k + 1].sign + (uintptr_t) (j / 8);
+        return (uintptr_t) tiles[k + 1].sign + (uintptr_t) (n_together * (j / 8));
     }
-    return (uintptr_t) tiles[0].sign + (uintptr_t) (j + SEGMENT_COLUMNS < n ? (j + SEGMENT_COLUMNS) / 8 : tiles[0].n_i * (n / 8));
+    return (uintptr_t) tiles[0].sign +
+           (uintptr_t) (j + SEGMENT_COLUMNS < n ? n_together * ((j + SEGMENT_COLUMNS) / 8) : tiles[0].n_i * (n / 8));
 }
 
 // Returns in how large steps `ahead` is asked for while tiles of signs are looked up: all of it, where a line a step is enough.
@@ -183,7 +247,8 @@ static void multiply_block(requests & r, const segment & columns, const segment_
                            int i, int64_t n) {
     for (int64_t j = 0; j < columns.n_columns; j += SUM_COLUMNS) {
         digit_sums       sums[3];
-        const sign_piece piece = { tile.sign + i * (n / 8), tile.n_i - i, n / 8, (columns.j0 + j) / 8, columns.count_sums(j) };
+        const sign_piece piece = { tile.sign + i * (n / 8), tile.n_i - i,          n / 8,
+                                   (columns.j0 + j) / 8,    columns.count_sums(j), tile.transposed };
         memset(sums, 0, sizeof(sums));
         if (r.ahead_step > 0) {
             add_piece<true>(r, sums, piece, tables.chunks + j / CHUNK_COLUMNS);
@@ -199,10 +264,13 @@ static void multiply_block(requests & r, const segment & columns, const segment_
 static void multiply_segment(requests & r, const segment & columns, const segment_tables & tables, const struct dqrelo_sign_tile * tiles,
                              int n_tiles, int64_t n) {
     for (int k = 0; k < n_tiles; k++) {
+        const int64_t   n_together = rows_together(tiles[k]);
+        const uintptr_t n_bytes    = (uintptr_t) (n_together * (columns.n_columns / 8));
+        r.row_bytes                = (uintptr_t) (n_together * (n / 8));
         for (int i = 0; i < tiles[k].n_i; i += BLOCK_ROWS) {
             r.next = block_after(tiles, n_tiles, k, i, columns.j0, n);
-            r.end  = r.next + (uintptr_t) (columns.n_columns / 8);
-            r.gap  = r.row_bytes - (uintptr_t) (columns.n_columns / 8);
+            r.end  = r.next + n_bytes;
+            r.gap  = r.row_bytes - n_bytes;
             multiply_block(r, columns, tables, tiles[k], i, n);
         }
     }
@@ -215,7 +283,6 @@ void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, cons
     requests       r;
     r.ahead      = ahead->next;
     r.ahead_step = ahead_step(*ahead, tiles, n_tiles, n);
-    r.row_bytes  = (uintptr_t) (n / 8);
     for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
         const segment columns(n, j0);
         if (tables == nullptr) {

@@ -47,13 +47,33 @@ static inline void chunk_nibbles(__m256i (*at)[GROUPS], const uint8_t * sign, in
     }
 }
 
-static void make_nibbles(unit_nibbles & nibbles, const sign_unit & unit) {
+// The same of a chunk that was transposed, and has n_bytes of each row.
+static inline void transposed_nibbles(__m256i (*at)[GROUPS], const uint8_t * chunk, int n_bytes) {
+    chunk_copy      copy;
+    const __m256i * v    = whole_chunk(chunk, n_bytes, copy);
+    const __m256i   mask = _mm256_set1_epi8(15);
+    UNROLLED
+    for (int b = 0; b < CHUNK_BYTES / 2; b++) {
+        split_nibbles(at[2 * b][0], at[2 * b + 1][0], _mm256_loadu_si256(v + b), mask);
+    }
+}
+
+// Makes the nibbles of a block's unit that begins with chunk c0 of its columns, and returns how many chunks it has.
+static int make_nibbles(unit_nibbles & nibbles, const sign_piece & piece, int c0) {
+    alignas(32) unit_copy copy;
+    const bool            is_transposed = piece.is_transposed(GROUPS - 1); // Else there are rows that are not.
+    const sign_unit       unit = is_transposed ? sign_unit{ nullptr, 0, unit_chunks(piece, c0) } : unit_of(piece, BLOCK_ROWS, c0, copy);
     for (int g = 0; g < GROUPS; g++) {
         for (int c = 0; c < unit.n_chunks; c++) {
-            chunk_nibbles((__m256i(*)[GROUPS]) & nibbles.at[c * STEPS][g], unit.sign + 16 * g * unit.row_bytes + c * CHUNK_BYTES,
-                          unit.row_bytes);
+            __m256i(*at)[GROUPS] = (__m256i(*)[GROUPS]) & nibbles.at[c * STEPS][g];
+            if (piece.is_transposed(g)) {
+                transposed_nibbles(at, piece.chunk(g, c0 + c), piece.chunk_bytes(c0 + c));
+            } else {
+                chunk_nibbles(at, unit.sign + 16 * g * unit.row_bytes + c * CHUNK_BYTES, unit.row_bytes);
+            }
         }
     }
+    return unit.n_chunks;
 }
 
 // Adds what the nibbles of n_chunks chunks select of a digit's tables. Sums of N_ADD bytes of the tables fit in a byte. Each iteration asks
@@ -94,17 +114,15 @@ static __attribute__((noinline)) void look_up(workspace & w, digit_sums & sums, 
 
 // Adds a piece's products with n_t rows of q to sums[t][block].
 static void add_piece(workspace & w, int block, const sign_piece & piece, int n_t) {
-    alignas(32) unit_copy copy;
-    const int             n_chunks = chunks_of(piece.n_columns);
+    const int n_chunks = chunks_of(piece.n_columns);
     for (int c = 0; c < n_chunks; c += UNIT_CHUNKS) {
-        const sign_unit unit = unit_of(piece, BLOCK_ROWS, c, copy);
-        make_nibbles(w.nibbles, unit);
+        const int n_unit = make_nibbles(w.nibbles, piece, c);
         for (int t = 0; t < n_t; t++) {
             digit_sums(&sums)[3]        = w.sums[t][block];
             const chunk_tables * tables = w.tables + t * n_chunks + c;
-            look_up<2>(w, sums[0], tables, 0, unit.n_chunks);
-            look_up<4>(w, sums[1], tables, 1, unit.n_chunks);
-            look_up<4>(w, sums[2], tables, 2, unit.n_chunks);
+            look_up<2>(w, sums[0], tables, 0, n_unit);
+            look_up<4>(w, sums[1], tables, 1, n_unit);
+            look_up<4>(w, sums[2], tables, 2, n_unit);
         }
     }
 }
@@ -120,8 +138,8 @@ static void begin_requests(workspace & w, const uint8_t * sign, int n_i, int n_t
 }
 
 // Multiplies a tile of signs with n_t <= MAX_T rows of q.
-static void sign_dots_tile(workspace & w, const uint8_t * sign, int n_i, const int8_t * q, int64_t q_stride, int n_t, int64_t n,
-                           int32_t * out, int64_t ld) {
+static void sign_dots_tile(workspace & w, const uint8_t * sign, int n_i, bool transposed, const int8_t * q, int64_t q_stride, int n_t,
+                           int64_t n, int32_t * out, int64_t ld) {
     const int64_t segment = SUM_CHUNKS / n_t / UNIT_CHUNKS * UNIT_CHUNKS * CHUNK_COLUMNS;
     begin_requests(w, sign, n_i, n_t, n, segment);
     for (int64_t j0 = 0; j0 < n; j0 += SUM_COLUMNS) {
@@ -134,7 +152,7 @@ static void sign_dots_tile(workspace & w, const uint8_t * sign, int n_i, const i
                 make_row_tables(w.tables + t * chunks_of(n_columns), q + t * q_stride + 2 * j, n_columns, &w.magnitude[t]);
             }
             for (int i = 0; i < n_i; i += BLOCK_ROWS) {
-                add_piece(w, i / BLOCK_ROWS, { sign + i * (n / 8), n_i - i, n / 8, j / 8, n_columns }, n_t);
+                add_piece(w, i / BLOCK_ROWS, { sign + i * (n / 8), n_i - i, n / 8, j / 8, n_columns, transposed }, n_t);
             }
         }
         for (int t = 0; t < n_t; t++) {
@@ -152,8 +170,8 @@ static void sign_dots_rows(workspace & w, const struct dqrelo_sign_tile & tile, 
     for (int k = 0; k < n_parts; k++) {
         const int t0 = n_t * k / n_parts, t1 = n_t * (k + 1) / n_parts;
         for (int i = 0; i < tile.n_i; i += ROWS) {
-            sign_dots_tile(w, tile.sign + i * (n / 8), tile.n_i - i < ROWS ? tile.n_i - i : ROWS, q + t0 * q_stride, q_stride, t1 - t0, n,
-                           tile.out + t0 * ld + i, ld);
+            sign_dots_tile(w, tile.sign + i * (n / 8), tile.n_i - i < ROWS ? tile.n_i - i : ROWS, tile.transposed, q + t0 * q_stride,
+                           q_stride, t1 - t0, n, tile.out + t0 * ld + i, ld);
         }
     }
 }

@@ -14,6 +14,7 @@
 
 #include "avx2.h"
 #include "prefetch.h"
+#include "transposed-signs.h"
 
 #include <string.h>
 
@@ -141,6 +142,8 @@ static inline void make_row_tables(chunk_tables * tables, const int8_t * q, int6
 // signs
 //
 
+namespace { // Methods of classes would be weak symbols outside of it.
+
 // The signs of a block of rows in a segment of columns, which begins at byte `offset` of the rows. Of the rows from the first one on n_i
 // are there, maybe more than those of the block.
 struct sign_piece {
@@ -149,7 +152,22 @@ struct sign_piece {
     int64_t         row_bytes;
     int64_t         offset;
     int64_t         n_columns;
+    bool            transposed; // but for rows that are no whole group
+
+    // Whether all signs of group g are there, transposed.
+    bool is_transposed(int g) const { return transposed && n_i >= (g + 1) * DQRELO_GROUP_ROWS; }
+
+    // Returns where chunk c of group g lies, transposed.
+    const uint8_t * chunk(int g, int c) const { return row + DQRELO_GROUP_ROWS * (g * row_bytes + offset + c * CHUNK_BYTES); }
+
+    // Returns how many bytes of each row chunk c has.
+    int chunk_bytes(int c) const {
+        const int64_t n = row_bytes - offset - c * CHUNK_BYTES;
+        return (int) (n < CHUNK_BYTES ? n : CHUNK_BYTES);
+    }
 };
+
+} // namespace
 
 // A block of rows in a unit of columns, or some chunks of it: up to 64 rows, row_bytes apart. Behind the last column, where tables are
 // zeros, and behind the last row there is anything.
@@ -159,13 +177,18 @@ struct sign_unit {
     int             n_chunks;
 };
 
+// Returns how many chunks a unit has that begins with chunk c of a piece.
+static inline int unit_chunks(const sign_piece & piece, int c) {
+    const int n_left = chunks_of(piece.n_columns) - c;
+    return n_left < UNIT_CHUNKS ? n_left : UNIT_CHUNKS;
+}
+
 using unit_copy = uint8_t[(BLOCK_ROWS + 1) * UNIT_BYTES];
 
 // Returns n_read rows of the unit of a piece from chunk c on. What cannot be read there, because it lies behind the caller's rows, is in
 // `copy`.
 static inline sign_unit unit_of(const sign_piece & piece, int n_read, int c, unit_copy & copy) {
-    const int     n_left   = chunks_of(piece.n_columns) - c;
-    const int     n_chunks = n_left < UNIT_CHUNKS ? n_left : UNIT_CHUNKS;
+    const int     n_chunks = unit_chunks(piece, c);
     const int64_t at       = piece.offset + c * CHUNK_BYTES;
     if ((n_read - 1) * piece.row_bytes + at + n_chunks * CHUNK_BYTES <= piece.n_i * piece.row_bytes) {
         return { piece.row + at, piece.row_bytes, n_chunks };
@@ -203,6 +226,25 @@ static inline void transpose_rows(__m256i (&v)[8], const uint8_t * sign, int64_t
     interleave(v);
     interleave(v);
     interleave(v);
+}
+
+using chunk_copy = __m256i[CHUNK_BYTES / 2];
+
+// Returns a transposed chunk that has n_bytes of each row as if it had all: in vector b are bytes b of 16 rows, and bytes 16 + b in the
+// high half. A copy has zeros where there are none, and where a chunk is complete it is the chunk itself.
+static inline const __m256i * whole_chunk(const uint8_t * chunk, int n_bytes, chunk_copy & copy) {
+    if (n_bytes == CHUNK_BYTES) {
+        return (const __m256i *) chunk;
+    }
+    const int n_pairs = n_bytes > 16 ? n_bytes - 16 : 0;
+    for (int b = 0; b < n_pairs; b++) {
+        copy[b] = _mm256_loadu_si256((const __m256i *) (chunk + 32 * b));
+    }
+    for (int b = n_pairs; b < CHUNK_BYTES / 2; b++) {
+        copy[b] =
+            b < n_bytes ? _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) (chunk + 16 * (b + n_pairs)))) : _mm256_setzero_si256();
+    }
+    return copy;
 }
 
 // Sets `low` and `high` to the nibbles of bytes; mask is 15 in each.

@@ -298,13 +298,15 @@ static void expand_avx2(const float * values, const uint8_t * bits, int64_t n, f
     }
 }
 
-static constexpr struct dqrelo_kernels kernels_with(const char * name, bool multiplies_early, decltype(dqrelo_kernels::sign_dots) sign_dots,
+static constexpr struct dqrelo_kernels kernels_with(const char * name, bool multiplies_early, bool takes_transposed,
+                                                    decltype(dqrelo_kernels::sign_dots)    sign_dots,
                                                     decltype(dqrelo_kernels::tables_bytes) tables_bytes,
                                                     decltype(dqrelo_kernels::make_tables)  make_tables) {
     return {
         /*.name         =*/name,
         /*.interleaves   =*/false,
         /*.multiplies_early =*/multiplies_early,
+        /*.takes_transposed =*/takes_transposed,
         /*.tile_t        =*/DQRELO_TILE_T,
         /*.tile_i        =*/DQRELO_TILE_I,
         /*.quantize_row =*/quantize_row_avx2,
@@ -326,8 +328,8 @@ static constexpr struct dqrelo_kernels kernels_with(const char * name, bool mult
     };
 }
 
-const struct dqrelo_kernels dqrelo_kernels_avx2 = kernels_with("avx2", true, sign_dots_avx2, tables_bytes_avx2, make_tables_avx2);
+const struct dqrelo_kernels dqrelo_kernels_avx2 = kernels_with("avx2", true, true, sign_dots_avx2, tables_bytes_avx2, make_tables_avx2);
 #ifdef DQRELO_CPU_AVXVNNI
 const struct dqrelo_kernels dqrelo_kernels_avxvnni =
-    kernels_with("avxvnni", false, sign_dots_avxvnni, tables_bytes_avxvnni, make_tables_avxvnni);
+    kernels_with("avxvnni", false, false, sign_dots_avxvnni, tables_bytes_avxvnni, make_tables_avxvnni);
 #endif

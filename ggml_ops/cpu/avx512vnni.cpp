@@ -332,6 +332,7 @@ const struct dqrelo_kernels dqrelo_kernels_avx512vnni = {
     /*.name         =*/"avx512vnni",
     /*.interleaves   =*/true,
     /*.multiplies_early =*/false,
+    /*.takes_transposed =*/false,
     /*.tile_t        =*/TABLE_ROWS,
     /*.tile_i        =*/TABLE_FEATURES,
     /*.quantize_row =*/quantize_row_avx512vnni,

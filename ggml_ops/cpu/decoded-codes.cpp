@@ -1,16 +1,17 @@
 #include "decoded-codes.h"
 
 #include "factor-types.h"
+#include "sign-rows.h"
 #include "tile-products.h"
 
 #include <string.h>
 
-// Calls f(rank, first code) for the planes that have rows of B from k on.
+// Calls f(plane, rank, first code) for the planes that have rows of B from k on.
 template <typename F>
 static void for_each_plane(const struct dqrelo_entry * e, int64_t k, F && f) {
     int64_t code = 0;
     for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k < e->plane_ranks[p]; p++) {
-        f(e->plane_ranks[p], code);
+        f(p, e->plane_ranks[p], code);
         code += e->plane_ranks[p];
     }
 }
@@ -19,12 +20,22 @@ static void for_each_plane(const struct dqrelo_entry * e, int64_t k, F && f) {
 // B
 //
 
+// Returns columns j0 to j0 + n - 1 of the rows of B in plane p.
+static sign_rows plane_of_b(const struct dqrelo_entry * e, int p, int64_t j0, int64_t n) {
+    int64_t code = 0;
+    for (int q = 0; q < p; q++) {
+        code += e->plane_ranks[q];
+    }
+    return { e->transposed != 0, e->vsign + code * (e->n_in / 8), e->plane_ranks[p], e->n_in / 8, j0 / 8, n / 8 };
+}
+
 // Sets a row of the tile to columns j0 to j0 + n - 1 of row k of B, times c.
-static void decode_b(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t k, int64_t j0, int64_t n, float * out) {
+static void decode_b(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t k, int64_t j0, int64_t n,
+                     sign_rows * planes, float * out) {
     memset(out, 0, (size_t) n * sizeof(float));
-    for_each_plane(e, k, [&](int64_t, int64_t code) {
+    for_each_plane(e, k, [&](int p, int64_t, int64_t code) {
         const float scale = dqrelo_bf16_to_f32(((const uint16_t *) e->vscale)[code + k]);
-        kernels->fold_signs(out, e->vsign + (code + k) * (e->n_in / 8) + j0 / 8, scale, e->cscale ? e->cscale + j0 : nullptr, n);
+        kernels->fold_signs(out, planes[p].row(k), scale, e->cscale ? e->cscale + j0 : nullptr, n);
     });
 }
 
@@ -43,9 +54,11 @@ void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dq
     for (; k0 < k1; k0 += DQRELO_FOLD_TILE_I) {
         const int n_k = (int) min_i64(DQRELO_FOLD_TILE_I, k1 - k0);
         for (int64_t j0 = 0; j0 < g->e.n_in; j0 += DQRELO_FOLD_COLUMNS) {
-            const int64_t n = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
+            const int64_t n                          = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
+            const auto    plane                      = [&](int p) { return plane_of_b(&g->e, p, j0, n); };
+            sign_rows planes[DQRELO_MAX_CODE_PLANES] = { plane(0), plane(1), plane(2), plane(3), plane(4), plane(5), plane(6), plane(7) };
             for (int k = 0; k < n_k; k++) {
-                decode_b(kernels, &g->e, k0 + k, j0, n, tile.row(k));
+                decode_b(kernels, &g->e, k0 + k, j0, n, planes, tile.row(k));
                 tile.complete(k, n);
             }
             tile.multiply(
@@ -104,14 +117,16 @@ static void decode_a(const struct dqrelo_kernels * kernels, const struct dqrelo_
     for (int i = 0; i < n_i; i++) {
         memset(tile.row(i), 0, (size_t) (n + 7) / 8 * 8 * sizeof(float));
     }
-    for_each_plane(e, k0, [&](int64_t rank, int64_t code) {
+    for_each_plane(e, k0, [&](int, int64_t rank, int64_t code) {
         const int64_t n_k = min_i64(n, rank - k0);
         const int64_t end = (n_k + 7) / 8 * 8;
+        const int64_t bit = (code + k0) % 8;
+        sign_rows     a(e->transposed != 0, e->usign, e->n_out, e->n_codes / 8, (code + k0) / 8, (bit + n_k + 7) / 8);
         for (int64_t k = 0; k < end; k++) {
             scale[k] = k < n_k ? dqrelo_bf16_to_f32(((const uint16_t *) e->uscale)[code + k0 + k]) : 0.0f;
         }
         for (int i = 0; i < n_i; i++) {
-            copy_bits(e->usign + (i0 + i) * (e->n_codes / 8), code + k0, n_k, bits);
+            copy_bits(a.row(i0 + i), bit, n_k, bits);
             kernels->fold_signs(tile.row(i), bits, 1.0f, scale, end);
         }
     });

@@ -2,7 +2,10 @@
 
 #include "entry.h"
 #include "factor-types.h"
+#include "sign-rows.h"
 #include "stack.h"
+
+#include <string.h>
 
 namespace {
 
@@ -43,31 +46,37 @@ static void add_signs(const uint8_t * sign, int64_t stride, const float * w, int
 static void add_planes(const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
     for (int p = 0; p < e->n_planes; p++) {
         const float scale = scale_of(e, p, i);
-        add_signs(e->sign[p] + i * (e->n_in / 8) + j0 / 8, 0, &scale, 1, n, acc);
+        sign_rows   plane(e->transposed != 0, e->sign[p], e->n_out, e->n_in / 8, j0 / 8, n / 8);
+        add_signs(plane.row(i), 0, &scale, 1, n, acc);
     }
 }
 
 // Adds sum_k A(i, k) B(k, j0 + j) to acc[j]; j0 is a multiple of 8. With A(i, k) known, what B adds is a sum over codes.
 static void add_sign_factors(const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n, float * acc) {
-    constexpr int   N_RANKS = 64; // at a time
-    const uint8_t * u_row   = e->usign + i * (e->n_codes / 8);
+    constexpr int N_RANKS = 64; // at a time
     for (int64_t k0 = 0; k0 < e->plane_ranks[0]; k0 += N_RANKS) {
         float   a[N_RANKS] = {};
         int64_t code       = k0;
         for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
-            for (int64_t k = 0; k < min_i64(N_RANKS, e->plane_ranks[p] - k0); k++) {
+            const int64_t   n_k = min_i64(N_RANKS, e->plane_ranks[p] - k0), bit = code % 8;
+            sign_rows       u(e->transposed != 0, e->usign, e->n_out, e->n_codes / 8, code / 8, (bit + n_k + 7) / 8);
+            const uint8_t * u_row = u.row(i);
+            for (int64_t k = 0; k < n_k; k++) {
                 const float scale = bf16_at(e->uscale, code + k);
-                a[k] += u_row[(code + k) / 8] >> ((code + k) % 8) & 1 ? scale : -scale;
+                a[k] += u_row[(bit + k) / 8] >> ((bit + k) % 8) & 1 ? scale : -scale;
             }
         }
         code = k0;
         for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
             const int n_k = (int) min_i64(N_RANKS, e->plane_ranks[p] - k0);
+            sign_rows v(e->transposed != 0, e->vsign + (code - k0) * (e->n_in / 8), e->plane_ranks[p], e->n_in / 8, j0 / 8, n / 8);
+            uint8_t   signs[N_RANKS * DQRELO_TILE_J / 8];
             float     w[N_RANKS];
             for (int k = 0; k < n_k; k++) {
                 w[k] = a[k] * bf16_at(e->vscale, code + k);
+                memcpy(signs + k * (DQRELO_TILE_J / 8), v.row(k0 + k), (size_t) n / 8);
             }
-            add_signs(e->vsign + code * (e->n_in / 8) + j0 / 8, e->n_in / 8, w, n_k, n, acc);
+            add_signs(signs, DQRELO_TILE_J / 8, w, n_k, n, acc);
         }
     }
 }

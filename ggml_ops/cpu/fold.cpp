@@ -2,6 +2,7 @@
 
 #include "factor-types.h"
 #include "k-quants.h"
+#include "sign-rows.h"
 #include "tile-products.h"
 
 // Sets out to columns j0 to j0 + n - 1 of row i of W.
@@ -21,9 +22,9 @@ static void dequantise(const struct dqrelo_kernels * kernels, const struct dqrel
     }
 }
 
-// Adds s * (planes, or dense or sparse part) of the same columns. `row` has room for them.
+// Adds s * (planes, or dense or sparse part) of the same columns, whose signs are `planes`. `row` has room for them.
 static void add_delta_columns(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, float s, int64_t i, int64_t j0,
-                              int64_t n, float * out, float * row) {
+                              int64_t n, sign_rows * planes, float * out, float * row) {
     if (e->dense || e->entries) {
         if (e->entries) {
             dqrelo_sparse_columns(kernels, e, i, j0, n, row);
@@ -37,7 +38,7 @@ static void add_delta_columns(const struct dqrelo_kernels * kernels, const struc
         return;
     }
     for (int p = 0; p < e->n_planes; p++) {
-        kernels->fold_signs(out, e->sign[p] + i * (e->n_in / 8) + j0 / 8, s * scale_of(e, p, i), e->cscale ? e->cscale + j0 : nullptr, n);
+        kernels->fold_signs(out, planes[p].row(i), s * scale_of(e, p, i), e->cscale ? e->cscale + j0 : nullptr, n);
     }
 }
 
@@ -47,10 +48,14 @@ void dqrelo_fold_apply(const struct dqrelo_kernels * kernels, const struct dqrel
     for (; i0 < i1; i0 += DQRELO_FOLD_TILE_I) {
         const int n_i = (int) min_i64(DQRELO_FOLD_TILE_I, i1 - i0);
         for (int64_t j0 = 0; j0 < g->e.n_in; j0 += DQRELO_FOLD_COLUMNS) {
-            const int64_t n = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
+            const int64_t n     = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
+            const auto    plane = [&](int p) {
+                return sign_rows(g->e.transposed != 0, g->e.sign[p], g->e.n_out, g->e.n_in / 8, j0 / 8, n / 8);
+            };
+            sign_rows planes[DQRELO_MAX_PLANES] = { plane(0), plane(1), plane(2), plane(3) };
             for (int i = 0; i < n_i; i++) {
                 dequantise(kernels, base, i0 + i, j0, n, tile.row(i));
-                add_delta_columns(kernels, &g->e, s, i0 + i, j0, n, tile.row(i), tile.spare_row());
+                add_delta_columns(kernels, &g->e, s, i0 + i, j0, n, planes, tile.row(i), tile.spare_row());
                 tile.complete(i, n);
             }
             tile.multiply(

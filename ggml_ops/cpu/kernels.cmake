@@ -31,11 +31,12 @@ function(dqrelo_cpu_kernel_set out)
     set(${out} "${found}" PARENT_SCOPE)
 endfunction()
 
-# dqrelo_cpu_isa(<target>): adds the choice of the instruction set, which the kernels need at link time.
+# dqrelo_cpu_isa(<target>): adds the choice of the instruction set, and what follows from it for the signs of a delta, which the kernels
+# need at link time.
 function(dqrelo_cpu_isa target)
     set(file ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/isa.cpp)
     dqrelo_cpu_kernel_set(kernel_set)
-    target_sources(${target} PRIVATE ${file})
+    target_sources(${target} PRIVATE ${file} ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/transposed-signs.cpp)
     set_source_files_properties(${file} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_DEFINITIONS "${kernel_set}")
 endfunction()
 

@@ -63,11 +63,13 @@ struct dqrelo_ahead {
     uintptr_t next, end;
 };
 
-// A tile of signs and what its products are written to: n_i rows of n/8 bytes; out[t*ld + i] becomes sum_j s_ij q_tj.
+// A tile of signs and what its products are written to: n_i rows of n/8 bytes; out[t*ld + i] becomes sum_j s_ij q_tj. A transposed one has
+// whole groups of rows (transposed-signs.h), and maybe those that the matrix has left over.
 struct dqrelo_sign_tile {
     const uint8_t * sign;
     int             n_i;
     int32_t *       out;
+    bool            transposed;
 };
 
 #define DQRELO_EXPAND_BEHIND 16
@@ -122,6 +124,9 @@ struct dqrelo_kernels {
     // Whether signs are multiplied so much more slowly than memory brings them that V is best brought meanwhile
     // (dqrelo_matmul_factor_early).
     bool multiplies_early;
+
+    // Whether sign_dots takes transposed tiles.
+    bool takes_transposed;
 
     // How many rows of q, more than one, and rows of signs are best multiplied at once: at most DQRELO_TILE_T and DQRELO_TILE products.
     int tile_t, tile_i;

@@ -480,6 +480,7 @@ const struct dqrelo_kernels dqrelo_kernels_neon = {
     /*.name         =*/"neon",
     /*.interleaves   =*/false,
     /*.multiplies_early =*/false,
+    /*.takes_transposed =*/false,
     /*.tile_t        =*/DQRELO_TILE_T,
     /*.tile_i        =*/DQRELO_TILE_I,
     /*.quantize_row =*/quantize_row_neon,

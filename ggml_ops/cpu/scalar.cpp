@@ -220,6 +220,7 @@ const struct dqrelo_kernels dqrelo_kernels_scalar = {
     /*.name         =*/"scalar",
     /*.interleaves   =*/false,
     /*.multiplies_early =*/false,
+    /*.takes_transposed =*/false,
     /*.tile_t        =*/DQRELO_TILE_T,
     /*.tile_i        =*/DQRELO_TILE_I,
     /*.quantize_row =*/quantize_row_scalar,

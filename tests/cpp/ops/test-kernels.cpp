@@ -1,26 +1,18 @@
 // test-kernels.cpp: every instruction set's kernels against the scalar ones, and one entry's matrix form against F64.
 // Needs no ggml at link time, so it runs under sanitizers with the kernels compiled in.
 
+#include "sign-kernels.h"
 #include "support/check.h"
+#include "support/quantised.h"
 #include "support/random-entry.h"
+#include "support/transposed-entry.h"
 
 #include "cpu/entry.h"
 #include "cpu/factor-types.h"
 #include "cpu/kernels.h"
 
 #include <algorithm>
-#include <cstdarg>
 #include <string>
-
-static std::string format(const char * fmt, ...) __attribute__((format(printf, 1, 2)));
-static std::string format(const char * fmt, ...) {
-    char    text[256];
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(text, sizeof(text), fmt, args);
-    va_end(args);
-    return text;
-}
 
 static const int64_t   N_IN[]  = { 8, 72, 576, 1000, 4104 };
 static const int       N_T[]   = { 1, 3, 17, 33 };
@@ -34,34 +26,6 @@ static const char * type_name(ggml_type type) {
         case GGML_TYPE_Q8_0: return "q8_0";
         default: return "q4_0";
     }
-}
-
-struct quantised {
-    std::vector<int8_t>     q;
-    std::vector<dqrelo_act> act;
-};
-
-static quantised quantise(const dqrelo_kernels * kernels, const std::vector<std::vector<float>> & x, const float * cscale) {
-    const int64_t n = (int64_t) x[0].size();
-    quantised     out;
-    out.q.resize(x.size() * (size_t) dqrelo_q_bytes(n), 99);
-    out.act.resize(x.size(), { NAN, -1, &out }); // as memory that was used before
-    for (size_t t = 0; t < x.size(); t++) {
-        kernels->quantize_row(x[t].data(), cscale, n, out.q.data() + t * (size_t) dqrelo_q_bytes(n), &out.act[t]);
-        CHECK(out.act[t].tables == nullptr);
-    }
-    return out;
-}
-
-// Returns row t of q as integers, with the zeros up to a multiple of 64.
-static std::vector<int32_t> integers(const dqrelo_kernels * kernels, const quantised & a, int t, int64_t n) {
-    const int8_t *       q = a.q.data() + t * dqrelo_q_bytes(n);
-    std::vector<int32_t> out;
-    for (int64_t j = 0; j < (n + 63) / 64 * 64; j++) {
-        const int64_t place = dqrelo_q_place(kernels->interleaves, j);
-        out.push_back(256 * q[place] + q[place + 64]);
-    }
-    return out;
 }
 
 static bool same(const dqrelo_kernels * kernels, const quantised & a, const quantised & scalar, int64_t n) {
@@ -119,204 +83,6 @@ static void test_quantize_equals_scalar(const dqrelo_kernels * kernels) {
         const std::vector<std::vector<float>> x = { random_row(n, rng), random_row(n, rng, true), std::vector<float>((size_t) n, 0.0f) };
         CHECK(same(kernels, quantise(kernels, x, nullptr), quantise(&dqrelo_kernels_scalar, x, nullptr), n));
         CHECK(same(kernels, quantise(kernels, x, c.data()), quantise(&dqrelo_kernels_scalar, x, c.data()), n));
-    }
-}
-
-// Returns n_i rows of signs, the first one all minus ones. There is one byte before, so that no row is aligned, and none after, so that a
-// sanitizer sees a read past the end.
-static bytes random_signs(int64_t n, int n_i, std::mt19937 & rng) {
-    bytes sign(1 + (size_t) (n / 8 * n_i));
-    for (uint8_t & b : sign) {
-        b = (uint8_t) rng();
-    }
-    memset(sign.data() + 1, 0, (size_t) (n / 8));
-    return sign;
-}
-
-static int64_t sum_of_signs(const bytes & sign, int64_t i, const std::vector<int32_t> & q, int64_t n) {
-    int64_t sum = 0;
-    for (int64_t j = 0; j < n; j++) {
-        sum += (sign[(size_t) (1 + i * (n / 8) + j / 8)] >> (j % 8)) & 1 ? q[(size_t) j] : -q[(size_t) j];
-    }
-    return sum;
-}
-
-// Returns a row in which a share of all runs of four columns has values of almost the largest magnitude, and the others have small ones.
-static std::vector<float> row_of_runs(int64_t n, std::mt19937 & rng, float share) {
-    std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
-    std::vector<float>                    x((size_t) n);
-    bool                                  large = false;
-    for (int64_t j = 0; j < n; j++) {
-        large                 = j % 4 == 0 ? uniform(rng) < share : large;
-        const float magnitude = large ? 0.9f + 0.1f * uniform(rng) : 0.1f * uniform(rng);
-        x[(size_t) j]         = uniform(rng) < 0.5f ? -magnitude : magnitude;
-    }
-    return x;
-}
-
-struct alignas(64) cache_line {
-    uint8_t bytes[64];
-};
-
-// Makes tables of a row, where the kernels have any, and returns them: no more lines of memory than they ask for.
-static std::vector<cache_line> make_tables(const dqrelo_kernels * kernels, const int8_t * q, int64_t n, dqrelo_act * act) {
-    std::vector<cache_line> lines;
-    if (kernels->make_tables) {
-        lines.resize((size_t) (kernels->tables_bytes(n) + 63) / 64);
-        kernels->make_tables(q, n, lines.data(), act);
-        CHECK(act->tables == nullptr || act->tables == lines.data());
-    }
-    return lines;
-}
-
-// Multiplies tiles of signs with n_t rows of q. The products of one row must be the same with tables that were made before.
-static void multiply_signs(const dqrelo_kernels * kernels, const std::vector<dqrelo_sign_tile> & tiles, const quantised & a, int n_t,
-                           int64_t n, int64_t ld, dqrelo_ahead * ahead) {
-    kernels->sign_dots(tiles.data(), (int) tiles.size(), a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, ld, ahead);
-    if (n_t > 1) {
-        return;
-    }
-    dqrelo_act                        act    = a.act[0];
-    const auto                        memory = make_tables(kernels, a.q.data(), n, &act);
-    std::vector<std::vector<int32_t>> again;
-    std::vector<dqrelo_sign_tile>     other = tiles;
-    for (dqrelo_sign_tile & tile : other) {
-        again.emplace_back((size_t) tile.n_i + 1, 7654321);
-        tile.out = again.back().data();
-    }
-    dqrelo_ahead nothing = {};
-    kernels->sign_dots(other.data(), (int) other.size(), a.q.data(), dqrelo_q_bytes(n), &act, 1, n, ld, &nothing);
-    for (size_t k = 0; k < tiles.size(); k++) {
-        CHECK(std::equal(tiles[k].out, tiles[k].out + tiles[k].n_i, again[k].begin()) && again[k].back() == 7654321);
-    }
-}
-
-// Multiplies a tile of signs for each number of outputs in n_i; `large` is the share of runs with large values, or negative for rows
-// that are normally distributed.
-static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int n_t, const std::vector<int> & n_i, float large = -1.0f) {
-    check::begin(format("sign_dots/%s/n=%lld/rows=%d/outputs=%d, %d tiles, large %g", kernels->name, (long long) n, n_t, n_i[0],
-                        (int) n_i.size(), (double) large)
-                     .c_str());
-    std::mt19937                    rng(13);
-    std::vector<std::vector<float>> x;
-    for (int t = 0; t < n_t; t++) {
-        x.push_back(large < 0.0f ? random_row(n, rng, t % 2 == 1) : row_of_runs(n, rng, large));
-    }
-    const quantised a = quantise(kernels, x, nullptr);
-
-    const int                         ld = *std::max_element(n_i.begin(), n_i.end()) + 3;
-    std::vector<bytes>                sign;
-    std::vector<std::vector<int32_t>> got(n_i.size(), std::vector<int32_t>((size_t) (ld * n_t), 1234567));
-    std::vector<dqrelo_sign_tile>     tiles;
-    for (size_t k = 0; k < n_i.size(); k++) {
-        sign.push_back(random_signs(n, n_i[k], rng));
-        tiles.push_back({ sign[k].data() + 1, n_i[k], got[k].data() });
-    }
-    const bytes     after(3000);
-    const uintptr_t begin = (uintptr_t) after.data(), end = begin + after.size();
-    dqrelo_ahead    ahead = { begin, end };
-    multiply_signs(kernels, tiles, a, n_t, n, ld, &ahead);
-    bool exact  = true;
-    bool inside = true;
-    for (size_t k = 0; k < n_i.size(); k++) {
-        for (int t = 0; t < n_t; t++) {
-            const std::vector<int32_t> q = integers(kernels, a, t, n);
-            for (int i = 0; i < ld; i++) {
-                const int32_t value = got[k][(size_t) (t * ld + i)];
-                exact               = exact && (i >= n_i[k] || value == sum_of_signs(sign[k], i, q, n));
-                inside              = inside && (i < n_i[k] || value == 1234567);
-            }
-        }
-    }
-    CHECK(exact);
-    CHECK(inside);
-    CHECK(ahead.end == end && ahead.next >= begin && ahead.next < end + 64);
-}
-
-// Long rows of equal values and signs: the largest sums in every lane. 65536 is the longest row with the full range of q.
-static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, float value) {
-    check::begin(format("sign_dots/%s/n=%lld, all %g", kernels->name, (long long) n, (double) value).c_str());
-    const quantised        a = quantise(kernels, { std::vector<float>((size_t) n, value) }, nullptr);
-    const bytes            sign((size_t) (n / 8), 0xff);
-    int32_t                got     = 0;
-    dqrelo_ahead           nothing = {};
-    const dqrelo_sign_tile tile    = { sign.data(), 1, &got };
-    multiply_signs(kernels, { tile }, a, 1, n, 1, &nothing);
-    CHECK(got == (value < 0.0f ? -dqrelo_q_max(n) : dqrelo_q_max(n)) * n);
-    CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
-}
-
-// A row so long that its largest lower bytes, all of one sign, add up to more than 2^24 in a sixteenth of it.
-static void test_sign_dots_longest_row(const dqrelo_kernels * kernels) {
-    const int64_t n = 1 << 22;
-    for (const float lower : { 127.0f, -128.0f }) {
-        check::begin(format("sign_dots/%s/n=%lld, all %g", kernels->name, (long long) n, (double) lower).c_str());
-        std::vector<float> x((size_t) n, lower);
-        x[0]              = (float) dqrelo_q_max(n);
-        const quantised a = quantise(kernels, { x, x, x }, nullptr);
-        const bytes     sign((size_t) (n / 8), 0xff);
-        for (const int n_t : { 1, 3 }) {
-            std::vector<int32_t>   got(3);
-            dqrelo_ahead           nothing = {};
-            const dqrelo_sign_tile tile    = { sign.data(), 1, got.data() };
-            multiply_signs(kernels, { tile }, a, n_t, n, 1, &nothing);
-            const int64_t want = dqrelo_q_max(n) + (n - 1) * (int64_t) lower;
-            CHECK(got[0] == want && got[(size_t) n_t - 1] == want);
-        }
-    }
-}
-
-// Rows whose neighbouring columns have the sum 65215, 0xfebf: in tables of partial sums whose digits have 6, 5 and 5 bits, the lowest
-// digit is as large as it can be, 63, and the highest one too. With the other sign they are as large where the sign bits are not set.
-static void test_sign_dots_largest_digits(const dqrelo_kernels * kernels) {
-    const int64_t n = 8192 + 520;
-    for (const float sign : { 1.0f, -1.0f }) {
-        check::begin(format("sign_dots/%s/largest digits, sign %g", kernels->name, (double) sign).c_str());
-        std::vector<float> x((size_t) n);
-        for (int64_t j = 0; j < n; j++) {
-            x[(size_t) j] = sign * (j % 2 ? 32576.0f : 32639.0f);
-        }
-        const quantised      a = quantise(kernels, { x, x, x, x, x, x, x, x }, nullptr);
-        const bytes          signs((size_t) (n / 8), sign > 0.0f ? 0xff : 0);
-        std::vector<int32_t> got(8);
-        dqrelo_ahead         nothing = {};
-        for (const int n_t : { 1, 8 }) {
-            const dqrelo_sign_tile tile = { signs.data(), 1, got.data() };
-            multiply_signs(kernels, { tile }, a, n_t, n, 1, &nothing);
-            bool exact = true;
-            for (int t = 0; t < n_t; t++) {
-                exact = exact && got[(size_t) t] == n / 2 * 65215;
-            }
-            CHECK(exact);
-        }
-    }
-}
-
-// The same of four neighbouring columns whose sum has 16 bits, all of them set, or the 17th alone. The last column has the largest value,
-// so that q is x.
-static void test_sign_dots_largest_four(const dqrelo_kernels * kernels) {
-    const int64_t n   = 1032;
-    const int     n_i = 600, n_t = 13;
-    for (const float last : { 16383.0f, 16384.0f }) {
-        for (const float sign : { 1.0f, -1.0f }) {
-            check::begin(
-                format("sign_dots/%s/largest sums of four columns, sign %g, last %g", kernels->name, (double) sign, (double) last).c_str());
-            std::vector<float> x((size_t) n, 0.0f);
-            for (int64_t j = 0; j < n - 8; j++) {
-                x[(size_t) j] = sign * (j % 4 < 3 ? 16384.0f : last);
-            }
-            x[(size_t) n - 1]           = sign * 32639.0f;
-            const int64_t          want = (n - 8) / 4 * (3 * 16384 + (int64_t) last) + 32639;
-            const quantised        a    = quantise(kernels, std::vector<std::vector<float>>((size_t) n_t, x), nullptr);
-            const bytes            signs((size_t) (n_i * (n / 8)), sign > 0.0f ? 0xff : 0);
-            std::vector<int32_t>   got((size_t) (n_t * n_i));
-            dqrelo_ahead           nothing = {};
-            const dqrelo_sign_tile tile    = { signs.data(), n_i, got.data() };
-            multiply_signs(kernels, { tile }, a, n_t, n, n_i, &nothing);
-            CHECK(std::all_of(got.begin(), got.end(), [&](int32_t value) { return value == want; }));
-            multiply_signs(kernels, { tile }, a, 1, n, n_i, &nothing);
-            CHECK(std::all_of(got.begin(), got.end(), [&](int32_t value) { return value == want; }));
-        }
     }
 }
 
@@ -524,9 +290,11 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
         kernels->quantize_row(x[t].data(), e.cscale, e.n_in, q.data() + (int64_t) t * dqrelo_q_bytes(e.n_in), &act[t]);
     }
     const auto tables = early && dqrelo_entry_has_signs(&e) ? make_tables(kernels, q.data(), e.n_in, &act[0]) : std::vector<cache_line>();
+    // As the op shares them out: whole groups of transposed signs.
+    const auto share = [&](int64_t n, int ith) { return std::min<int64_t>(n, (n + 15) / 16 * ith / nth * 16); };
     for (int ith = 0; ith < nth && e.rank > 0; ith++) {
         const int64_t r0 = e.rank * ith / nth, r1 = e.rank * (ith + 1) / nth;
-        const int64_t i0 = e.n_out * ith / nth, i1 = e.n_out * (ith + 1) / nth;
+        const int64_t i0 = share(e.n_out, ith), i1 = share(e.n_out, ith + 1);
         n_early[(size_t) ith] = early ? dqrelo_early_features(&g, i1 - i0) : 0;
         if (n_early[(size_t) ith] > 0) {
             dqrelo_matmul_factor_early(kernels, &g, r0, r1, i0, n_early[(size_t) ith], &scratch[(size_t) ith]);
@@ -535,14 +303,14 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
         }
     }
     for (int ith = 0; ith < nth && e.n_codes > 0; ith++) {
-        dqrelo_matmul_codes(kernels, &g, n_ranks * ith / nth, n_ranks * (ith + 1) / nth, scratch.data());
+        dqrelo_matmul_codes(kernels, &g, share(n_ranks, ith), share(n_ranks, ith + 1), scratch.data());
     }
     for (int64_t t = 0; t < n_t && e.n_codes > 0; t++) {
         dqrelo_matmul_quantize(kernels, &g, t, z.data());
     }
     const auto ztables = early && e.n_codes > 0 ? make_tables(kernels, zq.data(), e.n_codes, &zact[0]) : std::vector<cache_line>();
     for (int ith = 0; ith < nth; ith++) {
-        dqrelo_matmul_apply(kernels, &g, e.n_out * ith / nth, e.n_out * (ith + 1) / nth, n_early[(size_t) ith], {}, &scratch[(size_t) ith]);
+        dqrelo_matmul_apply(kernels, &g, share(e.n_out, ith), share(e.n_out, ith + 1), n_early[(size_t) ith], {}, &scratch[(size_t) ith]);
     }
     return out;
 }
@@ -600,9 +368,18 @@ static void test_entry(const dqrelo_kernels * kernels, const entry_options & o, 
     }
     CHECK(close);
     CHECK(run_entry(kernels, r.e, x, y, s, 3) == got);
-    CHECK(run_entry(kernels, r.e, { x.back() }, { y.back() }, s, 1)[0] == got.back());
-    CHECK(run_entry(kernels, r.e, { x.back() }, { y.back() }, s, 1, true)[0] == got.back());
-    CHECK(run_entry(kernels, r.e, { x.back() }, { y.back() }, s, 3, true)[0] == got.back());
+    const auto check_one_row = [&](const dqrelo_entry & e) {
+        CHECK(run_entry(kernels, e, { x.back() }, { y.back() }, s, 1)[0] == got.back());
+        CHECK(run_entry(kernels, e, { x.back() }, { y.back() }, s, 1, true)[0] == got.back());
+        CHECK(run_entry(kernels, e, { x.back() }, { y.back() }, s, 3, true)[0] == got.back());
+    };
+    check_one_row(r.e);
+    if (kernels->takes_transposed) {
+        const transposed_entry transposed(r.e);
+        CHECK(run_entry(kernels, transposed.e, x, y, s, 1) == got);
+        CHECK(run_entry(kernels, transposed.e, x, y, s, 3) == got);
+        check_one_row(transposed.e);
+    }
 }
 
 // How many features are multiplied beside V: their part of all is V's part of the factors, in steps of 64.
@@ -717,44 +494,7 @@ static void test_isa(const dqrelo_kernels * kernels) {
     test_quantize_is_nearest(kernels);
     test_quantize_odd_values(kernels);
     test_quantize_equals_scalar(kernels);
-    for (int64_t n : N_IN) {
-        for (int n_t : N_T) {
-            for (int n_i : { 1, 13, 64, 77 }) {
-                test_sign_dots_exact(kernels, n, n_t, { n_i });
-            }
-        }
-    }
-    for (int n_t : { 1, 2, 8 }) { // more outputs than a tile of any kernel
-        test_sign_dots_exact(kernels, 1000, n_t, { 300 });
-        for (int64_t n : { 112, 4096, 9000 }) { // several tiles, in one segment of columns and in two
-            test_sign_dots_exact(kernels, n, n_t, { 130, 64, 1, 200 });
-            test_sign_dots_exact(kernels, n, n_t, { 60, 1, 40 });
-        }
-    }
-    for (int64_t n : { 8, 112, 384, 1000, 4104 }) { // enough outputs for tables of four columns, with sums of more than 16 bits
-        for (int n_t : { 1, 2, 3, 5 }) {
-            for (float large : { -1.0f, 0.0f, 0.02f, 0.3f, 1.0f }) {
-                test_sign_dots_exact(kernels, n, n_t, { 128 }, large);
-                test_sign_dots_exact(kernels, n, n_t, { 1, 47, 97 }, large);
-            }
-        }
-    }
-    for (int64_t n : { 8192, 20480, 20488 }) { // as many columns as there is room for tables of, and more
-        test_sign_dots_exact(kernels, n, 3, { 130 }, 0.02f);
-    }
-    for (int64_t n : { 32768, 32776 }) { // as many columns as there is room for a row of q of, and more
-        test_sign_dots_exact(kernels, n, 1, { 5, 2 }, 0.02f);
-    }
-    for (int64_t n : { 8, 384, 1000 }) { // many rows
-        test_sign_dots_exact(kernels, n, 13, { 1, 300, 257 });
-    }
-    test_sign_dots_longest_row(kernels);
-    test_sign_dots_largest_digits(kernels);
-    test_sign_dots_largest_four(kernels);
-    for (int64_t n : { 4104, 65536, 262144 }) {
-        test_sign_dots_long_row(kernels, n, 3.0f);
-        test_sign_dots_long_row(kernels, n, -3.0f);
-    }
+    test_sign_kernels(kernels);
     for (int64_t n : { 1, 7, 64, 576, 2500 }) {
         for (int n_t : N_T) {
             for (int n_i : { 1, 13, 64 }) {
@@ -792,6 +532,7 @@ int main(int argc, char ** argv) {
     }
     test_begins();
     test_early_features();
+    test_transposed_signs();
     const dqrelo_kernels * list[8];
     for (int i = dqrelo_cpu_kernels_all(list, 8) - 1; i >= 0; i--) {
         test_isa(list[i]);

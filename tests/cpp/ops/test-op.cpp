@@ -3,13 +3,15 @@
 
 #include "support/check.h"
 #include "support/op-cases.h"
+#include "support/transposed-entry.h"
 
 #include "cpu/isa.h"
 #include "ggml-cpu.h"
 
-static void run(op_case & c, int n_threads) {
+static void run(op_case & c, int n_threads, bool transposed = false) {
     ggml_context * ctx   = ggml_init({ (size_t) 64 << 20, nullptr, false });
     ggml_tensor *  dst   = c.build(ctx);
+    const auto     signs = transposed ? transpose_table(dst) : decltype(transpose_table(dst)){};
     ggml_cgraph *  graph = ggml_new_graph(ctx);
     ggml_build_forward_expand(graph, dst);
     ggml_graph_compute_with_ctx(ctx, graph, n_threads);
@@ -22,10 +24,15 @@ static void check_case(const std::string & name, op_case & c) {
     c.fill(31);
     run(c, 1);
     CHECK(matches(c));
-    const std::vector<float> one = c.out;
-    for (int n_threads : { 2, 4 }) {
-        run(c, n_threads);
+    const std::vector<float> one         = c.out;
+    const auto               check_again = [&](int n_threads, bool transposed) {
+        run(c, n_threads, transposed);
         CHECK(memcmp(one.data(), c.out.data(), one.size() * sizeof(float)) == 0);
+    };
+    check_again(2, false);
+    check_again(4, false);
+    for (int n_threads = 1; n_threads < 4 && dqrelo_transposes_signs(); n_threads += 2) {
+        check_again(n_threads, true);
     }
 }
 

@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "fold-cases.h"
+#include "transposed-entry.h"
 
 #include "ggml-cpu.h"
 
@@ -10,9 +11,10 @@
 #include <string>
 #include <vector>
 
-inline void run(fold_case & f, int n_threads) {
+inline void run(fold_case & f, int n_threads, bool transposed = false) {
     ggml_context * ctx   = ggml_init({ (size_t) 256 << 20, nullptr, false });
     ggml_tensor *  dst   = f.build(ctx);
+    const auto     signs = transposed ? transpose_table(dst) : decltype(transpose_table(dst)){};
     ggml_cgraph *  graph = ggml_new_graph(ctx);
     ggml_build_forward_expand(graph, dst);
     ggml_graph_compute_with_ctx(ctx, graph, n_threads);
@@ -24,10 +26,15 @@ inline void check_case(const std::string & name, fold_case & f) {
     check::begin(name.c_str());
     run(f, 1);
     CHECK(f.matches());
-    const std::vector<float> one = f.c.out;
-    for (int n_threads : { 2, 4 }) {
-        run(f, n_threads);
+    const std::vector<float> one         = f.c.out;
+    const auto               check_again = [&](int n_threads, bool transposed) {
+        run(f, n_threads, transposed);
         CHECK(memcmp(one.data(), f.c.out.data(), one.size() * sizeof(float)) == 0);
+    };
+    check_again(2, false);
+    check_again(4, false);
+    for (int n_threads = 1; n_threads < 4 && dqrelo_transposes_signs(); n_threads += 2) {
+        check_again(n_threads, true);
     }
 }
 

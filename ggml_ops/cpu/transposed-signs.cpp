@@ -1,0 +1,119 @@
+#include "transposed-signs.h"
+
+#include "isa.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <vector>
+
+#ifdef __SSE2__ // on every x86-64
+#include <emmintrin.h>
+#endif
+
+static constexpr int64_t ROWS        = DQRELO_GROUP_ROWS;
+static constexpr int64_t CHUNK       = DQRELO_CHUNK_BYTES;
+static constexpr int64_t GROUP_CHUNK = ROWS * CHUNK;
+
+bool dqrelo_transposes_signs(void) {
+    return dqrelo_isa_chosen() == DQRELO_ISA_AVX2;
+}
+
+// Transposes 16 x 16 bytes. Rows of src are src_step bytes apart, those of dst dst_step.
+static void transpose_square(const uint8_t * src, int64_t src_step, uint8_t * dst, int64_t dst_step) {
+#ifdef __SSE2__
+    __m128i v[16], in[16];
+    for (int k = 0; k < 16; k++) {
+        v[k] = _mm_loadu_si128((const __m128i *) (src + k * src_step));
+    }
+    // The address of a byte is two numbers of four bits, row and column. Each round turns it by one bit, so after four they have changed
+    // places.
+    for (int round = 0; round < 4; round++) {
+        memcpy(in, v, sizeof(v));
+        for (int k = 0; k < 8; k++) {
+            v[2 * k]     = _mm_unpacklo_epi8(in[k], in[k + 8]);
+            v[2 * k + 1] = _mm_unpackhi_epi8(in[k], in[k + 8]);
+        }
+    }
+    for (int k = 0; k < 16; k++) {
+        _mm_storeu_si128((__m128i *) (dst + k * dst_step), v[k]);
+    }
+#else
+    for (int r = 0; r < 16; r++) {
+        for (int b = 0; b < 16; b++) {
+            dst[b * dst_step + r] = src[r * src_step + b];
+        }
+    }
+#endif
+}
+
+// Returns where a transposed chunk of n_bytes a row has byte b of its rows, in units of 16 bytes.
+static int64_t place_of(int64_t b, int64_t n_bytes) {
+    const int64_t n_pairs = std::max<int64_t>(n_bytes - 16, 0);
+    return b >= 16 ? 2 * (b - 16) + 1 : b < n_pairs ? 2 * b : b + n_pairs;
+}
+
+static void transpose_chunk(const uint8_t * rows, int64_t row_bytes, uint8_t * out) {
+    transpose_square(rows, row_bytes, out, CHUNK);
+    transpose_square(rows + 16, row_bytes, out + 16, CHUNK);
+}
+
+// The same of a chunk that has n_bytes of each row only.
+static void transpose_last_chunk(const uint8_t * rows, int64_t row_bytes, int64_t n_bytes, uint8_t * out) {
+    uint8_t whole[GROUP_CHUNK] = {}, transposed[GROUP_CHUNK];
+    for (int64_t r = 0; r < ROWS; r++) {
+        memcpy(whole + r * CHUNK, rows + r * row_bytes, (size_t) n_bytes);
+    }
+    transpose_chunk(whole, CHUNK, transposed);
+    for (int64_t b = 0; b < n_bytes; b++) {
+        memcpy(out + 16 * place_of(b, n_bytes), transposed + 16 * place_of(b, CHUNK), 16);
+    }
+}
+
+void dqrelo_transpose_signs(uint8_t * sign, int64_t n_rows, int64_t row_bytes) {
+    std::vector<uint8_t> rows((size_t) (ROWS * row_bytes));
+    for (int64_t i = 0; i + ROWS <= n_rows; i += ROWS, sign += ROWS * row_bytes) {
+        memcpy(rows.data(), sign, rows.size());
+        int64_t b = 0;
+        for (; b + CHUNK <= row_bytes; b += CHUNK) {
+            transpose_chunk(rows.data() + b, row_bytes, sign + ROWS * b);
+        }
+        if (b < row_bytes) {
+            transpose_last_chunk(rows.data() + b, row_bytes, row_bytes - b, sign + ROWS * b);
+        }
+    }
+}
+
+void dqrelo_restore_signs(const uint8_t * group, int64_t row_bytes, int64_t c0, int64_t n_chunks, uint8_t * out, int64_t stride) {
+    for (int64_t c = c0; c < c0 + n_chunks; c++, out += CHUNK) {
+        const uint8_t * chunk   = group + c * GROUP_CHUNK;
+        const int64_t   n_bytes = row_bytes - c * CHUNK;
+        uint8_t         whole[GROUP_CHUNK];
+        if (n_bytes < CHUNK) {
+            memset(whole, 0, sizeof(whole));
+            for (int64_t b = 0; b < n_bytes; b++) {
+                memcpy(whole + 16 * place_of(b, CHUNK), chunk + 16 * place_of(b, n_bytes), 16);
+            }
+            chunk = whole;
+        }
+        transpose_square(chunk, CHUNK, out, stride);
+        transpose_square(chunk + 16, CHUNK, out + 16, stride);
+    }
+}
+
+void dqrelo_for_each_sign_matrix(const struct dqrelo_entry * e,
+                                 void (*take)(const uint8_t * sign, int64_t n_rows, int64_t row_bytes, void * data), void * data) {
+    for (int64_t m = 0; m < e->n_mat; m++) {
+        for (int p = 0; p < e->n_planes; p++) {
+            take(e->sign[p] + m * e->n_out * (e->n_in / 8), e->n_out, e->n_in / 8, data);
+        }
+        if (e->n_codes == 0) {
+            continue;
+        }
+        const uint8_t * b = e->vsign + m * e->n_codes * (e->n_in / 8);
+        for (int p = 0; p < DQRELO_MAX_CODE_PLANES; b += e->plane_ranks[p++] * (e->n_in / 8)) {
+            take(b, e->plane_ranks[p], e->n_in / 8, data);
+        }
+        take(e->usign + m * e->n_out * (e->n_codes / 8), e->n_out, e->n_codes / 8, data);
+    }
+}

@@ -1,0 +1,355 @@
+// sign-kernels.cpp: products of signs and quantised rows, exactly, for every instruction set; and the transposition of signs.
+
+#include "sign-kernels.h"
+
+#include "support/check.h"
+#include "support/quantised.h"
+#include "support/random-entry.h"
+
+#include "cpu/sign-rows.h"
+#include "cpu/transposed-signs.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+// Returns n_i rows of signs, the first one all minus ones. There is one byte before, so that no row is aligned, and none after, so that a
+// sanitizer sees a read past the end.
+static bytes random_signs(int64_t n, int n_i, std::mt19937 & rng) {
+    bytes sign(1 + (size_t) (n / 8 * n_i));
+    for (uint8_t & b : sign) {
+        b = (uint8_t) rng();
+    }
+    memset(sign.data() + 1, 0, (size_t) (n / 8));
+    return sign;
+}
+
+static int64_t sum_of_signs(const bytes & sign, int64_t i, const std::vector<int32_t> & q, int64_t n) {
+    int64_t sum = 0;
+    for (int64_t j = 0; j < n; j++) {
+        sum += (sign[(size_t) (1 + i * (n / 8) + j / 8)] >> (j % 8)) & 1 ? q[(size_t) j] : -q[(size_t) j];
+    }
+    return sum;
+}
+
+// Returns a row in which a share of all runs of four columns has values of almost the largest magnitude, and the others have small ones.
+static std::vector<float> row_of_runs(int64_t n, std::mt19937 & rng, float share) {
+    std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
+    std::vector<float>                    x((size_t) n);
+    bool                                  large = false;
+    for (int64_t j = 0; j < n; j++) {
+        large                 = j % 4 == 0 ? uniform(rng) < share : large;
+        const float magnitude = large ? 0.9f + 0.1f * uniform(rng) : 0.1f * uniform(rng);
+        x[(size_t) j]         = uniform(rng) < 0.5f ? -magnitude : magnitude;
+    }
+    return x;
+}
+
+// Multiplies the tiles again, with other signs in their places, if given, and checks that each product is the same.
+static void check_same_products(const dqrelo_kernels * kernels, const std::vector<dqrelo_sign_tile> & tiles,
+                                const std::vector<bytes> & signs, const quantised & a, const dqrelo_act * act, int n_t, int64_t n,
+                                int64_t ld) {
+    std::vector<std::vector<int32_t>> again;
+    std::vector<dqrelo_sign_tile>     other = tiles;
+    for (size_t k = 0; k < tiles.size(); k++) {
+        again.emplace_back((size_t) ((n_t - 1) * ld + tiles[k].n_i + 1), 7654321);
+        other[k].out = again[k].data();
+        if (!signs.empty()) {
+            other[k].sign       = signs[k].data();
+            other[k].transposed = true;
+        }
+    }
+    dqrelo_ahead nothing = {};
+    kernels->sign_dots(other.data(), (int) other.size(), a.q.data(), dqrelo_q_bytes(n), act, n_t, n, ld, &nothing);
+    bool same = true;
+    for (size_t k = 0; k < tiles.size(); k++) {
+        for (int64_t t = 0; t < n_t; t++) {
+            same = same && std::equal(tiles[k].out + t * ld, tiles[k].out + t * ld + tiles[k].n_i, again[k].begin() + t * ld);
+        }
+        same = same && again[k].back() == 7654321;
+    }
+    CHECK(same);
+}
+
+// Multiplies tiles of signs with n_t rows of q. The products must be the same with transposed signs, where the kernels take them, and those
+// of one row with tables that were made before.
+static void multiply_signs(const dqrelo_kernels * kernels, const std::vector<dqrelo_sign_tile> & tiles, const quantised & a, int n_t,
+                           int64_t n, int64_t ld, dqrelo_ahead * ahead) {
+    kernels->sign_dots(tiles.data(), (int) tiles.size(), a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, ld, ahead);
+    std::vector<bytes> transposed;
+    for (const dqrelo_sign_tile & tile : tiles) {
+        transposed.emplace_back(tile.sign, tile.sign + tile.n_i * (n / 8));
+        dqrelo_transpose_signs(transposed.back().data(), tile.n_i, n / 8);
+    }
+    if (kernels->takes_transposed) {
+        check_same_products(kernels, tiles, transposed, a, a.act.data(), n_t, n, ld);
+    }
+    if (n_t == 1) {
+        dqrelo_act act    = a.act[0];
+        const auto memory = make_tables(kernels, a.q.data(), n, &act);
+        check_same_products(kernels, tiles, {}, a, &act, 1, n, ld);
+        if (kernels->takes_transposed) {
+            check_same_products(kernels, tiles, transposed, a, &act, 1, n, ld);
+        }
+    }
+}
+
+// Multiplies a tile of signs for each number of outputs in n_i; `large` is the share of runs with large values, or negative for rows
+// that are normally distributed.
+static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int n_t, const std::vector<int> & n_i, float large = -1.0f) {
+    check::begin(format("sign_dots/%s/n=%lld/rows=%d/outputs=%d, %d tiles, large %g", kernels->name, (long long) n, n_t, n_i[0],
+                        (int) n_i.size(), (double) large)
+                     .c_str());
+    std::mt19937                    rng(13);
+    std::vector<std::vector<float>> x;
+    for (int t = 0; t < n_t; t++) {
+        x.push_back(large < 0.0f ? random_row(n, rng, t % 2 == 1) : row_of_runs(n, rng, large));
+    }
+    const quantised a = quantise(kernels, x, nullptr);
+
+    const int                         ld = *std::max_element(n_i.begin(), n_i.end()) + 3;
+    std::vector<bytes>                sign;
+    std::vector<std::vector<int32_t>> got(n_i.size(), std::vector<int32_t>((size_t) (ld * n_t), 1234567));
+    std::vector<dqrelo_sign_tile>     tiles;
+    for (size_t k = 0; k < n_i.size(); k++) {
+        sign.push_back(random_signs(n, n_i[k], rng));
+        tiles.push_back({ sign[k].data() + 1, n_i[k], got[k].data(), false });
+    }
+    const bytes     after(3000);
+    const uintptr_t begin = (uintptr_t) after.data(), end = begin + after.size();
+    dqrelo_ahead    ahead = { begin, end };
+    multiply_signs(kernels, tiles, a, n_t, n, ld, &ahead);
+    bool exact  = true;
+    bool inside = true;
+    for (size_t k = 0; k < n_i.size(); k++) {
+        for (int t = 0; t < n_t; t++) {
+            const std::vector<int32_t> q = integers(kernels, a, t, n);
+            for (int i = 0; i < ld; i++) {
+                const int32_t value = got[k][(size_t) (t * ld + i)];
+                exact               = exact && (i >= n_i[k] || value == sum_of_signs(sign[k], i, q, n));
+                inside              = inside && (i < n_i[k] || value == 1234567);
+            }
+        }
+    }
+    CHECK(exact);
+    CHECK(inside);
+    CHECK(ahead.end == end && ahead.next >= begin && ahead.next < end + 64);
+}
+
+// Long rows of equal values and signs: the largest sums in every lane. 65536 is the longest row with the full range of q.
+static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, float value) {
+    check::begin(format("sign_dots/%s/n=%lld, all %g", kernels->name, (long long) n, (double) value).c_str());
+    const quantised        a = quantise(kernels, { std::vector<float>((size_t) n, value) }, nullptr);
+    const bytes            sign((size_t) (n / 8), 0xff);
+    int32_t                got     = 0;
+    dqrelo_ahead           nothing = {};
+    const dqrelo_sign_tile tile    = { sign.data(), 1, &got, false };
+    multiply_signs(kernels, { tile }, a, 1, n, 1, &nothing);
+    CHECK(got == (value < 0.0f ? -dqrelo_q_max(n) : dqrelo_q_max(n)) * n);
+    CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
+}
+
+// A row so long that its largest lower bytes, all of one sign, add up to more than 2^24 in a sixteenth of it.
+static void test_sign_dots_longest_row(const dqrelo_kernels * kernels) {
+    const int64_t n = 1 << 22;
+    for (const float lower : { 127.0f, -128.0f }) {
+        check::begin(format("sign_dots/%s/n=%lld, all %g", kernels->name, (long long) n, (double) lower).c_str());
+        std::vector<float> x((size_t) n, lower);
+        x[0]              = (float) dqrelo_q_max(n);
+        const quantised a = quantise(kernels, { x, x, x }, nullptr);
+        const bytes     sign((size_t) (n / 8), 0xff);
+        for (const int n_t : { 1, 3 }) {
+            std::vector<int32_t>   got(3);
+            dqrelo_ahead           nothing = {};
+            const dqrelo_sign_tile tile    = { sign.data(), 1, got.data(), false };
+            multiply_signs(kernels, { tile }, a, n_t, n, 1, &nothing);
+            const int64_t want = dqrelo_q_max(n) + (n - 1) * (int64_t) lower;
+            CHECK(got[0] == want && got[(size_t) n_t - 1] == want);
+        }
+    }
+}
+
+// Rows whose neighbouring columns have the sum 65215, 0xfebf: in tables of partial sums whose digits have 6, 5 and 5 bits, the lowest
+// digit is as large as it can be, 63, and the highest one too. With the other sign they are as large where the sign bits are not set.
+static void test_sign_dots_largest_digits(const dqrelo_kernels * kernels) {
+    const int64_t n = 8192 + 520;
+    for (const float sign : { 1.0f, -1.0f }) {
+        check::begin(format("sign_dots/%s/largest digits, sign %g", kernels->name, (double) sign).c_str());
+        std::vector<float> x((size_t) n);
+        for (int64_t j = 0; j < n; j++) {
+            x[(size_t) j] = sign * (j % 2 ? 32576.0f : 32639.0f);
+        }
+        const quantised      a   = quantise(kernels, { x, x, x, x, x, x, x, x }, nullptr);
+        const int            n_i = 17; // a whole group of transposed rows, and one row more
+        const bytes          signs((size_t) (n_i * (n / 8)), sign > 0.0f ? 0xff : 0);
+        std::vector<int32_t> got((size_t) (8 * n_i));
+        dqrelo_ahead         nothing = {};
+        for (const int n_t : { 1, 8 }) {
+            const dqrelo_sign_tile tile = { signs.data(), n_i, got.data(), false };
+            multiply_signs(kernels, { tile }, a, n_t, n, n_i, &nothing);
+            CHECK(std::all_of(got.begin(), got.begin() + n_t * n_i, [&](int32_t value) { return value == n / 2 * 65215; }));
+        }
+    }
+}
+
+// The same of four neighbouring columns whose sum has 16 bits, all of them set, or the 17th alone. The last column has the largest value,
+// so that q is x.
+static void test_sign_dots_largest_four(const dqrelo_kernels * kernels) {
+    const int64_t n   = 1032;
+    const int     n_i = 600, n_t = 13;
+    for (const float last : { 16383.0f, 16384.0f }) {
+        for (const float sign : { 1.0f, -1.0f }) {
+            check::begin(
+                format("sign_dots/%s/largest sums of four columns, sign %g, last %g", kernels->name, (double) sign, (double) last).c_str());
+            std::vector<float> x((size_t) n, 0.0f);
+            for (int64_t j = 0; j < n - 8; j++) {
+                x[(size_t) j] = sign * (j % 4 < 3 ? 16384.0f : last);
+            }
+            x[(size_t) n - 1]           = sign * 32639.0f;
+            const int64_t          want = (n - 8) / 4 * (3 * 16384 + (int64_t) last) + 32639;
+            const quantised        a    = quantise(kernels, std::vector<std::vector<float>>((size_t) n_t, x), nullptr);
+            const bytes            signs((size_t) (n_i * (n / 8)), sign > 0.0f ? 0xff : 0);
+            std::vector<int32_t>   got((size_t) (n_t * n_i));
+            dqrelo_ahead           nothing = {};
+            const dqrelo_sign_tile tile    = { signs.data(), n_i, got.data(), false };
+            multiply_signs(kernels, { tile }, a, n_t, n, n_i, &nothing);
+            CHECK(std::all_of(got.begin(), got.end(), [&](int32_t value) { return value == want; }));
+            multiply_signs(kernels, { tile }, a, 1, n, n_i, &nothing);
+            CHECK(std::all_of(got.begin(), got.end(), [&](int32_t value) { return value == want; }));
+        }
+    }
+}
+
+void test_sign_kernels(const dqrelo_kernels * kernels) {
+    for (int64_t n : { 8, 72, 576, 1000, 4104 }) {
+        for (int n_t : { 1, 3, 17, 33 }) {
+            for (int n_i : { 1, 13, 16, 64, 77 }) {
+                test_sign_dots_exact(kernels, n, n_t, { n_i });
+            }
+        }
+    }
+    for (int n_t : { 1, 2, 8 }) { // more outputs than a tile of any kernel
+        test_sign_dots_exact(kernels, 1000, n_t, { 300 });
+        for (int64_t n : { 112, 4096, 9000 }) { // several tiles, in one segment of columns and in two
+            test_sign_dots_exact(kernels, n, n_t, { 130, 64, 1, 200 });
+            test_sign_dots_exact(kernels, n, n_t, { 60, 1, 40 });
+        }
+    }
+    for (int64_t n : { 8, 112, 384, 1000, 4104 }) { // enough outputs for tables of four columns, with sums of more than 16 bits
+        for (int n_t : { 1, 2, 3, 5 }) {
+            for (float large : { -1.0f, 0.0f, 0.02f, 0.3f, 1.0f }) {
+                test_sign_dots_exact(kernels, n, n_t, { 128 }, large);
+                test_sign_dots_exact(kernels, n, n_t, { 1, 47, 97 }, large);
+            }
+        }
+    }
+    for (int64_t n : { 8192, 20480, 20488 }) { // as many columns as there is room for tables of, and more
+        test_sign_dots_exact(kernels, n, 3, { 130 }, 0.02f);
+    }
+    for (int64_t n : { 32768, 32776 }) { // as many columns as there is room for a row of q of, and more
+        test_sign_dots_exact(kernels, n, 1, { 5, 2 }, 0.02f);
+    }
+    for (int64_t n : { 8, 384, 1000 }) { // many rows
+        test_sign_dots_exact(kernels, n, 13, { 1, 300, 257 });
+    }
+    test_sign_dots_longest_row(kernels);
+    test_sign_dots_largest_digits(kernels);
+    test_sign_dots_largest_four(kernels);
+    for (int64_t n : { 4104, 65536, 262144 }) {
+        test_sign_dots_long_row(kernels, n, 3.0f);
+        test_sign_dots_long_row(kernels, n, -3.0f);
+    }
+}
+
+// The groups of a matrix as the head of cpu/transposed-signs.h draws them, byte after byte.
+static bytes drawn(const bytes & sign, int64_t n_rows, int64_t row_bytes) {
+    bytes out;
+    for (int64_t i = 0; i + DQRELO_GROUP_ROWS <= n_rows; i += DQRELO_GROUP_ROWS) {
+        const auto append = [&](int64_t b) {
+            for (int64_t r = i; r < i + DQRELO_GROUP_ROWS && b < row_bytes; r++) {
+                out.push_back(sign[(size_t) (r * row_bytes + b)]);
+            }
+        };
+        for (int64_t chunk = 0; chunk < row_bytes; chunk += DQRELO_CHUNK_BYTES) {
+            for (int64_t b = chunk; b < chunk + DQRELO_CHUNK_BYTES / 2; b++) {
+                append(b);
+                append(b + DQRELO_CHUNK_BYTES / 2);
+            }
+        }
+    }
+    out.insert(out.end(), sign.begin() + (int64_t) out.size(), sign.end());
+    return out;
+}
+
+static void test_transposition(int64_t n_rows, int64_t row_bytes) {
+    check::begin(format("transposed signs/%lld rows of %lld bytes", (long long) n_rows, (long long) row_bytes).c_str());
+    std::mt19937 rng(51);
+    bytes        sign((size_t) (n_rows * row_bytes)); // Of exactly this length, so that a sanitizer sees a read past the end.
+    for (uint8_t & b : sign) {
+        b = (uint8_t) rng();
+    }
+    bytes transposed = sign;
+    dqrelo_transpose_signs(transposed.data(), n_rows, row_bytes);
+    CHECK(transposed == drawn(sign, n_rows, row_bytes));
+
+    for (const bool is_transposed : { false, true }) {
+        const uint8_t * data = (is_transposed ? transposed : sign).data();
+        bool            same = true;
+        for (int64_t b0 : { (int64_t) 0, row_bytes / 3, row_bytes - 1 }) {
+            const int64_t n = std::min(row_bytes - b0, sign_rows::MAX_BYTES);
+            sign_rows     rows(is_transposed, data, n_rows, row_bytes, b0, n);
+            for (int64_t k = 0; k < 2 * n_rows; k++) { // in sequence, and then not
+                const int64_t i = k < n_rows ? k : k * 7 % n_rows;
+                same            = same && memcmp(rows.row(i), sign.data() + i * row_bytes + b0, (size_t) n) == 0;
+            }
+        }
+        CHECK(same);
+    }
+}
+
+// Each plane of B has groups of its own, and so has each matrix of a stack.
+static void test_sign_matrices() {
+    check::begin("transposed signs/matrices of an entry");
+    const bytes  data(1);
+    const auto   address = [&](int64_t offset) { return (const uint8_t *) ((uintptr_t) data.data() + (uintptr_t) offset); };
+    dqrelo_entry e       = {};
+    e.n_in               = 64;
+    e.n_out              = 40;
+    e.n_mat              = 2;
+    e.n_planes           = 2;
+    e.n_codes            = 32;
+    e.plane_ranks[0]     = 20;
+    e.plane_ranks[1]     = 12;
+    e.sign[0]            = address(0);
+    e.sign[1]            = address(1000);
+    e.vsign              = address(2000);
+    e.usign              = address(3000);
+
+    using matrix = std::array<int64_t, 3>;
+    std::vector<matrix> found;
+    const auto          take = [](const uint8_t * sign, int64_t n_rows, int64_t row_bytes, void * to) {
+        if (n_rows > 0) {
+            ((std::vector<matrix> *) to)->push_back({ (int64_t) (uintptr_t) sign, n_rows, row_bytes });
+        }
+    };
+    dqrelo_for_each_sign_matrix(&e, take, &found);
+    for (matrix & m : found) {
+        m[0] -= (int64_t) (uintptr_t) data.data();
+    }
+    std::sort(found.begin(), found.end());
+    const std::vector<matrix> want = { { 0, 40, 8 },    { 320, 40, 8 },  { 1000, 40, 8 }, { 1320, 40, 8 }, { 2000, 20, 8 },
+                                       { 2160, 12, 8 }, { 2256, 20, 8 }, { 2416, 12, 8 }, { 3000, 40, 4 }, { 3160, 40, 4 } };
+    CHECK(found == want);
+}
+
+void test_transposed_signs() {
+    for (int64_t n_rows : { 1, 15, 16, 17, 48, 50 }) {
+        for (int64_t row_bytes = 1; row_bytes < 70; row_bytes++) {
+            test_transposition(n_rows, row_bytes);
+        }
+        for (int64_t row_bytes : { 96, 128, 257, 300 }) {
+            test_transposition(n_rows, row_bytes);
+        }
+    }
+    test_sign_matrices();
+}
