@@ -30,6 +30,8 @@ class FileParams(ctypes.Structure):
         ("use_mmap", ctypes.c_bool),
         ("abort_callback", ctypes.c_void_p),
         ("abort_callback_data", ctypes.c_void_p),
+        ("decode_callback", ctypes.c_void_p),
+        ("decode_callback_data", ctypes.c_void_p),
     )
 
 
