@@ -32,6 +32,7 @@ class FileParams(ctypes.Structure):
         ("abort_callback_data", ctypes.c_void_p),
         ("decode_callback", ctypes.c_void_p),
         ("decode_callback_data", ctypes.c_void_p),
+        ("on_cpu", ctypes.c_bool),
     )
 
 

@@ -218,6 +218,7 @@ std::shared_ptr<loaded_delta> session::load_delta(const std::string & path_delta
     char err[1024];
     auto file_params      = dqrelo_file_default_params();
     file_params.verify    = params.verify;
+    file_params.on_cpu    = dqrelo_on_cpu(model);
     dqrelo_file *  file   = dqrelo_file_open(path_delta.c_str(), file_params, err, sizeof(err));
     dqrelo_delta * handle = file == nullptr ? nullptr : dqrelo_load_opened(model, base, file, params, err, sizeof(err));
     if (handle == nullptr) {

@@ -33,6 +33,15 @@ std::vector<llama_token> end_tokens(const dqrelo::delta_file & file, const llama
     return eog;
 }
 
+// Returns the callback of dqrelo_file_params or dqrelo_load_params, for as long as they live.
+template <typename P>
+dqrelo::is_decoding_fn decoding_of(const P & params) {
+    if (params.decode_callback == nullptr) {
+        return {};
+    }
+    return [&params] { return params.decode_callback(params.decode_callback_data); };
+}
+
 std::unique_ptr<dqrelo_delta> load(const llama_model & model, const dqrelo::base_file & base, std::shared_ptr<dqrelo::delta_file> file,
                                    const dqrelo_load_params & params, std::string & err) {
     auto delta       = std::make_unique<dqrelo_delta>();
@@ -52,6 +61,7 @@ std::unique_ptr<dqrelo_delta> load(const llama_model & model, const dqrelo::base
         return nullptr;
     }
     dqrelo::count_memory(*delta);
+    dqrelo::arrange_signs(*delta, decoding_of(params));
 
     delta->eog = end_tokens(*delta->file, model.vocab);
     for (const auto & key : delta->file->meta_keys()) {
@@ -103,7 +113,12 @@ dqrelo_file_params dqrelo_file_default_params(void) {
              /*.abort_callback =*/nullptr,
              /*.abort_callback_data =*/nullptr,
              /*.decode_callback =*/nullptr,
-             /*.decode_callback_data =*/nullptr };
+             /*.decode_callback_data =*/nullptr,
+             /*.on_cpu =*/false };
+}
+
+bool dqrelo_on_cpu(const llama_model * model) {
+    return dqrelo::lies_on_cpu(*model);
 }
 
 dqrelo_file * dqrelo_file_open(const char * path, dqrelo_file_params params, char * err, size_t n_err) {
@@ -111,14 +126,13 @@ dqrelo_file * dqrelo_file_open(const char * path, dqrelo_file_params params, cha
         dqrelo::delta_file::options options;
         options.header_only = params.header_only;
         options.use_mmap    = params.use_mmap;
+        options.on_cpu      = params.on_cpu;
         options.digests     = params.verify ? dqrelo::delta_file::digest_check::always : dqrelo::delta_file::digest_check::once;
         if (params.abort_callback != nullptr) {
             options.is_aborted = [&params] { return params.abort_callback(params.abort_callback_data); };
         }
-        if (params.decode_callback) {
-            options.is_decoding = [&params] { return params.decode_callback(params.decode_callback_data); };
-        }
-        auto file = dqrelo::delta_file::open(path, options, text);
+        options.is_decoding = decoding_of(params);
+        auto file           = dqrelo::delta_file::open(path, options, text);
         return file ? std::make_unique<dqrelo_file>(dqrelo_file{ std::move(file) }) : nullptr;
     });
 }
@@ -128,7 +142,12 @@ void dqrelo_file_free(dqrelo_file * file) {
 }
 
 dqrelo_load_params dqrelo_load_default_params(void) {
-    return { /*.allow_other_base_bytes =*/false, /*.verify =*/false, /*.use_mmap =*/false, /*.max_scale =*/DQRELO_MAX_SCALE };
+    return { /*.allow_other_base_bytes =*/false,
+             /*.verify =*/false,
+             /*.use_mmap =*/false,
+             /*.max_scale =*/DQRELO_MAX_SCALE,
+             /*.decode_callback =*/nullptr,
+             /*.decode_callback_data =*/nullptr };
 }
 
 dqrelo_delta * dqrelo_load_opened(const llama_model * model, const dqrelo_base * base, dqrelo_file * file, dqrelo_load_params params,
@@ -143,6 +162,7 @@ dqrelo_delta * dqrelo_load(const llama_model * model, const char * path_model, c
     auto file_params     = dqrelo_file_default_params();
     file_params.verify   = params.verify;
     file_params.use_mmap = params.use_mmap;
+    file_params.on_cpu   = dqrelo_on_cpu(model);
     dqrelo_file * file   = dqrelo_file_open(path, file_params, err, n_err);
     dqrelo_base * base   = file != nullptr ? dqrelo_base_open(path_model, err, n_err) : nullptr;
     if (base == nullptr) {

@@ -63,6 +63,13 @@ tensors_by_name tensors_of(const llama_model & model) {
     return tensors;
 }
 
+bool lies_on_cpu(const llama_model & model) {
+    return std::all_of(model.tensors_by_name.begin(), model.tensors_by_name.end(), [](const auto & named) {
+        const placement p = placement_of(named.second);
+        return p.how == method::mapped && p.problem.empty();
+    });
+}
+
 bool find_copies(dqrelo_delta & delta, const llama_model & model, std::string & err) {
     const tensors_by_name tensors = tensors_of(model);
     const auto &          weights = delta.file->weights();
@@ -76,6 +83,11 @@ bool find_copies(dqrelo_delta & delta, const llama_model & model, std::string & 
                 return false;
             }
             const auto same = [&](const dqrelo_delta::weight_copy & copy) { return copy.buft == p.buft; };
+            if (p.how != method::mapped && delta.file->is_arranged(i)) {
+                err = delta.file->path() + ": was opened for a model in the CPU's memory, and tensor '" + weights[i].name +
+                      "' lies in that of " + ggml_backend_buft_name(p.buft);
+                return false;
+            }
             if (std::none_of(delta.copies.begin() + (ptrdiff_t) first, delta.copies.end(), same)) {
                 delta.copies.push_back({ i, p.how, p.buft });
             }
@@ -119,6 +131,16 @@ bool load_packs(dqrelo_delta & delta, std::string & err) {
         delta.file->discard(i);
     }
     return true;
+}
+
+void arrange_signs(dqrelo_delta & delta, const is_decoding_fn & is_decoding) {
+    std::vector<size_t> weights;
+    for (const auto & copy : delta.copies) {
+        if (copy.how == method::mapped) {
+            weights.push_back(copy.weight);
+        }
+    }
+    delta.file->arrange_signs(weights, is_decoding);
 }
 
 } // namespace dqrelo

@@ -1,5 +1,7 @@
 #include "file/delta-file.h"
 
+#include "cpu/transposed-signs.h"
+#include "file/arrange.h"
 #include "file/delta-keys.h"
 #include "file/delta-layout.h"
 #include "file/entries.h"
@@ -12,7 +14,9 @@
 #include "file/verified.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cinttypes>
+#include <numeric>
 #include <unordered_map>
 
 namespace dqrelo {
@@ -44,7 +48,8 @@ struct delta_file::impl {
     std::unique_ptr<mapped_file>            file;
     gguf_header                             header;
     delta_layout                            layout;
-    std::unordered_map<std::string, size_t> index; // Maps a weight's name to its number.
+    std::vector<bool>                       transposed; // by weight, whether its signs in `file` are
+    std::unordered_map<std::string, size_t> index;      // Maps a weight's name to its number.
 
     std::string                name, architecture, content_hash, base_name, base_digest;
     double                     ratio   = 0.0;
@@ -55,15 +60,17 @@ struct delta_file::impl {
     std::vector<int32_t>       eog_tokens;
     bool                       names_all_eog = false;
 
-    bool        read_header(const is_aborted_fn & is_aborted, std::string & err);
-    bool        read_metadata(std::string & err);
-    void        read_tokens();
-    bool        read_data(const options & options, std::string & err);
-    bool        check_floats(size_t n_bytes, size_t & i, std::string & err) const;
-    bool        check_padding(std::string & err) const;
-    bool        check_entries(std::string & err) const;
-    bool        check_digests(const std::vector<std::string> & found, std::string & err) const;
-    std::string content_lines() const;
+    void                        arrange(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding);
+    std::function<void(size_t)> arrange_beside(const is_decoding_fn & is_decoding);
+    bool                        read_header(const is_aborted_fn & is_aborted, std::string & err);
+    bool                        read_metadata(std::string & err);
+    void                        read_tokens();
+    bool                        read_data(const options & options, std::string & err);
+    bool                        check_floats(size_t n_bytes, size_t & i, std::string & err) const;
+    bool                        check_padding(std::string & err) const;
+    bool                        check_entries(std::string & err) const;
+    bool                        check_digests(const std::vector<std::string> & found, std::string & err) const;
+    std::string                 content_lines() const;
 };
 
 bool delta_file::impl::read_metadata(std::string & err) {
@@ -208,16 +215,61 @@ bool delta_file::impl::check_digests(const std::vector<std::string> & found, std
     return true;
 }
 
+// Arranges the signs of weights that are not, where this CPU wants that, and the file is no map.
+void delta_file::impl::arrange(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding) {
+    std::vector<dqrelo_entry> entries;
+    for (size_t i : weights) {
+        if (!transposed[i]) {
+            entries.push_back(entry_of(layout.weights[i], layout.packs[i], file->data() + layout.weights[i].offset_bytes));
+        }
+    }
+    if (entries.empty() || !dqrelo_transposes_signs() || !file->begin_changes()) {
+        return;
+    }
+    dqrelo::arrange_signs(entries, is_decoding);
+    file->end_changes();
+    for (size_t i : weights) {
+        transposed[i] = true;
+    }
+}
+
+// Returns what arranges the signs of a weight when it was told of the last of its tensors, by number.
+std::function<void(size_t)> delta_file::impl::arrange_beside(const is_decoding_fn & is_decoding) {
+    struct progress {
+        std::vector<size_t>                    weight; // of each tensor
+        std::unique_ptr<std::atomic<size_t>[]> n_left; // of each weight's tensors
+    };
+    auto state    = std::make_shared<progress>();
+    state->n_left = std::make_unique<std::atomic<size_t>[]>(layout.weights.size());
+    size_t i      = 0;
+    for (const gguf_tensor_entry & tensor : header.tensors) { // They lie weight after weight.
+        while (header.data_offset_bytes + tensor.offset_bytes >= layout.weights[i].offset_bytes + layout.weights[i].n_bytes) {
+            ++i;
+        }
+        state->weight.push_back(i);
+        ++state->n_left[i];
+    }
+    return [this, state, is_decoding](size_t tensor) {
+        const size_t w = state->weight[tensor];
+        if (--state->n_left[w] == 0) {
+            dqrelo::arrange_signs(entry_of(layout.weights[w], layout.packs[w], file->data() + layout.weights[w].offset_bytes), is_decoding);
+        }
+    };
+}
+
 // Reads what is behind the header, and checks it. Digests are computed on threads of their own as the bytes come.
 bool delta_file::impl::read_data(const options & options, std::string & err) {
     std::unique_ptr<sha256_hashing> hashing;
-    const auto                      begin_hashing = [&] {
+    bool                            is_arranged_beside = false;
+    const auto                      begin_hashing      = [&] {
         std::vector<sha256_input> inputs;
         for (const gguf_tensor_entry & tensor : header.tensors) {
             inputs.push_back({ file->data() + header.data_offset_bytes + tensor.offset_bytes, tensor.n_bytes });
         }
         const size_t n_threads = sha256_n_threads(inputs);
-        hashing                = std::make_unique<sha256_hashing>(inputs, sha256_kernels().front(), n_threads, options.is_decoding);
+        is_arranged_beside     = options.on_cpu && dqrelo_transposes_signs() && file->begin_changes();
+        hashing                = std::make_unique<sha256_hashing>(inputs, sha256_kernels().front(), n_threads, options.is_decoding,
+                                                                  is_arranged_beside ? arrange_beside(options.is_decoding) : nullptr);
     };
     if (options.digests == digest_check::always || (options.digests == digest_check::once && !was_verified(file->identity()))) {
         begin_hashing();
@@ -259,6 +311,10 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
     if (!check_digests(found, err)) {
         return false;
     }
+    if (is_arranged_beside) {
+        file->end_changes();
+        transposed.assign(transposed.size(), true);
+    }
     remember_verified(file->identity());
     return true;
 }
@@ -273,7 +329,10 @@ bool delta_file::impl::read_header(const is_aborted_fn & is_aborted, std::string
         header               = {};
         const bool is_parsed = parse_gguf_header(file->data(), file->n_bytes(), header, err);
         if (is_parsed && (header.data_offset_bytes <= n_bytes || file->n_bytes() <= n_bytes)) {
-            return check_delta_keys(header, err) && read_metadata(err) && read_delta_layout(header, file->n_bytes(), layout, err);
+            const bool good =
+                check_delta_keys(header, err) && read_metadata(err) && read_delta_layout(header, file->n_bytes(), layout, err);
+            transposed.assign(layout.weights.size(), false);
+            return good;
         }
         if (is_parsed) {
             err = message("has a header of %zu bytes, expected at most %zu", header.data_offset_bytes, n_bytes);
@@ -292,6 +351,11 @@ std::unique_ptr<delta_file> delta_file::open(const std::string & path, const opt
     if (!good) {
         err = path + ": " + reason;
         return nullptr;
+    }
+    if (options.on_cpu && !options.header_only) {
+        std::vector<size_t> all(p->layout.weights.size());
+        std::iota(all.begin(), all.end(), (size_t) 0);
+        p->arrange(all, options.is_decoding); // those that were not arranged beside the reading
     }
     for (size_t i = 0; i < p->layout.weights.size(); ++i) {
         p->index.emplace(p->layout.weights[i].name, i);
@@ -324,7 +388,17 @@ void delta_file::discard(size_t i) const {
 }
 
 dqrelo_entry delta_file::entry(size_t i) const {
-    return entry_at(i, data(i));
+    dqrelo_entry entry = entry_at(i, data(i));
+    entry.transposed   = p->transposed[i];
+    return entry;
+}
+
+void delta_file::arrange_signs(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding) {
+    p->arrange(weights, is_decoding);
+}
+
+bool delta_file::is_arranged(size_t i) const {
+    return p->transposed[i];
 }
 
 dqrelo_entry delta_file::entry_at(size_t i, const void * pack) const {

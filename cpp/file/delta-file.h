@@ -33,7 +33,8 @@ struct weight_info {
     size_t n_bytes;      // from there to the end of its last tensor, padding in between included
 };
 
-// An opened delta file. Immutable: any number of threads may read it. Pointers and references live as long as the object.
+// An opened delta file. Immutable but for arrange_signs(): any number of threads may read it. Pointers and references live as long as the
+// object.
 class delta_file {
 public:
     // Whether every digest of docs/format.md section 5 is computed and compared, beside the reading.
@@ -46,6 +47,7 @@ public:
     struct options {
         bool           header_only = false; // Items 1-5 are checked, and nothing behind the header is read.
         bool           use_mmap    = false; // The file is mapped instead of read into memory.
+        bool           on_cpu      = false; // All weights will lie in the CPU's memory: their signs are arranged beside the reading.
         digest_check   digests     = digest_check::none;
         is_aborted_fn  is_aborted;
         is_decoding_fn is_decoding; // Reading and checking are paced (pacer.h).
@@ -73,6 +75,14 @@ public:
 
     // Returns the bytes of weight i in the mapping: n_bytes of them, 64-byte aligned.
     const uint8_t * data(size_t i) const;
+
+    // Puts the signs of weights into the sequence in which the CPU's kernels take them: entry() then says so, and data() is not what the
+    // file has any more. Does nothing where those take them as they are, or the file is mapped. Paced (pacer.h); no other thread may use
+    // the object meanwhile.
+    void arrange_signs(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding);
+
+    // Whether the signs of weight i are arranged.
+    bool is_arranged(size_t i) const;
 
     // The bytes of weight i are not read any more: their pages go.
     void discard(size_t i) const;

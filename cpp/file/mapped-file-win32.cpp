@@ -85,6 +85,12 @@ bool mapped_file::fetch_piece(size_t offset_bytes, size_t n_bytes, std::string &
 }
 
 // Pages that were never locked leave the working set.
+bool mapped_file::begin_changes() {
+    return false;
+}
+
+void mapped_file::end_changes() {}
+
 void mapped_file::discard(size_t offset_bytes, size_t n_bytes) const {
     VirtualUnlock(const_cast<uint8_t *>(data_) + offset_bytes, n_bytes);
 }

@@ -132,7 +132,9 @@ bool mapped_file::fetch(size_t n_bytes, const is_aborted_fn & is_aborted, std::s
         }
         close(fd_);
         fd_ = -1;
-        mprotect((void *) data_, n_bytes_, PROT_READ); // From here on a stray write faults, as in a map.
+        if (!is_changed_) {
+            mprotect((void *) data_, n_bytes_, PROT_READ); // From here on a stray write faults, as in a map.
+        }
     }
     return true;
 }
@@ -221,6 +223,22 @@ bool mapped_file::fetch_piece(size_t offset_bytes, size_t n_bytes, std::string &
         done += (size_t) n;
     }
     return true;
+}
+
+// A copy is writable until all of it was fetched.
+bool mapped_file::begin_changes() {
+    if (n_reserved_ == 0 || (n_fetched_ == n_bytes_ && mprotect((void *) data_, n_bytes_, PROT_READ | PROT_WRITE) != 0)) {
+        return false;
+    }
+    is_changed_ = true;
+    return true;
+}
+
+void mapped_file::end_changes() {
+    is_changed_ = false;
+    if (n_fetched_ == n_bytes_) {
+        mprotect((void *) data_, n_bytes_, PROT_READ);
+    }
 }
 
 void mapped_file::discard(size_t offset_bytes, size_t n_bytes) const {

@@ -55,6 +55,10 @@ public:
     // From here on small parts will be read: stops the system from reading ahead.
     void expect_random_access() const;
 
+    // Lets what was fetched of a copy be written to, until end_changes(). Returns false for a map.
+    bool begin_changes();
+    void end_changes();
+
     // Takes the pages that lie wholly in [offset_bytes, offset_bytes + n_bytes) out of this process's memory. Of a map they can be read
     // again, of a copy they are lost.
     void discard(size_t offset_bytes, size_t n_bytes) const;
@@ -69,6 +73,7 @@ private:
     size_t          n_reserved_ = 0; // bytes of a copy's copy_memory; 0: it is a map
     size_t          n_fetched_  = 0;
     bool            is_fresh_   = false;   // of a copy: it has no pages where nothing was fetched
+    bool            is_changed_ = false;   // between begin_changes() and end_changes()
     size_t          n_past_     = 0;       // bytes that are read past the page cache at once; 0: it is read through that
     int             fd_         = -1;      // Stays open while a copy is not complete.
     void *          handle_     = nullptr; // Holds what the platform needs.

@@ -88,11 +88,12 @@ void update(const sha256_kernel & kernel, std::vector<message> & messages, uintp
 } // namespace
 
 struct sha256_hashing::impl {
-    const sha256_kernel &          kernel;
-    const size_t                   n_threads;
-    const is_decoding_fn           is_decoding;
-    std::vector<std::string>       hex;
-    std::vector<std::future<void>> threads;
+    const sha256_kernel &             kernel;
+    const size_t                      n_threads;
+    const is_decoding_fn              is_decoding;
+    const std::function<void(size_t)> is_done;
+    std::vector<std::string>          hex;
+    std::vector<std::future<void>>    threads;
 
     std::mutex              mutex; // Guards what follows.
     std::condition_variable changed;
@@ -102,8 +103,9 @@ struct sha256_hashing::impl {
     uintptr_t               end             = 0; // What lies before this address has arrived.
     bool                    is_ended        = false;
 
-    impl(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads, const is_decoding_fn & is_decoding) :
-        kernel(kernel), n_threads(n_threads), is_decoding(is_decoding), hex(inputs.size()) {
+    impl(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads, const is_decoding_fn & is_decoding,
+         const std::function<void(size_t)> & is_done) :
+        kernel(kernel), n_threads(n_threads), is_decoding(is_decoding), is_done(is_done), hex(inputs.size()) {
         for (size_t i = 0; i < inputs.size(); ++i) {
             waiting.push_back({ i, {}, (const uint8_t *) inputs[i].data, inputs[i].n_bytes });
             sha256_init(&waiting.back().hash);
@@ -204,6 +206,9 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
             if (message.is_last(until)) {
                 sha256_update(&message.hash, message.data, message.n_bytes);
                 hex[message.input] = hex_of(message.hash);
+                if (is_done) {
+                    is_done(message.input);
+                }
             }
         }
         give_back(messages);
@@ -211,8 +216,8 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
 }
 
 sha256_hashing::sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
-                               const is_decoding_fn & is_decoding) :
-    p(new impl(inputs, kernel, n_threads, is_decoding)) {
+                               const is_decoding_fn & is_decoding, const std::function<void(size_t)> & is_done) :
+    p(new impl(inputs, kernel, n_threads, is_decoding, is_done)) {
     try {
         while (p->threads.size() + 1 < n_threads) {
             p->threads.push_back(std::async(std::launch::async, [p = p.get()] { p->run({}); }));

@@ -5,6 +5,7 @@
 #include "file/sha256-kernels.h"
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,9 +23,10 @@ size_t sha256_n_threads(const std::vector<sha256_input> & inputs);
 // Hashes inputs, the first ones first, as far as their bytes have arrived in memory.
 class sha256_hashing {
 public:
-    // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object. Each is paced (pacer.h).
+    // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object. Each is paced (pacer.h). is_done(i),
+    // if given, is called on any of them when all of input i was read.
     sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
-                   const is_decoding_fn & is_decoding);
+                   const is_decoding_fn & is_decoding, const std::function<void(size_t)> & is_done = {});
 
     // Ends them, wherever they are.
     ~sha256_hashing();

@@ -28,6 +28,9 @@ struct dqrelo_load_params {
     bool  verify;                 // Works as in dqrelo_file_params (default false).
     bool  use_mmap;               // Map the file instead of reading it into memory, as in dqrelo_file_params (default false).
     float max_scale;              // Bounds the absolute value of a scale that dqrelo_bind takes (default DQRELO_MAX_SCALE).
+    // As in dqrelo_file_params, while the signs of an opened file are put into the sequence in which the CPU takes them.
+    ggml_abort_callback decode_callback;
+    void *              decode_callback_data;
 };
 
 LLAMA_API struct dqrelo_load_params dqrelo_load_default_params(void);
@@ -58,9 +61,15 @@ struct dqrelo_file_params {
     // have, these leave them for three quarters of the time (on Linux only).
     ggml_abort_callback decode_callback;
     void *              decode_callback_data;
+    // The model that the file will be loaded for lies in the CPU's memory (dqrelo_on_cpu): signs are put into the sequence in which the CPU
+    // takes them beside the reading, and not afterwards (default false).
+    bool on_cpu;
 };
 
 LLAMA_API struct dqrelo_file_params dqrelo_file_default_params(void);
+
+// Returns whether all weights of a model lie in the CPU's memory.
+LLAMA_API bool dqrelo_on_cpu(const struct llama_model * model);
 
 // Reads the delta file at `path`; all file I/O of a load is here. Its content hash, by which caches know what computed them, is checked
 // against its bytes. Returns NULL with one line in `err` on failure.

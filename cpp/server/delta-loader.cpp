@@ -22,10 +22,11 @@ server_delta_settings::server_delta_settings(const common_params & params) :
     use_mmap(dqrelo_use_mmap(params)),
     has_api_keys(!params.api_keys.empty()) {}
 
-dqrelo_file_params server_delta_file_params(const server_delta_settings & params) {
+dqrelo_file_params server_delta_file_params(const server_delta_host & host) {
     auto file_params     = dqrelo_file_default_params();
-    file_params.verify   = params.dqrelo.verify;
-    file_params.use_mmap = params.use_mmap;
+    file_params.verify   = host.params->dqrelo.verify;
+    file_params.use_mmap = host.params->use_mmap;
+    file_params.on_cpu   = dqrelo_on_cpu(host.model);
     return file_params;
 }
 
@@ -44,7 +45,7 @@ static json quality_of(const dqrelo_delta * handle) {
 }
 
 std::shared_ptr<server_delta> server_delta_make(const std::string & name, server_delta_file_ptr file, const server_delta_host & host,
-                                                std::string & err) {
+                                                const server_delta_decoding & decoding, std::string & err) {
     if (!host.base) {
         err = "the base's file could not be identified when the server woke";
         return nullptr;
@@ -58,8 +59,9 @@ std::shared_ptr<server_delta> server_delta_make(const std::string & name, server
     auto load_params                   = dqrelo_load_default_params();
     load_params.allow_other_base_bytes = host.params->dqrelo.allow_other_base;
     load_params.max_scale              = host.params->dqrelo.max_scale;
-    delta->handle                      = dqrelo_load_opened(host.model, host.base.get(), file.release(), load_params, text, sizeof(text));
-    err                                = text;
+    server_delta_pace(load_params, decoding);
+    delta->handle = dqrelo_load_opened(host.model, host.base.get(), file.release(), load_params, text, sizeof(text));
+    err           = text;
     if (delta->handle == nullptr || !dqrelo_check_applies(delta->handle, host.ctx, delta->applied, err)) {
         return nullptr;
     }
@@ -184,7 +186,7 @@ void server_delta_loader::run() {
 }
 
 void server_delta_loader::size(const server_delta_work & work) {
-    auto params        = server_delta_file_params(*host.params);
+    auto params        = server_delta_file_params(host);
     params.header_only = true;
     const auto reading =
         server_delta_read_file(work.to_size->path, params, registry->decoding(), [&] { return registry->is_wanted(work); });
@@ -204,7 +206,7 @@ void server_delta_loader::load(const server_delta_work & work) {
     server_delta_stamp            stamp;
     std::shared_ptr<server_delta> delta;
     try {
-        auto reading = server_delta_read_file(work.to_load->path, server_delta_file_params(*host.params), registry->decoding(),
+        auto reading = server_delta_read_file(work.to_load->path, server_delta_file_params(host), registry->decoding(),
                                               [&] { return registry->is_wanted(work); });
         if (reading.is_silent) {
             registry->put_off(work, reading.err);
@@ -213,7 +215,7 @@ void server_delta_loader::load(const server_delta_work & work) {
         err   = reading.err;
         stamp = reading.stamp;
         if (reading.file && registry->begin_loading(work)) {
-            delta = server_delta_make(work.name, std::move(reading.file), host, err);
+            delta = server_delta_make(work.name, std::move(reading.file), host, registry->decoding(), err);
         }
         if (delta && !server_delta_make_chat(*delta, host, err)) {
             delta.reset();

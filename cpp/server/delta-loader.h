@@ -38,12 +38,12 @@ struct server_delta_host {
 };
 
 // Returns how a delta's file is read.
-dqrelo_file_params server_delta_file_params(const server_delta_settings & params);
+dqrelo_file_params server_delta_file_params(const server_delta_host & host);
 
-// Loads a file that was read, and checks it against the context's graphs: all that a delta is but for its chat template and the file's
-// stamp. NULL with one line in `err`.
+// Loads a file that was read, paced by `decoding`, and checks it against the context's graphs: all that a delta is but for its chat
+// template and the file's stamp. NULL with one line in `err`.
 std::shared_ptr<server_delta> server_delta_make(const std::string & name, server_delta_file_ptr file, const server_delta_host & host,
-                                                std::string & err);
+                                                const server_delta_decoding & decoding, std::string & err);
 
 // Makes the chat template. False with one line in `err`.
 bool server_delta_make_chat(server_delta & delta, const server_delta_host & host, std::string & err);

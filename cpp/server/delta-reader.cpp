@@ -10,17 +10,26 @@ static bool show_life(void * data) {
     return ((server_delta_life *) data)->show();
 }
 
-// Serves as dqrelo_file_params::decode_callback.
+// Serves as decode_callback of dqrelo_file_params and dqrelo_load_params.
 static bool is_decoding(void * data) {
     return *(const std::atomic<bool> *) data;
 }
 
-static server_delta_reading read(const std::string & path, dqrelo_file_params params, const server_delta_decoding & decoding,
-                                 server_delta_life & life) {
-    params.abort_callback       = show_life;
-    params.abort_callback_data  = &life;
+template <typename P>
+static void pace(P & params, const server_delta_decoding & decoding) {
     params.decode_callback      = is_decoding;
     params.decode_callback_data = (void *) decoding.get();
+}
+
+void server_delta_pace(dqrelo_load_params & params, const server_delta_decoding & decoding) {
+    pace(params, decoding);
+}
+
+static server_delta_reading read(const std::string & path, dqrelo_file_params params, const server_delta_decoding & decoding,
+                                 server_delta_life & life) {
+    params.abort_callback      = show_life;
+    params.abort_callback_data = &life;
+    pace(params, decoding);
     server_delta_reading reading;
     for (int i = 0; i < N_READS_MAX; i++) {
         char text[1024] = "";

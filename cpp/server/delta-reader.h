@@ -25,6 +25,9 @@ struct server_delta_reading {
 // Whether the main loop decodes. Reads that are left behind may ask when the server is gone.
 using server_delta_decoding = std::shared_ptr<const std::atomic<bool>>;
 
+// Lets a load leave the cores to who decodes. `decoding` has to live as long as the load takes.
+void server_delta_pace(dqrelo_load_params & params, const server_delta_decoding & decoding);
+
 // Opens the file at `path` as dqrelo_file_open does, on a thread of its own (delta-io.h), paced by `decoding`. One that changes meanwhile
 // is read again, a few times, whether the read went well or not.
 server_delta_reading server_delta_read_file(const std::string & path, const dqrelo_file_params & params,

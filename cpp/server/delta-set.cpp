@@ -169,7 +169,7 @@ void server_delta_set::look_for_files() {
 // Returns what the file will take once it is loaded; 0 for one that cannot be read, which its load then says.
 static size_t bytes_needed(const std::string & path, const server_delta_host & host) {
     char err[1024]     = "";
-    auto params        = server_delta_file_params(*host.params);
+    auto params        = server_delta_file_params(host);
     params.header_only = true;
     const server_delta_file_ptr file(dqrelo_file_open(path.c_str(), params, err, sizeof(err)));
     return file ? dqrelo_file_bytes_needed(host.model, file.get()) : 0;
@@ -199,11 +199,11 @@ bool server_delta_set::load_first(const std::vector<dqrelo_delta_source> & sourc
 bool server_delta_set::load_one(const dqrelo_delta_source & source) {
     const int64_t         t_start    = ggml_time_us();
     char                  text[1024] = "";
-    const auto            params     = server_delta_file_params(*host.params);
+    const auto            params     = server_delta_file_params(host);
     const auto            stamp      = server_delta_stamp::of(source.path);
     server_delta_file_ptr file(dqrelo_file_open(source.path.c_str(), params, text, sizeof(text)));
     std::string           err   = text;
-    const auto            delta = file ? server_delta_make(source.name, std::move(file), host, err) : nullptr;
+    const auto            delta = file ? server_delta_make(source.name, std::move(file), host, registry->decoding(), err) : nullptr;
     if (!delta) {
         dqrelo_log_last_words(source.name, err);
         return false;

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqrelo_gguf._pin import gguf
 from tests.support import composed_runs
+from tests.support.delta_kinds import KINDS
 from tests.support.exact_delta import Kind
 from tests.support.families import SHAPES, Family, Maker
 from tests.support.tiny_llama import Shape
@@ -24,7 +24,6 @@ from tests.support.upstream_models import FAULTS, MAX_NMSE, MIN_ARCHS, OWN_BATCH
 
 ROOT = Path(__file__).resolve().parents[2]
 
-Type = gguf.GGMLQuantizationType
 COMPOSED = {"DQRELO_COMPOSED": "1"}
 
 # Of what the deltas do to the logits: 0.5 % in each of up to 6 products in a row, squared, and as much again for the second layer's inputs.
@@ -89,18 +88,6 @@ def test_architecture(bases: dict[str, Path], tmp_path: Path, arch: str) -> None
     outcome = run_arch(bases[arch], tmp_path, **COMPOSED)
     check([outcome])
     assert outcome.own_batch == (arch in OWN_BATCH)
-
-
-KINDS = {
-    "two planes": Kind(n_planes=2, rank=0),
-    "scales a row": Kind(row_scales=True, factors=Type.F16),
-    "scales a column": Kind(column_scales=True, factors=Type.BF16),
-    "everything": Kind(n_planes=2, rank=32, row_scales=True, column_scales=True, factors=Type.Q8_0),
-    "sign factors, no planes": Kind(n_planes=0, factors=Type.F16, code_ranks=(8,)),
-    "sign factors, a plane, scales a column": Kind(rank=0, column_scales=True, code_ranks=(16, 11, 5)),
-    "sparse, F8 by lists": Kind(entries="F8"),
-    "sparse, F16 by a mask": Kind(entries="F16", has_mask=True),
-}
 
 
 # A plain model with tied embeddings, experts, and matrices a head.

@@ -138,7 +138,8 @@ static void test_arrival(const sha256_kernel & kernel) {
             expected.push_back(hash_sha256_hex(bytes.data() + at, n));
             at += n + r.below(3);
         }
-        sha256_hashing hashing(inputs, kernel, n_threads, {});
+        std::vector<std::atomic<int>> n_done(inputs.size()); // how often each input was said to be done
+        sha256_hashing                hashing(inputs, kernel, n_threads, {}, [&](size_t i) { ++n_done[i]; });
         for (size_t at = 0; at < bytes.size();) {
             const size_t n = std::min<size_t>(bytes.size() - at, r.below(2000));
             memcpy(&memory[at], &bytes[at], n);
@@ -148,6 +149,7 @@ static void test_arrival(const sha256_kernel & kernel) {
         std::vector<std::string> hex;
         CHECK(hashing.finish({}, hex));
         CHECK(hex == expected);
+        CHECK(std::all_of(n_done.begin(), n_done.end(), [](int n) { return n == 1; }));
     }
 
     check::begin("  bytes that never arrive");

@@ -5,6 +5,7 @@
 // merged models, and the largest difference of the rows without one from the base's. BLENDED is the base with SCALE_A times the first delta
 // and SCALE_B times the second. tests/graph/test_upstream_models.py makes the files and judges the figures. Exit code 3: the delta was
 // refused; the line says why.
+#include "cpu/transposed-signs.h"
 #include "dqrelo.h"
 #include "llama.h"
 
@@ -12,6 +13,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -169,6 +171,20 @@ void run_case(const test_case & c, runner & base, runner & plain, const std::vec
 
 } // namespace
 
+// Returns whether a file that was opened for the CPU is refused for a model that lies elsewhere, or everywhere if nothing was arranged.
+static bool refuses_arranged_file(const llama_model * model, const char * path_model, const char * path) {
+    char err[1024]        = "";
+    auto params           = dqrelo_file_default_params();
+    params.on_cpu         = true;
+    dqrelo_base *  base   = dqrelo_base_open(path_model, err, sizeof(err));
+    dqrelo_file *  file   = dqrelo_file_open(path, params, err, sizeof(err));
+    dqrelo_delta * loaded = base && file ? dqrelo_load_opened(model, base, file, dqrelo_load_default_params(), err, sizeof(err)) : nullptr;
+    dqrelo_base_free(base);
+    const bool is_refused = !loaded && strstr(err, "was opened for a model in the CPU's memory") != nullptr;
+    dqrelo_free(loaded);
+    return is_refused == (dqrelo_transposes_signs() && !dqrelo_on_cpu(model));
+}
+
 int main(int argc, char ** argv) {
     if (argc != 9) {
         fprintf(stderr, "usage: %s BASE DELTA_A DELTA_B MERGED_A MERGED_B SCALE_A SCALE_B BLENDED\n", argv[0]);
@@ -187,6 +203,10 @@ int main(int argc, char ** argv) {
     const std::vector<runner *> merged   = { &merged_a, &merged_b, &blended };
     const float                 scales[] = { (float) atof(argv[6]), (float) atof(argv[7]) };
 
+    if (!refuses_arranged_file(base.model.get(), argv[1], argv[2])) {
+        printf("failed: a file whose signs are arranged for the CPU was loaded for other memory\n");
+        return 3;
+    }
     std::vector<dqrelo_delta *> deltas;
     char                        err[1024];
     for (int i = 0; i < N_DELTAS; i++) {

@@ -46,6 +46,12 @@ bool mapped_file::fetch(size_t, const is_aborted_fn &, std::string &) {
     return true;
 }
 
+bool mapped_file::begin_changes() {
+    return true;
+}
+
+void mapped_file::end_changes() {}
+
 void mapped_file::discard(size_t, size_t) const {}
 
 } // namespace dqrelo
