@@ -266,7 +266,7 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
         for (const gguf_tensor_entry & tensor : header.tensors) {
             inputs.push_back({ file->data() + header.data_offset_bytes + tensor.offset_bytes, tensor.n_bytes });
         }
-        const size_t n_threads = sha256_n_threads(inputs);
+        const size_t n_threads = sha256_n_threads(inputs, options.is_decoding && options.is_decoding());
         is_arranged_beside     = options.on_cpu && dqrelo_transposes_signs() && file->begin_changes();
         hashing                = std::make_unique<sha256_hashing>(inputs, sha256_kernels().front(), n_threads, options.is_decoding,
                                                                   is_arranged_beside ? arrange_beside(options.is_decoding) : nullptr);

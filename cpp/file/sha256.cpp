@@ -257,13 +257,14 @@ bool sha256_hashing::finish(const is_aborted_fn & is_aborted, std::vector<std::s
     return !p->is_ended;
 }
 
-size_t sha256_n_threads(const std::vector<sha256_input> & inputs) {
+size_t sha256_n_threads(const std::vector<sha256_input> & inputs, bool is_decoding) {
     size_t n_bytes = 0;
     for (const sha256_input & input : inputs) {
         n_bytes += input.n_bytes;
     }
-    const size_t n_cores = std::max(2u, std::thread::hardware_concurrency()); // One core, too, has time while it waits for the disk.
-    return std::min({ n_cores, N_THREADS_MAX, 1 + n_bytes / N_THREAD_BYTES });
+    const size_t n_cores = std::max(1u, std::thread::hardware_concurrency());
+    const size_t n_busy  = std::max<size_t>(is_decoding ? n_cores : n_cores + 1, 2);
+    return std::min({ n_busy, N_THREADS_MAX, 1 + n_bytes / N_THREAD_BYTES });
 }
 
 } // namespace dqrelo

@@ -17,8 +17,9 @@ struct sha256_input {
     size_t       n_bytes;
 };
 
-// Returns the number of threads that pay for the inputs on this machine: 1 for a few MiB.
-size_t sha256_n_threads(const std::vector<sha256_input> & inputs);
+// Returns the number of threads that pay for the inputs on this machine: 1 for a few MiB. Where nobody else decodes, there is one more than
+// cores, because the one that reads waits for the disk meanwhile.
+size_t sha256_n_threads(const std::vector<sha256_input> & inputs, bool is_decoding);
 
 // Hashes inputs, the first ones first, as far as their bytes have arrived in memory.
 class sha256_hashing {
