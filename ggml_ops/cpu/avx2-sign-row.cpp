@@ -70,18 +70,15 @@ static inline void add_bytes_of(__m256i (&both)[3], __m256i (&odd)[3], const chu
     }
 }
 
-// Adds to the sums of 16 rows what a transposed chunk of their signs selects, which has n_bytes of each.
+// Adds to the sums of 16 rows what the first n vectors of a transposed chunk of their signs select.
 template <bool ASKS_AHEAD>
-static inline void add_transposed(requests & r, __m256i (&both)[3], __m256i (&odd)[3], const chunk_tables & tables, const uint8_t * chunk,
-                                  int n_bytes) {
-    chunk_copy      copy;
-    const __m256i * v       = whole_chunk(chunk, n_bytes, copy);
-    const int       n_first = n_bytes < CHUNK_BYTES / 2 ? n_bytes : CHUNK_BYTES / 2;
-    __m256i         mask    = _mm256_set1_epi8(15);
+static inline __attribute__((always_inline)) void add_transposed(requests &           r, __m256i (&both)[3], __m256i (&odd)[3],
+                                                                 const chunk_tables & tables, const uint8_t * chunk, int n) {
+    __m256i mask = _mm256_set1_epi8(15);
     __asm__("" : "+x"(mask)); // It is to be in a register.
-    for (int b = 0; b < n_first; b += 2) {
+    for (int b = 0; b < n; b += 2) {
         ask<ASKS_AHEAD>(r);
-        add_bytes_of(both, odd, tables, 2 * b, _mm256_loadu_si256(v + b), _mm256_loadu_si256(v + b + 1), mask);
+        add_bytes_of(both, odd, tables, 2 * b, bytes_of_chunk(chunk, b), bytes_of_chunk(chunk, b + 1), mask);
     }
 }
 
@@ -123,26 +120,40 @@ static inline void with_sums(digit_sums (&sums)[3], int g, F && add) {
     }
 }
 
-// Adds to the sums of a block of rows what a unit of a piece of their signs selects, from chunk c on: of groups that are transposed.
+// Adds to the sums of a block of rows what whole chunks c to c + n_chunks - 1 of a piece of their signs select: of groups that are
+// transposed.
 template <bool ASKS_AHEAD>
-static void add_transposed_unit(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int n_groups, int c,
-                                const chunk_tables * tables) {
-    requests  r        = all; // A copy may stay in registers.
-    const int n_chunks = unit_chunks(piece, c);
+static __attribute__((noinline)) void add_transposed_chunks(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int n_groups,
+                                                            int c, int n_chunks, const chunk_tables * tables) {
+    requests r = all; // A copy may stay in registers.
     for (int g = 0; g < n_groups; g++) {
         with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
             for (int u = 0; u < n_chunks; u++) {
-                add_transposed<ASKS_AHEAD>(r, both, odd, tables[c + u], piece.chunk(g, c + u), piece.chunk_bytes(c + u));
+                add_transposed<ASKS_AHEAD>(r, both, odd, tables[c + u], piece.chunk(g, c + u), CHUNK_BYTES / 2);
             }
         });
     }
     all = r;
 }
 
+// The same of a chunk that has n_bytes of each row only.
+template <bool ASKS_AHEAD>
+static __attribute__((noinline)) void add_transposed_last(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int n_groups,
+                                                          int c, int n_bytes, const chunk_tables * tables) {
+    requests  r = all;
+    const int n = n_bytes < CHUNK_BYTES / 2 ? n_bytes : CHUNK_BYTES / 2;
+    for (int g = 0; g < n_groups; g++) {
+        chunk_copy      copy;
+        const uint8_t * v = whole_chunk(piece.chunk(g, c), n_bytes, copy);
+        with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) { add_transposed<ASKS_AHEAD>(r, both, odd, tables[c], v, n); });
+    }
+    all = r;
+}
+
 // The same of groups g0 to n_groups - 1, as the file has them.
 template <bool ASKS_AHEAD>
-static void add_unit(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int g0, int n_groups, int c,
-                     const chunk_tables * tables) {
+static __attribute__((noinline)) void add_unit(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int g0, int n_groups, int c,
+                                               const chunk_tables * tables) {
     alignas(32) unit_copy copy;
     requests              r    = all;
     const sign_unit       unit = unit_of(piece, 16 * n_groups, c, copy);
@@ -162,8 +173,11 @@ static void add_piece(requests & r, digit_sums (&sums)[3], const sign_piece & pi
     const int n_groups     = piece.n_i < BLOCK_ROWS ? (piece.n_i + 15) / 16 : GROUPS;
     const int n_transposed = piece.is_transposed(n_groups - 1) ? n_groups : piece.transposed ? n_groups - 1 : 0;
     for (int c = 0; c < chunks_of(piece.n_columns); c += UNIT_CHUNKS) {
-        if (n_transposed > 0) {
-            add_transposed_unit<ASKS_AHEAD>(r, sums, piece, n_transposed, c, tables);
+        const int n_chunks = unit_chunks(piece, c), n_bytes = piece.chunk_bytes(c + n_chunks - 1);
+        const int n_whole = n_bytes < CHUNK_BYTES ? n_chunks - 1 : n_chunks;
+        add_transposed_chunks<ASKS_AHEAD>(r, sums, piece, n_transposed, c, n_whole, tables);
+        if (n_whole < n_chunks) {
+            add_transposed_last<ASKS_AHEAD>(r, sums, piece, n_transposed, c + n_whole, n_bytes, tables);
         }
         if (n_transposed < n_groups) {
             add_unit<ASKS_AHEAD>(r, sums, piece, n_transposed, n_groups, c, tables);
