@@ -35,10 +35,9 @@ void add_pieces(const uint8_t * sign, int64_t n_rows, int64_t row_bytes, void * 
 
 } // namespace
 
-void arrange_signs(const dqrelo_entry & entry, const is_decoding_fn & is_decoding) {
+void arrange_signs(const dqrelo_entry & entry, pacer & pace) {
     std::vector<piece> pieces;
     dqrelo_for_each_sign_matrix(&entry, add_pieces, &pieces);
-    pacer pace(is_decoding);
     for (const piece & p : pieces) {
         pace.rest();
         dqrelo_transpose_signs(p.sign, p.n_rows, p.row_bytes);

@@ -8,10 +8,10 @@
 
 namespace dqrelo {
 
-// Transposes all signs of an entry, whose memory is written to. Paced (pacer.h).
-void arrange_signs(const dqrelo_entry & entry, const is_decoding_fn & is_decoding);
+// Transposes all signs of an entry, whose memory is written to.
+void arrange_signs(const dqrelo_entry & entry, pacer & pace);
 
-// The same of several on some threads.
+// The same of several on some threads, which are paced.
 void arrange_signs(const std::vector<dqrelo_entry> & entries, const is_decoding_fn & is_decoding);
 
 } // namespace dqrelo

@@ -60,17 +60,17 @@ struct delta_file::impl {
     std::vector<int32_t>       eog_tokens;
     bool                       names_all_eog = false;
 
-    void                        arrange(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding);
-    std::function<void(size_t)> arrange_beside(const is_decoding_fn & is_decoding);
-    bool                        read_header(const is_aborted_fn & is_aborted, std::string & err);
-    bool                        read_metadata(std::string & err);
-    void                        read_tokens();
-    bool                        read_data(const options & options, std::string & err);
-    bool                        check_floats(size_t n_bytes, size_t & i, std::string & err) const;
-    bool                        check_padding(std::string & err) const;
-    bool                        check_entries(std::string & err) const;
-    bool                        check_digests(const std::vector<std::string> & found, std::string & err) const;
-    std::string                 content_lines() const;
+    void                                 arrange(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding);
+    std::function<void(size_t, pacer &)> arrange_beside();
+    bool                                 read_header(const is_aborted_fn & is_aborted, std::string & err);
+    bool                                 read_metadata(std::string & err);
+    void                                 read_tokens();
+    bool                                 read_data(const options & options, std::string & err);
+    bool                                 check_floats(size_t n_bytes, size_t & i, std::string & err) const;
+    bool                                 check_padding(std::string & err) const;
+    bool                                 check_entries(std::string & err) const;
+    bool                                 check_digests(const std::vector<std::string> & found, std::string & err) const;
+    std::string                          content_lines() const;
 };
 
 bool delta_file::impl::read_metadata(std::string & err) {
@@ -234,7 +234,7 @@ void delta_file::impl::arrange(const std::vector<size_t> & weights, const is_dec
 }
 
 // Returns what arranges the signs of a weight when it was told of the last of its tensors, by number.
-std::function<void(size_t)> delta_file::impl::arrange_beside(const is_decoding_fn & is_decoding) {
+std::function<void(size_t, pacer &)> delta_file::impl::arrange_beside() {
     struct progress {
         std::vector<size_t>                    weight; // of each tensor
         std::unique_ptr<std::atomic<size_t>[]> n_left; // of each weight's tensors
@@ -249,10 +249,10 @@ std::function<void(size_t)> delta_file::impl::arrange_beside(const is_decoding_f
         state->weight.push_back(i);
         ++state->n_left[i];
     }
-    return [this, state, is_decoding](size_t tensor) {
+    return [this, state](size_t tensor, pacer & pace) {
         const size_t w = state->weight[tensor];
         if (--state->n_left[w] == 0) {
-            dqrelo::arrange_signs(entry_of(layout.weights[w], layout.packs[w], file->data() + layout.weights[w].offset_bytes), is_decoding);
+            dqrelo::arrange_signs(entry_of(layout.weights[w], layout.packs[w], file->data() + layout.weights[w].offset_bytes), pace);
         }
     };
 }
@@ -269,7 +269,7 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
         const size_t n_threads = sha256_n_threads(inputs, options.is_decoding && options.is_decoding());
         is_arranged_beside     = options.on_cpu && dqrelo_transposes_signs() && file->begin_changes();
         hashing                = std::make_unique<sha256_hashing>(inputs, sha256_kernels().front(), n_threads, options.is_decoding,
-                                                                  is_arranged_beside ? arrange_beside(options.is_decoding) : nullptr);
+                                                                  is_arranged_beside ? arrange_beside() : nullptr);
     };
     if (options.digests == digest_check::always || (options.digests == digest_check::once && !was_verified(file->identity()))) {
         begin_hashing();

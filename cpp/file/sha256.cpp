@@ -88,12 +88,12 @@ void update(const sha256_kernel & kernel, std::vector<message> & messages, uintp
 } // namespace
 
 struct sha256_hashing::impl {
-    const sha256_kernel &             kernel;
-    const size_t                      n_threads;
-    const is_decoding_fn              is_decoding;
-    const std::function<void(size_t)> is_done;
-    std::vector<std::string>          hex;
-    std::vector<std::future<void>>    threads;
+    const sha256_kernel &                      kernel;
+    const size_t                               n_threads;
+    const is_decoding_fn                       is_decoding;
+    const std::function<void(size_t, pacer &)> is_done;
+    std::vector<std::string>                   hex;
+    std::vector<std::future<void>>             threads;
 
     std::mutex              mutex; // Guards what follows.
     std::condition_variable changed;
@@ -104,7 +104,7 @@ struct sha256_hashing::impl {
     bool                    is_ended        = false;
 
     impl(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads, const is_decoding_fn & is_decoding,
-         const std::function<void(size_t)> & is_done) :
+         const std::function<void(size_t, pacer &)> & is_done) :
         kernel(kernel), n_threads(n_threads), is_decoding(is_decoding), is_done(is_done), hex(inputs.size()) {
         for (size_t i = 0; i < inputs.size(); ++i) {
             waiting.push_back({ i, {}, (const uint8_t *) inputs[i].data, inputs[i].n_bytes });
@@ -207,7 +207,7 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
                 sha256_update(&message.hash, message.data, message.n_bytes);
                 hex[message.input] = hex_of(message.hash);
                 if (is_done) {
-                    is_done(message.input);
+                    is_done(message.input, pace);
                 }
             }
         }
@@ -216,7 +216,7 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
 }
 
 sha256_hashing::sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
-                               const is_decoding_fn & is_decoding, const std::function<void(size_t)> & is_done) :
+                               const is_decoding_fn & is_decoding, const std::function<void(size_t, pacer &)> & is_done) :
     p(new impl(inputs, kernel, n_threads, is_decoding, is_done)) {
     try {
         while (p->threads.size() + 1 < n_threads) {

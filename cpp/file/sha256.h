@@ -24,10 +24,10 @@ size_t sha256_n_threads(const std::vector<sha256_input> & inputs, bool is_decodi
 // Hashes inputs, the first ones first, as far as their bytes have arrived in memory.
 class sha256_hashing {
 public:
-    // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object. Each is paced (pacer.h). is_done(i),
-    // if given, is called on any of them when all of input i was read.
+    // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object. Each is paced (pacer.h). is_done(i,
+    // pacer), if given, is called on any of them, with its pacer, when all of input i was read.
     sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
-                   const is_decoding_fn & is_decoding, const std::function<void(size_t)> & is_done = {});
+                   const is_decoding_fn & is_decoding, const std::function<void(size_t, pacer &)> & is_done = {});
 
     // Ends them, wherever they are.
     ~sha256_hashing();

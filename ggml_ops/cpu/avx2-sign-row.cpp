@@ -2,12 +2,11 @@
 //
 // Nibbles are looked up for this row only, so they stay in registers. Instructions for 256 signs, counted in GCC 12's code:
 //
-//   7.5        to transpose 16 rows of signs, but for the last step
-//   30.5       for that, splitting, look-ups (6 vpshufb, each with a load of its tables, 8 additions, 2 shifts), prefetches and loops
+//   32.5       to split and look up transposed signs (6 vpshufb, each with a load of its tables, 8 additions, 4 shifts), for a prefetch
+//              and loops; 2 more where something else is asked for beside the signs
+//   8.5        to transpose 16 rows of signs that are not
 //   984 / R    to make tables for R rows of signs, those of all planes
 //   0.7        to load and store the sums
-//
-// Kept as nibbles, as several rows of q need them, they took fewer, 32, but 2 of these are stores, of which a core does one a cycle.
 
 #include "avx2-tables.h"
 

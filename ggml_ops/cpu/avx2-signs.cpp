@@ -1,10 +1,9 @@
 // avx2-signs.cpp: products of sign planes and several rows of q for AVX2, by tables of partial sums (avx2-tables.h).
 //
-// The signs of 16 rows are transposed, once for all rows of q, and kept as nibbles. Instructions for 256 signs and a row of q, counted in
-// GCC 12's code:
+// The signs of 16 rows are kept as nibbles, once for all rows of q. Instructions for 256 signs and a row of q, counted in GCC 12's code:
 //
 //   20.5         look-ups: 6 vpshufb, 8 additions, 1.5 shifts and 0.5 loads, prefetches and loops
-//   11 / T       to transpose and split, for T rows of q
+//   6 / T        to split them, for T rows of q; 11 / T with signs that are not transposed
 //   984 / R      to make tables for R rows of signs
 //    0.3         to store the sums
 //

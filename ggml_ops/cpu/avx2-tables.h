@@ -8,7 +8,7 @@
 // v = even + 256 odd, and v >> 8 is added to a second sum; the even ones are what is left of the first.
 //
 // Bytes of 0 and 1 in the place of signs, multiplied by vpmaddubsw, took 42 instructions for 256 signs and a row of q, where tables take
-// 26 to 38 (avx2-signs.cpp, avx2-sign-row.cpp). AVX-VNNI would take 26, and 16 of them are vpdpbusd, of which a core does two a cycle:
+// 25 to 41 (avx2-signs.cpp, avx2-sign-row.cpp). AVX-VNNI would take 26, and 16 of them are vpdpbusd, of which a core does two a cycle:
 // docs/operator.md has the times.
 #pragma once
 

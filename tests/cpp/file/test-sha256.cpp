@@ -139,7 +139,7 @@ static void test_arrival(const sha256_kernel & kernel) {
             at += n + r.below(3);
         }
         std::vector<std::atomic<int>> n_done(inputs.size()); // how often each input was said to be done
-        sha256_hashing                hashing(inputs, kernel, n_threads, {}, [&](size_t i) { ++n_done[i]; });
+        sha256_hashing                hashing(inputs, kernel, n_threads, {}, [&](size_t i, pacer &) { ++n_done[i]; });
         for (size_t at = 0; at < bytes.size();) {
             const size_t n = std::min<size_t>(bytes.size() - at, r.below(2000));
             memcpy(&memory[at], &bytes[at], n);
