@@ -60,6 +60,7 @@ struct delta_file::impl {
     std::vector<int32_t>       eog_tokens;
     bool                       names_all_eog = false;
 
+    dqrelo_entry                         plain_entry(size_t i) const;
     void                                 arrange(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding);
     std::function<void(size_t, pacer &)> arrange_beside();
     bool                                 read_header(const is_aborted_fn & is_aborted, std::string & err);
@@ -215,12 +216,20 @@ bool delta_file::impl::check_digests(const std::vector<std::string> & found, std
     return true;
 }
 
+// Returns the entry of weight i as the file has it.
+dqrelo_entry delta_file::impl::plain_entry(size_t i) const {
+    return entry_of(layout.weights[i], layout.packs[i], file->data() + layout.weights[i].offset_bytes);
+}
+
 // Arranges the signs of weights that are not, where this CPU wants that, and the file is no map.
 void delta_file::impl::arrange(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding) {
     std::vector<dqrelo_entry> entries;
+    std::vector<size_t>       found;
     for (size_t i : weights) {
-        if (!transposed[i]) {
-            entries.push_back(entry_of(layout.weights[i], layout.packs[i], file->data() + layout.weights[i].offset_bytes));
+        const dqrelo_entry entry = plain_entry(i);
+        if (!transposed[i] && dqrelo_can_transpose(&entry)) {
+            entries.push_back(entry);
+            found.push_back(i);
         }
     }
     if (entries.empty() || !dqrelo_transposes_signs() || !file->begin_changes()) {
@@ -228,7 +237,7 @@ void delta_file::impl::arrange(const std::vector<size_t> & weights, const is_dec
     }
     dqrelo::arrange_signs(entries, is_decoding);
     file->end_changes();
-    for (size_t i : weights) {
+    for (size_t i : found) {
         transposed[i] = true;
     }
 }
@@ -243,7 +252,7 @@ std::function<void(size_t, pacer &)> delta_file::impl::arrange_beside() {
     state->n_left = std::make_unique<std::atomic<size_t>[]>(layout.weights.size());
     size_t i      = 0;
     for (const gguf_tensor_entry & tensor : header.tensors) { // They lie weight after weight.
-        while (header.data_offset_bytes + tensor.offset_bytes >= layout.weights[i].offset_bytes + layout.weights[i].n_bytes) {
+        while (i + 1 < layout.weights.size() && header.data_offset_bytes + tensor.offset_bytes >= layout.weights[i + 1].offset_bytes) {
             ++i;
         }
         state->weight.push_back(i);
@@ -251,8 +260,12 @@ std::function<void(size_t, pacer &)> delta_file::impl::arrange_beside() {
     }
     return [this, state](size_t tensor, pacer & pace) {
         const size_t w = state->weight[tensor];
-        if (--state->n_left[w] == 0) {
-            dqrelo::arrange_signs(entry_of(layout.weights[w], layout.packs[w], file->data() + layout.weights[w].offset_bytes), pace);
+        if (--state->n_left[w] > 0) {
+            return;
+        }
+        const dqrelo_entry entry = plain_entry(w);
+        if (dqrelo_can_transpose(&entry)) {
+            dqrelo::arrange_signs(entry, pace);
         }
     };
 }
@@ -313,7 +326,10 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
     }
     if (is_arranged_beside) {
         file->end_changes();
-        transposed.assign(transposed.size(), true);
+        for (size_t i = 0; i < transposed.size(); ++i) {
+            const dqrelo_entry entry = plain_entry(i);
+            transposed[i]            = dqrelo_can_transpose(&entry);
+        }
     }
     remember_verified(file->identity());
     return true;

@@ -114,6 +114,7 @@ struct sha256_hashing::impl {
     }
 
     void   run(const is_aborted_fn & is_aborted);
+    void   hash(const is_aborted_fn & is_aborted);
     void   stop();
     void   set_end(uintptr_t to);
     bool   is_first_long() const;
@@ -189,7 +190,7 @@ void sha256_hashing::impl::give_back(std::vector<message> & messages) {
 }
 
 // Hashes until nothing is left, or it was ended.
-void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
+void sha256_hashing::impl::hash(const is_aborted_fn & is_aborted) {
     pacer                pace(is_decoding);
     std::vector<message> messages;
     uintptr_t            until = 0;
@@ -212,6 +213,16 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
             }
         }
         give_back(messages);
+    }
+}
+
+// What is_done throws ends all threads: nobody has this one's messages any more.
+void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
+    try {
+        hash(is_aborted);
+    } catch (...) {
+        stop();
+        throw;
     }
 }
 

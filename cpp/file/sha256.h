@@ -25,7 +25,8 @@ size_t sha256_n_threads(const std::vector<sha256_input> & inputs, bool is_decodi
 class sha256_hashing {
 public:
     // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object. Each is paced (pacer.h). is_done(i,
-    // pacer), if given, is called on any of them, with its pacer, when all of input i was read.
+    // pacer), if given, is called on any of them, with its pacer, when all of input i was read. What it
+    // throws comes out of finish().
     sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
                    const is_decoding_fn & is_decoding, const std::function<void(size_t, pacer &)> & is_done = {});
 

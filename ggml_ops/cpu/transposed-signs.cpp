@@ -19,6 +19,10 @@ bool dqrelo_transposes_signs(void) {
     return dqrelo_isa_chosen() == DQRELO_ISA_AVX2;
 }
 
+bool dqrelo_can_transpose(const struct dqrelo_entry * e) {
+    return e->n_in / 8 <= DQRELO_TRANSPOSED_MAX_BYTES && e->n_codes / 8 <= DQRELO_TRANSPOSED_MAX_BYTES;
+}
+
 // Transposes 16 x 16 bytes. Rows of src are src_step bytes apart, those of dst dst_step.
 static void transpose_square(const uint8_t * src, int64_t src_step, uint8_t * dst, int64_t dst_step) {
 #ifdef __SSE2__

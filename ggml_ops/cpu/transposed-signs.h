@@ -23,10 +23,16 @@ extern "C" {
 #define DQRELO_GROUP_ROWS 16
 #define DQRELO_CHUNK_BYTES 32
 
+// Longer rows are not to be transposed: a group is copied for it.
+#define DQRELO_TRANSPOSED_MAX_BYTES 65536
+
 // Returns whether the kernels of this CPU (isa.h) are quicker with transposed signs.
 GGML_API bool dqrelo_transposes_signs(void);
 
-// Transposes the groups of a matrix of signs.
+// Returns whether no row of signs of an entry is too long.
+GGML_API bool dqrelo_can_transpose(const struct dqrelo_entry * e);
+
+// Transposes the groups of a matrix of signs. Throws std::bad_alloc, before it changes anything.
 GGML_API void dqrelo_transpose_signs(uint8_t * sign, int64_t n_rows, int64_t row_bytes);
 
 // Calls take(sign, n_rows, row_bytes, data) for each matrix of signs whose groups are counted anew: planes, and A and B of sign factors.

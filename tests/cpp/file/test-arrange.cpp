@@ -87,6 +87,28 @@ static void test_opened_for_cpu() {
     CHECK(refused(d.file(), "does not have its declared SHA-256", options));
 }
 
+// Rows that are too long stay as they are, wherever they come from.
+static void test_long_rows() {
+    check::begin("rows that are too long");
+    const uint64_t n_in = 8 * (DQRELO_TRANSPOSED_MAX_BYTES + 8);
+    delta_builder  d;
+    d.add_weight("long", { n_in, 16 }, 1, 0);
+    d.add_tensor(".dq_sign", "DQ_SIGN", GGML_TYPE_I8, { n_in / 8, 16 }, std::string(n_in / 8 * 16, '\5'), { n_in, 16 });
+    d.add_tensor(".dq_scale", "DQ_SCALE", GGML_TYPE_F32, { 1 }, std::string(4, '\0'));
+    d.declare();
+    std::string         err;
+    delta_file::options options = with_digests();
+    options.on_cpu              = true;
+    const auto delta            = open_bytes(d.file(), err, options);
+    CHECK(delta != nullptr);
+    if (!delta) {
+        printf("  %s\n", err.c_str());
+        return;
+    }
+    delta->arrange_signs({ 0 }, {});
+    CHECK(!delta->is_arranged(0) && delta->entry(0).transposed == 0);
+}
+
 // More than one piece, and more than one thread, each of which asks whether others decode.
 static void test_pieces() {
     check::begin("pieces");
@@ -116,6 +138,7 @@ int main() {
     test_delta_file(false);
     test_delta_file(true);
     test_opened_for_cpu();
+    test_long_rows();
     test_pieces();
     remove(PATH);
     return check::finish();

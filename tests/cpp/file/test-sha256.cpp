@@ -152,6 +152,25 @@ static void test_arrival(const sha256_kernel & kernel) {
         CHECK(std::all_of(n_done.begin(), n_done.end(), [](int n) { return n == 1; }));
     }
 
+    for (size_t n_threads : { 1, 2, 4 }) {
+        check::begin("  what is called at the end of an input throws");
+        const std::string               bytes(1 << 20, 'a');
+        const std::vector<sha256_input> inputs(20, { bytes.data(), bytes.size() });
+        std::vector<std::string>        hex;
+        bool                            has_thrown = false;
+        sha256_hashing                  hashing(inputs, kernel, n_threads, {}, [](size_t i, pacer &) {
+            if (i == 3) {
+                throw std::bad_alloc();
+            }
+        });
+        try {
+            hashing.finish({}, hex);
+        } catch (const std::bad_alloc &) {
+            has_thrown = true;
+        }
+        CHECK(has_thrown);
+    }
+
     check::begin("  bytes that never arrive");
     const std::string    bytes(1000, 'a');
     const sha256_hashing hashing({ { bytes.data(), bytes.size() } }, kernel, 3, {}); // Its destructor waits for no byte.
