@@ -73,6 +73,32 @@ def test_a_delta_is_where_it_was_sent_until_the_report_must_have_come() -> None:
     assert best(fleet, "math") == (first, Kind.ROOM)
 
 
+def test_a_replica_that_was_chosen_has_nothing_where_another_one_took_the_request() -> None:
+    fleet = placement(a=Report(4, None), b=Report(4, None), c=Report(4, None))
+    for name, chosen, taken in (("d0", "a", "b"), ("d1", "c", "c"), ("d2", "b", "a")):
+        fleet.chosen([name], chosen)
+        assert best(fleet, name) == (chosen, Kind.HAS_IT)  # So that the next request for it goes there, too.
+        fleet.sent([name], taken)
+        assert dict(fleet.ranking([name], {})) == dict.fromkeys("abc", Kind.ROOM) | {taken: Kind.HAS_IT}
+    fleet.chosen(["d1"], "a")  # A further copy: those that are there stay.
+    fleet.sent(["d1"], "a")
+    assert {key for key, kind in fleet.ranking(["d1"], {}) if kind is Kind.HAS_IT} == {"a", "c"}
+    fleet.chosen(["d1"], "c")
+    fleet.sent(["d1"], "b")
+    assert {key for key, kind in fleet.ranking(["d1"], {}) if kind is Kind.HAS_IT} == {"a", "b", "c"}
+
+
+def test_cold_deltas_fill_the_fleet_evenly_where_the_second_best_replica_takes_some() -> None:
+    fleet = placement(a=Report(4, None), b=Report(4, None), c=Report(4, None))
+    found = []
+    for i in range(9):
+        ranking = [key for key, _ in fleet.ranking([f"cold {i}"], {})]
+        fleet.chosen([f"cold {i}"], ranking[0])
+        found.append(ranking[1 if i % 3 == 0 else 0])
+        fleet.sent([f"cold {i}"], found[-1])
+    assert sorted(found) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+
+
 def test_a_replica_that_went_takes_its_placements_along() -> None:
     fleet = placement(a=Report(4, None), b=Report(4, None))
     fleet.sent(["math"], "a")
@@ -163,7 +189,7 @@ def test_fronts_agree_and_deltas_differ_where_all_is_equal() -> None:
 def test_names_from_outside_do_not_pile_up() -> None:
     fleet = placement(a=Report(4, None))
     for i in range(3 * MAX_PLACED):
-        fleet.sent([f"stranger {i}"], "a")
+        fleet.chosen([f"stranger {i}"], "a")
     assert len(fleet._placed["a"]) == MAX_PLACED
     fleet.ranking(["\ud800"], {})
 

@@ -70,6 +70,14 @@ class _Offer:
     n_deltas: int  # decides as long as nobody has reported a size
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """A delta that is to be in a replica's memory."""
+
+    when: float
+    is_taken: bool  # The replica took a request for it; else it was chosen for one.
+
+
 @dataclass
 class _Memory:
     """A report, with what is worked out from it once and not for every request."""
@@ -92,7 +100,7 @@ class Placement:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._memories: dict[str, _Memory] = {}
-        self._placed: dict[str, dict[str, float]] = {}  # replica: delta: when
+        self._placed: dict[str, dict[str, _Placed]] = {}  # replica: delta
         self._sizes: dict[str, int] = {}
         self._usual_bytes = 0  # of a delta whose size nobody has reported
         self.popularity = Popularity(clock)
@@ -106,7 +114,7 @@ class Placement:
             for key, report in reports.items()
         }
         self._placed = {
-            key: {name: when for name, when in placed.items() if name not in reports[key].resident_bytes}
+            key: {name: one for name, one in placed.items() if name not in reports[key].resident_bytes}
             for key, placed in self._placed.items()
             if key in reports
         }
@@ -116,13 +124,25 @@ class Placement:
             self._sizes.update(report.resident_bytes)
         self._usual_bytes = sum(self._sizes.values()) // len(self._sizes) if self._sizes else 0
 
+    def chosen(self, names: Iterable[str], key: str) -> None:
+        """A request for these deltas is meant for a replica, which has them from now on unless another one takes it."""
+        self._place(names, key, is_taken=False)
+
     def sent(self, names: Iterable[str], key: str) -> None:
-        """A request for these deltas goes to a replica, which has them from now on."""
+        """A replica took a request for these deltas, and has them from now on. Others that were chosen for it have not."""
+        names = list(names)
+        for other, placed in self._placed.items():
+            for name in names:
+                if other != key and name in placed and not placed[name].is_taken:
+                    del placed[name]
+        self._place(names, key, is_taken=True)
+
+    def _place(self, names: Iterable[str], key: str, *, is_taken: bool) -> None:
         now, placed = self._clock(), self._placed.setdefault(key, {})
         for name in names:
-            placed.pop(name, None)  # The dictionary keeps the order of time.
-            placed[name] = now
-        while placed and (len(placed) > MAX_PLACED or now - next(iter(placed.values())) > PLACED_SECONDS):
+            old = placed.pop(name, None)  # The dictionary keeps the order of time.
+            placed[name] = _Placed(now, is_taken or (old is not None and old.is_taken))
+        while placed and (len(placed) > MAX_PLACED or now - next(iter(placed.values())).when > PLACED_SECONDS):
             del placed[next(iter(placed))]
 
     def accepted(self, names: Iterable[str]) -> None:
@@ -167,7 +187,7 @@ class Placement:
     def _offer(self, names: Sequence[str], key: str, memory: _Memory, running: int) -> _Offer:
         now, resident = self._clock(), memory.report.resident_bytes
         placed = self._placed.get(key, {})
-        coming = [n for n, when in placed.items() if n not in resident and now - when <= PLACED_SECONDS]
+        coming = [n for n, one in placed.items() if n not in resident and now - one.when <= PLACED_SECONDS]
         missing = [name for name in names if name not in resident and name not in coming]
         used_bytes = memory.used_bytes + sum(map(self._size, coming))
         budget = math.inf if memory.report.budget_bytes is None else memory.report.budget_bytes

@@ -53,7 +53,7 @@ class DeltaRouter(RequestRouter):  # type: ignore[misc]  # Ray's types are not f
         ranking = [(key, kind) for key, kind in self._placement.ranking(deltas, running) if key in by_key]
         if ranking and ranking[0][1] in _PLACING:
             # So the next request for the same delta finds it there, before the replica has told of it.
-            self._placement.sent(deltas, ranking[0][0])
+            self._placement.chosen(deltas, ranking[0][0])
         return [[by_key[key]] for key, _ in ranking]
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
