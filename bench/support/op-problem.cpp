@@ -201,17 +201,6 @@ random_delta make_delta(const op_problem & p, std::mt19937 & rng) {
     return d;
 }
 
-// Puts the signs into the sequence that the loader of deltas gives them on this CPU.
-void arrange(random_delta & d) {
-    if (dqrelo_transposes_signs()) {
-        const auto transpose = [](const uint8_t * sign, int64_t n_rows, int64_t row_bytes, void *) {
-            dqrelo_transpose_signs(const_cast<uint8_t *>(sign), n_rows, row_bytes);
-        };
-        dqrelo_for_each_sign_matrix(&d.e, transpose, nullptr);
-        d.e.transposed = 1;
-    }
-}
-
 // Reads the delta's bytes, each thread an equal share, and nothing else.
 void read_delta(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const random_delta & d   = *(const random_delta *) userdata;
@@ -255,8 +244,8 @@ op_problem::op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const d
         dense = quantised(GGML_TYPE_F16, expanded(deltas[0]), n_in);
     }
     first = deltas[0];
-    for (random_delta & d : deltas) {
-        arrange(d);
+    for (size_t k = 0; k < deltas.size() && dqrelo_transposes_signs(); k++) { // As the loader of deltas does.
+        dqrelo_transpose_entry(&deltas[k].e);
     }
 }
 

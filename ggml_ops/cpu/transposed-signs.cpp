@@ -121,3 +121,11 @@ void dqrelo_for_each_sign_matrix(const struct dqrelo_entry * e,
         take(e->usign + m * e->n_out * (e->n_codes / 8), e->n_out, e->n_codes / 8, data);
     }
 }
+
+void dqrelo_transpose_entry(struct dqrelo_entry * e) {
+    const auto transpose = [](const uint8_t * sign, int64_t n_rows, int64_t row_bytes, void *) {
+        dqrelo_transpose_signs(const_cast<uint8_t *>(sign), n_rows, row_bytes);
+    };
+    dqrelo_for_each_sign_matrix(e, transpose, nullptr);
+    e->transposed = 1;
+}

@@ -39,6 +39,9 @@ GGML_API void dqrelo_transpose_signs(uint8_t * sign, int64_t n_rows, int64_t row
 GGML_API void dqrelo_for_each_sign_matrix(const struct dqrelo_entry * e,
                                           void (*take)(const uint8_t * sign, int64_t n_rows, int64_t row_bytes, void * data), void * data);
 
+// Transposes all matrices of signs of an entry, whose memory is written to, and says so in it.
+GGML_API void dqrelo_transpose_entry(struct dqrelo_entry * e);
+
 // Sets out to n_chunks chunks of the rows of a group, from chunk c0 on, in the file's sequence; a row has `stride` bytes there. Behind the
 // last byte of a row are zeros.
 GGML_API void dqrelo_restore_signs(const uint8_t * group, int64_t row_bytes, int64_t c0, int64_t n_chunks, uint8_t * out, int64_t stride);

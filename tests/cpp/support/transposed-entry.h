@@ -23,11 +23,7 @@ struct transposed_entry {
             take(vsign, e.vsign, e.n_codes * (e.n_in / 8));
             take(usign, e.usign, e.n_out * (e.n_codes / 8));
         }
-        const auto transpose = [](const uint8_t * signs, int64_t n_rows, int64_t row_bytes, void *) {
-            dqrelo_transpose_signs(const_cast<uint8_t *>(signs), n_rows, row_bytes);
-        };
-        dqrelo_for_each_sign_matrix(&e, transpose, nullptr);
-        e.transposed = 1;
+        dqrelo_transpose_entry(&e);
     }
     transposed_entry(const transposed_entry &)             = delete;
     transposed_entry & operator=(const transposed_entry &) = delete;
