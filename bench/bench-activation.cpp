@@ -98,7 +98,7 @@ static void words_int16(const uint8_t * sign, const std::vector<int16_t> & q, fl
     }
 }
 
-static std::vector<double> exact(const std::vector<uint8_t> & sign, const std::vector<float> & x) {
+static std::vector<double> exact(const bench::weight_bytes & sign, const std::vector<float> & x) {
     std::vector<double> out;
     for (int i = 0; i < N; i++) {
         double sum = 0.0;
@@ -120,15 +120,15 @@ static double error(const std::vector<float> & got, const std::vector<double> & 
 }
 
 struct variants {
-    const std::vector<uint8_t> & sign;
-    block_row                    b32, b64;
-    std::vector<int8_t>          q;
-    std::vector<int16_t>         words;
-    dqrelo_act                   act;
-    std::vector<int32_t>         isum = std::vector<int32_t>(N);
-    std::vector<float>           out  = std::vector<float>(N);
+    const bench::weight_bytes & sign;
+    block_row                   b32, b64;
+    std::vector<int8_t>         q;
+    std::vector<int16_t>        words;
+    dqrelo_act                  act;
+    std::vector<int32_t>        isum = std::vector<int32_t>(N);
+    std::vector<float>          out  = std::vector<float>(N);
 
-    variants(const std::vector<uint8_t> & signs, const std::vector<float> & x) :
+    variants(const bench::weight_bytes & signs, const std::vector<float> & x) :
         sign(signs), b32(quantise_blocks(x, 32)), b64(quantise_blocks(x, 64)), q((size_t) dqrelo_q_bytes(N)) {
         dqrelo_kernels_avx512vnni.quantize_row(x.data(), nullptr, N, q.data(), &act);
         for (int j = 0; j < N; j++) {
@@ -168,9 +168,9 @@ int main(int argc, char ** argv) {
         gaussian[(size_t) j] = normal(rng);
         outliers[(size_t) j] = gaussian[(size_t) j] * (j % 128 == 77 ? 100.0f : 1.0f);
     }
-    const std::vector<uint8_t> sign = bench::random_bytes((size_t) N * N / 8, rng);
-    variants                   a(sign, gaussian), b(sign, outliers);
-    const std::vector<double>  want_a = exact(sign, gaussian), want_b = exact(sign, outliers);
+    const bench::weight_bytes sign = bench::random_bytes((size_t) N * N / 8, rng);
+    variants                  a(sign, gaussian), b(sign, outliers);
+    const std::vector<double> want_a = exact(sign, gaussian), want_b = exact(sign, outliers);
 
     const char * names[] = { "int8/32", "int8/64", "int16", "2xint8" };
     printf("%-8s %10s %16s %12s %12s\n", "", "us", "GB/s of signs", "gaussian", "outliers");

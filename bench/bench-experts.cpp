@@ -76,18 +76,18 @@ options parse(int argc, char ** argv) {
 
 // The weight and its delta: random signs and values, the same base in each expert.
 struct problem {
-    options              o;
-    int64_t              rank;
-    std::vector<uint8_t> w, sign, u, v;
-    std::vector<float>   scale;
-    dqrelo_entry         e = {};
+    options            o;
+    int64_t            rank;
+    weight_bytes       w, sign, u, v;
+    std::vector<float> scale;
+    dqrelo_entry       e = {};
 
-    static std::vector<uint8_t> quantised(ggml_type type, int64_t n_rows, int64_t n_cols, int64_t n_copies, std::mt19937 & rng) {
+    static weight_bytes quantised(ggml_type type, int64_t n_rows, int64_t n_cols, int64_t n_copies, std::mt19937 & rng) {
         std::vector<float> values((size_t) (n_rows * n_cols));
         for (float & value : values) {
             value = ((float) (rng() % 2001) * 1e-3f - 1.0f) * 0.01f;
         }
-        std::vector<uint8_t> one(ggml_row_size(type, n_cols) * (size_t) n_rows), out;
+        weight_bytes one(ggml_row_size(type, n_cols) * (size_t) n_rows), out;
         ggml_quantize_chunk(type, values.data(), one.data(), 0, n_rows, n_cols, nullptr);
         for (int64_t i = 0; i < n_copies; i++) {
             out.insert(out.end(), one.begin(), one.end());

@@ -7,10 +7,36 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <new>
 #include <random>
 #include <vector>
 
 namespace bench {
+
+// Allocates whole cache lines, as weights begin in files: a vector that is loaded from two lines takes the time of two loads.
+template <typename T>
+struct line_allocator {
+    using value_type = T;
+
+    line_allocator() = default;
+    template <typename U>
+    line_allocator(const line_allocator<U> & /* other */) {}
+
+    T *  allocate(size_t n) { return (T *) ::operator new(n * sizeof(T), std::align_val_t(64)); }
+    void deallocate(T * p, size_t /* n */) { ::operator delete(p, std::align_val_t(64)); }
+
+    template <typename U>
+    bool operator==(const line_allocator<U> & /* other */) const {
+        return true;
+    }
+    template <typename U>
+    bool operator!=(const line_allocator<U> & /* other */) const {
+        return false;
+    }
+};
+
+// The bytes of a weight, or of a part of it.
+using weight_bytes = std::vector<uint8_t, line_allocator<uint8_t>>;
 
 // The clock `thread` is this thread's own CPU time, which other load does not stretch. It serves for one thread only.
 enum class clock { wall, thread };
@@ -96,8 +122,8 @@ inline uint64_t read_all(const uint8_t * bytes, size_t n_bytes) {
     return sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
 }
 
-inline std::vector<uint8_t> random_bytes(size_t n_bytes, std::mt19937 & rng) {
-    std::vector<uint8_t> out(n_bytes);
+inline weight_bytes random_bytes(size_t n_bytes, std::mt19937 & rng) {
+    weight_bytes out(n_bytes);
     for (size_t i = 0; i < n_bytes; i += 4) {
         const uint32_t r = (uint32_t) rng();
         memcpy(out.data() + i, &r, std::min<size_t>(4, n_bytes - i));

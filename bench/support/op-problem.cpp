@@ -20,17 +20,17 @@ std::vector<float> random_floats(size_t n, float magnitude, std::mt19937 & rng) 
     return out;
 }
 
-std::vector<uint8_t> quantised(ggml_type type, const std::vector<float> & values, int64_t n_cols) {
-    const int64_t        n_rows = (int64_t) values.size() / n_cols;
-    std::vector<uint8_t> out(ggml_row_size(type, n_cols) * (size_t) n_rows);
+weight_bytes quantised(ggml_type type, const std::vector<float> & values, int64_t n_cols) {
+    const int64_t n_rows = (int64_t) values.size() / n_cols;
+    weight_bytes  out(ggml_row_size(type, n_cols) * (size_t) n_rows);
     ggml_quantize_chunk(type, values.data(), out.data(), 0, n_rows, n_cols, nullptr);
     return out;
 }
 
 // Q1_0 has blocks of 128 signs, {F16 d, 16 bytes of bits in our order}. Here d = 1, so that the scale is applied to the sum in F32.
-std::vector<uint8_t> as_q1_0(const std::vector<uint8_t> & sign) {
-    const uint16_t       one = ggml_fp32_to_fp16(1.0f);
-    std::vector<uint8_t> out(sign.size() / 16 * 18);
+weight_bytes as_q1_0(const weight_bytes & sign) {
+    const uint16_t one = ggml_fp32_to_fp16(1.0f);
+    weight_bytes   out(sign.size() / 16 * 18);
     for (size_t b = 0; b < sign.size() / 16; b++) {
         memcpy(out.data() + b * 18, &one, sizeof(one));
         memcpy(out.data() + b * 18 + 2, sign.data() + b * 16, 16);
@@ -38,7 +38,7 @@ std::vector<uint8_t> as_q1_0(const std::vector<uint8_t> & sign) {
     return out;
 }
 
-std::vector<float> as_floats(ggml_type type, const std::vector<uint8_t> & data, int64_t n) {
+std::vector<float> as_floats(ggml_type type, const weight_bytes & data, int64_t n) {
     std::vector<float> out((size_t) n);
     ggml_get_type_traits(type)->to_float(data.data(), out.data(), n);
     return out;
@@ -56,8 +56,8 @@ int64_t rank_at_an_eighth(int64_t n_in, int64_t n_out, const delta_kind & kind) 
 }
 
 // The rows of `rank` vectors of n values that codes stand for: B, or A as columns.
-std::vector<float> decoded(const std::vector<int> & ranks, int64_t n, const std::vector<uint8_t> & signs,
-                           const std::vector<uint8_t> & scale, bool columns) {
+std::vector<float> decoded(const std::vector<int> & ranks, int64_t n, const weight_bytes & signs, const weight_bytes & scale,
+                           bool columns) {
     int n_codes = 0;
     for (int r : ranks) {
         n_codes += r;
@@ -135,7 +135,7 @@ std::vector<float> expanded(const random_delta & d) {
     const dqrelo_entry & e     = d.e;
     const bool           is_f8 = e.type_entries == GGML_TYPE_I8;
     const size_t         n     = is_f8 ? d.entries.size() : d.entries.size() / 2;
-    std::vector<uint8_t> halves(2 * n, 0);
+    weight_bytes         halves(2 * n, 0);
     for (size_t k = 0; k < n; k++) {
         halves[2 * k]     = is_f8 ? 0 : d.entries[2 * k];
         halves[2 * k + 1] = is_f8 ? d.entries[k] : d.entries[2 * k + 1];
@@ -205,7 +205,7 @@ random_delta make_delta(const op_problem & p, std::mt19937 & rng) {
 void read_delta(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const random_delta & d   = *(const random_delta *) userdata;
     uint64_t             sum = 0;
-    const auto           add = [&](const std::vector<uint8_t> & bytes) {
+    const auto           add = [&](const weight_bytes & bytes) {
         const size_t n_lines = bytes.size() / 64;
         const size_t from    = n_lines * (size_t) ith / (size_t) nth * 64;
         const size_t to      = n_lines * (size_t) (ith + 1) / (size_t) nth * 64;

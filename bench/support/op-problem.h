@@ -29,16 +29,16 @@ struct delta_kind {
 };
 
 struct random_delta {
-    std::vector<uint8_t> u, v;
+    weight_bytes u, v;
     // Each item is one plane; q1_0 has the same signs in blocks of 128 with scale 1.
-    std::vector<std::vector<uint8_t>> sign, q1_0;
-    std::vector<std::vector<float>>   scale;
-    std::vector<float>                cscale;
-    std::vector<uint8_t>              vsign, vscale, usign, uscale, a, b; // sign factors; a and b decoded as Q8_0
-    std::vector<uint8_t>              mask, count, column, entries;       // a sparse weight
-    std::vector<int32_t>              start;
-    std::vector<float>                escale;
-    dqrelo_entry                      e = {};
+    std::vector<weight_bytes>       sign, q1_0;
+    std::vector<std::vector<float>> scale;
+    std::vector<float>              cscale;
+    weight_bytes                    vsign, vscale, usign, uscale, a, b; // sign factors; a and b decoded as Q8_0
+    weight_bytes                    mask, count, column, entries;       // a sparse weight
+    std::vector<int32_t>            start;
+    std::vector<float>              escale;
+    dqrelo_entry                    e = {};
 };
 
 enum class method { base, fused, composed, read, folded };
@@ -54,13 +54,13 @@ public:
     // ||got - exact|| / ||exact|| of the delta's part of row 0 of the first weight, in F64
     double error(const std::vector<float> & x, const float * got) const;
 
-    int64_t                           n_in, n_out, rank;
-    ggml_type                         base_type;
-    delta_kind                        kind;
-    std::vector<random_delta>         deltas;
-    random_delta                      first; // as a file has it; its entry is not used
-    std::vector<std::vector<uint8_t>> base;
-    std::vector<uint8_t>              dense; // the first sparse weight in F16, for all of them
+    int64_t                   n_in, n_out, rank;
+    ggml_type                 base_type;
+    delta_kind                kind;
+    std::vector<random_delta> deltas;
+    random_delta              first; // as a file has it; its entry is not used
+    std::vector<weight_bytes> base;
+    weight_bytes              dense; // the first sparse weight in F16, for all of them
 };
 
 // One graph with the products of the weights that take turns.
