@@ -10,9 +10,8 @@
 
 #include "avx2-tables.h"
 
-#include <stddef.h>
-
-// So many chunks of columns are looked up before the next block of signs: their tables take a fifth of a second cache of 512 KiB.
+// Where tables are made in a call, they are of so many chunks of columns, because a stack is small. Signs that are looked up in segments of
+// a row take up to 1.25 times as long as whole rows (Zen 5).
 static constexpr int64_t SEGMENT_CHUNKS  = 32;
 static constexpr int64_t SEGMENT_COLUMNS = SEGMENT_CHUNKS * CHUNK_COLUMNS;
 
@@ -189,20 +188,6 @@ static int64_t rows_together(const struct dqrelo_sign_tile & tile) {
     return tile.transposed ? DQRELO_GROUP_ROWS : 1;
 }
 
-// Returns where what comes after the block of tile k's rows from row i on begins, in the segment from column j on: the next block, the next
-// tile, the first one in the next segment, or what lies behind the first tile.
-static uintptr_t block_after(const struct dqrelo_sign_tile * tiles, int n_tiles, int k, int i, int64_t j, int64_t n) {
-    const int64_t n_together = rows_together(tiles[k]);
-    if (i + BLOCK_ROWS < tiles[k].n_i) {
-        return (uintptr_t) tiles[k].sign + (uintptr_t) ((i + BLOCK_ROWS) * (n / 8) + n_together * (j / 8));
-    }
-    if (k + 1 < n_tiles) {
-        return (uintptr_t) tiles[k + 1].sign + (uintptr_t) (n_together * (j / 8));
-    }
-    return (uintptr_t) tiles[0].sign +
-           (uintptr_t) (j + SEGMENT_COLUMNS < n ? n_together * ((j + SEGMENT_COLUMNS) / 8) : tiles[0].n_i * (n / 8));
-}
-
 // Returns in how large steps `ahead` is asked for while tiles of signs are looked up: all of it, where a line a step is enough.
 static uintptr_t ahead_step(const struct dqrelo_ahead & ahead, const struct dqrelo_sign_tile * tiles, int n_tiles, int64_t n) {
     const uintptr_t n_bytes = ahead.next < ahead.end ? ahead.end - ahead.next : 0;
@@ -213,78 +198,95 @@ static uintptr_t ahead_step(const struct dqrelo_ahead & ahead, const struct dqre
     return n_bytes == 0 ? 0 : n_bytes / 64 >= n_steps ? 64 : (n_bytes + n_steps - 1) / n_steps;
 }
 
+static int64_t sums_of(int64_t n) {
+    return (n + SUM_COLUMNS - 1) / SUM_COLUMNS;
+}
+
+// Returns how many of n columns are summed up from column j on.
+static int64_t count_sums(int64_t n, int64_t j) {
+    return n - j < SUM_COLUMNS ? n - j : SUM_COLUMNS;
+}
+
 namespace {
 
-// What a segment of columns is looked up in, and the sums of |q_j| of each SUM_COLUMNS of them. A row's segments lie one behind the other.
-struct segment_tables {
-    int32_t      magnitude[SEGMENT_CHUNKS / SUM_CHUNKS];
-    chunk_tables chunks[SEGMENT_CHUNKS]; // Of the last segment, those that there are.
+// The columns of a row from j0 on that are looked up before the next block of signs, in which tables, and the sums of |q_j| of each
+// SUM_COLUMNS of them.
+struct segment {
+    int64_t              j0, n_columns;
+    const chunk_tables * chunks;
+    const int32_t *      magnitude;
 };
 
-// The columns of a row from j0 on that belong to a segment.
-struct segment {
-    int64_t j0;
-    int64_t n_columns;
-
-    segment(int64_t n, int64_t begin) : j0(begin), n_columns(n - begin < SEGMENT_COLUMNS ? n - begin : SEGMENT_COLUMNS) {}
-
-    // Returns how many columns are summed up from column j of the segment on.
-    int64_t count_sums(int64_t j) const { return n_columns - j < SUM_COLUMNS ? n_columns - j : SUM_COLUMNS; }
+struct segment_tables {
+    chunk_tables chunks[SEGMENT_CHUNKS];
+    int32_t      magnitude[SEGMENT_CHUNKS / SUM_CHUNKS];
 };
 
 } // namespace
 
-static void make_segment(segment_tables & tables, const int8_t * q, const segment & columns) {
-    memset(tables.magnitude, 0, sizeof(tables.magnitude));
-    for (int64_t j = 0; j < columns.n_columns; j += SUM_COLUMNS) {
-        make_row_tables(tables.chunks + j / CHUNK_COLUMNS, q + 2 * (columns.j0 + j), columns.count_sums(j),
-                        &tables.magnitude[j / SUM_COLUMNS]);
+// Makes what n columns of q are looked up in.
+static void make_columns(chunk_tables * chunks, int32_t * magnitude, const int8_t * q, int64_t n) {
+    memset(magnitude, 0, (size_t) sums_of(n) * sizeof(magnitude[0]));
+    for (int64_t j = 0; j < n; j += SUM_COLUMNS) {
+        make_row_tables(chunks + j / CHUNK_COLUMNS, q + 2 * j, count_sums(n, j), &magnitude[j / SUM_COLUMNS]);
     }
+}
+
+// Tables of a whole row are those of its chunks, and behind them the magnitudes.
+static const int32_t * magnitude_of(const void * tables, int64_t n) {
+    return (const int32_t *) ((const chunk_tables *) tables + chunks_of(n));
 }
 
 int64_t tables_bytes_avx2(int64_t n) {
-    const int64_t n_chunks = chunks_of(n % SEGMENT_COLUMNS);
-    return n / SEGMENT_COLUMNS * (int64_t) sizeof(segment_tables) +
-           (n_chunks > 0 ? (int64_t) offsetof(segment_tables, chunks) + n_chunks * (int64_t) sizeof(chunk_tables) : 0);
+    return chunks_of(n) * (int64_t) sizeof(chunk_tables) + sums_of(n) * (int64_t) sizeof(int32_t);
 }
 
 void make_tables_avx2(const int8_t * q, int64_t n, void * tables, struct dqrelo_act * act) {
-    for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
-        make_segment(((segment_tables *) tables)[j0 / SEGMENT_COLUMNS], q, segment(n, j0));
-    }
+    make_columns((chunk_tables *) tables, (int32_t *) magnitude_of(tables, n), q, n);
     act->tables = tables;
 }
 
+// Returns where what comes after the block of tile k's rows from row i on begins, in a segment: the next block, the next
+// tile, the first one in the next segment, or what lies behind the first tile.
+static uintptr_t block_after(const segment & columns, const struct dqrelo_sign_tile * tiles, int n_tiles, int k, int i, int64_t n) {
+    const int64_t n_together = rows_together(tiles[k]), j = columns.j0, next = j + columns.n_columns;
+    if (i + BLOCK_ROWS < tiles[k].n_i) {
+        return (uintptr_t) tiles[k].sign + (uintptr_t) ((i + BLOCK_ROWS) * (n / 8) + n_together * (j / 8));
+    }
+    if (k + 1 < n_tiles) {
+        return (uintptr_t) tiles[k + 1].sign + (uintptr_t) (n_together * (j / 8));
+    }
+    return (uintptr_t) tiles[0].sign + (uintptr_t) (next < n ? n_together * (next / 8) : tiles[0].n_i * (n / 8));
+}
+
 // Sets, or adds to, the products of a tile's block of rows from row i on what a segment gives.
-static void multiply_block(requests & r, const segment & columns, const segment_tables & tables, const struct dqrelo_sign_tile & tile,
-                           int i, int64_t n) {
+static void multiply_block(requests & r, const segment & columns, const struct dqrelo_sign_tile & tile, int i, int64_t n) {
     for (int64_t j = 0; j < columns.n_columns; j += SUM_COLUMNS) {
         digit_sums       sums[3];
-        const sign_piece piece = { tile.sign + i * (n / 8), tile.n_i - i,          n / 8,
-                                   (columns.j0 + j) / 8,    columns.count_sums(j), tile.transposed };
+        const sign_piece piece = { tile.sign + i * (n / 8),          tile.n_i - i,   n / 8, (columns.j0 + j) / 8,
+                                   count_sums(columns.n_columns, j), tile.transposed };
         memset(sums, 0, sizeof(sums));
         if (r.ahead_step > 0) {
-            add_piece<true>(r, sums, piece, tables.chunks + j / CHUNK_COLUMNS);
+            add_piece<true>(r, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
         } else {
-            add_piece<false>(r, sums, piece, tables.chunks + j / CHUNK_COLUMNS);
+            add_piece<false>(r, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
         }
-        store_sums(sums, tables.magnitude[j / SUM_COLUMNS], piece.n_i, columns.j0 + j > 0, tile.out + i);
+        store_sums(sums, columns.magnitude[j / SUM_COLUMNS], piece.n_i, columns.j0 + j > 0, tile.out + i);
     }
 }
 
 // Memory has no time to spare, so the signs are taken in the order in which they lie, as far as a segment goes, and each block of rows asks
 // for exactly the next one.
-static void multiply_segment(requests & r, const segment & columns, const segment_tables & tables, const struct dqrelo_sign_tile * tiles,
-                             int n_tiles, int64_t n) {
+static void multiply_segment(requests & r, const segment & columns, const struct dqrelo_sign_tile * tiles, int n_tiles, int64_t n) {
     for (int k = 0; k < n_tiles; k++) {
         const int64_t   n_together = rows_together(tiles[k]);
         const uintptr_t n_bytes    = (uintptr_t) (n_together * (columns.n_columns / 8));
         r.row_bytes                = (uintptr_t) (n_together * (n / 8));
         for (int i = 0; i < tiles[k].n_i; i += BLOCK_ROWS) {
-            r.next = block_after(tiles, n_tiles, k, i, columns.j0, n);
+            r.next = block_after(columns, tiles, n_tiles, k, i, n);
             r.end  = r.next + n_bytes;
             r.gap  = r.row_bytes - n_bytes;
-            multiply_block(r, columns, tables, tiles[k], i, n);
+            multiply_block(r, columns, tiles[k], i, n);
         }
     }
 }
@@ -292,16 +294,18 @@ static void multiply_segment(requests & r, const segment & columns, const segmen
 // Tables that are not there yet are made once for all tiles.
 void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, const void * tables, int64_t n,
                         struct dqrelo_ahead * ahead) {
-    segment_tables own;
-    requests       r;
+    requests r;
     r.ahead      = ahead->next;
     r.ahead_step = ahead_step(*ahead, tiles, n_tiles, n);
-    for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
-        const segment columns(n, j0);
-        if (tables == nullptr) {
-            make_segment(own, q, columns);
+    if (tables) {
+        multiply_segment(r, { 0, n, (const chunk_tables *) tables, magnitude_of(tables, n) }, tiles, n_tiles, n);
+    } else {
+        segment_tables own;
+        for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
+            const int64_t n_columns = n - j0 < SEGMENT_COLUMNS ? n - j0 : SEGMENT_COLUMNS;
+            make_columns(own.chunks, own.magnitude, q + 2 * j0, n_columns);
+            multiply_segment(r, { j0, n_columns, own.chunks, own.magnitude }, tiles, n_tiles, n);
         }
-        multiply_segment(r, columns, tables ? ((const segment_tables *) tables)[j0 / SEGMENT_COLUMNS] : own, tiles, n_tiles, n);
     }
     ahead->next = r.ahead < ahead->end ? r.ahead : ahead->end;
 }
