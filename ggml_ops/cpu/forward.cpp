@@ -100,12 +100,9 @@ static int64_t cost_of_result(const dqrelo_group & g, bool is_folded) {
     return is_folded ? 4 * (8 + g.n_rows) : cost_of(g);
 }
 
-// A piece of V is as many of its rows as the kernels multiply at once. Half a cache line of t, because V often has but a few lines: with
-// 102 ranks and whole ones, one thread of two would have 64 of them.
-static constexpr int64_t RANKS = 8;
-
-static int64_t count_rank_pieces(const dqrelo_group & g) {
-    return g.e.dense ? 0 : (g.e.rank + RANKS - 1) / RANKS;
+// Returns how many rows V has. A piece of V is one of them: with eight together, one thread of two had 56 of 102.
+static int64_t count_ranks(const dqrelo_group & g) {
+    return g.e.dense ? 0 : g.e.rank;
 }
 
 namespace {
@@ -285,15 +282,15 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
     int64_t total = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
         const dqrelo_group g = rest_group(dst, w, i);
-        total += count_rank_pieces(g) * cost_of(g);
+        total += count_ranks(g) * cost_of(g);
     }
     // The first threads may have quantised one row more, so this begins with the last.
     share      mine(total, params->nth - 1 - params->ith, params->nth);
     const auto take = [&](int64_t i) {
         const dqrelo_group g = rest_group(dst, w, i);
         int64_t            p0, p1;
-        mine.take(count_rank_pieces(g), cost_of(g), &p0, &p1);
-        return piece{ i, std::min<int64_t>(p0 * RANKS, g.e.rank), std::min<int64_t>(p1 * RANKS, g.e.rank) };
+        mine.take(count_ranks(g), cost_of(g), &p0, &p1);
+        return piece{ i, p0, p1 };
     };
     const piece early = early_result(params, dst, w);
     if (!early.is_empty()) {
