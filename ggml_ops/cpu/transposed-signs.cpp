@@ -7,8 +7,9 @@
 #include <algorithm>
 #include <vector>
 
-#ifdef __SSE2__ // on every x86-64
-#include <emmintrin.h>
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DQRELO_TARGET_AVX2 __attribute__((target("avx2"))) // They are the only kernels that take transposed signs.
+#include <immintrin.h>
 #endif
 
 static constexpr int64_t ROWS        = DQRELO_GROUP_ROWS;
@@ -23,32 +24,49 @@ bool dqrelo_can_transpose(const struct dqrelo_entry * e) {
     return e->n_in / 8 <= DQRELO_TRANSPOSED_MAX_BYTES && e->n_codes / 8 <= DQRELO_TRANSPOSED_MAX_BYTES;
 }
 
-// Transposes 16 x 16 bytes. Rows of src are src_step bytes apart, those of dst dst_step.
-static void transpose_square(const uint8_t * src, int64_t src_step, uint8_t * dst, int64_t dst_step) {
-#ifdef __SSE2__
-    __m128i v[16], in[16];
-    for (int k = 0; k < 16; k++) {
-        v[k] = _mm_loadu_si128((const __m128i *) (src + k * src_step));
+#ifdef DQRELO_TARGET_AVX2
+// Loads 8 rows, and turns the three bits of a row's number into the lowest ones of a byte's: byte c of row k becomes byte 8 (c % 2) + k of
+// v[c / 2].
+DQRELO_TARGET_AVX2 static inline void load_turned(__m256i (&v)[8], const uint8_t * src, int64_t step) {
+    for (int k = 0; k < 8; k++) {
+        v[k] = _mm256_loadu_si256((const __m256i *) (src + k * step));
     }
-    // The address of a byte is two numbers of four bits, row and column. Each round turns it by one bit, so after four they have changed
-    // places.
-    for (int round = 0; round < 4; round++) {
-        memcpy(in, v, sizeof(v));
-        for (int k = 0; k < 8; k++) {
-            v[2 * k]     = _mm_unpacklo_epi8(in[k], in[k + 8]);
-            v[2 * k + 1] = _mm_unpackhi_epi8(in[k], in[k + 8]);
+    for (int round = 0; round < 3; round++) {
+        __m256i turned[8];
+        for (int k = 0; k < 4; k++) {
+            turned[2 * k]     = _mm256_unpacklo_epi8(v[k], v[k + 4]);
+            turned[2 * k + 1] = _mm256_unpackhi_epi8(v[k], v[k + 4]);
         }
+        memcpy(v, turned, sizeof(v));
     }
-    for (int k = 0; k < 16; k++) {
-        _mm_storeu_si128((__m128i *) (dst + k * dst_step), v[k]);
+}
+
+DQRELO_TARGET_AVX2 static void transpose_halves_avx2(const uint8_t * src, int64_t src_step, uint8_t * dst, int64_t dst_step) {
+    __m256i even[8], odd[8];
+    load_turned(even, src, 2 * src_step);
+    load_turned(odd, src + src_step, 2 * src_step);
+    for (int k = 0; k < 8; k++) {
+        _mm256_storeu_si256((__m256i *) (dst + 2 * k * dst_step), _mm256_unpacklo_epi8(even[k], odd[k]));
+        _mm256_storeu_si256((__m256i *) (dst + (2 * k + 1) * dst_step), _mm256_unpackhi_epi8(even[k], odd[k]));
     }
-#else
-    for (int r = 0; r < 16; r++) {
-        for (int b = 0; b < 16; b++) {
-            dst[b * dst_step + r] = src[r * src_step + b];
-        }
+}
+#endif
+
+// Transposes both halves of 16 rows of 32 bytes, each 16 x 16 bytes. Rows of src are src_step bytes apart, those of dst dst_step. It turns
+// itself round: a transposed chunk becomes rows.
+static void transpose_halves(const uint8_t * src, int64_t src_step, uint8_t * dst, int64_t dst_step) {
+#ifdef DQRELO_TARGET_AVX2
+    if (__builtin_cpu_supports("avx2")) {
+        transpose_halves_avx2(src, src_step, dst, dst_step);
+        return;
     }
 #endif
+    for (int r = 0; r < 16; r++) {
+        for (int b = 0; b < 16; b++) {
+            dst[b * dst_step + r]      = src[r * src_step + b];
+            dst[b * dst_step + 16 + r] = src[r * src_step + 16 + b];
+        }
+    }
 }
 
 // Returns where a transposed chunk of n_bytes a row has byte b of its rows, in units of 16 bytes.
@@ -57,18 +75,13 @@ static int64_t place_of(int64_t b, int64_t n_bytes) {
     return b >= 16 ? 2 * (b - 16) + 1 : b < n_pairs ? 2 * b : b + n_pairs;
 }
 
-static void transpose_chunk(const uint8_t * rows, int64_t row_bytes, uint8_t * out) {
-    transpose_square(rows, row_bytes, out, CHUNK);
-    transpose_square(rows + 16, row_bytes, out + 16, CHUNK);
-}
-
-// The same of a chunk that has n_bytes of each row only.
+// Transposes a chunk that has n_bytes of each row only.
 static void transpose_last_chunk(const uint8_t * rows, int64_t row_bytes, int64_t n_bytes, uint8_t * out) {
     uint8_t whole[GROUP_CHUNK] = {}, transposed[GROUP_CHUNK];
     for (int64_t r = 0; r < ROWS; r++) {
         memcpy(whole + r * CHUNK, rows + r * row_bytes, (size_t) n_bytes);
     }
-    transpose_chunk(whole, CHUNK, transposed);
+    transpose_halves(whole, CHUNK, transposed, CHUNK);
     for (int64_t b = 0; b < n_bytes; b++) {
         memcpy(out + 16 * place_of(b, n_bytes), transposed + 16 * place_of(b, CHUNK), 16);
     }
@@ -80,7 +93,7 @@ void dqrelo_transpose_signs(uint8_t * sign, int64_t n_rows, int64_t row_bytes) {
         memcpy(rows.data(), sign, rows.size());
         int64_t b = 0;
         for (; b + CHUNK <= row_bytes; b += CHUNK) {
-            transpose_chunk(rows.data() + b, row_bytes, sign + ROWS * b);
+            transpose_halves(rows.data() + b, row_bytes, sign + ROWS * b, CHUNK);
         }
         if (b < row_bytes) {
             transpose_last_chunk(rows.data() + b, row_bytes, row_bytes - b, sign + ROWS * b);
@@ -100,8 +113,7 @@ void dqrelo_restore_signs(const uint8_t * group, int64_t row_bytes, int64_t c0, 
             }
             chunk = whole;
         }
-        transpose_square(chunk, CHUNK, out, stride);
-        transpose_square(chunk + 16, CHUNK, out + 16, stride);
+        transpose_halves(chunk, CHUNK, out, stride);
     }
 }
 
