@@ -60,18 +60,18 @@ struct delta_file::impl {
     std::vector<int32_t>       eog_tokens;
     bool                       names_all_eog = false;
 
-    dqrelo_entry                         plain_entry(size_t i) const;
-    void                                 arrange(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding);
-    std::function<void(size_t, pacer &)> arrange_beside();
-    bool                                 read_header(const is_aborted_fn & is_aborted, std::string & err);
-    bool                                 read_metadata(std::string & err);
-    void                                 read_tokens();
-    bool                                 read_data(const options & options, std::string & err);
-    bool                                 check_floats(size_t n_bytes, size_t & i, std::string & err) const;
-    bool                                 check_padding(std::string & err) const;
-    bool                                 check_entries(std::string & err) const;
-    bool                                 check_digests(const std::vector<std::string> & found, std::string & err) const;
-    std::string                          content_lines() const;
+    dqrelo_entry plain_entry(size_t i) const;
+    void         arrange(const std::vector<size_t> & weights, const is_decoding_fn & is_decoding);
+    is_hashed_fn arrange_beside(const std::vector<sha256_input> & inputs) const;
+    bool         read_header(const is_aborted_fn & is_aborted, std::string & err);
+    bool         read_metadata(std::string & err);
+    void         read_tokens();
+    bool         read_data(const options & options, std::string & err);
+    bool         check_floats(size_t n_bytes, size_t & i, std::string & err) const;
+    bool         check_padding(std::string & err) const;
+    bool         check_entries(std::string & err) const;
+    bool         check_digests(const std::vector<std::string> & found, std::string & err) const;
+    std::string  content_lines() const;
 };
 
 bool delta_file::impl::read_metadata(std::string & err) {
@@ -242,32 +242,21 @@ void delta_file::impl::arrange(const std::vector<size_t> & weights, const is_dec
     }
 }
 
-// Returns what arranges the signs of a weight when it was told of the last of its tensors, by number.
-std::function<void(size_t, pacer &)> delta_file::impl::arrange_beside() {
-    struct progress {
-        std::vector<size_t>                    weight; // of each tensor
-        std::unique_ptr<std::atomic<size_t>[]> n_left; // of each weight's tensors
-    };
-    auto state    = std::make_shared<progress>();
-    state->n_left = std::make_unique<std::atomic<size_t>[]>(layout.weights.size());
-    size_t i      = 0;
-    for (const gguf_tensor_entry & tensor : header.tensors) { // They lie weight after weight.
-        while (i + 1 < layout.weights.size() && header.data_offset_bytes + tensor.offset_bytes >= layout.weights[i + 1].offset_bytes) {
-            ++i;
-        }
-        state->weight.push_back(i);
-        ++state->n_left[i];
-    }
-    return [this, state](size_t tensor, pacer & pace) {
-        const size_t w = state->weight[tensor];
-        if (--state->n_left[w] > 0) {
-            return;
-        }
-        const dqrelo_entry entry = plain_entry(w);
+// Returns what arranges signs when they are hashed. The inputs are all tensors.
+is_hashed_fn delta_file::impl::arrange_beside(const std::vector<sha256_input> & inputs) const {
+    std::vector<dqrelo_entry> entries;
+    for (size_t i = 0; i < layout.weights.size(); ++i) {
+        const dqrelo_entry entry = plain_entry(i);
         if (dqrelo_can_transpose(&entry)) {
-            dqrelo::arrange_signs(entry, pace);
+            entries.push_back(entry);
         }
-    };
+    }
+    std::vector<const void *> tensors;
+    for (const sha256_input & input : inputs) {
+        tensors.push_back(input.data);
+    }
+    const auto arranging = std::make_shared<sign_arranging>(entries, tensors);
+    return [arranging](size_t tensor, const void * end) { arranging->may_change(tensor, end); };
 }
 
 // Reads what is behind the header, and checks it. Digests are computed on threads of their own as the bytes come.
@@ -279,10 +268,9 @@ bool delta_file::impl::read_data(const options & options, std::string & err) {
         for (const gguf_tensor_entry & tensor : header.tensors) {
             inputs.push_back({ file->data() + header.data_offset_bytes + tensor.offset_bytes, tensor.n_bytes });
         }
-        const size_t n_threads = sha256_n_threads(inputs, options.is_decoding && options.is_decoding());
-        is_arranged_beside     = options.on_cpu && dqrelo_transposes_signs() && file->begin_changes();
-        hashing                = std::make_unique<sha256_hashing>(inputs, sha256_kernels().front(), n_threads, options.is_decoding,
-                                                                  is_arranged_beside ? arrange_beside() : nullptr);
+        is_arranged_beside = options.on_cpu && dqrelo_transposes_signs() && file->begin_changes();
+        hashing = std::make_unique<sha256_hashing>(inputs, sha256_kernels().front(), sha256_n_threads(inputs), options.is_decoding,
+                                                   is_arranged_beside ? arrange_beside(inputs) : nullptr);
     };
     if (options.digests == digest_check::always || (options.digests == digest_check::once && !was_verified(file->identity()))) {
         begin_hashing();

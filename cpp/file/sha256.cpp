@@ -88,12 +88,12 @@ void update(const sha256_kernel & kernel, std::vector<message> & messages, uintp
 } // namespace
 
 struct sha256_hashing::impl {
-    const sha256_kernel &                      kernel;
-    const size_t                               n_threads;
-    const is_decoding_fn                       is_decoding;
-    const std::function<void(size_t, pacer &)> is_done;
-    std::vector<std::string>                   hex;
-    std::vector<std::future<void>>             threads;
+    const sha256_kernel &          kernel;
+    const size_t                   n_threads;
+    const is_decoding_fn           is_decoding;
+    const is_hashed_fn             is_hashed;
+    std::vector<std::string>       hex;
+    std::vector<std::future<void>> threads;
 
     std::mutex              mutex; // Guards what follows.
     std::condition_variable changed;
@@ -104,8 +104,8 @@ struct sha256_hashing::impl {
     bool                    is_ended        = false;
 
     impl(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads, const is_decoding_fn & is_decoding,
-         const std::function<void(size_t, pacer &)> & is_done) :
-        kernel(kernel), n_threads(n_threads), is_decoding(is_decoding), is_done(is_done), hex(inputs.size()) {
+         const is_hashed_fn & is_hashed) :
+        kernel(kernel), n_threads(n_threads), is_decoding(is_decoding), is_hashed(is_hashed), hex(inputs.size()) {
         for (size_t i = 0; i < inputs.size(); ++i) {
             waiting.push_back({ i, {}, (const uint8_t *) inputs[i].data, inputs[i].n_bytes });
             sha256_init(&waiting.back().hash);
@@ -136,21 +136,30 @@ bool sha256_hashing::impl::is_first_long() const {
     return n_first > n_waiting_bytes / kernel.n_lanes_max && n_first / 4 * (waiting.size() - 1) > n_waiting_bytes - n_first;
 }
 
-// Returns how many of the first messages a thread should take: none while it is better to wait for more bytes.
+// Returns how many of the first messages a thread should take: none while it is better to wait for more bytes. What is shorter than a block
+// takes no lane: a delta has four bytes of scale behind every matrix of signs.
 size_t sha256_hashing::impl::count_to_take() const {
-    size_t n      = 0;
-    size_t n_most = 0;
-    while (n < waiting.size() && n < kernel.n_lanes_max * n_threads && waiting[n].has_work(end)) {
-        n_most = std::max(n_most, waiting[n].n_blocks(end));
-        ++n;
+    size_t n       = 0;
+    size_t n_lanes = 0;
+    size_t n_most  = 0;
+    for (; n < waiting.size() && n_lanes < kernel.n_lanes_max * n_threads && waiting[n].has_work(end); ++n) {
+        const size_t n_blocks = waiting[n].n_blocks(end);
+        n_lanes += n_blocks > 0 ? 1 : 0;
+        n_most = std::max(n_most, n_blocks);
     }
     if (n > 0 && is_first_long()) {
         return 1;
     }
+    size_t n_free = n_lanes >= kernel.n_lanes_max ? kernel.n_lanes_max : n_most >= N_AHEAD_BLOCKS ? n_lanes : 0;
     if (end == UINTPTR_MAX) { // The last ones are shared out.
-        return std::min({ kernel.n_lanes_max, n, (n + n_held + n_threads - 1) / n_threads });
+        n_free = std::min(kernel.n_lanes_max, (n_lanes + n_held + n_threads - 1) / n_threads);
     }
-    return n >= kernel.n_lanes_max ? kernel.n_lanes_max : n_most >= N_AHEAD_BLOCKS ? n : 0;
+    for (size_t i = 0; i < n; ++i) {
+        if (waiting[i].n_blocks(end) > 0 && n_free-- == 0) {
+            return i;
+        }
+    }
+    return n;
 }
 
 // Moves messages here that are to be hashed up to the address `until`. There may be none after a while. Returns false at the end.
@@ -207,16 +216,18 @@ void sha256_hashing::impl::hash(const is_aborted_fn & is_aborted) {
             if (message.is_last(until)) {
                 sha256_update(&message.hash, message.data, message.n_bytes);
                 hex[message.input] = hex_of(message.hash);
-                if (is_done) {
-                    is_done(message.input, pace);
-                }
+                message.data += message.n_bytes;
+                message.n_bytes = 0;
+            }
+            if (is_hashed) {
+                is_hashed(message.input, message.data);
             }
         }
         give_back(messages);
     }
 }
 
-// What is_done throws ends all threads: nobody has this one's messages any more.
+// What is_hashed throws ends all threads: nobody has this one's messages any more.
 void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
     try {
         hash(is_aborted);
@@ -227,8 +238,8 @@ void sha256_hashing::impl::run(const is_aborted_fn & is_aborted) {
 }
 
 sha256_hashing::sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
-                               const is_decoding_fn & is_decoding, const std::function<void(size_t, pacer &)> & is_done) :
-    p(new impl(inputs, kernel, n_threads, is_decoding, is_done)) {
+                               const is_decoding_fn & is_decoding, const is_hashed_fn & is_hashed) :
+    p(new impl(inputs, kernel, n_threads, is_decoding, is_hashed)) {
     try {
         while (p->threads.size() + 1 < n_threads) {
             p->threads.push_back(std::async(std::launch::async, [p = p.get()] { p->run({}); }));
@@ -268,14 +279,13 @@ bool sha256_hashing::finish(const is_aborted_fn & is_aborted, std::vector<std::s
     return !p->is_ended;
 }
 
-size_t sha256_n_threads(const std::vector<sha256_input> & inputs, bool is_decoding) {
+size_t sha256_n_threads(const std::vector<sha256_input> & inputs) {
     size_t n_bytes = 0;
     for (const sha256_input & input : inputs) {
         n_bytes += input.n_bytes;
     }
     const size_t n_cores = std::max(1u, std::thread::hardware_concurrency());
-    const size_t n_busy  = std::max<size_t>(is_decoding ? n_cores : n_cores + 1, 2);
-    return std::min({ n_busy, N_THREADS_MAX, 1 + n_bytes / N_THREAD_BYTES });
+    return std::min({ n_cores + 1, N_THREADS_MAX, 1 + n_bytes / N_THREAD_BYTES });
 }
 
 } // namespace dqrelo

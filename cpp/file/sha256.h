@@ -17,18 +17,22 @@ struct sha256_input {
     size_t       n_bytes;
 };
 
-// Returns the number of threads that pay for the inputs on this machine: 1 for a few MiB. Where nobody else decodes, there is one more than
-// cores, because the one that reads waits for the disk meanwhile.
-size_t sha256_n_threads(const std::vector<sha256_input> & inputs, bool is_decoding);
+// Returns the number of threads that pay for the inputs on this machine: 1 for a few MiB. There is one more than cores, because the one
+// that reads waits for the disk meanwhile.
+size_t sha256_n_threads(const std::vector<sha256_input> & inputs);
+
+// is_hashed(i, end): what lies in input i before the address `end` is read no more. `end` never goes back; the last call for an input says
+// its end. There are no two calls for one input at a time.
+using is_hashed_fn = std::function<void(size_t, const void *)>;
 
 // Hashes inputs, the first ones first, as far as their bytes have arrived in memory.
 class sha256_hashing {
 public:
-    // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object. Each is paced (pacer.h). is_done(i,
-    // pacer), if given, is called on any of them, with its pacer, when all of input i was read. What it
-    // throws comes out of finish().
+    // Starts n_threads - 1 threads, which wait for bytes. The inputs' memory must outlive the object. Each is paced (pacer.h). `is_hashed`,
+    // if given, is called on any of them, at once, so that a MiB or less of what it speaks of is still in a cache. What it throws comes out
+    // of finish().
     sha256_hashing(const std::vector<sha256_input> & inputs, const sha256_kernel & kernel, size_t n_threads,
-                   const is_decoding_fn & is_decoding, const std::function<void(size_t, pacer &)> & is_done = {});
+                   const is_decoding_fn & is_decoding, const is_hashed_fn & is_hashed = {});
 
     // Ends them, wherever they are.
     ~sha256_hashing();

@@ -134,12 +134,43 @@ static void test_pieces() {
     CHECK(n_asked > 20);
 }
 
+// While a tensor is hashed, only what was hashed may change, and at its end all of its signs have.
+static void test_may_change() {
+    check::begin("signs that may change little by little");
+    const int64_t n_rows = 1024 + 3, row_bytes = 1000, n_plane = n_rows * row_bytes, n_between = 64;
+    std::string   bytes((size_t) (2 * n_plane + n_between), '\0');
+    std::mt19937  rng(4);
+    for (char & byte : bytes) {
+        byte = (char) rng();
+    }
+    const std::string before = bytes;
+    const char *      data   = bytes.data();
+    dqrelo_entry      e      = {};
+    e.n_in                   = 8 * row_bytes;
+    e.n_out                  = n_rows;
+    e.n_mat                  = 1;
+    e.n_planes               = 2;
+    e.sign[0]                = (const uint8_t *) data;
+    e.sign[1]                = (const uint8_t *) data + n_plane + n_between;
+    sign_arranging arranging({ e }, { data, data + n_plane, data + n_plane + n_between }); // Between the planes lies a tensor of no signs.
+    for (const int64_t begin : { n_plane + n_between, n_plane, (int64_t) 0 }) {
+        const int64_t n = begin == n_plane ? n_between : n_plane;
+        for (int64_t n_hashed = 0; n_hashed <= n; n_hashed += n_hashed + 70000 > n && n_hashed < n ? n - n_hashed : 70000) {
+            arranging.may_change(begin == 0 ? 0 : begin == n_plane ? 1 : 2, data + begin + n_hashed);
+            CHECK(memcmp(data + begin + n_hashed, before.data() + begin + n_hashed, (size_t) (n - n_hashed)) == 0);
+        }
+    }
+    const auto plane = [&](int64_t begin) { return transposed(before.substr((size_t) begin, (size_t) n_plane), n_rows, row_bytes); };
+    CHECK(bytes == plane(0) + before.substr((size_t) n_plane, (size_t) n_between) + plane(n_plane + n_between));
+}
+
 int main() {
     test_delta_file(false);
     test_delta_file(true);
     test_opened_for_cpu();
     test_long_rows();
     test_pieces();
+    test_may_change();
     remove(PATH);
     return check::finish();
 }

@@ -138,8 +138,15 @@ static void test_arrival(const sha256_kernel & kernel) {
             expected.push_back(hash_sha256_hex(bytes.data() + at, n));
             at += n + r.below(3);
         }
-        std::vector<std::atomic<int>> n_done(inputs.size()); // how often each input was said to be done
-        sha256_hashing                hashing(inputs, kernel, n_threads, {}, [&](size_t i, pacer &) { ++n_done[i]; });
+        std::vector<const char *> ends; // what was said of each input
+        std::atomic<bool>         has_gone_back{ false };
+        for (const sha256_input & input : inputs) {
+            ends.push_back((const char *) input.data);
+        }
+        sha256_hashing hashing(inputs, kernel, n_threads, {}, [&](size_t i, const void * end) {
+            has_gone_back = has_gone_back || end < ends[i];
+            ends[i]       = (const char *) end;
+        });
         for (size_t at = 0; at < bytes.size();) {
             const size_t n = std::min<size_t>(bytes.size() - at, r.below(2000));
             memcpy(&memory[at], &bytes[at], n);
@@ -149,16 +156,19 @@ static void test_arrival(const sha256_kernel & kernel) {
         std::vector<std::string> hex;
         CHECK(hashing.finish({}, hex));
         CHECK(hex == expected);
-        CHECK(std::all_of(n_done.begin(), n_done.end(), [](int n) { return n == 1; }));
+        CHECK(!has_gone_back);
+        for (size_t i = 0; i < inputs.size(); ++i) {
+            CHECK(ends[i] == (const char *) inputs[i].data + inputs[i].n_bytes);
+        }
     }
 
     for (size_t n_threads : { 1, 2, 4 }) {
-        check::begin("  what is called at the end of an input throws");
+        check::begin("  what is called for an input throws");
         const std::string               bytes(1 << 20, 'a');
         const std::vector<sha256_input> inputs(20, { bytes.data(), bytes.size() });
         std::vector<std::string>        hex;
         bool                            has_thrown = false;
-        sha256_hashing                  hashing(inputs, kernel, n_threads, {}, [](size_t i, pacer &) {
+        sha256_hashing                  hashing(inputs, kernel, n_threads, {}, [](size_t i, const void *) {
             if (i == 3) {
                 throw std::bad_alloc();
             }
@@ -200,6 +210,26 @@ static void test_lanes_are_shared() {
     CHECK(hashing.finish({}, hex));
     CHECK(hex == std::vector<std::string>(inputs.size(), hash_sha256_hex(bytes.data(), n_input)));
     CHECK(n_blocks_alone <= 4 * n_input / SHA256_BLOCK_BYTES); // the last ones, and those that two threads share out
+}
+
+// Nor has one that is shorter than a block a lane, though it takes its turn.
+static void test_short_messages_take_no_lane() {
+    check::begin("messages of less than a block take no lane");
+    n_blocks_alone             = 0;
+    const sha256_kernel kernel = { "two lanes", 2, [](const sha256_lane * lanes, size_t n_lanes, size_t n_blocks) {
+                                      n_blocks_alone += n_lanes == 1 ? n_blocks : 0;
+                                      sha256_update_portable(lanes, n_lanes, n_blocks);
+                                  } };
+    std::vector<std::string> texts;
+    std::vector<std::string> expected;
+    for (int i = 0; i < 40; ++i) { // Signs, a scale, U and V, as in a file.
+        texts.push_back(std::string(i % 4 == 1 ? (i % 8 == 1 ? 4 : 0) : (size_t) 1 << 18, (char) i));
+        expected.push_back(hash_sha256_hex(texts.back().data(), texts.back().size()));
+    }
+    std::vector<std::string> hex;
+    CHECK(sha256_hex(inputs_of(texts), kernel, 1, {}, hex));
+    CHECK(hex == expected);
+    CHECK(n_blocks_alone == 0);
 }
 
 static std::atomic<size_t> n_lanes_most;
@@ -268,6 +298,7 @@ int main(int argc, char ** argv) {
         test_abort(kernel);
     }
     test_lanes_are_shared();
+    test_short_messages_take_no_lane();
     test_last_messages_are_shared_out();
     test_long_message_goes_first();
     return check::finish();
