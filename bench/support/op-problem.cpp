@@ -244,8 +244,10 @@ op_problem::op_problem(int64_t n_in, int64_t n_out, ggml_type base_type, const d
         dense = quantised(GGML_TYPE_F16, expanded(deltas[0]), n_in);
     }
     first = deltas[0];
-    for (size_t k = 0; k < deltas.size() && dqrelo_transposes_signs(); k++) { // As the loader of deltas does.
-        dqrelo_transpose_entry(&deltas[k].e);
+    if (dqrelo_transposes_signs()) { // as the loader of deltas does
+        for (random_delta & d : deltas) {
+            dqrelo_transpose_entry(&d.e);
+        }
     }
 }
 

@@ -14,7 +14,6 @@
 #include "file/verified.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cinttypes>
 #include <numeric>
 #include <unordered_map>

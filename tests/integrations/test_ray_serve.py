@@ -120,9 +120,8 @@ def test_cold_deltas_are_spread_and_stay_where_they_are(fleet: Fleet) -> None:
         fleet.text(name)
     loaded = [server.loaded() for server in fleet.servers()]
     assert sorted(itertools.chain(*loaded)) == NAMES
-    assert all(
-        loaded
-    )  # test_placement.py has how evenly; here Ray may take another server than the first of a ranking.
+    # test_placement.py has how evenly; here Ray may take another server than the first of a ranking.
+    assert all(loaded)
 
 
 def test_a_stream_passes_chunk_by_chunk_and_ends_with_its_client(fleet: Fleet) -> None:
