@@ -20,7 +20,7 @@ static constexpr size_t N_THREADS_MAX   = 4;
 // Cuts a matrix into pieces.
 static void add_pieces(const uint8_t * sign, int64_t n_rows, int64_t row_bytes, void * data) {
     auto &        pieces = *(std::vector<sign_piece> *) data;
-    const int64_t n_step = std::max<int64_t>(N_PIECE_BYTES / (row_bytes * DQRELO_GROUP_ROWS), 1) * DQRELO_GROUP_ROWS;
+    const int64_t n_step = std::max<int64_t>(N_PIECE_BYTES / (row_bytes * DQRELO_BLOCK_ROWS), 1) * DQRELO_BLOCK_ROWS;
     for (int64_t i = 0; i < n_rows; i += n_step) {
         pieces.push_back({ const_cast<uint8_t *>(sign) + i * row_bytes, std::min(n_step, n_rows - i), row_bytes });
     }

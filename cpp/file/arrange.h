@@ -9,7 +9,7 @@
 
 namespace dqrelo {
 
-// A part of the signs of a delta that is transposed at once: whole groups of rows.
+// A part of the signs of a delta that is transposed at once: whole blocks of rows, and in a matrix's last piece what is left.
 struct sign_piece {
     uint8_t * sign;
     int64_t   n_rows, row_bytes;

@@ -15,11 +15,10 @@
 static constexpr int64_t SEGMENT_CHUNKS  = 32;
 static constexpr int64_t SEGMENT_COLUMNS = SEGMENT_CHUNKS * CHUNK_COLUMNS;
 
-// The signs that memory is asked for, in the order in which they lie: `next`, on to `end`, where `gap` bytes are left out, and so on in
-// every row, or group of transposed ones, as many lines as are looked up meanwhile. Lines that are 256 to 1024 bytes apart take memory two
-// to four times as long as neighbours (Zen 3). What the caller reads after the signs is asked for beside them, from `ahead` on, in steps
-// that spread it evenly. All go to the second cache, because the first one is full of tables. These are integers, because they may lie
-// behind the end of the data, where no pointer may point.
+// The signs that memory is asked for: `next`, and what lies behind it, as many lines as are looked up meanwhile. In rows that are not
+// transposed it goes on to `end`, where `gap` bytes are left out, and so on in every row. What the caller reads after the signs is asked
+// for beside them, from `ahead` on, in steps that spread it evenly. All go to the second cache, because the first one is full of tables.
+// These are integers, because they may lie behind the end of the data, where no pointer may point.
 struct requests {
     uintptr_t next;
     uintptr_t end;
@@ -42,6 +41,78 @@ static inline void ask(requests & r) {
         r.ahead += r.ahead_step;
     }
 }
+
+namespace {
+
+// The columns of a row from j0 on that are looked up before the next block of signs, in which tables, and the sums of |q_j| of each
+// SUM_COLUMNS of them.
+struct segment {
+    int64_t              j0, n_columns;
+    const chunk_tables * chunks;
+    const int32_t *      magnitude;
+};
+
+struct segment_tables {
+    chunk_tables chunks[SEGMENT_CHUNKS];
+    int32_t      magnitude[SEGMENT_CHUNKS / SUM_CHUNKS];
+};
+
+// The unit that memory is asked for next, in the order in which units of transposed tiles are read in a segment; and behind the last tile,
+// those of the rows that follow the first one in its matrix.
+class unit_ahead {
+public:
+    // Begins as far ahead as requests go.
+    unit_ahead(const struct dqrelo_sign_tile * tiles, int n_tiles, const segment & columns, int64_t n) :
+        tile(tiles),
+        last(tiles + n_tiles - 1),
+        behind(tiles[0]),
+        row_bytes(n / 8),
+        begin(columns.j0 / CHUNK_COLUMNS),
+        c(begin),
+        end(begin + chunks_of(columns.n_columns)) {
+        behind.sign += behind.n_i * row_bytes;
+        behind.row += behind.n_i;
+        behind.n_i             = (int) (columns.j0 + columns.n_columns < n ? 0 : behind.n_rows - behind.row);
+        const int64_t distance = (int64_t) prefetch_bytes(dqrelo_asks_cache_1 ? DQRELO_CACHE_1 : DQRELO_CACHE_2);
+        for (int64_t asked = 0; asked < distance; pass()) {
+            asked += UNIT_BYTES * DQRELO_GROUP_ROWS * n_groups();
+        }
+    }
+
+    // Goes on to the next unit, or stays where there is none.
+    void pass() {
+        if (c + UNIT_CHUNKS < end) {
+            c += UNIT_CHUNKS;
+        } else if (i + BLOCK_ROWS < tile->n_i) {
+            c = begin;
+            i += BLOCK_ROWS;
+        } else if (tile != &behind && (tile < last || behind.n_i > 0)) {
+            c    = begin;
+            i    = 0;
+            tile = tile < last ? tile + 1 : &behind;
+        }
+    }
+
+    // Returns where the signs of group g in it lie, or if it has fewer groups, others of them.
+    uintptr_t group(int g) const {
+        const int64_t at = i + g % n_groups() * DQRELO_GROUP_ROWS;
+        if (at + DQRELO_GROUP_ROWS > tile->n_i) { // the rows left over
+            return (uintptr_t) tile->sign + (uintptr_t) (at * row_bytes + (tile->n_i - at) * CHUNK_BYTES * c);
+        }
+        return (uintptr_t) (tile->sign - tile->row * row_bytes + dqrelo_chunk_offset(tile->row + at, tile->n_rows, row_bytes, c));
+    }
+
+private:
+    const struct dqrelo_sign_tile *tile, *last;
+    struct dqrelo_sign_tile        behind;
+    int64_t                        row_bytes;
+    int64_t                        begin, c, end; // chunks of a row
+    int                            i = 0;         // row of the tile
+
+    int n_groups() const { return tile->n_i - i < BLOCK_ROWS ? (tile->n_i - i + DQRELO_GROUP_ROWS - 1) / DQRELO_GROUP_ROWS : GROUPS; }
+};
+
+} // namespace
 
 static inline __m256i look_up_pair(const __m256i * tables, __m256i low, __m256i high) {
     return _mm256_add_epi8(_mm256_shuffle_epi8(tables[0], low), _mm256_shuffle_epi8(tables[1], high));
@@ -118,31 +189,43 @@ static inline void with_sums(digit_sums (&sums)[3], int g, F && add) {
     }
 }
 
+// Begins to ask for what lies where group g does in a unit that is read later.
+static inline void ask_from(requests & r, const unit_ahead & later, int g) {
+    r.next = later.group(g);
+    r.end  = UINTPTR_MAX;
+}
+
 // Adds to the sums of a block of rows what whole chunks c to c + n_chunks - 1 of a piece of their signs select: of groups that are
 // transposed.
 template <bool ASKS_AHEAD>
-static __attribute__((noinline)) void add_transposed_chunks(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int n_groups,
-                                                            int c, int n_chunks, const chunk_tables * tables) {
+static __attribute__((noinline)) void add_transposed_chunks(requests & all, const unit_ahead & later, digit_sums (&sums)[3],
+                                                            const sign_piece & piece, int n_groups, int c, int n_chunks,
+                                                            const chunk_tables * tables) {
     requests r = all; // A copy may stay in registers.
     for (int g = 0; g < n_groups; g++) {
+        const uint8_t * chunk = piece.chunk(g, c);
+        ask_from(r, later, g);
         with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
-            for (int u = 0; u < n_chunks; u++) {
-                add_transposed<ASKS_AHEAD>(r, both, odd, tables[c + u], piece.chunk(g, c + u), CHUNK_BYTES / 2);
+            for (int u = 0; u < n_chunks; u++, chunk += DQRELO_GROUP_ROWS * CHUNK_BYTES) {
+                add_transposed<ASKS_AHEAD>(r, both, odd, tables[c + u], chunk, CHUNK_BYTES / 2);
             }
         });
     }
     all = r;
 }
 
-// The same of a chunk that has n_bytes of each row only.
+// The same of a chunk that has n_bytes of each row only. It asks for what whole chunks of its unit leave.
 template <bool ASKS_AHEAD>
-static __attribute__((noinline)) void add_transposed_last(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int n_groups,
-                                                          int c, int n_bytes, const chunk_tables * tables) {
+static __attribute__((noinline)) void add_transposed_last(requests & all, const unit_ahead & later, digit_sums (&sums)[3],
+                                                          const sign_piece & piece, int n_groups, int c, int n_bytes,
+                                                          const chunk_tables * tables) {
     requests  r = all;
     const int n = n_bytes < CHUNK_BYTES / 2 ? n_bytes : CHUNK_BYTES / 2;
     for (int g = 0; g < n_groups; g++) {
         chunk_copy      copy;
         const uint8_t * v = whole_chunk(piece.chunk(g, c), n_bytes, copy);
+        ask_from(r, later, g);
+        r.next += (uintptr_t) (c % UNIT_CHUNKS * CHUNK_BYTES * DQRELO_GROUP_ROWS);
         with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) { add_transposed<ASKS_AHEAD>(r, both, odd, tables[c], v, n); });
     }
     all = r;
@@ -167,25 +250,24 @@ static __attribute__((noinline)) void add_unit(requests & all, digit_sums (&sums
 }
 
 template <bool ASKS_AHEAD>
-static void add_piece(requests & r, digit_sums (&sums)[3], const sign_piece & piece, const chunk_tables * tables) {
+static void add_piece(requests & r, unit_ahead & later, digit_sums (&sums)[3], const sign_piece & piece, const chunk_tables * tables) {
     const int n_groups     = piece.n_i < BLOCK_ROWS ? (piece.n_i + 15) / 16 : GROUPS;
-    const int n_transposed = piece.is_transposed(n_groups - 1) ? n_groups : piece.transposed ? n_groups - 1 : 0;
+    const int n_transposed = piece.is_transposed(n_groups - 1) ? n_groups : piece.tile->transposed ? n_groups - 1 : 0;
     for (int c = 0; c < chunks_of(piece.n_columns); c += UNIT_CHUNKS) {
         const int n_chunks = unit_chunks(piece, c), n_bytes = piece.chunk_bytes(c + n_chunks - 1);
         const int n_whole = n_bytes < CHUNK_BYTES ? n_chunks - 1 : n_chunks;
-        add_transposed_chunks<ASKS_AHEAD>(r, sums, piece, n_transposed, c, n_whole, tables);
+        add_transposed_chunks<ASKS_AHEAD>(r, later, sums, piece, n_transposed, c, n_whole, tables);
         if (n_whole < n_chunks) {
-            add_transposed_last<ASKS_AHEAD>(r, sums, piece, n_transposed, c + n_whole, n_bytes, tables);
+            add_transposed_last<ASKS_AHEAD>(r, later, sums, piece, n_transposed, c + n_whole, n_bytes, tables);
         }
         if (n_transposed < n_groups) {
+            if (n_transposed > 0) {
+                ask_from(r, later, n_transposed);
+            }
             add_unit<ASKS_AHEAD>(r, sums, piece, n_transposed, n_groups, c, tables);
         }
+        later.pass();
     }
-}
-
-// Returns of how many rows a segment's signs lie together.
-static int64_t rows_together(const struct dqrelo_sign_tile & tile) {
-    return tile.transposed ? DQRELO_GROUP_ROWS : 1;
 }
 
 // Returns in how large steps `ahead` is asked for while tiles of signs are looked up: all of it, where a line a step is enough.
@@ -206,23 +288,6 @@ static int64_t sums_of(int64_t n) {
 static int64_t count_sums(int64_t n, int64_t j) {
     return n - j < SUM_COLUMNS ? n - j : SUM_COLUMNS;
 }
-
-namespace {
-
-// The columns of a row from j0 on that are looked up before the next block of signs, in which tables, and the sums of |q_j| of each
-// SUM_COLUMNS of them.
-struct segment {
-    int64_t              j0, n_columns;
-    const chunk_tables * chunks;
-    const int32_t *      magnitude;
-};
-
-struct segment_tables {
-    chunk_tables chunks[SEGMENT_CHUNKS];
-    int32_t      magnitude[SEGMENT_CHUNKS / SUM_CHUNKS];
-};
-
-} // namespace
 
 // Makes what n columns of q are looked up in.
 static void make_columns(chunk_tables * chunks, int32_t * magnitude, const int8_t * q, int64_t n) {
@@ -249,44 +314,48 @@ void make_tables_avx2(const int8_t * q, int64_t n, void * tables, struct dqrelo_
 // Returns where what comes after the block of tile k's rows from row i on begins, in a segment: the next block, the next
 // tile, the first one in the next segment, or what lies behind the first tile.
 static uintptr_t block_after(const segment & columns, const struct dqrelo_sign_tile * tiles, int n_tiles, int k, int i, int64_t n) {
-    const int64_t n_together = rows_together(tiles[k]), j = columns.j0, next = j + columns.n_columns;
+    const int64_t j = columns.j0, next = j + columns.n_columns;
     if (i + BLOCK_ROWS < tiles[k].n_i) {
-        return (uintptr_t) tiles[k].sign + (uintptr_t) ((i + BLOCK_ROWS) * (n / 8) + n_together * (j / 8));
+        return (uintptr_t) tiles[k].sign + (uintptr_t) ((i + BLOCK_ROWS) * (n / 8) + j / 8);
     }
     if (k + 1 < n_tiles) {
-        return (uintptr_t) tiles[k + 1].sign + (uintptr_t) (n_together * (j / 8));
+        return (uintptr_t) tiles[k + 1].sign + (uintptr_t) (j / 8);
     }
-    return (uintptr_t) tiles[0].sign + (uintptr_t) (next < n ? n_together * (next / 8) : tiles[0].n_i * (n / 8));
+    return (uintptr_t) tiles[0].sign + (uintptr_t) (next < n ? next / 8 : tiles[0].n_i * (n / 8));
+}
+
+// Each block of rows that are not transposed asks for exactly the next one, in the order in which it lies: lines that are 256 to 1024 bytes
+// apart take memory two to four times as long as neighbours (Zen 3).
+static void ask_for_block(requests & r, const segment & columns, const struct dqrelo_sign_tile * tiles, int n_tiles, int k, int i,
+                          int64_t n) {
+    r.next      = block_after(columns, tiles, n_tiles, k, i, n);
+    r.end       = r.next + (uintptr_t) (columns.n_columns / 8);
+    r.row_bytes = (uintptr_t) (n / 8);
+    r.gap       = r.row_bytes - (uintptr_t) (columns.n_columns / 8);
 }
 
 // Sets, or adds to, the products of a tile's block of rows from row i on what a segment gives.
-static void multiply_block(requests & r, const segment & columns, const struct dqrelo_sign_tile & tile, int i, int64_t n) {
+static void multiply_block(requests & r, unit_ahead & later, const segment & columns, const struct dqrelo_sign_tile & tile, int i,
+                           int64_t n) {
     for (int64_t j = 0; j < columns.n_columns; j += SUM_COLUMNS) {
         digit_sums       sums[3];
-        const sign_piece piece = { tile.sign + i * (n / 8),          tile.n_i - i,   n / 8, (columns.j0 + j) / 8,
-                                   count_sums(columns.n_columns, j), tile.transposed };
+        const sign_piece piece = { &tile, i, tile.n_i - i, n / 8, (columns.j0 + j) / 8, count_sums(columns.n_columns, j) };
         memset(sums, 0, sizeof(sums));
         if (r.ahead_step > 0) {
-            add_piece<true>(r, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
+            add_piece<true>(r, later, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
         } else {
-            add_piece<false>(r, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
+            add_piece<false>(r, later, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
         }
         store_sums(sums, columns.magnitude[j / SUM_COLUMNS], piece.n_i, columns.j0 + j > 0, tile.out + i);
     }
 }
 
-// Memory has no time to spare, so the signs are taken in the order in which they lie, as far as a segment goes, and each block of rows asks
-// for exactly the next one.
 static void multiply_segment(requests & r, const segment & columns, const struct dqrelo_sign_tile * tiles, int n_tiles, int64_t n) {
+    unit_ahead later(tiles, n_tiles, columns, n);
     for (int k = 0; k < n_tiles; k++) {
-        const int64_t   n_together = rows_together(tiles[k]);
-        const uintptr_t n_bytes    = (uintptr_t) (n_together * (columns.n_columns / 8));
-        r.row_bytes                = (uintptr_t) (n_together * (n / 8));
         for (int i = 0; i < tiles[k].n_i; i += BLOCK_ROWS) {
-            r.next = block_after(columns, tiles, n_tiles, k, i, n);
-            r.end  = r.next + n_bytes;
-            r.gap  = r.row_bytes - n_bytes;
-            multiply_block(r, columns, tiles[k], i, n);
+            ask_for_block(r, columns, tiles, n_tiles, k, i, n);
+            multiply_block(r, later, columns, tiles[k], i, n);
         }
     }
 }

@@ -136,11 +136,11 @@ static void begin_requests(workspace & w, const uint8_t * sign, int n_i, int n_t
     w.step = 64 / (uintptr_t) n_t; // A unit has 64 lines, and 64 iterations for each row of q.
 }
 
-// Multiplies a tile of signs with n_t <= MAX_T rows of q.
-static void sign_dots_tile(workspace & w, const uint8_t * sign, int n_i, bool transposed, const int8_t * q, int64_t q_stride, int n_t,
-                           int64_t n, int32_t * out, int64_t ld) {
+// Multiplies n_i rows of a tile of signs from row i0 on with n_t <= MAX_T rows of q.
+static void sign_dots_tile(workspace & w, const struct dqrelo_sign_tile & tile, int i0, int n_i, const int8_t * q, int64_t q_stride,
+                           int n_t, int64_t n, int32_t * out, int64_t ld) {
     const int64_t segment = SUM_CHUNKS / n_t / UNIT_CHUNKS * UNIT_CHUNKS * CHUNK_COLUMNS;
-    begin_requests(w, sign, n_i, n_t, n, segment);
+    begin_requests(w, tile.sign + i0 * (n / 8), n_i, n_t, n, segment);
     for (int64_t j0 = 0; j0 < n; j0 += SUM_COLUMNS) {
         const int64_t j1 = n - j0 < SUM_COLUMNS ? n : j0 + SUM_COLUMNS;
         memset(w.sums, 0, (size_t) n_t * sizeof(w.sums[0]));
@@ -151,7 +151,7 @@ static void sign_dots_tile(workspace & w, const uint8_t * sign, int n_i, bool tr
                 make_row_tables(w.tables + t * chunks_of(n_columns), q + t * q_stride + 2 * j, n_columns, &w.magnitude[t]);
             }
             for (int i = 0; i < n_i; i += BLOCK_ROWS) {
-                add_piece(w, i / BLOCK_ROWS, { sign + i * (n / 8), n_i - i, n / 8, j / 8, n_columns, transposed }, n_t);
+                add_piece(w, i / BLOCK_ROWS, { &tile, i0 + i, n_i - i, n / 8, j / 8, n_columns }, n_t);
             }
         }
         for (int t = 0; t < n_t; t++) {
@@ -169,8 +169,8 @@ static void sign_dots_rows(workspace & w, const struct dqrelo_sign_tile & tile, 
     for (int k = 0; k < n_parts; k++) {
         const int t0 = n_t * k / n_parts, t1 = n_t * (k + 1) / n_parts;
         for (int i = 0; i < tile.n_i; i += ROWS) {
-            sign_dots_tile(w, tile.sign + i * (n / 8), tile.n_i - i < ROWS ? tile.n_i - i : ROWS, tile.transposed, q + t0 * q_stride,
-                           q_stride, t1 - t0, n, tile.out + t0 * ld + i, ld);
+            sign_dots_tile(w, tile, i, tile.n_i - i < ROWS ? tile.n_i - i : ROWS, q + t0 * q_stride, q_stride, t1 - t0, n,
+                           tile.out + t0 * ld + i, ld);
         }
     }
 }

@@ -28,6 +28,8 @@ static constexpr int64_t SUM_COLUMNS   = SUM_CHUNKS * CHUNK_COLUMNS;
 static constexpr int     GROUPS        = 4;
 static constexpr int     BLOCK_ROWS    = 16 * GROUPS;
 
+static_assert(UNIT_BYTES == DQRELO_UNIT_BYTES && BLOCK_ROWS == DQRELO_BLOCK_ROWS, "transposed signs lie as they are read");
+
 // A chunk of columns is 32 bytes of signs of a row, a unit is a cache line. Rows of signs are taken in blocks of 64, four groups of 16, and
 // blocks in tiles, which is why DQRELO_TILE_I is 256.
 
@@ -144,21 +146,26 @@ static inline void make_row_tables(chunk_tables * tables, const int8_t * q, int6
 
 namespace { // Methods of classes would be weak symbols outside of it.
 
-// The signs of a block of rows in a segment of columns, which begins at byte `offset` of the rows. Of the rows from the first one on n_i
-// are there, maybe more than those of the block.
+// The signs of a block of rows of a tile in a segment of columns, which begins at byte `offset` of the rows. Of the tile's rows from the
+// block's first one on, row `i` of the tile, n_i are there, maybe more than those of the block.
 struct sign_piece {
-    const uint8_t * row;
-    int             n_i;
-    int64_t         row_bytes;
-    int64_t         offset;
-    int64_t         n_columns;
-    bool            transposed; // but for rows that are no whole group
+    const dqrelo_sign_tile * tile;
+    int                      i, n_i;
+    int64_t                  row_bytes;
+    int64_t                  offset;
+    int64_t                  n_columns;
+
+    // Returns where the block's first row begins, if it is not transposed.
+    const uint8_t * row() const { return tile->sign + i * row_bytes; }
 
     // Whether all signs of group g are there, transposed.
-    bool is_transposed(int g) const { return transposed && n_i >= (g + 1) * DQRELO_GROUP_ROWS; }
+    bool is_transposed(int g) const { return tile->transposed && n_i >= (g + 1) * DQRELO_GROUP_ROWS; }
 
     // Returns where chunk c of group g lies, transposed.
-    const uint8_t * chunk(int g, int c) const { return row + DQRELO_GROUP_ROWS * (g * row_bytes + offset + c * CHUNK_BYTES); }
+    const uint8_t * chunk(int g, int c) const {
+        return tile->sign - tile->row * row_bytes +
+               dqrelo_chunk_offset(tile->row + i + g * DQRELO_GROUP_ROWS, tile->n_rows, row_bytes, offset / CHUNK_BYTES + c);
+    }
 
     // Returns how many bytes of each row chunk c has.
     int chunk_bytes(int c) const {
@@ -191,17 +198,17 @@ static inline sign_unit unit_of(const sign_piece & piece, int n_read, int c, uni
     const int     n_chunks = unit_chunks(piece, c);
     const int64_t at       = piece.offset + c * CHUNK_BYTES;
     if ((n_read - 1) * piece.row_bytes + at + n_chunks * CHUNK_BYTES <= piece.n_i * piece.row_bytes) {
-        return { piece.row + at, piece.row_bytes, n_chunks };
+        return { piece.row() + at, piece.row_bytes, n_chunks };
     }
     memset(copy, 0, sizeof(copy));
     const int n_rows = piece.n_i < BLOCK_ROWS ? piece.n_i : BLOCK_ROWS;
     if (piece.row_bytes <= UNIT_BYTES) { // The rows lie close together, and are copied as they lie.
-        memcpy(copy, piece.row, (size_t) (n_rows * piece.row_bytes));
+        memcpy(copy, piece.row(), (size_t) (n_rows * piece.row_bytes));
         return { copy + at, piece.row_bytes, n_chunks };
     }
     const int64_t n_bytes = piece.row_bytes - at < UNIT_BYTES ? piece.row_bytes - at : UNIT_BYTES;
     for (int r = 0; r < n_rows; r++) {
-        memcpy(copy + r * UNIT_BYTES, piece.row + r * piece.row_bytes + at, (size_t) n_bytes);
+        memcpy(copy + r * UNIT_BYTES, piece.row() + r * piece.row_bytes + at, (size_t) n_bytes);
     }
     return { copy, UNIT_BYTES, n_chunks };
 }

@@ -55,8 +55,12 @@ static void codes_tile(const struct dqrelo_kernels * kernels, const struct dqrel
         int                     n = 0;
         for (; n < n_most && p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; n++, code += e->plane_ranks[p++]) {
             codes[n] = code;
-            tiles[n] = { e->vsign + code * (e->n_in / 8), (int) min_i64(n_k, e->plane_ranks[p] - k0), sums_of(scratch, n, n_most),
-                         e->transposed != 0 };
+            tiles[n] = { e->vsign + code * (e->n_in / 8),
+                         (int) min_i64(n_k, e->plane_ranks[p] - k0),
+                         sums_of(scratch, n, n_most),
+                         e->transposed != 0,
+                         k0,
+                         e->plane_ranks[p] };
         }
         kernels->sign_dots(tiles, n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, ld, &nothing);
         for (int k = 0; k < n; k++) {
@@ -214,8 +218,12 @@ static void multiply_signs(const struct dqrelo_kernels * kernels, const struct d
     const int64_t               q_stride = dqrelo_q_bytes(e->n_in);
     struct dqrelo_sign_tile     tiles[DQRELO_MAX_PLANES];
     for (int p = 0; p < e->n_planes; p++) {
-        tiles[p] = { e->sign[p] + signs.begin * (e->n_in / 8), (int) (signs.end - signs.begin),
-                     sums_of(scratch, p, signs.n_planes) + signs.new_sums, e->transposed != 0 };
+        tiles[p] = { e->sign[p] + signs.begin * (e->n_in / 8),
+                     (int) (signs.end - signs.begin),
+                     sums_of(scratch, p, signs.n_planes) + signs.new_sums,
+                     e->transposed != 0,
+                     signs.begin,
+                     e->n_out };
     }
     if (signs.begin < signs.end) {
         kernels->sign_dots(tiles, e->n_planes, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, ld, ahead);
@@ -241,7 +249,7 @@ static void apply_tile(const struct dqrelo_kernels * kernels, const struct dqrel
         multiply_signs(kernels, g, t0, n_t, signs, ld, &ahead, scratch);
     }
     if (e->n_codes > 0) {
-        const struct dqrelo_sign_tile tile = { e->usign + i0 * (e->n_codes / 8), n_i, scratch->zsum, e->transposed != 0 };
+        const struct dqrelo_sign_tile tile = { e->usign + i0 * (e->n_codes / 8), n_i, scratch->zsum, e->transposed != 0, i0, e->n_out };
         kernels->sign_dots(&tile, 1, g->zq + t0 * g->zq_stride, g->zq_stride, g->zact + t0, n_t, e->n_codes, ld, &ahead);
     }
     if (has_uv) {

@@ -63,13 +63,15 @@ struct dqrelo_ahead {
     uintptr_t next, end;
 };
 
-// A tile of signs and what its products are written to: n_i rows of n/8 bytes; out[t*ld + i] becomes sum_j s_ij q_tj. A transposed one has
-// whole groups of rows (transposed-signs.h), and maybe those that the matrix has left over.
+// A tile of signs and what its products are written to: n_i rows of n/8 bytes; out[t*ld + i] becomes sum_j s_ij q_tj. They are rows `row`
+// and following of a matrix of n_rows. Where that is transposed (transposed-signs.h) a tile has whole groups of rows, and maybe those that
+// the matrix has left over, and `sign` is where its first row would lie else.
 struct dqrelo_sign_tile {
     const uint8_t * sign;
     int             n_i;
     int32_t *       out;
     bool            transposed;
+    int64_t         row, n_rows; // where it is
 };
 
 #define DQRELO_EXPAND_BEHIND 16

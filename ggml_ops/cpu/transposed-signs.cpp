@@ -87,23 +87,33 @@ static void transpose_last_chunk(const uint8_t * rows, int64_t row_bytes, int64_
     }
 }
 
-void dqrelo_transpose_signs(uint8_t * sign, int64_t n_rows, int64_t row_bytes) {
-    std::vector<uint8_t> rows((size_t) (ROWS * row_bytes));
-    for (int64_t i = 0; i + ROWS <= n_rows; i += ROWS, sign += ROWS * row_bytes) {
-        memcpy(rows.data(), sign, rows.size());
-        int64_t b = 0;
-        for (; b + CHUNK <= row_bytes; b += CHUNK) {
-            transpose_halves(rows.data() + b, row_bytes, sign + ROWS * b, CHUNK);
-        }
-        if (b < row_bytes) {
-            transpose_last_chunk(rows.data() + b, row_bytes, row_bytes - b, sign + ROWS * b);
+// Transposes a block of n_rows, whole groups, that begins at `sign`; `rows` has room for it.
+static void transpose_block(uint8_t * sign, int64_t n_rows, int64_t row_bytes, uint8_t * rows) {
+    memcpy(rows, sign, (size_t) (n_rows * row_bytes));
+    for (int64_t i = 0; i < n_rows; i += ROWS, rows += ROWS * row_bytes) {
+        for (int64_t b = 0; b < row_bytes; b += CHUNK) {
+            uint8_t * const out = sign + dqrelo_chunk_offset(i, n_rows, row_bytes, b / CHUNK);
+            if (b + CHUNK <= row_bytes) {
+                transpose_halves(rows + b, row_bytes, out, CHUNK);
+            } else {
+                transpose_last_chunk(rows + b, row_bytes, row_bytes - b, out);
+            }
         }
     }
 }
 
-void dqrelo_restore_signs(const uint8_t * group, int64_t row_bytes, int64_t c0, int64_t n_chunks, uint8_t * out, int64_t stride) {
+void dqrelo_transpose_signs(uint8_t * sign, int64_t n_rows, int64_t row_bytes) {
+    std::vector<uint8_t> rows((size_t) (std::min<int64_t>(n_rows, DQRELO_BLOCK_ROWS) * row_bytes));
+    for (int64_t i = 0; i + ROWS <= n_rows; i += DQRELO_BLOCK_ROWS) {
+        const int64_t n_block = std::min<int64_t>((n_rows - i) / ROWS * ROWS, DQRELO_BLOCK_ROWS);
+        transpose_block(sign + i * row_bytes, n_block, row_bytes, rows.data());
+    }
+}
+
+void dqrelo_restore_signs(const uint8_t * sign, int64_t n_rows, int64_t row_bytes, int64_t i, int64_t c0, int64_t n_chunks, uint8_t * out,
+                          int64_t stride) {
     for (int64_t c = c0; c < c0 + n_chunks; c++, out += CHUNK) {
-        const uint8_t * chunk   = group + c * GROUP_CHUNK;
+        const uint8_t * chunk   = sign + dqrelo_chunk_offset(i, n_rows, row_bytes, c);
         const int64_t   n_bytes = row_bytes - c * CHUNK;
         uint8_t         whole[GROUP_CHUNK];
         if (n_bytes < CHUNK) {

@@ -45,51 +45,64 @@ static std::vector<float> row_of_runs(int64_t n, std::mt19937 & rng, float share
     return x;
 }
 
-// Multiplies the tiles again, with other signs in their places, if given, and checks that each product is the same.
+// Multiplies the tiles again, as `again` has them, and checks that each product is the same.
 static void check_same_products(const dqrelo_kernels * kernels, const std::vector<dqrelo_sign_tile> & tiles,
-                                const std::vector<bytes> & signs, const quantised & a, const dqrelo_act * act, int n_t, int64_t n,
+                                std::vector<dqrelo_sign_tile> again, const quantised & a, const dqrelo_act * act, int n_t, int64_t n,
                                 int64_t ld) {
-    std::vector<std::vector<int32_t>> again;
-    std::vector<dqrelo_sign_tile>     other = tiles;
-    for (size_t k = 0; k < tiles.size(); k++) {
-        again.emplace_back((size_t) ((n_t - 1) * ld + tiles[k].n_i + 1), 7654321);
-        other[k].out = again[k].data();
-        if (!signs.empty()) {
-            other[k].sign       = signs[k].data();
-            other[k].transposed = true;
-        }
+    std::vector<std::vector<int32_t>> out;
+    for (dqrelo_sign_tile & tile : again) {
+        out.emplace_back((size_t) ((n_t - 1) * ld + tile.n_i + 1), 7654321);
+        tile.out = out.back().data();
     }
     dqrelo_ahead nothing = {};
-    kernels->sign_dots(other.data(), (int) other.size(), a.q.data(), dqrelo_q_bytes(n), act, n_t, n, ld, &nothing);
+    kernels->sign_dots(again.data(), (int) again.size(), a.q.data(), dqrelo_q_bytes(n), act, n_t, n, ld, &nothing);
     bool same = true;
     for (size_t k = 0; k < tiles.size(); k++) {
         for (int64_t t = 0; t < n_t; t++) {
-            same = same && std::equal(tiles[k].out + t * ld, tiles[k].out + t * ld + tiles[k].n_i, again[k].begin() + t * ld);
+            same = same && std::equal(tiles[k].out + t * ld, tiles[k].out + t * ld + tiles[k].n_i, out[k].begin() + t * ld);
         }
-        same = same && again[k].back() == 7654321;
+        same = same && out[k].back() == 7654321;
     }
     CHECK(same);
 }
 
-// Multiplies tiles of signs with n_t rows of q. The products must be the same with transposed signs, where the kernels take them, and those
-// of one row with tables that were made before.
+// Returns tiles of transposed matrices, in `memory`, which have the rows of a tile behind n_before others, and where these are whole groups
+// before others too.
+static std::vector<dqrelo_sign_tile> transposed_tiles(const std::vector<dqrelo_sign_tile> & tiles, int64_t n, int64_t n_before,
+                                                      std::vector<bytes> & memory) {
+    std::vector<dqrelo_sign_tile> out = tiles;
+    for (dqrelo_sign_tile & tile : out) {
+        const int64_t n_after = tile.n_i % DQRELO_GROUP_ROWS == 0 ? n_before * 3 / 2 : 0;
+        tile.row              = n_before;
+        tile.n_rows           = n_before + tile.n_i + n_after;
+        bytes matrix((size_t) (tile.n_rows * (n / 8)), 0x5a);
+        std::copy(tile.sign, tile.sign + tile.n_i * (n / 8), matrix.begin() + n_before * (n / 8));
+        dqrelo_transpose_signs(matrix.data(), tile.n_rows, n / 8);
+        memory.push_back(std::move(matrix));
+        tile.sign       = memory.back().data() + n_before * (n / 8);
+        tile.transposed = true;
+    }
+    return out;
+}
+
+// Multiplies tiles of signs with n_t rows of q. The products must be the same with transposed signs, where the kernels take them, wherever
+// a tile lies in its matrix, and those of one row with tables that were made before.
 static void multiply_signs(const dqrelo_kernels * kernels, const std::vector<dqrelo_sign_tile> & tiles, const quantised & a, int n_t,
                            int64_t n, int64_t ld, dqrelo_ahead * ahead) {
     kernels->sign_dots(tiles.data(), (int) tiles.size(), a.q.data(), dqrelo_q_bytes(n), a.act.data(), n_t, n, ld, ahead);
-    std::vector<bytes> transposed;
-    for (const dqrelo_sign_tile & tile : tiles) {
-        transposed.emplace_back(tile.sign, tile.sign + tile.n_i * (n / 8));
-        dqrelo_transpose_signs(transposed.back().data(), tile.n_i, n / 8);
-    }
-    if (kernels->takes_transposed) {
-        check_same_products(kernels, tiles, transposed, a, a.act.data(), n_t, n, ld);
-    }
+    dqrelo_act act    = a.act[0];
+    const auto memory = n_t == 1 ? make_tables(kernels, a.q.data(), n, &act) : std::vector<cache_line>();
     if (n_t == 1) {
-        dqrelo_act act    = a.act[0];
-        const auto memory = make_tables(kernels, a.q.data(), n, &act);
-        check_same_products(kernels, tiles, {}, a, &act, 1, n, ld);
+        check_same_products(kernels, tiles, tiles, a, &act, 1, n, ld);
+    }
+    for (const int64_t n_before : { 0, 16, 48, 80 }) {
+        std::vector<bytes> signs;
         if (kernels->takes_transposed) {
-            check_same_products(kernels, tiles, transposed, a, &act, 1, n, ld);
+            const auto transposed = transposed_tiles(tiles, n, n_before, signs);
+            check_same_products(kernels, tiles, transposed, a, a.act.data(), n_t, n, ld);
+            if (n_t == 1) {
+                check_same_products(kernels, tiles, transposed, a, &act, 1, n, ld);
+            }
         }
     }
 }
@@ -113,7 +126,7 @@ static void test_sign_dots_exact(const dqrelo_kernels * kernels, int64_t n, int 
     std::vector<dqrelo_sign_tile>     tiles;
     for (size_t k = 0; k < n_i.size(); k++) {
         sign.push_back(random_signs(n, n_i[k], rng));
-        tiles.push_back({ sign[k].data() + 1, n_i[k], got[k].data(), false });
+        tiles.push_back({ sign[k].data() + 1, n_i[k], got[k].data(), false, 0, n_i[k] });
     }
     const bytes     after(3000);
     const uintptr_t begin = (uintptr_t) after.data(), end = begin + after.size();
@@ -143,7 +156,7 @@ static void test_sign_dots_long_row(const dqrelo_kernels * kernels, int64_t n, f
     const bytes            sign((size_t) (n / 8), 0xff);
     int32_t                got     = 0;
     dqrelo_ahead           nothing = {};
-    const dqrelo_sign_tile tile    = { sign.data(), 1, &got, false };
+    const dqrelo_sign_tile tile    = { sign.data(), 1, &got, false, 0, 1 };
     multiply_signs(kernels, { tile }, a, 1, n, 1, &nothing);
     CHECK(got == (value < 0.0f ? -dqrelo_q_max(n) : dqrelo_q_max(n)) * n);
     CHECK(std::fabs(got * (double) a.act[0].d / ((double) value * (double) n) - 1.0) < 1e-6);
@@ -161,7 +174,7 @@ static void test_sign_dots_longest_row(const dqrelo_kernels * kernels) {
         for (const int n_t : { 1, 3 }) {
             std::vector<int32_t>   got(3);
             dqrelo_ahead           nothing = {};
-            const dqrelo_sign_tile tile    = { sign.data(), 1, got.data(), false };
+            const dqrelo_sign_tile tile    = { sign.data(), 1, got.data(), false, 0, 1 };
             multiply_signs(kernels, { tile }, a, n_t, n, 1, &nothing);
             const int64_t want = dqrelo_q_max(n) + (n - 1) * (int64_t) lower;
             CHECK(got[0] == want && got[(size_t) n_t - 1] == want);
@@ -185,7 +198,7 @@ static void test_sign_dots_largest_digits(const dqrelo_kernels * kernels) {
         std::vector<int32_t> got((size_t) (8 * n_i));
         dqrelo_ahead         nothing = {};
         for (const int n_t : { 1, 8 }) {
-            const dqrelo_sign_tile tile = { signs.data(), n_i, got.data(), false };
+            const dqrelo_sign_tile tile = { signs.data(), n_i, got.data(), false, 0, n_i };
             multiply_signs(kernels, { tile }, a, n_t, n, n_i, &nothing);
             CHECK(std::all_of(got.begin(), got.begin() + n_t * n_i, [&](int32_t value) { return value == n / 2 * 65215; }));
         }
@@ -211,7 +224,7 @@ static void test_sign_dots_largest_four(const dqrelo_kernels * kernels) {
             const bytes            signs((size_t) (n_i * (n / 8)), sign > 0.0f ? 0xff : 0);
             std::vector<int32_t>   got((size_t) (n_t * n_i));
             dqrelo_ahead           nothing = {};
-            const dqrelo_sign_tile tile    = { signs.data(), n_i, got.data(), false };
+            const dqrelo_sign_tile tile    = { signs.data(), n_i, got.data(), false, 0, n_i };
             multiply_signs(kernels, { tile }, a, n_t, n, n_i, &nothing);
             CHECK(std::all_of(got.begin(), got.end(), [&](int32_t value) { return value == want; }));
             multiply_signs(kernels, { tile }, a, 1, n, n_i, &nothing);
@@ -261,19 +274,24 @@ void test_sign_kernels(const dqrelo_kernels * kernels) {
     }
 }
 
-// The groups of a matrix as the head of cpu/transposed-signs.h draws them, byte after byte.
+// A matrix as the head of cpu/transposed-signs.h draws it, byte after byte.
 static bytes drawn(const bytes & sign, int64_t n_rows, int64_t row_bytes) {
-    bytes out;
-    for (int64_t i = 0; i + DQRELO_GROUP_ROWS <= n_rows; i += DQRELO_GROUP_ROWS) {
-        const auto append = [&](int64_t b) {
-            for (int64_t r = i; r < i + DQRELO_GROUP_ROWS && b < row_bytes; r++) {
-                out.push_back(sign[(size_t) (r * row_bytes + b)]);
-            }
-        };
-        for (int64_t chunk = 0; chunk < row_bytes; chunk += DQRELO_CHUNK_BYTES) {
-            for (int64_t b = chunk; b < chunk + DQRELO_CHUNK_BYTES / 2; b++) {
-                append(b);
-                append(b + DQRELO_CHUNK_BYTES / 2);
+    bytes      out;
+    const auto append = [&](int64_t group, int64_t b) { // byte b of its rows
+        for (int64_t r = group; r < group + 16 && b < row_bytes; r++) {
+            out.push_back(sign[(size_t) (r * row_bytes + b)]);
+        }
+    };
+    const int64_t n_whole = n_rows / 16 * 16;
+    for (int64_t block = 0; block < n_whole; block += 64) {
+        for (int64_t unit = 0; unit < row_bytes; unit += 64) {
+            for (int64_t group = block; group < std::min(block + 64, n_whole); group += 16) {
+                for (const int64_t chunk : { unit, unit + 32 }) {
+                    for (int64_t b = chunk; b < chunk + 16; b++) {
+                        append(group, b);
+                        append(group, b + 16);
+                    }
+                }
             }
         }
     }
@@ -343,7 +361,7 @@ static void test_sign_matrices() {
 }
 
 void test_transposed_signs() {
-    for (int64_t n_rows : { 1, 15, 16, 17, 48, 50 }) {
+    for (int64_t n_rows : { 1, 15, 16, 17, 48, 50, 64, 80, 133 }) {
         for (int64_t row_bytes = 1; row_bytes < 70; row_bytes++) {
             test_transposition(n_rows, row_bytes);
         }
