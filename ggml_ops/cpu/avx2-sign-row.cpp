@@ -139,15 +139,15 @@ static inline void add_bytes_of(__m256i (&both)[3], __m256i (&odd)[3], const chu
     }
 }
 
-// Adds to the sums of 16 rows what the first n vectors of a transposed chunk of their signs select.
-template <bool ASKS_AHEAD>
+// Adds to the sums of 16 rows what n vectors of transposed bytes, which take(b) gives, select.
+template <bool ASKS_AHEAD, typename F>
 static inline __attribute__((always_inline)) void add_transposed(requests &           r, __m256i (&both)[3], __m256i (&odd)[3],
-                                                                 const chunk_tables & tables, const uint8_t * chunk, int n) {
+                                                                 const chunk_tables & tables, int n, F && take) {
     __m256i mask = _mm256_set1_epi8(15);
     __asm__("" : "+x"(mask)); // It is to be in a register.
     for (int b = 0; b < n; b += 2) {
         ask<ASKS_AHEAD>(r);
-        add_bytes_of(both, odd, tables, 2 * b, bytes_of_chunk(chunk, b), bytes_of_chunk(chunk, b + 1), mask);
+        add_bytes_of(both, odd, tables, 2 * b, take(b), take(b + 1), mask);
     }
 }
 
@@ -207,7 +207,7 @@ static __attribute__((noinline)) void add_transposed_chunks(requests & all, cons
         ask_from(r, later, g);
         with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
             for (int u = 0; u < n_chunks; u++, chunk += DQRELO_GROUP_ROWS * CHUNK_BYTES) {
-                add_transposed<ASKS_AHEAD>(r, both, odd, tables[c + u], chunk, CHUNK_BYTES / 2);
+                add_transposed<ASKS_AHEAD>(r, both, odd, tables[c + u], CHUNK_BYTES / 2, [&](int b) { return bytes_of_chunk(chunk, b); });
             }
         });
     }
@@ -222,11 +222,12 @@ static __attribute__((noinline)) void add_transposed_last(requests & all, const 
     requests  r = all;
     const int n = n_bytes < CHUNK_BYTES / 2 ? n_bytes : CHUNK_BYTES / 2;
     for (int g = 0; g < n_groups; g++) {
-        chunk_copy      copy;
-        const uint8_t * v = whole_chunk(piece.chunk(g, c), n_bytes, copy);
+        const uint8_t * chunk = piece.chunk(g, c);
         ask_from(r, later, g);
         r.next += (uintptr_t) (c % UNIT_CHUNKS * CHUNK_BYTES * DQRELO_GROUP_ROWS);
-        with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) { add_transposed<ASKS_AHEAD>(r, both, odd, tables[c], v, n); });
+        with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
+            add_transposed<ASKS_AHEAD>(r, both, odd, tables[c], n, [&](int b) { return bytes_of_last_chunk(chunk, b, n_bytes); });
+        });
     }
     all = r;
 }

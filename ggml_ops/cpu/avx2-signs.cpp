@@ -48,12 +48,16 @@ static inline void chunk_nibbles(__m256i (*at)[GROUPS], const uint8_t * sign, in
 
 // The same of a chunk that was transposed, and has n_bytes of each row.
 static inline void transposed_nibbles(__m256i (*at)[GROUPS], const uint8_t * chunk, int n_bytes) {
-    chunk_copy      copy;
-    const uint8_t * v    = whole_chunk(chunk, n_bytes, copy);
-    const __m256i   mask = _mm256_set1_epi8(15);
+    const __m256i mask = _mm256_set1_epi8(15);
+    if (n_bytes < CHUNK_BYTES) {
+        for (int b = 0; b < CHUNK_BYTES / 2; b++) {
+            split_nibbles(at[2 * b][0], at[2 * b + 1][0], bytes_of_last_chunk(chunk, b, n_bytes), mask);
+        }
+        return;
+    }
     UNROLLED
     for (int b = 0; b < CHUNK_BYTES / 2; b++) {
-        split_nibbles(at[2 * b][0], at[2 * b + 1][0], bytes_of_chunk(v, b), mask);
+        split_nibbles(at[2 * b][0], at[2 * b + 1][0], bytes_of_chunk(chunk, b), mask);
     }
 }
 

@@ -235,26 +235,21 @@ static inline void transpose_rows(__m256i (&v)[8], const uint8_t * sign, int64_t
     interleave(v);
 }
 
-using chunk_copy = uint8_t[DQRELO_GROUP_ROWS * CHUNK_BYTES];
-
-// Returns a transposed chunk that has n_bytes of each row as if it had all: in vector b are bytes b of 16 rows, and bytes 16 + b in the
-// high half. A copy has zeros where there are none, and where a chunk is complete it is the chunk itself.
-static inline const uint8_t * whole_chunk(const uint8_t * chunk, int n_bytes, chunk_copy & copy) {
-    if (n_bytes == CHUNK_BYTES) {
-        return chunk;
-    }
-    const int n_pairs = n_bytes > 16 ? n_bytes - 16 : 0;
-    memcpy(copy, chunk, (size_t) (32 * n_pairs));
-    memset(copy + 32 * n_pairs, 0, sizeof(copy) - (size_t) (32 * n_pairs));
-    for (int b = n_pairs; b < n_bytes && b < CHUNK_BYTES / 2; b++) {
-        memcpy(copy + 32 * b, chunk + 16 * (b + n_pairs), 16);
-    }
-    return copy;
-}
-
-// Returns vector b of a whole transposed chunk.
+// Returns vector b of a whole transposed chunk: bytes b of 16 rows, and bytes 16 + b in the high half.
 static inline __m256i bytes_of_chunk(const uint8_t * chunk, int b) {
     return _mm256_loadu_si256((const __m256i *) (chunk + 32 * b));
+}
+
+// The same of a chunk that has n_bytes of each row. There are zeros where it has none.
+static inline __m256i bytes_of_last_chunk(const uint8_t * chunk, int b, int n_bytes) {
+    const int n_pairs = n_bytes > CHUNK_BYTES / 2 ? n_bytes - CHUNK_BYTES / 2 : 0;
+    if (b < n_pairs) {
+        return bytes_of_chunk(chunk, b);
+    }
+    if (b < n_bytes) { // It has no partner.
+        return _mm256_zextsi128_si256(_mm_loadu_si128((const __m128i *) (chunk + DQRELO_GROUP_ROWS * (b + n_pairs))));
+    }
+    return _mm256_setzero_si256();
 }
 
 // Sets `low` and `high` to the nibbles of bytes; mask is 15 in each.

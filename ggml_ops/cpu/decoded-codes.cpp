@@ -20,13 +20,9 @@ static void for_each_plane(const struct dqrelo_entry * e, int64_t k, F && f) {
 // B
 //
 
-// Returns columns j0 to j0 + n - 1 of the rows of B in plane p.
-static sign_rows plane_of_b(const struct dqrelo_entry * e, int p, int64_t j0, int64_t n) {
-    int64_t code = 0;
-    for (int q = 0; q < p; q++) {
-        code += e->plane_ranks[q];
-    }
-    return { e->transposed != 0, e->vsign + code * (e->n_in / 8), e->plane_ranks[p], e->n_in / 8, j0 / 8, n / 8 };
+// Returns columns j0 to j0 + n - 1 of the rows of B, one a code.
+static sign_rows rows_of_b(const struct dqrelo_entry * e, int64_t j0, int64_t n) {
+    return { e->transposed != 0, e->vsign, e->n_codes, e->n_in / 8, j0 / 8, n / 8 };
 }
 
 // Sets a row of the tile to columns j0 to j0 + n - 1 of row k of B, times c.
@@ -35,7 +31,7 @@ static void decode_b(const struct dqrelo_kernels * kernels, const struct dqrelo_
     memset(out, 0, (size_t) n * sizeof(float));
     for_each_plane(e, k, [&](int p, int64_t, int64_t code) {
         const float scale = dqrelo_bf16_to_f32(((const uint16_t *) e->vscale)[code + k]);
-        kernels->fold_signs(out, planes[p].row(k), scale, e->cscale ? e->cscale + j0 : nullptr, n);
+        kernels->fold_signs(out, planes[p].row(code + k), scale, e->cscale ? e->cscale + j0 : nullptr, n);
     });
 }
 
@@ -54,9 +50,9 @@ void dqrelo_decoded_codes(const struct dqrelo_kernels * kernels, const struct dq
     for (; k0 < k1; k0 += DQRELO_FOLD_TILE_I) {
         const int n_k = (int) min_i64(DQRELO_FOLD_TILE_I, k1 - k0);
         for (int64_t j0 = 0; j0 < g->e.n_in; j0 += DQRELO_FOLD_COLUMNS) {
-            const int64_t n                          = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
-            const auto    plane                      = [&](int p) { return plane_of_b(&g->e, p, j0, n); };
-            sign_rows planes[DQRELO_MAX_CODE_PLANES] = { plane(0), plane(1), plane(2), plane(3), plane(4), plane(5), plane(6), plane(7) };
+            const int64_t n                              = min_i64(DQRELO_FOLD_COLUMNS, g->e.n_in - j0);
+            const auto    b                              = [&] { return rows_of_b(&g->e, j0, n); };
+            sign_rows     planes[DQRELO_MAX_CODE_PLANES] = { b(), b(), b(), b(), b(), b(), b(), b() };
             for (int k = 0; k < n_k; k++) {
                 decode_b(kernels, &g->e, k0 + k, j0, n, planes, tile.row(k));
                 tile.complete(k, n);

@@ -69,12 +69,12 @@ static void add_sign_factors(const struct dqrelo_entry * e, int64_t i, int64_t j
         code = k0;
         for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; code += e->plane_ranks[p++]) {
             const int n_k = (int) min_i64(N_RANKS, e->plane_ranks[p] - k0);
-            sign_rows v(e->transposed != 0, e->vsign + (code - k0) * (e->n_in / 8), e->plane_ranks[p], e->n_in / 8, j0 / 8, n / 8);
+            sign_rows v(e->transposed != 0, e->vsign, e->n_codes, e->n_in / 8, j0 / 8, n / 8);
             uint8_t   signs[N_RANKS * DQRELO_TILE_J / 8];
             float     w[N_RANKS];
             for (int k = 0; k < n_k; k++) {
                 w[k] = a[k] * bf16_at(e->vscale, code + k);
-                memcpy(signs + k * (DQRELO_TILE_J / 8), v.row(k0 + k), (size_t) n / 8);
+                memcpy(signs + k * (DQRELO_TILE_J / 8), v.row(code + k), (size_t) n / 8);
             }
             add_signs(signs, DQRELO_TILE_J / 8, w, n_k, n, acc);
         }

@@ -25,57 +25,41 @@ static int32_t * sums_of(struct dqrelo_scratch * scratch, int p, int n) {
     return scratch->isum + (int64_t) p * (DQRELO_MAX_PLANES * DQRELO_TILE / n);
 }
 
-// Sets bx[k], or adds to it, for some values of B (c . x) and a tile of rows, what the codes of a plane from `code` on gave.
-static void add_codes(const struct dqrelo_group * g, int64_t t0, int n_t, int64_t k0, int64_t code, const struct dqrelo_sign_tile & sums,
-                      int64_t ld, bool add) {
+// Sets what some codes of B give to a tile of rows, from their sums of integers.
+static void scale_codes(const struct dqrelo_group * g, int64_t t0, int n_t, const struct dqrelo_sign_tile & sums, int64_t ld) {
     for (int t = 0; t < n_t; t++) {
         const int32_t * isum = sums.out + t * ld;
         const float     d    = g->act[t0 + t].d;
-        float *         bx   = g->bx + (t0 + t) * g->bx_stride + k0;
+        float *         bx   = g->bx + (t0 + t) * g->bx_stride + sums.row;
         for (int k = 0; k < sums.n_i; k++) {
-            const float value = bf16_at(g->e.vscale, code + k) * d * (float) isum[k];
-            bx[k]             = add ? bx[k] + value : value;
+            bx[k] = bf16_at(g->e.vscale, sums.row + k) * d * (float) isum[k];
         }
     }
 }
 
-// Computes values k0 <= k < k0 + n_k of B (c . x) for a tile of rows, all planes at once where there is room for their sums, else half of
-// them: kernels may make tables of the rows for each call.
-static void codes_tile(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t t0, int n_t, int64_t k0, int n_k,
-                       struct dqrelo_scratch * scratch) {
+void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t c0, int64_t c1,
+                         struct dqrelo_scratch * scratch) {
     const struct dqrelo_entry * e        = &g->e;
     const int64_t               q_stride = dqrelo_q_bytes(e->n_in);
-    const int64_t               ld       = kernels->tile_i;
-    const int                   n_most   = n_t * ld <= DQRELO_TILE / 2 ? DQRELO_MAX_CODE_PLANES : DQRELO_MAX_PLANES;
-    int64_t                     code     = k0;
-    for (int p = 0; p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p];) {
-        struct dqrelo_ahead     nothing = {};
-        struct dqrelo_sign_tile tiles[DQRELO_MAX_CODE_PLANES];
-        int64_t                 codes[DQRELO_MAX_CODE_PLANES];
-        int                     n = 0;
-        for (; n < n_most && p < DQRELO_MAX_CODE_PLANES && k0 < e->plane_ranks[p]; n++, code += e->plane_ranks[p++]) {
-            codes[n] = code;
-            tiles[n] = { e->vsign + code * (e->n_in / 8),
-                         (int) min_i64(n_k, e->plane_ranks[p] - k0),
-                         sums_of(scratch, n, n_most),
-                         e->transposed != 0,
-                         k0,
-                         e->plane_ranks[p] };
-        }
-        kernels->sign_dots(tiles, n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, ld, &nothing);
-        for (int k = 0; k < n; k++) {
-            add_codes(g, t0, n_t, k0, codes[k], tiles[k], ld, codes[k] > k0);
-        }
-    }
-}
-
-void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * g, int64_t k0, int64_t k1,
-                         struct dqrelo_scratch * scratch) {
     for (int64_t t0 = 0; t0 < g->n_rows; t0 += kernels->tile_t) {
         const int     n_t = (int) min_i64(kernels->tile_t, g->n_rows - t0);
-        const int64_t n_k = n_t > 1 ? kernels->tile_i : DQRELO_ROW_TILE_I;
-        for (int64_t k = k0; k < k1; k += n_k) {
-            codes_tile(kernels, g, t0, n_t, k, (int) min_i64(n_k, k1 - k), scratch);
+        const int64_t n_i = n_t > 1 ? kernels->tile_i : DQRELO_ROW_TILE_I;
+        for (int64_t c = c0; c < c1;) {
+            struct dqrelo_ahead     nothing = {};
+            struct dqrelo_sign_tile tiles[DQRELO_MAX_PLANES]; // Kernels may make tables of the rows for each call.
+            int                     n = 0;
+            for (; n < DQRELO_MAX_PLANES && c < c1; c += tiles[n++].n_i) {
+                tiles[n] = { e->vsign + c * (e->n_in / 8),
+                             (int) min_i64(n_i, c1 - c),
+                             sums_of(scratch, n, DQRELO_MAX_PLANES),
+                             e->transposed != 0,
+                             c,
+                             e->n_codes };
+            }
+            kernels->sign_dots(tiles, n, g->q + t0 * q_stride, q_stride, g->act + t0, n_t, e->n_in, n_i, &nothing);
+            for (int k = 0; k < n; k++) {
+                scale_codes(g, t0, n_t, tiles[k], n_i);
+            }
         }
     }
 }
@@ -86,7 +70,14 @@ void dqrelo_matmul_quantize(const struct dqrelo_kernels * kernels, const struct 
     int64_t                     code = 0;
     for (int p = 0; p < DQRELO_MAX_CODE_PLANES; code += e->plane_ranks[p++]) {
         for (int32_t k = 0; k < e->plane_ranks[p]; k++) {
-            z[code + k] = bf16_at(e->uscale, code + k) * bx[k];
+            z[k] = p == 0 ? bx[k] : z[k] + bx[code + k];
+        }
+    }
+    // Each plane has a multiple of the same values. Those themselves are in the place of the first plane's, which is the last one here.
+    for (int p = DQRELO_MAX_CODE_PLANES - 1; p >= 0; p--) {
+        code -= e->plane_ranks[p];
+        for (int32_t k = 0; k < e->plane_ranks[p]; k++) {
+            z[code + k] = bf16_at(e->uscale, code + k) * z[k];
         }
     }
     kernels->quantize_row(z, nullptr, e->n_codes, g->zq + t * g->zq_stride, g->zact + t);

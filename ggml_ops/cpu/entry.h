@@ -27,8 +27,8 @@ struct dqrelo_group {
     const struct dqrelo_act * act;       // [n_rows]
     float *                   t;         // [n_rows] rows of t_stride values: V x
     int64_t                   t_stride;  // at least the rank
-    float *                   bx;        // [n_rows] rows of bx_stride values: B (c . x)
-    int64_t                   bx_stride; // at least plane_ranks[0]
+    float *                   bx;        // [n_rows] rows of bx_stride values: what each code gives to B (c . x); decoded ones, B (c . x)
+    int64_t                   bx_stride; // at least n_codes; plane_ranks[0]
     int8_t *                  zq;        // [n_rows] rows of zq_stride bytes: B (c . x) times uscale, quantised, a value a code
     int64_t                   zq_stride; // at least dqrelo_q_bytes(n_codes)
     struct dqrelo_act *       zact;      // [n_rows]
@@ -38,7 +38,7 @@ struct dqrelo_group {
 #define DQRELO_ROW_TILE_I 2048 // features at most where there is one row
 
 struct dqrelo_scratch {
-    int32_t isum[DQRELO_MAX_PLANES * DQRELO_TILE]; // of planes, or of the planes of a sign factor
+    int32_t isum[DQRELO_MAX_PLANES * DQRELO_TILE]; // of planes, or of tiles of a sign factor
     int32_t zsum[DQRELO_TILE];
     float   uv[DQRELO_TILE];
     float   sparse[DQRELO_SPARSE_TILE];
@@ -85,8 +85,8 @@ int64_t dqrelo_early_features(const struct dqrelo_group * group, int64_t n_i);
 void dqrelo_matmul_factor_early(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t r0, int64_t r1,
                                 int64_t i0, int64_t n_early, struct dqrelo_scratch * scratch);
 
-// Computes values k0 <= k < k1 of B (c . x) for all rows of the group from their quantised activations.
-void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t k0, int64_t k1,
+// Computes what codes c0 <= c < c1 give to B (c . x) for all rows of the group from their quantised activations.
+void dqrelo_matmul_codes(const struct dqrelo_kernels * kernels, const struct dqrelo_group * group, int64_t c0, int64_t c1,
                          struct dqrelo_scratch * scratch);
 
 // Quantises what the codes of A are multiplied with for row t of the group. z has room for n_codes values.

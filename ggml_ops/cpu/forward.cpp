@@ -315,48 +315,28 @@ static void multiply_factors(const ggml_compute_params * params, const ggml_tens
     });
 }
 
-// Calls f with the pieces of B that have one plane, two, ..., at their beginnings: from piece l0 to before piece l1, each at a cost.
-// Decoded ones cost the same whatever their planes.
-template <typename F>
-static void for_each_plane_count(const dqrelo_group & g, bool is_decoded, F && f) {
-    int64_t l0 = 0;
-    if (is_decoded) {
-        f(l0, count_lines(g.e.plane_ranks[0]), cost_of(g));
-        return;
-    }
-    for (int p = DQRELO_MAX_CODE_PLANES - 1; p >= 0; p--) {
-        const int64_t l1 = count_lines(g.e.plane_ranks[p]);
-        if (l0 < l1) {
-            f(l0, l1, (p + 1) * cost_of(g));
-        }
-        l0 = l1;
-    }
+// Returns how many pieces of B there are: of rows that are decoded, or of their codes.
+static int64_t count_code_lines(const dqrelo_group & g, bool is_decoded) {
+    return count_lines(is_decoded ? g.e.plane_ranks[0] : g.e.n_codes);
 }
 
-// Computes this thread's share of B (c . x): a row of it in all of its planes.
+// Computes this thread's share of B (c . x).
 static void multiply_codes(const ggml_compute_params * params, const ggml_tensor * dst, const work & w) {
     int64_t total = 0;
     for (int64_t i = 0; i < w.n_groups; i++) {
-        for_each_plane_count(whole_group(dst, w, i), w.groups[i].is_decoded,
-                             [&](int64_t l0, int64_t l1, int64_t cost) { total += (l1 - l0) * cost; });
+        const dqrelo_group g = whole_group(dst, w, i);
+        total += count_code_lines(g, w.groups[i].is_decoded) * cost_of(g);
     }
     share mine(total, params->ith, params->nth);
     for (int64_t i = 0; i < w.n_groups; i++) {
         const dqrelo_group g          = whole_group(dst, w, i);
         const bool         is_decoded = w.groups[i].is_decoded;
-        int64_t            begin = g.e.plane_ranks[0], end = 0;
-        for_each_plane_count(g, is_decoded, [&](int64_t l0, int64_t l1, int64_t cost) {
-            int64_t m0, m1;
-            mine.take(l1 - l0, cost, &m0, &m1);
-            if (m0 < m1) {
-                begin = std::min(begin, (l0 + m0) * LINE);
-                end   = std::min<int64_t>((l0 + m1) * LINE, g.e.plane_ranks[0]);
-            }
-        });
-        if (begin < end && is_decoded) {
-            dqrelo_decoded_codes(dqrelo_cpu_kernels(), &g, begin, end, w.tile);
-        } else if (begin < end) {
-            dqrelo_matmul_codes(dqrelo_cpu_kernels(), &g, begin, end, w.scratch);
+        int64_t            l0, l1;
+        mine.take(count_code_lines(g, is_decoded), cost_of(g), &l0, &l1);
+        if (l0 < l1 && is_decoded) {
+            dqrelo_decoded_codes(dqrelo_cpu_kernels(), &g, l0 * LINE, std::min<int64_t>(l1 * LINE, g.e.plane_ranks[0]), w.tile);
+        } else if (l0 < l1) {
+            dqrelo_matmul_codes(dqrelo_cpu_kernels(), &g, l0 * LINE, std::min<int64_t>(l1 * LINE, g.e.n_codes), w.scratch);
         }
     }
 }
@@ -388,7 +368,7 @@ static void quantize_decoded(const ggml_compute_params * params, const ggml_tens
 static void prepare_matmul(const ggml_compute_params * params, const ggml_tensor * dst, work & w) {
     const needs n = needs_of(dst, w);
     w.t_stride    = padded_rank(n.rank);
-    w.bx_stride   = padded_rank(n.code_rank);
+    w.bx_stride   = padded_rank(std::max(n.code_rank, n.n_codes));
     w.zq_stride   = dqrelo_q_bytes(n.n_codes);
     if (n.i16) {
         quantize_i16(params, dst, w);

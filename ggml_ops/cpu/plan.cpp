@@ -68,12 +68,13 @@ static work lay_out(const ggml_tensor * dst, int ith, int nth, arena & memory) {
     w.quantizes_all = n_rows <= QUANTIZED_BY_ALL;
     if (is_matmul(dst)) {
         // Ranks are not known when the work memory is planned (tables change between runs), so there is room for the largest ones.
-        smaller = std::min(dst->src[1]->ne[0], dst->ne[0]);
-        w.t     = memory.take<float>(n_rows * padded_rank(smaller));
-        w.bx    = memory.take<float>(n_rows * padded_rank(smaller));
+        smaller            = std::min(dst->src[1]->ne[0], dst->ne[0]);
+        const int64_t n_bx = padded_rank(DQRELO_MAX_CODES_A_SIDE * smaller);
+        w.t                = memory.take<float>(n_rows * padded_rank(smaller));
+        w.bx               = memory.take<float>(n_rows * n_bx);
         if (may_be_long(dst) && dqrelo_cpu_kernels()->products_i16) {
             const int64_t n_in = dst->src[1]->ne[0], n_x = ggml_nrows(dst->src[1]);
-            w.bx_step = memory.take<float>(n_rows * dqrelo_i16_pieces(padded_rank(smaller)));
+            w.bx_step = memory.take<float>(n_rows * dqrelo_i16_pieces(n_bx));
             w.x_i16   = memory.take<int16_t>(n_x * dqrelo_i16_values(n_in));
             w.x_step  = memory.take<float>(n_x * dqrelo_i16_pieces(n_in));
         }

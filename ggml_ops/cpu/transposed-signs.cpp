@@ -136,10 +136,7 @@ void dqrelo_for_each_sign_matrix(const struct dqrelo_entry * e,
         if (e->n_codes == 0) {
             continue;
         }
-        const uint8_t * b = e->vsign + m * e->n_codes * (e->n_in / 8);
-        for (int p = 0; p < DQRELO_MAX_CODE_PLANES; b += e->plane_ranks[p++] * (e->n_in / 8)) {
-            take(b, e->plane_ranks[p], e->n_in / 8, data);
-        }
+        take(e->vsign + m * e->n_codes * (e->n_in / 8), e->n_codes, e->n_in / 8, data);
         take(e->usign + m * e->n_out * (e->n_codes / 8), e->n_out, e->n_codes / 8, data);
     }
 }

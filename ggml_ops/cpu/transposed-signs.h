@@ -20,8 +20,8 @@
 //   g3   +----+----+----+----+---
 //
 // A last unit that is shorter is the rest of each group. The last block of a matrix has fewer groups, and rows that make no whole group
-// stay as they are behind it. A block takes the memory that its rows took. Rows are counted from the first one of each matrix, and in B of
-// sign factors from the first one of each plane.
+// stay as they are behind it. A block takes the memory that its rows took. Rows are counted from the first one of each matrix, those of all
+// planes of B together.
 #pragma once
 
 #include "dqrelo-op.h"
@@ -58,7 +58,7 @@ static inline int64_t dqrelo_chunk_offset(int64_t i, int64_t n_rows, int64_t row
 // Transposes the groups of a matrix of signs. Throws std::bad_alloc, before it changes anything.
 GGML_API void dqrelo_transpose_signs(uint8_t * sign, int64_t n_rows, int64_t row_bytes);
 
-// Calls take(sign, n_rows, row_bytes, data) for each matrix of signs whose groups are counted anew: planes, and A and B of sign factors.
+// Calls take(sign, n_rows, row_bytes, data) for each matrix of signs: planes, and A and B of sign factors.
 GGML_API void dqrelo_for_each_sign_matrix(const struct dqrelo_entry * e,
                                           void (*take)(const uint8_t * sign, int64_t n_rows, int64_t row_bytes, void * data), void * data);
 

@@ -279,13 +279,12 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
     std::vector<float>          work((size_t) (n_t * (e.rank + 3)));
     std::vector<dqrelo_scratch> scratch((size_t) nth);
     std::vector<int64_t>        n_early((size_t) nth);
-    const int64_t               n_ranks   = e.plane_ranks[0];
     const int64_t               zq_stride = dqrelo_q_bytes(e.n_codes) + 128;
-    std::vector<float>          bx((size_t) (n_t * (n_ranks + 5))), z((size_t) e.n_codes);
+    std::vector<float>          bx((size_t) (n_t * (e.n_codes + 5))), z((size_t) e.n_codes);
     std::vector<int8_t>         zq((size_t) (n_t * zq_stride));
     std::vector<dqrelo_act>     zact(x.size());
-    const dqrelo_group          g = { e,          rows.data(), n_t,         q.data(),  act.data(), work.data(),
-                                      e.rank + 3, bx.data(),   n_ranks + 5, zq.data(), zq_stride,  zact.data() };
+    const dqrelo_group          g = { e,          rows.data(), n_t,           q.data(),  act.data(), work.data(),
+                                      e.rank + 3, bx.data(),   e.n_codes + 5, zq.data(), zq_stride,  zact.data() };
     for (size_t t = 0; t < x.size() && dqrelo_entry_has_signs(&e); t++) {
         kernels->quantize_row(x[t].data(), e.cscale, e.n_in, q.data() + (int64_t) t * dqrelo_q_bytes(e.n_in), &act[t]);
     }
@@ -303,7 +302,7 @@ static std::vector<std::vector<float>> run_entry(const dqrelo_kernels * kernels,
         }
     }
     for (int ith = 0; ith < nth && e.n_codes > 0; ith++) {
-        dqrelo_matmul_codes(kernels, &g, share(n_ranks, ith), share(n_ranks, ith + 1), scratch.data());
+        dqrelo_matmul_codes(kernels, &g, share(e.n_codes, ith), share(e.n_codes, ith + 1), scratch.data());
     }
     for (int64_t t = 0; t < n_t && e.n_codes > 0; t++) {
         dqrelo_matmul_quantize(kernels, &g, t, z.data());
