@@ -9,32 +9,52 @@
 //   0.7        to load and store the sums
 
 #include "avx2-tables.h"
+#include "sign-runs.h"
 
 // Where tables are made in a call, they are of so many chunks of columns, because a stack is small. Signs that are looked up in segments of
 // a row take up to 1.25 times as long as whole rows (Zen 5).
 static constexpr int64_t SEGMENT_CHUNKS  = 32;
 static constexpr int64_t SEGMENT_COLUMNS = SEGMENT_CHUNKS * CHUNK_COLUMNS;
 
-// The signs that memory is asked for: `next`, and what lies behind it, as many lines as are looked up meanwhile. In rows that are not
-// transposed it goes on to `end`, where `gap` bytes are left out, and so on in every row. What the caller reads after the signs is asked
-// for beside them, from `ahead` on, in steps that spread it evenly. All go to the second cache, because the first one is full of tables.
-// These are integers, because they may lie behind the end of the data, where no pointer may point.
+// What memory is asked for: the signs from `next` on, which go on to `end` and then with the next run, as many lines as are looked up
+// meanwhile, and what the caller reads after the signs, from `ahead` on, in steps that spread it evenly. All go to the second cache,
+// because the first one is full of tables.
 struct requests {
-    uintptr_t next;
-    uintptr_t end;
-    uintptr_t gap;
-    uintptr_t row_bytes;
-    uintptr_t ahead;
-    uintptr_t ahead_step;
+    uintptr_t   next;
+    uintptr_t   end;
+    uintptr_t   step; // 0 where no run is left
+    uintptr_t   ahead;
+    uintptr_t   ahead_step;
+    sign_runs * runs;
 };
+
+// Begins with the next run, or says that there is none.
+static __attribute__((noinline)) void begin_run(requests & r) {
+    const sign_run run = r.runs->next();
+    if (run.begin < run.end) {
+        r.next = run.begin;
+        r.end  = run.end;
+    } else {
+        r.step = 0;
+        r.end  = UINTPTR_MAX;
+    }
+}
+
+static void pass_over(requests & r, int64_t n_bytes) {
+    begin_run(r);
+    while (r.step > 0 && n_bytes >= (int64_t) (r.end - r.next)) {
+        n_bytes -= (int64_t) (r.end - r.next);
+        begin_run(r);
+    }
+    r.next += r.step > 0 ? (uintptr_t) n_bytes : 0;
+}
 
 template <bool ASKS_AHEAD>
 static inline void ask(requests & r) {
     prefetch_lines<64>(r.next);
-    r.next += 64;
+    r.next += r.step;
     if (r.next >= r.end) {
-        r.next += r.gap;
-        r.end += r.row_bytes;
+        begin_run(r);
     }
     if (ASKS_AHEAD) {
         prefetch_lines<64>(r.ahead);
@@ -55,61 +75,6 @@ struct segment {
 struct segment_tables {
     chunk_tables chunks[SEGMENT_CHUNKS];
     int32_t      magnitude[SEGMENT_CHUNKS / SUM_CHUNKS];
-};
-
-// The unit that memory is asked for next, in the order in which units of transposed tiles are read in a segment; and behind the last tile,
-// those of the rows that follow the first one in its matrix.
-class unit_ahead {
-public:
-    // Begins as far ahead as requests go.
-    unit_ahead(const struct dqrelo_sign_tile * tiles, int n_tiles, const segment & columns, int64_t n) :
-        tile(tiles),
-        last(tiles + n_tiles - 1),
-        behind(tiles[0]),
-        row_bytes(n / 8),
-        begin(columns.j0 / CHUNK_COLUMNS),
-        c(begin),
-        end(begin + chunks_of(columns.n_columns)) {
-        behind.sign += behind.n_i * row_bytes;
-        behind.row += behind.n_i;
-        behind.n_i             = (int) (columns.j0 + columns.n_columns < n ? 0 : behind.n_rows - behind.row);
-        const int64_t distance = (int64_t) prefetch_bytes(dqrelo_asks_cache_1 ? DQRELO_CACHE_1 : DQRELO_CACHE_2);
-        for (int64_t asked = 0; asked < distance; pass()) {
-            asked += UNIT_BYTES * DQRELO_GROUP_ROWS * n_groups();
-        }
-    }
-
-    // Goes on to the next unit, or stays where there is none.
-    void pass() {
-        if (c + UNIT_CHUNKS < end) {
-            c += UNIT_CHUNKS;
-        } else if (i + BLOCK_ROWS < tile->n_i) {
-            c = begin;
-            i += BLOCK_ROWS;
-        } else if (tile != &behind && (tile < last || behind.n_i > 0)) {
-            c    = begin;
-            i    = 0;
-            tile = tile < last ? tile + 1 : &behind;
-        }
-    }
-
-    // Returns where the signs of group g in it lie, or if it has fewer groups, others of them.
-    uintptr_t group(int g) const {
-        const int64_t at = i + g % n_groups() * DQRELO_GROUP_ROWS;
-        if (at + DQRELO_GROUP_ROWS > tile->n_i) { // the rows left over
-            return (uintptr_t) tile->sign + (uintptr_t) (at * row_bytes + (tile->n_i - at) * CHUNK_BYTES * c);
-        }
-        return (uintptr_t) (tile->sign - tile->row * row_bytes + dqrelo_chunk_offset(tile->row + at, tile->n_rows, row_bytes, c));
-    }
-
-private:
-    const struct dqrelo_sign_tile *tile, *last;
-    struct dqrelo_sign_tile        behind;
-    int64_t                        row_bytes;
-    int64_t                        begin, c, end; // chunks of a row
-    int                            i = 0;         // row of the tile
-
-    int n_groups() const { return tile->n_i - i < BLOCK_ROWS ? (tile->n_i - i + DQRELO_GROUP_ROWS - 1) / DQRELO_GROUP_ROWS : GROUPS; }
 };
 
 } // namespace
@@ -189,22 +154,14 @@ static inline void with_sums(digit_sums (&sums)[3], int g, F && add) {
     }
 }
 
-// Begins to ask for what lies where group g does in a unit that is read later.
-static inline void ask_from(requests & r, const unit_ahead & later, int g) {
-    r.next = later.group(g);
-    r.end  = UINTPTR_MAX;
-}
-
 // Adds to the sums of a block of rows what whole chunks c to c + n_chunks - 1 of a piece of their signs select: of groups that are
 // transposed.
 template <bool ASKS_AHEAD>
-static __attribute__((noinline)) void add_transposed_chunks(requests & all, const unit_ahead & later, digit_sums (&sums)[3],
-                                                            const sign_piece & piece, int n_groups, int c, int n_chunks,
-                                                            const chunk_tables * tables) {
+static __attribute__((noinline)) void add_transposed_chunks(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int n_groups,
+                                                            int c, int n_chunks, const chunk_tables * tables) {
     requests r = all; // A copy may stay in registers.
     for (int g = 0; g < n_groups; g++) {
         const uint8_t * chunk = piece.chunk(g, c);
-        ask_from(r, later, g);
         with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
             for (int u = 0; u < n_chunks; u++, chunk += DQRELO_GROUP_ROWS * CHUNK_BYTES) {
                 add_transposed<ASKS_AHEAD>(r, both, odd, tables[c + u], CHUNK_BYTES / 2, [&](int b) { return bytes_of_chunk(chunk, b); });
@@ -214,17 +171,14 @@ static __attribute__((noinline)) void add_transposed_chunks(requests & all, cons
     all = r;
 }
 
-// The same of a chunk that has n_bytes of each row only. It asks for what whole chunks of its unit leave.
+// The same of a chunk that has n_bytes of each row only.
 template <bool ASKS_AHEAD>
-static __attribute__((noinline)) void add_transposed_last(requests & all, const unit_ahead & later, digit_sums (&sums)[3],
-                                                          const sign_piece & piece, int n_groups, int c, int n_bytes,
-                                                          const chunk_tables * tables) {
+static __attribute__((noinline)) void add_transposed_last(requests & all, digit_sums (&sums)[3], const sign_piece & piece, int n_groups,
+                                                          int c, int n_bytes, const chunk_tables * tables) {
     requests  r = all;
     const int n = n_bytes < CHUNK_BYTES / 2 ? n_bytes : CHUNK_BYTES / 2;
     for (int g = 0; g < n_groups; g++) {
         const uint8_t * chunk = piece.chunk(g, c);
-        ask_from(r, later, g);
-        r.next += (uintptr_t) (c % UNIT_CHUNKS * CHUNK_BYTES * DQRELO_GROUP_ROWS);
         with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
             add_transposed<ASKS_AHEAD>(r, both, odd, tables[c], n, [&](int b) { return bytes_of_last_chunk(chunk, b, n_bytes); });
         });
@@ -251,23 +205,19 @@ static __attribute__((noinline)) void add_unit(requests & all, digit_sums (&sums
 }
 
 template <bool ASKS_AHEAD>
-static void add_piece(requests & r, unit_ahead & later, digit_sums (&sums)[3], const sign_piece & piece, const chunk_tables * tables) {
+static void add_piece(requests & r, digit_sums (&sums)[3], const sign_piece & piece, const chunk_tables * tables) {
     const int n_groups     = piece.n_i < BLOCK_ROWS ? (piece.n_i + 15) / 16 : GROUPS;
     const int n_transposed = piece.is_transposed(n_groups - 1) ? n_groups : piece.tile->transposed ? n_groups - 1 : 0;
     for (int c = 0; c < chunks_of(piece.n_columns); c += UNIT_CHUNKS) {
         const int n_chunks = unit_chunks(piece, c), n_bytes = piece.chunk_bytes(c + n_chunks - 1);
         const int n_whole = n_bytes < CHUNK_BYTES ? n_chunks - 1 : n_chunks;
-        add_transposed_chunks<ASKS_AHEAD>(r, later, sums, piece, n_transposed, c, n_whole, tables);
+        add_transposed_chunks<ASKS_AHEAD>(r, sums, piece, n_transposed, c, n_whole, tables);
         if (n_whole < n_chunks) {
-            add_transposed_last<ASKS_AHEAD>(r, later, sums, piece, n_transposed, c + n_whole, n_bytes, tables);
+            add_transposed_last<ASKS_AHEAD>(r, sums, piece, n_transposed, c + n_whole, n_bytes, tables);
         }
         if (n_transposed < n_groups) {
-            if (n_transposed > 0) {
-                ask_from(r, later, n_transposed);
-            }
             add_unit<ASKS_AHEAD>(r, sums, piece, n_transposed, n_groups, c, tables);
         }
-        later.pass();
     }
 }
 
@@ -312,51 +262,34 @@ void make_tables_avx2(const int8_t * q, int64_t n, void * tables, struct dqrelo_
     act->tables = tables;
 }
 
-// Returns where what comes after the block of tile k's rows from row i on begins, in a segment: the next block, the next
-// tile, the first one in the next segment, or what lies behind the first tile.
-static uintptr_t block_after(const segment & columns, const struct dqrelo_sign_tile * tiles, int n_tiles, int k, int i, int64_t n) {
-    const int64_t j = columns.j0, next = j + columns.n_columns;
-    if (i + BLOCK_ROWS < tiles[k].n_i) {
-        return (uintptr_t) tiles[k].sign + (uintptr_t) ((i + BLOCK_ROWS) * (n / 8) + j / 8);
-    }
-    if (k + 1 < n_tiles) {
-        return (uintptr_t) tiles[k + 1].sign + (uintptr_t) (j / 8);
-    }
-    return (uintptr_t) tiles[0].sign + (uintptr_t) (next < n ? next / 8 : tiles[0].n_i * (n / 8));
+// Returns how many rows of a tile, from row i on, are a block, or the part of one that the tile has, as they lie in memory.
+static int block_rows(const struct dqrelo_sign_tile & tile, int i) {
+    const int n_block = tile.transposed ? BLOCK_ROWS - (int) ((tile.row + i) % BLOCK_ROWS) : BLOCK_ROWS;
+    return tile.n_i - i < n_block ? tile.n_i - i : n_block;
 }
 
-// Each block of rows that are not transposed asks for exactly the next one, in the order in which it lies: lines that are 256 to 1024 bytes
-// apart take memory two to four times as long as neighbours (Zen 3).
-static void ask_for_block(requests & r, const segment & columns, const struct dqrelo_sign_tile * tiles, int n_tiles, int k, int i,
-                          int64_t n) {
-    r.next      = block_after(columns, tiles, n_tiles, k, i, n);
-    r.end       = r.next + (uintptr_t) (columns.n_columns / 8);
-    r.row_bytes = (uintptr_t) (n / 8);
-    r.gap       = r.row_bytes - (uintptr_t) (columns.n_columns / 8);
-}
-
-// Sets, or adds to, the products of a tile's block of rows from row i on what a segment gives.
-static void multiply_block(requests & r, unit_ahead & later, const segment & columns, const struct dqrelo_sign_tile & tile, int i,
-                           int64_t n) {
+// Sets, or adds to, the products of n_i rows of a tile, a block or less, from row i on what a segment gives.
+static void multiply_block(requests & r, const segment & columns, const struct dqrelo_sign_tile & tile, int i, int n_i, int64_t n) {
     for (int64_t j = 0; j < columns.n_columns; j += SUM_COLUMNS) {
         digit_sums       sums[3];
-        const sign_piece piece = { &tile, i, tile.n_i - i, n / 8, (columns.j0 + j) / 8, count_sums(columns.n_columns, j) };
+        const sign_piece piece = {
+            &tile, i, tile.transposed ? n_i : tile.n_i - i, n / 8, (columns.j0 + j) / 8, count_sums(columns.n_columns, j)
+        };
         memset(sums, 0, sizeof(sums));
         if (r.ahead_step > 0) {
-            add_piece<true>(r, later, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
+            add_piece<true>(r, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
         } else {
-            add_piece<false>(r, later, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
+            add_piece<false>(r, sums, piece, columns.chunks + j / CHUNK_COLUMNS);
         }
-        store_sums(sums, columns.magnitude[j / SUM_COLUMNS], piece.n_i, columns.j0 + j > 0, tile.out + i);
+        store_sums(sums, columns.magnitude[j / SUM_COLUMNS], n_i, columns.j0 + j > 0, tile.out + i);
     }
 }
 
 static void multiply_segment(requests & r, const segment & columns, const struct dqrelo_sign_tile * tiles, int n_tiles, int64_t n) {
-    unit_ahead later(tiles, n_tiles, columns, n);
     for (int k = 0; k < n_tiles; k++) {
-        for (int i = 0; i < tiles[k].n_i; i += BLOCK_ROWS) {
-            ask_for_block(r, columns, tiles, n_tiles, k, i, n);
-            multiply_block(r, later, columns, tiles[k], i, n);
+        for (int i = 0, n_i; i < tiles[k].n_i; i += n_i) {
+            n_i = block_rows(tiles[k], i);
+            multiply_block(r, columns, tiles[k], i, n_i, n);
         }
     }
 }
@@ -364,15 +297,16 @@ static void multiply_segment(requests & r, const segment & columns, const struct
 // Tables that are not there yet are made once for all tiles.
 void sign_dots_row_avx2(const struct dqrelo_sign_tile * tiles, int n_tiles, const int8_t * q, const void * tables, int64_t n,
                         struct dqrelo_ahead * ahead) {
-    requests r;
-    r.ahead      = ahead->next;
-    r.ahead_step = ahead_step(*ahead, tiles, n_tiles, n);
-    if (tables) {
-        multiply_segment(r, { 0, n, (const chunk_tables *) tables, magnitude_of(tables, n) }, tiles, n_tiles, n);
-    } else {
-        segment_tables own;
-        for (int64_t j0 = 0; j0 < n; j0 += SEGMENT_COLUMNS) {
-            const int64_t n_columns = n - j0 < SEGMENT_COLUMNS ? n - j0 : SEGMENT_COLUMNS;
+    const int64_t n_segment = tables ? n : SEGMENT_COLUMNS;
+    sign_runs     runs(tiles, n_tiles, n, n_segment);
+    requests      r = { 0, 0, 64, ahead->next, ahead_step(*ahead, tiles, n_tiles, n), &runs };
+    pass_over(r, runs.bytes_ahead());
+    segment_tables own;
+    for (int64_t j0 = 0; j0 < n; j0 += n_segment) {
+        const int64_t n_columns = n - j0 < n_segment ? n - j0 : n_segment;
+        if (tables) {
+            multiply_segment(r, { j0, n_columns, (const chunk_tables *) tables, magnitude_of(tables, n) }, tiles, n_tiles, n);
+        } else {
             make_columns(own.chunks, own.magnitude, q + 2 * j0, n_columns);
             multiply_segment(r, { j0, n_columns, own.chunks, own.magnitude }, tiles, n_tiles, n);
         }

@@ -44,15 +44,19 @@ GGML_API bool dqrelo_transposes_signs(void);
 // Returns whether no row of signs of an entry is too long.
 GGML_API bool dqrelo_can_transpose(const struct dqrelo_entry * e);
 
+// Returns how many rows the block of row i has, whole groups, in a transposed matrix of n_rows.
+static inline int64_t dqrelo_block_rows(int64_t i, int64_t n_rows) {
+    const int64_t n_left = n_rows - (i & -DQRELO_BLOCK_ROWS);
+    return n_left < DQRELO_BLOCK_ROWS ? n_left & -DQRELO_GROUP_ROWS : DQRELO_BLOCK_ROWS;
+}
+
 // Returns where, counted from the first byte of a transposed matrix of n_rows, chunk c of the group that begins with row i lies.
 static inline int64_t dqrelo_chunk_offset(int64_t i, int64_t n_rows, int64_t row_bytes, int64_t c) {
-    const int64_t in_block = i & (DQRELO_BLOCK_ROWS - 1); // rows of it before the group
-    const int64_t n_left   = n_rows - (i - in_block);
-    const int64_t n_block  = n_left < DQRELO_BLOCK_ROWS ? n_left & -DQRELO_GROUP_ROWS : DQRELO_BLOCK_ROWS;
+    const int64_t in_block = i & (DQRELO_BLOCK_ROWS - 1);                 // rows of it before the group
     const int64_t begin    = c * DQRELO_CHUNK_BYTES & -DQRELO_UNIT_BYTES; // of the unit in a row
     const int64_t n_unit   = row_bytes - begin < DQRELO_UNIT_BYTES ? row_bytes - begin : DQRELO_UNIT_BYTES;
     const int64_t in_unit  = DQRELO_GROUP_ROWS * (c * DQRELO_CHUNK_BYTES - begin);
-    return (i - in_block) * row_bytes + n_block * begin + in_block * n_unit + in_unit;
+    return (i - in_block) * row_bytes + dqrelo_block_rows(i, n_rows) * begin + in_block * n_unit + in_unit;
 }
 
 // Transposes the groups of a matrix of signs. Throws std::bad_alloc, before it changes anything.

@@ -7,6 +7,7 @@
 #include "support/random-entry.h"
 
 #include "cpu/sign-rows.h"
+#include "cpu/sign-runs.h"
 #include "cpu/transposed-signs.h"
 
 #include <algorithm>
@@ -360,7 +361,53 @@ static void test_sign_matrices() {
     CHECK(found == want);
 }
 
+// Runs have each byte of a tile once, in each segment of the columns, and then some of the rows that follow it in the matrix.
+static void test_runs(bool transposed, int64_t n_rows, int64_t row_bytes, int64_t row, int n_i, int64_t segment_bytes) {
+    check::begin(format("runs of signs/%s, rows %lld to %lld of %lld, %lld bytes, segments of %lld",
+                        transposed ? "transposed" : "as in the file", (long long) row, (long long) (row + n_i), (long long) n_rows,
+                        (long long) row_bytes, (long long) segment_bytes)
+                     .c_str());
+    const auto marked = [&](int64_t begin, int64_t end) { // where rows lie
+        bytes matrix((size_t) (n_rows * row_bytes));
+        std::fill(matrix.begin() + begin * row_bytes, matrix.begin() + end * row_bytes, (uint8_t) 1);
+        if (transposed) {
+            dqrelo_transpose_signs(matrix.data(), n_rows, row_bytes);
+        }
+        return matrix;
+    };
+    const bytes            matrix((size_t) (n_rows * row_bytes)), following = marked(row + n_i, n_rows);
+    const dqrelo_sign_tile tile = { matrix.data() + row * row_bytes, n_i, nullptr, transposed, row, n_rows };
+    sign_runs              runs(&tile, 1, 8 * row_bytes, 8 * segment_bytes);
+    bytes                  passed(matrix.size());
+    int64_t                left = n_i * row_bytes, n_behind = 0;
+    bool                   inside = true;
+    for (sign_run run = runs.next(); run.begin < run.end; run = runs.next()) {
+        const int64_t begin = (int64_t) (run.begin - (uintptr_t) matrix.data()), end = begin + (int64_t) (run.end - run.begin);
+        inside = inside && begin >= 0 && end <= (int64_t) matrix.size();
+        for (int64_t b = begin; inside && b < end; b++) {
+            passed[(size_t) b] += left > 0 ? 1 : 0;
+            inside = inside && (left > 0 || following[(size_t) b] == 1);
+        }
+        n_behind += left > 0 ? 0 : end - begin;
+        left -= left > 0 ? end - begin : 0;
+    }
+    CHECK(inside && left == 0 && passed == marked(row, row + n_i));
+    const int64_t n_following = (n_rows - row - n_i) * std::min(segment_bytes, row_bytes);
+    CHECK(n_behind <= runs.bytes_ahead() && n_behind >= std::min(runs.bytes_ahead(), n_following));
+}
+
 void test_transposed_signs() {
+    for (const bool transposed : { false, true }) {
+        for (int64_t row_bytes : { 1, 33, 59, 65, 256, 300 }) {
+            for (int64_t segment_bytes : { (int64_t) 128, row_bytes }) {
+                test_runs(transposed, 133, row_bytes, 0, 133, segment_bytes);
+                test_runs(transposed, 133, row_bytes, 64, 64, segment_bytes);
+                test_runs(transposed, 133, row_bytes, 16, 80, segment_bytes);
+                test_runs(transposed, 133, row_bytes, 48, 85, segment_bytes);
+                test_runs(transposed, 600, row_bytes, 208, 128, segment_bytes);
+            }
+        }
+    }
     for (int64_t n_rows : { 1, 15, 16, 17, 48, 50, 64, 80, 133 }) {
         for (int64_t row_bytes = 1; row_bytes < 70; row_bytes++) {
             test_transposition(n_rows, row_bytes);
