@@ -28,11 +28,11 @@ struct requests {
     sign_runs * runs;
 };
 
-// Begins with the next run, or says that there is none.
+// Goes on with the next run, or says that there is none. A run that begins where the last one ends has been asked for as far as `next`.
 static __attribute__((noinline)) void begin_run(requests & r) {
     const sign_run run = r.runs->next();
     if (run.begin < run.end) {
-        r.next = run.begin;
+        r.next = run.begin == r.end ? r.next : run.begin;
         r.end  = run.end;
     } else {
         r.step = 0;
@@ -40,10 +40,18 @@ static __attribute__((noinline)) void begin_run(requests & r) {
     }
 }
 
+// It is not called where sums are in registers, which a call would save.
+static inline void begin_runs(requests & r) {
+    while (r.next >= r.end) {
+        begin_run(r);
+    }
+}
+
 static void pass_over(requests & r, int64_t n_bytes) {
     begin_run(r);
     while (r.step > 0 && n_bytes >= (int64_t) (r.end - r.next)) {
         n_bytes -= (int64_t) (r.end - r.next);
+        r.next = r.end;
         begin_run(r);
     }
     r.next += r.step > 0 ? (uintptr_t) n_bytes : 0;
@@ -53,9 +61,6 @@ template <bool ASKS_AHEAD>
 static inline void ask(requests & r) {
     prefetch_lines<64>(r.next);
     r.next += r.step;
-    if (r.next >= r.end) {
-        begin_run(r);
-    }
     if (ASKS_AHEAD) {
         prefetch_lines<64>(r.ahead);
         r.ahead += r.ahead_step;
@@ -162,6 +167,7 @@ static __attribute__((noinline)) void add_transposed_chunks(requests & all, digi
     requests r = all; // A copy may stay in registers.
     for (int g = 0; g < n_groups; g++) {
         const uint8_t * chunk = piece.chunk(g, c);
+        begin_runs(r);
         with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
             for (int u = 0; u < n_chunks; u++, chunk += DQRELO_GROUP_ROWS * CHUNK_BYTES) {
                 add_transposed<ASKS_AHEAD>(r, both, odd, tables[c + u], CHUNK_BYTES / 2, [&](int b) { return bytes_of_chunk(chunk, b); });
@@ -179,6 +185,7 @@ static __attribute__((noinline)) void add_transposed_last(requests & all, digit_
     const int n = n_bytes < CHUNK_BYTES / 2 ? n_bytes : CHUNK_BYTES / 2;
     for (int g = 0; g < n_groups; g++) {
         const uint8_t * chunk = piece.chunk(g, c);
+        begin_runs(r);
         with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
             add_transposed<ASKS_AHEAD>(r, both, odd, tables[c], n, [&](int b) { return bytes_of_last_chunk(chunk, b, n_bytes); });
         });
@@ -194,6 +201,7 @@ static __attribute__((noinline)) void add_unit(requests & all, digit_sums (&sums
     requests              r    = all;
     const sign_unit       unit = unit_of(piece, 16 * n_groups, c, copy);
     for (int g = g0; g < n_groups; g++) {
+        begin_runs(r);
         with_sums(sums, g, [&](__m256i(&both)[3], __m256i(&odd)[3]) {
             for (int u = 0; u < unit.n_chunks; u++) {
                 add_chunk<ASKS_AHEAD>(r, both, odd, tables[c + u], unit.sign + 16 * g * unit.row_bytes + u * CHUNK_BYTES, unit.row_bytes,
