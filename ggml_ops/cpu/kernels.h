@@ -56,6 +56,10 @@ struct dqrelo_parts {
     float           s;             // request scale
 };
 
+static inline int64_t min_i64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
 // The addresses of what the caller will read next. While a kernel multiplies, it asks for cache lines from `next` on, in small steps, and
 // moves `next` on, until it is `end` or a little behind it: signs are multiplied more slowly than memory could bring them, and where a
 // kernel comes to the end of its matrix, there is nothing else left to ask for.

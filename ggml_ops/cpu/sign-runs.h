@@ -21,10 +21,10 @@ public:
         tiles(tiles), n_tiles(n_tiles), row_bytes(n_columns / 8), segment_bytes(segment_columns / 8), behind(tiles[0]) {
         behind.sign += behind.n_i * row_bytes;
         behind.row += behind.n_i;
-        behind.n_i         = (int) (behind.n_rows - behind.row);
-        const int64_t cold = prefetch_bytes(dqrelo_asks_cache_1 ? DQRELO_CACHE_1 : DQRELO_CACHE_2);
+        behind.n_i = (int) (behind.n_rows - behind.row);
         // A block of rows that are not transposed is read in steps of a line of each.
-        ahead = tiles[0].transposed ? cold : DQRELO_BLOCK_ROWS * (segment_bytes < row_bytes ? segment_bytes : row_bytes);
+        ahead = tiles[0].transposed ? (int64_t) prefetch_bytes(dqrelo_asks_cache_1 ? DQRELO_CACHE_1 : DQRELO_CACHE_2)
+                                    : DQRELO_BLOCK_ROWS * min_i64(segment_bytes, row_bytes);
         left  = ahead;
     }
 
@@ -65,10 +65,8 @@ private:
         return { begin, begin + (uintptr_t) n };
     }
 
-    static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
     sign_run run_of(const struct dqrelo_sign_tile & tile) {
-        const int64_t n = smaller(segment_bytes, row_bytes - b0);
+        const int64_t n = min_i64(segment_bytes, row_bytes - b0);
         if (!tile.transposed || tile.n_i - i < DQRELO_GROUP_ROWS) {
             const int64_t first = i, n_rows = n < row_bytes ? 1 : tile.n_i - i;
             i += n_rows;
@@ -77,8 +75,8 @@ private:
         const int64_t row     = tile.row + i;
         const int64_t n_block = dqrelo_block_rows(row, tile.n_rows);
         const int64_t n_left  = n_block - row % DQRELO_BLOCK_ROWS; // of the block
-        const int64_t n_rows  = smaller(n_left, (tile.n_i - i) / DQRELO_GROUP_ROWS * DQRELO_GROUP_ROWS);
-        const int64_t n_bytes = n_rows < n_block ? smaller(n - u, DQRELO_UNIT_BYTES) : n;
+        const int64_t n_rows  = min_i64(n_left, (tile.n_i - i) / DQRELO_GROUP_ROWS * DQRELO_GROUP_ROWS);
+        const int64_t n_bytes = n_rows < n_block ? min_i64(n - u, DQRELO_UNIT_BYTES) : n;
         const int64_t chunk   = (b0 + u) / DQRELO_CHUNK_BYTES;
         u                     = u + n_bytes < n ? u + n_bytes : 0;
         i += u == 0 ? n_rows : 0;
@@ -86,7 +84,7 @@ private:
     }
 
     sign_run last_of(sign_run run) {
-        run.end = run.begin + (uintptr_t) smaller((int64_t) (run.end - run.begin), left);
+        run.end = run.begin + (uintptr_t) min_i64((int64_t) (run.end - run.begin), left);
         left -= (int64_t) (run.end - run.begin);
         k += left == 0 ? 1 : 0;
         return run;

@@ -7,10 +7,6 @@
 #include "dqrelo-op.h"
 #include "kernels.h"
 
-static inline int64_t min_i64(int64_t a, int64_t b) {
-    return a < b ? a : b;
-}
-
 // Sets out[j] to D_hat(i, j0 + j) for n columns. The entry has one matrix, j0 is a multiple of 128.
 void dqrelo_sparse_columns(const struct dqrelo_kernels * kernels, const struct dqrelo_entry * e, int64_t i, int64_t j0, int64_t n,
                            float * out);
