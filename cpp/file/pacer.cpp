@@ -11,7 +11,7 @@ namespace dqrelo {
 
 // In each period a thread works from its beginning on. All threads have the same periods.
 static constexpr int64_t WORK_US   = 1000;
-static constexpr int64_t PERIOD_US = 4000;
+static constexpr int64_t PERIOD_US = 5000;
 
 // How long the core counts as wanted. Then the thread goes on until it is taken off again.
 static constexpr int64_t WANTED_US = 200000;

@@ -4,9 +4,9 @@
 // that are taken at different times cost twice as much as two that are taken at once. So threads that are paced work at the same moments,
 // for a short time each:
 //
-//   core 0 | work | decode             | work | decode             |
-//   core 1 | work | decode             | work | decode             |
-//          0      1                    4      5                    8  milliseconds
+//   core 0 | work | decode                  | work | decode                  |
+//   core 1 | work | decode                  | work | decode                  |
+//          0      1                         5      6                        10  milliseconds
 #pragma once
 
 #include <cstdint>
