@@ -230,7 +230,7 @@ def test_peak_memory_of_experts(source: str, tmp_path: Path, out: Path) -> None:
         _, rise = _peak_bytes(base, target, out)
     n_elements = n_expert * n_ff * n_embd
     ahead = 2 * n_elements if source == "stream" else 0  # Of so small a stack all is read ahead.
-    # What they keep does not grow with a weight. It is 2 to 20 MiB, by the processor and by which thread comes first; a fourth of
+    # What they keep does not grow with a weight. It is 0 to 20 MiB, by the processor and by which thread comes first; a fourth of
     # such weights would be 32 MiB.
     libraries = 24 << 20
     assert rise <= 3 * 4 * n_elements + ahead + libraries
